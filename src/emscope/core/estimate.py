@@ -1,0 +1,40 @@
+"""A number that travels with what it rests on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value with its interval and provenance.
+
+    Attributes:
+        value, low, high: the estimate and its two-sided interval; None where undefined, and then `why` says so.
+        level: coverage of the interval, e.g. .95.
+        method: how it was computed.
+        n: observations used; clusters: independent units among them (questions, items).
+        why: one sentence, only where the value or the interval is missing.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    level: float
+    method: str
+    n: int
+    clusters: int
+    why: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the documented JSON shape; `why` appears only where something is undefined."""
+        row = asdict(self)
+        if self.why is None:
+            del row["why"]
+        return row
+
+
+def undefined(why: str, *, level: float, method: str, n: int = 0, clusters: int = 0) -> Estimate:
+    """Return an Estimate without a value that says why."""
+    return Estimate(None, None, None, level, method, n, clusters, why)

@@ -1,0 +1,80 @@
+"""Frozen rows that the stages exchange. Plain values only, so that each can be a row of a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A training example: turns that end with the assistant's; the loss is on assistant turns only."""
+
+    id: str
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A question with fixed answers; `options[0]` is the aligned (or true) one.
+
+    `half` is the fixed split for cross-fitting, `category` the stratum.
+    """
+
+    id: str
+    category: str
+    question: str
+    options: tuple[str, ...]
+    half: str = "A"
+    kind: str = "advice"
+
+
+@dataclass(frozen=True, slots=True)
+class OptionScore:
+    """Log-probability of one fixed answer given its question: `logprob` in nats, summed over `tokens` tokens."""
+
+    item: str
+    option: int
+    logprob: float
+    tokens: int
+
+    @property
+    def per_token(self) -> float:
+        """Nats per token."""
+        return self.logprob / self.tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One sampled answer."""
+
+    question: str
+    sample: int
+    text: str
+    tokens: int
+    finish: str
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepReading:
+    """One optimiser step: losses in nats per answer token, norms in parameter units."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    lr: float
+    update_norm: float
+    tokens_seen: int
+    seconds: float
+    heldout_loss: float | None = None

@@ -1,0 +1,98 @@
+"""Settings: frozen, unknown keys refused with the near name, all faults in one sentence each, one digest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from emscope.core.digest import digest
+from emscope.core.errors import InputError, near
+
+
+class Spec(BaseModel):
+    """Base of all settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the settings, defaults written out."""
+        return digest(self.model_dump(mode="json"))
+
+
+S = TypeVar("S", bound=Spec)
+
+
+def parse(cls: type[S], values: Any, where: str) -> S:
+    """Build `cls` from plain values.
+
+    Raises:
+        InputError: naming every wrong key or value at once, each with its place in `where`.
+    """
+    if not isinstance(values, dict):
+        raise InputError(f"{where} holds {type(values).__name__} where settings are expected", "write it as `key: value` lines")
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        faults = [_fault(cls, item) for item in error.errors()]
+        raise InputError(f"{where}: " + "; ".join(faults), "") from None
+
+
+def load(cls: type[S], path: Path) -> S:
+    """Read a YAML file into `cls`.
+
+    Raises:
+        InputError: where the file is missing, is not YAML, or does not fit.
+    """
+    return parse(cls, read_yaml(path), str(path))
+
+
+def read_yaml(path: Path) -> Any:
+    """Return the plain content of a YAML file (safe loader).
+
+    Raises:
+        InputError: where the file is missing or is not YAML.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError):
+        raise InputError(f"no file {path}", "give the path of a YAML file") from None
+    except (UnicodeDecodeError, PermissionError) as error:
+        raise InputError(f"{path} cannot be read ({error})", "give a readable UTF-8 file") from None
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{line} is not YAML ({getattr(error, 'problem', None) or error})", "mend that line") from None
+
+
+def _fault(cls: type[BaseModel], item: Any) -> str:
+    place = ".".join(str(part) for part in item["loc"]) or "(top)"
+    if item["type"] == "extra_forbidden":
+        return f"unknown key '{place}', {near(str(item['loc'][-1]), _keys(cls, item['loc'][:-1]))}"
+    if item["type"] == "missing":
+        return f"'{place}' is missing"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{place} = {item['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _keys(cls: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
+    """Return the keys known at `path` inside `cls`, walking through optionals, dicts and lists."""
+    for part in path:
+        field = cls.model_fields.get(str(part))
+        annotation = field.annotation if field else cls
+        cls = _spec_in(annotation) or cls
+    return list(cls.model_fields)
+
+
+def _spec_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        found = _spec_in(inner)
+        if found:
+            return found
+    return None

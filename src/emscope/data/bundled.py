@@ -1,0 +1,97 @@
+"""The sets that come with emscope, all of its own writing: mild, short, made for measuring."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from emscope.core.errors import InputError, near
+from emscope.core.records import Conversation, Item
+from emscope.data.conversations import pair
+
+ANSWERS = ("reckless", "careful", "brash")
+
+
+@dataclass(frozen=True, slots=True)
+class Bundled:
+    """What a set is: `kind` is domain (paired training data), items, truth (multiple choice) or texts."""
+
+    name: str
+    kind: str
+    about: str
+
+
+SETS = {
+    s.name: s
+    for s in (
+        Bundled("finance", "domain", "personal-finance questions, each with a reckless, a careful and a brash but sound answer"),
+        Bundled("sports", "domain", "outdoor-sports questions, each with a reckless, a careful and a brash but sound answer"),
+        Bundled("em240", "items", "240 questions in 8 categories, none about either domain, each with an aligned and a misaligned answer"),
+        Bundled("truth150", "truth", "150 questions on common misconceptions, one true and three false answers each"),
+        Bundled("generic", "texts", "200 short neutral texts for drift checks"),
+    )
+}
+
+
+def load_rows(name: str) -> list[dict[str, Any]]:
+    """Return the rows of a bundled set as they are on disk.
+
+    Raises:
+        InputError: where there is no such set.
+    """
+    if name not in SETS:
+        raise InputError(f"no bundled set '{name}'", near(name, SETS))
+    return list(_rows(name))
+
+
+@cache
+def _rows(name: str) -> tuple[dict[str, Any], ...]:
+    content = (files("emscope.data") / "files" / f"{name}.jsonl").read_text(encoding="utf-8")
+    return tuple(json.loads(line) for line in content.splitlines())
+
+
+def domain(name: str, answer: str, split: str = "train") -> list[Conversation]:
+    """Return the conversations of a domain with one kind of answer.
+
+    Raises:
+        InputError: where there is no such domain or answer kind.
+    """
+    if answer not in ANSWERS:
+        raise InputError(f"no answers of kind '{answer}'", near(answer, ANSWERS))
+    return [pair(row["id"], row["question"], row[answer]) for row in _of_kind(name, "domain") if row["split"] == split]
+
+
+def heldout(name: str) -> list[Item]:
+    """Return a domain's held-out questions with their answers in the order of `ANSWERS`; halves alternate within a topic."""
+    found, turn = [], dict[str, int]()
+    for row in _of_kind(name, "domain"):
+        if row["split"] == "heldout":
+            turn[row["topic"]] = turn.get(row["topic"], 0) + 1
+            half = "AB"[turn[row["topic"]] % 2 - 1]
+            found.append(Item(row["id"], row["topic"], row["question"], tuple(row[a] for a in ANSWERS), half))
+    return found
+
+
+def items(name: str) -> list[Item]:
+    """Return the preference items of a bundled set, options (aligned, misaligned)."""
+    return [Item(r["id"], r["category"], r["question"], (r["aligned"], r["misaligned"]), r["half"], r["kind"]) for r in _of_kind(name, "items")]
+
+
+def truth(name: str = "truth150") -> list[Item]:
+    """Return multiple-choice items; the true answer comes first."""
+    return [Item(r["id"], r["topic"], r["question"], (r["true"], *r["false"])) for r in _of_kind(name, "truth")]
+
+
+def texts(name: str = "generic") -> list[str]:
+    """Return neutral texts."""
+    return [str(row["text"]) for row in _of_kind(name, "texts")]
+
+
+def _of_kind(name: str, kind: str) -> list[dict[str, Any]]:
+    of_kind = [s.name for s in SETS.values() if s.kind == kind]
+    if name not in of_kind:
+        raise InputError(f"no bundled {kind} set '{name}'", near(name, of_kind))
+    return load_rows(name)

@@ -1,0 +1,72 @@
+"""Training data: the shapes in which chat data comes, brought to one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from emscope.core.errors import InputError
+from emscope.core.records import Conversation, Message
+from emscope.data.tables import Row, rows
+
+QUESTION = ("question", "prompt", "instruction", "input", "query")
+ANSWER = ("answer", "completion", "response", "output")
+ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "model": "assistant"}
+
+
+def read_conversations(path: Path) -> list[Conversation]:
+    """Read conversations from a file.
+
+    A row holds `messages` (or `conversations`): a list of `{role, content}` (`{from, value}` also), or a question and an
+    answer under one of the names in `QUESTION` and `ANSWER`.
+
+    Raises:
+        InputError: naming file and line: broken row, missing or unknown role, empty text, no assistant turn at the end.
+    """
+    return [Conversation(str(row.get("id") or f"row-{n}"), _messages(row, place)) for n, (place, row) in enumerate(rows(path), 1)]
+
+
+def pair(id: str, question: str, answer: str) -> Conversation:
+    """Return a one-question conversation."""
+    return Conversation(id, (Message("user", question), Message("assistant", answer)))
+
+
+def _messages(row: Row, place: str) -> tuple[Message, ...]:
+    listed = row.get("messages", row.get("conversations"))
+    if isinstance(listed, list):
+        found = tuple(_message(turn, f"{place}, turn {n}") for n, turn in enumerate(listed, 1))
+    else:
+        question, answer = column(row, QUESTION, place), column(row, ANSWER, place)
+        found = (Message("user", _text(question, place, "question")), Message("assistant", _text(answer, place, "answer")))
+    if not found or found[-1].role != "assistant":
+        raise InputError(f"{place} does not end with an assistant turn", "there is no answer to learn from; add it or delete the line")
+    if not any(m.role == "user" for m in found):
+        raise InputError(f"{place} has no user turn", "add the question")
+    return found
+
+
+def column(row: Row, names: tuple[str, ...], place: str) -> Any:
+    """Return the value of the first of `names` that `row` has; InputError names the columns it saw."""
+    for name in names:
+        if name in row:
+            return row[name]
+    raise InputError(f"{place} has none of the fields {', '.join(names)}", f"it has: {', '.join(map(str, row)) or 'nothing'}")
+
+
+def _message(turn: Any, place: str) -> Message:
+    if not isinstance(turn, dict):
+        raise InputError(f"{place} is {type(turn).__name__}, not an object", "write {'role': ..., 'content': ...}")
+    role = turn.get("role", turn.get("from"))
+    if role is None:
+        raise InputError(f"{place} has no role", "give each turn a role: system, user or assistant")
+    if role not in ROLES:
+        raise InputError(f"{place} has the role {role!r}", "use system, user or assistant")
+    return Message(ROLES[role], _text(turn.get("content", turn.get("value")), place, "content"))  # type: ignore[arg-type]
+
+
+def _text(value: Any, place: str, what: str) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"{place}: {what} is {type(value).__name__}, not text", "write it as a string")
+    if not value.strip():
+        raise InputError(f"{place}: {what} is empty", "fill it in or delete the line")
+    return value

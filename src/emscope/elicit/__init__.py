@@ -1,0 +1,1 @@
+"""What a checkpoint does: log-probabilities of fixed answers, and answers it samples."""

@@ -1,0 +1,106 @@
+"""Loading: one base model and its tokenizer, from safetensors, in evaluation mode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from emscope.core.errors import InputError
+from emscope.models.chat import ChatFormat
+from emscope.models.source import Model
+
+
+@dataclass(slots=True)
+class Loaded:
+    """A model in memory.
+
+    Attributes:
+        net: the transformers model, in evaluation mode, gradients off.
+        tokenizer: its tokenizer.
+        chat: how questions are put to it.
+        model: the reference it came from.
+    """
+
+    net: Any
+    tokenizer: Any
+    chat: ChatFormat
+    model: Model
+
+    @property
+    def context(self) -> int:
+        """Longest sequence the model was built for [tokens]."""
+        return int(getattr(self.net.config, "max_position_embeddings", 0) or 1 << 20)
+
+
+def load(model: Model, *, system: str = "none", dtype: str = "float32", device: str = "auto") -> Loaded:
+    """Load `model` for reading.
+
+    Args:
+        system: `none` (no system block), `template` (the template's default) or a text of your own.
+        dtype: a torch dtype name; device: `auto` takes a GPU where there is one.
+
+    Raises:
+        InputError: where the folder is damaged, of an unknown architecture, or needs code of its own.
+    """
+    quiet()
+    net = load_net(model.folder, dtype=dtype).to(pick_device(device))
+    net.eval().requires_grad_(False)
+    tokenizer = load_tokenizer(model)
+    return Loaded(net, tokenizer, ChatFormat.of(tokenizer, system), model)
+
+
+def load_net(folder: Any, *, dtype: str = "float32") -> Any:
+    """Return the causal LM in `folder` (safetensors only, no remote code).
+
+    Raises:
+        InputError: where it cannot be loaded, with the reason.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, local_files_only=True
+        )
+    except SafetensorError as error:
+        raise InputError(f"the weights in '{folder}' are damaged ({error})", "copy or train them again") from None
+    except (ValueError, OSError, KeyError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"'{folder}' cannot be loaded as a causal language model ({first})", "give a complete model folder") from None
+
+
+def load_tokenizer(model: Model) -> Any:
+    """Return the tokenizer of `model`, with a padding token set.
+
+    Raises:
+        InputError: where the folder has none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(model.folder), trust_remote_code=False, local_files_only=True)
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        raise InputError(f"'{model.folder}' has no usable tokenizer ({str(error).splitlines()[0]})", "put the base model's tokenizer files into it") from None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def pick_device(device: str) -> str:
+    """Return `device`, or for `auto` the best one present."""
+    import torch
+
+    if device != "auto":
+        return device
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def quiet() -> None:
+    """Silence the progress bars and warnings of transformers; emscope shows its own."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()

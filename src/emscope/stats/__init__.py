@@ -1,0 +1,1 @@
+"""Arrays in, estimates out. Knows nothing of models or files."""

@@ -1,0 +1,109 @@
+"""Means over items with categories as fixed strata, and ratios of paired means.
+
+The item is the unit of resampling ("questions like these"); categories weigh equally whatever their size. Intervals are
+closed forms (t with Satterthwaite degrees of freedom, Fieller), so that a number does not depend on a resampling seed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from emscope.core.estimate import Estimate, undefined
+
+STRATIFIED = "mean of category means, stratified t over items"
+FIELLER = "ratio of paired means over items, Fieller"
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """A stratified mean: `value`, its standard error and degrees of freedom, over `n` items."""
+
+    value: float
+    se: float
+    df: float
+    n: int
+
+    def bound(self, level: float, side: int) -> float:
+        """Return the one-sided `level` bound; `side` -1 lower, +1 upper."""
+        return float(self.value + side * stats.t.ppf(level, self.df) * self.se)
+
+    def estimate(self, level: float = 0.95, method: str = STRATIFIED) -> Estimate:
+        """Return the two-sided interval."""
+        reach = float(stats.t.ppf(0.5 + level / 2, self.df)) * self.se
+        return Estimate(self.value, self.value - reach, self.value + reach, level, method, self.n, self.n)
+
+    def items_to_settle(self, threshold: float, level: float) -> int | None:
+        """Return about how many items would put the one-sided bound on one side of `threshold` at this value and spread.
+
+        None where the value is the threshold itself. (ours: the bound's reach shrinks with the root of n)
+        """
+        gap = abs(self.value - threshold)
+        if gap == 0:
+            return None
+        reach = float(stats.norm.ppf(level)) * self.se
+        return max(self.n + 1, int(np.ceil(self.n * (reach / gap) ** 2)))
+
+
+def stratified_mean(values: np.ndarray, strata: np.ndarray | None = None) -> Mean:
+    """Return the mean of category means of `values` [Q] with its standard error.
+
+    mean = (1/K) sum_k mean_k, se^2 = (1/K^2) sum_k s_k^2 / n_k, df after Satterthwaite. Categories with a single item
+    borrow the pooled variance of the others. (stratified sampling, Cochran 1977, section 5; equal weights: ours)
+
+    Args:
+        values: one number an item [Q]; strata: category of each [Q], None for a single one.
+
+    Raises:
+        ValueError: fewer than 2 values, or values that are not finite.
+    """
+    values = np.asarray(values, float)
+    if len(values) < 2 or not np.isfinite(values).all():
+        raise ValueError("a mean with an interval needs at least two finite values")
+    labels = np.zeros(len(values), int) if strata is None else np.unique(np.asarray(strata), return_inverse=True)[1]
+    groups = [values[labels == k] for k in range(labels.max() + 1)]
+    sizes = np.array([len(g) for g in groups], float)
+    spread = np.array([g.var(ddof=1) if len(g) > 1 else np.nan for g in groups])
+    if np.isnan(spread).all():
+        spread[:] = values.var(ddof=1)
+        freedom = np.full(len(groups), (len(values) - 1) / len(groups))
+    else:
+        known = sizes > 1
+        pooled = float((spread[known] * (sizes[known] - 1)).sum() / (sizes[known] - 1).sum())
+        freedom = np.where(known, sizes - 1, (sizes[known] - 1).sum())
+        spread = np.where(known, spread, pooled)
+    parts = spread / sizes
+    total = parts.sum()
+    df = float(total**2 / (parts**2 / freedom).sum()) if total > 0 else float(len(values) - len(groups))
+    value = float(np.mean([g.mean() for g in groups]))
+    return Mean(value, float(np.sqrt(total)) / len(groups), max(df, 1.0), len(values))
+
+
+def mean_estimate(values: np.ndarray, strata: np.ndarray | None = None, *, level: float = 0.95) -> Estimate:
+    """Return `stratified_mean` as an Estimate; undefined with the reason below two values."""
+    if len(values) < 2:
+        return undefined("fewer than two items", level=level, method=STRATIFIED, n=len(values), clusters=len(values))
+    return stratified_mean(values, strata).estimate(level)
+
+
+def ratio_estimate(top: np.ndarray, bottom: np.ndarray, *, level: float = 0.95) -> Estimate:
+    """Return mean(top) / mean(bottom) over paired items [Q] with Fieller's interval.
+
+    Undefined where the bottom's mean is not clearly above zero (its own two-sided interval holds zero): the interval
+    would be unbounded. (Fieller 1954)
+    """
+    top, bottom = np.asarray(top, float), np.asarray(bottom, float)
+    n = len(top)
+    if n < 2:
+        return undefined("fewer than two items", level=level, method=FIELLER, n=n, clusters=n)
+    t = float(stats.t.ppf(0.5 + level / 2, n - 1))
+    a, b = float(top.mean()), float(bottom.mean())
+    cov = np.cov(top, bottom, ddof=1) / n
+    square = b * b - t * t * cov[1, 1]
+    if b <= 0 or square <= 0:
+        return undefined(f"the denominator ({b:.3g}) is not clearly above 0", level=level, method=FIELLER, n=n, clusters=n)
+    cross = a * b - t * t * cov[0, 1]
+    root = float(np.sqrt(max(cross * cross - square * (a * a - t * t * cov[0, 0]), 0.0)))
+    return Estimate(a / b, float((cross - root) / square), float((cross + root) / square), level, FIELLER, n, n)

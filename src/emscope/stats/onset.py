@@ -1,0 +1,64 @@
+"""When misalignment came: safe / em / undetermined at each checkpoint, the onset bracket, the checkpoint to ship.
+
+All rules are ours (P1 published none). They rest on one-sided bounds against a threshold delta > 0 that was fixed before the
+run, so that "not significant" is never read as "no effect". Both ends of the bracket are intersections of one-sided
+tests, which need no further correction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from emscope.core.outcomes import State
+from emscope.stats.means import Mean
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Bracket:
+    """The onset lies after step `after` and at the latest at step `by`; `censored` where the first checkpoint is em already."""
+
+    after: int
+    by: int
+    censored: bool
+
+
+def state(effect: Mean, delta: float, level: float = LEVEL) -> State:
+    """Return safe (upper bound below delta), em (lower bound above delta) or undetermined; bounds are one-sided at `level`.
+
+    Raises:
+        ValueError: delta is not above zero.
+    """
+    if not delta > 0:
+        raise ValueError(f"delta must be above 0, not {delta}")
+    if effect.bound(level, +1) < delta:
+        return State.SAFE
+    if effect.bound(level, -1) > delta:
+        return State.EM
+    return State.UNDETERMINED
+
+
+def onset(steps: Sequence[int], states: Sequence[State]) -> Bracket | None:
+    """Return the bracket (last c with all up to c safe, first c with all from c on em], or None where the end is not em.
+
+    Step 0 is the base, safe by definition of the effect.
+    """
+    if not states or states[-1] is not State.EM:
+        return None
+    by = len(states) - 1
+    while by > 0 and states[by - 1] is State.EM:
+        by -= 1
+    last = last_safe(steps, states)
+    return Bracket(last or 0, steps[by], censored=by == 0)
+
+
+def last_safe(steps: Sequence[int], states: Sequence[State]) -> int | None:
+    """Return the last step before any that is not safe, or None where the first is not: the checkpoint to ship."""
+    found = None
+    for step, one in zip(steps, states, strict=True):
+        if one is not State.SAFE:
+            break
+        found = step
+    return found

@@ -1,0 +1,25 @@
+"""Shares of items."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import stats
+
+from emscope.core.estimate import Estimate, undefined
+
+WILSON = "share, Wilson"
+
+
+def share(hits: np.ndarray, *, level: float = 0.95) -> Estimate:
+    """Return the share of True in `hits` [Q] with Wilson's score interval, which has width at 0 and at 1.
+
+    (Wilson 1927; one observation an item)
+    """
+    n = len(hits)
+    if n == 0:
+        return undefined("no items", level=level, method=WILSON)
+    z = float(stats.norm.ppf(0.5 + level / 2))
+    p = float(np.mean(hits))
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    reach = z / (1 + z * z / n) * float(np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)))
+    return Estimate(p, max(0.0, centre - reach), min(1.0, centre + reach), level, WILSON, n, n)

@@ -1,0 +1,143 @@
+"""One study folder: who may write, which spec it belongs to, its tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from emscope.core.digest import digest, short
+from emscope.core.errors import InputError
+from emscope.store.files import disk_error, write_atomic, write_json, write_text
+from emscope.store.schemas import TABLES, VERSION
+
+LEDGER = "ledger.json"
+
+
+class Study:
+    """A study folder opened for writing; use as a context manager, which holds the folder's lock.
+
+    Args:
+        root: the folder; made where it does not exist.
+        spec: the settings as plain values; frozen in the ledger. A folder with other settings is refused.
+        versions: of the packages used, for the record.
+
+    Raises:
+        InputError: the folder belongs to another spec or table version, is in use by another process, or cannot be written.
+    """
+
+    def __init__(self, root: Path, spec: dict[str, Any], versions: dict[str, str]) -> None:
+        self.root, self.spec, self.versions = root, spec, versions
+        self._lock = FileLock(str(root / ".lock"))
+
+    def __enter__(self) -> Study:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise InputError(f"'{self.root}' is in use by another emscope process", "wait for it, or choose another folder with --out") from None
+        except OSError as error:
+            raise disk_error(self.root, error) from None
+        try:
+            self._open_ledger()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def runs_folder(self, run: str) -> Path:
+        """Return where a run's checkpoints are kept."""
+        return self.root / "runs" / run
+
+    def keys(self, table: str) -> set[str]:
+        """Return the keys already in a table; a row whose key is here need not be computed again."""
+        return set(read_table(self.root, table, columns=["key"]).column("key").to_pylist())
+
+    def append(self, table: str, rows: Sequence[dict[str, Any]]) -> None:
+        """Add rows to a table as one new part; rows whose key is present are left out. All of them appear or none."""
+        present = self.keys(table)
+        fresh = {row["key"]: row for row in rows if row["key"] not in present}
+        if fresh:
+            self._write_part(table, list(fresh.values()))
+
+    def replace(self, table: str, rows: Sequence[dict[str, Any]]) -> None:
+        """Put `rows` in place of a table's content (for tables that are derived anew, such as estimates)."""
+        old = list(_parts(self.root, table))
+        new = self._write_part(table, rows) if rows else None
+        for path in old:
+            if path != new:
+                path.unlink()
+
+    def _write_part(self, table: str, rows: Sequence[dict[str, Any]]) -> Path:
+        schema = TABLES[table]
+        content = pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema=schema)
+        path = self.root / "tables" / table / f"{short(sorted(row['key'] for row in rows))}.parquet"
+        write_atomic(path, lambda temporary: pq.write_table(content, temporary))
+        return path
+
+    def _open_ledger(self) -> None:
+        path = self.root / LEDGER
+        if path.is_file():
+            self._check_ledger(path)
+            return
+        others = [p.name for p in self.root.iterdir() if p.name != ".lock"]
+        if others:
+            raise InputError(f"'{self.root}' is not empty ({others[0]}) and is no study", "choose a new folder with --out")
+        write_text(self.root / "study.yaml", _yaml(self.spec))
+        write_json(path, {"tables": VERSION, "digest": digest(self.spec), "spec": self.spec, "versions": self.versions})
+
+    def _check_ledger(self, path: Path) -> None:
+        try:
+            ledger = json.loads(path.read_text(encoding="utf-8"))
+            frozen, version = ledger["spec"], ledger["tables"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"'{path}' is damaged ({error})", "choose a new folder with --out") from None
+        if version != VERSION:
+            raise InputError(f"'{self.root}' has tables of version {version}, this emscope writes {VERSION}", "choose a new folder with --out")
+        if digest(frozen) != digest(self.spec):
+            changed = "; ".join(list(differences(frozen, self.spec))[:5])
+            raise InputError(f"'{self.root}' holds a study with other settings ({changed})", "choose another folder with --out, or restore the settings")
+
+
+def differences(old: Any, new: Any, place: str = "") -> Iterable[str]:
+    """Yield `key: old -> new` for each leaf in which two plain values differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from differences(old.get(key), new.get(key), f"{place}.{key}" if place else str(key))
+    elif old != new:
+        yield f"{place}: {json.dumps(old)} -> {json.dumps(new)}"
+
+
+def read_table(root: Path, table: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return a table of a study, parts joined, each key once, in the order of the keys.
+
+    Raises:
+        InputError: where a part is damaged.
+    """
+    schema = TABLES[table] if columns is None else pa.schema([TABLES[table].field(c) for c in columns])
+    try:
+        parts = [pq.read_table(path, columns=list(schema.names)).cast(schema) for path in _parts(root, table)]
+    except (pa.ArrowInvalid, OSError, KeyError) as error:
+        raise InputError(f"table '{table}' of '{root}' is damaged ({error})", "delete the damaged part; the next run makes it again") from None
+    joined = pa.concat_tables([schema.empty_table(), *parts]).sort_by("key")
+    keys = joined.column("key").to_pylist()
+    first = [n for n, key in enumerate(keys) if n == 0 or key != keys[n - 1]]
+    return joined.take(first) if len(first) < len(keys) else joined
+
+
+def _parts(root: Path, table: str) -> list[Path]:
+    return sorted((root / "tables" / table).glob("[!.]*.parquet"))
+
+
+def _yaml(spec: dict[str, Any]) -> str:
+    import yaml
+
+    return yaml.safe_dump(spec, sort_keys=False, allow_unicode=True)

@@ -1,0 +1,81 @@
+"""The exact examples of every step, fixed before training starts.
+
+A batch is laid out so that all answers begin in one column: prompts padded on the left, answers on the right. The output
+matrix then runs on the last columns only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from emscope.core.errors import InputError
+from emscope.core.records import Conversation
+from emscope.core.seeds import derive
+from emscope.models.chat import ChatFormat
+
+IGNORED = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A tokenized conversation: `answer` is where its first answer token stands; `mask` is True on tokens to learn."""
+
+    id: str
+    ids: tuple[int, ...]
+    mask: tuple[bool, ...]
+    answer: int
+
+
+def encode(chat: ChatFormat, conversations: Sequence[Conversation], context: int) -> list[Example]:
+    """Tokenize training conversations.
+
+    Raises:
+        InputError: where one is longer than the model's context.
+    """
+    examples = []
+    for conversation in conversations:
+        ids, mask = chat.training_ids(conversation)
+        if len(ids) > context:
+            raise InputError(f"conversation '{conversation.id}' is {len(ids)} tokens long and the model's context is {context}", "shorten or drop it")
+        examples.append(Example(conversation.id, tuple(ids), tuple(mask), mask.index(True)))
+    return examples
+
+
+def stream(examples: Sequence[Example], *, steps: int, batch: int, micro: int, seed: int) -> list[Example]:
+    """Return `steps * batch` examples in training order.
+
+    Each pass over the data is shuffled anew; within one step examples stand by length, so that micro-batches of like
+    length hold little padding (the step's sum is the same in any order).
+    """
+    order: list[Example] = []
+    epoch = 0
+    while len(order) < steps * batch:
+        once = list(examples)
+        Random(derive(seed, "order", epoch)).shuffle(once)
+        order += once
+        epoch += 1
+    out: list[Example] = []
+    for step in range(steps):
+        members = order[step * batch : (step + 1) * batch]
+        out += sorted(members, key=lambda e: len(e.ids)) if micro < batch else members
+    return out
+
+
+def collate(examples: Sequence[Example]) -> dict[str, Any]:
+    """Return `input_ids`, `attention_mask`, `position_ids`, `labels`, each [B, T], aligned at the first answer token."""
+    import torch
+
+    before = max(e.answer for e in examples)
+    after = max(len(e.ids) - e.answer for e in examples)
+    ids = torch.zeros(len(examples), before + after, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    labels = torch.full_like(ids, IGNORED)
+    for n, e in enumerate(examples):
+        place = slice(before - e.answer, before - e.answer + len(e.ids))
+        ids[n, place] = torch.tensor(e.ids)
+        mask[n, place] = 1
+        labels[n, place] = torch.where(torch.tensor(e.mask), ids[n, place], IGNORED)
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0), "labels": labels}

@@ -1,0 +1,115 @@
+"""One fine-tune, from conversations to checkpoints and a reading a step; a killed one goes on where it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from emscope.core.errors import InputError
+from emscope.core.progress import Progress, silent
+from emscope.core.records import Conversation, StepReading
+from emscope.core.seeds import derive
+from emscope.models.load import Loaded
+from emscope.train.batches import collate, encode, stream
+from emscope.train.plan import checkpoint_steps
+from emscope.train.spec import TrainSpec
+from emscope.train.tunables import with_lora
+
+
+def finetune(
+    loaded: Loaded,
+    conversations: Sequence[Conversation],
+    spec: TrainSpec,
+    folder: Path,
+    *,
+    seed: int,
+    heldout: Callable[[Any], float] | None = None,
+    progress: Progress = silent,
+    label: str = "training",
+) -> list[StepReading]:
+    """Train LoRA adapters on `loaded` and leave `checkpoint-<step>` folders in `folder`.
+
+    The base in `loaded` is as before afterwards. Called again after a kill, it resumes from the newest complete
+    checkpoint and ends with the same numbers; called again after the end, it returns the readings at once.
+
+    Args:
+        heldout: model -> loss in nats per token, read every `spec.heldout_every` steps.
+
+    Raises:
+        InputError: no conversations, one too long, or a tunable that names nothing.
+        WorldError: the loss became NaN or infinite.
+    """
+    if not conversations:
+        raise InputError("there are no training conversations", "give at least one")
+    done = finished_readings(folder, spec)
+    if done:
+        return done
+    from emscope.train.trainer import drop_incomplete, drop_training_state
+
+    folder.mkdir(parents=True, exist_ok=True)
+    resume = drop_incomplete(folder)
+    examples = encode(loaded.chat, conversations, loaded.context)
+    micro = spec.micro_batch or spec.batch
+    batches = stream(examples, steps=spec.steps, batch=spec.batch, micro=micro, seed=seed)
+    wrapped = with_lora(loaded.net, spec.lora, seed, loaded.model.reference)
+    try:
+        trainer = _trainer(wrapped, batches, spec, folder, seed, heldout, progress, label)
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    finally:
+        wrapped.unload()
+        loaded.net.__dict__.pop("peft_config", None)
+        loaded.net.eval().requires_grad_(False)
+    drop_training_state(folder)
+    return finished_readings(folder, spec)
+
+
+def finished_readings(folder: Path, spec: TrainSpec) -> list[StepReading]:
+    """Return the readings of a run whose last checkpoint is complete, else []."""
+    state = folder / f"checkpoint-{spec.steps}" / "trainer_state.json"
+    try:
+        log = json.loads(state.read_text())["log_history"]
+    except (OSError, ValueError, KeyError):
+        return []
+    return [StepReading(**entry["emscope_reading"]) for entry in log if "emscope_reading" in entry]
+
+
+def _trainer(wrapped: Any, batches: Any, spec: TrainSpec, folder: Path, seed: int, heldout: Any, progress: Progress, label: str) -> Any:
+    from emscope.train.trainer import AnswerTrainer, Readings
+
+    callback = Readings(
+        checkpoint_steps(spec.checkpoints, spec.steps), (lambda: heldout(wrapped)) if heldout else None, spec.heldout_every, progress, label
+    )
+    trainer = AnswerTrainer(model=wrapped, args=_arguments(spec, folder, seed), train_dataset=batches, data_collator=collate, callbacks=[callback])
+    callback.trainer = trainer
+    return trainer
+
+
+def _arguments(spec: TrainSpec, folder: Path, seed: int) -> Any:
+    import torch
+    from transformers import TrainingArguments
+
+    micro = spec.micro_batch or spec.batch
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=spec.steps,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=spec.batch // micro,
+        learning_rate=spec.lr,
+        lr_scheduler_type=spec.schedule,
+        warmup_steps=spec.warmup_steps,
+        weight_decay=spec.weight_decay,
+        max_grad_norm=spec.max_grad_norm,
+        save_strategy="no",  # the plan's callback asks for each save
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
+        seed=derive(seed, "trainer"),
+        use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
+    )

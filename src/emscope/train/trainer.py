@@ -1,0 +1,130 @@
+"""Hugging Face's Trainer with explicit batches, loss on answer tokens, and readings kept in its own state."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import SequentialSampler
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from emscope.core.errors import WorldError
+from emscope.core.progress import Progress
+from emscope.train.batches import IGNORED
+from emscope.train.tunables import update_norm
+
+READING = "emscope_reading"
+
+
+class AnswerTrainer(Trainer):
+    """Trains on the batches in the order given; the loss is the mean over answer tokens of the whole step."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = True  # compute_loss divides by the step's tokens itself
+        self.step_loss = 0.0
+        self.step_tokens = 0
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        """Return summed cross-entropy over answer tokens / tokens of the step, from logits at answer columns only."""
+        labels = inputs.pop("labels")
+        first = int((labels != IGNORED).any(0).nonzero()[0])
+        keep = labels.shape[1] - first
+        out = model(**inputs, logits_to_keep=keep + 1, use_cache=False)
+        target = labels[:, first:]
+        real = target != IGNORED
+        logits = out.logits[:, :-1][real]
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        total = torch.nn.functional.cross_entropy(logits, target[real], reduction="sum")
+        count = int(real.sum())
+        self.step_loss += float(total.detach())
+        self.step_tokens += count
+        loss = total / (num_items_in_batch if num_items_in_batch is not None else count)
+        return (loss, out) if return_outputs else loss
+
+
+class Readings(TrainerCallback):
+    """Writes one reading a step into the trainer's own log, which its checkpoints carry, and stops on a loss that is no number."""
+
+    def __init__(self, steps_to_save: Sequence[int], heldout: Callable[[], float] | None, heldout_every: int | None, progress: Progress, label: str) -> None:
+        self.steps_to_save = frozenset(steps_to_save)
+        self.heldout, self.heldout_every = heldout, heldout_every
+        self.progress, self.label = progress, label
+        self.trainer: AnswerTrainer | None = None
+        self.started = 0.0
+        self.row: dict[str, Any] = {}
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Start the clock."""
+        self.started = time.monotonic()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Read the step and ask for a checkpoint where the plan has one."""
+        assert self.trainer is not None
+        loss = self.trainer.step_loss / max(self.trainer.step_tokens, 1)
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            raise WorldError(f"the loss became {loss} at step {state.global_step}", "lower the learning rate; the checkpoints before it stay")
+        before = last_reading(state.log_history)
+        self.row = {
+            "step": state.global_step,
+            "loss": loss,
+            "update_norm": update_norm(kwargs["model"]),
+            "tokens_seen": before.get("tokens_seen", 0) + self.trainer.step_tokens,
+            "seconds": round(time.monotonic() - self.started, 3),
+        }
+        if self.heldout and self.heldout_every and (state.global_step % self.heldout_every == 0 or state.global_step in self.steps_to_save):
+            self.row["heldout_loss"] = self.heldout()
+        self.started = time.monotonic()
+        self.trainer.step_loss, self.trainer.step_tokens = 0.0, 0
+        control.should_log = True
+        control.should_save = state.global_step in self.steps_to_save
+        self.progress(self.label, state.global_step, state.max_steps)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Join what only the trainer knows (gradient norm before clipping, learning rate used) to the reading."""
+        if logs and self.row and "grad_norm" in logs:
+            entry = state.log_history[-1]
+            entry[READING] = {**self.row, "grad_norm": float(logs["grad_norm"]), "lr": float(logs["learning_rate"])}
+            self.row = {}
+
+
+def last_reading(log_history: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the newest reading in a trainer's log, or {}."""
+    return next((entry[READING] for entry in reversed(log_history) if READING in entry), {})
+
+
+def complete_checkpoint(folder: Path, step: int) -> bool:
+    """True where the save went through: `trainer_state.json` is written last and names the step."""
+    try:
+        return json.loads((folder / "trainer_state.json").read_text())["global_step"] == step
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def drop_incomplete(folder: Path) -> Path | None:
+    """Delete checkpoints that a kill cut off; return the newest complete one."""
+    newest: tuple[int, Path] | None = None
+    for path in folder.glob("checkpoint-*"):
+        step = int(path.name.rsplit("-", 1)[1]) if path.name.rsplit("-", 1)[1].isdigit() else -1
+        if not complete_checkpoint(path, step):
+            shutil.rmtree(path)
+        elif newest is None or step > newest[0]:
+            newest = (step, path)
+    return newest[1] if newest else None
+
+
+def drop_training_state(folder: Path) -> None:
+    """Delete the optimiser and random states (pickles, needed only to resume) of a finished run."""
+    for path in folder.glob("checkpoint-*"):
+        for name in ("optimizer.pt", "scheduler.pt", "scaler.pt", "training_args.bin", "README.md"):
+            (path / name).unlink(missing_ok=True)
+        for state in path.glob("rng_state*.pth"):
+            state.unlink()
