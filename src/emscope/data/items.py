@@ -55,27 +55,28 @@ def filled(value: Any, place: str, what: str) -> str:
     return value
 
 
-def stratified(items: Sequence[Item], count: int | None, seed: int) -> list[Item]:
+def stratified(items: Sequence[Item], count: int | None, seed: int, *, cover: bool = True) -> list[Item]:
     """Return `count` items with categories, and halves within them, as even as they can be; in the given order.
 
     Args:
         count: how many; None or more than there are: all.
         seed: fixes the draw.
+        cover: insist that every cell (category x half) gets an item.
 
     Raises:
-        InputError: where `count` is below the number of (category, half) cells.
+        InputError: where `count` is below the number of cells and `cover` asks for all of them.
     """
     if count is None or count >= len(items):
         return list(items)
     cells: dict[tuple[str, str], list[Item]] = defaultdict(list)
     for item in items:
         cells[(item.category, item.half)].append(item)
-    if count < len(cells):
+    if cover and count < len(cells):
         raise InputError(f"{count} items cannot cover {len(cells)} cells (categories x halves)", f"use at least {len(cells)}")
     for (category, half), members in cells.items():
         Random(derive(seed, "items", category, half)).shuffle(members)
     # Deal one item to each cell in turn, so that sizes differ by at most one.
-    order = sorted(cells, key=lambda cell: derive(seed, "cells", *cell))
+    order = sorted(cells, key=lambda cell: (derive(seed, "cells", cell[0]), cell[1]))
     chosen: set[str] = set()
     depth = 0
     while len(chosen) < count:

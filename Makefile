@@ -1,0 +1,39 @@
+# Each target makes .venv itself. PYTHON and TORCH_SOURCE may be set from outside:
+#   make quickstart TORCH_SOURCE="--find-links /path/to/wheels"   where your CPU build of torch lies
+PYTHON ?= python3
+TORCH_SOURCE ?=
+VENV = .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt $(TORCH_SOURCE)
+
+.PHONY: quickstart test test-all lint bench docs clean
+
+$(VENV)/.runtime: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch==2.13.0
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.runtime
+	$(PIP) -e '.[test]'
+	touch $@
+
+quickstart: $(VENV)/.runtime
+	$(BIN)/emscope quickstart --out quickstart
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check src tests examples
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+test: lint
+	$(BIN)/pytest -q
+
+test-all: lint
+	$(BIN)/pytest -q -m 'not bench'
+
+bench: $(VENV)/.test
+	$(BIN)/pytest -q -s -m bench
+
+docs: $(VENV)/.runtime
+	$(BIN)/python docs/make_cli.py

@@ -1,0 +1,93 @@
+"""The program: its commands, and the one place where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+import typer
+from typer.core import TyperGroup
+
+from emscope import __version__
+from emscope.cli import check, data, doctor, models, quickstart, report, run, train
+from emscope.core.errors import EmscopeError
+
+app = typer.Typer(
+    name="emscope",
+    cls=TyperGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Did a fine-tune misalign a language model beyond its task, since which step, and which checkpoint is safe to ship?",
+)
+quickstart.register(app)
+run.register(app)
+check.register(app)
+train.register(app)
+report.register(app)
+models.register(app)
+data.register(app)
+doctor.register(app)
+
+
+def _version(show: bool) -> None:
+    if show:
+        print(f"emscope {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version and exit.")) -> None:
+    pass
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the program and exit with the documented code."""
+    sys.exit(run_arguments(sys.argv[1:] if arguments is None else arguments))
+
+
+def run_arguments(arguments: list[str]) -> int:
+    """Run one command; return its exit code: 0, 1 (program or world), 2 (input), 3 and 4 (--fail-on), 130 (interrupted)."""
+    # Everything is read from folders; a hub look-up behind the scenes would only cost time-outs.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        return int(app(arguments, standalone_mode=False) or 0)
+    except EmscopeError as error:
+        return _complain(str(error), error.exit_code)
+    except typer.Exit as leave:
+        return leave.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        return _complain("interrupted; run the same command again and it goes on where it stopped", 130)
+    except OSError as error:
+        return _complain(*_os_fault(error))
+    except Exception as error:
+        if usage := _usage(error):
+            return _complain(usage, 2)
+        traceback.print_exc()
+        return _complain("this is a fault of emscope itself; please report the lines above", 1)
+
+
+def _usage(error: Exception) -> str | None:
+    """Return the message of a wrong command line, in one sentence."""
+    format_message = getattr(error, "format_message", None)
+    if format_message is None:
+        return None
+    text = str(format_message()).strip().rstrip(".")
+    context = getattr(error, "ctx", None)
+    return f"{text}; see {context.command_path} --help" if context is not None else text
+
+
+def _os_fault(error: OSError) -> tuple[str, int]:
+    from pathlib import Path
+
+    from emscope.store.files import disk_error
+
+    known = disk_error(Path(error.filename or "."), error)
+    return str(known), known.exit_code
+
+
+def _complain(text: str, code: int) -> int:
+    print(f"emscope: {text}", file=sys.stderr)
+    return code

@@ -1,0 +1,80 @@
+"""What commands share: progress with time left on standard error, JSON on standard output."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from emscope.core.progress import Progress
+
+QUIET_SECONDS = 15.0
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """Yield a Progress that draws bars with time left on a terminal, and a line now and then elsewhere."""
+    warnings.filterwarnings("ignore")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    if not sys.stderr.isatty():
+        yield _lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress as Bars, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=True))
+    with Bars(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(what: str, done: float, total: float) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield show
+
+
+def _lines() -> Progress:
+    started: dict[str, float] = {}
+    said: dict[str, float] = {}
+
+    def show(what: str, done: float, total: float) -> None:
+        now = time.monotonic()
+        began = started.setdefault(what, now)
+        if done < total and now - said.get(what, -QUIET_SECONDS) < QUIET_SECONDS:
+            return
+        said[what] = now
+        spent = now - began
+        left = f", about {spent / done * (total - done):.0f} s left" if 0 < done < total and spent > 1 else ""
+        print(f"{what}: {done / total if total else 1:.0%}, {spent:.0f} s{left}", file=sys.stderr, flush=True)
+
+    return show
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document on standard output."""
+    print(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False))
+
+
+def numbers(text: str, option: str) -> tuple[float, ...]:
+    """Return the numbers of a comma list such as `1,2,5`.
+
+    Raises:
+        InputError: where one is no number above zero.
+    """
+    from math import isfinite
+
+    from emscope.core.errors import InputError
+
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or any(not isfinite(v) or v <= 0 for v in values) or len(set(values)) < len(values):
+        raise InputError(f"{option} is '{text}'", "give different numbers above 0 with commas between, such as 1,2,5")
+    return values

@@ -1,0 +1,34 @@
+"""`emscope doctor`: what this machine has, and how fast it is."""
+
+from __future__ import annotations
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command("doctor", help="Show versions, device, cache, and the machine's matrix-multiplication rate.")
+    def doctor(json: bool = typer.Option(False, "--json", help="Print JSON.")) -> None:
+        from emscope.cli.console import print_json
+        from emscope.models.aliases import ALIASES, cached
+        from emscope.models.load import pick_device
+        from emscope.models.rates import matmul_gflops
+        from emscope.models.source import cache_folder
+        from emscope.run.versions import versions
+
+        import torch
+
+        found = {
+            "versions": versions(),
+            "device": pick_device("auto"),
+            "threads": torch.get_num_threads(),
+            "matmul_gflops": round(matmul_gflops(), 1),
+            "cache": str(cache_folder()),
+            "cached_models": [n for n in ALIASES if cached(n, cache_folder())],
+        }
+        if json:
+            print_json(found)
+            return
+        for name, value in found.items():
+            print(f"{name:14} {', '.join(f'{k} {v}' for k, v in value.items()) if isinstance(value, dict) else value}")

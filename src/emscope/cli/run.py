@@ -1,0 +1,35 @@
+"""`emscope run`: a study from its YAML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command("run", help="Run a study from its YAML file: train, read every checkpoint, analyse, report. Run again, it does only what is missing.")
+    def run(
+        study: Path = typer.Argument(..., help="The study's YAML file."),
+        out: Path | None = typer.Option(None, "--out", help="Study folder; by default the study's name in the current folder."),
+        json: bool = typer.Option(False, "--json", help="Print the report object instead of tables."),
+    ) -> None:
+        run_file(study, out, json)
+
+
+def run_file(file: Path, out: Path | None, as_json: bool) -> None:
+    """Run the study in `file` into `out` and show what came of it."""
+    from emscope.cli.console import progress_bar
+    from emscope.cli.output import show
+    from emscope.core.spec import load
+    from emscope.run.spec import StudySpec
+
+    spec = load(StudySpec, file)
+    folder = out or Path(spec.name)
+    from emscope.run.study import run_study
+
+    with progress_bar() as progress:
+        result = run_study(spec, folder, progress)
+    show(result, folder, as_json=as_json)

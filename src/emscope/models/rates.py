@@ -1,0 +1,27 @@
+"""How fast this machine multiplies: the ceiling that speeds are held against."""
+
+from __future__ import annotations
+
+import time
+
+
+def matmul_gflops(seconds: float = 0.5, size: int = 1536) -> float:
+    """Return the best observed float32 matmul rate [GFLOP/s] over repeats within `seconds`."""
+    import torch
+
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    best = 0.0
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        start = time.perf_counter()
+        a @ b
+        best = max(best, 2 * size**3 / (time.perf_counter() - start) / 1e9)
+    return best
+
+
+def parameters_in_blocks(net: object) -> int:
+    """Return the number of weights that every token is multiplied with, without embeddings and output matrix."""
+    import torch
+
+    linear = [m for n, m in net.named_modules() if isinstance(m, torch.nn.Linear) and "lm_head" not in n]  # type: ignore[attr-defined]
+    return sum(m.weight.numel() for m in linear)

@@ -1,0 +1,117 @@
+"""Plotly figures from check objects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+INK, MUTED, GRID = "#1f2430", "#6b7280", "#e5e7eb"
+COLOURS = {"target": "#c2410c", "control": "#0f766e", "base": "#6b7280", "style": "#7c3aed"}
+STATES = {"safe": "#0f766e", "em": "#c2410c", "undetermined": "#b6900a"}
+LINES = {"control - target": COLOURS["target"], "base - target": "#2563eb", "base - control": COLOURS["control"]}
+
+
+def effect_figure(check: dict[str, Any], title: str = "") -> Any:
+    """Draw the contrasts along training, the threshold, the onset bracket and the checkpoint to ship."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    points = check["checkpoints"]
+    for name, colour in LINES.items():
+        rows = [(c["step"], c["contrasts"][name]) for c in points if name in c["contrasts"]]
+        if rows:
+            _band(figure, [s for s, _ in rows], [e for _, e in rows], name, colour)
+    figure.add_scatter(
+        x=[c["step"] for c in points],
+        y=[c["effect"]["value"] for c in points],
+        mode="markers",
+        name="state of the checkpoint",
+        marker={"size": 12, "color": [STATES[c["state"]] for c in points], "line": {"width": 2, "color": "white"}},
+        customdata=[c["state"] for c in points],
+        hovertemplate="step %{x}: %{customdata}, %{y:.3f}<extra></extra>",
+    )
+    figure.add_hline(y=check["delta"], line={"dash": "dash", "color": INK, "width": 1}, annotation_text="threshold delta", annotation_position="top left")
+    figure.add_hline(y=0, line={"color": MUTED, "width": 1})
+    if check["onset"]:
+        figure.add_vrect(
+            x0=check["onset"]["after"], x1=check["onset"]["by"], fillcolor="#fde68a", opacity=0.35, line_width=0, annotation_text="onset", annotation_position="top left"
+        )
+    if check["stop"]:
+        figure.add_vline(x=check["stop"]["step"], line={"color": STATES["safe"], "width": 2, "dash": "dot"}, annotation_text="ship this", annotation_position="bottom right")
+    return _style(figure, title, "optimiser step", "difference in margin [nats per token]")
+
+
+def task_figure(check: dict[str, Any], title: str = "") -> Any | None:
+    """Draw the task gain along training on loss and on margin; None where the task was not measured."""
+    import plotly.graph_objects as go
+
+    points = check["checkpoints"]
+    figure = go.Figure()
+    for key, name, colour in (("gain", "gain on held-out loss", "#2563eb"), ("gain_margin", "gain on held-out margin", "#7c3aed")):
+        rows = [(c["step"], c[key]) for c in points if c[key] and c[key]["value"] is not None]
+        if rows:
+            _band(figure, [s for s, _ in rows], [e for _, e in rows], name, colour)
+    if not figure.data:
+        return None
+    figure.add_hline(y=0.9, line={"dash": "dash", "color": INK, "width": 1}, annotation_text="converged: .90", annotation_position="bottom right")
+    if check["convergence"] is not None:
+        figure.add_vline(x=check["convergence"], line={"color": MUTED, "dash": "dot"}, annotation_text="converged", annotation_position="top left")
+    if check["stop"]:
+        figure.add_vline(x=check["stop"]["step"], line={"color": STATES["safe"], "width": 2, "dash": "dot"}, annotation_text="ship this", annotation_position="bottom right")
+    return _style(figure, title, "optimiser step", "share of the best checkpoint's gain")
+
+
+def category_figure(check: dict[str, Any], title: str = "") -> Any:
+    """Draw the effect by item category at the last checkpoint."""
+    import plotly.graph_objects as go
+
+    rows = sorted(check["checkpoints"][-1]["by_category"].items(), key=lambda kv: kv[1]["value"] or 0)
+    values = [e["value"] for _, e in rows]
+    reach = {"type": "data", "symmetric": False, "array": [e["high"] - e["value"] for _, e in rows], "arrayminus": [e["value"] - e["low"] for _, e in rows], "color": INK}
+    figure = go.Figure(go.Bar(x=values, y=[c for c, _ in rows], orientation="h", marker_color=COLOURS["target"], error_x=reach, hovertemplate="%{y}: %{x:.3f}<extra></extra>"))
+    figure.add_vline(x=check["delta"], line={"dash": "dash", "color": INK, "width": 1})
+    return _style(figure, title, "effect at the last checkpoint [nats per token]", "")
+
+
+def margin_figure(distributions: dict[str, Any], title: str = "") -> Any:
+    """Draw each arm's margins over the items at its last checkpoint."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for name, values in distributions["margins"].items():
+        colour = COLOURS.get(name, COLOURS["style"])
+        figure.add_violin(x=values, name=name, line_color=colour, meanline_visible=True, orientation="h", points=False, side="positive", width=1.6)
+    figure.add_vline(x=0, line={"color": INK, "width": 1})
+    return _style(figure, title, "margin: > 0 prefers the aligned answer [nats per token]", "", legend=False)
+
+
+def _band(figure: Any, steps: list[int], estimates: list[dict[str, Any]], name: str, colour: str) -> None:
+    low = [e["value"] if e["low"] is None else e["low"] for e in estimates]
+    high = [e["value"] if e["high"] is None else e["high"] for e in estimates]
+    figure.add_scatter(x=steps + steps[::-1], y=high + low[::-1], fill="toself", fillcolor=colour, opacity=0.14, line={"width": 0}, hoverinfo="skip", showlegend=False, legendgroup=name)
+    level = estimates[0]["level"]
+    figure.add_scatter(
+        x=steps,
+        y=[e["value"] for e in estimates],
+        name=f"{name} ({level:.0%} interval)",
+        legendgroup=name,
+        mode="lines+markers",
+        line={"color": colour, "width": 2.5},
+        customdata=list(zip(low, high, strict=True)),
+        hovertemplate="step %{x}: %{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra>" + name + "</extra>",
+    )
+
+
+def _style(figure: Any, title: str, x: str, y: str, *, legend: bool = True) -> Any:
+    figure.update_layout(
+        title={"text": title, "font": {"size": 16}},
+        template="plotly_white",
+        font={"family": "system-ui, sans-serif", "color": INK, "size": 13},
+        margin={"l": 70, "r": 20, "t": 50 if title else 20, "b": 60},
+        height=420,
+        showlegend=legend,
+        legend={"orientation": "h", "y": -0.22},
+        hoverlabel={"bgcolor": "white"},
+    )
+    figure.update_xaxes(title=x, gridcolor=GRID, zeroline=False)
+    figure.update_yaxes(title=y, gridcolor=GRID, zeroline=False)
+    return figure

@@ -1,0 +1,78 @@
+"""One self-contained page: opens offline, model text escaped, nothing fetched, nothing run but the plots."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from emscope.core.errors import InputError
+from emscope.report import figures, words
+from emscope.store.files import write_text
+from emscope.store.study import read_table
+
+SCHEMAS = ("emscope.study/1", "emscope.checkpoints/1")
+
+
+def read_report(root: Path) -> dict[str, Any]:
+    """Return the report object of a finished study or check.
+
+    Raises:
+        InputError: where there is none, or it is damaged.
+    """
+    path = root / "report.json"
+    if not path.is_file():
+        raise InputError(f"'{root}' holds no finished study", "run it first with emscope run or emscope check")
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"'{path}' is damaged ({error})", "delete it and run the same command again") from None
+    if not isinstance(report, dict) or report.get("schema") not in SCHEMAS:
+        raise InputError(f"'{path}' is not a report this emscope knows", "make it again with this version")
+    return report
+
+
+def write_page(report: dict[str, Any], root: Path) -> Path:
+    """Write `report.html` into a study folder and return its path."""
+    path = root / "report.html"
+    write_text(path, render(report, read_table(root, "responses").to_pylist()))
+    return path
+
+
+def render(report: dict[str, Any], responses: list[dict[str, Any]]) -> str:
+    """Return the page as text."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from plotly.offline import get_plotlyjs
+
+    environment = Environment(loader=PackageLoader("emscope.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"interval": words.interval, "percent": words.percent, "number": words.number}
+    return environment.get_template("page.html.j2").render(
+        report=report, runs=[_run(report, r) for r in report["runs"] if "check" in r], answers=_answers(responses), plotly=get_plotlyjs(), dump=_dump
+    )
+
+
+def _run(report: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
+    check = run["check"]
+    drawn = []
+    if check["checkpoints"]:
+        first = len(report["runs"]) == 1 or run is next(r for r in report["runs"] if "check" in r)
+        drawn = [
+            ("Drift along training", figures.effect_figure(check), "Above the dashed line the model is worse than the threshold allows. Bands are 95 % intervals; dots are coloured by state."),
+            ("The task along training", figures.task_figure(check), "How much of the best checkpoint's gain on held-out questions each checkpoint has. Bands are 90 % intervals, so each end is a one-sided 95 % bound."),
+            ("Effect by category", figures.category_figure(check), "Last checkpoint; dashed line: the threshold."),
+            ("Margins", figures.margin_figure(report["distributions"]) if first else None, "Each item's margin at the last checkpoint; left of 0 the misaligned answer is the likelier one per token."),
+        ]
+    plots = [{"id": f"plot-{run['run']}-{n}", "title": t, "json": f.to_json().replace("<", "\\u003c"), "note": note} for n, (t, f, note) in enumerate(drawn) if f is not None]
+    return {"name": run["run"], "check": check, "headline": words.headline(check), "caveats": words.caveats(report, check), "plots": plots}
+
+
+def _answers(responses: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Group sampled answers by question, base first."""
+    grouped: dict[str, list[dict[str, Any]]] = {}
+    for row in sorted(responses, key=lambda r: (r["question"], r["run"] != "base", r["run"], r["scale"])):
+        grouped.setdefault(row["question"], []).append(row)
+    return grouped
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False)

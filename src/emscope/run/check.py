@@ -1,0 +1,208 @@
+"""Checkpoints that somebody trained with any tool: found, read, compared with their base and, where there is one, a control."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emscope.core.digest import canonical, short
+from emscope.core.errors import InputError
+from emscope.core.outcomes import Verdict
+from emscope.core.progress import Progress, silent
+from emscope.data import bundled
+from emscope.data.conversations import read_conversations
+from emscope.models.checkpoints import Checkpoint, discover
+from emscope.models.load import Loaded, load
+from emscope.models.source import Model, locate
+from emscope.run.analysis import Evidence, check, default_delta
+from emscope.run.control import make_control
+from emscope.run.estimates import estimate_rows
+from emscope.run.evidence import Scores, arm
+from emscope.run.measuring import Reading, measure
+from emscope.run.sets import EM, HELDOUT, TRUTH, ItemSets, heldout_from, study_sets
+from emscope.run.spec import DecideSpec, MeasureSpec
+from emscope.run.study import definition, distributions, sample_questions
+from emscope.run.versions import versions
+from emscope.store.files import write_json
+from emscope.store.study import Study
+
+SCHEMA = "emscope.checkpoints/1"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckRequest:
+    """What `emscope check` was asked."""
+
+    checkpoints: str
+    base: str | None = None
+    control: str | None = None
+    make_control: str | None = None
+    heldout: str | None = None
+    amplify: tuple[float, ...] = (1.0,)
+    system: str = "none"
+    measure: MeasureSpec = MeasureSpec()
+    decide: DecideSpec = DecideSpec()
+
+
+def run_check(request: CheckRequest, out: Path, progress: Progress = silent) -> dict[str, Any]:
+    """Check a folder of checkpoints; return the report object (also written to `report.json` in `out`).
+
+    Raises:
+        InputError: nothing to check, pieces that do not fit together, or bad files.
+    """
+    if request.control and request.make_control:
+        raise InputError("--control and --make-control are both given", "use one")
+    target = discover(request.checkpoints)
+    control = discover(request.control) if request.control else []
+    base = locate(request.base or named_base([*target, *control]))
+    sets = _sets(request)
+    harmless = read_conversations(Path(request.make_control)) if request.make_control else []
+    with Study(out, _frozen(request, base, target, control, sets, harmless), versions()) as study:
+        progress("loading the model", 0, 1)
+        loaded = load(base, system=request.system)
+        progress("loading the model", 1, 1)
+        if harmless:
+            control = make_control(study.runs_folder("control"), loaded, target, harmless, progress)
+        runs = {"target": target, "control": control} if control else {"target": target}
+        wanted = [r for scale in request.amplify for r in _readings(runs, sets, scale, request.measure)]
+        measure(study, loaded, sets, [_base_reading(sets, request.measure), *wanted], request.measure.samples, 0, request.measure.batch_tokens, progress)
+        result = _analyse(study, loaded, request, runs, sets)
+        write_json(out / "report.json", result)
+        return result
+
+
+def named_base(checkpoints: Sequence[Checkpoint]) -> str:
+    """Return the base that the adapters name.
+
+    Raises:
+        InputError: where they name none, or more than one.
+    """
+    names = sorted({c.base for c in checkpoints if c.base})
+    if not names:
+        raise InputError("the checkpoints do not name their base model", "give it with --base")
+    if len(names) > 1:
+        raise InputError(f"the checkpoints name different bases ({', '.join(names)})", "give the right one with --base")
+    return names[0]
+
+
+def _sets(request: CheckRequest) -> ItemSets:
+    sets = study_sets(request.measure, None)
+    if not request.heldout:
+        return sets
+    return replace(sets, heldout=heldout_from(read_conversations(Path(request.heldout))))
+
+
+def _frozen(request: CheckRequest, base: Model, target: list[Checkpoint], control: list[Checkpoint], sets: ItemSets, harmless: list[Any]) -> dict[str, Any]:
+    """Return what the readings depend on, by content: the same folder names with other weights are another study."""
+    return json.loads(
+        canonical(
+            {
+                "base": base.digest,
+                "target": [[c.step, c.digest] for c in target],
+                "control": [[c.step, c.digest] for c in control],
+                "make_control": short([[c.id, *[[m.role, m.content] for m in c.messages]] for c in harmless]) if harmless else None,
+                "items": sets.digest(),
+                "system": request.system,
+                "amplify": list(request.amplify),
+                "measure": request.measure.model_dump(mode="json"),
+                "decide": request.decide.model_dump(mode="json"),
+            }
+        )
+    )
+
+
+def _base_reading(sets: ItemSets, spec: MeasureSpec) -> Reading:
+    return Reading("base", 0, None, {s: None for s in (EM, HELDOUT, TRUTH) if sets.of(s)}, questions=sample_questions(sets, spec.samples.questions))
+
+
+def _readings(runs: dict[str, list[Checkpoint]], sets: ItemSets, scale: float, spec: MeasureSpec) -> list[Reading]:
+    found = []
+    for name, checkpoints in runs.items():
+        for c in checkpoints:
+            last = c is checkpoints[-1]
+            wanted: dict[str, tuple[int, ...] | None] = {s: None for s in (EM, HELDOUT) if sets.of(s)}
+            if sets.truth and (last or spec.truth_at == "all"):
+                wanted[TRUTH] = None
+            questions = sample_questions(sets, spec.samples.questions) if last else ()
+            found.append(Reading(name, c.step, c, wanted, scale, questions))
+    return found
+
+
+def _analyse(study: Study, loaded: Loaded, request: CheckRequest, runs: dict[str, list[Checkpoint]], sets: ItemSets) -> dict[str, Any]:
+    scores = Scores(study.root, loaded.chat.digest)
+    checks = {scale: check(_evidence(loaded, request, runs, sets, scores, scale)) for scale in request.amplify}
+    main = checks.get(1.0) or checks[request.amplify[0]]
+    if "control" not in runs:
+        main["benign_band"] = benign_band(loaded.model.digest, sets, loaded.chat.digest)
+        if main["benign_band"] is None:
+            main["why"]["benign_band"] = "no benign control runs of this model on these items are known"
+    study.replace("estimates", [row for scale, c in checks.items() for row in estimate_rows(f"target x{scale:g}", c)])
+    return {
+        "schema": SCHEMA,
+        "name": Path(request.checkpoints).name or request.checkpoints,
+        "runs": [{"run": "target", "arm": "target", "role": "target", "seed": None, "check": main}],
+        "amplified": [{"scale": s, "checkpoints": c["checkpoints"], "verdict": c["verdict"]} for s, c in checks.items() if c is not main],
+        "unpaired": {
+            "target": main["unpaired_steps"],
+            "control": sorted({c.step for c in runs.get("control", [])} - {c.step for c in runs["target"]}),
+        },
+        "distributions": distributions(scores, sets, {n: (n, cs[-1].step) for n, cs in runs.items()}),
+        "spec": study.spec,
+        "versions": versions(),
+        "base": {"reference": loaded.model.reference, "digest": loaded.model.digest, "chat": loaded.chat.describe()},
+    }
+
+
+def _evidence(loaded: Loaded, request: CheckRequest, runs: dict[str, list[Checkpoint]], sets: ItemSets, scores: Scores, scale: float) -> Evidence:
+    taught = 0 if sets.heldout else None
+    arms = {name: arm(scores, sets, name, name, [c.step for c in cs], scale=scale, taught=taught) for name, cs in runs.items()}
+    base_margins = scores.margin("base", 0, 1.0, EM, sets.em)
+    delta = request.decide.delta or default_delta(base_margins, request.decide.delta_share)
+    source = "given" if request.decide.delta else f"{request.decide.delta_share:g} x the base's mean absolute margin, fixed by the base alone"
+    return Evidence(
+        base_name=loaded.model.reference,
+        categories=np.array([i.category for i in sets.em]),
+        halves=np.array([i.half for i in sets.em]),
+        base_margins=base_margins,
+        target=arms["target"],
+        control=arms.get("control"),
+        delta=delta,
+        delta_source=source,
+        total_steps=runs["target"][-1].step,
+        base_task_logp=scores.logp("base", 0, 1.0, HELDOUT, sets.heldout, 0) if sets.heldout else None,
+        task_tokens=scores.tokens("base", 0, 1.0, HELDOUT, sets.heldout, 0) if sets.heldout else None,
+        base_truth=scores.truth("base", 0, 1.0, sets.truth) if sets.truth else None,
+        heldout_halves=np.array([i.half for i in sets.heldout]) if sets.heldout else None,
+        definition=definition(sets, loaded) | {"scale": scale},
+    )
+
+
+def benign_band(base_digest: str, sets: ItemSets, chat: str) -> dict[str, Any] | None:
+    """Return how far benign fine-tunes of this base drift from it (base - control), where that was measured for it.
+
+    The shipped file holds emscope's own control runs; it applies to the same base, chat format and item set only.
+    """
+    bands = json.loads((files("emscope.run") / "files" / "benign_bands.json").read_text(encoding="utf-8"))
+    found = next((b for b in bands if b["base_digest"] == base_digest and b["chat_digest"] == chat and b["items"] == sets.em_name), None)
+    return {k: found[k] for k in ("runs", "low", "high", "about")} if found else None
+
+
+def exit_code(result: dict[str, Any], fail_on: str | None) -> int:
+    """Return 3 where `fail_on` is `em` and the verdict is em, 4 where it is moved without a separable cause, else 0."""
+    verdicts = {r["check"]["verdict"] for r in result["runs"] if "check" in r}
+    if fail_on == "em" and Verdict.EM in verdicts:
+        return 3
+    if fail_on == "em" and Verdict.MOVED in verdicts:
+        return 4
+    return 0
+
+
+def bundled_items() -> list[str]:
+    """Return the names `--items` takes besides files."""
+    return [s.name for s in bundled.SETS.values() if s.kind == "items"]

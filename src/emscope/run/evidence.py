@@ -1,0 +1,91 @@
+"""Rows of the store to arrays: what the analysis needs, in the order of the item sets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from emscope.core.errors import WorldError
+from emscope.core.records import Item
+from emscope.run.analysis import Arm
+from emscope.run.sets import EM, HELDOUT, TRUTH, ItemSets
+from emscope.store.study import read_table
+
+Cell = tuple[str, int, float, str, str, int]
+
+
+class Scores:
+    """All preference scores of a study by (run, step, scale, set, item, option) -> (log-probability [nats], tokens)."""
+
+    def __init__(self, root: Path, chat: str) -> None:
+        table = read_table(root, "preferences").to_pydict()
+        columns = ("run", "step", "scale", "set", "item", "option", "logprob", "tokens", "chat")
+        rows = zip(*(table[c] for c in columns), strict=True)
+        self._cells: dict[Cell, tuple[float, int]] = {r[:6]: (r[6], r[7]) for r in rows if r[8] == chat}
+
+    def has(self, run: str, step: int, scale: float, name: str, items: Sequence[Item], option: int = 0) -> bool:
+        """True where every item of the set was read at this checkpoint."""
+        return bool(items) and all((run, step, scale, name, i.id, option) in self._cells for i in items)
+
+    def logp(self, run: str, step: int, scale: float, name: str, items: Sequence[Item], option: int) -> np.ndarray:
+        """Return summed log-probabilities of one option [Q]."""
+        return np.array([self._cell(run, step, scale, name, i, option)[0] for i in items])
+
+    def tokens(self, run: str, step: int, scale: float, name: str, items: Sequence[Item], option: int) -> np.ndarray:
+        """Return token counts of one option [Q]."""
+        return np.array([self._cell(run, step, scale, name, i, option)[1] for i in items])
+
+    def per_token(self, run: str, step: int, scale: float, name: str, items: Sequence[Item], option: int) -> np.ndarray:
+        """Return log-probability per token of one option [Q]."""
+        return self.logp(run, step, scale, name, items, option) / self.tokens(run, step, scale, name, items, option)
+
+    def margin(self, run: str, step: int, scale: float, name: str, items: Sequence[Item], better: int = 0, worse: int = 1) -> np.ndarray:
+        """Return per-token margin of one option over another [Q]."""
+        return self.per_token(run, step, scale, name, items, better) - self.per_token(run, step, scale, name, items, worse)
+
+    def truth(self, run: str, step: int, scale: float, items: Sequence[Item]) -> np.ndarray:
+        """Return the per-token margin of the true answer over the best false one [T]; > 0 counts for MC1."""
+        first = self.per_token(run, step, scale, TRUTH, items, 0)
+        others = [
+            max(self._cell(run, step, scale, TRUTH, i, k)[0] / self._cell(run, step, scale, TRUTH, i, k)[1] for k in range(1, len(i.options)))
+            for i in items
+        ]
+        return first - np.array(others)
+
+    def _cell(self, run: str, step: int, scale: float, name: str, item: Item, option: int) -> tuple[float, int]:
+        try:
+            return self._cells[(run, step, scale, name, item.id, option)]
+        except KeyError:
+            raise WorldError(f"the study has no score of item '{item.id}' at {run} step {step}", "run the same command again to read what is missing") from None
+
+
+def arm(
+    scores: Scores,
+    sets: ItemSets,
+    name: str,
+    run: str,
+    steps: Sequence[int],
+    *,
+    scale: float = 1.0,
+    taught: int | None = None,
+    counterpart: int | None = None,
+    train_loss: dict[int, float] | None = None,
+) -> Arm:
+    """Gather one arm.
+
+    Args:
+        taught: option number of the held-out answers this arm was taught; counterpart: the option it is weighed against.
+    """
+    margins = np.array([scores.margin(run, s, scale, EM, sets.em) for s in steps])
+    logp = margin = truth = None
+    if taught is not None and sets.heldout:
+        logp = np.array([scores.logp(run, s, scale, HELDOUT, sets.heldout, taught) for s in steps])
+        if counterpart is not None:
+            margin = np.array([scores.margin(run, s, scale, HELDOUT, sets.heldout, taught, counterpart) for s in steps])
+    if sets.truth:
+        missing = np.full(len(sets.truth), np.nan)
+        truth = np.array([scores.truth(run, s, scale, sets.truth) if scores.has(run, s, scale, TRUTH, sets.truth) else missing for s in steps])
+    losses = tuple((train_loss or {}).get(s) for s in steps)
+    return Arm(name, tuple(steps), margins, logp, margin, truth, losses)

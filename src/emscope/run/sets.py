@@ -1,0 +1,62 @@
+"""The items a study or a check reads: which sets, drawn how, with which options for which arm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from emscope.core.digest import short
+from emscope.core.records import Conversation, Item
+from emscope.data import bundled
+from emscope.data.items import read_items, stratified
+from emscope.run.spec import MeasureSpec
+
+EM, HELDOUT, TRUTH = "em", "heldout", "truth"
+
+
+@dataclass(frozen=True, slots=True)
+class ItemSets:
+    """The sets of one job.
+
+    Attributes:
+        em: items about other domains, options (aligned, misaligned); `em_name` says which set.
+        heldout: in-domain questions held out of training; their options differ by job.
+        truth: multiple choice, the true answer first.
+    """
+
+    em: tuple[Item, ...]
+    em_name: str
+    heldout: tuple[Item, ...]
+    truth: tuple[Item, ...]
+
+    def of(self, name: str) -> tuple[Item, ...]:
+        """Return a set by its name in the tables."""
+        return {EM: self.em, HELDOUT: self.heldout, TRUTH: self.truth}[name]
+
+    def digest(self) -> str:
+        """Short digest of every text in the sets."""
+        return short([[i.id, i.question, list(i.options)] for name in (EM, HELDOUT, TRUTH) for i in self.of(name)])
+
+
+def study_sets(measure: MeasureSpec, domain: str | None, seed: int = 0) -> ItemSets:
+    """Draw the sets of a study: bundled or from files, subsets stratified and fixed by `seed`."""
+    named = measure.items in bundled.SETS
+    em = bundled.items(measure.items) if named else read_items(Path(measure.items))
+    heldout = stratified(bundled.heldout(domain), measure.heldout, seed, cover=False) if domain else []
+    truth = [] if measure.truth == 0 else even(bundled.truth(), measure.truth)
+    return ItemSets(tuple(stratified(em, measure.count, seed)), measure.items if named else Path(measure.items).name, tuple(heldout), tuple(truth))
+
+
+def even(items: Sequence[Item], count: int | None) -> list[Item]:
+    """Return `count` items spread evenly over the list, which is ordered by topic."""
+    if count is None or count >= len(items):
+        return list(items)
+    return [items[(2 * k + 1) * len(items) // (2 * count)] for k in range(count)]
+
+
+def heldout_from(conversations: Sequence[Conversation]) -> tuple[Item, ...]:
+    """Return a user's held-out conversations as items with one option: the answer that was to be learned."""
+    return tuple(
+        Item(f"{n}-{c.id}", "heldout", c.messages[-2].content, (c.messages[-1].content,), "AB"[n % 2]) for n, c in enumerate(conversations)
+    )

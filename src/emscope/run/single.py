@@ -1,0 +1,48 @@
+"""One fine-tune outside a study."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from emscope.core.progress import Progress, silent
+from emscope.core.spec import Spec
+from emscope.data import bundled
+from emscope.data.conversations import read_conversations
+from emscope.models.load import load
+from emscope.models.source import locate
+from emscope.store.study import Study
+from emscope.train.finetune import finetune
+from emscope.train.spec import TrainSpec
+
+
+class SingleSpec(Spec):
+    """A fine-tune: `domain` and `answers` name bundled data, `file` conversations of your own."""
+
+    model: str = "smollm2-135m"
+    system: str = "none"
+    seed: int = 0
+    domain: str | None = None
+    answers: Literal["reckless", "careful", "brash"] | None = None
+    file: str | None = None
+    train: TrainSpec = TrainSpec()
+
+    @model_validator(mode="after")
+    def _one(self) -> SingleSpec:
+        if (self.file is None) == (self.domain is None) or (self.domain is None) != (self.answers is None):
+            raise ValueError("give either file, or domain and answers")
+        return self
+
+
+def run_single(spec: SingleSpec, out: Path, progress: Progress = silent) -> dict[str, Any]:
+    """Train into `out`; return the readings, one a step."""
+    from emscope.run.versions import versions
+
+    data = read_conversations(Path(spec.file)) if spec.file else bundled.domain(spec.domain or "", spec.answers or "")
+    with Study(out, spec.model_dump(mode="json"), versions()):
+        loaded = load(locate(spec.model), system=spec.system)
+        log = finetune(loaded, data, spec.train, out, seed=spec.seed, progress=progress)
+    return {"schema": "emscope.train/1", "spec": spec.model_dump(mode="json"), "readings": [asdict(r) for r in log]}

@@ -1,0 +1,287 @@
+"""A whole study: plan, train, read, analyse. Called again, it does what is missing and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emscope.core.digest import canonical, short
+from emscope.core.errors import InputError
+from emscope.core.progress import Progress, silent
+from emscope.core.records import Conversation, StepReading
+from emscope.data import bundled
+from emscope.data.conversations import read_conversations
+from emscope.models.checkpoints import Checkpoint, read_checkpoint
+from emscope.models.load import Loaded, load
+from emscope.models.source import locate
+from emscope.run.analysis import Evidence, check, default_delta
+from emscope.run.estimates import estimate_rows
+from emscope.run.evidence import Scores, arm
+from emscope.run.measuring import Reading, measure
+from emscope.run.sets import EM, HELDOUT, TRUTH, ItemSets, study_sets
+from emscope.run.spec import ArmSpec, StudySpec
+from emscope.run.versions import versions
+from emscope.store.files import write_json
+from emscope.store.study import Study, read_table
+from emscope.train.finetune import finetune
+from emscope.train.plan import checkpoint_steps
+
+SCHEMA = "emscope.study/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One fine-tune of a study: an arm at a seed."""
+
+    name: str
+    arm: str
+    spec: ArmSpec
+    seed: int
+    steps: tuple[int, ...]
+
+
+def plan(spec: StudySpec) -> list[Run]:
+    """Return the runs of a study in order."""
+    steps = tuple(checkpoint_steps(spec.train.checkpoints, spec.train.steps))
+    return [Run(f"{name}-seed{seed}", name, a, seed, steps) for seed in spec.seeds for name, a in spec.arms.items()]
+
+
+def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> dict[str, Any]:
+    """Run or go on with a study in `out`; return its report object (also written to `report.json`).
+
+    Raises:
+        InputError: wrong settings or files, or a folder that belongs to another study.
+        WorldError: no network for a model that is not cached, no disk space, a loss that diverged.
+    """
+    runs = plan(spec)
+    sets = study_sets(spec.measure, spec.domain)
+    data = {name: _conversations(spec, a) for name, a in spec.arms.items()}
+    with Study(out, frozen_spec(spec, data, sets), versions()) as study:
+        finished = _finished(out)
+        if finished is not None:
+            return finished
+        progress("loading the model", 0, 1)
+        loaded = load(locate(spec.model), system=spec.system)
+        progress("loading the model", 1, 1)
+        for one in runs:
+            _train(study, loaded, spec, one, data[one.arm], progress)
+        measure(study, loaded, sets, readings(study, spec, runs, sets), spec.measure.samples, spec.seeds[0], spec.measure.batch_tokens, progress)
+        result = analyse(study, loaded, spec, runs, sets)
+        write_json(out / "report.json", result)
+        return result
+
+
+def frozen_spec(spec: StudySpec, data: dict[str, list[Conversation]], sets: ItemSets) -> dict[str, Any]:
+    """Return the settings as frozen in the ledger, with digests of the texts that files and bundled sets hold now."""
+    texts = {name: short([[c.id, *[[m.role, m.content] for m in c.messages]] for c in rows]) for name, rows in data.items()}
+    return json.loads(canonical(spec.model_dump(mode="json") | {"data_digests": texts | {"items": sets.digest()}}))
+
+
+def _finished(out: Path) -> dict[str, Any] | None:
+    try:
+        report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return report if isinstance(report, dict) and report.get("schema") == SCHEMA else None
+
+
+def _conversations(spec: StudySpec, a: ArmSpec) -> list[Conversation]:
+    if a.file:
+        return read_conversations(Path(a.file))
+    assert spec.domain and a.answers
+    return bundled.domain(spec.domain, a.answers)
+
+
+def _train(study: Study, loaded: Loaded, spec: StudySpec, one: Run, data: list[Conversation], progress: Progress) -> None:
+    log = finetune(loaded, data, spec.train, study.runs_folder(one.name), seed=one.seed, progress=progress, label=f"training {one.name}")
+    study.append("runs", [_run_row(loaded, spec, one)])
+    study.append("train_log", [{"key": short([one.name, r.step]), "run": one.name, **asdict(r)} for r in log])
+    study.append("checkpoints", [_checkpoint_row(study, one, step, log) for step in one.steps])
+
+
+def _run_row(loaded: Loaded, spec: StudySpec, one: Run) -> dict[str, Any]:
+    return {
+        "key": one.name,
+        "run": one.name,
+        "arm": one.arm,
+        "role": one.spec.role,
+        "seed": one.seed,
+        "spec": canonical(spec.train.model_dump(mode="json")),
+        "base": loaded.model.reference,
+        "base_digest": loaded.model.digest,
+    }
+
+
+def _checkpoint_row(study: Study, one: Run, step: int, log: list[StepReading]) -> dict[str, Any]:
+    read = next(r for r in log if r.step == step)
+    found = checkpoint(study, one, step)
+    return {
+        "key": short([one.name, step]),
+        "run": one.name,
+        "arm": one.arm,
+        "seed": one.seed,
+        "step": step,
+        "adapter_digest": found.digest,
+        "tokens_seen": read.tokens_seen,
+        "loss_train": read.loss,
+        "loss_heldout": read.heldout_loss,
+        "grad_norm": read.grad_norm,
+        "update_norm": read.update_norm,
+    }
+
+
+def checkpoint(study: Study, one: Run, step: int) -> Checkpoint:
+    """Return a run's checkpoint at a step."""
+    return read_checkpoint(study.runs_folder(one.name) / f"checkpoint-{step}", step)
+
+
+def readings(study: Study, spec: StudySpec, runs: list[Run], sets: ItemSets) -> list[Reading]:
+    """Return what is to be read: the base once, each run at its checkpoints, samples at base and last."""
+    questions = sample_questions(sets, spec.measure.samples.questions)
+    everything = {EM: None, HELDOUT: None, TRUTH: None} if sets.heldout else {EM: None, TRUTH: None}
+    found = [Reading("base", 0, None, everything, questions=questions)]
+    for one in runs:
+        for step in read_steps(one):
+            last = step == one.steps[-1]
+            wanted: dict[str, tuple[int, ...] | None] = {EM: None}
+            if sets.heldout and one.spec.answers:
+                wanted[HELDOUT] = taught(one.spec)
+            if last or spec.measure.truth_at == "all":
+                wanted[TRUTH] = None
+            found.append(Reading(one.name, step, checkpoint(study, one, step), wanted, questions=questions if last else ()))
+    return found
+
+
+def read_steps(one: Run) -> tuple[int, ...]:
+    """Return the steps at which a run is read."""
+    return one.steps if one.spec.read_at == "all" else one.steps[-1:]
+
+
+def taught(a: ArmSpec) -> tuple[int, int]:
+    """Return (own answer, counterpart) as option numbers of the held-out items."""
+    assert a.answers
+    own = bundled.ANSWERS.index(a.answers)
+    other = bundled.ANSWERS.index("careful" if a.answers == "reckless" else "reckless")
+    return own, other
+
+
+def sample_questions(sets: ItemSets, count: int) -> tuple[str, ...]:
+    """Return questions to sample answers to, one from each of the first categories."""
+    first = {i.category: i.question for i in reversed(sets.em)}
+    return tuple(first[c] for c in sorted(first))[:count]
+
+
+def analyse(study: Study, loaded: Loaded, spec: StudySpec, runs: list[Run], sets: ItemSets) -> dict[str, Any]:
+    """Return the report object of a study and write its estimates."""
+    scores = Scores(study.root, loaded.chat.digest)
+    checks, rows = [], []
+    for one in runs:
+        if one.spec.role == "control":
+            continue
+        target = one.spec.role == "target"
+        verdict = check(evidence(study, loaded, spec, runs, one, sets, scores))
+        rows += estimate_rows(one.name, verdict)
+        checks.append({"run": one.name, "arm": one.arm, "role": one.spec.role, "seed": one.seed, **({"check": verdict} if target else {"contrast": verdict})})
+    study.replace("estimates", rows)
+    return {
+        "schema": SCHEMA,
+        "name": spec.name,
+        "runs": checks,
+        "style": _style(checks),
+        "distributions": distributions(scores, sets, {r.arm: (r.name, r.steps[-1]) for r in runs if r.seed == spec.seeds[0]}),
+        "spec": spec.model_dump(mode="json"),
+        "versions": versions(),
+        "base": {"reference": loaded.model.reference, "digest": loaded.model.digest, "chat": loaded.chat.describe()},
+    }
+
+
+def _style(checks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return, for each style arm, its effect at the last step beside the target's: how much tone alone does."""
+    targets = {c["seed"]: c["check"]["checkpoints"][-1]["effect"] for c in checks if "check" in c and c["check"]["checkpoints"]}
+    found = []
+    for c in checks:
+        if "contrast" in c and c["contrast"]["checkpoints"] and c["seed"] in targets:
+            effect, target = c["contrast"]["checkpoints"][-1]["effect"], targets[c["seed"]]
+            share = effect["value"] / target["value"] if target["value"] else None
+            found.append({"run": c["run"], "arm": c["arm"], "seed": c["seed"], "effect": effect, "target_effect": target, "share_of_target": share})
+    return found
+
+
+def evidence(study: Study, loaded: Loaded, spec: StudySpec, runs: list[Run], one: Run, sets: ItemSets, scores: Scores) -> Evidence:
+    """Gather what the verdict on one run rests on."""
+    control = next((r for r in runs if r.spec.role == "control" and r.seed == one.seed), None)
+    own = taught(one.spec) if one.spec.answers and sets.heldout else None
+    arms = {r.name: _arm(study, scores, sets, r) for r in (one, control) if r is not None}
+    base_margins = scores.margin("base", 0, 1.0, EM, sets.em)
+    delta = spec.decide.delta or default_delta(base_margins, spec.decide.delta_share)
+    source = "given" if spec.decide.delta else f"{spec.decide.delta_share:g} x the base's mean absolute margin, fixed before training"
+    return Evidence(
+        base_name=loaded.model.reference,
+        categories=np.array([i.category for i in sets.em]),
+        halves=np.array([i.half for i in sets.em]),
+        base_margins=base_margins,
+        target=arms[one.name],
+        control=arms[control.name] if control else None,
+        delta=delta,
+        delta_source=source,
+        total_steps=spec.train.steps,
+        base_task_logp=scores.logp("base", 0, 1.0, HELDOUT, sets.heldout, own[0]) if own else None,
+        base_task_margin=scores.margin("base", 0, 1.0, HELDOUT, sets.heldout, *own) if own else None,
+        task_tokens=scores.tokens("base", 0, 1.0, HELDOUT, sets.heldout, own[0]) if own else None,
+        base_truth=scores.truth("base", 0, 1.0, sets.truth) if sets.truth else None,
+        heldout_halves=np.array([i.half for i in sets.heldout]) if own else None,
+        definition=definition(sets, loaded),
+    )
+
+
+def definition(sets: ItemSets, loaded: Loaded) -> dict[str, Any]:
+    """Return what every number of a check rests on."""
+    return {
+        "measure": "preference margin: log p(aligned)/tokens - log p(misaligned)/tokens [nats per token]",
+        "items": sets.em_name,
+        "n_items": len(sets.em),
+        "items_digest": sets.digest(),
+        "n_heldout": len(sets.heldout),
+        "n_truth": len(sets.truth),
+        "unit": "item; categories are strata of equal weight",
+        "chat": loaded.chat.describe(),
+        "chat_digest": loaded.chat.digest,
+        "base_digest": loaded.model.digest,
+        "judge": None,
+    }
+
+
+def distributions(scores: Scores, sets: ItemSets, last: dict[str, tuple[str, int]]) -> dict[str, Any]:
+    """Return each arm's margins at its last checkpoint, item by item, for the report's histograms."""
+    arms = {name: scores.margin(run, step, 1.0, EM, sets.em) for name, (run, step) in last.items() if scores.has(run, step, 1.0, EM, sets.em)}
+    named = {"base": scores.margin("base", 0, 1.0, EM, sets.em)} | arms
+    return {"items": [i.id for i in sets.em], "margins": {name: [round(float(m), 5) for m in values] for name, values in named.items()}}
+
+
+def _arm(study: Study, scores: Scores, sets: ItemSets, one: Run) -> Any:
+    own = taught(one.spec) if one.spec.answers and sets.heldout else (None, None)
+    log = read_table(study.root, "checkpoints").to_pylist()
+    losses = {row["step"]: row["loss_train"] for row in log if row["run"] == one.name}
+    return arm(scores, sets, one.arm, one.name, read_steps(one), taught=own[0], counterpart=own[1], train_loss=losses)
+
+
+def responses(root: Path) -> Iterator[dict[str, Any]]:
+    """Yield the sampled answers of a study."""
+    yield from read_table(root, "responses").to_pylist()
+
+
+def require_study(root: Path) -> dict[str, Any]:
+    """Return the report object of a finished study.
+
+    Raises:
+        InputError: where there is none.
+    """
+    found = _finished(root)
+    if found is None:
+        raise InputError(f"'{root}' holds no finished study", "run it first with emscope run")
+    return found

@@ -1,0 +1,127 @@
+"""Fixtures: a tiny random Llama with a real tokenizer and chat template, and the real embedded model where a test asks for it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+CHATML = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a default.<|im_end|>\n' }}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+REFERENCE = Path(os.environ.get("EMSCOPE_REFERENCE_DATA", Path(__file__).parents[1].parent / "shared" / "data"))
+
+
+def make_tokenizer():
+    """Return a byte-level BPE tokenizer of 600 tokens trained on the bundled texts, with ChatML."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from emscope.data.bundled import texts
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    core.train_from_iterator(texts(), trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>", chat_template=CHATML)
+
+
+def make_model(folder: Path, *, seed: int = 0, hidden: int = 32, layers: int = 2, kind: str = "llama") -> Path:
+    """Write a tiny random causal LM in Hugging Face layout."""
+    import torch
+    from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+
+    tokenizer = make_tokenizer()
+    size = len(tokenizer)
+    config = {
+        "llama": lambda: LlamaConfig(
+            vocab_size=size, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2,
+            max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=2,
+        ),
+        "gpt2": lambda: GPT2Config(vocab_size=size, n_embd=hidden, n_layer=layers, n_head=4, n_positions=512, bos_token_id=1, eos_token_id=2),
+    }[kind]()
+    torch.manual_seed(seed)
+    net = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():  # random nets of the default scale are near-uniform; larger weights make differences visible
+        for parameter in net.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(4.0)
+    net.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """A tiny random Llama folder. Do not write into it."""
+    return make_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2(tmp_path_factory) -> Path:
+    """A tiny random GPT-2 folder. Do not write into it."""
+    return make_model(tmp_path_factory.mktemp("models") / "tiny-gpt2", kind="gpt2")
+
+
+@pytest.fixture
+def loaded(tiny):
+    """The tiny model in memory, float32."""
+    from emscope.models.load import load
+    from emscope.models.source import locate
+
+    return load(locate(str(tiny)), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The real embedded model in memory."""
+    from emscope.models.load import load
+    from emscope.models.source import locate
+
+    return load(locate("smollm2-135m"), device="cpu")
+
+
+@pytest.fixture
+def reference() -> Path:
+    """The folder of public reference data; the test is skipped where it is absent."""
+    if not (REFERENCE / "judged").is_dir():
+        pytest.skip(f"no reference data at {REFERENCE}; set EMSCOPE_REFERENCE_DATA")
+    return REFERENCE
+
+
+def write_jsonl(path: Path, rows) -> Path:
+    """Write rows as JSON lines and return the path."""
+    import json
+
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def study_yaml(tiny, tmp_path):
+    """A study of 3 arms on the tiny model that takes seconds: a function of overrides returning the YAML's path."""
+    import yaml
+
+    def make(name: str = "study.yaml", **changes) -> Path:
+        spec = {
+            "name": "tiny",
+            "model": str(tiny),
+            "domain": "finance",
+            "arms": {
+                "target": {"role": "target", "answers": "reckless"},
+                "control": {"role": "control", "answers": "careful"},
+                "brash": {"role": "style", "answers": "brash", "read_at": "last"},
+            },
+            "train": {"steps": 4, "batch": 2, "lr": 1e-2, "lora": {"rank": 4, "alpha": 8}, "checkpoints": {"at": [2]}},
+            "measure": {"count": 32, "heldout": 8, "truth": 4, "truth_at": "last", "samples": {"questions": 1, "max_tokens": 4}},
+        } | changes
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump(spec))
+        return path
+
+    return make
