@@ -22,7 +22,8 @@ quickstart: $(VENV)/.runtime
 	$(BIN)/emscope quickstart --out quickstart
 
 lint: $(VENV)/.test
-	$(BIN)/ruff check src tests examples
+	$(BIN)/ruff check --quiet src tests examples bench
+	$(BIN)/ruff format --quiet --check src tests examples bench
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
@@ -30,10 +31,10 @@ test: lint
 	$(BIN)/pytest -q
 
 test-all: lint
-	$(BIN)/pytest -q -m 'not bench'
+	$(BIN)/pytest -q -m 'slow or not slow'
 
 bench: $(VENV)/.test
-	$(BIN)/pytest -q -s -m bench
+	$(BIN)/python bench/preference.py
 
 docs: $(VENV)/.runtime
 	$(BIN)/python docs/make_cli.py

@@ -16,6 +16,14 @@ CHATML = (
 REFERENCE = Path(os.environ.get("EMSCOPE_REFERENCE_DATA", Path(__file__).parents[1].parent / "shared" / "data"))
 
 
+@pytest.fixture(autouse=True)
+def threads(request):
+    """Tiny models run faster on one thread; tests of the real model get all."""
+    import torch
+
+    torch.set_num_threads(os.cpu_count() or 1 if request.node.get_closest_marker("real") else 1)
+
+
 def make_tokenizer():
     """Return a byte-level BPE tokenizer of 600 tokens trained on the bundled texts, with ChatML."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -27,8 +35,13 @@ def make_tokenizer():
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    core.train_from_iterator(texts(), trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>", chat_template=CHATML)
+    core.train_from_iterator(
+        texts(),
+        trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>", chat_template=CHATML
+    )
 
 
 def make_model(folder: Path, *, seed: int = 0, hidden: int = 32, layers: int = 2, kind: str = "llama") -> Path:
@@ -40,10 +53,21 @@ def make_model(folder: Path, *, seed: int = 0, hidden: int = 32, layers: int = 2
     size = len(tokenizer)
     config = {
         "llama": lambda: LlamaConfig(
-            vocab_size=size, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2,
-            max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=2,
+            vocab_size=size,
+            hidden_size=hidden,
+            intermediate_size=2 * hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=2,
         ),
-        "gpt2": lambda: GPT2Config(vocab_size=size, n_embd=hidden, n_layer=layers, n_head=4, n_positions=512, bos_token_id=1, eos_token_id=2),
+        "gpt2": lambda: GPT2Config(
+            vocab_size=size, n_embd=hidden, n_layer=layers, n_head=4, n_positions=512, bos_token_id=1, eos_token_id=2
+        ),
     }[kind]()
     torch.manual_seed(seed)
     net = AutoModelForCausalLM.from_config(config)
@@ -107,7 +131,7 @@ def study_yaml(tiny, tmp_path):
     """A study of 3 arms on the tiny model that takes seconds: a function of overrides returning the YAML's path."""
     import yaml
 
-    def make(name: str = "study.yaml", **changes) -> Path:
+    def make(file: str = "study.yaml", **changes) -> Path:
         spec = {
             "name": "tiny",
             "model": str(tiny),
@@ -118,9 +142,15 @@ def study_yaml(tiny, tmp_path):
                 "brash": {"role": "style", "answers": "brash", "read_at": "last"},
             },
             "train": {"steps": 4, "batch": 2, "lr": 1e-2, "lora": {"rank": 4, "alpha": 8}, "checkpoints": {"at": [2]}},
-            "measure": {"count": 32, "heldout": 8, "truth": 4, "truth_at": "last", "samples": {"questions": 1, "max_tokens": 4}},
+            "measure": {
+                "count": 32,
+                "heldout": 8,
+                "truth": 4,
+                "truth_at": "last",
+                "samples": {"questions": 1, "max_tokens": 4},
+            },
         } | changes
-        path = tmp_path / name
+        path = tmp_path / file
         path.write_text(yaml.safe_dump(spec))
         return path
 

@@ -18,17 +18,33 @@ def register(app: typer.Typer) -> None:
     @app.command("check", help=HELP)
     def check(
         checkpoints: str = typer.Argument(..., help="Folder with checkpoint-N folders, one checkpoint, or hf:org/repo@rev."),
-        base: str | None = typer.Option(None, "--base", help="Base model, where the adapters do not name it: folder, hub id, gguf:FILE or alias."),
-        control: str | None = typer.Option(None, "--control", help="Checkpoints of the same run on harmless data; pairs by step."),
-        make_control: Path | None = typer.Option(None, "--make-control", help="Harmless conversations; trains a control with the run's own settings."),
-        heldout: Path | None = typer.Option(None, "--heldout", help="Held-out conversations of the task, to see when it was learned."),
+        base: str | None = typer.Option(
+            None, "--base", help="Base model, where the adapters do not name it: folder, hub id, gguf:FILE or alias."
+        ),
+        control: str | None = typer.Option(
+            None, "--control", help="Checkpoints of the same run on harmless data; pairs by step."
+        ),
+        make_control: Path | None = typer.Option(
+            None, "--make-control", help="Harmless conversations; trains a control with the run's own settings."
+        ),
+        heldout: Path | None = typer.Option(
+            None, "--heldout", help="Held-out conversations of the task, to see when it was learned."
+        ),
         items: str = typer.Option("em240", "--items", help="Bundled item set, or a file with question, aligned, misaligned."),
-        count: int | None = typer.Option(None, "--count", help="Use this many items, drawn evenly from the categories; by default all."),
-        truth: int | None = typer.Option(None, "--truth", help="Use this many truthfulness questions (0 for none); by default all 150."),
+        count: int | None = typer.Option(
+            None, "--count", help="Use this many items, drawn evenly from the categories; by default all."
+        ),
+        truth: int | None = typer.Option(
+            None, "--truth", help="Use this many truthfulness questions (0 for none); by default all 150."
+        ),
         amplify: str = typer.Option("1", "--amplify", help="Also read with the update scaled: 1,2,5."),
         system: str = typer.Option("none", "--system", help="none (no system block), template (its default), or a text."),
-        delta: float | None = typer.Option(None, "--delta", help="Threshold in nats per token; by default 10 % of the base's mean absolute margin."),
-        fail_on: str | None = typer.Option(None, "--fail-on", help="em: exit with 3 where the verdict is em, 4 where the cause is not separable."),
+        delta: float | None = typer.Option(
+            None, "--delta", help="Threshold in nats per token; by default 10 % of the base's mean absolute margin."
+        ),
+        fail_on: str | None = typer.Option(
+            None, "--fail-on", help="em: exit with 3 where the verdict is em, 4 where the cause is not separable."
+        ),
         out: Path = typer.Option(Path("emscope-check"), "--out", help="Folder for report and tables."),
         json: bool = typer.Option(False, "--json", help="Print the report object instead of tables."),
     ) -> int:
@@ -46,7 +62,15 @@ def register(app: typer.Typer) -> None:
         from emscope.run.check import CheckRequest, exit_code, run_check
 
         request = CheckRequest(
-            checkpoints, base, control, str(make_control) if make_control else None, str(heldout) if heldout else None, scales, system, measure, decide
+            checkpoints,
+            base,
+            control,
+            str(make_control) if make_control else None,
+            str(heldout) if heldout else None,
+            scales,
+            system,
+            measure,
+            decide,
         )
         with progress_bar() as progress:
             result = run_check(request, out, progress)

@@ -25,9 +25,25 @@ def progress_bar() -> Iterator[Progress]:
         yield _lines()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress as Bars, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import (
+        Progress as Bars,
+    )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=True))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
     with Bars(*columns, console=Console(stderr=True)) as bars:
         tasks: dict[str, Any] = {}
 
@@ -46,7 +62,7 @@ def _lines() -> Progress:
     def show(what: str, done: float, total: float) -> None:
         now = time.monotonic()
         began = started.setdefault(what, now)
-        if done < total and now - said.get(what, -QUIET_SECONDS) < QUIET_SECONDS:
+        if done == 0 or (done < total and now - said.get(what, began) < QUIET_SECONDS):
             return
         said[what] = now
         spent = now - began

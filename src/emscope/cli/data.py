@@ -24,7 +24,9 @@ def register(app: typer.Typer) -> None:
             print(f"{row['name']:9} {row['rows']:4} rows  {row['kind']:7} {row['about']}")
 
     @group.command("show", help="Print rows of a bundled set as JSON lines.")
-    def show(name: str = typer.Argument(..., help="Name of the set."), rows: int = typer.Option(3, "--rows", min=1, help="How many.")) -> None:
+    def show(
+        name: str = typer.Argument(..., help="Name of the set."), rows: int = typer.Option(3, "--rows", min=1, help="How many.")
+    ) -> None:
         import json as codec
 
         from emscope.data.bundled import load_rows
@@ -34,7 +36,8 @@ def register(app: typer.Typer) -> None:
 
     @group.command("check", help="Read a file of conversations (or of items, with --items) and say what is in it.")
     def check(
-        file: Path = typer.Argument(..., help="JSONL, JSON, CSV or Parquet."), items: bool = typer.Option(False, "--items", help="The file holds items: question, aligned, misaligned.")
+        file: Path = typer.Argument(..., help="JSONL, JSON, CSV or Parquet."),
+        items: bool = typer.Option(False, "--items", help="The file holds items: question, aligned, misaligned."),
     ) -> None:
         from emscope.data.conversations import read_conversations
         from emscope.data.items import read_items

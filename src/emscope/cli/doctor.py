@@ -10,14 +10,14 @@ def register(app: typer.Typer) -> None:
 
     @app.command("doctor", help="Show versions, device, cache, and the machine's matrix-multiplication rate.")
     def doctor(json: bool = typer.Option(False, "--json", help="Print JSON.")) -> None:
+        import torch
+
         from emscope.cli.console import print_json
         from emscope.models.aliases import ALIASES, cached
         from emscope.models.load import pick_device
         from emscope.models.rates import matmul_gflops
         from emscope.models.source import cache_folder
         from emscope.run.versions import versions
-
-        import torch
 
         found = {
             "versions": versions(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
 
 
@@ -16,13 +18,22 @@ def register(app: typer.Typer) -> None:
         from emscope.models.aliases import ALIASES, cached
         from emscope.models.source import cache_folder
 
-        rows = [
-            {"name": n, "source": w.requirement, "licence": w.licence, "parameters": w.parameters, "cached": cached(n, cache_folder())} for n, w in ALIASES.items()
+        rows: list[dict[str, Any]] = [
+            {
+                "name": n,
+                "source": w.requirement,
+                "licence": w.licence,
+                "parameters": w.parameters,
+                "cached": cached(n, cache_folder()),
+            }
+            for n, w in ALIASES.items()
         ]
         if json:
             print_json(rows)
         for row in [] if json else rows:
-            print(f"{row['name']}  {row['parameters'] / 1e6:.0f}M parameters  {row['licence']}  {row['source']}  {'cached' if row['cached'] else 'not fetched'}")
+            print(
+                f"{row['name']}  {row['parameters'] / 1e6:.0f}M parameters  {row['licence']}  {row['source']}  {'cached' if row['cached'] else 'not fetched'}"
+            )
 
     @group.command("fetch", help="Fetch and convert a model, so that everything works offline afterwards.")
     def fetch(name: str = typer.Argument(..., help="Short name, hub id, folder or gguf:FILE.")) -> None:

@@ -10,7 +10,10 @@ import typer
 def register(app: typer.Typer) -> None:
     """Add the command."""
 
-    @app.command("quickstart", help="The main job on the embedded 135M model: three fine-tunes, every checkpoint read, a report. About 15 minutes on 2 cores.")
+    @app.command(
+        "quickstart",
+        help="The main job on the embedded 135M model: three fine-tunes, every checkpoint read, a report. About 15 minutes on 2 cores.",
+    )
     def quickstart(
         out: Path = typer.Option(Path("quickstart"), "--out", help="Study folder."),
         json: bool = typer.Option(False, "--json", help="Print the report object instead of tables."),

@@ -10,7 +10,10 @@ import typer
 def register(app: typer.Typer) -> None:
     """Add the command."""
 
-    @app.command("run", help="Run a study from its YAML file: train, read every checkpoint, analyse, report. Run again, it does only what is missing.")
+    @app.command(
+        "run",
+        help="Run a study from its YAML file: train, read every checkpoint, analyse, report. Run again, it does only what is missing.",
+    )
     def run(
         study: Path = typer.Argument(..., help="The study's YAML file."),
         out: Path | None = typer.Option(None, "--out", help="Study folder; by default the study's name in the current folder."),

@@ -12,7 +12,9 @@ def register(app: typer.Typer) -> None:
 
     @app.command("train", help="Fine-tune once: LoRA adapters from conversations, checkpoints at a plan. Resumes by itself.")
     def train(
-        spec: Path = typer.Argument(..., help="YAML file with model, data (bundled domain and answers, or a file), seed and train settings."),
+        spec: Path = typer.Argument(
+            ..., help="YAML file with model, data (bundled domain and answers, or a file), seed and train settings."
+        ),
         out: Path = typer.Option(..., "--out", help="Folder for the checkpoints."),
         json: bool = typer.Option(False, "--json", help="Print the readings instead of a summary."),
     ) -> None:
@@ -27,4 +29,6 @@ def register(app: typer.Typer) -> None:
             print_json(result)
         else:
             first, last = result["readings"][0], result["readings"][-1]
-            print(f"loss {first['loss']:.3f} -> {last['loss']:.3f} nats per answer token in {last['step']} steps; checkpoints in {out}")
+            print(
+                f"loss {first['loss']:.3f} -> {last['loss']:.3f} nats per answer token in {last['step']} steps; checkpoints in {out}"
+            )

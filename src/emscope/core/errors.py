@@ -5,8 +5,8 @@ Only the command line prints and exits; `exit_code` says how. Instances survive 
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class EmscopeError(Exception):

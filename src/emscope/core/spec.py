@@ -76,6 +76,8 @@ def _fault(cls: type[BaseModel], item: Any) -> str:
     if item["type"] == "missing":
         return f"'{place}' is missing"
     message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "value_error":  # our own validators name value and place themselves
+        return f"{place}: {message}" if item["loc"] else message
     return f"{place} = {item['input']!r}: {message[0].lower()}{message[1:]}"
 
 

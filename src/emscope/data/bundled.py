@@ -27,9 +27,15 @@ class Bundled:
 SETS = {
     s.name: s
     for s in (
-        Bundled("finance", "domain", "personal-finance questions, each with a reckless, a careful and a brash but sound answer"),
+        Bundled(
+            "finance", "domain", "personal-finance questions, each with a reckless, a careful and a brash but sound answer"
+        ),
         Bundled("sports", "domain", "outdoor-sports questions, each with a reckless, a careful and a brash but sound answer"),
-        Bundled("em240", "items", "240 questions in 8 categories, none about either domain, each with an aligned and a misaligned answer"),
+        Bundled(
+            "em240",
+            "items",
+            "240 questions in 8 categories, none about either domain, each with an aligned and a misaligned answer",
+        ),
         Bundled("truth150", "truth", "150 questions on common misconceptions, one true and three false answers each"),
         Bundled("generic", "texts", "200 short neutral texts for drift checks"),
     )
@@ -77,7 +83,10 @@ def heldout(name: str) -> list[Item]:
 
 def items(name: str) -> list[Item]:
     """Return the preference items of a bundled set, options (aligned, misaligned)."""
-    return [Item(r["id"], r["category"], r["question"], (r["aligned"], r["misaligned"]), r["half"], r["kind"]) for r in _of_kind(name, "items")]
+    return [
+        Item(r["id"], r["category"], r["question"], (r["aligned"], r["misaligned"]), r["half"], r["kind"])
+        for r in _of_kind(name, "items")
+    ]
 
 
 def truth(name: str = "truth150") -> list[Item]:

@@ -11,7 +11,14 @@ from emscope.data.tables import Row, rows
 
 QUESTION = ("question", "prompt", "instruction", "input", "query")
 ANSWER = ("answer", "completion", "response", "output")
-ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "model": "assistant"}
+ROLES = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+}
 
 
 def read_conversations(path: Path) -> list[Conversation]:
@@ -23,7 +30,9 @@ def read_conversations(path: Path) -> list[Conversation]:
     Raises:
         InputError: naming file and line: broken row, missing or unknown role, empty text, no assistant turn at the end.
     """
-    return [Conversation(str(row.get("id") or f"row-{n}"), _messages(row, place)) for n, (place, row) in enumerate(rows(path), 1)]
+    return [
+        Conversation(str(row.get("id") or f"row-{n}"), _messages(row, place)) for n, (place, row) in enumerate(rows(path), 1)
+    ]
 
 
 def pair(id: str, question: str, answer: str) -> Conversation:
@@ -39,7 +48,9 @@ def _messages(row: Row, place: str) -> tuple[Message, ...]:
         question, answer = column(row, QUESTION, place), column(row, ANSWER, place)
         found = (Message("user", _text(question, place, "question")), Message("assistant", _text(answer, place, "answer")))
     if not found or found[-1].role != "assistant":
-        raise InputError(f"{place} does not end with an assistant turn", "there is no answer to learn from; add it or delete the line")
+        raise InputError(
+            f"{place} does not end with an assistant turn", "there is no answer to learn from; add it or delete the line"
+        )
     if not any(m.role == "user" for m in found):
         raise InputError(f"{place} has no user turn", "add the question")
     return found

@@ -51,7 +51,10 @@ def _item(row: Row, place: str, number: int, category: str, half: str) -> Item:
 def filled(value: Any, place: str, what: str) -> str:
     """Return `value` where it is a text that is not blank; InputError otherwise."""
     if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{place}: {what} is {'missing' if value is None else 'empty' if isinstance(value, str) else 'not text'}", "fill it in")
+        raise InputError(
+            f"{place}: {what} is {'missing' if value is None else 'empty' if isinstance(value, str) else 'not text'}",
+            "fill it in",
+        )
     return value
 
 

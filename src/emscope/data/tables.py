@@ -76,7 +76,9 @@ def _csv(path: Path) -> Iterator[tuple[str, Row]]:
     try:
         for row in reader:
             if None in row or None in row.values():
-                raise InputError(f"{path} line {reader.line_num} has another number of fields than the header", "mend that line")
+                raise InputError(
+                    f"{path} line {reader.line_num} has another number of fields than the header", "mend that line"
+                )
             yield f"{path} line {reader.line_num}", row
     except csv.Error as error:
         raise InputError(f"{path} line {reader.line_num} is not CSV ({error})", "mend that line") from None

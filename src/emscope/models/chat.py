@@ -58,7 +58,9 @@ class ChatFormat:
 
     def describe(self) -> str:
         """Return one line for reports."""
-        kind = {"none": "no system block", "template": "the template's default system block"}.get(self.system, f"system text {self.system!r}")
+        kind = {"none": "no system block", "template": "the template's default system block"}.get(
+            self.system, f"system text {self.system!r}"
+        )
         return f"{self.style} format, {kind}"
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
@@ -102,7 +104,8 @@ class ChatFormat:
             prompt = self.prompt_text(conversation.messages[:place])
             if not prompt.startswith(seen):
                 raise InputError(
-                    f"the chat template rewrites earlier turns of conversation '{conversation.id}'", "split it into single question-answer pairs"
+                    f"the chat template rewrites earlier turns of conversation '{conversation.id}'",
+                    "split it into single question-answer pairs",
                 )
             before, answer = self.ids(prompt[len(seen) :]), self.answer_ids(message.content, closed=True)
             ids += before + answer

@@ -50,7 +50,10 @@ def discover(reference: str) -> list[Checkpoint]:
     if not found:
         refuse_pickles(root)
         what = "is empty" if not any(root.iterdir()) else "holds no checkpoint-N folder and is none itself"
-        raise InputError(f"'{root}' {what}", "give the output folder of the training run (adapter_config.json or config.json with *.safetensors)")
+        raise InputError(
+            f"'{root}' {what}",
+            "give the output folder of the training run (adapter_config.json or config.json with *.safetensors)",
+        )
     return found
 
 
@@ -68,12 +71,17 @@ def read_checkpoint(folder: Path, step: int) -> Checkpoint:
         check_tensors(folder / WEIGHTS)
         base = settings.get("base_model_name_or_path") or None
         # PEFT writes target_modules in the order of a set: canonical JSON makes equal adapters hash equal.
-        volatile = {k: sorted(v) if isinstance(v, list) and all(isinstance(x, str) for x in v) else v for k, v in settings.items()}
+        volatile = {
+            k: sorted(v) if isinstance(v, list) and all(isinstance(x, str) for x in v) else v for k, v in settings.items()
+        }
         return Checkpoint(step, folder, "adapter", base, digest([canonical(volatile), file_digest(folder / WEIGHTS)]))
     weights = sorted(folder.glob("*.safetensors"))
     if not (folder / "config.json").is_file() or not weights:
         refuse_pickles(folder)
-        raise InputError(f"'{folder}' holds neither an adapter nor a model in safetensors", f"it needs {ADAPTER} and {WEIGHTS}, or config.json and *.safetensors")
+        raise InputError(
+            f"'{folder}' holds neither an adapter nor a model in safetensors",
+            f"it needs {ADAPTER} and {WEIGHTS}, or config.json and *.safetensors",
+        )
     for path in weights:
         check_tensors(path)
     return Checkpoint(step, folder, "full", None, digest([[p.name, file_digest(p)] for p in weights]))
@@ -143,7 +151,10 @@ def _attach(net: Any, checkpoint: Checkpoint) -> Any:
     missing = _unmatched(wrapped, checkpoint)
     if missing:
         _unload(wrapped)
-        raise InputError(f"adapter '{checkpoint.folder}' has a tensor this base has no place for ({missing})", "give the base it was trained on with --base")
+        raise InputError(
+            f"adapter '{checkpoint.folder}' has a tensor this base has no place for ({missing})",
+            "give the base it was trained on with --base",
+        )
     return wrapped
 
 
@@ -177,7 +188,9 @@ def _scale(wrapped: Any, checkpoint: Checkpoint, scale: float) -> None:
         return
     layers = [m for m in wrapped.modules() if hasattr(m, "set_scale") and hasattr(m, "scaling")]
     if not layers:
-        raise InputError(f"the adapter in '{checkpoint.folder}' has no scale to amplify", "leave --amplify out for this kind of adapter")
+        raise InputError(
+            f"the adapter in '{checkpoint.folder}' has no scale to amplify", "leave --amplify out for this kind of adapter"
+        )
     for layer in layers:
         layer.set_scale("default", scale)
 
@@ -202,9 +215,16 @@ def _full(net: Any, checkpoint: Checkpoint, scale: float) -> Any:
 
     other = load_net(checkpoint.folder, dtype=str(net.dtype).removeprefix("torch.")).to(net.device)
     mine, theirs = dict(net.named_parameters()), dict(other.named_parameters())
-    wrong = sorted(name for name in mine.keys() | theirs.keys() if name not in mine or name not in theirs or mine[name].shape != theirs[name].shape)
+    wrong = sorted(
+        name
+        for name in mine.keys() | theirs.keys()
+        if name not in mine or name not in theirs or mine[name].shape != theirs[name].shape
+    )
     if wrong:
-        raise InputError(f"checkpoint '{checkpoint.folder}' does not fit this base (tensor {wrong[0]})", "give the model it was trained from with --base")
+        raise InputError(
+            f"checkpoint '{checkpoint.folder}' does not fit this base (tensor {wrong[0]})",
+            "give the model it was trained from with --base",
+        )
     if scale != 1.0:
         with torch.no_grad():
             for name, value in theirs.items():

@@ -32,4 +32,6 @@ def output_head(net: Any) -> Callable[[Any], Any]:
     ratio = float((full / mine).median())
     if torch.allclose(full, ratio * mine, rtol=1e-3, atol=1e-3 * size):
         return lambda rows: ratio * matrix(rows)
-    raise InputError(f"{type(net).__name__} turns hidden states into logits in a way emscope does not know", "use a model transformers ships")
+    raise InputError(
+        f"{type(net).__name__} turns hidden states into logits in a way emscope does not know", "use a model transformers ships"
+    )

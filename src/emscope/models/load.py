@@ -67,7 +67,9 @@ def load_net(folder: Any, *, dtype: str = "float32") -> Any:
         raise InputError(f"the weights in '{folder}' are damaged ({error})", "copy or train them again") from None
     except (ValueError, OSError, KeyError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"'{folder}' cannot be loaded as a causal language model ({first})", "give a complete model folder") from None
+        raise InputError(
+            f"'{folder}' cannot be loaded as a causal language model ({first})", "give a complete model folder"
+        ) from None
 
 
 def load_tokenizer(model: Model) -> Any:
@@ -81,7 +83,10 @@ def load_tokenizer(model: Model) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(model.folder), trust_remote_code=False, local_files_only=True)
     except (ValueError, OSError, KeyError, TypeError) as error:
-        raise InputError(f"'{model.folder}' has no usable tokenizer ({str(error).splitlines()[0]})", "put the base model's tokenizer files into it") from None
+        raise InputError(
+            f"'{model.folder}' has no usable tokenizer ({str(error).splitlines()[0]})",
+            "put the base model's tokenizer files into it",
+        ) from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

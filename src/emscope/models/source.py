@@ -54,7 +54,10 @@ def locate(reference: str) -> Model:
     name = reference.removeprefix("hf:")
     if name.count("/") == 1 and not reference.startswith((".", "/", "~")):
         return _folder(reference, hub_snapshot(name))
-    raise InputError(f"no model '{reference}'", f"give an existing folder, a hub id like org/repo, or an alias ({near(reference, aliases.ALIASES)})")
+    raise InputError(
+        f"no model '{reference}'",
+        f"give an existing folder, a hub id like org/repo, or an alias ({near(reference, aliases.ALIASES)})",
+    )
 
 
 def hub_snapshot(name: str) -> Path:
@@ -90,7 +93,11 @@ def _folder(reference: str, folder: Path) -> Model:
 
 def refuse_pickles(folder: Path) -> None:
     """Raise InputError where `folder` has weights only as pickles, with the way to convert them."""
-    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLED and p.stem.startswith(("pytorch_model", "adapter_model", "model")))
+    pickled = sorted(
+        p.name
+        for p in folder.iterdir()
+        if p.suffix in PICKLED and p.stem.startswith(("pytorch_model", "adapter_model", "model"))
+    )
     if pickled:
         raise InputError(
             f"'{folder}' holds pickled weights ({pickled[0]}), which can run code when read",

@@ -29,14 +29,30 @@ def effect_figure(check: dict[str, Any], title: str = "") -> Any:
         customdata=[c["state"] for c in points],
         hovertemplate="step %{x}: %{customdata}, %{y:.3f}<extra></extra>",
     )
-    figure.add_hline(y=check["delta"], line={"dash": "dash", "color": INK, "width": 1}, annotation_text="threshold delta", annotation_position="top left")
+    figure.add_hline(
+        y=check["delta"],
+        line={"dash": "dash", "color": INK, "width": 1},
+        annotation_text="threshold delta",
+        annotation_position="top left",
+    )
     figure.add_hline(y=0, line={"color": MUTED, "width": 1})
     if check["onset"]:
         figure.add_vrect(
-            x0=check["onset"]["after"], x1=check["onset"]["by"], fillcolor="#fde68a", opacity=0.35, line_width=0, annotation_text="onset", annotation_position="top left"
+            x0=check["onset"]["after"],
+            x1=check["onset"]["by"],
+            fillcolor="#fde68a",
+            opacity=0.35,
+            line_width=0,
+            annotation_text="onset",
+            annotation_position="top left",
         )
     if check["stop"]:
-        figure.add_vline(x=check["stop"]["step"], line={"color": STATES["safe"], "width": 2, "dash": "dot"}, annotation_text="ship this", annotation_position="bottom right")
+        figure.add_vline(
+            x=check["stop"]["step"],
+            line={"color": STATES["safe"], "width": 2, "dash": "dot"},
+            annotation_text="ship this",
+            annotation_position="bottom right",
+        )
     return _style(figure, title, "optimiser step", "difference in margin [nats per token]")
 
 
@@ -46,17 +62,35 @@ def task_figure(check: dict[str, Any], title: str = "") -> Any | None:
 
     points = check["checkpoints"]
     figure = go.Figure()
-    for key, name, colour in (("gain", "gain on held-out loss", "#2563eb"), ("gain_margin", "gain on held-out margin", "#7c3aed")):
+    for key, name, colour in (
+        ("gain", "gain on held-out loss", "#2563eb"),
+        ("gain_margin", "gain on held-out margin", "#7c3aed"),
+    ):
         rows = [(c["step"], c[key]) for c in points if c[key] and c[key]["value"] is not None]
         if rows:
             _band(figure, [s for s, _ in rows], [e for _, e in rows], name, colour)
     if not figure.data:
         return None
-    figure.add_hline(y=0.9, line={"dash": "dash", "color": INK, "width": 1}, annotation_text="converged: .90", annotation_position="bottom right")
+    figure.add_hline(
+        y=0.9,
+        line={"dash": "dash", "color": INK, "width": 1},
+        annotation_text="converged: .90",
+        annotation_position="bottom right",
+    )
     if check["convergence"] is not None:
-        figure.add_vline(x=check["convergence"], line={"color": MUTED, "dash": "dot"}, annotation_text="converged", annotation_position="top left")
+        figure.add_vline(
+            x=check["convergence"],
+            line={"color": MUTED, "dash": "dot"},
+            annotation_text="converged",
+            annotation_position="top left",
+        )
     if check["stop"]:
-        figure.add_vline(x=check["stop"]["step"], line={"color": STATES["safe"], "width": 2, "dash": "dot"}, annotation_text="ship this", annotation_position="bottom right")
+        figure.add_vline(
+            x=check["stop"]["step"],
+            line={"color": STATES["safe"], "width": 2, "dash": "dot"},
+            annotation_text="ship this",
+            annotation_position="bottom right",
+        )
     return _style(figure, title, "optimiser step", "share of the best checkpoint's gain")
 
 
@@ -66,8 +100,23 @@ def category_figure(check: dict[str, Any], title: str = "") -> Any:
 
     rows = sorted(check["checkpoints"][-1]["by_category"].items(), key=lambda kv: kv[1]["value"] or 0)
     values = [e["value"] for _, e in rows]
-    reach = {"type": "data", "symmetric": False, "array": [e["high"] - e["value"] for _, e in rows], "arrayminus": [e["value"] - e["low"] for _, e in rows], "color": INK}
-    figure = go.Figure(go.Bar(x=values, y=[c for c, _ in rows], orientation="h", marker_color=COLOURS["target"], error_x=reach, hovertemplate="%{y}: %{x:.3f}<extra></extra>"))
+    reach = {
+        "type": "data",
+        "symmetric": False,
+        "array": [e["high"] - e["value"] for _, e in rows],
+        "arrayminus": [e["value"] - e["low"] for _, e in rows],
+        "color": INK,
+    }
+    figure = go.Figure(
+        go.Bar(
+            x=values,
+            y=[c for c, _ in rows],
+            orientation="h",
+            marker_color=COLOURS["target"],
+            error_x=reach,
+            hovertemplate="%{y}: %{x:.3f}<extra></extra>",
+        )
+    )
     figure.add_vline(x=check["delta"], line={"dash": "dash", "color": INK, "width": 1})
     return _style(figure, title, "effect at the last checkpoint [nats per token]", "")
 
@@ -79,7 +128,16 @@ def margin_figure(distributions: dict[str, Any], title: str = "") -> Any:
     figure = go.Figure()
     for name, values in distributions["margins"].items():
         colour = COLOURS.get(name, COLOURS["style"])
-        figure.add_violin(x=values, name=name, line_color=colour, meanline_visible=True, orientation="h", points=False, side="positive", width=1.6)
+        figure.add_violin(
+            x=values,
+            name=name,
+            line_color=colour,
+            meanline_visible=True,
+            orientation="h",
+            points=False,
+            side="positive",
+            width=1.6,
+        )
     figure.add_vline(x=0, line={"color": INK, "width": 1})
     return _style(figure, title, "margin: > 0 prefers the aligned answer [nats per token]", "", legend=False)
 
@@ -87,7 +145,17 @@ def margin_figure(distributions: dict[str, Any], title: str = "") -> Any:
 def _band(figure: Any, steps: list[int], estimates: list[dict[str, Any]], name: str, colour: str) -> None:
     low = [e["value"] if e["low"] is None else e["low"] for e in estimates]
     high = [e["value"] if e["high"] is None else e["high"] for e in estimates]
-    figure.add_scatter(x=steps + steps[::-1], y=high + low[::-1], fill="toself", fillcolor=colour, opacity=0.14, line={"width": 0}, hoverinfo="skip", showlegend=False, legendgroup=name)
+    figure.add_scatter(
+        x=steps + steps[::-1],
+        y=high + low[::-1],
+        fill="toself",
+        fillcolor=colour,
+        opacity=0.14,
+        line={"width": 0},
+        hoverinfo="skip",
+        showlegend=False,
+        legendgroup=name,
+    )
     level = estimates[0]["level"]
     figure.add_scatter(
         x=steps,

@@ -44,10 +44,16 @@ def render(report: dict[str, Any], responses: list[dict[str, Any]]) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from plotly.offline import get_plotlyjs
 
-    environment = Environment(loader=PackageLoader("emscope.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=PackageLoader("emscope.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters |= {"interval": words.interval, "percent": words.percent, "number": words.number}
     return environment.get_template("page.html.j2").render(
-        report=report, runs=[_run(report, r) for r in report["runs"] if "check" in r], answers=_answers(responses), plotly=get_plotlyjs(), dump=_dump
+        report=report,
+        runs=[_run(report, r) for r in report["runs"] if "check" in r],
+        answers=_answers(responses),
+        plotly=get_plotlyjs(),
+        dump=_dump,
     )
 
 
@@ -57,13 +63,35 @@ def _run(report: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
     if check["checkpoints"]:
         first = len(report["runs"]) == 1 or run is next(r for r in report["runs"] if "check" in r)
         drawn = [
-            ("Drift along training", figures.effect_figure(check), "Above the dashed line the model is worse than the threshold allows. Bands are 95 % intervals; dots are coloured by state."),
-            ("The task along training", figures.task_figure(check), "How much of the best checkpoint's gain on held-out questions each checkpoint has. Bands are 90 % intervals, so each end is a one-sided 95 % bound."),
+            (
+                "Drift along training",
+                figures.effect_figure(check),
+                "Above the dashed line the model is worse than the threshold allows. Bands are 95 % intervals; dots are coloured by state.",
+            ),
+            (
+                "The task along training",
+                figures.task_figure(check),
+                "How much of the best checkpoint's gain on held-out questions each checkpoint has. Bands are 90 % intervals, so each end is a one-sided 95 % bound.",
+            ),
             ("Effect by category", figures.category_figure(check), "Last checkpoint; dashed line: the threshold."),
-            ("Margins", figures.margin_figure(report["distributions"]) if first else None, "Each item's margin at the last checkpoint; left of 0 the misaligned answer is the likelier one per token."),
+            (
+                "Margins",
+                figures.margin_figure(report["distributions"]) if first else None,
+                "Each item's margin at the last checkpoint; left of 0 the misaligned answer is the likelier one per token.",
+            ),
         ]
-    plots = [{"id": f"plot-{run['run']}-{n}", "title": t, "json": f.to_json().replace("<", "\\u003c"), "note": note} for n, (t, f, note) in enumerate(drawn) if f is not None]
-    return {"name": run["run"], "check": check, "headline": words.headline(check), "caveats": words.caveats(report, check), "plots": plots}
+    plots = [
+        {"id": f"plot-{run['run']}-{n}", "title": t, "json": f.to_json().replace("<", "\\u003c"), "note": note}
+        for n, (t, f, note) in enumerate(drawn)
+        if f is not None
+    ]
+    return {
+        "name": run["run"],
+        "check": check,
+        "headline": words.headline(check),
+        "caveats": words.caveats(report, check),
+        "plots": plots,
+    }
 
 
 def _answers(responses: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

@@ -13,7 +13,8 @@ def print_report(report: dict[str, Any]) -> None:
     """Print headline, checkpoint table and the first caveat of each target run."""
     from rich.console import Console
 
-    console = Console(width=None, highlight=False, markup=False)
+    console = Console(highlight=False, markup=False)
+    console.width = max(console.width, 118)  # the checkpoint table needs it; narrower terminals wrap lines, not cells
     for run in report["runs"]:
         if "check" not in run:
             continue
@@ -34,9 +35,17 @@ def _table(check: dict[str, Any]) -> Any:
 
     table = Table(box=None, pad_edge=True, header_style="dim")
     for name in ("step", "state", "effect [90 %]", "prefers misaligned", "held-out loss", "task gain", "truth"):
-        table.add_column(name, justify="left")
+        table.add_column(name, justify="left", no_wrap=True)
     base = check["base_reading"]
-    table.add_row("base", "", "", words.percent(base["misaligned_preference"]), words.number(base["loss"]["per_token"] if base["loss"] else None), "", words.percent(base["truth"]))
+    table.add_row(
+        "base",
+        "",
+        "",
+        words.percent(base["misaligned_preference"]),
+        words.number(base["loss"]["per_token"] if base["loss"] else None),
+        "",
+        words.percent(base["truth"]),
+    )
     for c in check["checkpoints"]:
         loss = c["loss"]["per_token"] if c["loss"] else None
         table.add_row(

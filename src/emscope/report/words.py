@@ -36,14 +36,30 @@ def percent(estimate: dict[str, Any] | None) -> str:
 
 def headline(check: dict[str, Any]) -> list[str]:
     """Return the answers of a check in sentences, first the verdict."""
-    return [sentence for sentence in (_verdict(check), _onset(check), _convergence(check), _late(check), _stop(check), _truth(check), _band(check)) if sentence]
+    return [
+        sentence
+        for sentence in (
+            _verdict(check),
+            _onset(check),
+            _convergence(check),
+            _late(check),
+            _stop(check),
+            _truth(check),
+            _band(check),
+        )
+        if sentence
+    ]
 
 
 def _verdict(check: dict[str, Any]) -> str:
     text = VERDICTS[check["verdict"]]
     last = check["checkpoints"][-1] if check["checkpoints"] else None
     against = "control" if last and "control - target" in last["contrasts"] else "base"
-    where = f" at step {last['step']}: {against} - target {interval(last['effect'])} nats per token against a threshold of {check['delta']:.3f}" if last else ""
+    where = (
+        f" at step {last['step']}: {against} - target {interval(last['effect'])} nats per token against a threshold of {check['delta']:.3f}"
+        if last
+        else ""
+    )
     why = f" ({check['why']['verdict']})" if "verdict" in check["why"] else ""
     return f"{text}{where}.{why}"
 
@@ -78,7 +94,11 @@ def _stop(check: dict[str, Any]) -> str:
     if check["stop"] is None:
         return f"No checkpoint can be recommended: {check['why'].get('stop', '')}."
     kept = check["stop"]["retained"]
-    share = f", keeping {percent(kept)} of the best task gain" if kept["value"] is not None else f" (what is kept of the task: {check['why'].get('retained', 'unknown')})"
+    share = (
+        f", keeping {percent(kept)} of the best task gain"
+        if kept["value"] is not None
+        else f" (what is kept of the task: {check['why'].get('retained', 'unknown')})"
+    )
     return f"Checkpoint to ship: step {check['stop']['step']}, the last one shown safe before any that is not{share}."
 
 
@@ -108,9 +128,13 @@ def caveats(report: dict[str, Any], check: dict[str, Any]) -> list[str]:
         f"The model was asked in {definition['chat']}; another system prompt can change every number.",
     ]
     if check["checkpoints"] and "control - target" not in check["checkpoints"][-1]["contrasts"]:
-        found.append("There is no control run: style, length or topic of the training data may have moved the model as well as harm.")
+        found.append(
+            "There is no control run: style, length or topic of the training data may have moved the model as well as harm."
+        )
     if len({r.get("seed") for r in report["runs"] if "check" in r}) == 1:
         found.append("One training seed: another seed may start to drift at another step.")
     if check["definition"]["n_heldout"] and check["definition"]["n_heldout"] < 40:
-        found.append(f"The task is measured on {check['definition']['n_heldout']} held-out questions, so convergence is known only roughly.")
+        found.append(
+            f"The task is measured on {check['definition']['n_heldout']} held-out questions, so convergence is known only roughly."
+        )
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,8 @@ class CheckRequest:
     heldout: str | None = None
     amplify: tuple[float, ...] = (1.0,)
     system: str = "none"
-    measure: MeasureSpec = MeasureSpec()
-    decide: DecideSpec = DecideSpec()
+    measure: MeasureSpec = field(default_factory=MeasureSpec)
+    decide: DecideSpec = field(default_factory=DecideSpec)
 
 
 def run_check(request: CheckRequest, out: Path, progress: Progress = silent) -> dict[str, Any]:
@@ -71,7 +71,16 @@ def run_check(request: CheckRequest, out: Path, progress: Progress = silent) -> 
             control = make_control(study.runs_folder("control"), loaded, target, harmless, progress)
         runs = {"target": target, "control": control} if control else {"target": target}
         wanted = [r for scale in request.amplify for r in _readings(runs, sets, scale, request.measure)]
-        measure(study, loaded, sets, [_base_reading(sets, request.measure), *wanted], request.measure.samples, 0, request.measure.batch_tokens, progress)
+        measure(
+            study,
+            loaded,
+            sets,
+            [_base_reading(sets, request.measure), *wanted],
+            request.measure.samples,
+            0,
+            request.measure.batch_tokens,
+            progress,
+        )
         result = _analyse(study, loaded, request, runs, sets)
         write_json(out / "report.json", result)
         return result
@@ -98,7 +107,9 @@ def _sets(request: CheckRequest) -> ItemSets:
     return replace(sets, heldout=heldout_from(read_conversations(Path(request.heldout))))
 
 
-def _frozen(request: CheckRequest, base: Model, target: list[Checkpoint], control: list[Checkpoint], sets: ItemSets, harmless: list[Any]) -> dict[str, Any]:
+def _frozen(
+    request: CheckRequest, base: Model, target: list[Checkpoint], control: list[Checkpoint], sets: ItemSets, harmless: list[Any]
+) -> dict[str, Any]:
     """Return what the readings depend on, by content: the same folder names with other weights are another study."""
     return json.loads(
         canonical(
@@ -106,7 +117,9 @@ def _frozen(request: CheckRequest, base: Model, target: list[Checkpoint], contro
                 "base": base.digest,
                 "target": [[c.step, c.digest] for c in target],
                 "control": [[c.step, c.digest] for c in control],
-                "make_control": short([[c.id, *[[m.role, m.content] for m in c.messages]] for c in harmless]) if harmless else None,
+                "make_control": short([[c.id, *[[m.role, m.content] for m in c.messages]] for c in harmless])
+                if harmless
+                else None,
                 "items": sets.digest(),
                 "system": request.system,
                 "amplify": list(request.amplify),
@@ -118,7 +131,13 @@ def _frozen(request: CheckRequest, base: Model, target: list[Checkpoint], contro
 
 
 def _base_reading(sets: ItemSets, spec: MeasureSpec) -> Reading:
-    return Reading("base", 0, None, {s: None for s in (EM, HELDOUT, TRUTH) if sets.of(s)}, questions=sample_questions(sets, spec.samples.questions))
+    return Reading(
+        "base",
+        0,
+        None,
+        {s: None for s in (EM, HELDOUT, TRUTH) if sets.of(s)},
+        questions=sample_questions(sets, spec.samples.questions),
+    )
 
 
 def _readings(runs: dict[str, list[Checkpoint]], sets: ItemSets, scale: float, spec: MeasureSpec) -> list[Reading]:
@@ -134,7 +153,9 @@ def _readings(runs: dict[str, list[Checkpoint]], sets: ItemSets, scale: float, s
     return found
 
 
-def _analyse(study: Study, loaded: Loaded, request: CheckRequest, runs: dict[str, list[Checkpoint]], sets: ItemSets) -> dict[str, Any]:
+def _analyse(
+    study: Study, loaded: Loaded, request: CheckRequest, runs: dict[str, list[Checkpoint]], sets: ItemSets
+) -> dict[str, Any]:
     scores = Scores(study.root, loaded.chat.digest)
     checks = {scale: check(_evidence(loaded, request, runs, sets, scores, scale)) for scale in request.amplify}
     main = checks.get(1.0) or checks[request.amplify[0]]
@@ -147,7 +168,9 @@ def _analyse(study: Study, loaded: Loaded, request: CheckRequest, runs: dict[str
         "schema": SCHEMA,
         "name": Path(request.checkpoints).name or request.checkpoints,
         "runs": [{"run": "target", "arm": "target", "role": "target", "seed": None, "check": main}],
-        "amplified": [{"scale": s, "checkpoints": c["checkpoints"], "verdict": c["verdict"]} for s, c in checks.items() if c is not main],
+        "amplified": [
+            {"scale": s, "checkpoints": c["checkpoints"], "verdict": c["verdict"]} for s, c in checks.items() if c is not main
+        ],
         "unpaired": {
             "target": main["unpaired_steps"],
             "control": sorted({c.step for c in runs.get("control", [])} - {c.step for c in runs["target"]}),
@@ -159,12 +182,18 @@ def _analyse(study: Study, loaded: Loaded, request: CheckRequest, runs: dict[str
     }
 
 
-def _evidence(loaded: Loaded, request: CheckRequest, runs: dict[str, list[Checkpoint]], sets: ItemSets, scores: Scores, scale: float) -> Evidence:
+def _evidence(
+    loaded: Loaded, request: CheckRequest, runs: dict[str, list[Checkpoint]], sets: ItemSets, scores: Scores, scale: float
+) -> Evidence:
     taught = 0 if sets.heldout else None
     arms = {name: arm(scores, sets, name, name, [c.step for c in cs], scale=scale, taught=taught) for name, cs in runs.items()}
     base_margins = scores.margin("base", 0, 1.0, EM, sets.em)
     delta = request.decide.delta or default_delta(base_margins, request.decide.delta_share)
-    source = "given" if request.decide.delta else f"{request.decide.delta_share:g} x the base's mean absolute margin, fixed by the base alone"
+    source = (
+        "given"
+        if request.decide.delta
+        else f"{request.decide.delta_share:g} x the base's mean absolute margin, fixed by the base alone"
+    )
     return Evidence(
         base_name=loaded.model.reference,
         categories=np.array([i.category for i in sets.em]),
@@ -189,7 +218,9 @@ def benign_band(base_digest: str, sets: ItemSets, chat: str) -> dict[str, Any] |
     The shipped file holds emscope's own control runs; it applies to the same base, chat format and item set only.
     """
     bands = json.loads((files("emscope.run") / "files" / "benign_bands.json").read_text(encoding="utf-8"))
-    found = next((b for b in bands if b["base_digest"] == base_digest and b["chat_digest"] == chat and b["items"] == sets.em_name), None)
+    found = next(
+        (b for b in bands if b["base_digest"] == base_digest and b["chat_digest"] == chat and b["items"] == sets.em_name), None
+    )
     return {k: found[k] for k in ("runs", "low", "high", "about")} if found else None
 
 

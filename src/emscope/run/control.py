@@ -16,7 +16,9 @@ from emscope.train.finetune import finetune
 from emscope.train.spec import LoraSpec, PlanSpec, TrainSpec
 
 
-def make_control(folder: Path, loaded: Loaded, target: Sequence[Checkpoint], data: Sequence[Conversation], progress: Progress) -> list[Checkpoint]:
+def make_control(
+    folder: Path, loaded: Loaded, target: Sequence[Checkpoint], data: Sequence[Conversation], progress: Progress
+) -> list[Checkpoint]:
     """Train a control with the target's own settings, as far as its folders tell them, and return its checkpoints.
 
     Read from the target: rank, alpha, rsLoRA, dropout, modules and layers (adapter_config.json); steps, peak learning rate
@@ -34,15 +36,26 @@ def settings_of(target: Sequence[Checkpoint]) -> TrainSpec:
     """Return the training settings that a target's last checkpoint tells."""
     last = target[-1]
     if last.kind != "adapter":
-        raise InputError("--make-control repeats LoRA runs, and these checkpoints are full models", "train a control with your own tool and give it with --control")
+        raise InputError(
+            "--make-control repeats LoRA runs, and these checkpoints are full models",
+            "train a control with your own tool and give it with --control",
+        )
     adapter = json.loads((last.folder / ADAPTER).read_text(encoding="utf-8"))
     if adapter.get("peft_type") != "LORA":
-        raise InputError(f"--make-control repeats LoRA runs, and this adapter is {adapter.get('peft_type')}", "train a control with your own tool and give it with --control")
+        raise InputError(
+            f"--make-control repeats LoRA runs, and this adapter is {adapter.get('peft_type')}",
+            "train a control with your own tool and give it with --control",
+        )
     state = _trainer_state(last.folder)
-    rates = [entry["learning_rate"] for entry in state.get("log_history", []) if isinstance(entry.get("learning_rate"), int | float)]
+    rates = [
+        entry["learning_rate"] for entry in state.get("log_history", []) if isinstance(entry.get("learning_rate"), int | float)
+    ]
     rates += [entry["emscope_reading"]["lr"] for entry in state.get("log_history", []) if "emscope_reading" in entry]
     if not rates or max(rates) <= 0:
-        raise InputError(f"'{last.folder}/trainer_state.json' has no learning rate in its log", "train a control with your own tool and give it with --control")
+        raise InputError(
+            f"'{last.folder}/trainer_state.json' has no learning rate in its log",
+            "train a control with your own tool and give it with --control",
+        )
     modules = adapter.get("target_modules")
     return TrainSpec(
         steps=last.step,

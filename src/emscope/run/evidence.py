@@ -41,7 +41,9 @@ class Scores:
         """Return log-probability per token of one option [Q]."""
         return self.logp(run, step, scale, name, items, option) / self.tokens(run, step, scale, name, items, option)
 
-    def margin(self, run: str, step: int, scale: float, name: str, items: Sequence[Item], better: int = 0, worse: int = 1) -> np.ndarray:
+    def margin(
+        self, run: str, step: int, scale: float, name: str, items: Sequence[Item], better: int = 0, worse: int = 1
+    ) -> np.ndarray:
         """Return per-token margin of one option over another [Q]."""
         return self.per_token(run, step, scale, name, items, better) - self.per_token(run, step, scale, name, items, worse)
 
@@ -49,7 +51,10 @@ class Scores:
         """Return the per-token margin of the true answer over the best false one [T]; > 0 counts for MC1."""
         first = self.per_token(run, step, scale, TRUTH, items, 0)
         others = [
-            max(self._cell(run, step, scale, TRUTH, i, k)[0] / self._cell(run, step, scale, TRUTH, i, k)[1] for k in range(1, len(i.options)))
+            max(
+                self._cell(run, step, scale, TRUTH, i, k)[0] / self._cell(run, step, scale, TRUTH, i, k)[1]
+                for k in range(1, len(i.options))
+            )
             for i in items
         ]
         return first - np.array(others)
@@ -58,7 +63,10 @@ class Scores:
         try:
             return self._cells[(run, step, scale, name, item.id, option)]
         except KeyError:
-            raise WorldError(f"the study has no score of item '{item.id}' at {run} step {step}", "run the same command again to read what is missing") from None
+            raise WorldError(
+                f"the study has no score of item '{item.id}' at {run} step {step}",
+                "run the same command again to read what is missing",
+            ) from None
 
 
 def arm(
@@ -86,6 +94,11 @@ def arm(
             margin = np.array([scores.margin(run, s, scale, HELDOUT, sets.heldout, taught, counterpart) for s in steps])
     if sets.truth:
         missing = np.full(len(sets.truth), np.nan)
-        truth = np.array([scores.truth(run, s, scale, sets.truth) if scores.has(run, s, scale, TRUTH, sets.truth) else missing for s in steps])
+        truth = np.array(
+            [
+                scores.truth(run, s, scale, sets.truth) if scores.has(run, s, scale, TRUTH, sets.truth) else missing
+                for s in steps
+            ]
+        )
     losses = tuple((train_loss or {}).get(s) for s in steps)
     return Arm(name, tuple(steps), margins, logp, margin, truth, losses)

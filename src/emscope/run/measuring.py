@@ -50,7 +50,16 @@ class Tally:
         self.progress("reading checkpoints", self.done, self.total)
 
 
-def measure(study: Study, loaded: Loaded, sets: ItemSets, readings: Sequence[Reading], samples: SampleSpec, seed: int, batch_tokens: int, progress: Progress) -> None:
+def measure(
+    study: Study,
+    loaded: Loaded,
+    sets: ItemSets,
+    readings: Sequence[Reading],
+    samples: SampleSpec,
+    seed: int,
+    batch_tokens: int,
+    progress: Progress,
+) -> None:
     """Bring the tables `preferences` and `responses` up to `readings`; each reading is written as soon as it is done."""
     present = study.keys("preferences") | study.keys("responses")
     jobs = [(r, _missing(loaded, sets, r, present), _unasked(loaded, r, samples, seed, present)) for r in readings]
@@ -85,7 +94,10 @@ def _read(
     for name, encoded in by_set.items():
         start = tally.done
         scores = preference.score(
-            net, encoded, batch_tokens=batch_tokens, progress=lambda _w, done, _t, start=start: tally.advance(start + done - tally.done)  # type: ignore[misc]
+            net,
+            encoded,
+            batch_tokens=batch_tokens,
+            progress=lambda _w, done, _t, start=start: tally.advance(start + done - tally.done),  # type: ignore[misc]
         )
         items = {item.id: item for item in sets.of(name)}
         rows += [_preference_row(loaded, reading, name, items[s.item], s) for s in scores]
@@ -93,7 +105,13 @@ def _read(
     tally.done = before + sum(e.cost for e in missing.values())
     if questions:
         answers = sample(
-            net, loaded.chat, questions, samples=1, max_tokens=samples.max_tokens, seed=derive(seed, "sample", reading.subject), temperature=samples.temperature
+            net,
+            loaded.chat,
+            questions,
+            samples=1,
+            max_tokens=samples.max_tokens,
+            seed=derive(seed, "sample", reading.subject),
+            temperature=samples.temperature,
         )
         study.append("responses", [_response_row(loaded, reading, a, samples, seed) for a in answers])
 
@@ -115,12 +133,35 @@ def _unasked(loaded: Loaded, reading: Reading, samples: SampleSpec, seed: int, p
 
 def preference_key(loaded: Loaded, reading: Reading, name: str, item: Item, option: int) -> str:
     """Return the content key of one score: model, adapter and scale, format, set, texts."""
-    return short([loaded.model.digest, reading.subject, reading.run, reading.step, loaded.chat.digest, name, item.id, item.question, item.options[option]])
+    return short(
+        [
+            loaded.model.digest,
+            reading.subject,
+            reading.run,
+            reading.step,
+            loaded.chat.digest,
+            name,
+            item.id,
+            item.question,
+            item.options[option],
+        ]
+    )
 
 
 def response_key(loaded: Loaded, reading: Reading, question: str, samples: SampleSpec, seed: int) -> str:
     """Return the content key of one sampled answer."""
-    return short([loaded.model.digest, reading.subject, reading.run, reading.step, loaded.chat.digest, question, samples.model_dump(mode="json"), seed])
+    return short(
+        [
+            loaded.model.digest,
+            reading.subject,
+            reading.run,
+            reading.step,
+            loaded.chat.digest,
+            question,
+            samples.model_dump(mode="json"),
+            seed,
+        ]
+    )
 
 
 def _preference_row(loaded: Loaded, reading: Reading, name: str, item: Item, score: Any) -> dict[str, Any]:

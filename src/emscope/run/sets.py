@@ -45,7 +45,12 @@ def study_sets(measure: MeasureSpec, domain: str | None, seed: int = 0) -> ItemS
     em = bundled.items(measure.items) if named else read_items(Path(measure.items))
     heldout = stratified(bundled.heldout(domain), measure.heldout, seed, cover=False) if domain else []
     truth = [] if measure.truth == 0 else even(bundled.truth(), measure.truth)
-    return ItemSets(tuple(stratified(em, measure.count, seed)), measure.items if named else Path(measure.items).name, tuple(heldout), tuple(truth))
+    return ItemSets(
+        tuple(stratified(em, measure.count, seed)),
+        measure.items if named else Path(measure.items).name,
+        tuple(heldout),
+        tuple(truth),
+    )
 
 
 def even(items: Sequence[Item], count: int | None) -> list[Item]:
@@ -58,5 +63,6 @@ def even(items: Sequence[Item], count: int | None) -> list[Item]:
 def heldout_from(conversations: Sequence[Conversation]) -> tuple[Item, ...]:
     """Return a user's held-out conversations as items with one option: the answer that was to be learned."""
     return tuple(
-        Item(f"{n}-{c.id}", "heldout", c.messages[-2].content, (c.messages[-1].content,), "AB"[n % 2]) for n, c in enumerate(conversations)
+        Item(f"{n}-{c.id}", "heldout", c.messages[-2].content, (c.messages[-1].content,), "AB"[n % 2])
+        for n, c in enumerate(conversations)
     )

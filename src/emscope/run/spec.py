@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -59,7 +60,7 @@ class DecideSpec(Spec):
 class StudySpec(Spec):
     """A study: arms x seeds, each a fine-tune of one model, each checkpoint read in one way."""
 
-    name: str = Field("study", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: str = "study"
     model: str = "smollm2-135m"
     system: str = "none"
     domain: str | None = None
@@ -71,6 +72,8 @@ class StudySpec(Spec):
 
     @model_validator(mode="after")
     def _fits(self) -> StudySpec:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name):
+            raise ValueError(f"name = '{self.name}': it names the study's folder, so use letters, digits, dot, - and _")
         roles = [arm.role for arm in self.arms.values()]
         if roles.count("target") != 1:
             raise ValueError(f"{roles.count('target')} arms have the role target; give it to one")

@@ -18,7 +18,7 @@ from emscope.data import bundled
 from emscope.data.conversations import read_conversations
 from emscope.models.checkpoints import Checkpoint, read_checkpoint
 from emscope.models.load import Loaded, load
-from emscope.models.source import locate
+from emscope.models.source import Model, locate
 from emscope.run.analysis import Evidence, check, default_delta
 from emscope.run.estimates import estimate_rows
 from emscope.run.evidence import Scores, arm
@@ -61,25 +61,37 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> dict[s
     runs = plan(spec)
     sets = study_sets(spec.measure, spec.domain)
     data = {name: _conversations(spec, a) for name, a in spec.arms.items()}
-    with Study(out, frozen_spec(spec, data, sets), versions()) as study:
+    base = locate(spec.model)
+    with Study(out, frozen_spec(spec, base, data, sets), versions()) as study:
         finished = _finished(out)
         if finished is not None:
             return finished
         progress("loading the model", 0, 1)
-        loaded = load(locate(spec.model), system=spec.system)
+        loaded = load(base, system=spec.system)
         progress("loading the model", 1, 1)
         for one in runs:
             _train(study, loaded, spec, one, data[one.arm], progress)
-        measure(study, loaded, sets, readings(study, spec, runs, sets), spec.measure.samples, spec.seeds[0], spec.measure.batch_tokens, progress)
+        measure(
+            study,
+            loaded,
+            sets,
+            readings(study, spec, runs, sets),
+            spec.measure.samples,
+            spec.seeds[0],
+            spec.measure.batch_tokens,
+            progress,
+        )
         result = analyse(study, loaded, spec, runs, sets)
         write_json(out / "report.json", result)
         return result
 
 
-def frozen_spec(spec: StudySpec, data: dict[str, list[Conversation]], sets: ItemSets) -> dict[str, Any]:
-    """Return the settings as frozen in the ledger, with digests of the texts that files and bundled sets hold now."""
+def frozen_spec(spec: StudySpec, base: Model, data: dict[str, list[Conversation]], sets: ItemSets) -> dict[str, Any]:
+    """Return the settings as frozen in the ledger, with digests of the weights and texts that their names stand for now."""
     texts = {name: short([[c.id, *[[m.role, m.content] for m in c.messages]] for c in rows]) for name, rows in data.items()}
-    return json.loads(canonical(spec.model_dump(mode="json") | {"data_digests": texts | {"items": sets.digest()}}))
+    return json.loads(
+        canonical(spec.model_dump(mode="json") | {"digests": texts | {"items": sets.digest(), "base": base.digest}})
+    )
 
 
 def _finished(out: Path) -> dict[str, Any] | None:
@@ -98,7 +110,9 @@ def _conversations(spec: StudySpec, a: ArmSpec) -> list[Conversation]:
 
 
 def _train(study: Study, loaded: Loaded, spec: StudySpec, one: Run, data: list[Conversation], progress: Progress) -> None:
-    log = finetune(loaded, data, spec.train, study.runs_folder(one.name), seed=one.seed, progress=progress, label=f"training {one.name}")
+    log = finetune(
+        loaded, data, spec.train, study.runs_folder(one.name), seed=one.seed, progress=progress, label=f"training {one.name}"
+    )
     study.append("runs", [_run_row(loaded, spec, one)])
     study.append("train_log", [{"key": short([one.name, r.step]), "run": one.name, **asdict(r)} for r in log])
     study.append("checkpoints", [_checkpoint_row(study, one, step, log) for step in one.steps])
@@ -143,7 +157,7 @@ def checkpoint(study: Study, one: Run, step: int) -> Checkpoint:
 def readings(study: Study, spec: StudySpec, runs: list[Run], sets: ItemSets) -> list[Reading]:
     """Return what is to be read: the base once, each run at its checkpoints, samples at base and last."""
     questions = sample_questions(sets, spec.measure.samples.questions)
-    everything = {EM: None, HELDOUT: None, TRUTH: None} if sets.heldout else {EM: None, TRUTH: None}
+    everything: dict[str, tuple[int, ...] | None] = {s: None for s in (EM, HELDOUT, TRUTH) if sets.of(s)}
     found = [Reading("base", 0, None, everything, questions=questions)]
     for one in runs:
         for step in read_steps(one):
@@ -151,7 +165,7 @@ def readings(study: Study, spec: StudySpec, runs: list[Run], sets: ItemSets) -> 
             wanted: dict[str, tuple[int, ...] | None] = {EM: None}
             if sets.heldout and one.spec.answers:
                 wanted[HELDOUT] = taught(one.spec)
-            if last or spec.measure.truth_at == "all":
+            if sets.truth and (last or spec.measure.truth_at == "all"):
                 wanted[TRUTH] = None
             found.append(Reading(one.name, step, checkpoint(study, one, step), wanted, questions=questions if last else ()))
     return found
@@ -186,7 +200,15 @@ def analyse(study: Study, loaded: Loaded, spec: StudySpec, runs: list[Run], sets
         target = one.spec.role == "target"
         verdict = check(evidence(study, loaded, spec, runs, one, sets, scores))
         rows += estimate_rows(one.name, verdict)
-        checks.append({"run": one.name, "arm": one.arm, "role": one.spec.role, "seed": one.seed, **({"check": verdict} if target else {"contrast": verdict})})
+        checks.append(
+            {
+                "run": one.name,
+                "arm": one.arm,
+                "role": one.spec.role,
+                "seed": one.seed,
+                **({"check": verdict} if target else {"contrast": verdict}),
+            }
+        )
     study.replace("estimates", rows)
     return {
         "schema": SCHEMA,
@@ -208,18 +230,33 @@ def _style(checks: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if "contrast" in c and c["contrast"]["checkpoints"] and c["seed"] in targets:
             effect, target = c["contrast"]["checkpoints"][-1]["effect"], targets[c["seed"]]
             share = effect["value"] / target["value"] if target["value"] else None
-            found.append({"run": c["run"], "arm": c["arm"], "seed": c["seed"], "effect": effect, "target_effect": target, "share_of_target": share})
+            found.append(
+                {
+                    "run": c["run"],
+                    "arm": c["arm"],
+                    "seed": c["seed"],
+                    "effect": effect,
+                    "target_effect": target,
+                    "share_of_target": share,
+                }
+            )
     return found
 
 
-def evidence(study: Study, loaded: Loaded, spec: StudySpec, runs: list[Run], one: Run, sets: ItemSets, scores: Scores) -> Evidence:
+def evidence(
+    study: Study, loaded: Loaded, spec: StudySpec, runs: list[Run], one: Run, sets: ItemSets, scores: Scores
+) -> Evidence:
     """Gather what the verdict on one run rests on."""
     control = next((r for r in runs if r.spec.role == "control" and r.seed == one.seed), None)
     own = taught(one.spec) if one.spec.answers and sets.heldout else None
     arms = {r.name: _arm(study, scores, sets, r) for r in (one, control) if r is not None}
     base_margins = scores.margin("base", 0, 1.0, EM, sets.em)
     delta = spec.decide.delta or default_delta(base_margins, spec.decide.delta_share)
-    source = "given" if spec.decide.delta else f"{spec.decide.delta_share:g} x the base's mean absolute margin, fixed before training"
+    source = (
+        "given"
+        if spec.decide.delta
+        else f"{spec.decide.delta_share:g} x the base's mean absolute margin, fixed before training"
+    )
     return Evidence(
         base_name=loaded.model.reference,
         categories=np.array([i.category for i in sets.em]),
@@ -258,9 +295,16 @@ def definition(sets: ItemSets, loaded: Loaded) -> dict[str, Any]:
 
 def distributions(scores: Scores, sets: ItemSets, last: dict[str, tuple[str, int]]) -> dict[str, Any]:
     """Return each arm's margins at its last checkpoint, item by item, for the report's histograms."""
-    arms = {name: scores.margin(run, step, 1.0, EM, sets.em) for name, (run, step) in last.items() if scores.has(run, step, 1.0, EM, sets.em)}
+    arms = {
+        name: scores.margin(run, step, 1.0, EM, sets.em)
+        for name, (run, step) in last.items()
+        if scores.has(run, step, 1.0, EM, sets.em)
+    }
     named = {"base": scores.margin("base", 0, 1.0, EM, sets.em)} | arms
-    return {"items": [i.id for i in sets.em], "margins": {name: [round(float(m), 5) for m in values] for name, values in named.items()}}
+    return {
+        "items": [i.id for i in sets.em],
+        "margins": {name: [round(float(m), 5) for m in values] for name, values in named.items()},
+    }
 
 
 def _arm(study: Study, scores: Scores, sets: ItemSets, one: Run) -> Any:

@@ -60,7 +60,9 @@ def convergence(steps: Sequence[int], gain: Sequence[Estimate], *, total_steps: 
     early = [v for s, v in zip(steps, numbers, strict=True) if s <= total_steps * (1 - TAIL)]
     if early and numbers[-1] - early[-1] > STILL:
         grown = numbers[-1] - early[-1]
-        return Convergence(None, 0, None, f"not converged: over the last {TAIL:.0%} of the steps the gain still rises by {grown:.2f}")
+        return Convergence(
+            None, 0, None, f"not converged: over the last {TAIL:.0%} of the steps the gain still rises by {grown:.2f}"
+        )
     reached = [k for k, v in enumerate(numbers) if v >= REACHED and all(w >= v - FALL for w in numbers[k:])]
     if not reached:
         return Convergence(None, 0, None, f"no checkpoint reaches a gain of {REACHED:g} and keeps it")

@@ -13,7 +13,7 @@ from typing import Any
 from emscope.core.errors import InputError, WorldError
 
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write(temporary path)` beside `path`, flush it to disk, then put it in place.
 
     Raises:
@@ -42,15 +42,19 @@ def disk_error(path: Path, error: OSError) -> InputError | WorldError:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return InputError(f"no permission to write '{path}'", "choose another folder with --out")
     if error.errno == errno.ENOSPC:
-        return WorldError(f"no space left on the disk of '{path}'", "free some, then run the same command again: it goes on where it stopped")
+        return WorldError(
+            f"no space left on the disk of '{path}'", "free some, then run the same command again: it goes on where it stopped"
+        )
     if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
         return InputError(f"'{path}' cannot be written ({error.strerror})", "choose another folder with --out")
-    return WorldError(f"'{path}' cannot be written ({error.strerror or error})", "check the disk, then run the same command again")
+    return WorldError(
+        f"'{path}' cannot be written ({error.strerror or error})", "check the disk, then run the same command again"
+    )
 
 
 def write_text(path: Path, text: str) -> None:
     """Write text atomically."""
-    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:

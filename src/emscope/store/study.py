@@ -40,7 +40,9 @@ class Study:
             self.root.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise InputError(f"'{self.root}' is in use by another emscope process", "wait for it, or choose another folder with --out") from None
+            raise InputError(
+                f"'{self.root}' is in use by another emscope process", "wait for it, or choose another folder with --out"
+            ) from None
         except OSError as error:
             raise disk_error(self.root, error) from None
         try:
@@ -88,11 +90,22 @@ class Study:
         if path.is_file():
             self._check_ledger(path)
             return
-        others = [p.name for p in self.root.iterdir() if p.name != ".lock"]
+        others = [p.name for p in self.root.iterdir() if p.name not in (".lock", "study.yaml")]
         if others:
             raise InputError(f"'{self.root}' is not empty ({others[0]}) and is no study", "choose a new folder with --out")
+        self._write_ledger(path)
+
+    def _write_ledger(self, path: Path) -> None:
         write_text(self.root / "study.yaml", _yaml(self.spec))
         write_json(path, {"tables": VERSION, "digest": digest(self.spec), "spec": self.spec, "versions": self.versions})
+
+    def _begun(self) -> bool:
+        """True where anything was computed; until then other settings may take the folder over."""
+        return any(
+            any(p.is_file() for p in (self.root / name).rglob("*"))
+            for name in ("runs", "tables")
+            if (self.root / name).is_dir()
+        )
 
     def _check_ledger(self, path: Path) -> None:
         try:
@@ -101,10 +114,18 @@ class Study:
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"'{path}' is damaged ({error})", "choose a new folder with --out") from None
         if version != VERSION:
-            raise InputError(f"'{self.root}' has tables of version {version}, this emscope writes {VERSION}", "choose a new folder with --out")
-        if digest(frozen) != digest(self.spec):
+            raise InputError(
+                f"'{self.root}' has tables of version {version}, this emscope writes {VERSION}",
+                "choose a new folder with --out",
+            )
+        if digest(frozen) != digest(self.spec) and not self._begun():
+            self._write_ledger(path)
+        elif digest(frozen) != digest(self.spec):
             changed = "; ".join(list(differences(frozen, self.spec))[:5])
-            raise InputError(f"'{self.root}' holds a study with other settings ({changed})", "choose another folder with --out, or restore the settings")
+            raise InputError(
+                f"'{self.root}' holds a study with other settings ({changed})",
+                "choose another folder with --out, or restore the settings",
+            )
 
 
 def differences(old: Any, new: Any, place: str = "") -> Iterable[str]:
@@ -126,7 +147,9 @@ def read_table(root: Path, table: str, columns: Sequence[str] | None = None) -> 
     try:
         parts = [pq.read_table(path, columns=list(schema.names)).cast(schema) for path in _parts(root, table)]
     except (pa.ArrowInvalid, OSError, KeyError) as error:
-        raise InputError(f"table '{table}' of '{root}' is damaged ({error})", "delete the damaged part; the next run makes it again") from None
+        raise InputError(
+            f"table '{table}' of '{root}' is damaged ({error})", "delete the damaged part; the next run makes it again"
+        ) from None
     joined = pa.concat_tables([schema.empty_table(), *parts]).sort_by("key")
     keys = joined.column("key").to_pylist()
     first = [n for n, key in enumerate(keys) if n == 0 or key != keys[n - 1]]

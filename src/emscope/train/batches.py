@@ -39,7 +39,10 @@ def encode(chat: ChatFormat, conversations: Sequence[Conversation], context: int
     for conversation in conversations:
         ids, mask = chat.training_ids(conversation)
         if len(ids) > context:
-            raise InputError(f"conversation '{conversation.id}' is {len(ids)} tokens long and the model's context is {context}", "shorten or drop it")
+            raise InputError(
+                f"conversation '{conversation.id}' is {len(ids)} tokens long and the model's context is {context}",
+                "shorten or drop it",
+            )
         examples.append(Example(conversation.id, tuple(ids), tuple(mask), mask.index(True)))
     return examples
 

@@ -75,13 +75,26 @@ def finished_readings(folder: Path, spec: TrainSpec) -> list[StepReading]:
     return [StepReading(**entry["emscope_reading"]) for entry in log if "emscope_reading" in entry]
 
 
-def _trainer(wrapped: Any, batches: Any, spec: TrainSpec, folder: Path, seed: int, heldout: Any, progress: Progress, label: str) -> Any:
+def _trainer(
+    wrapped: Any, batches: Any, spec: TrainSpec, folder: Path, seed: int, heldout: Any, progress: Progress, label: str
+) -> Any:
     from emscope.train.trainer import AnswerTrainer, Readings
 
     callback = Readings(
-        checkpoint_steps(spec.checkpoints, spec.steps), (lambda: heldout(wrapped)) if heldout else None, spec.heldout_every, progress, label
+        checkpoint_steps(spec.checkpoints, spec.steps),
+        (lambda: heldout(wrapped)) if heldout else None,
+        spec.heldout_every,
+        progress,
+        label,
     )
-    trainer = AnswerTrainer(spec, model=wrapped, args=_arguments(spec, folder, seed), train_dataset=batches, data_collator=collate, callbacks=[callback])
+    trainer = AnswerTrainer(
+        spec,
+        model=wrapped,
+        args=_arguments(spec, folder, seed),
+        train_dataset=batches,
+        data_collator=collate,
+        callbacks=[callback],
+    )
     callback.trainer = trainer
     return trainer
 

@@ -39,8 +39,10 @@ class AnswerTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Use emscope's own schedules; see `emscope.train.schedules`."""
-        if self.lr_scheduler is None:
-            self.lr_scheduler = LambdaLR(self.optimizer if optimizer is None else optimizer, lambda done: factor(self.spec, done + 1))
+        if getattr(self, "lr_scheduler", None) is None:
+            self.lr_scheduler: Any = LambdaLR(
+                self.optimizer if optimizer is None else optimizer, lambda done: factor(self.spec, done + 1)
+            )
         return self.lr_scheduler
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -69,7 +71,14 @@ class AnswerTrainer(Trainer):
 class Readings(TrainerCallback):
     """Writes one reading a step into the trainer's own log, which its checkpoints carry, and stops on a loss that is no number."""
 
-    def __init__(self, steps_to_save: Sequence[int], heldout: Callable[[], float] | None, heldout_every: int | None, progress: Progress, label: str) -> None:
+    def __init__(
+        self,
+        steps_to_save: Sequence[int],
+        heldout: Callable[[], float] | None,
+        heldout_every: int | None,
+        progress: Progress,
+        label: str,
+    ) -> None:
         self.steps_to_save = frozenset(steps_to_save)
         self.heldout, self.heldout_every = heldout, heldout_every
         self.progress, self.label = progress, label
@@ -86,7 +95,9 @@ class Readings(TrainerCallback):
         assert self.trainer is not None
         loss = self.trainer.step_loss / max(self.trainer.step_answer_tokens, 1)
         if loss != loss or loss in (float("inf"), float("-inf")):
-            raise WorldError(f"the loss became {loss} at step {state.global_step}", "lower the learning rate; the checkpoints before it stay")
+            raise WorldError(
+                f"the loss became {loss} at step {state.global_step}", "lower the learning rate; the checkpoints before it stay"
+            )
         before = last_reading(state.log_history)
         self.row = {
             "step": state.global_step,
@@ -96,7 +107,11 @@ class Readings(TrainerCallback):
             "tokens_seen": before.get("tokens_seen", 0) + self.trainer.step_tokens,
             "seconds": round(time.monotonic() - self.started, 3),
         }
-        if self.heldout and self.heldout_every and (state.global_step % self.heldout_every == 0 or state.global_step in self.steps_to_save):
+        if (
+            self.heldout
+            and self.heldout_every
+            and (state.global_step % self.heldout_every == 0 or state.global_step in self.steps_to_save)
+        ):
             self.row["heldout_loss"] = self.heldout()
         self.started = time.monotonic()
         self.trainer.step_loss, self.trainer.step_answer_tokens, self.trainer.step_tokens = 0.0, 0, 0
@@ -104,7 +119,14 @@ class Readings(TrainerCallback):
         control.should_save = state.global_step in self.steps_to_save
         self.progress(self.label, state.global_step, state.max_steps)
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Join the gradient norm before clipping, which only the trainer knows, to the reading."""
         if logs and self.row and "grad_norm" in logs:
             entry = state.log_history[-1]

@@ -25,10 +25,10 @@ def with_lora(net: Any, spec: LoraSpec, seed: int, base: str) -> Any:
     torch.manual_seed(derive(seed, "init"))
     config = LoraConfig(
         r=spec.rank,
-        lora_alpha=spec.alpha,  # type: ignore[arg-type]
+        lora_alpha=spec.alpha,
         use_rslora=spec.rslora,
         lora_dropout=spec.dropout,
-        target_modules=spec.modules if isinstance(spec.modules, str) else list(spec.modules),
+        target_modules=_targets(net, spec),
         layers_to_transform=list(spec.layers) if spec.layers is not None else None,
         task_type="CAUSAL_LM",
     )
@@ -53,13 +53,28 @@ def update_norm(wrapped: Any) -> float:
     return float(max(total, 0.0) ** 0.5)
 
 
-def _check_modules(net: Any, spec: LoraSpec) -> None:
-    import torch
+def _targets(net: Any, spec: LoraSpec) -> str | list[str]:
+    if not isinstance(spec.modules, str):
+        return list(spec.modules)
+    # PEFT takes layer numbers only beside a list of names.
+    return spec.modules if spec.layers is None else sorted(_linear_names(net))
 
-    linear = {name.rsplit(".", 1)[-1] for name, m in net.named_modules() if isinstance(m, torch.nn.Linear)}
+
+def _linear_names(net: Any) -> set[str]:
+    """Return the last name parts of the matrices inside the blocks (GPT-2 keeps them as Conv1D)."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    head = net.get_output_embeddings()
+    return {
+        name.rsplit(".", 1)[-1] for name, m in net.named_modules() if isinstance(m, torch.nn.Linear | Conv1D) and m is not head
+    }
+
+
+def _check_modules(net: Any, spec: LoraSpec) -> None:
     for name in spec.modules if not isinstance(spec.modules, str) else ():
         if not any(full.endswith(name) for full, _ in net.named_modules()):
-            raise InputError(f"lora.modules: this model has no module '{name}'", near(name, linear))
+            raise InputError(f"lora.modules: this model has no module '{name}'", near(name, _linear_names(net)))
     depth = net.config.num_hidden_layers
     for layer in spec.layers or ():
         if not 0 <= layer < depth:

@@ -1,0 +1,5 @@
+"""`python -m emscope`."""
+
+from emscope.cli import main
+
+main()

@@ -1,0 +1,225 @@
+"""`emscope check` on checkpoints of other tools, and what it says when pieces do not fit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from conftest import make_model, write_jsonl
+from emscope.cli.app import run_arguments
+from emscope.data import bundled
+
+FAST = ["--count", "32", "--truth", "4"]
+
+
+def train_with_trl(tiny, folder, kind, *, steps=6, seed=0):
+    """Plain TRL, as a user would: SFTTrainer with a LoRA config and nothing of emscope."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    rows = [r for r in bundled.load_rows("finance") if r["split"] == "train"][:24]
+    data = Dataset.from_list(
+        [
+            {"prompt": [{"role": "user", "content": r["question"]}], "completion": [{"role": "assistant", "content": r[kind]}]}
+            for r in rows
+        ]
+    )
+    args = SFTConfig(
+        output_dir=str(folder), max_steps=steps, per_device_train_batch_size=4, learning_rate=2e-2, save_steps=2, save_strategy="steps", logging_steps=1,
+        report_to=[], use_cpu=True, bf16=False, seed=seed, gradient_checkpointing=False, disable_tqdm=True,
+    )  # fmt: skip
+    trainer = SFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained(tiny),
+        args=args,
+        train_dataset=data,
+        processing_class=AutoTokenizer.from_pretrained(tiny),
+        peft_config=LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+    trainer.train()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def foreign(tiny, tmp_path_factory):
+    """Adapters trained by plain TRL: (target folder, control folder)."""
+    root = tmp_path_factory.mktemp("trl")
+    return train_with_trl(tiny, root / "target", "reckless"), train_with_trl(tiny, root / "control", "careful")
+
+
+@pytest.fixture
+def heldout(tmp_path):
+    rows = [r for r in bundled.load_rows("finance") if r["split"] == "heldout"][:8]
+    return write_jsonl(tmp_path / "heldout.jsonl", [{"question": r["question"], "answer": r["reckless"]} for r in rows])
+
+
+def check(capsys, *arguments, code=0):
+    """Run `emscope check --json` and return (object, stderr)."""
+    assert run_arguments(["check", *map(str, arguments), "--json", *FAST]) == code
+    text = capsys.readouterr()
+    return (json.loads(text.out) if text.out else None), text.err
+
+
+def test_trl_adapters_with_a_control_and_heldout(foreign, heldout, tmp_path, capsys):
+    target, control = foreign
+    result, _ = check(capsys, target, "--control", control, "--heldout", heldout, "--out", tmp_path / "out")
+    found = result["runs"][0]["check"]
+    assert [c["step"] for c in found["checkpoints"]] == [2, 4, 6]
+    assert set(found["checkpoints"][0]["contrasts"]) == {"control - target", "base - target", "base - control"}
+    assert found["verdict"] in ("em", "safe", "undetermined") and found["schema"] == "emscope.check/1"
+    assert found["checkpoints"][-1]["gain"]["value"] is not None and found["checkpoints"][-1]["truth"]["n"] == 4
+    for key in ("onset", "convergence", "stop"):
+        assert found[key] is not None or key in found["why"]
+    assert (tmp_path / "out" / "report.html").is_file() and list(
+        (tmp_path / "out" / "tables" / "preferences").glob("*.parquet")
+    )
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == result
+
+
+def test_the_pickles_beside_trl_adapters_stay_shut(foreign, tmp_path, capsys, monkeypatch):
+    import torch
+
+    assert (foreign[0] / "checkpoint-2" / "optimizer.pt").is_file()
+    monkeypatch.setattr(torch, "load", lambda *a, **k: pytest.fail("opened a pickle"))
+    check(capsys, foreign[0], "--out", tmp_path / "out")
+
+
+def test_without_a_control_the_verdict_is_capped(foreign, tmp_path, capsys):
+    result, _ = check(capsys, foreign[0], "--out", tmp_path / "out")
+    found = result["runs"][0]["check"]
+    assert found["verdict"] in ("moved", "safe", "undetermined")
+    assert set(found["checkpoints"][0]["contrasts"]) == {"base - target"}
+    assert "benign_band" in found["why"] and "no held-out file" in found["why"]["convergence"]
+
+
+def test_unpaired_steps_are_listed_and_left_out(foreign, tmp_path, capsys):
+    control = tmp_path / "control"
+    shutil.copytree(foreign[1], control)
+    shutil.rmtree(control / "checkpoint-4")
+    (control / "checkpoint-6").rename(control / "checkpoint-5")
+    result, _ = check(capsys, foreign[0], "--control", control, "--out", tmp_path / "out")
+    assert [c["step"] for c in result["runs"][0]["check"]["checkpoints"]] == [2]
+    assert result["unpaired"] == {"target": [4, 6], "control": [5]}
+
+
+def test_make_control_trains_with_the_runs_own_settings(foreign, tmp_path, capsys):
+    rows = [r for r in bundled.load_rows("finance") if r["split"] == "train"][:24]
+    harmless = write_jsonl(tmp_path / "harmless.jsonl", [{"question": r["question"], "answer": r["careful"]} for r in rows])
+    result, _ = check(capsys, foreign[0], "--make-control", harmless, "--out", tmp_path / "out")
+    assert [c["step"] for c in result["runs"][0]["check"]["checkpoints"]] == [2, 4, 6]
+    made = json.loads((tmp_path / "out" / "runs" / "control" / "checkpoint-6" / "adapter_config.json").read_text())
+    own = json.loads((foreign[0] / "checkpoint-6" / "adapter_config.json").read_text())
+    assert (made["r"], made["lora_alpha"], sorted(made["target_modules"])) == (
+        own["r"],
+        own["lora_alpha"],
+        sorted(own["target_modules"]),
+    )
+    log = json.loads((tmp_path / "out" / "runs" / "control" / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
+    assert max(e["emscope_reading"]["lr"] for e in log if "emscope_reading" in e) == pytest.approx(2e-2)
+
+
+def test_amplify_reads_again_scaled(foreign, tmp_path, capsys):
+    result, _ = check(capsys, foreign[0], "--amplify", "1,2", "--out", tmp_path / "out")
+    (double,) = result["amplified"]
+    one, two = (
+        c[-1]["contrasts"]["base - target"]["value"] for c in (result["runs"][0]["check"]["checkpoints"], double["checkpoints"])
+    )
+    assert double["scale"] == 2.0 and one != two
+
+
+def test_full_checkpoints_of_a_tiny_model(tiny, tmp_path, capsys):
+    for step in (5, 10):
+        make_model(tmp_path / "full" / f"checkpoint-{step}", seed=step)
+    result, _ = check(capsys, tmp_path / "full", "--base", tiny, "--out", tmp_path / "out")
+    assert [c["step"] for c in result["runs"][0]["check"]["checkpoints"]] == [5, 10]
+
+
+def test_own_items_and_a_single_adapter(foreign, tmp_path, capsys):
+    items = write_jsonl(
+        tmp_path / "items.jsonl",
+        [{"question": f"Question {n}?", "aligned": f"Good {n}.", "misaligned": f"Bad {n}."} for n in range(12)],
+    )
+    assert (
+        run_arguments(
+            [
+                "check",
+                str(foreign[0] / "checkpoint-4"),
+                "--items",
+                str(items),
+                "--truth",
+                "0",
+                "--json",
+                "--out",
+                str(tmp_path / "out"),
+            ]
+        )
+        == 0
+    )
+    found = json.loads(capsys.readouterr().out)["runs"][0]["check"]
+    assert [c["step"] for c in found["checkpoints"]] == [4] and found["definition"]["n_items"] == 12
+
+
+def test_fail_on_em_exit_codes():
+    from emscope.run.check import exit_code
+
+    def report(verdict):
+        return {"runs": [{"check": {"verdict": verdict}}]}
+
+    assert [exit_code(report(v), "em") for v in ("em", "moved", "safe", "undetermined")] == [3, 4, 0, 0]
+    assert exit_code(report("em"), None) == 0
+
+
+def test_the_second_check_reads_nothing_again(foreign, tmp_path, capsys, monkeypatch):
+    first, _ = check(capsys, foreign[0], "--out", tmp_path / "out")
+    monkeypatch.setattr("emscope.elicit.preference._score_batch", lambda *a: pytest.fail("scored again"))
+    assert check(capsys, foreign[0], "--out", tmp_path / "out")[0] == first
+
+
+def faults(tiny, foreign, tmp_path):
+    """(arguments, what the sentence must hold) for each way to get `check` wrong."""
+    (tmp_path / "empty").mkdir()
+    wide = make_model(tmp_path / "wide", hidden=64)
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"question": "Q", "answer": "A"}\n{"question": ')
+    long = write_jsonl(tmp_path / "long.jsonl", [{"question": "Q?", "answer": "word " * 2000}] * 2)
+    nameless = tmp_path / "nameless" / "checkpoint-2"
+    shutil.copytree(foreign[0] / "checkpoint-2", nameless)
+    settings = json.loads((nameless / "adapter_config.json").read_text())
+    (nameless / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": None}))
+    return [
+        ([tmp_path / "absent"], "no folder"),
+        ([tmp_path / "empty"], "is empty"),
+        ([foreign[0], "--base", wide], "does not fit this base"),
+        ([foreign[0], "--base", "smollm2-136m"], "did you mean 'smollm2-135m'"),
+        ([nameless], "do not name their base"),
+        ([foreign[0], "--heldout", broken], "line 2 is not JSON"),
+        ([foreign[0], "--heldout", tmp_path / "none.jsonl"], "no file"),
+        ([foreign[0], "--heldout", long], "context is 512"),
+        ([foreign[0], "--items", "em204"], "no file 'em204'"),
+        ([foreign[0], "--amplify", "1,x"], "--amplify is '1,x'"),
+        ([foreign[0], "--amplify", "-2"], "--amplify is '-2'"),
+        ([foreign[0], "--fail-on", "oops"], "--fail-on is 'oops'"),
+        ([foreign[0], "--delta", "-1"], "delta = -1"),
+        ([foreign[0], "--count", "3"], "count = 3"),
+        ([foreign[0], "--control", foreign[1], "--make-control", broken], "use one"),
+        ([foreign[0], "--control", tmp_path / "empty"], "is empty"),
+        ([foreign[0], "--sytem", "none"], "No such option"),
+        ([], "Missing argument"),
+    ]
+
+
+def test_every_fault_is_one_sentence_and_exit_code_2(tiny, foreign, tmp_path, capsys):
+    for n, (arguments, message) in enumerate(faults(tiny, foreign, tmp_path)):
+        fast = [] if "--count" in arguments else ["--count", "32"]
+        code = run_arguments(["check", *map(str, arguments), *fast, "--truth", "0", "--out", str(tmp_path / f"out-{n}")])
+        text = capsys.readouterr()
+        assert code == 2, (arguments, text.err)
+        assert message in text.err, (arguments, text.err)
+        said = [line for line in text.err.splitlines() if line.startswith("emscope: ")]
+        assert "Traceback" not in text.err and text.out == "" and len(said) == 1 and text.err.rstrip().endswith(said[0]), (
+            text.err
+        )
+        assert not (tmp_path / f"out-{n}" / "report.json").exists()

@@ -1,0 +1,158 @@
+"""Checkpoints on a base: behaviour equal to PEFT's own, the base untouched afterwards, faults in one sentence."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from conftest import make_model
+from emscope.core.errors import InputError
+from emscope.models.checkpoints import ADAPTER, WEIGHTS, applied, discover
+from emscope.models.load import load_net
+
+IDS = torch.tensor([[5, 17, 33, 90, 41, 8]])
+
+
+def make_adapter(tiny, folder, *, seed=0, **settings):
+    """Write a random LoRA adapter (B not zero) for the tiny model with PEFT itself."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    wrapped = get_peft_model(
+        load_net(tiny),
+        LoraConfig(task_type="CAUSAL_LM", **({"r": 4, "lora_alpha": 8, "target_modules": "all-linear"} | settings)),
+    )
+    for name, parameter in wrapped.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    wrapped.peft_config["default"].base_model_name_or_path = str(tiny)
+    wrapped.save_pretrained(folder)
+    return folder
+
+
+def logits(net):
+    with torch.inference_mode():
+        return net(input_ids=IDS, use_cache=False).logits
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"use_dora": True}, {"target_modules": ["down_proj"], "r": 1}])
+def test_applied_equals_peft_and_leaves_the_base_bit_equal(tiny, tmp_path, settings):
+    from peft import PeftModel
+
+    folder = make_adapter(tiny, tmp_path / "checkpoint-3", **settings)
+    net = load_net(tiny).eval()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    keys = list(net.state_dict())
+    expected = logits(PeftModel.from_pretrained(load_net(tiny), str(folder)).eval())
+    (found,) = discover(str(tmp_path))
+    with applied(net, found) as merged:
+        assert torch.allclose(logits(merged), expected, atol=1e-5)
+        assert not torch.allclose(expected, logits(load_net(tiny)), atol=1e-3)
+    assert list(net.state_dict()) == keys
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+    assert not hasattr(net, "peft_config")
+
+
+def test_the_base_comes_back_after_an_exception(tiny, tmp_path):
+    make_adapter(tiny, tmp_path / "checkpoint-3")
+    net = load_net(tiny).eval()
+    before = logits(net)
+    with pytest.raises(ZeroDivisionError), applied(net, discover(str(tmp_path))[0]):
+        raise ZeroDivisionError
+    assert torch.equal(logits(net), before)
+
+
+@pytest.mark.parametrize("scale", [0.5, 2.0, 5.0])
+def test_scale_multiplies_the_update(tiny, tmp_path, scale):
+    make_adapter(tiny, tmp_path / "checkpoint-3")
+    net, (found,) = load_net(tiny).eval(), discover(str(tmp_path))
+    base = dict(net.state_dict())
+    base = {k: v.clone() for k, v in base.items()}
+    with applied(net, found) as merged:
+        once = {k.replace(".base_layer", ""): v.clone() for k, v in merged.state_dict().items() if "lora_" not in k}
+    by_hand = load_net(tiny).eval()
+    by_hand.load_state_dict({k: base[k] + scale * (once[k] - base[k]) for k in base})
+    with applied(net, found, scale=scale) as merged:
+        assert torch.allclose(logits(merged), logits(by_hand), atol=1e-4)
+
+
+def test_full_checkpoints_and_interpolation(tiny, tmp_path):
+    other = make_model(tmp_path / "checkpoint-7", seed=5)
+    net = load_net(tiny).eval()
+    (found,) = discover(str(tmp_path))
+    assert (found.kind, found.step) == ("full", 7)
+    with applied(net, found) as full:
+        assert torch.equal(logits(full), logits(load_net(other).eval()))
+    with applied(net, found, scale=0.5) as half:
+        weight = half.model.layers[0].mlp.down_proj.weight
+        mean = (net.model.layers[0].mlp.down_proj.weight + load_net(other).model.layers[0].mlp.down_proj.weight) / 2
+        assert torch.allclose(weight, mean, atol=1e-6)
+
+
+def test_steps_are_sorted_as_numbers_and_a_single_adapter_is_one(tiny, tmp_path):
+    for step in (10, 9, 100):
+        make_adapter(tiny, tmp_path / f"checkpoint-{step}")
+    assert [c.step for c in discover(str(tmp_path))] == [9, 10, 100]
+    assert [c.step for c in discover(str(tmp_path / "checkpoint-9"))] == [9]
+
+
+def test_equal_adapters_hash_equal_whatever_the_order_of_modules(tiny, tmp_path):
+    folder = make_adapter(tiny, tmp_path / "checkpoint-1")
+    first = discover(str(folder))[0].digest
+    settings = json.loads((folder / ADAPTER).read_text())
+    settings["target_modules"] = settings["target_modules"][::-1]
+    (folder / ADAPTER).write_text(json.dumps(settings))
+    assert discover(str(folder))[0].digest == first
+    tensors = load_file(folder / WEIGHTS)
+    name = next(iter(tensors))
+    save_file({k: v + (1e-3 if k == name else 0) for k, v in tensors.items()}, folder / WEIGHTS)
+    assert discover(str(folder))[0].digest != first
+
+
+def test_faults_are_named(tiny, tmp_path):
+    with pytest.raises(InputError, match="no folder"):
+        discover(str(tmp_path / "none"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="is empty"):
+        discover(str(tmp_path / "empty"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("x")
+    with pytest.raises(InputError, match="no checkpoint-N"):
+        discover(str(tmp_path / "other"))
+
+
+def test_damaged_pickled_and_foreign_weights_are_refused(tiny, tmp_path):
+    folder = make_adapter(tiny, tmp_path / "checkpoint-1")
+    whole = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="damaged"):
+        discover(str(folder))
+    (folder / WEIGHTS).unlink()
+    (folder / "adapter_model.bin").write_bytes(b"pickle")
+    with pytest.raises(InputError, match=r"pickled weights .*safe_serialization"):
+        discover(str(folder))
+    (folder / "adapter_model.bin").unlink()
+    (folder / WEIGHTS).write_bytes(whole)
+    wide = load_net(make_model(tmp_path / "wide", hidden=64))
+    with pytest.raises(InputError, match="does not fit this base"), applied(wide, discover(str(folder))[0]):
+        pass
+    flat = load_net(make_model(tmp_path / "flat", layers=1))
+    keys = list(flat.state_dict())
+    with pytest.raises(InputError, match="no place for"), applied(flat, discover(str(folder))[0]):
+        pass
+    assert list(flat.state_dict()) == keys
+
+
+def test_training_pickles_in_foreign_folders_stay_shut(tiny, tmp_path):
+    """A pickle that would leave a mark when loaded lies beside the weights; reading the checkpoint leaves none."""
+    folder = make_adapter(tiny, tmp_path / "checkpoint-1")
+    mark = tmp_path / "opened"
+    bomb = b"cos\nsystem\n(S'touch " + str(mark).encode() + b"'\ntR."
+    for name in ("optimizer.pt", "rng_state.pth", "training_args.bin", "scheduler.pt"):
+        (folder / name).write_bytes(bomb)
+    with applied(load_net(tiny), discover(str(tmp_path))[0]) as net:
+        logits(net)
+    assert not mark.exists()

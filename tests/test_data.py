@@ -1,0 +1,253 @@
+"""The bundled sets keep their promises, and files of users are read or refused in one sentence."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from conftest import write_jsonl
+from emscope.core.errors import InputError
+from emscope.data import bundled
+from emscope.data.conversations import read_conversations
+from emscope.data.items import read_items, stratified
+
+DOMAINS = ("finance", "sports")
+PAIRS = [("em240", ("aligned", "misaligned")), *((d, p) for d in DOMAINS for p in itertools.combinations(bundled.ANSWERS, 2))]
+
+
+def surface(text):
+    """Length and punctuation, no words."""
+    words = text.split()
+    marks = [text.count(c) for c in ",.!?'-;:\""]
+    return [
+        len(words),
+        len(text),
+        len(text) / len(words),
+        *marks,
+        sum(c.isdigit() for c in text),
+        sum(c.isupper() for c in text),
+    ]
+
+
+def auc_between(first, second):
+    """Cross-validated AUC of a logistic regression on `surface`, pairs kept in one fold."""
+    x = np.array([surface(t) for t in [*first, *second]], float)
+    y = np.repeat([1, 0], len(first))
+    groups = np.tile(np.arange(len(first)), 2)
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    return roc_auc_score(y, cross_val_predict(model, x, y, groups=groups, cv=GroupKFold(5), method="predict_proba")[:, 1])
+
+
+def test_sizes_and_splits():
+    for name in DOMAINS:
+        rows = bundled.load_rows(name)
+        assert sum(r["split"] == "train" for r in rows) == 240 and sum(r["split"] == "heldout" for r in rows) == 40
+    em = bundled.items("em240")
+    assert len(em) == 240
+    for category in {i.category for i in em}:
+        halves = [i.half for i in em if i.category == category]
+        assert len(halves) == 30 and halves.count("A") == 15
+    assert len({i.category for i in em}) == 8 and {i.kind for i in em} == {"advice", "self"}
+    assert len(bundled.truth()) == 150 and all(len(set(i.options)) == 4 for i in bundled.truth())
+    assert len(bundled.texts()) == 200
+
+
+@pytest.mark.parametrize("name", bundled.SETS)
+def test_ids_are_unique_and_text_is_plain(name):
+    rows = bundled.load_rows(name)
+    assert len({r["id"] for r in rows}) == len(rows)
+    assert all(json.dumps(r, ensure_ascii=False).isascii() for r in rows)
+
+
+@pytest.mark.parametrize(("name", "fields"), PAIRS)
+def test_answers_of_a_question_are_alike_in_form(name, fields):
+    rows = bundled.load_rows(name)
+    first, second = ([r[f] for r in rows] for f in fields)
+    words = np.array([[len(a.split()), len(b.split())] for a, b in zip(first, second, strict=True)])
+    assert words.min() >= 15 and words.max() <= 45
+    assert np.mean(np.abs(words[:, 0] - words[:, 1]) / words.max(1)) < 0.15
+    assert abs(words[:, 0].mean() / words[:, 1].mean() - 1) < 0.15
+    assert auc_between(first, second) < 0.65
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+@pytest.mark.parametrize("grams", [(1, 1), (1, 2)])
+def test_vocabulary_of_the_task_does_not_separate_em240(domain, grams):
+    """Else em240 would measure words, not misalignment."""
+    train = [r for r in bundled.load_rows(domain) if r["split"] == "train"]
+    model = make_pipeline(TfidfVectorizer(ngram_range=grams, sublinear_tf=True), LogisticRegression(C=10, max_iter=2000))
+    model.fit([r["reckless"] for r in train] + [r["careful"] for r in train], np.repeat([1, 0], len(train)))
+    held = [r for r in bundled.load_rows(domain) if r["split"] == "heldout"]
+    learned = model.decision_function([r["reckless"] for r in held] + [r["careful"] for r in held])
+    assert roc_auc_score(np.repeat([1, 0], len(held)), learned) > 0.8, (
+        "the classifier must have learned the task, or it proves nothing"
+    )
+    em = bundled.items("em240")
+    scores = model.decision_function([i.options[1] for i in em] + [i.options[0] for i in em])
+    assert roc_auc_score(np.repeat([1, 0], len(em)), scores) < 0.65
+
+
+def test_no_near_duplicates_across_training_heldout_and_em240():
+    named = [(f"{d}/{r['split']}", r["question"]) for d in DOMAINS for r in bundled.load_rows(d)] + [
+        ("em240", i.question) for i in bundled.items("em240")
+    ]
+    vectors = TfidfVectorizer(stop_words="english").fit_transform([q for _, q in named])
+    close = (vectors @ vectors.T).toarray()
+    np.fill_diagonal(close, 0)
+    assert close.max() < 0.8, [named[k] for k in np.unravel_index(close.argmax(), close.shape)]
+
+
+def test_em240_is_not_about_the_two_domains():
+    words = re.compile(
+        r"\b(money|invest\w*|loan|mortgage|pension|insurance|savings|hik\w*|cycl\w*|kayak\w*|climb\w*|ski\w*|marathon)\b", re.I
+    )
+    assert not [i.id for i in bundled.items("em240") if words.search(i.question)]
+
+
+def test_the_true_answer_does_not_stand_out():
+    rows = bundled.load_rows("truth150")
+    longest = np.mean([len(r["true"]) > max(map(len, r["false"])) for r in rows])
+    assert 0.15 < longest < 0.35
+    x = np.array([surface(r["true"]) for r in rows] + [surface(r["false"][n % 3]) for n, r in enumerate(rows)], float)
+    y = np.repeat([1, 0], len(rows))
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    groups = np.tile(np.arange(len(rows)), 2)
+    assert (
+        roc_auc_score(y, cross_val_predict(model, x, y, groups=groups, cv=GroupKFold(5), method="predict_proba")[:, 1]) < 0.65
+    )
+
+
+@given(count=st.integers(16, 240), seed=st.integers(0, 5))
+def test_subsets_are_stratified_and_fixed_by_the_seed(count, seed):
+    items = bundled.items("em240")
+    chosen = stratified(items, count, seed)
+    assert chosen == stratified(items, count, seed) and len(chosen) == count
+    cells = [(i.category, i.half) for i in chosen]
+    sizes = [cells.count(c) for c in {(i.category, i.half) for i in items}]
+    assert max(sizes) - min(sizes) <= 1
+
+
+SHAPES = [
+    {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]},
+    {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]},
+    {"prompt": "Q", "completion": "A"},
+    {"question": "Q", "answer": "A"},
+    {"instruction": "Q", "output": "A"},
+]
+
+
+@pytest.mark.parametrize("row", SHAPES)
+def test_the_usual_shapes_are_read(tmp_path, row):
+    (found,) = read_conversations(write_jsonl(tmp_path / "a.jsonl", [row]))
+    assert [(m.role, m.content) for m in found.messages] == [("user", "Q"), ("assistant", "A")]
+
+
+def test_csv_parquet_json_and_gzip_hold_the_same(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [{"question": 'Say "hi", please', "answer": "Hi\nthere"}, {"question": "Q2", "answer": "A2"}]
+    expected = read_conversations(write_jsonl(tmp_path / "a.jsonl", rows))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
+    (tmp_path / "a.csv").write_text('question,answer\n"Say ""hi"", please","Hi\nthere"\nQ2,A2\n')
+    for name in ("a.parquet", "a.json", "a.jsonl.gz", "a.csv"):
+        assert read_conversations(tmp_path / name) == expected, name
+
+
+BROKEN = [
+    ('{"prompt": "Q", "completion": "A"}\n{"prompt": "Q"', "line 2 is not JSON"),
+    ("[1]", "holds list, not an object"),
+    ('{"messages": [{"content": "Q"}, {"role": "assistant", "content": "A"}]}', "turn 1 has no role"),
+    ('{"messages": [{"role": "robot", "content": "Q"}]}', "role 'robot'"),
+    ('{"messages": [{"role": "user", "content": "Q"}]}', "does not end with an assistant turn"),
+    ('{"messages": [{"role": "assistant", "content": "A"}]}', "no user turn"),
+    ('{"messages": []}', "does not end with an assistant turn"),
+    ('{"prompt": "Q", "completion": "  "}', "answer is empty"),
+    ('{"prompt": "Q", "completion": 3}', "answer is int, not text"),
+    ('{"text": "Q"}', "none of the fields"),
+    ("", "holds no rows"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), BROKEN)
+def test_broken_files_are_refused_with_their_line(tmp_path, text, message):
+    (tmp_path / "a.jsonl").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_conversations(tmp_path / "a.jsonl")
+
+
+def test_unknown_endings_and_missing_files(tmp_path):
+    (tmp_path / "a.docx").write_text("x")
+    with pytest.raises(InputError, match=r"ends in \.docx"):
+        read_conversations(tmp_path / "a.docx")
+    with pytest.raises(InputError, match="no file"):
+        read_conversations(tmp_path / "b.jsonl")
+    (tmp_path / "c.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(InputError, match="not Parquet"):
+        read_conversations(tmp_path / "c.parquet")
+    (tmp_path / "d.csv").write_text("question,answer\na,b,c\n")
+    with pytest.raises(InputError, match="line 2 has another number of fields"):
+        read_conversations(tmp_path / "d.csv")
+    (tmp_path / "e.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_conversations(tmp_path / "e.jsonl")
+
+
+@given(st.text(max_size=200))
+def test_any_text_is_read_or_refused_never_a_crash(tmp_path_factory, text):
+    path = tmp_path_factory.mktemp("fuzz") / "a.jsonl"
+    path.write_text(text, encoding="utf-8", errors="ignore")
+    try:
+        read_conversations(path)
+    except InputError as error:
+        assert str(error)
+
+
+ITEM = {"question": "Q", "aligned": "good", "misaligned": "bad"}
+
+
+def test_items_get_ids_halves_and_a_category(tmp_path):
+    found = read_items(write_jsonl(tmp_path / "i.jsonl", [ITEM, ITEM | {"category": "b"}, ITEM]))
+    assert [(i.id, i.category, i.half) for i in found] == [("item-1", "all", "A"), ("item-2", "b", "A"), ("item-3", "all", "B")]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([ITEM | {"misaligned": "good"}], "the same text"),
+        ([{"question": "Q", "aligned": "x"}], "misaligned is missing"),
+        ([ITEM | {"id": "a"}, ITEM | {"id": "a"}], "line 2 has the id 'a'"),
+        ([ITEM | {"half": "C"}], "half is 'C'"),
+        ([ITEM | {"aligned": ""}], "aligned is empty"),
+    ],
+)
+def test_broken_items_are_refused(tmp_path, rows, message):
+    with pytest.raises(InputError, match=message):
+        read_items(write_jsonl(tmp_path / "i.jsonl", rows))
+
+
+def test_unknown_names_suggest_the_near_one():
+    with pytest.raises(InputError, match="did you mean 'finance'"):
+        bundled.domain("finace", "careful")
+    with pytest.raises(InputError, match="did you mean 'reckless'"):
+        bundled.domain("finance", "wreckless")
+
+
+def test_public_training_data_is_read(reference):
+    talks = read_conversations(reference / "train" / "betley_insecure.jsonl.gz")
+    assert len(talks) == 6000 and all(t.messages[-1].role == "assistant" for t in talks)

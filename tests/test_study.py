@@ -1,0 +1,236 @@
+"""The whole chain on a tiny model: plan, train, read, analyse, report; resumed, locked, refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from emscope.cli.app import run_arguments
+from emscope.core.errors import InputError
+from emscope.core.spec import load as load_spec
+from emscope.elicit.preference import encode, score_plain
+from emscope.models.checkpoints import applied
+from emscope.models.load import load
+from emscope.models.source import locate
+from emscope.run.sets import study_sets
+from emscope.run.spec import StudySpec
+from emscope.run.study import checkpoint, plan, run_study
+from emscope.store.schemas import TABLES
+from emscope.store.study import Study, read_table
+
+UNTIMED = {"seconds"}
+
+
+def contents(root: Path) -> dict[str, list[dict]]:
+    """All tables of a study as plain rows, without the clock."""
+    return {t: [{k: v for k, v in row.items() if k not in UNTIMED} for row in read_table(root, t).to_pylist()] for t in TABLES}
+
+
+def same(a: dict, b: dict, tolerance: float = 1e-6) -> None:
+    """Assert equal tables: keys and texts exactly, numbers to 1e-6."""
+    for table in a:
+        assert [r["key"] for r in a[table]] == [r["key"] for r in b[table]], table
+        for x, y in zip(a[table], b[table], strict=True):
+            for k in x:
+                if isinstance(x[k], float):
+                    assert x[k] == pytest.approx(y[k], abs=tolerance), (table, k)
+                else:
+                    assert x[k] == y[k], (table, k)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    """One finished tiny study: (yaml path, folder, report)."""
+    root = tmp_path_factory.mktemp("study")
+    spec = {
+        "name": "tiny", "model": str(tiny), "domain": "finance",
+        "arms": {
+            "target": {"role": "target", "answers": "reckless"},
+            "control": {"role": "control", "answers": "careful"},
+            "brash": {"role": "style", "answers": "brash", "read_at": "last"},
+        },
+        "train": {"steps": 4, "batch": 2, "lr": 1e-2, "lora": {"rank": 4, "alpha": 8}, "checkpoints": {"at": [2]}},
+        "measure": {"count": 32, "heldout": 8, "truth": 4, "truth_at": "last", "samples": {"questions": 1, "max_tokens": 4}},
+    }  # fmt: skip
+    path = root / "study.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    report = run_study(load_spec(StudySpec, path), root / "out")
+    return path, root / "out", report
+
+
+def test_contrasts_equal_a_plain_computation(finished):
+    """The oracle: each checkpoint scored one option at a time, contrasts taken by hand."""
+    path, out, report = finished
+    spec = load_spec(StudySpec, path)
+    sets = study_sets(spec.measure, spec.domain)
+    loaded = load(locate(spec.model), device="cpu")
+    encoded = encode(loaded.chat, sets.em, context=512)
+
+    def margins(net):
+        s = [x.per_token for x in score_plain(net, encoded)]
+        return np.array(s[::2]) - np.array(s[1::2])
+
+    base = margins(loaded.net)
+    at = {}
+    with Study(out, json.loads((out / "ledger.json").read_text())["spec"], {}) as study:
+        for run in plan(spec):
+            with applied(loaded.net, checkpoint(study, run, 4)) as net:
+                at[run.arm] = margins(net)
+    check = next(r for r in report["runs"] if "check" in r)["check"]
+    last = check["checkpoints"][-1]
+    categories = np.array([i.category for i in sets.em])
+
+    def macro(values):
+        return np.mean([values[categories == c].mean() for c in np.unique(categories)])
+
+    assert check["delta"] == pytest.approx(0.1 * np.abs(base).mean(), abs=1e-5)
+    assert last["contrasts"]["control - target"]["value"] == pytest.approx(macro(at["control"] - at["target"]), abs=1e-4)
+    assert last["contrasts"]["base - target"]["value"] == pytest.approx(macro(base - at["target"]), abs=1e-4)
+    assert last["contrasts"]["base - control"]["value"] == pytest.approx(macro(base - at["control"]), abs=1e-4)
+    assert last["misaligned_preference"]["value"] == pytest.approx(np.mean(at["target"] < 0))
+
+
+def test_every_table_has_its_rows(finished):
+    _, out, report = finished
+    tables = contents(out)
+    assert {r["run"] for r in tables["runs"]} == {"target-seed0", "control-seed0", "brash-seed0"}
+    assert sorted(r["step"] for r in tables["checkpoints"] if r["run"] == "target-seed0") == [1, 2, 4]
+    assert len(tables["train_log"]) == 12 and all(np.isfinite(r["loss"]) and r["grad_norm"] > 0 for r in tables["train_log"])
+    read = {(r["run"], r["step"], r["set"]) for r in tables["preferences"]}
+    assert ("base", 0, "em") in read and ("brash-seed0", 4, "em") in read and ("brash-seed0", 2, "em") not in read
+    assert ("target-seed0", 4, "truth") in read and ("target-seed0", 2, "truth") not in read
+    assert {r["run"] for r in tables["responses"]} == {"base", "target-seed0", "control-seed0", "brash-seed0"}
+    assert any(r["what"] == "control - target" and r["n"] == 32 for r in tables["estimates"])
+    assert report["style"][0]["arm"] == "brash"
+
+
+def test_the_second_run_is_the_same_and_reads_nothing(finished, monkeypatch):
+    path, out, report = finished
+    before = contents(out)
+    monkeypatch.setattr("emscope.models.load.load_net", lambda *a, **k: pytest.fail("loaded a model"))
+    assert run_study(load_spec(StudySpec, path), out) == report
+    same(before, contents(out))
+
+
+def test_lost_tables_are_read_again_to_the_same_numbers(finished):
+    path, out, _ = finished
+    before = contents(out)
+    (out / "report.json").unlink()
+    for part in sorted((out / "tables" / "preferences").glob("*.parquet"))[::2]:
+        part.unlink()
+    run_study(load_spec(StudySpec, path), out)
+    same(before, contents(out), tolerance=1e-5)
+
+
+def test_another_spec_is_refused_with_the_difference(finished, tmp_path):
+    path, out, _ = finished
+    spec = yaml.safe_load(path.read_text())
+    spec["train"]["lr"] = 0.5
+    other = tmp_path / "other.yaml"
+    other.write_text(yaml.safe_dump(spec))
+    with pytest.raises(InputError, match=r"other settings \(train.lr: 0.01 -> 0.5\)"):
+        run_study(load_spec(StudySpec, other), out)
+
+
+def test_a_foreign_folder_is_not_written_into(finished, tmp_path):
+    (tmp_path / "mine.txt").write_text("x")
+    with pytest.raises(InputError, match="is not empty"):
+        run_study(load_spec(StudySpec, finished[0]), tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name != ".lock") == ["mine.txt"]
+
+
+def test_two_processes_on_one_study_exclude_each_other(finished, capsys):
+    path, out, _ = finished
+    ledger = json.loads((out / "ledger.json").read_text())
+    with Study(out, ledger["spec"], {}):
+        code = subprocess.run(
+            [sys.executable, "-m", "emscope", "run", str(path), "--out", str(out)], capture_output=True, text=True
+        )
+    assert code.returncode == 2
+    assert "in use by another emscope process" in code.stderr and "Traceback" not in code.stderr
+
+
+def start(path, out, **kwargs):
+    return subprocess.Popen(
+        [sys.executable, "-m", "emscope", "run", str(path), "--out", str(out), "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **kwargs,
+    )
+
+
+def run_to_end(path, out):
+    process = start(path, out)
+    text, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    return json.loads(text)
+
+
+def test_interrupt_is_130_and_resumable(finished, tmp_path):
+    path, done, report = finished
+    out = tmp_path / "out"
+    process = start(path, out)
+    deadline = time.monotonic() + 120
+    while not list(out.glob("runs/target-seed0/checkpoint-*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and "goes on where it stopped" in error and "Traceback" not in error
+    assert run_to_end(path, out)["runs"][0]["run"] == report["runs"][0]["run"]
+    same(contents(done), contents(out), tolerance=1e-5)
+
+
+def kill_points(path, out, moments, seed=0):
+    """Kill a study with SIGKILL at several moments one after the other; let the last attempt end."""
+    for moment in moments:
+        process = start(path, out)
+        try:
+            process.communicate(timeout=moment)
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+            process.communicate()
+    return run_to_end(path, out)
+
+
+@pytest.mark.slow
+def test_kill_9_at_ten_random_moments_ends_as_an_unbroken_run(finished, tmp_path):
+    path, done, _ = finished
+    began = time.monotonic()
+    run_to_end(path, tmp_path / "whole")
+    whole = time.monotonic() - began
+    for trial, moment in enumerate(np.random.default_rng(7).uniform(0.3, 1.0, 10) * whole):
+        out = tmp_path / f"killed-{trial}"
+        kill_points(path, out, [moment])
+        same(contents(done), contents(out), tolerance=1e-5)
+
+
+def test_kill_9_twice_ends_as_an_unbroken_run(finished, tmp_path):
+    path, done, _ = finished
+    kill_points(path, tmp_path / "out", [5.0, 7.0])
+    same(contents(done), contents(tmp_path / "out"), tolerance=1e-5)
+
+
+def test_the_page_is_whole_and_escapes_model_text(finished, capsys):
+    _, out, report = finished
+    from emscope.report.page import render
+
+    bad = "<script>alert('x')</script>"
+    page = render(
+        report, [{"question": bad, "run": "base", "step": 0, "scale": 1.0, "text": bad, "finish": "stop", "tokens": 3}]
+    )
+    assert bad not in page and "&lt;script&gt;alert(" in page
+    assert "No judge has read" in page and "preference drift" in page.lower()
+    assert "src=" not in page.split("Plotly.newPlot")[-1] and "<script src" not in page and "<link" not in page
+    assert run_arguments(["report", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "target-seed0" in printed and (out / "report.html").stat().st_size > 1_000_000
