@@ -118,7 +118,7 @@ def category_figure(check: dict[str, Any], title: str = "") -> Any:
         )
     )
     figure.add_vline(x=check["delta"], line={"dash": "dash", "color": INK, "width": 1})
-    return _style(figure, title, "effect at the last checkpoint [nats per token]", "")
+    return _style(figure, title, "effect at the last checkpoint [nats per token]", "", legend=False)
 
 
 def margin_figure(distributions: dict[str, Any], title: str = "") -> Any:
