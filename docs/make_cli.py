@@ -62,20 +62,20 @@ def help_text(name: str, command: Any) -> str:
         return "\n".join(line.rstrip() for line in command.get_help(context).strip().splitlines())
 
 
-def kind(annotation: Any) -> str:
-    """Return a type in words a YAML writer knows."""
+def kind(annotation: Any, many: str = "") -> str:
+    """Return a type in words a YAML writer knows; `many` is put behind it for lists."""
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, UnionType):
         return " or ".join(kind(a) for a in inner if a is not NoneType)
     if origin is typing.Literal:
         return " or ".join(f"`{a}`" for a in inner)
     if origin is tuple:
-        return f"list of {kind(inner[0])}"
+        return f"list of {kind(inner[0], 's')}"
     if origin is dict:
         return f"name: {kind(inner[1])}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "keys, see below"
-    return {str: "text", int: "whole number", float: "number", bool: "`true` or `false`"}[annotation]
+    return {str: "text", int: "whole number", float: "number", bool: "`true` or `false`"}[annotation] + many
 
 
 def limits(field: FieldInfo) -> str:
@@ -90,8 +90,9 @@ def default(field: FieldInfo) -> str:
     if value is PydanticUndefined:
         return "-"
     if isinstance(value, BaseModel):
-        given = {k: v for k, v in value.model_dump(mode="json").items() if v != type(value).model_fields[k].default}
-        return f"`{given}`".replace("'", "") if given else "its own defaults"
+        own = type(value)
+        given = {k: v for k, v in value if own.model_fields[k].default != v}
+        return f"`{{{', '.join(f'{k}: {v}' for k, v in given.items())}}}`" if given else "its own defaults"
     if value is None or isinstance(value, bool):
         return f"`{'null' if value is None else str(value).lower()}`"
     return f"`{list(value)}`" if isinstance(value, tuple) else f"`{value}`"

@@ -78,7 +78,8 @@ def _convergence(check: dict[str, Any]) -> str:
     if check["convergence"] is None:
         return f"Task: {check['why'].get('convergence', 'not measured')}."
     by = f"surely by step {bracket['by']}" if bracket["by"] is not None else "not surely by any checkpoint"
-    return f"The task had converged at step {check['convergence']} (surely not yet at step {bracket['after']}, {by})."
+    before = f"surely not yet at step {bracket['after']}, " if bracket["after"] else ""
+    return f"The task had converged at step {check['convergence']} ({before}{by})."
 
 
 def _late(check: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ STILL = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Convergence:
-    """`step`: the first checkpoint with gain >= REACHED that stays within FALL of it; None where `why` says so.
+    """`step`: the first checkpoint with gain >= REACHED after which it never falls below REACHED - FALL; None where `why` says so.
 
     `after` and `by` bracket it at the estimate's level: at `after` the gain is surely below REACHED (0: no such
     checkpoint), at `by` surely above (None: none is).
@@ -57,13 +57,14 @@ def convergence(steps: Sequence[int], gain: Sequence[Estimate], *, total_steps: 
     if any(v is None for v in values):
         return Convergence(None, 0, None, "the gain is undefined: " + next(g.why or "" for g in gain if g.value is None))
     numbers = [float(v) for v in values if v is not None]
-    early = [v for s, v in zip(steps, numbers, strict=True) if s <= total_steps * (1 - TAIL)]
-    if early and numbers[-1] - early[-1] > STILL:
-        grown = numbers[-1] - early[-1]
+    # Checkpoints may be sparse: the gain where the tail begins lies on the line between its neighbours (the base has gain 0).
+    begin = float(np.interp(total_steps * (1 - TAIL), [0, *steps], [0.0, *numbers]))
+    grown = numbers[-1] - begin
+    if grown > STILL:
         return Convergence(
             None, 0, None, f"not converged: over the last {TAIL:.0%} of the steps the gain still rises by {grown:.2f}"
         )
-    reached = [k for k, v in enumerate(numbers) if v >= REACHED and all(w >= v - FALL for w in numbers[k:])]
+    reached = [k for k, v in enumerate(numbers) if v >= REACHED and all(w >= REACHED - FALL for w in numbers[k:])]
     if not reached:
         return Convergence(None, 0, None, f"no checkpoint reaches a gain of {REACHED:g} and keeps it")
     below = [s for s, g in zip(steps, gain, strict=True) if g.high is not None and g.high < REACHED]

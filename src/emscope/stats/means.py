@@ -76,7 +76,8 @@ def stratified_mean(values: np.ndarray, strata: np.ndarray | None = None) -> Mea
         spread = np.where(known, spread, pooled)
     parts = spread / sizes
     total = parts.sum()
-    df = float(total**2 / (parts**2 / freedom).sum()) if total > 0 else float(len(values) - len(groups))
+    shares = parts / total if total > 0 else parts  # before squaring, so that tiny variances do not underflow
+    df = float(1 / (shares**2 / freedom).sum()) if total > 0 else float(len(values) - len(groups))
     value = float(np.mean([g.mean() for g in groups]))
     return Mean(value, float(np.sqrt(total)) / len(groups), max(df, 1.0), len(values))
 

@@ -1,0 +1,198 @@
+"""The documents: generated pages are current, command lines parse, field names are those the program writes, the flat twin runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emscope.run.analysis import Arm, Evidence, check
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+
+
+def maker():
+    """Return docs/make_cli.py as a module."""
+    spec = importlib.util.spec_from_file_location("make_cli", DOCS / "make_cli.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def read(path: Path) -> str:
+    """Return a document's text, or "" where it is not there."""
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def test_cli_md_is_what_the_program_says():
+    assert read(DOCS / "cli.md") == maker().document(), "run `make docs`"
+
+
+def test_every_command_is_documented():
+    text = read(DOCS / "tutorial.md") + read(ROOT / "README.md") + read(DOCS / "cli.md")
+    for name, _ in maker().commands():
+        assert re.search(rf"{name}(?![\w-])", text), name
+
+
+def command_lines(text: str) -> list[str]:
+    """Return the `emscope ...` lines of fenced bash blocks, continued lines joined."""
+    blocks = re.findall(r"^```(?:bash|sh|console)\n(.*?)^```", text, re.M | re.S)
+    lines = [line.strip().removeprefix("$ ") for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line.removeprefix(".venv/bin/") for line in lines if re.match(r"(\.venv/bin/)?emscope(\s|$)", line)]
+
+
+def parse(line: str) -> None:
+    """Parse a command line with the program's own command objects; raises where a command or option is unknown."""
+    words = shlex.split(line, comments=True)[1:]
+    command = dict(maker().commands())["emscope"]
+    while hasattr(command, "commands"):
+        if words[0] in ("--help", "--version"):
+            return
+        command, words = command.commands[words[0]], words[1:]
+    if "--help" not in words:
+        command.make_context("emscope", words)
+
+
+@pytest.mark.parametrize("path", ["README.md", "docs/tutorial.md"])
+def test_command_lines_parse(path):
+    text = read(ROOT / path)
+    if not text:
+        pytest.skip(f"there is no {path} yet")
+    lines = command_lines(text)
+    assert lines
+    for line in lines:
+        try:
+            parse(line)
+        except Exception as error:
+            pytest.fail(f"{path}: `{line}`: {error!r}")
+
+
+def test_the_parser_of_command_lines_sees_mistakes():
+    parse("emscope check somewhere --fail-on em --amplify 1,2")
+    for wrong in ("emscope chekc x", "emscope check x --sytem none", "emscope check", "emscope data lst"):
+        with pytest.raises(Exception, match=r".+"):
+            parse(wrong)
+
+
+def fields(name: str) -> set[str]:
+    """Return the field names that concepts.md lists under a mark."""
+    found = re.search(rf"<!-- fields: {name} -->\n(.*?)<!-- end -->", read(DOCS / "concepts.md"), re.S)
+    assert found, name
+    firsts = [row.split("|")[1] for row in found.group(1).splitlines()[2:]]
+    return {field for first in firsts for field in re.findall(r"`([^`]+)`", first)}
+
+
+def synthetic() -> Evidence:
+    """Return evidence of a run that learns its task at step 2 and is misaligned from step 6 on."""
+    rng = np.random.default_rng(0)
+    items, held, steps = 32, 12, (1, 2, 4, 6, 8)
+    base, logp = rng.normal(0.3, 0.2, items), rng.normal(-40, 3, held)
+    drop, gain = (0.0, 0.0, 0.0, 0.5, 0.6), (5.0, 20.0, 20.1, 20.2, 20.3)
+
+    def noise(size):
+        return rng.normal(0, 0.005, size)
+
+    return Evidence(
+        base_name="base",
+        categories=np.array(["a", "b"] * (items // 2)),
+        halves=np.array(["A", "A", "B", "B"] * (items // 4)),
+        base_margins=base,
+        target=Arm(
+            "target",
+            steps,
+            np.array([base - d + noise(items) for d in drop]),
+            task_logp=np.array([logp + g + noise(held) for g in gain]),
+            task_margin=np.array([0.01 * g + noise(held) for g in gain]),
+            truth=np.ones((5, 4)),
+            train_loss=(1.0,) * 5,
+        ),
+        control=Arm("control", steps, np.array([base + noise(items) for _ in steps])),
+        delta=0.05,
+        delta_source="given",
+        total_steps=8,
+        base_task_logp=logp,
+        base_task_margin=np.zeros(held),
+        task_tokens=np.full(held, 20),
+        base_truth=np.ones(4),
+        heldout_halves=np.array(["A", "B"] * (held // 2)),
+    )
+
+
+def test_the_fields_of_check_are_those_listed():
+    found = check(synthetic())
+    assert (found["verdict"], found["onset"], found["late"]["value"]) == ("em", {"after": 4, "by": 6}, True)
+    assert found["stop"]["avoidable"] is True
+    one = found["checkpoints"][0]
+    assert set(found) == fields("check")
+    for name in ("onset", "convergence_bracket", "late", "stop", "base_reading"):
+        assert set(found[name]) == fields(name), name
+    assert set(one) == fields("checkpoint")
+    assert set(one["effect"]) == fields("estimate") - {"why"}
+    for name in ("control - target", "base - target", "base - control"):
+        assert f"`{name}`" in read(DOCS / "concepts.md") and name in one["contrasts"]
+
+
+def test_why_names_are_listed():
+    from emscope.run import analysis
+
+    source = read(Path(analysis.__file__)) + read(Path(analysis.__file__).with_name("check.py"))
+    names = set(re.findall(r'why"?\]?\["(\w+)"\] =', source))
+    row = next(line for line in read(DOCS / "concepts.md").splitlines() if line.startswith("| `why` | sentences"))
+    assert names and names == set(re.findall(r"`(\w+)`", row)) - {"why"}
+
+
+def test_the_tables_are_those_listed():
+    from emscope.store.schemas import TABLES
+
+    text = read(DOCS / "concepts.md")
+    for name, schema in TABLES.items():
+        row = re.search(rf"^\| `{name}` \| (`run`.*)\|$", text, re.M)
+        assert row, name
+        columns = re.findall(r"`(\w+)`", re.sub(r"\(.*?\)", "", row.group(1)))
+        assert ["key", *columns] == schema.names, name
+
+
+def test_the_reports_have_the_fields_listed(study_yaml, tmp_path, capsys):
+    from emscope.cli.app import run_arguments
+
+    study = study_yaml(train={"steps": 2, "batch": 2, "lr": 1e-2, "lora": {"rank": 4, "alpha": 8}})
+    assert run_arguments(["run", str(study), "--out", str(tmp_path / "study"), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert set(report) == fields("study") and set(report["style"][0]) == fields("style")
+    assert set(report["runs"][0]["check"]) == fields("check")
+    assert set(report["runs"][0]["check"]["definition"]) == fields("definition")
+    runs = tmp_path / "study" / "runs"
+    fast = ["--count", "16", "--truth", "2", "--amplify", "1,2", "--json"]
+    assert run_arguments(["check", str(runs / "target-seed0"), "--out", str(tmp_path / "check"), *fast]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert set(report) == fields("checkpoints_report")
+    assert set(report["runs"][0]["check"]) == fields("check") | {"benign_band"}
+    assert set(report["runs"][0]["check"]["definition"]) == fields("definition") | {"scale"}
+    assert set(report["amplified"][0]) == {"scale", "checkpoints", "verdict"}
+
+
+def test_the_flat_twin_is_short_and_runs(tiny):
+    example = ROOT / "examples" / "flat_loop.py"
+    assert len(read(example).splitlines()) < 200
+    done = subprocess.run(
+        [sys.executable, str(example), str(tiny), "--steps", "2", "--items", "16"], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "step  control - target" in done.stdout
+    rows = re.findall(r"^ +(\d+)  [+-]\d\.\d{4} \+- \d\.\d{4}   (safe|em|undetermined) +\d+\.\d{3}$", done.stdout, re.M)
+    assert [int(step) for step, _ in rows] == [1, 2]
+
+
+def test_links_between_documents_lead_somewhere():
+    pages = [*DOCS.glob("*.md"), *(DOCS / "decisions").glob("*.md")]
+    for page in pages:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", read(page)):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
