@@ -14,6 +14,7 @@ from typing import Any
 from emscope.core.progress import Progress
 
 QUIET_SECONDS = 15.0
+COUNTED_IN_TOKENS = 1000  # steps and models are fewer, tokens are more
 
 
 @contextmanager
@@ -25,16 +26,8 @@ def progress_bar() -> Iterator[Progress]:
         yield _lines()
         return
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-    from rich.progress import (
-        Progress as Bars,
-    )
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
 
     columns = (
         TextColumn("{task.description}"),
@@ -42,7 +35,7 @@ def progress_bar() -> Iterator[Progress]:
         TaskProgressColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
-        TimeRemainingColumn(elapsed_when_finished=True),
+        TimeRemainingColumn(),
     )
     with Bars(*columns, console=Console(stderr=True)) as bars:
         tasks: dict[str, Any] = {}
@@ -51,6 +44,8 @@ def progress_bar() -> Iterator[Progress]:
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=total)
             bars.update(tasks[what], completed=done, total=total)
+            if done >= total:
+                bars.update(tasks[what], description=what + _rate(total, bars.tasks[tasks[what]].elapsed or 0))
 
         yield show
 
@@ -66,10 +61,16 @@ def _lines() -> Progress:
             return
         said[what] = now
         spent = now - began
-        left = f", about {spent / done * (total - done):.0f} s left" if 0 < done < total and spent > 1 else ""
-        print(f"{what}: {done / total if total else 1:.0%}, {spent:.0f} s{left}", file=sys.stderr, flush=True)
+        left = f", about {spent / done * (total - done):.0f} s left" if done < total and spent > 1 else ""
+        rate = _rate(total, spent) if done >= total else ""
+        print(f"{what}: {done / total if total else 1:.0%}, {spent:.0f} s{left}{rate}", file=sys.stderr, flush=True)
 
     return show
+
+
+def _rate(total: float, spent: float) -> str:
+    """Say how fast it went where work is counted in tokens."""
+    return f" ({total / spent:.0f} tokens/s)" if total >= COUNTED_IN_TOKENS and spent > 1 else ""
 
 
 def print_json(value: Any) -> None:
