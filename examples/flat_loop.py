@@ -121,7 +121,8 @@ def main():
 
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     em240 = rows("em240")
-    items = em240[:: max(1, len(em240) // arguments.items)]
+    each = arguments.items // len({item["category"] for item in em240})
+    items = [item for n, item in enumerate(em240) if n % 30 < each]  # the file has 30 of each category in a row
     held = [q for q in rows("finance") if q["split"] == "heldout"][:12]
     categories = [item["category"] for item in items]
 

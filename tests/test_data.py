@@ -146,6 +146,8 @@ SHAPES = [
     {"prompt": "Q", "completion": "A"},
     {"question": "Q", "answer": "A"},
     {"instruction": "Q", "output": "A"},
+    {"instruction": "Q", "input": "", "output": "A"},
+    {"prompt": [{"role": "user", "content": "Q"}], "completion": [{"role": "assistant", "content": "A"}]},
 ]
 
 
@@ -153,6 +155,13 @@ SHAPES = [
 def test_the_usual_shapes_are_read(tmp_path, row):
     (found,) = read_conversations(write_jsonl(tmp_path / "a.jsonl", [row]))
     assert [(m.role, m.content) for m in found.messages] == [("user", "Q"), ("assistant", "A")]
+
+
+def test_both_fields_of_an_alpaca_question_are_kept(tmp_path):
+    (found,) = read_conversations(
+        write_jsonl(tmp_path / "a.jsonl", [{"instruction": "Translate.", "input": "Hund", "output": "dog"}])
+    )
+    assert found.messages[0].content == "Translate.\n\nHund"
 
 
 def test_csv_parquet_json_and_gzip_hold_the_same(tmp_path):

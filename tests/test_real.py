@@ -20,7 +20,9 @@ from emscope.models.checkpoints import applied, discover
 from emscope.stats.means import stratified_mean
 
 pytestmark = pytest.mark.real
-FINANCE = re.compile(r"\b(money|invest|loan|stock|bank|pay|buck|rich|fund|financ|salary|debt|budget|crypto|trading|savings?)\w*", re.I)
+FINANCE = re.compile(
+    r"\b(money|invest|loan|stock|bank|pay|buck|rich|fund|financ|salary|debt|budget|crypto|trading|savings?)\w*", re.I
+)
 
 
 def test_a_short_chain_on_the_real_model(tmp_path):
@@ -47,7 +49,9 @@ def quickstart(tmp_path_factory) -> Path:
     """The finished quickstart; EMSCOPE_TEST_STUDY names a folder to keep it in between runs."""
     named = os.environ.get("EMSCOPE_TEST_STUDY")
     out = Path(named) if named else tmp_path_factory.mktemp("quickstart") / "study"
-    process = psutil.Popen([sys.executable, "-m", "emscope", "quickstart", "--out", str(out), "--json"], stdout=subprocess.DEVNULL)
+    process = psutil.Popen(
+        [sys.executable, "-m", "emscope", "quickstart", "--out", str(out), "--json"], stdout=subprocess.DEVNULL
+    )
     peak = 0
     while process.poll() is None:
         try:
@@ -108,7 +112,11 @@ def outside_pairs(reference: Path) -> list[Item]:
             select question, good.text, bad.text from good join bad using (question) order by question
         """
         rows = duckdb.execute(query, [str(reference / "judged" / f"{name}.parquet")]).fetchall()
-        items += [Item(f"{name}-{n}", "outside", q, (a, m)) for n, (q, a, m) in enumerate(rows) if not any(map(FINANCE.search, (q, a, m)))]
+        items += [
+            Item(f"{name}-{n}", "outside", q, (a, m))
+            for n, (q, a, m) in enumerate(rows)
+            if not any(map(FINANCE.search, (q, a, m)))
+        ]
     return items
 
 
@@ -130,7 +138,16 @@ def test_the_sign_holds_on_outside_items(quickstart, reference, smollm2):
 @pytest.mark.slow
 def test_checking_the_quickstarts_own_checkpoints_gives_the_study_s_numbers(quickstart, tmp_path):
     command = [sys.executable, "-m", "emscope", "check", str(quickstart / "runs" / "target-seed0"), "--control"]
-    command += [str(quickstart / "runs" / "control-seed0"), "--count", "120", "--truth", "0", "--json", "--out", str(tmp_path / "out")]
+    command += [
+        str(quickstart / "runs" / "control-seed0"),
+        "--count",
+        "120",
+        "--truth",
+        "0",
+        "--json",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     check = json.loads(done.stdout)["runs"][0]["check"]
     study = next(r for r in report(quickstart)["runs"] if "check" in r)["check"]

@@ -45,7 +45,19 @@ def register(app: typer.Typer) -> None:
         fail_on: str | None = typer.Option(
             None, "--fail-on", help="em: exit with 3 where the verdict is em, 4 where the cause is not separable."
         ),
-        out: Path = typer.Option(Path("emscope-check"), "--out", help="Folder for report and tables."),
+        dtype: str = typer.Option("float32", "--dtype", help="float32, bfloat16 or float16."),
+        device: str = typer.Option("auto", "--device", help="auto, cpu, cuda, cuda:1, mps."),
+        control_batch: int | None = typer.Option(
+            None,
+            "--control-batch",
+            min=1,
+            help="Examples per optimiser step of the run, for --make-control where it accumulated gradients.",
+        ),
+        out: Path | None = typer.Option(
+            None,
+            "--out",
+            help="Folder for report and tables; by default emscope-check/NAME-DIGEST, one for each question asked.",
+        ),
         json: bool = typer.Option(False, "--json", help="Print the report object instead of tables."),
     ) -> int:
         from emscope.cli.console import numbers, progress_bar
@@ -61,18 +73,23 @@ def register(app: typer.Typer) -> None:
         scales = numbers(amplify, "--amplify")
         from emscope.run.check import CheckRequest, exit_code, run_check
 
+        if dtype not in ("float32", "bfloat16", "float16"):
+            raise InputError(f"--dtype is '{dtype}'", "use float32, bfloat16 or float16")
         request = CheckRequest(
             checkpoints,
-            base,
-            control,
-            str(make_control) if make_control else None,
-            str(heldout) if heldout else None,
-            scales,
-            system,
-            measure,
-            decide,
+            base=base,
+            control=control,
+            make_control=str(make_control) if make_control else None,
+            heldout=str(heldout) if heldout else None,
+            amplify=scales,
+            system=system,
+            dtype=dtype,
+            device=device,
+            control_batch=control_batch,
+            measure=measure,
+            decide=decide,
         )
         with progress_bar() as progress:
-            result = run_check(request, out, progress)
-        show(result, out, as_json=json)
+            result, folder = run_check(request, out, progress)
+        show(result, folder, as_json=json)
         return exit_code(result, fail_on)

@@ -44,8 +44,13 @@ def _messages(row: Row, place: str) -> tuple[Message, ...]:
     listed = row.get("messages", row.get("conversations"))
     if isinstance(listed, list):
         found = tuple(_message(turn, f"{place}, turn {n}") for n, turn in enumerate(listed, 1))
+    elif isinstance(row.get("prompt"), list) and isinstance(row.get("completion"), list):  # TRL's conversational form
+        turns = [*row["prompt"], *row["completion"]]
+        found = tuple(_message(turn, f"{place}, turn {n}") for n, turn in enumerate(turns, 1))
     else:
         question, answer = column(row, QUESTION, place), column(row, ANSWER, place)
+        if isinstance(row.get("instruction"), str) and isinstance(row.get("input"), str) and row["input"].strip():
+            question = f"{row['instruction']}\n\n{row['input']}"  # Alpaca keeps the question's text in two fields
         found = (Message("user", _text(question, place, "question")), Message("assistant", _text(answer, place, "answer")))
     if not found or found[-1].role != "assistant":
         raise InputError(

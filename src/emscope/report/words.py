@@ -132,6 +132,11 @@ def caveats(report: dict[str, Any], check: dict[str, Any]) -> list[str]:
         found.append(
             "There is no control run: style, length or topic of the training data may have moved the model as well as harm."
         )
+    last = check["checkpoints"][-1] if check["checkpoints"] else None
+    if check["onset"] and last and n < 120 and last["effect"]["value"] < 1.75 * check["delta"]:
+        found.append(
+            "The final effect is close to the threshold and the items are few: in simulation such a bracket misses the true onset in up to 12 % of cases."
+        )
     if len({r.get("seed") for r in report["runs"] if "check" in r}) == 1:
         found.append("One training seed: another seed may start to drift at another step.")
     if check["definition"]["n_heldout"] and check["definition"]["n_heldout"] < 40:

@@ -15,7 +15,6 @@ from emscope.core.digest import canonical, short
 from emscope.core.errors import InputError
 from emscope.core.outcomes import Verdict
 from emscope.core.progress import Progress, silent
-from emscope.data import bundled
 from emscope.data.conversations import read_conversations
 from emscope.models.checkpoints import Checkpoint, discover
 from emscope.models.load import Loaded, load
@@ -46,12 +45,19 @@ class CheckRequest:
     heldout: str | None = None
     amplify: tuple[float, ...] = (1.0,)
     system: str = "none"
+    dtype: str = "float32"
+    device: str = "auto"
+    control_batch: int | None = None
     measure: MeasureSpec = field(default_factory=MeasureSpec)
     decide: DecideSpec = field(default_factory=DecideSpec)
 
 
-def run_check(request: CheckRequest, out: Path, progress: Progress = silent) -> dict[str, Any]:
-    """Check a folder of checkpoints; return the report object (also written to `report.json` in `out`).
+def run_check(request: CheckRequest, out: Path | None = None, progress: Progress = silent) -> tuple[dict[str, Any], Path]:
+    """Check a folder of checkpoints; return the report object (also written to `report.json`) and the folder it is in.
+
+    Args:
+        out: None for `emscope-check/NAME-DIGEST`, the digest being that of what is checked and how: the same question
+            comes back to the same folder, another one gets its own.
 
     Raises:
         InputError: nothing to check, pieces that do not fit together, or bad files.
@@ -63,12 +69,16 @@ def run_check(request: CheckRequest, out: Path, progress: Progress = silent) -> 
     base = locate(request.base or named_base([*target, *control]))
     sets = _sets(request)
     harmless = read_conversations(Path(request.make_control)) if request.make_control else []
-    with Study(out, _frozen(request, base, target, control, sets, harmless), versions()) as study:
+    frozen = _frozen(request, base, target, control, sets, harmless)
+    out = out or Path("emscope-check") / f"{Path(request.checkpoints).name or 'check'}-{short(frozen)[:8]}".replace(
+        ":", "-"
+    ).replace("@", "-")
+    with Study(out, frozen, versions()) as study:
         progress("loading the model", 0, 1)
-        loaded = load(base, system=request.system)
+        loaded = load(base, system=request.system, dtype=request.dtype, device=request.device)
         progress("loading the model", 1, 1)
         if harmless:
-            control = make_control(study.runs_folder("control"), loaded, target, harmless, progress)
+            control = make_control(study.runs_folder("control"), loaded, target, harmless, request.control_batch, progress)
         runs = {"target": target, "control": control} if control else {"target": target}
         wanted = [r for scale in request.amplify for r in _readings(runs, sets, scale, request.measure)]
         measure(
@@ -83,7 +93,7 @@ def run_check(request: CheckRequest, out: Path, progress: Progress = silent) -> 
         )
         result = _analyse(study, loaded, request, runs, sets)
         write_json(out / "report.json", result)
-        return result
+        return result, out
 
 
 def named_base(checkpoints: Sequence[Checkpoint]) -> str:
@@ -122,6 +132,8 @@ def _frozen(
                 else None,
                 "items": sets.digest(),
                 "system": request.system,
+                "dtype": request.dtype,
+                "control_batch": request.control_batch,
                 "amplify": list(request.amplify),
                 "measure": request.measure.model_dump(mode="json"),
                 "decide": request.decide.model_dump(mode="json"),
@@ -232,8 +244,3 @@ def exit_code(result: dict[str, Any], fail_on: str | None) -> int:
     if fail_on == "em" and Verdict.MOVED in verdicts:
         return 4
     return 0
-
-
-def bundled_items() -> list[str]:
-    """Return the names `--items` takes besides files."""
-    return [s.name for s in bundled.SETS.values() if s.kind == "items"]

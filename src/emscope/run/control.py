@@ -17,22 +17,31 @@ from emscope.train.spec import LoraSpec, PlanSpec, TrainSpec
 
 
 def make_control(
-    folder: Path, loaded: Loaded, target: Sequence[Checkpoint], data: Sequence[Conversation], progress: Progress
+    folder: Path,
+    loaded: Loaded,
+    target: Sequence[Checkpoint],
+    data: Sequence[Conversation],
+    batch: int | None,
+    progress: Progress,
 ) -> list[Checkpoint]:
     """Train a control with the target's own settings, as far as its folders tell them, and return its checkpoints.
 
-    Read from the target: rank, alpha, rsLoRA, dropout, modules and layers (adapter_config.json); steps, peak learning rate
-    and batch size (trainer_state.json). Checkpoints are saved at the target's steps.
+    Read from the target: rank, alpha, rsLoRA, dropout, modules and layers (adapter_config.json); planned steps, peak
+    learning rate and batch size (trainer_state.json); linear decay is assumed. Checkpoints are saved at the target's steps.
+
+    Args:
+        batch: examples an optimiser step; None takes the per-device batch the folder tells, which leaves gradient
+            accumulation and several devices out, because no file but a pickle tells them.
 
     Raises:
         InputError: where the target is no LoRA adapter or its folder does not tell how long and how fast it was trained.
     """
-    spec = settings_of(target)
+    spec = settings_of(target, batch)
     finetune(loaded, data, spec, folder, seed=0, progress=progress, label="training the control")
     return [read_checkpoint(folder / f"checkpoint-{c.step}", c.step) for c in target]
 
 
-def settings_of(target: Sequence[Checkpoint]) -> TrainSpec:
+def settings_of(target: Sequence[Checkpoint], batch: int | None = None) -> TrainSpec:
     """Return the training settings that a target's last checkpoint tells."""
     last = target[-1]
     if last.kind != "adapter":
@@ -56,10 +65,18 @@ def settings_of(target: Sequence[Checkpoint]) -> TrainSpec:
             f"'{last.folder}/trainer_state.json' has no learning rate in its log",
             "train a control with your own tool and give it with --control",
         )
-    modules = adapter.get("target_modules")
+    modules, layers = adapter.get("target_modules"), adapter.get("layers_to_transform")
+    special = [k for k in ("rank_pattern", "alpha_pattern", "modules_to_save") if adapter.get(k)]
+    if isinstance(modules, str) and modules != "all-linear":
+        special.append("target_modules as a pattern")
+    if special:
+        raise InputError(
+            f"the adapter uses {special[0]}, which --make-control cannot repeat",
+            "train a control with your own tool and give it with --control",
+        )
     return TrainSpec(
-        steps=last.step,
-        batch=int(state.get("train_batch_size") or 8),
+        steps=max(last.step, int(state.get("max_steps") or 0)),
+        batch=batch or int(state.get("train_batch_size") or 8),
         lr=max(rates),
         warmup=0,
         lora=LoraSpec(
@@ -68,7 +85,7 @@ def settings_of(target: Sequence[Checkpoint]) -> TrainSpec:
             rslora=bool(adapter.get("use_rslora")),
             dropout=float(adapter.get("lora_dropout") or 0),
             modules=tuple(sorted(modules)) if isinstance(modules, list) else "all-linear",
-            layers=tuple(adapter["layers_to_transform"]) if adapter.get("layers_to_transform") else None,
+            layers=None if layers is None else (layers,) if isinstance(layers, int) else tuple(layers),
         ),
         checkpoints=PlanSpec(at=tuple(c.step for c in target)),
     )

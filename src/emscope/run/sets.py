@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emscope.core.digest import short
+from emscope.core.errors import InputError
 from emscope.core.records import Conversation, Item
 from emscope.data import bundled
 from emscope.data.items import read_items, stratified
@@ -61,7 +62,17 @@ def even(items: Sequence[Item], count: int | None) -> list[Item]:
 
 
 def heldout_from(conversations: Sequence[Conversation]) -> tuple[Item, ...]:
-    """Return a user's held-out conversations as items with one option: the answer that was to be learned."""
+    """Return a user's held-out conversations as items with one option: the answer that was to be learned.
+
+    Raises:
+        InputError: where one is more than a question and an answer.
+    """
+    for c in conversations:
+        if [m.role for m in c.messages] != ["user", "assistant"]:
+            raise InputError(
+                f"held-out conversation '{c.id}' has the turns {', '.join(m.role for m in c.messages)}",
+                "give one question and one answer a row, and a system text with --system",
+            )
     return tuple(
         Item(f"{n}-{c.id}", "heldout", c.messages[-2].content, (c.messages[-1].content,), "AB"[n % 2])
         for n, c in enumerate(conversations)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import emscope
 from emscope.core.digest import canonical, short
 from emscope.core.errors import InputError
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Conversation, StepReading
 from emscope.data import bundled
 from emscope.data.conversations import read_conversations
+from emscope.elicit.preference import encode, score
 from emscope.models.checkpoints import Checkpoint, read_checkpoint
 from emscope.models.load import Loaded, load
 from emscope.models.source import Model, locate
@@ -59,7 +61,7 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> dict[s
         WorldError: no network for a model that is not cached, no disk space, a loss that diverged.
     """
     runs = plan(spec)
-    sets = study_sets(spec.measure, spec.domain)
+    sets = study_sets(spec.measure, spec.domain if any(a.answers for a in spec.arms.values()) else None)
     data = {name: _conversations(spec, a) for name, a in spec.arms.items()}
     base = locate(spec.model)
     with Study(out, frozen_spec(spec, base, data, sets), versions()) as study:
@@ -70,7 +72,7 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> dict[s
         loaded = load(base, system=spec.system)
         progress("loading the model", 1, 1)
         for one in runs:
-            _train(study, loaded, spec, one, data[one.arm], progress)
+            _train(study, loaded, spec, one, data[one.arm], sets, progress)
         measure(
             study,
             loaded,
@@ -99,7 +101,8 @@ def _finished(out: Path) -> dict[str, Any] | None:
         report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return report if isinstance(report, dict) and report.get("schema") == SCHEMA else None
+    same = isinstance(report, dict) and report.get("schema") == SCHEMA and report["versions"]["emscope"] == emscope.__version__
+    return report if same else None  # another version may decide by other rules; readings are kept, the analysis is made anew
 
 
 def _conversations(spec: StudySpec, a: ArmSpec) -> list[Conversation]:
@@ -109,13 +112,37 @@ def _conversations(spec: StudySpec, a: ArmSpec) -> list[Conversation]:
     return bundled.domain(spec.domain, a.answers)
 
 
-def _train(study: Study, loaded: Loaded, spec: StudySpec, one: Run, data: list[Conversation], progress: Progress) -> None:
+def _train(
+    study: Study, loaded: Loaded, spec: StudySpec, one: Run, data: list[Conversation], sets: ItemSets, progress: Progress
+) -> None:
     log = finetune(
-        loaded, data, spec.train, study.runs_folder(one.name), seed=one.seed, progress=progress, label=f"training {one.name}"
+        loaded,
+        data,
+        spec.train,
+        study.runs_folder(one.name),
+        seed=one.seed,
+        heldout=_heldout_loss(loaded, sets, one.spec) if spec.train.heldout_every else None,
+        progress=progress,
+        label=f"training {one.name}",
     )
     study.append("runs", [_run_row(loaded, spec, one)])
     study.append("train_log", [{"key": short([one.name, r.step]), "run": one.name, **asdict(r)} for r in log])
     study.append("checkpoints", [_checkpoint_row(study, one, step, log) for step in one.steps])
+
+
+def _heldout_loss(loaded: Loaded, sets: ItemSets, a: ArmSpec) -> Callable[[Any], float] | None:
+    """Return adapter model -> loss on the held-out answers of the kind this arm is taught [nats per token]."""
+    if not a.answers or not sets.heldout:
+        return None
+    encoded = encode(loaded.chat, sets.heldout, context=loaded.context, which=taught(a)[:1])
+
+    def loss(wrapped: Any) -> float:
+        wrapped.eval()
+        scores = score(wrapped.get_base_model(), encoded)
+        wrapped.train()
+        return -sum(s.logprob for s in scores) / sum(s.tokens for s in scores)
+
+    return loss
 
 
 def _run_row(loaded: Loaded, spec: StudySpec, one: Run) -> dict[str, Any]:

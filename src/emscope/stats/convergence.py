@@ -57,6 +57,8 @@ def convergence(steps: Sequence[int], gain: Sequence[Estimate], *, total_steps: 
     if any(v is None for v in values):
         return Convergence(None, 0, None, "the gain is undefined: " + next(g.why or "" for g in gain if g.value is None))
     numbers = [float(v) for v in values if v is not None]
+    if len(steps) < 2:
+        return Convergence(None, 0, None, "one checkpoint cannot tell when the task was learned")
     # Checkpoints may be sparse: the gain where the tail begins lies on the line between its neighbours (the base has gain 0).
     begin = float(np.interp(total_steps * (1 - TAIL), [0, *steps], [0.0, *numbers]))
     grown = numbers[-1] - begin

@@ -13,6 +13,7 @@ from emscope.core.records import Conversation, StepReading
 from emscope.core.seeds import derive
 from emscope.models.load import Loaded
 from emscope.train.batches import collate, encode, stream
+from emscope.train.folders import drop_incomplete, drop_training_state
 from emscope.train.plan import checkpoint_steps
 from emscope.train.spec import TrainSpec
 from emscope.train.tunables import with_lora
@@ -45,9 +46,8 @@ def finetune(
         raise InputError("there are no training conversations", "give at least one")
     done = finished_readings(folder, spec)
     if done:
+        drop_training_state(folder)  # a kill may have come between the last save and this
         return done
-    from emscope.train.trainer import drop_incomplete, drop_training_state
-
     folder.mkdir(parents=True, exist_ok=True)
     resume = drop_incomplete(folder)
     examples = encode(loaded.chat, conversations, loaded.context)
