@@ -11,6 +11,9 @@ from conftest import make_model, write_jsonl
 from emscope.cli.app import run_arguments
 from emscope.data import bundled
 
+TURNS = {
+    "messages": [{"role": "system", "content": "S"}, {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+}
 FAST = ["--count", "32", "--truth", "4"]
 
 
@@ -121,6 +124,47 @@ def test_make_control_trains_with_the_runs_own_settings(foreign, tmp_path, capsy
     assert max(e["emscope_reading"]["lr"] for e in log if "emscope_reading" in e) == pytest.approx(2e-2)
 
 
+def settings(folder, **changes):
+    """A copy of a TRL adapter with other training settings in its files."""
+    from emscope.models.checkpoints import discover
+    from emscope.run.control import settings_of
+
+    adapter = json.loads((folder / "adapter_config.json").read_text())
+    state = json.loads((folder / "trainer_state.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(adapter | {k: v for k, v in changes.items() if k in adapter}))
+    (folder / "trainer_state.json").write_text(json.dumps(state | {k: v for k, v in changes.items() if k in state}))
+    return settings_of(discover(str(folder)), changes.get("batch"))
+
+
+@pytest.fixture
+def copied(foreign, tmp_path):
+    shutil.copytree(foreign[0] / "checkpoint-4", tmp_path / "checkpoint-4")
+    return tmp_path / "checkpoint-4"
+
+
+def test_settings_of_a_run_are_read_from_its_files(copied):
+    found = settings(copied, max_steps=40, layers_to_transform=0, batch=16)
+    assert (found.steps, found.batch, found.lr) == (40, 16, pytest.approx(2e-2))
+    assert found.lora.layers == (0,) and found.checkpoints.at == (4,)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"rank_pattern": {"q_proj": 2}}, {"target_modules": r".*\.q_proj"}, {"peft_type": "IA3"}, {"log_history": []}]
+)
+def test_settings_that_cannot_be_repeated_are_refused(copied, changes):
+    from emscope.core.errors import InputError
+
+    with pytest.raises(InputError, match="give it with --control"):
+        settings(copied, **changes)
+
+
+def test_each_question_gets_a_folder_of_its_own(foreign, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for extra in ([], ["--delta", "0.5"], []):
+        check(capsys, foreign[0], *extra)
+    assert len(list((tmp_path / "emscope-check").iterdir())) == 2
+
+
 def test_amplify_reads_again_scaled(foreign, tmp_path, capsys):
     result, _ = check(capsys, foreign[0], "--amplify", "1,2", "--out", tmp_path / "out")
     (double,) = result["amplified"]
@@ -204,6 +248,8 @@ def faults(tiny, foreign, tmp_path):
         ([foreign[0], "--fail-on", "oops"], "--fail-on is 'oops'"),
         ([foreign[0], "--delta", "-1"], "delta = -1"),
         ([foreign[0], "--count", "3"], "count = 3"),
+        ([foreign[0], "--dtype", "int3"], "--dtype is 'int3'"),
+        ([foreign[0], "--heldout", write_jsonl(tmp_path / "turns.jsonl", [TURNS])], "has the turns system, user, assistant"),
         ([foreign[0], "--control", foreign[1], "--make-control", broken], "use one"),
         ([foreign[0], "--control", tmp_path / "empty"], "is empty"),
         ([foreign[0], "--sytem", "none"], "No such option"),

@@ -113,6 +113,27 @@ def test_every_table_has_its_rows(finished):
     assert report["style"][0]["arm"] == "brash"
 
 
+def test_heldout_loss_along_training_equals_the_reading_afterwards(study_yaml, tmp_path):
+    train = {
+        "steps": 4,
+        "batch": 2,
+        "lr": 1e-2,
+        "lora": {"rank": 4, "alpha": 8},
+        "checkpoints": {"at": [2]},
+        "heldout_every": 2,
+    }
+    report = run_study(load_spec(StudySpec, study_yaml(train=train)), tmp_path / "out")
+    check = next(r for r in report["runs"] if "check" in r)["check"]
+    log = {
+        r["step"]: r["heldout_loss"]
+        for r in read_table(tmp_path / "out", "train_log").to_pylist()
+        if r["run"] == "target-seed0"
+    }
+    assert log[3] is None
+    for c in check["checkpoints"]:
+        assert log[c["step"]] == pytest.approx(c["loss"]["per_token"], abs=1e-4)
+
+
 def test_the_second_run_is_the_same_and_reads_nothing(finished, monkeypatch):
     path, out, report = finished
     before = contents(out)
