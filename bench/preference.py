@@ -22,7 +22,8 @@ from emscope.core.records import Item
 from emscope.data import bundled
 from emscope.elicit.preference import Encoded, encode, score
 from emscope.models.checkpoints import applied, discover
-from emscope.models.load import load, load_net, quiet
+from emscope.models.load import load, load_net
+from emscope.models.quiet import quiet
 from emscope.models.rates import matmul_gflops, parameters_in_blocks
 from emscope.models.source import locate
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -255,3 +256,22 @@ def test_the_page_is_whole_and_escapes_model_text(finished, capsys):
     assert run_arguments(["report", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "target-seed0" in printed and (out / "report.html").stat().st_size > 1_000_000
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
+def test_the_page_draws_its_plots_offline_in_a_browser(finished, tmp_path):
+    _, out, _ = finished
+    assert run_arguments(["report", str(out)]) == 0
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-sync",
+    ]
+    flags += ["--disable-component-update", f"--user-data-dir={tmp_path}", "--virtual-time-budget=8000", "--dump-dom"]
+    page = subprocess.run(
+        ["chromium", *flags, (out / "report.html").as_uri()], capture_output=True, text=True, timeout=120, check=True
+    ).stdout
+    assert page.count('class="main-svg"') >= 3 and "control - target" in page

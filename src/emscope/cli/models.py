@@ -37,7 +37,7 @@ def register(app: typer.Typer) -> None:
 
     @group.command("fetch", help="Fetch and convert a model, so that everything works offline afterwards.")
     def fetch(name: str = typer.Argument(..., help="Short name, hub id, folder or gguf:FILE.")) -> None:
-        from emscope.models.load import quiet
+        from emscope.models.quiet import quiet
         from emscope.models.source import locate
 
         quiet()

@@ -17,6 +17,7 @@ from filelock import FileLock
 
 from emscope.core.digest import file_digest
 from emscope.core.errors import InputError
+from emscope.models.quiet import quiet
 
 DONE = "emscope-converted.json"
 
@@ -78,6 +79,7 @@ def _write_weights(file: Path, folder: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    quiet()
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
     except ValueError as error:

@@ -7,6 +7,7 @@ from typing import Any
 
 from emscope.core.errors import InputError
 from emscope.models.chat import ChatFormat
+from emscope.models.quiet import quiet
 from emscope.models.source import Model
 
 
@@ -101,11 +102,3 @@ def pick_device(device: str) -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def quiet() -> None:
-    """Silence the progress bars and warnings of transformers; emscope shows its own."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()

@@ -63,7 +63,9 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> dict[s
     runs = plan(spec)
     sets = study_sets(spec.measure, spec.domain if any(a.answers for a in spec.arms.values()) else None)
     data = {name: _conversations(spec, a) for name, a in spec.arms.items()}
+    progress("finding the model", 0, 1)
     base = locate(spec.model)
+    progress("finding the model", 1, 1)
     with Study(out, frozen_spec(spec, base, data, sets), versions()) as study:
         finished = _finished(out)
         if finished is not None:
