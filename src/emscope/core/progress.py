@@ -10,3 +10,8 @@ Progress = Callable[[str, float, float], None]
 
 def silent(what: str, done: float, total: float) -> None:
     """A Progress that says nothing."""
+
+
+def part_of(whole: Progress, what: str, before: float, total: float) -> Progress:
+    """Return a Progress for one part of a larger job: what the part has done comes on top of `before`."""
+    return lambda _what, done, _total: whole(what, before + done, total)

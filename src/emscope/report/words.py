@@ -56,7 +56,7 @@ def _verdict(check: dict[str, Any]) -> str:
     last = check["checkpoints"][-1] if check["checkpoints"] else None
     against = "control" if last and "control - target" in last["contrasts"] else "base"
     where = (
-        f" at step {last['step']}: {against} - target {interval(last['effect'])} nats per token against a threshold of {check['delta']:.3f}"
+        f" at step {last['step']}: {against} - target {interval(last['effect'])} nats per token (90 % interval) against a threshold of {check['delta']:.3f}"
         if last
         else ""
     )

@@ -23,7 +23,7 @@ from emscope.run.analysis import Evidence, check, default_delta
 from emscope.run.control import make_control
 from emscope.run.estimates import estimate_rows
 from emscope.run.evidence import Scores, arm
-from emscope.run.measuring import Reading, measure
+from emscope.run.measuring import Questions, Reading, measure
 from emscope.run.sets import EM, HELDOUT, TRUTH, ItemSets, heldout_from, study_sets
 from emscope.run.spec import DecideSpec, MeasureSpec
 from emscope.run.study import definition, distributions, sample_questions
@@ -81,16 +81,8 @@ def run_check(request: CheckRequest, out: Path | None = None, progress: Progress
             control = make_control(study.runs_folder("control"), loaded, target, harmless, request.control_batch, progress)
         runs = {"target": target, "control": control} if control else {"target": target}
         wanted = [r for scale in request.amplify for r in _readings(runs, sets, scale, request.measure)]
-        measure(
-            study,
-            loaded,
-            sets,
-            [_base_reading(sets, request.measure), *wanted],
-            request.measure.samples,
-            0,
-            request.measure.batch_tokens,
-            progress,
-        )
+        asked = Questions(sets, request.measure.samples, 0, request.measure.batch_tokens)
+        measure(study, loaded, [_base_reading(sets, request.measure), *wanted], asked, progress)
         result = _analyse(study, loaded, request, runs, sets)
         write_json(out / "report.json", result)
         return result, out

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from emscope.core.digest import short
-from emscope.core.progress import Progress
+from emscope.core.progress import Progress, part_of
 from emscope.core.records import Item
 from emscope.core.seeds import derive
 from emscope.elicit import preference
@@ -17,6 +18,8 @@ from emscope.models.load import Loaded
 from emscope.run.sets import ItemSets
 from emscope.run.spec import SampleSpec
 from emscope.store.study import Study
+
+WHAT = "reading checkpoints"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,99 +39,95 @@ class Reading:
         return "base" if self.checkpoint is None else f"{self.checkpoint.digest}x{self.scale:g}"
 
 
-@dataclass(slots=True)
-class Tally:
-    """How far a whole job is, in tokens."""
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """What every checkpoint of a job is asked: the item sets, how samples are drawn, how many tokens are computed at once."""
 
-    progress: Progress
-    total: float
-    done: float = 0.0
-
-    def advance(self, tokens: float) -> None:
-        """Count tokens as done."""
-        self.done += tokens
-        self.progress("reading checkpoints", self.done, self.total)
+    sets: ItemSets
+    samples: SampleSpec
+    seed: int
+    batch_tokens: int
 
 
-def measure(
-    study: Study,
-    loaded: Loaded,
-    sets: ItemSets,
-    readings: Sequence[Reading],
-    samples: SampleSpec,
-    seed: int,
-    batch_tokens: int,
-    progress: Progress,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Todo:
+    """What of a reading is not in the store yet: tokenized items by set, and questions to sample answers to."""
+
+    reading: Reading
+    scores: dict[str, list[preference.Encoded]]
+    questions: list[str]
+
+    @property
+    def cost(self) -> int:
+        """Tokens to compute for the scores."""
+        return sum(e.cost for encoded in self.scores.values() for e in encoded)
+
+
+def measure(study: Study, loaded: Loaded, readings: Sequence[Reading], asked: Questions, progress: Progress) -> None:
     """Bring the tables `preferences` and `responses` up to `readings`; each reading is written as soon as it is done."""
     present = study.keys("preferences") | study.keys("responses")
-    jobs = [(r, _missing(loaded, sets, r, present), _unasked(loaded, r, samples, seed, present)) for r in readings]
-    cost = sum(e.cost for _, missing, _ in jobs for e in missing.values()) or 1
-    tally = Tally(progress, cost)
-    for reading, missing, questions in jobs:
-        if not missing and not questions:
+    jobs = [_todo(loaded, reading, asked, present) for reading in readings]
+    total, done = sum(job.cost for job in jobs) or 1, 0
+    for job in jobs:
+        if not job.scores and not job.questions:
             continue
-        if reading.checkpoint is None:
-            _read(study, loaded, loaded.net, sets, reading, missing, questions, samples, seed, batch_tokens, tally)
-        else:
-            with applied(loaded.net, reading.checkpoint, scale=reading.scale) as net:
-                _read(study, loaded, net, sets, reading, missing, questions, samples, seed, batch_tokens, tally)
+        with _as_read(loaded, job.reading) as net:
+            study.append("preferences", _score(net, loaded, job, asked, part_of(progress, WHAT, done, total)))
+            study.append("responses", _sample(net, loaded, job, asked))
+        done += job.cost
+    progress(WHAT, total, total)
 
 
-def _read(
-    study: Study,
-    loaded: Loaded,
-    net: Any,
-    sets: ItemSets,
-    reading: Reading,
-    missing: dict[tuple[str, str], preference.Encoded],
-    questions: list[str],
-    samples: SampleSpec,
-    seed: int,
-    batch_tokens: int,
-    tally: Tally,
-) -> None:
-    before = tally.done
-    by_set = {name: [e for (s, _), e in missing.items() if s == name] for name in dict.fromkeys(s for s, _ in missing)}
-    rows = []
-    for name, encoded in by_set.items():
-        start = tally.done
-        scores = preference.score(
-            net,
-            encoded,
-            batch_tokens=batch_tokens,
-            progress=lambda _w, done, _t, start=start: tally.advance(start + done - tally.done),  # type: ignore[misc]
-        )
-        items = {item.id: item for item in sets.of(name)}
-        rows += [_preference_row(loaded, reading, name, items[s.item], s) for s in scores]
-    study.append("preferences", rows)
-    tally.done = before + sum(e.cost for e in missing.values())
-    if questions:
-        answers = sample(
-            net,
-            loaded.chat,
-            questions,
-            samples=1,
-            max_tokens=samples.max_tokens,
-            seed=derive(seed, "sample", reading.subject),
-            temperature=samples.temperature,
-        )
-        study.append("responses", [_response_row(loaded, reading, a, samples, seed) for a in answers])
+@contextmanager
+def _as_read(loaded: Loaded, reading: Reading) -> Iterator[Any]:
+    if reading.checkpoint is None:
+        yield loaded.net
+    else:
+        with applied(loaded.net, reading.checkpoint, scale=reading.scale) as net:
+            yield net
 
 
-def _missing(loaded: Loaded, sets: ItemSets, reading: Reading, present: set[str]) -> dict[tuple[str, str], preference.Encoded]:
-    """Return what is not in the store yet, tokenized, by (set, item)."""
-    found = {}
+def _score(net: Any, loaded: Loaded, job: Todo, asked: Questions, progress: Progress) -> list[dict[str, Any]]:
+    rows, before = [], 0
+    for name, encoded in job.scores.items():
+        items = {item.id: item for item in asked.sets.of(name)}
+        part = part_of(progress, WHAT, before, job.cost)
+        scores = preference.score(net, encoded, batch_tokens=asked.batch_tokens, progress=part)
+        rows += [_preference_row(loaded, job.reading, name, items[s.item], s) for s in scores]
+        before += sum(e.cost for e in encoded)
+    return rows
+
+
+def _sample(net: Any, loaded: Loaded, job: Todo, asked: Questions) -> list[dict[str, Any]]:
+    if not job.questions:
+        return []
+    how, seed = asked.samples, derive(asked.seed, "sample", job.reading.subject)
+    answers = sample(
+        net, loaded.chat, job.questions, samples=1, max_tokens=how.max_tokens, seed=seed, temperature=how.temperature
+    )
+    return [_response_row(loaded, job.reading, a, how, asked.seed) for a in answers]
+
+
+def _todo(loaded: Loaded, reading: Reading, asked: Questions, present: set[str]) -> Todo:
+    scores = {}
     for name, which in reading.wanted.items():
-        for item in sets.of(name):
-            options = tuple(range(len(item.options))) if which is None else which
-            if any(preference_key(loaded, reading, name, item, k) not in present for k in options):
-                found[(name, item.id)] = preference.encode(loaded.chat, [item], context=loaded.context, which=options)[0]
+        missing = _missing(loaded, reading, name, asked.sets.of(name), which, present)
+        if missing:
+            scores[name] = missing
+    questions = [q for q in reading.questions if response_key(loaded, reading, q, asked.samples, asked.seed) not in present]
+    return Todo(reading, scores, questions)
+
+
+def _missing(
+    loaded: Loaded, reading: Reading, name: str, items: Sequence[Item], which: tuple[int, ...] | None, present: set[str]
+) -> list[preference.Encoded]:
+    """Return the items of a set of which an option is not in the store, tokenized."""
+    found = []
+    for item in items:
+        options = tuple(range(len(item.options))) if which is None else which
+        if any(preference_key(loaded, reading, name, item, k) not in present for k in options):
+            found += preference.encode(loaded.chat, [item], context=loaded.context, which=options)
     return found
-
-
-def _unasked(loaded: Loaded, reading: Reading, samples: SampleSpec, seed: int, present: set[str]) -> list[str]:
-    return [q for q in reading.questions if response_key(loaded, reading, q, samples, seed) not in present]
 
 
 def preference_key(loaded: Loaded, reading: Reading, name: str, item: Item, option: int) -> str:

@@ -24,7 +24,7 @@ from emscope.models.source import Model, locate
 from emscope.run.analysis import Evidence, check, default_delta
 from emscope.run.estimates import estimate_rows
 from emscope.run.evidence import Scores, arm
-from emscope.run.measuring import Reading, measure
+from emscope.run.measuring import Questions, Reading, measure
 from emscope.run.sets import EM, HELDOUT, TRUTH, ItemSets, study_sets
 from emscope.run.spec import ArmSpec, StudySpec
 from emscope.run.versions import versions
@@ -75,16 +75,8 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> dict[s
         progress("loading the model", 1, 1)
         for one in runs:
             _train(study, loaded, spec, one, data[one.arm], sets, progress)
-        measure(
-            study,
-            loaded,
-            sets,
-            readings(study, spec, runs, sets),
-            spec.measure.samples,
-            spec.seeds[0],
-            spec.measure.batch_tokens,
-            progress,
-        )
+        asked = Questions(sets, spec.measure.samples, spec.seeds[0], spec.measure.batch_tokens)
+        measure(study, loaded, readings(study, spec, runs, sets), asked, progress)
         result = analyse(study, loaded, spec, runs, sets)
         write_json(out / "report.json", result)
         return result
