@@ -150,6 +150,7 @@ def test_a_second_call_returns_at_once_and_seeds_differ(tiny, tmp_path):
     assert strip(twin) == strip(first)
 
 
+@torch.no_grad()
 def test_update_norm_equals_the_formed_product(tiny, tmp_path):
     net = with_lora(fresh(tiny).net, LoraSpec(rank=3, alpha=6), 0, "x")
     total = 0.0

@@ -13,6 +13,8 @@ from emscope import __version__
 from emscope.cli import check, data, doctor, models, quickstart, report, run, train
 from emscope.core.errors import EmscopeError
 
+INTERRUPTED = "interrupted; run the same command again and it goes on where it stopped"
+
 app = typer.Typer(
     name="emscope",
     cls=TyperGroup,
@@ -55,13 +57,14 @@ def run_arguments(arguments: list[str]) -> int:
     # Everything is read from folders; a hub look-up behind the scenes would only cost time-outs.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        return int(app(arguments, standalone_mode=False) or 0)
+        code = int(app(arguments, standalone_mode=False) or 0)
+        return _complain(INTERRUPTED, 130) if code == 130 else code  # typer turns an interrupt into this code
     except EmscopeError as error:
         return _complain(str(error), error.exit_code)
     except typer.Exit as leave:
         return leave.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        return _complain("interrupted; run the same command again and it goes on where it stopped", 130)
+        return _complain(INTERRUPTED, 130)
     except OSError as error:
         return _complain(*_os_fault(error))
     except Exception as error:
