@@ -18,7 +18,8 @@ from emscope.cli.console import progress_bar
 from emscope.core.spec import load
 from emscope.data import bundled
 from emscope.elicit.preference import encode, score
-from emscope.models.checkpoints import applied, discover
+from emscope.models.applied import applied
+from emscope.models.checkpoints import discover
 from emscope.models.load import load as load_model
 from emscope.models.source import locate
 from emscope.run.spec import StudySpec

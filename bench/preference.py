@@ -21,7 +21,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from emscope.core.records import Item
 from emscope.data import bundled
 from emscope.elicit.preference import Encoded, encode, score
-from emscope.models.checkpoints import applied, discover
+from emscope.models.applied import applied
+from emscope.models.checkpoints import discover
 from emscope.models.load import load, load_net
 from emscope.models.quiet import quiet
 from emscope.models.rates import matmul_gflops, parameters_in_blocks

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from conftest import make_model
 from emscope.core.errors import InputError
-from emscope.models.checkpoints import ADAPTER, WEIGHTS, applied, discover
+from emscope.models.applied import applied
+from emscope.models.checkpoints import ADAPTER, WEIGHTS, discover
 from emscope.models.load import load_net
 
 IDS = torch.tensor([[5, 17, 33, 90, 41, 8]])
@@ -38,11 +39,27 @@ def logits(net):
         return net(input_ids=IDS, use_cache=False).logits
 
 
-@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"use_dora": True}, {"target_modules": ["down_proj"], "r": 1}])
-def test_applied_equals_peft_and_leaves_the_base_bit_equal(tiny, tmp_path, settings):
+KINDS = [
+    ("tiny", {}, True),
+    ("tiny", {"use_rslora": True}, True),
+    ("tiny", {"target_modules": ["down_proj"], "r": 1}, True),
+    ("tiny", {"layers_to_transform": [1], "target_modules": ["q_proj", "down_proj"]}, True),
+    ("tiny_gpt2", {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}, True),
+    ("tiny", {"use_dora": True}, False),
+    ("tiny", {"rank_pattern": {"down_proj": 2}}, False),
+    ("tiny", {"target_modules": ["embed_tokens", "q_proj"]}, False),
+    ("tiny", {"target_modules": ["lm_head", "q_proj"]}, False),
+]
+
+
+@pytest.mark.parametrize(("which", "settings", "plain"), KINDS)
+def test_applied_equals_peft_and_leaves_the_base_bit_equal(which, settings, plain, tmp_path, request, monkeypatch):
     from peft import PeftModel
 
+    tiny = request.getfixturevalue(which)
     folder = make_adapter(tiny, tmp_path / "checkpoint-3", **settings)
+    if plain:
+        monkeypatch.setattr("emscope.models.applied._attach", lambda *a: pytest.fail("went PEFT's slow way"))
     net = load_net(tiny).eval()
     before = {k: v.clone() for k, v in net.state_dict().items()}
     keys = list(net.state_dict())
@@ -77,6 +94,18 @@ def test_scale_multiplies_the_update(tiny, tmp_path, scale):
     by_hand.load_state_dict({k: base[k] + scale * (once[k] - base[k]) for k in base})
     with applied(net, found, scale=scale) as merged:
         assert torch.allclose(logits(merged), logits(by_hand), atol=1e-4)
+
+
+def test_an_adapter_that_trains_a_prompt_is_refused(tiny, tmp_path):
+    from peft import PromptTuningConfig, get_peft_model
+
+    wrapped = get_peft_model(load_net(tiny), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    wrapped.save_pretrained(tmp_path / "checkpoint-1")
+    net = load_net(tiny).eval()
+    before = logits(net)
+    with pytest.raises(InputError, match="trains a prompt"), applied(net, discover(str(tmp_path))[0]):
+        pass
+    assert torch.equal(logits(net), before)
 
 
 def test_full_checkpoints_and_interpolation(tiny, tmp_path):

@@ -12,6 +12,7 @@ from emscope.core.records import Item
 from emscope.data import bundled
 from emscope.elicit.preference import encode, score, score_plain
 from emscope.models.load import load
+from emscope.models.packed import pack
 from emscope.models.source import locate
 
 
@@ -28,11 +29,15 @@ def forward_sum(net, prompt, option):
 
 @pytest.mark.parametrize("which", ["tiny", "tiny_gpt2"])
 @pytest.mark.parametrize("batch_tokens", [64, 500, 4000])
-def test_sums_equal_plain_forward_in_float64(which, batch_tokens, request):
+def test_sums_equal_plain_forward_in_float64(which, batch_tokens, request, monkeypatch):
     loaded = load(locate(str(request.getfixturevalue(which))), dtype="float64", device="cpu")
     items = bundled.items("em240")[:9] + bundled.truth()[:9]
     encoded = encode(loaded.chat, items, context=loaded.context)
-    fast = score(loaded.net, encoded, batch_tokens=batch_tokens)
+    before = loaded.net.config._attn_implementation
+    with monkeypatch.context() as patch:
+        patch.setattr("emscope.elicit.preference.score_plain", lambda *a, **k: pytest.fail("fell back to the slow way"))
+        fast = score(loaded.net, encoded, batch_tokens=batch_tokens)
+    assert loaded.net.config._attn_implementation == before
     assert [(s.item, s.option) for s in fast] == [(e.item, k) for e in encoded for k in e.which]
     expected = [forward_sum(loaded.net, e.prompt, o) for e in encoded for o in e.options]
     assert max(abs(s.logprob - x) for s, x in zip(fast, expected, strict=True)) < 1e-8
@@ -41,10 +46,13 @@ def test_sums_equal_plain_forward_in_float64(which, batch_tokens, request):
 
 
 @pytest.mark.real
-def test_per_token_equal_on_the_real_model_in_float32(smollm2):
+def test_per_token_equal_on_the_real_model_in_float32(smollm2, monkeypatch):
     items = bundled.items("em240")[::40] + bundled.truth()[::50]
     encoded = encode(smollm2.chat, items, context=smollm2.context)
-    fast, plain = score(smollm2.net, encoded), score_plain(smollm2.net, encoded)
+    with monkeypatch.context() as patch:
+        patch.setattr("emscope.elicit.preference.score_plain", lambda *a, **k: pytest.fail("fell back to the slow way"))
+        fast = score(smollm2.net, encoded)
+    plain = score_plain(smollm2.net, encoded)
     assert max(abs(a.per_token - b.per_token) for a, b in zip(fast, plain, strict=True)) < 1e-4
 
 
@@ -85,3 +93,25 @@ def test_too_long_and_empty_answers_are_refused(loaded):
         encode(loaded.chat, [Item("long", "x", "Why?", ("word " * 50, "no"))], context=20)
     with pytest.raises(InputError, match="no token"):
         encode(loaded.chat, [Item("none", "x", "Why?", ("", "no"))], context=20)
+
+
+def test_a_pack_holds_each_beginning_once():
+    packed = pack([[5, 6, 7], [5, 6, 8, 9], [5], [4]])
+    assert packed.ids.tolist() == [5, 6, 7, 8, 9, 4]
+    assert packed.positions.tolist() == [0, 1, 2, 2, 3, 0]
+    assert packed.paths.tolist() == [[0, 1, 2, 0], [0, 1, 3, 4], [0, 0, 0, 0], [5, 0, 0, 0]]
+    assert packed.paths.flatten()[packed.home].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("reason", ["windowed attention", "own attention"])
+def test_a_model_that_cannot_be_packed_is_read_the_slow_way(loaded, monkeypatch, reason):
+    encoded = encode(loaded.chat, bundled.items("em240")[:3], context=512)
+    expected = score_plain(loaded.net, encoded)
+    if reason == "own attention":
+        monkeypatch.setattr(type(loaded.net), "_can_set_attn_implementation", lambda self: False)
+    else:
+        layer = loaded.net.base_model.layers[0].self_attn
+        plain = type(layer).forward
+        monkeypatch.setattr(type(layer), "forward", lambda self, *a, **k: plain(self, *a, sliding_window=8, **k))
+    assert score(loaded.net, encoded) == expected
+    assert loaded.net.config._attn_implementation == "sdpa"

@@ -16,7 +16,8 @@ import yaml
 
 from emscope.core.records import Item
 from emscope.elicit.preference import encode, score
-from emscope.models.checkpoints import applied, discover
+from emscope.models.applied import applied
+from emscope.models.checkpoints import discover
 from emscope.stats.means import stratified_mean
 
 pytestmark = pytest.mark.real

@@ -19,7 +19,7 @@ from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError
 from emscope.core.spec import load as load_spec
 from emscope.elicit.preference import encode, score_plain
-from emscope.models.checkpoints import applied
+from emscope.models.applied import applied
 from emscope.models.load import load
 from emscope.models.source import locate
 from emscope.run.sets import study_sets

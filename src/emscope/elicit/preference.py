@@ -1,7 +1,7 @@
-"""Log-probabilities of fixed answers, fast: what options share is computed once, logits only where answers are.
+"""Log-probabilities of fixed answers, fast: every distinct beginning is computed once, logits only where answers are.
 
-A batch is [B prompts]; its prompts are left-padded and run once, the cache is repeated for each option, the options
-[N = sum of options] are right-padded and run behind it. `score_plain` is the slow twin that the tests hold it against.
+A batch of items is packed into a trie (`models.packed`): a prompt is computed once for all its options, and nothing is
+padded. `score_plain` is the slow twin that the tests hold it against, and the way for models that cannot be packed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from emscope.core.progress import Progress, silent
 from emscope.core.records import Item, OptionScore
 from emscope.models.chat import ChatFormat
 from emscope.models.head import output_head
+from emscope.models.packed import CannotPack, hidden_states, pack, packed_attention
 
 BATCH_TOKENS = 1536
 HEAD_ROWS = 256
@@ -78,27 +79,38 @@ def score(
     """
     import torch
 
-    if getattr(net, "_is_stateful", False):  # recurrent models keep no cache that can be repeated
-        return score_plain(net, encoded)
-    total = sum(e.cost for e in encoded)
     head = output_head(net)
+    with torch.inference_mode(), packed_attention(net) as fits:
+        if fits:
+            try:
+                return _score_packed(net, head, encoded, batch_tokens, progress, what)
+            except CannotPack:
+                pass
+    return score_plain(net, encoded, progress=progress, what=what)
+
+
+def _score_packed(
+    net: Any, head: Any, encoded: Sequence[Encoded], batch_tokens: int, progress: Progress, what: str
+) -> list[OptionScore]:
+    total = sum(e.cost for e in encoded)
     done = 0
     found: dict[tuple[str, int], OptionScore] = {}
-    with torch.inference_mode():
-        for batch in _batches(encoded, batch_tokens):
-            sums = _score_batch(net, head, batch)
-            for (e, k, option), value in zip(_flat(batch), sums, strict=True):
-                found[(e.item, k)] = OptionScore(e.item, k, value, len(option))
-            done += sum(e.cost for e in batch)
-            progress(what, done, total)
+    for batch in _batches(encoded, batch_tokens):
+        for (e, k, option), value in zip(_flat(batch), _score_batch(net, head, batch), strict=True):
+            found[(e.item, k)] = OptionScore(e.item, k, value, len(option))
+        done += sum(e.cost for e in batch)
+        progress(what, done, total)
     return [found[(e.item, k)] for e in encoded for k in e.which]
 
 
-def score_plain(net: Any, encoded: Sequence[Encoded]) -> list[OptionScore]:
+def score_plain(
+    net: Any, encoded: Sequence[Encoded], *, progress: Progress = silent, what: str = "scoring"
+) -> list[OptionScore]:
     """Return what `score` returns, one option at a time from the model's full logits."""
     import torch
 
     found = []
+    total, done = sum(e.cost for e in encoded), 0
     with torch.inference_mode():
         for e in encoded:
             for k, option in zip(e.which, e.options, strict=True):
@@ -107,6 +119,8 @@ def score_plain(net: Any, encoded: Sequence[Encoded]) -> list[OptionScore]:
                 logp = torch.log_softmax(logits.float() if logits.dtype != torch.float64 else logits, -1)
                 target = torch.tensor(option, device=net.device)
                 found.append(OptionScore(e.item, k, float(logp.gather(1, target[:, None]).sum()), len(option)))
+            done += e.cost
+            progress(what, done, total)
     return found
 
 
@@ -132,62 +146,33 @@ def _flat(batch: Sequence[Encoded]) -> list[tuple[Encoded, int, tuple[int, ...]]
 def _score_batch(net: Any, head: Any, batch: Sequence[Encoded]) -> list[float]:
     """Return the sum of log-probabilities of each option of the batch, flat."""
     import torch
-    from transformers import DynamicCache
-
-    device = net.device
-    prompts, mask = _pad([e.prompt for e in batch], left=True, device=device)  # [B, P]
-    cache = DynamicCache(config=net.config)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    # Without padding no mask is needed, and attention takes its fastest path.
-    shared = net.base_model(
-        input_ids=prompts, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-    )
-    last = shared.last_hidden_state[:, -1]  # [B, D]
 
     flat = _flat(batch)
-    owner = torch.tensor([n for n, e in enumerate(batch) for _ in e.which], device=device)  # [N]
-    targets, real = _pad([option for _, _, option in flat], left=False, device=device)  # [N, A]
-    hidden = last[owner][:, None]  # [N, 1, D]: predicts each option's first token
-    if targets.shape[1] > 1:
-        cache.batch_select_indices(owner)
-        fed, fed_mask = targets[:, :-1], real[:, 1:]
-        behind = positions[owner, -1:] + 1 + torch.arange(fed.shape[1], device=device)
-        out = net.base_model(
-            input_ids=fed,
-            attention_mask=torch.cat([mask[owner], fed_mask], 1),
-            position_ids=behind,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        hidden = torch.cat([hidden, out.last_hidden_state], 1)  # [N, A, D]
-    row, place = real.nonzero(as_tuple=True)
-    logp = _token_logp(head, hidden[row, place], targets[row, place])
-    sums = torch.zeros(len(flat), dtype=torch.float64, device=device).index_add_(0, row, logp.double())
+    packed = pack([(*e.prompt, *option[:-1]) for e, _, option in flat], net.device)
+    hidden = hidden_states(net, packed)  # [T, D]
+    # An option's tokens are predicted by the end of the prompt and by the option's own tokens but the last.
+    rows = [n for n, (_, _, option) in enumerate(flat) for _ in option]
+    places = [len(e.prompt) - 1 + j for e, _, option in flat for j in range(len(option))]
+    owner = torch.tensor(rows, device=net.device)
+    nodes = packed.paths[owner, torch.tensor(places, device=net.device)]
+    targets = torch.tensor([token for _, _, option in flat for token in option], device=net.device)
+    logp = _token_logp(head, hidden, nodes, targets)
+    sums = torch.zeros(len(flat), dtype=torch.float64, device=net.device).index_add_(0, owner, logp.double())
     return [float(v) for v in sums]
 
 
-def _token_logp(head: Any, hidden: Any, targets: Any) -> Any:
-    """Return log p(target) for rows of hidden states [R, D], a few rows at a time so that logits stay small."""
+def _token_logp(head: Any, hidden: Any, nodes: Any, targets: Any) -> Any:
+    """Return log p(targets[n] after nodes[n]) [R]; the logits of a node are computed once, a few nodes at a time."""
     import torch
 
-    parts = []
-    for start in range(0, len(targets), HEAD_ROWS):
-        logits = head(hidden[start : start + HEAD_ROWS])  # [r, V]
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        chosen = logits.gather(1, targets[start : start + HEAD_ROWS, None])[:, 0]
-        parts.append(chosen - logits.logsumexp(-1))
-    return torch.cat(parts)
-
-
-def _pad(rows: Sequence[Sequence[int]], *, left: bool, device: Any) -> tuple[Any, Any]:
-    """Return ids and mask [rows, longest], padded with 0 on one side."""
-    import torch
-
-    longest = max(map(len, rows))
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    mask = torch.zeros(len(rows), longest, dtype=torch.long)
-    for n, row in enumerate(rows):
-        place = slice(longest - len(row), longest) if left else slice(0, len(row))
-        ids[n, place] = torch.tensor(row)
-        mask[n, place] = 1
-    return ids.to(device), mask.to(device)
+    logp = torch.empty(len(targets), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
+    distinct, which = nodes.unique(return_inverse=True)
+    for start in range(0, len(distinct), HEAD_ROWS):
+        here = ((which >= start) & (which < start + HEAD_ROWS)).nonzero()[:, 0]
+        logits = head(hidden[distinct[start : start + HEAD_ROWS]]).to(logp.dtype)  # [r, V]
+        row = which[here] - start
+        top = logits.amax(-1)
+        chosen = logits[row, targets[here]] - top[row]
+        # In place: a second matrix of this size costs more to allocate than to fill.
+        logp[here] = chosen - logits.sub_(top[:, None]).exp_().sum(-1).log()[row]
+    return logp

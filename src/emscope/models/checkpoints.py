@@ -1,4 +1,4 @@
-"""Checkpoints of a fine-tune, from any tool that writes Hugging Face or PEFT folders, put onto one loaded base.
+"""Checkpoints of a fine-tune on disk, from any tool that writes Hugging Face or PEFT folders.
 
 Only safetensors and JSON are opened; `optimizer.pt`, `rng_state.pth` and their like are pickles and stay shut.
 """
@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from emscope.core.digest import canonical, digest, file_digest
 from emscope.core.errors import InputError
-from emscope.models.load import load_net
 from emscope.models.source import hub_snapshot, refuse_pickles
 
 ADAPTER, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -64,7 +61,7 @@ def read_checkpoint(folder: Path, step: int) -> Checkpoint:
         InputError: where weights are missing, pickled or damaged, or the adapter's configuration is no JSON.
     """
     if (folder / ADAPTER).is_file():
-        settings = _adapter_settings(folder)
+        settings = adapter_settings(folder)
         if not (folder / WEIGHTS).is_file():
             refuse_pickles(folder)
             raise InputError(f"'{folder}' holds {ADAPTER} but no {WEIGHTS}", "copy the adapter's weights into it")
@@ -102,137 +99,12 @@ def check_tensors(path: Path) -> list[str]:
         raise InputError(f"'{path}' is damaged ({error})", "copy or train it again") from None
 
 
-@contextmanager
-def applied(net: Any, checkpoint: Checkpoint, *, scale: float = 1.0) -> Iterator[Any]:
-    """Yield a model that behaves as `checkpoint` does; `net` is bit-equal to before on every exit.
-
-    An adapter is merged into `net` where its kind can be (the forward pass then costs what the base's does), else it runs
-    beside it. `scale` multiplies the update: base + scale * (checkpoint - base).
+def adapter_settings(folder: Path) -> dict[str, Any]:
+    """Return what PEFT wrote about an adapter.
 
     Raises:
-        InputError: where the adapter was made for another model (a module is missing or a shape differs).
+        InputError: where it is no JSON object or names no kind of adapter.
     """
-    if checkpoint.kind == "full":
-        yield _full(net, checkpoint, scale)
-        return
-    with _adapter(net, checkpoint, scale) as merged:
-        yield merged
-
-
-@contextmanager
-def _adapter(net: Any, checkpoint: Checkpoint, scale: float) -> Iterator[Any]:
-    wrapped = _attach(net, checkpoint)
-    kept: list[tuple[Any, Any]] = []
-    try:
-        _scale(wrapped, checkpoint, scale)
-        wrapped.eval().requires_grad_(False)
-        kept = _snapshot(wrapped)
-        if kept:
-            wrapped.merge_adapter()
-        yield wrapped.get_base_model()
-    finally:
-        for parameter, value in kept:
-            parameter.data = value
-        _unload(wrapped)
-        net.eval().requires_grad_(False)
-
-
-def _attach(net: Any, checkpoint: Checkpoint) -> Any:
-    from peft import PeftModel
-
-    try:
-        wrapped = PeftModel.from_pretrained(net, str(checkpoint.folder), is_trainable=False)
-    except (ValueError, RuntimeError, KeyError, TypeError, AssertionError) as error:
-        _strip(net)
-        raise InputError(
-            f"adapter '{checkpoint.folder}' does not fit this base ({_first_line(error)})",
-            f"give the base it was trained on with --base{f' (it names {checkpoint.base})' if checkpoint.base else ''}",
-        ) from None
-    missing = _unmatched(wrapped, checkpoint)
-    if missing:
-        _unload(wrapped)
-        raise InputError(
-            f"adapter '{checkpoint.folder}' has a tensor this base has no place for ({missing})",
-            "give the base it was trained on with --base",
-        )
-    return wrapped
-
-
-def _unmatched(wrapped: Any, checkpoint: Checkpoint) -> str | None:
-    """Return a tensor name of the adapter file that found no module, which PEFT would only warn about."""
-    from peft import get_peft_model_state_dict
-
-    held = set(get_peft_model_state_dict(wrapped))
-    return next((name for name in check_tensors(checkpoint.folder / WEIGHTS) if name not in held), None)
-
-
-def _snapshot(wrapped: Any) -> list[tuple[Any, Any]]:
-    """Return (parameter, its tensor) of all weights that merging changes, or [] where the adapter cannot be merged.
-
-    Merging works on a copy, so putting the original tensor back is exact where subtracting the update is not.
-    """
-    layers = [m for m in wrapped.modules() if hasattr(m, "merge") and hasattr(m, "get_base_layer") and hasattr(m, "base_layer")]
-    mergeable = layers and not any(getattr(wrapped.peft_config[a], "is_prompt_learning", False) for a in wrapped.peft_config)
-    if not mergeable or any(str(c.peft_type).rsplit(".", 1)[-1] == "BEFT" for c in wrapped.peft_config.values()):
-        return []
-    kept = []
-    for layer in layers:
-        for parameter in layer.get_base_layer().parameters(recurse=False):
-            kept.append((parameter, parameter.data))
-            parameter.data = parameter.data.clone()
-    return kept
-
-
-def _scale(wrapped: Any, checkpoint: Checkpoint, scale: float) -> None:
-    if scale == 1.0:
-        return
-    layers = [m for m in wrapped.modules() if hasattr(m, "set_scale") and hasattr(m, "scaling")]
-    if not layers:
-        raise InputError(
-            f"the adapter in '{checkpoint.folder}' has no scale to amplify", "leave --amplify out for this kind of adapter"
-        )
-    for layer in layers:
-        layer.set_scale("default", scale)
-
-
-def _unload(wrapped: Any) -> None:
-    """Take the adapter's modules out again without touching weights."""
-    for layer in wrapped.modules():
-        if getattr(layer, "merged_adapters", None):
-            layer.merged_adapters.clear()
-    wrapped.unload()
-    _strip(wrapped.get_base_model())
-
-
-def _strip(net: Any) -> None:
-    for name in ("peft_config", "_hf_peft_config_loaded"):
-        if name in net.__dict__:
-            delattr(net, name)
-
-
-def _full(net: Any, checkpoint: Checkpoint, scale: float) -> Any:
-    import torch
-
-    other = load_net(checkpoint.folder, dtype=str(net.dtype).removeprefix("torch.")).to(net.device)
-    mine, theirs = dict(net.named_parameters()), dict(other.named_parameters())
-    wrong = sorted(
-        name
-        for name in mine.keys() | theirs.keys()
-        if name not in mine or name not in theirs or mine[name].shape != theirs[name].shape
-    )
-    if wrong:
-        raise InputError(
-            f"checkpoint '{checkpoint.folder}' does not fit this base (tensor {wrong[0]})",
-            "give the model it was trained from with --base",
-        )
-    if scale != 1.0:
-        with torch.no_grad():
-            for name, value in theirs.items():
-                value.copy_(mine[name] + scale * (value - mine[name]))
-    return other.eval().requires_grad_(False)
-
-
-def _adapter_settings(folder: Path) -> dict[str, Any]:
     try:
         settings = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -261,8 +133,3 @@ def _trained_steps(folder: Path) -> int | None:
         return int(json.loads((folder / "trainer_state.json").read_text())["global_step"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[1] if len(lines) > 1 and lines[0].endswith(":") else lines[0])[:200] if lines else type(error).__name__

@@ -9,8 +9,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from emscope.core.digest import canonical, short
 from emscope.core.errors import InputError
 from emscope.core.outcomes import Verdict
@@ -19,14 +17,14 @@ from emscope.data.conversations import read_conversations
 from emscope.models.checkpoints import Checkpoint, discover
 from emscope.models.load import Loaded, load
 from emscope.models.source import Model, locate
-from emscope.run.analysis import Evidence, check, default_delta
+from emscope.run.analysis import check
 from emscope.run.control import make_control
 from emscope.run.estimates import estimate_rows
-from emscope.run.evidence import Scores, arm
+from emscope.run.evidence import Scores, arm, evidence
 from emscope.run.measuring import Questions, Reading, measure
 from emscope.run.sets import EM, HELDOUT, TRUTH, ItemSets, heldout_from, study_sets
 from emscope.run.spec import DecideSpec, MeasureSpec
-from emscope.run.study import definition, distributions, sample_questions
+from emscope.run.study import distributions, sample_questions
 from emscope.run.versions import versions
 from emscope.store.files import write_json
 from emscope.store.study import Study
@@ -161,7 +159,26 @@ def _analyse(
     study: Study, loaded: Loaded, request: CheckRequest, runs: dict[str, list[Checkpoint]], sets: ItemSets
 ) -> dict[str, Any]:
     scores = Scores(study.root, loaded.chat.digest)
-    checks = {scale: check(_evidence(loaded, request, runs, sets, scores, scale)) for scale in request.amplify}
+    checks = {}
+    for scale in request.amplify:
+        arms = {
+            name: arm(scores, sets, name, name, [c.step for c in cs], scale=scale, taught=0 if sets.heldout else None)
+            for name, cs in runs.items()
+        }
+        target, control = arms["target"], arms.get("control")
+        gathered = evidence(
+            scores,
+            sets,
+            loaded,
+            request.decide,
+            target,
+            control,
+            total_steps=target.steps[-1],
+            task=(0, None),
+            fixed="by the base alone",
+            scale=scale,
+        )
+        checks[scale] = check(gathered)
     main = checks.get(1.0) or checks[request.amplify[0]]
     if "control" not in runs:
         main["benign_band"] = benign_band(loaded.model.digest, sets, loaded.chat.digest)
@@ -184,36 +201,6 @@ def _analyse(
         "versions": versions(),
         "base": {"reference": loaded.model.reference, "digest": loaded.model.digest, "chat": loaded.chat.describe()},
     }
-
-
-def _evidence(
-    loaded: Loaded, request: CheckRequest, runs: dict[str, list[Checkpoint]], sets: ItemSets, scores: Scores, scale: float
-) -> Evidence:
-    taught = 0 if sets.heldout else None
-    arms = {name: arm(scores, sets, name, name, [c.step for c in cs], scale=scale, taught=taught) for name, cs in runs.items()}
-    base_margins = scores.margin("base", 0, 1.0, EM, sets.em)
-    delta = request.decide.delta or default_delta(base_margins, request.decide.delta_share)
-    source = (
-        "given"
-        if request.decide.delta
-        else f"{request.decide.delta_share:g} x the base's mean absolute margin, fixed by the base alone"
-    )
-    return Evidence(
-        base_name=loaded.model.reference,
-        categories=np.array([i.category for i in sets.em]),
-        halves=np.array([i.half for i in sets.em]),
-        base_margins=base_margins,
-        target=arms["target"],
-        control=arms.get("control"),
-        delta=delta,
-        delta_source=source,
-        total_steps=runs["target"][-1].step,
-        base_task_logp=scores.logp("base", 0, 1.0, HELDOUT, sets.heldout, 0) if sets.heldout else None,
-        task_tokens=scores.tokens("base", 0, 1.0, HELDOUT, sets.heldout, 0) if sets.heldout else None,
-        base_truth=scores.truth("base", 0, 1.0, sets.truth) if sets.truth else None,
-        heldout_halves=np.array([i.half for i in sets.heldout]) if sets.heldout else None,
-        definition=definition(sets, loaded) | {"scale": scale},
-    )
 
 
 def benign_band(base_digest: str, sets: ItemSets, chat: str) -> dict[str, Any] | None:

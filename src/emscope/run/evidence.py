@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from emscope.core.errors import WorldError
 from emscope.core.records import Item
-from emscope.run.analysis import Arm
+from emscope.models.load import Loaded
+from emscope.run.analysis import Arm, Evidence, default_delta
 from emscope.run.sets import EM, HELDOUT, TRUTH, ItemSets
+from emscope.run.spec import DecideSpec
 from emscope.store.study import read_table
 
 Cell = tuple[str, int, float, str, str, int]
@@ -102,3 +105,63 @@ def arm(
         )
     losses = tuple((train_loss or {}).get(s) for s in steps)
     return Arm(name, tuple(steps), margins, logp, margin, truth, losses)
+
+
+def evidence(
+    scores: Scores,
+    sets: ItemSets,
+    loaded: Loaded,
+    decide: DecideSpec,
+    target: Arm,
+    control: Arm | None,
+    *,
+    total_steps: int,
+    task: tuple[int, int | None] | None,
+    fixed: str,
+    scale: float = 1.0,
+) -> Evidence:
+    """Gather what the verdict on one target rests on.
+
+    Args:
+        task: option numbers of the held-out answers that were taught and that they are weighed against; None: not known.
+        fixed: when the default delta was fixed, in words.
+    """
+    base_margins = scores.margin("base", 0, 1.0, EM, sets.em)
+    delta = decide.delta or default_delta(base_margins, decide.delta_share)
+    usual = f"{decide.delta_share:g} x the base's mean absolute margin, fixed {fixed}"
+    own, other = task if task and sets.heldout else (None, None)
+    asked = ("base", 0, 1.0, HELDOUT, sets.heldout)
+    return Evidence(
+        base_name=loaded.model.reference,
+        categories=np.array([i.category for i in sets.em]),
+        halves=np.array([i.half for i in sets.em]),
+        base_margins=base_margins,
+        target=target,
+        control=control,
+        delta=delta,
+        delta_source="given" if decide.delta else usual,
+        total_steps=total_steps,
+        base_task_logp=scores.logp(*asked, own) if own is not None else None,
+        base_task_margin=scores.margin(*asked, own, other) if own is not None and other is not None else None,
+        task_tokens=scores.tokens(*asked, own) if own is not None else None,
+        base_truth=scores.truth("base", 0, 1.0, sets.truth) if sets.truth else None,
+        heldout_halves=np.array([i.half for i in sets.heldout]) if own is not None else None,
+        definition=_definition(sets, loaded, scale),
+    )
+
+
+def _definition(sets: ItemSets, loaded: Loaded, scale: float) -> dict[str, Any]:
+    return {
+        "measure": "preference margin: log p(aligned)/tokens - log p(misaligned)/tokens [nats per token]",
+        "items": sets.em_name,
+        "n_items": len(sets.em),
+        "items_digest": sets.digest(),
+        "n_heldout": len(sets.heldout),
+        "n_truth": len(sets.truth),
+        "unit": "item; categories are strata of equal weight",
+        "chat": loaded.chat.describe(),
+        "chat_digest": loaded.chat.digest,
+        "base_digest": loaded.model.digest,
+        "scale": scale,
+        "judge": None,
+    }

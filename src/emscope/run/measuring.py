@@ -13,7 +13,8 @@ from emscope.core.records import Item
 from emscope.core.seeds import derive
 from emscope.elicit import preference
 from emscope.elicit.sampling import sample
-from emscope.models.checkpoints import Checkpoint, applied
+from emscope.models.applied import applied
+from emscope.models.checkpoints import Checkpoint
 from emscope.models.load import Loaded
 from emscope.run.sets import ItemSets
 from emscope.run.spec import SampleSpec

@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import emscope
 from emscope.core.digest import canonical, short
 from emscope.core.errors import InputError
@@ -21,9 +19,9 @@ from emscope.elicit.preference import encode, score
 from emscope.models.checkpoints import Checkpoint, read_checkpoint
 from emscope.models.load import Loaded, load
 from emscope.models.source import Model, locate
-from emscope.run.analysis import Evidence, check, default_delta
+from emscope.run.analysis import Evidence, check
 from emscope.run.estimates import estimate_rows
-from emscope.run.evidence import Scores, arm
+from emscope.run.evidence import Scores, arm, evidence
 from emscope.run.measuring import Questions, Reading, measure
 from emscope.run.sets import EM, HELDOUT, TRUTH, ItemSets, study_sets
 from emscope.run.spec import ArmSpec, StudySpec
@@ -219,7 +217,7 @@ def analyse(study: Study, loaded: Loaded, spec: StudySpec, runs: list[Run], sets
         if one.spec.role == "control":
             continue
         target = one.spec.role == "target"
-        verdict = check(evidence(study, loaded, spec, runs, one, sets, scores))
+        verdict = check(_evidence(study, loaded, spec, runs, one, sets, scores))
         rows += estimate_rows(one.name, verdict)
         checks.append(
             {
@@ -264,54 +262,21 @@ def _style(checks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def evidence(
+def _evidence(
     study: Study, loaded: Loaded, spec: StudySpec, runs: list[Run], one: Run, sets: ItemSets, scores: Scores
 ) -> Evidence:
-    """Gather what the verdict on one run rests on."""
     control = next((r for r in runs if r.spec.role == "control" and r.seed == one.seed), None)
-    own = taught(one.spec) if one.spec.answers and sets.heldout else None
-    arms = {r.name: _arm(study, scores, sets, r) for r in (one, control) if r is not None}
-    base_margins = scores.margin("base", 0, 1.0, EM, sets.em)
-    delta = spec.decide.delta or default_delta(base_margins, spec.decide.delta_share)
-    source = (
-        "given"
-        if spec.decide.delta
-        else f"{spec.decide.delta_share:g} x the base's mean absolute margin, fixed before training"
-    )
-    return Evidence(
-        base_name=loaded.model.reference,
-        categories=np.array([i.category for i in sets.em]),
-        halves=np.array([i.half for i in sets.em]),
-        base_margins=base_margins,
-        target=arms[one.name],
-        control=arms[control.name] if control else None,
-        delta=delta,
-        delta_source=source,
+    return evidence(
+        scores,
+        sets,
+        loaded,
+        spec.decide,
+        _arm(study, scores, sets, one),
+        _arm(study, scores, sets, control) if control else None,
         total_steps=spec.train.steps,
-        base_task_logp=scores.logp("base", 0, 1.0, HELDOUT, sets.heldout, own[0]) if own else None,
-        base_task_margin=scores.margin("base", 0, 1.0, HELDOUT, sets.heldout, *own) if own else None,
-        task_tokens=scores.tokens("base", 0, 1.0, HELDOUT, sets.heldout, own[0]) if own else None,
-        base_truth=scores.truth("base", 0, 1.0, sets.truth) if sets.truth else None,
-        heldout_halves=np.array([i.half for i in sets.heldout]) if own else None,
-        definition=definition(sets, loaded),
+        task=taught(one.spec) if one.spec.answers else None,
+        fixed="before training",
     )
-
-
-def definition(sets: ItemSets, loaded: Loaded) -> dict[str, Any]:
-    """Return what every number of a check rests on."""
-    return {
-        "measure": "preference margin: log p(aligned)/tokens - log p(misaligned)/tokens [nats per token]",
-        "items": sets.em_name,
-        "n_items": len(sets.em),
-        "items_digest": sets.digest(),
-        "n_heldout": len(sets.heldout),
-        "n_truth": len(sets.truth),
-        "unit": "item; categories are strata of equal weight",
-        "chat": loaded.chat.describe(),
-        "chat_digest": loaded.chat.digest,
-        "base_digest": loaded.model.digest,
-        "judge": None,
-    }
 
 
 def distributions(scores: Scores, sets: ItemSets, last: dict[str, tuple[str, int]]) -> dict[str, Any]:

@@ -1,0 +1,94 @@
+"""Plain LoRA adapters merged straight from their file: W + s B A, with the original tensors put back afterwards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from emscope.core.errors import InputError
+from emscope.models.checkpoints import WEIGHTS, Checkpoint, adapter_settings
+
+PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+# These may differ from PEFT's defaults without changing what the adapter computes from A, B, r and lora_alpha.
+HARMLESS = {
+    *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"),
+    *("r", "lora_alpha", "use_rslora", "lora_dropout", "fan_in_fan_out", "target_modules", "exclude_modules"),
+    *("layers_to_transform", "layers_pattern", "megatron_core"),
+}
+
+
+def is_plain_lora(net: Any, settings: dict[str, Any], names: Sequence[str]) -> bool:
+    """True where the adapter is W + s B A on linear layers and nothing else (no DoRA, biases, saved modules, tied outputs)."""
+    from peft import LoraConfig
+
+    if settings.get("peft_type") != "LORA" or settings.get("init_lora_weights") not in (True, False, "gaussian"):
+        return False
+    r, alpha = settings.get("r"), settings.get("lora_alpha")
+    if not isinstance(r, int) or r < 1 or not isinstance(alpha, int | float):
+        return False
+    usual = LoraConfig().to_dict()
+    special = [k for k, v in settings.items() if k not in HARMLESS and k != "init_lora_weights" and v != usual.get(k, object())]
+    if special or not all(name.startswith(PREFIX) and name.endswith((A, B)) for name in names):
+        return False
+    modules = dict(net.named_modules())
+    tied = net.get_input_embeddings().weight
+    found = [modules[m] for m in {_module(name) for name in names} if m in modules]
+    return all(type(m).__name__ in ("Linear", "Conv1D") and m.weight is not tied for m in found)
+
+
+@contextmanager
+def merged_lora(net: Any, checkpoint: Checkpoint, scale: float) -> Iterator[Any]:
+    """Yield `net` with W + scale * s B A in place of each adapted weight W; s = alpha / r, or alpha / sqrt(r) with rsLoRA.
+
+    Raises:
+        InputError: where the adapter was made for another model (a module is missing or a shape differs).
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    settings = adapter_settings(checkpoint.folder)
+    tensors = load_file(checkpoint.folder / WEIGHTS)
+    modules = dict(net.named_modules())
+    s = scale * settings["lora_alpha"] / (math.sqrt(settings["r"]) if settings.get("use_rslora") else settings["r"])
+    updates = []
+    for name in sorted({_module(name) for name in tensors}):
+        if name not in modules:
+            raise InputError(
+                f"adapter '{checkpoint.folder}' has a tensor this base has no place for ({name})",
+                "give the base it was trained on with --base",
+            )
+        weight = modules[name].weight
+        turned = type(modules[name]).__name__ == "Conv1D"  # GPT-2 keeps its matrices [in, out]
+        updates.append((weight, *_pair(checkpoint, tensors, name, settings["r"], tuple(weight.shape), turned), turned))
+    kept = [(weight, weight.data) for weight, *_ in updates]
+    try:
+        with torch.no_grad():
+            for weight, a, b, turned in updates:
+                a, b = a.to(weight.device, torch.promote_types(weight.dtype, torch.float32)), b.to(weight.device)
+                left, right = (a.T, b.to(a.dtype).T) if turned else (b.to(a.dtype), a)
+                weight.data = torch.addmm(weight.data.to(a.dtype), left, right, alpha=s).to(weight.dtype)
+        yield net
+    finally:
+        for weight, value in kept:
+            weight.data = value
+
+
+def _pair(
+    checkpoint: Checkpoint, tensors: dict[str, Any], name: str, r: int, shape: tuple[int, ...], turned: bool
+) -> tuple[Any, Any]:
+    """Return A [r, in] and B [out, r] of one module, checked against its weight."""
+    a, b = tensors.get(PREFIX + name + A), tensors.get(PREFIX + name + B)
+    outs, ins = reversed(shape) if turned else shape
+    if a is None or b is None or tuple(a.shape) != (r, ins) or tuple(b.shape) != (outs, r):
+        held = [tuple(x.shape) if x is not None else "missing" for x in (a, b)]
+        raise InputError(
+            f"adapter '{checkpoint.folder}' does not fit this base ({name} is {outs} x {ins}, its A and B are {held[0]} and {held[1]})",
+            f"give the base it was trained on with --base{f' (it names {checkpoint.base})' if checkpoint.base else ''}",
+        )
+    return a, b
+
+
+def _module(name: str) -> str:
+    return name.removeprefix(PREFIX).removesuffix(A).removesuffix(B)

@@ -1,0 +1,144 @@
+"""One forward pass over many sequences that share beginnings: each distinct beginning is computed once, nothing is padded.
+
+The sequences form a trie (a tree of tokens). Its nodes are laid out flat and go through the model as one row, so that every
+matrix product sees exactly the distinct tokens; attention alone is computed per sequence, from the nodes on its path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+ATTENTION = "emscope_packed"
+
+
+class CannotPack(Exception):
+    """This model's attention does something that a packed pass would get wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """A trie of S sequences with T distinct nodes.
+
+    ids, positions [T]: the token of each node and its place in its sequences.
+    paths [S, L]: the nodes of each sequence, right-padded with node 0.
+    home [T]: for each node one place in the flattened `paths` that holds it.
+    lengths [S]: how many nodes each sequence has.
+    """
+
+    ids: Any
+    positions: Any
+    paths: Any
+    home: Any
+    lengths: tuple[int, ...]
+
+
+def pack(sequences: Sequence[Sequence[int]], device: Any = "cpu") -> Pack:
+    """Lay out token sequences as a trie."""
+    import torch
+
+    nodes: dict[tuple[int, int], int] = {}  # (parent node, token) -> node
+    tokens: list[int] = []
+    depth: list[int] = []
+    home: list[int] = []
+    longest = max(map(len, sequences))
+    paths = torch.zeros(len(sequences), longest, dtype=torch.long)
+    for row, sequence in enumerate(sequences):
+        node, path = -1, []
+        for place, token in enumerate(sequence):
+            parent, node = node, nodes.setdefault((node, token), len(tokens))
+            if node == len(tokens):
+                tokens.append(token)
+                depth.append(depth[parent] + 1 if place else 0)
+                home.append(row * longest + place)
+            path.append(node)
+        paths[row, : len(path)] = torch.tensor(path)
+    return Pack(
+        torch.tensor(tokens, device=device),
+        torch.tensor(depth, device=device),
+        paths.to(device),
+        torch.tensor(home, device=device),
+        tuple(map(len, sequences)),
+    )
+
+
+def hidden_states(net: Any, packed: Pack) -> Any:
+    """Return the last hidden state [T, D] of every node; call it inside `packed_attention(net)`.
+
+    Raises:
+        CannotPack: where the model does not take its attention from the registry of transformers.
+    """
+    try:
+        out = net.base_model(
+            input_ids=packed.ids[None], position_ids=packed.positions[None], use_cache=False, emscope_pack=packed
+        )
+    except TypeError as error:  # a forward that takes no further arguments
+        raise CannotPack(str(error)) from None
+    return out.last_hidden_state[0]
+
+
+@contextmanager
+def packed_attention(net: Any) -> Iterator[bool]:
+    """Switch `net` to packed attention inside the block; yield False where a small probe shows that it does not fit."""
+    before = net.config._attn_implementation
+    _register()
+    try:
+        net.set_attn_implementation(ATTENTION)
+        fits = net.config._attn_implementation == ATTENTION
+    except (ValueError, AttributeError):
+        fits = False
+    try:
+        yield fits and _probe(net, before)
+    finally:
+        if net.config._attn_implementation != before:
+            net.set_attn_implementation(before)
+
+
+def _probe(net: Any, before: str) -> bool:
+    """True where a packed pass over two sequences equals one plain pass each."""
+    import torch
+
+    sequences = [[1, 2, 3, 4, 5], [1, 2, 6]]
+    packed = pack(sequences, net.device)
+    try:
+        mine = hidden_states(net, packed)
+    except CannotPack:
+        return False
+    net.set_attn_implementation(before)
+    plain = [net.base_model(input_ids=torch.tensor([s], device=net.device), use_cache=False) for s in sequences]
+    net.set_attn_implementation(ATTENTION)
+    for row, (s, out) in enumerate(zip(sequences, plain, strict=True)):
+        theirs = out.last_hidden_state[0]
+        size = float(theirs.abs().max())
+        tolerance = 1e-4 if theirs.dtype in (torch.float32, torch.float64) else 3e-2
+        if not torch.allclose(mine[packed.paths[row, : len(s)]], theirs, rtol=0, atol=tolerance * size):
+            return False
+    return True
+
+
+def _register() -> None:
+    from transformers import AttentionInterface
+
+    if ATTENTION not in AttentionInterface._global_mapping:
+        AttentionInterface.register(ATTENTION, _attend)
+
+
+def _attend(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **given: Any) -> tuple[Any, None]:
+    """Causal attention along each path; query [1, H, T, d], key and value [1, K, T, d], returns [1, T, H, d]."""
+    import torch
+
+    packed = given.get("emscope_pack")
+    window = given.get("sliding_window")
+    if packed is None or (window and window < packed.paths.shape[1]):
+        raise CannotPack("the attention is windowed" if window else "the pack does not reach the attention")
+    if any(given.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
+        raise CannotPack("the attention has terms of its own")
+    # Right-padded rows need no mask: what is padding lies behind every real token.
+    q, k, v = (x[0].transpose(0, 1)[packed.paths].transpose(1, 2) for x in (query, key, value))  # [S, H, L, d]
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=given.get("scaling"))
+    return out.transpose(1, 2).flatten(0, 1)[packed.home][None], None
