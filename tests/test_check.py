@@ -269,3 +269,16 @@ def test_every_fault_is_one_sentence_and_exit_code_2(tiny, foreign, tmp_path, ca
             text.err
         )
         assert not (tmp_path / f"out-{n}" / "report.json").exists()
+
+
+@pytest.mark.real
+def test_the_shipped_band_is_found_for_its_own_base_items_and_chat_format_only(smollm2):
+    from emscope.run.check import benign_band
+    from emscope.run.sets import study_sets
+    from emscope.run.spec import MeasureSpec
+
+    sets = study_sets(MeasureSpec(items="em240"), None)
+    band = benign_band(smollm2.model.digest, sets, smollm2.chat.digest)
+    assert band["runs"] >= 4 and -0.2 < band["low"] < band["high"] < 0.1
+    assert benign_band(smollm2.model.digest, sets, "another") is None
+    assert benign_band("another", sets, smollm2.chat.digest) is None

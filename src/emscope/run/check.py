@@ -206,7 +206,7 @@ def _analyse(
 def benign_band(base_digest: str, sets: ItemSets, chat: str) -> dict[str, Any] | None:
     """Return how far benign fine-tunes of this base drift from it (base - control), where that was measured for it.
 
-    The shipped file is made by bench/benign_bands.py from control runs and is empty until that has been run; a band applies to
+    The shipped file is made by bench/benign_bands.py from control runs; a band applies to
     the same base, chat format and item set only.
     """
     bands = json.loads((files("emscope.run") / "files" / "benign_bands.json").read_text(encoding="utf-8"))
