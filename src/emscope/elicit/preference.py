@@ -17,7 +17,7 @@ from emscope.models.chat import ChatFormat
 from emscope.models.head import output_head
 from emscope.models.packed import CannotPack, hidden_states, pack, packed_attention
 
-BATCH_TOKENS = 1536
+BATCH_TOKENS = 3072
 HEAD_ROWS = 256
 
 
