@@ -175,7 +175,7 @@ def test_the_reports_have_the_fields_listed(study_yaml, tmp_path, capsys):
     report = json.loads(capsys.readouterr().out)
     assert set(report) == fields("checkpoints_report")
     assert set(report["runs"][0]["check"]) == fields("check") | {"benign_band"}
-    assert set(report["runs"][0]["check"]["definition"]) == fields("definition") | {"scale"}
+    assert set(report["runs"][0]["check"]["definition"]) == fields("definition")
     assert set(report["amplified"][0]) == {"scale", "checkpoints", "verdict"}
 
 
