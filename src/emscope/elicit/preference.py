@@ -15,7 +15,7 @@ from emscope.core.progress import Progress, silent
 from emscope.core.records import Item, OptionScore
 from emscope.models.chat import ChatFormat
 from emscope.models.head import output_head
-from emscope.models.packed import CannotPack, hidden_states, pack, packed_attention
+from emscope.models.packed import hidden_states, pack, packed_attention
 
 BATCH_TOKENS = 3072
 HEAD_ROWS = 256
@@ -80,12 +80,10 @@ def score(
     import torch
 
     head = output_head(net)
-    with torch.inference_mode(), packed_attention(net) as fits:
+    longest = max((len(e.prompt) + max(map(len, e.options)) for e in encoded), default=0)
+    with torch.inference_mode(), packed_attention(net, longest) as fits:
         if fits:
-            try:
-                return _score_packed(net, head, encoded, batch_tokens, progress, what)
-            except CannotPack:
-                pass
+            return _score_packed(net, head, encoded, batch_tokens, progress, what)
     return score_plain(net, encoded, progress=progress, what=what)
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 ATTENTION = "emscope_packed"
 
 
-class CannotPack(Exception):
+class _CannotPack(Exception):
     """This model's attention does something that a packed pass would get wrong."""
 
 
@@ -25,14 +25,14 @@ class Pack:
     ids, positions [T]: the token of each node and its place in its sequences.
     paths [S, L]: the nodes of each sequence, right-padded with node 0.
     home [T]: for each node one place in the flattened `paths` that holds it.
-    lengths [S]: how many nodes each sequence has.
+    longest: tokens of the longest sequence that the attention has to reach over.
     """
 
     ids: Any
     positions: Any
     paths: Any
     home: Any
-    lengths: tuple[int, ...]
+    longest: int
 
 
 def pack(sequences: Sequence[Sequence[int]], device: Any = "cpu") -> Pack:
@@ -60,28 +60,23 @@ def pack(sequences: Sequence[Sequence[int]], device: Any = "cpu") -> Pack:
         torch.tensor(depth, device=device),
         paths.to(device),
         torch.tensor(home, device=device),
-        tuple(map(len, sequences)),
+        longest,
     )
 
 
 def hidden_states(net: Any, packed: Pack) -> Any:
-    """Return the last hidden state [T, D] of every node; call it inside `packed_attention(net)`.
-
-    Raises:
-        CannotPack: where the model does not take its attention from the registry of transformers.
-    """
-    try:
-        out = net.base_model(
-            input_ids=packed.ids[None], position_ids=packed.positions[None], use_cache=False, emscope_pack=packed
-        )
-    except TypeError as error:  # a forward that takes no further arguments
-        raise CannotPack(str(error)) from None
+    """Return the last hidden state [T, D] of every node; call it inside `packed_attention`, where that yields True."""
+    out = net.base_model(input_ids=packed.ids[None], position_ids=packed.positions[None], use_cache=False, emscope_pack=packed)
     return out.last_hidden_state[0]
 
 
 @contextmanager
-def packed_attention(net: Any) -> Iterator[bool]:
-    """Switch `net` to packed attention inside the block; yield False where a small probe shows that it does not fit."""
+def packed_attention(net: Any, longest: int) -> Iterator[bool]:
+    """Switch `net` to packed attention inside the block; yield False where a small probe shows that it does not fit.
+
+    Args:
+        longest: tokens of the longest sequence to come; a shorter attention window does not fit.
+    """
     before = net.config._attn_implementation
     _register()
     try:
@@ -90,21 +85,21 @@ def packed_attention(net: Any) -> Iterator[bool]:
     except (ValueError, AttributeError):
         fits = False
     try:
-        yield fits and _probe(net, before)
+        yield fits and _probe(net, before, longest)
     finally:
         if net.config._attn_implementation != before:
             net.set_attn_implementation(before)
 
 
-def _probe(net: Any, before: str) -> bool:
+def _probe(net: Any, before: str, longest: int) -> bool:
     """True where a packed pass over two sequences equals one plain pass each."""
     import torch
 
     sequences = [[1, 2, 3, 4, 5], [1, 2, 6]]
-    packed = pack(sequences, net.device)
+    packed = replace(pack(sequences, net.device), longest=longest)
     try:
         mine = hidden_states(net, packed)
-    except CannotPack:
+    except (_CannotPack, TypeError):  # TypeError: a forward that takes no further arguments
         return False
     net.set_attn_implementation(before)
     plain = [net.base_model(input_ids=torch.tensor([s], device=net.device), use_cache=False) for s in sequences]
@@ -131,10 +126,10 @@ def _attend(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, 
 
     packed = given.get("emscope_pack")
     window = given.get("sliding_window")
-    if packed is None or (window and window < packed.paths.shape[1]):
-        raise CannotPack("the attention is windowed" if window else "the pack does not reach the attention")
+    if packed is None or (window and window < packed.longest):
+        raise _CannotPack("the attention is windowed" if window else "the pack does not reach the attention")
     if any(given.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
-        raise CannotPack("the attention has terms of its own")
+        raise _CannotPack("the attention has terms of its own")
     # Right-padded rows need no mask: what is padding lies behind every real token.
     q, k, v = (x[0].transpose(0, 1)[packed.paths].transpose(1, 2) for x in (query, key, value))  # [S, H, L, d]
     groups = q.shape[1] // k.shape[1]
