@@ -28,8 +28,7 @@ def maker():
 
 
 def read(path: Path) -> str:
-    """Return a document's text, or "" where it is not there."""
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+    return path.read_text(encoding="utf-8")
 
 
 def test_cli_md_is_what_the_program_says():

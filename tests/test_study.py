@@ -37,7 +37,8 @@ def contents(root: Path) -> dict[str, list[dict]]:
 
 
 def same(a: dict, b: dict, tolerance: float = 1e-6) -> None:
-    """Assert equal tables: keys and texts exactly, numbers to 1e-6."""
+    """Assert equal tables: keys and texts exactly, numbers to `tolerance`."""
+    assert a and a.keys() == b.keys()
     for table in a:
         assert [r["key"] for r in a[table]] == [r["key"] for r in b[table]], table
         for x, y in zip(a[table], b[table], strict=True):
