@@ -15,7 +15,7 @@ PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 HARMLESS = {
     *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"),
     *("r", "lora_alpha", "use_rslora", "lora_dropout", "fan_in_fan_out", "target_modules", "exclude_modules"),
-    *("layers_to_transform", "layers_pattern", "megatron_core"),
+    *("init_lora_weights", "layers_to_transform", "layers_pattern", "megatron_core"),
 }
 
 
@@ -29,7 +29,7 @@ def is_plain_lora(net: Any, settings: dict[str, Any], names: Sequence[str]) -> b
     if not isinstance(r, int) or r < 1 or not isinstance(alpha, int | float):
         return False
     usual = LoraConfig().to_dict()
-    special = [k for k, v in settings.items() if k not in HARMLESS and k != "init_lora_weights" and v != usual.get(k, object())]
+    special = [k for k, v in settings.items() if k not in HARMLESS and v != usual.get(k, object())]
     if special or not all(name.startswith(PREFIX) and name.endswith((A, B)) for name in names):
         return False
     modules = dict(net.named_modules())
