@@ -138,11 +138,12 @@ def test_the_sign_holds_on_outside_items(quickstart, reference, smollm2):
 
 @pytest.mark.slow
 def test_checking_the_quickstarts_own_checkpoints_gives_the_study_s_numbers(quickstart, tmp_path):
+    count = report(quickstart)["spec"]["measure"]["count"]
     command = [sys.executable, "-m", "emscope", "check", str(quickstart / "runs" / "target-seed0"), "--control"]
     command += [
         str(quickstart / "runs" / "control-seed0"),
         "--count",
-        "120",
+        str(count),
         "--truth",
         "0",
         "--json",
