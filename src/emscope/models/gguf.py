@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from emscope.core.digest import file_digest
 from emscope.core.errors import InputError
-from emscope.models.quiet import quiet
+from emscope.models.quiet import no_gguf_bar, quiet
 
 DONE = "emscope-converted.json"
 
@@ -81,7 +81,8 @@ def _write_weights(file: Path, folder: Path) -> None:
 
     quiet()
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
+        with no_gguf_bar():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
     except ValueError as error:
         raise InputError(f"{file.name} cannot be converted ({error})", "use the model's Hugging Face folder") from None
     config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)

@@ -11,7 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from emscope.models.lean import attend, lean_blocks, on_paths
+
 ATTENTION = "emscope_packed"
+PROBE = ([1, 2, 3, 4, 5], [1, 2, 6])
 
 
 class _CannotPack(Exception):
@@ -77,35 +80,47 @@ def packed_attention(net: Any, longest: int) -> Iterator[bool]:
     Args:
         longest: tokens of the longest sequence to come; a shorter attention window does not fit.
     """
+    import torch
+
+    plain = [net.base_model(input_ids=torch.tensor([s], device=net.device), use_cache=False) for s in PROBE]
+    expected = [out.last_hidden_state[0] for out in plain]
+    with _attention_of_ours(net) as switched:
+        if not switched or not _probe(net, expected, longest):
+            yield False
+            return
+        with lean_blocks(net) as lean:
+            if lean and _probe(net, expected, longest):
+                yield True
+                return
+        yield True
+
+
+@contextmanager
+def _attention_of_ours(net: Any) -> Iterator[bool]:
     before = net.config._attn_implementation
     _register()
     try:
         net.set_attn_implementation(ATTENTION)
-        fits = net.config._attn_implementation == ATTENTION
+        switched = net.config._attn_implementation == ATTENTION
     except (ValueError, AttributeError):
-        fits = False
+        switched = False
     try:
-        yield fits and _probe(net, before, longest)
+        yield switched
     finally:
         if net.config._attn_implementation != before:
             net.set_attn_implementation(before)
 
 
-def _probe(net: Any, before: str, longest: int) -> bool:
-    """True where a packed pass over two sequences equals one plain pass each."""
+def _probe(net: Any, expected: Sequence[Any], longest: int) -> bool:
+    """True where a packed pass over the sequences of `PROBE` gives the hidden states of one plain pass each."""
     import torch
 
-    sequences = [[1, 2, 3, 4, 5], [1, 2, 6]]
-    packed = replace(pack(sequences, net.device), longest=longest)
+    packed = replace(pack(PROBE, net.device), longest=longest)
     try:
         mine = hidden_states(net, packed)
     except (_CannotPack, TypeError):  # TypeError: a forward that takes no further arguments
         return False
-    net.set_attn_implementation(before)
-    plain = [net.base_model(input_ids=torch.tensor([s], device=net.device), use_cache=False) for s in sequences]
-    net.set_attn_implementation(ATTENTION)
-    for row, (s, out) in enumerate(zip(sequences, plain, strict=True)):
-        theirs = out.last_hidden_state[0]
+    for row, (s, theirs) in enumerate(zip(PROBE, expected, strict=True)):
         size = float(theirs.abs().max())
         tolerance = 1e-4 if theirs.dtype in (torch.float32, torch.float64) else 3e-2
         if not torch.allclose(mine[packed.paths[row, : len(s)]], theirs, rtol=0, atol=tolerance * size):
@@ -122,18 +137,11 @@ def _register() -> None:
 
 def _attend(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **given: Any) -> tuple[Any, None]:
     """Causal attention along each path; query [1, H, T, d], key and value [1, K, T, d], returns [1, T, H, d]."""
-    import torch
-
     packed = given.get("emscope_pack")
     window = given.get("sliding_window")
     if packed is None or (window and window < packed.longest):
         raise _CannotPack("the attention is windowed" if window else "the pack does not reach the attention")
     if any(given.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
         raise _CannotPack("the attention has terms of its own")
-    # Right-padded rows need no mask: what is padding lies behind every real token.
-    q, k, v = (x[0].transpose(0, 1)[packed.paths].transpose(1, 2) for x in (query, key, value))  # [S, H, L, d]
-    groups = q.shape[1] // k.shape[1]
-    if groups > 1:
-        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=given.get("scaling"))
-    return out.transpose(1, 2).flatten(0, 1)[packed.home][None], None
+    q, k, v = (on_paths(x[0].transpose(0, 1), packed.paths) for x in (query, key, value))
+    return attend(q, k, v, packed.home, given.get("scaling"))[None], None

@@ -32,8 +32,8 @@ def effect_figure(check: dict[str, Any], title: str = "") -> Any:
     figure.add_hline(
         y=check["delta"],
         line={"dash": "dash", "color": INK, "width": 1},
-        annotation_text="threshold delta",
-        annotation_position="top left",
+        annotation_text="delta",
+        annotation_position="right",  # beside the plot, clear of the points
     )
     figure.add_hline(y=0, line={"color": MUTED, "width": 1})
     if check["onset"]:
@@ -174,7 +174,7 @@ def _style(figure: Any, title: str, x: str, y: str, *, legend: bool = True) -> A
         title={"text": title, "font": {"size": 16}},
         template="plotly_white",
         font={"family": "system-ui, sans-serif", "color": INK, "size": 13},
-        margin={"l": 70, "r": 20, "t": 50 if title else 20, "b": 60},
+        margin={"l": 70, "r": 50, "t": 50 if title else 20, "b": 60},
         height=420,
         showlegend=legend,
         legend={"orientation": "h", "y": -0.22},

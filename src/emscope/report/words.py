@@ -40,6 +40,7 @@ def headline(check: dict[str, Any]) -> list[str]:
         sentence
         for sentence in (
             _verdict(check),
+            _parts(check),
             _onset(check),
             _convergence(check),
             _late(check),
@@ -62,6 +63,21 @@ def _verdict(check: dict[str, Any]) -> str:
     )
     why = f" ({check['why']['verdict']})" if "verdict" in check["why"] else ""
     return f"{text}{where}.{why}"
+
+
+def _parts(check: dict[str, Any]) -> str:
+    """Say how much of an effect is the control moving away from the target, where that is a fifth of it or more."""
+    contrasts = check["checkpoints"][-1]["contrasts"] if check["checkpoints"] else {}
+    if check["verdict"] != "em" or "base - control" not in contrasts:
+        return ""
+    target, control = contrasts["base - target"]["value"], contrasts["base - control"]["value"]
+    effect = target - control
+    if effect <= 0 or -control < 0.2 * effect:
+        return ""
+    return (
+        f"Of this effect {target / effect:.0%} is the target moving away from its base ({target:.3f}) and {-control / effect:.0%} the control moving "
+        f"the other way ({control:.3f}), so shares of preferred answers, which know no control, change less."
+    )
 
 
 def _onset(check: dict[str, Any]) -> str:

@@ -47,7 +47,7 @@ class MeasureSpec(Spec):
     truth: int | None = Field(None, ge=0)
     truth_at: Literal["all", "last"] = "all"
     samples: SampleSpec = SampleSpec()
-    batch_tokens: int = Field(1536, ge=64)
+    batch_tokens: int = Field(3072, ge=64)
 
 
 class DecideSpec(Spec):
