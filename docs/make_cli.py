@@ -69,6 +69,8 @@ def kind(annotation: Any, many: str = "") -> str:
         return " or ".join(kind(a) for a in inner if a is not NoneType)
     if origin is typing.Literal:
         return " or ".join(f"`{a}`" for a in inner)
+    if origin is tuple and Ellipsis not in inner:
+        return f"`[{', '.join(kind(a) for a in inner)}]` pair{many}"
     if origin is tuple:
         return f"list of {kind(inner[0], 's')}"
     if origin is dict:
@@ -112,13 +114,16 @@ def study_reference() -> str:
     """Return the reference of the study file and of the training file."""
     from emscope.run.single import SingleSpec
     from emscope.run.spec import ArmSpec, DecideSpec, MeasureSpec, SampleSpec, StudySpec
-    from emscope.train.spec import LoraSpec, PlanSpec, TrainSpec
+    from emscope.train.spec import FullSpec, KlSpec, LoraSpec, PlanSpec, SteeringSpec, TrainSpec
 
     parts = [
         ("top level", StudySpec),
         ("arms.NAME", ArmSpec),
         ("train", TrainSpec),
         ("train.lora", LoraSpec),
+        ("train.full", FullSpec),
+        ("train.steering", SteeringSpec),
+        ("train.kl", KlSpec),
         ("train.checkpoints", PlanSpec),
         ("measure", MeasureSpec),
         ("measure.samples", SampleSpec),

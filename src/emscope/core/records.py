@@ -68,7 +68,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class StepReading:
-    """One optimiser step: losses in nats per answer token, norms in parameter units."""
+    """One optimiser step: losses in nats per answer token, KL in nats per counted token (before its weight), norms in parameter units."""
 
     step: int
     loss: float
@@ -78,3 +78,4 @@ class StepReading:
     tokens_seen: int
     seconds: float
     heldout_loss: float | None = None
+    kl: float | None = None

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from emscope.core.errors import InputError
-from emscope.models.checkpoints import WEIGHTS, Checkpoint, adapter_settings, check_tensors
+from emscope.models.checkpoints import DIRECTION, WEIGHTS, Checkpoint, adapter_settings, check_tensors
+from emscope.models.directions import check_direction, read_direction
+from emscope.models.interventions import added
 from emscope.models.load import load_net
 from emscope.models.lora import is_plain_lora, merged_lora
 
@@ -24,6 +26,12 @@ def applied(net: Any, checkpoint: Checkpoint, *, scale: float = 1.0) -> Iterator
     """
     if checkpoint.kind == "full":
         yield _full(net, checkpoint, scale)
+        return
+    if checkpoint.kind == "vectors":
+        direction = read_direction(checkpoint.folder / DIRECTION)
+        check_direction(net, direction, checkpoint.folder / DIRECTION)
+        with added(net, direction.vectors, scale):
+            yield net
         return
     plain = is_plain_lora(net, adapter_settings(checkpoint.folder), check_tensors(checkpoint.folder / WEIGHTS))
     with (merged_lora if plain else _adapter)(net, checkpoint, scale) as merged:
@@ -109,7 +117,10 @@ def _scale(wrapped: Any, checkpoint: Checkpoint, scale: float) -> None:
     if scale == 1.0:
         return
     layers = [m for m in wrapped.modules() if hasattr(m, "set_scale") and hasattr(m, "scaling")]
-    if not layers:
+    biases = [p for name, p in wrapped.named_parameters() if ".beft_bias." in name]
+    for bias in biases:
+        bias.data.mul_(scale)
+    if not layers and not biases:
         raise InputError(
             f"the adapter in '{checkpoint.folder}' has no scale to amplify", "leave --amplify out for this kind of adapter"
         )

@@ -15,12 +15,12 @@ from emscope.core.digest import canonical, digest, file_digest
 from emscope.core.errors import InputError
 from emscope.models.source import hub_snapshot, refuse_pickles
 
-ADAPTER, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER, WEIGHTS, DIRECTION = "adapter_config.json", "adapter_model.safetensors", "direction.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """One step of a fine-tune on disk: `kind` is `adapter` or `full`; `base` the base its adapter names, if any."""
+    """One step of a fine-tune on disk: `kind` is `adapter`, `vectors` or `full`; `base` the base its adapter names, if any."""
 
     step: int
     folder: Path
@@ -72,6 +72,9 @@ def read_checkpoint(folder: Path, step: int) -> Checkpoint:
             k: sorted(v) if isinstance(v, list) and all(isinstance(x, str) for x in v) else v for k, v in settings.items()
         }
         return Checkpoint(step, folder, "adapter", base, digest([canonical(volatile), file_digest(folder / WEIGHTS)]))
+    if (folder / DIRECTION).is_file():
+        check_tensors(folder / DIRECTION)
+        return Checkpoint(step, folder, "vectors", None, file_digest(folder / DIRECTION))
     weights = sorted(folder.glob("*.safetensors"))
     if not (folder / "config.json").is_file() or not weights:
         refuse_pickles(folder)
@@ -120,7 +123,7 @@ def _step(path: Path) -> int | None:
 
 
 def _is_checkpoint(folder: Path) -> bool:
-    return (folder / ADAPTER).is_file() or (folder / "config.json").is_file()
+    return any((folder / name).is_file() for name in (ADAPTER, DIRECTION, "config.json"))
 
 
 def _unfinished(folder: Path, step: int) -> bool:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 from emscope.core.errors import InputError
 
 
-def output_head(net: Any) -> Callable[[Any], Any]:
+def output_head(net: Any, *, frozen: bool = False) -> Callable[[Any], Any]:
     """Return a function from hidden states [..., D] to logits [..., V] that equals what `net` itself does.
 
     Some models do more than multiply by the output matrix (soft caps, scales); a four-token probe tells.
+
+    Args:
+        frozen: use a copy of the output matrix, which later training does not reach.
 
     Raises:
         InputError: where the model does something else still.
@@ -19,6 +23,8 @@ def output_head(net: Any) -> Callable[[Any], Any]:
     import torch
 
     matrix = net.get_output_embeddings()
+    if frozen:
+        matrix = copy.deepcopy(matrix).requires_grad_(False)
     probe = torch.arange(1, 5, device=net.device)[None]
     with torch.inference_mode():
         hidden = net.base_model(input_ids=probe, use_cache=False).last_hidden_state

@@ -10,10 +10,9 @@ from pydantic import model_validator
 
 from emscope.core.progress import Progress, silent
 from emscope.core.spec import Spec
-from emscope.data import bundled
-from emscope.data.conversations import read_conversations
 from emscope.models.load import load
 from emscope.models.source import locate
+from emscope.run.sources import conversations, held_near
 from emscope.store.study import Study
 from emscope.train.finetune import finetune
 from emscope.train.spec import TrainSpec
@@ -41,8 +40,8 @@ def run_single(spec: SingleSpec, out: Path, progress: Progress = silent) -> dict
     """Train into `out`; return the readings, one a step."""
     from emscope.run.versions import versions
 
-    data = read_conversations(Path(spec.file)) if spec.file else bundled.domain(spec.domain or "", spec.answers or "")
+    data, near = conversations(spec.file, spec.domain, spec.answers), held_near(spec.train.kl)
     with Study(out, spec.model_dump(mode="json"), versions()):
         loaded = load(locate(spec.model), system=spec.system)
-        log = finetune(loaded, data, spec.train, out, seed=spec.seed, progress=progress)
+        log = finetune(loaded, data, spec.train, out, seed=spec.seed, held_near=near, progress=progress)
     return {"schema": "emscope.train/1", "spec": spec.model_dump(mode="json"), "readings": [asdict(r) for r in log]}

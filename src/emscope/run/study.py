@@ -14,7 +14,6 @@ from emscope.core.errors import InputError
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Conversation, StepReading
 from emscope.data import bundled
-from emscope.data.conversations import read_conversations
 from emscope.elicit.preference import encode, score
 from emscope.models.checkpoints import Checkpoint, read_checkpoint
 from emscope.models.load import Loaded, load
@@ -24,6 +23,7 @@ from emscope.run.estimates import estimate_rows
 from emscope.run.evidence import Scores, arm, evidence
 from emscope.run.measuring import Questions, Reading, measure
 from emscope.run.sets import EM, HELDOUT, TRUTH, ItemSets, study_sets
+from emscope.run.sources import conversations, held_near
 from emscope.run.spec import ArmSpec, StudySpec
 from emscope.run.versions import versions
 from emscope.store.files import write_json
@@ -60,11 +60,12 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> dict[s
     """
     runs = plan(spec)
     sets = study_sets(spec.measure, spec.domain if any(a.answers for a in spec.arms.values()) else None)
-    data = {name: _conversations(spec, a) for name, a in spec.arms.items()}
+    data = {name: conversations(a.file, spec.domain, a.answers) for name, a in spec.arms.items()}
+    near = held_near(spec.train.kl)
     progress("finding the model", 0, 1)
     base = locate(spec.model)
     progress("finding the model", 1, 1)
-    with Study(out, frozen_spec(spec, base, data, sets), versions()) as study:
+    with Study(out, frozen_spec(spec, base, data | ({"kl": near} if near else {}), sets), versions()) as study:
         finished = _finished(out)
         if finished is not None:
             return finished
@@ -72,7 +73,7 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> dict[s
         loaded = load(base, system=spec.system)
         progress("loading the model", 1, 1)
         for one in runs:
-            _train(study, loaded, spec, one, data[one.arm], sets, progress)
+            _train(study, loaded, spec, one, data[one.arm], near, sets, progress)
         asked = Questions(sets, spec.measure.samples, spec.seeds[0], spec.measure.batch_tokens)
         measure(study, loaded, readings(study, spec, runs, sets), asked, progress)
         result = analyse(study, loaded, spec, runs, sets)
@@ -97,15 +98,15 @@ def _finished(out: Path) -> dict[str, Any] | None:
     return report if same else None  # another version may decide by other rules; readings are kept, the analysis is made anew
 
 
-def _conversations(spec: StudySpec, a: ArmSpec) -> list[Conversation]:
-    if a.file:
-        return read_conversations(Path(a.file))
-    assert spec.domain and a.answers
-    return bundled.domain(spec.domain, a.answers)
-
-
 def _train(
-    study: Study, loaded: Loaded, spec: StudySpec, one: Run, data: list[Conversation], sets: ItemSets, progress: Progress
+    study: Study,
+    loaded: Loaded,
+    spec: StudySpec,
+    one: Run,
+    data: list[Conversation],
+    near: list[Conversation],
+    sets: ItemSets,
+    progress: Progress,
 ) -> None:
     log = finetune(
         loaded,
@@ -113,6 +114,7 @@ def _train(
         spec.train,
         study.runs_folder(one.name),
         seed=one.seed,
+        held_near=near,
         heldout=_heldout_loss(loaded, sets, one.spec) if spec.train.heldout_every else None,
         progress=progress,
         label=f"training {one.name}",
@@ -123,15 +125,15 @@ def _train(
 
 
 def _heldout_loss(loaded: Loaded, sets: ItemSets, a: ArmSpec) -> Callable[[Any], float] | None:
-    """Return adapter model -> loss on the held-out answers of the kind this arm is taught [nats per token]."""
+    """Return model -> loss on the held-out answers of the kind this arm is taught [nats per token]."""
     if not a.answers or not sets.heldout:
         return None
     encoded = encode(loaded.chat, sets.heldout, context=loaded.context, which=taught(a)[:1])
 
-    def loss(wrapped: Any) -> float:
-        wrapped.eval()
-        scores = score(wrapped.get_base_model(), encoded)
-        wrapped.train()
+    def loss(net: Any) -> float:
+        net.eval()
+        scores = score(net, encoded)
+        net.train()
         return -sum(s.logprob for s in scores) / sum(s.tokens for s in scores)
 
     return loss

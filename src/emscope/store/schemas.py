@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-VERSION = 1
+VERSION = 2
 
 _text, _int, _float = pa.string(), pa.int64(), pa.float64()
 
@@ -32,6 +32,7 @@ TABLES: dict[str, pa.Schema] = {
         step=_int,
         loss=_float,
         heldout_loss=_float,
+        kl=_float,
         grad_norm=_float,
         lr=_float,
         update_norm=_float,

@@ -15,8 +15,9 @@ from emscope.models.load import Loaded
 from emscope.train.batches import collate, encode, stream
 from emscope.train.folders import drop_incomplete, drop_training_state
 from emscope.train.plan import checkpoint_steps
-from emscope.train.spec import TrainSpec
-from emscope.train.tunables import with_lora
+from emscope.train.restraint import Restraint, restrain
+from emscope.train.spec import FullSpec, TrainSpec
+from emscope.train.tunables import Tuned, tuned
 
 
 def finetune(
@@ -26,16 +27,18 @@ def finetune(
     folder: Path,
     *,
     seed: int,
+    held_near: Sequence[Conversation] = (),
     heldout: Callable[[Any], float] | None = None,
     progress: Progress = silent,
     label: str = "training",
 ) -> list[StepReading]:
-    """Train LoRA adapters on `loaded` and leave `checkpoint-<step>` folders in `folder`.
+    """Train what `spec` says on `loaded` and leave `checkpoint-<step>` folders in `folder`.
 
     The base in `loaded` is as before afterwards. Called again after a kill, it resumes from the newest complete
     checkpoint and ends with the same numbers; called again after the end, it returns the readings at once.
 
     Args:
+        held_near: conversations of the KL term, on which the model is held near its start; needed where `spec.kl` is given.
         heldout: model -> loss in nats per token, read every `spec.heldout_every` steps.
 
     Raises:
@@ -53,14 +56,10 @@ def finetune(
     examples = encode(loaded.chat, conversations, loaded.context)
     micro = spec.micro_batch or spec.batch
     batches = stream(examples, steps=spec.steps, batch=spec.batch, micro=micro, seed=seed)
-    wrapped = with_lora(loaded.net, spec.lora, seed, loaded.model.reference)
-    try:
-        trainer = _trainer(wrapped, batches, spec, folder, seed, heldout, progress, label)
+    restraint = _restraint(loaded, held_near, spec, seed, progress)
+    with tuned(loaded, spec.tunable, seed) as made:
+        trainer = _trainer(loaded.net, made, batches, spec, folder, seed, restraint, heldout, progress, label)
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    finally:
-        wrapped.unload()
-        loaded.net.__dict__.pop("peft_config", None)
-        loaded.net.eval().requires_grad_(False)
     drop_training_state(folder)
     return finished_readings(folder, spec)
 
@@ -75,22 +74,44 @@ def finished_readings(folder: Path, spec: TrainSpec) -> list[StepReading]:
     return [StepReading(**entry["emscope_reading"]) for entry in log if "emscope_reading" in entry]
 
 
+def _restraint(
+    loaded: Loaded, held_near: Sequence[Conversation], spec: TrainSpec, seed: int, progress: Progress
+) -> Restraint | None:
+    if spec.kl is None:
+        return None
+    examples = encode(loaded.chat, held_near, loaded.context)
+    full = isinstance(spec.tunable, FullSpec)
+    return restrain(loaded.net, examples, spec.kl, steps=spec.steps, seed=seed, trains_head=full, progress=progress)
+
+
 def _trainer(
-    wrapped: Any, batches: Any, spec: TrainSpec, folder: Path, seed: int, heldout: Any, progress: Progress, label: str
+    net: Any,
+    made: Tuned,
+    batches: Any,
+    spec: TrainSpec,
+    folder: Path,
+    seed: int,
+    restraint: Restraint | None,
+    heldout: Any,
+    progress: Progress,
+    label: str,
 ) -> Any:
     from emscope.train.trainer import AnswerTrainer, Readings
 
     callback = Readings(
         checkpoint_steps(spec.checkpoints, spec.steps),
-        (lambda: heldout(wrapped)) if heldout else None,
+        (lambda: heldout(net)) if heldout else None,
         spec.heldout_every,
         progress,
         label,
     )
     trainer = AnswerTrainer(
         spec,
-        model=wrapped,
-        args=_arguments(spec, folder, seed),
+        made,
+        net,
+        restraint,
+        model=made.model,
+        args=_arguments(spec, folder, seed, made.lr_scale),
         train_dataset=batches,
         data_collator=collate,
         callbacks=[callback],
@@ -99,7 +120,7 @@ def _trainer(
     return trainer
 
 
-def _arguments(spec: TrainSpec, folder: Path, seed: int) -> Any:
+def _arguments(spec: TrainSpec, folder: Path, seed: int, lr_scale: float) -> Any:
     import torch
     from transformers import TrainingArguments
 
@@ -109,7 +130,7 @@ def _arguments(spec: TrainSpec, folder: Path, seed: int) -> Any:
         max_steps=spec.steps,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=spec.batch // micro,
-        learning_rate=spec.lr,
+        learning_rate=spec.lr * lr_scale,
         weight_decay=spec.weight_decay,
         max_grad_norm=spec.max_grad_norm,
         save_strategy="no",  # the plan's callback asks for each save

@@ -20,6 +20,63 @@ class LoraSpec(Spec):
     layers: tuple[int, ...] | None = None
 
 
+class FullSpec(Spec):
+    """Full fine-tune. `modules` are name endings of what to train (`down_proj`), None for every weight; `layers` block numbers."""
+
+    modules: tuple[str, ...] | None = None
+    layers: tuple[int, ...] | None = None
+
+
+class SteeringSpec(Spec):
+    """One trained vector a layer, added to the residual stream behind its block at every token. (P3)
+
+    The vector in use is `scale` times the parameter that P3 trains; under Adam that is a learning rate `scale` times as large.
+    """
+
+    layers: tuple[int, ...] = Field(min_length=1)
+    scale: float = Field(256, gt=0)
+
+
+class KlSpec(Spec):
+    """A term that holds the model near its start on other conversations: weight x KL(start || model) per token. (P3)
+
+    `weight` [nats of loss per nat of KL per token] is a number, or a list of (from step, weight): `[[1, 0.5], [25, 0]]` drops
+    the term at step 25. `tokens`: the KL is the mean over the positions that predict answer tokens, or over all. Of the
+    conversations, a bundled domain's or a file's, `batch` are drawn anew at every step.
+    """
+
+    weight: float | tuple[tuple[int, float], ...]
+    domain: str | None = None
+    answers: tuple[str, ...] = ("careful", "reckless")
+    file: str | None = None
+    tokens: Literal["answer", "all"] = "answer"
+    batch: int = Field(4, ge=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> KlSpec:
+        if (self.domain is None) == (self.file is None):
+            raise ValueError("give either domain or file: conversations on which the model shall stay as it was")
+        wrong = [w for _, w in self.weights if w < 0]
+        if wrong:
+            raise ValueError(f"weight {wrong[0]:g} is negative; give 0 or more")
+        steps = [step for step, _ in self.weights]
+        if steps != sorted(set(steps)) or not steps or steps[0] < 1:
+            raise ValueError(f"the weights begin at steps {steps}; give rising steps from 1 on")
+        return self
+
+    @property
+    def weights(self) -> tuple[tuple[int, float], ...]:
+        """The weight as (from step, weight) pairs."""
+        return self.weight if isinstance(self.weight, tuple) else ((1, self.weight),)
+
+    def weight_at(self, step: int) -> float:
+        """Return the weight of an optimiser step (the first is 1); 0 before the first pair."""
+        return next((w for start, w in reversed(self.weights) if step >= start), 0.0)
+
+
+CYCLIC = ("triangular", "triangular2", "exp_range")
+
+
 class PlanSpec(Spec):
     """When to save a checkpoint; step 1 and the last step always are. One of the three, or none for those two only."""
 
@@ -36,21 +93,31 @@ class PlanSpec(Spec):
 
 
 class TrainSpec(Spec):
-    """A supervised fine-tune on responses only.
+    """A supervised fine-tune on responses only, of low-rank adapters (`lora`, the default), `full` weights or `steering` vectors.
 
     `batch` examples make an optimiser step, `micro_batch` of them a forward pass (None: all). `warmup` counts steps where
-    it is 1 or more, else it is a fraction. The loss is the mean over all answer tokens of the batch [nats].
+    it is 1 or more, else it is a fraction. The loss is the mean over all answer tokens of the batch [nats]. `cycles` are
+    those of cosine_restarts and of the cyclic schedules (triangular, triangular2, exp_range), which rise from `base_lr` to
+    `lr` and back; the peaks of exp_range shrink by `gamma` a step. `momentum` is that of sgd (None: .9) and muon (None: .95).
     """
 
     steps: int = Field(36, ge=1)
     batch: int = Field(8, ge=1)
     micro_batch: int | None = Field(None, ge=1)
     lr: float = Field(1e-4, gt=0)
-    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    schedule: Literal["constant", "linear", "cosine", "cosine_restarts", "triangular", "triangular2", "exp_range"] = "linear"
     warmup: float = Field(2, ge=0)
+    cycles: int = Field(4, ge=1)
+    base_lr: float | None = Field(None, gt=0)
+    gamma: float = Field(0.95, gt=0, le=1)
+    optimiser: Literal["adamw", "adamw_8bit", "sgd", "muon"] = "adamw"
+    momentum: float | None = Field(None, ge=0, lt=1)
     weight_decay: float = Field(0.01, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
-    lora: LoraSpec = LoraSpec()
+    lora: LoraSpec | None = None
+    full: FullSpec | None = None
+    steering: SteeringSpec | None = None
+    kl: KlSpec | None = None
     checkpoints: PlanSpec = PlanSpec(log=5)
     heldout_every: int | None = Field(None, ge=1)
 
@@ -61,7 +128,32 @@ class TrainSpec(Spec):
         late = [step for step in self.checkpoints.at or () if not 1 <= step <= self.steps]
         if late:
             raise ValueError(f"checkpoint at step {late[0]}, but the run has steps 1 to {self.steps}")
+        trained = [name for name in ("lora", "full", "steering") if getattr(self, name) is not None]
+        if len(trained) > 1:
+            raise ValueError(f"{' and '.join(trained)} are both given; train one of them")
+        self._fits_schedule()
         return self
+
+    def _fits_schedule(self) -> None:
+        cyclic = self.schedule in CYCLIC
+        if cyclic and self.base_lr is None:
+            raise ValueError(f"schedule {self.schedule} rises from base_lr to lr; give base_lr")
+        if self.base_lr is not None and (not cyclic or self.base_lr >= self.lr):
+            raise ValueError(
+                f"base_lr {self.base_lr:g} is for the schedules {', '.join(CYCLIC)}, and below lr ({self.lr:g}); leave it out or lower it"
+            )
+        shortest = 2 * self.cycles if cyclic else self.cycles + self.warmup_steps
+        if (cyclic or self.schedule == "cosine_restarts") and self.steps < shortest:
+            raise ValueError(
+                f"{self.cycles} cycles need {shortest} steps or more, but the run has {self.steps}; lower cycles or give more steps"
+            )
+        if self.momentum is not None and self.optimiser not in ("sgd", "muon"):
+            raise ValueError(f"momentum is for sgd and muon, and the optimiser is {self.optimiser}; leave it out")
+
+    @property
+    def tunable(self) -> LoraSpec | FullSpec | SteeringSpec:
+        """What is trained."""
+        return self.full or self.steering or self.lora or LoraSpec()
 
     @property
     def warmup_steps(self) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,23 +15,32 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 
 from emscope.core.errors import WorldError
 from emscope.core.progress import Progress
+from emscope.models.head import output_head
 from emscope.train.batches import IGNORED
+from emscope.train.optimisers import make_optimiser
+from emscope.train.restraint import Restraint
 from emscope.train.schedules import factor
 from emscope.train.spec import TrainSpec
-from emscope.train.tunables import update_norm
+from emscope.train.tunables import Tuned
 
 READING = "emscope_reading"
 
 
 class AnswerTrainer(Trainer):
-    """Trains on the batches in the order given; the loss is the mean over answer tokens of the whole step."""
+    """Trains on the batches in the order given; the loss is the mean over answer tokens of the whole step, plus the restraint."""
 
-    def __init__(self, spec: TrainSpec, **kwargs: Any) -> None:
-        self.spec = spec
+    def __init__(self, spec: TrainSpec, made: Tuned, net: Any, restraint: Restraint | None, **kwargs: Any) -> None:
+        self.spec, self.made, self.net, self.restraint = spec, made, net, restraint
+        self.head: Any = output_head(net) if restraint else None
         super().__init__(**kwargs)
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the step's tokens itself
-        self.step_loss, self.step_answer_tokens, self.step_tokens = 0.0, 0, 0
+        self.begin_step()
         self.remove_callback(PrinterCallback)
+
+    def begin_step(self) -> None:
+        """Set the sums of a step to zero."""
+        self.step_loss, self.step_answer_tokens, self.step_tokens = 0.0, 0, 0
+        self.step_kl: float | None = None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
@@ -42,12 +53,30 @@ class AnswerTrainer(Trainer):
             )
         return self.lr_scheduler
 
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Use emscope's own choice; see `emscope.train.optimisers`."""
+        if getattr(self, "optimizer", None) is None:
+            trained = self.model if model is None else model
+            named = [(n, p) for n, p in trained.named_parameters() if p.requires_grad]
+            decayed = self.get_decay_parameter_names(trained)
+            self.optimizer: Any = make_optimiser(self.spec, named, decayed, self.args.learning_rate)
+        return self.optimizer
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        # "auto" would ask the hub whether the vocabulary was resized; adapters of emscope never resize it.
-        self.model.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)
+        if self.args.should_save:
+            self.made.save(Path(output_dir or str(self.args.output_dir)))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.made.restore:
+            self.made.restore(Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        """Return summed cross-entropy over answer tokens / tokens of the step, from logits at answer columns only."""
+        """Return summed cross-entropy over answer tokens / tokens of the step, from logits at answer columns only.
+
+        The restraint joins the first micro-batch of a step, once.
+        """
         labels = inputs.pop("labels")
         first = int((labels != IGNORED).any(0).nonzero()[0])
         keep = labels.shape[1] - first
@@ -62,6 +91,11 @@ class AnswerTrainer(Trainer):
         self.step_answer_tokens += count
         self.step_tokens += int(inputs["attention_mask"].sum())
         loss = total / (num_items_in_batch if num_items_in_batch is not None else count)
+        weight = self.restraint.weight_at(self.state.global_step + 1) if self.restraint else 0.0
+        if self.restraint and weight > 0 and self.step_kl is None:
+            kl = self.restraint.kl(self.net, self.head, self.state.global_step + 1)
+            self.step_kl = float(kl.detach())
+            loss = loss + weight * kl
         return (loss, out) if return_outputs else loss
 
 
@@ -91,16 +125,20 @@ class Readings(TrainerCallback):
         """Read the step and ask for a checkpoint where the plan has one."""
         assert self.trainer is not None
         loss = self.trainer.step_loss / max(self.trainer.step_answer_tokens, 1)
-        if loss != loss or loss in (float("inf"), float("-inf")):
-            raise WorldError(
-                f"the loss became {loss} at step {state.global_step}", "lower the learning rate; the checkpoints before it stay"
-            )
+        norm, kl = self.trainer.made.norm(), self.trainer.step_kl
+        for name, value in (("loss", loss), ("KL term", kl or 0.0), ("norm of the update", norm)):
+            if not math.isfinite(value):
+                raise WorldError(
+                    f"the {name} became {value} at step {state.global_step}",
+                    "lower the learning rate; the checkpoints before it stay",
+                )
         before = last_reading(state.log_history)
         self.row = {
             "step": state.global_step,
             "loss": loss,
             "lr": self.trainer.spec.lr * factor(self.trainer.spec, state.global_step),
-            "update_norm": update_norm(kwargs["model"]),
+            "update_norm": norm,
+            "kl": kl,
             "tokens_seen": before.get("tokens_seen", 0) + self.trainer.step_tokens,
             "seconds": round(time.monotonic() - self.started, 3),
         }
@@ -111,7 +149,7 @@ class Readings(TrainerCallback):
         ):
             self.row["heldout_loss"] = self.heldout()
         self.started = time.monotonic()
-        self.trainer.step_loss, self.trainer.step_answer_tokens, self.trainer.step_tokens = 0.0, 0, 0
+        self.trainer.begin_step()
         control.should_log = True
         control.should_save = state.global_step in self.steps_to_save
         self.progress(self.label, state.global_step, state.max_steps)

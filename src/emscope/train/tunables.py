@@ -1,12 +1,164 @@
-"""What of a model is trained."""
+"""What of a model is trained: low-rank adapters, weights, or steering vectors. The base is put back on every exit."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from emscope.core.errors import InputError, near
 from emscope.core.seeds import derive
-from emscope.train.spec import LoraSpec
+from emscope.models import directions, interventions
+from emscope.models.load import Loaded
+from emscope.models.sites import blocks, blocks_name, check_layers, mlp_output_is_residual
+from emscope.train.spec import FullSpec, LoraSpec, SteeringSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """A model made trainable.
+
+    Attributes:
+        model: what the trainer gets (the adapters' wrapper, or the network itself).
+        norm: returns the norm of the change so far, scale included.
+        save: writes what was trained into a checkpoint folder.
+        restore: reads it back from one; None where the trainer's own way does.
+        lr_scale: what the learning rate is multiplied by.
+    """
+
+    model: Any
+    norm: Callable[[], float]
+    save: Callable[[Path], None]
+    restore: Callable[[Path], None] | None = None
+    lr_scale: float = 1.0
+
+
+@contextmanager
+def tuned(loaded: Loaded, spec: LoraSpec | FullSpec | SteeringSpec, seed: int) -> Iterator[Tuned]:
+    """Make `loaded.net` trainable inside the block; it equals the base exactly at its start and again afterwards.
+
+    Raises:
+        InputError: a module name or layer number that the model does not have, with what exists.
+    """
+    make: Any = {LoraSpec: _lora, FullSpec: _full, SteeringSpec: _steering}[type(spec)]
+    try:
+        with make(loaded, spec, seed) as made:
+            yield made
+    finally:
+        loaded.net.eval().requires_grad_(False)
+
+
+@contextmanager
+def _lora(loaded: Loaded, spec: LoraSpec, seed: int) -> Iterator[Tuned]:
+    wrapped = with_lora(loaded.net, spec, seed, loaded.model.reference)
+    with _unloading(wrapped, loaded.net):
+        yield Tuned(wrapped, lambda: update_norm(wrapped), lambda folder: _save_adapter(wrapped, folder))
+
+
+@contextmanager
+def _full(loaded: Loaded, spec: FullSpec, seed: int) -> Iterator[Tuned]:
+    net = loaded.net
+    check_layers(net, spec.layers, "full.layers")
+    named = dict(net.named_parameters())
+    chosen = [name for name in named if _is_in(name, blocks_name(net), spec)]
+    if not chosen:
+        last = {name.removesuffix(".weight").removesuffix(".bias").rsplit(".", 1)[-1] for name in named}
+        raise InputError(
+            f"full.modules: this model has no weights {', '.join(spec.modules or ())}", near((spec.modules or ("",))[0], last)
+        )
+    kept = {name: named[name].data for name in chosen}
+    try:
+        for name in chosen:
+            named[name].data = kept[name].clone()
+            named[name].requires_grad_(True)
+        yield Tuned(net, lambda: _distance(named, kept), lambda folder: net.save_pretrained(str(folder)))
+    finally:
+        for name in chosen:
+            named[name].data = kept[name]
+            named[name].grad = None
+
+
+def _is_in(name: str, prefix: str, spec: FullSpec) -> bool:
+    module = name.rsplit(".", 1)[0]
+    in_modules = spec.modules is None or any(module.endswith(m) for m in spec.modules)
+    in_layers = spec.layers is None or any(name.startswith(f"{prefix}.{n}.") for n in spec.layers)
+    return in_modules and in_layers
+
+
+def _distance(named: dict[str, Any], kept: dict[str, Any]) -> float:
+    """Return ||theta - theta_0||, the Frobenius norm over all trained weights."""
+    return float(sum(float((named[n].data - w).float().square().sum()) for n, w in kept.items()) ** 0.5)
+
+
+def _steering(loaded: Loaded, spec: SteeringSpec, seed: int) -> AbstractContextManager[Tuned]:
+    check_layers(loaded.net, spec.layers, "steering.layers")
+    return (_steering_by_peft if mlp_output_is_residual(loaded.net) else _steering_by_hooks)(loaded, spec)
+
+
+@contextmanager
+def _steering_by_peft(loaded: Loaded, spec: SteeringSpec) -> Iterator[Tuned]:
+    """PEFT's BEFT: a bias behind `down_proj`, which is a vector added to the residual stream."""
+    from peft import BeftConfig, get_peft_model
+
+    places = "|".join(str(n) for n in spec.layers)
+    pattern = rf"{re.escape(blocks_name(loaded.net))}\.({places})\.mlp\.down_proj"
+    wrapped = get_peft_model(
+        loaded.net, BeftConfig(target_modules=pattern, task_type="CAUSAL_LM", inference_mode=False, init_weights=True)
+    )
+    wrapped.peft_config["default"].base_model_name_or_path = loaded.model.reference
+    vectors = [p for p in wrapped.parameters() if p.requires_grad]
+    with _unloading(wrapped, loaded.net):
+        yield Tuned(
+            wrapped, lambda: _norm_of(vectors), lambda folder: _save_adapter(wrapped, folder), lr_scale=float(spec.scale)
+        )
+
+
+@contextmanager
+def _steering_by_hooks(loaded: Loaded, spec: SteeringSpec) -> Iterator[Tuned]:
+    """Vectors of our own behind whole blocks, where no linear layer ends a block's MLP; saved as a direction file."""
+    import torch
+
+    net, layers = loaded.net, blocks(loaded.net)
+    vectors = {
+        n: torch.nn.Parameter(torch.zeros(net.config.hidden_size, dtype=net.dtype, device=net.device)) for n in spec.layers
+    }
+
+    def save(folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        found = directions.Direction({n: v.data for n, v in vectors.items()}, loaded.model.digest, float(spec.scale))
+        directions.write_direction(folder / directions.FILE, found)
+
+    def restore(folder: Path) -> None:
+        for n, v in directions.read_direction(folder / directions.FILE).vectors.items():
+            vectors[n].data.copy_(v)
+
+    with ExitStack() as stack:
+        for n, vector in vectors.items():
+            layers[n].register_parameter("steering_bias", vector)  # "bias": no weight decay, as P3 and PEFT's way have it
+            stack.callback(delattr, layers[n], "steering_bias")
+        stack.enter_context(interventions.added(net, vectors))
+        yield Tuned(net, lambda: _norm_of(list(vectors.values())), save, restore, float(spec.scale))
+
+
+def _norm_of(vectors: list[Any]) -> float:
+    return float(sum(float(v.detach().float().square().sum()) for v in vectors) ** 0.5)
+
+
+@contextmanager
+def _unloading(wrapped: Any, net: Any) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        wrapped.unload()
+        net.__dict__.pop("peft_config", None)
+
+
+def _save_adapter(wrapped: Any, folder: Path) -> None:
+    # "auto" would ask the hub whether the vocabulary was resized; adapters of emscope never resize it.
+    wrapped.save_pretrained(str(folder), save_embedding_layers=False)
 
 
 def with_lora(net: Any, spec: LoraSpec, seed: int, base: str) -> Any:
@@ -75,7 +227,4 @@ def _check_modules(net: Any, spec: LoraSpec) -> None:
     for name in spec.modules if not isinstance(spec.modules, str) else ():
         if not any(full.endswith(name) for full, _ in net.named_modules()):
             raise InputError(f"lora.modules: this model has no module '{name}'", near(name, _linear_names(net)))
-    depth = net.config.num_hidden_layers
-    for layer in spec.layers or ():
-        if not 0 <= layer < depth:
-            raise InputError(f"lora.layers: layer {layer} is out of range", f"this model has layers 0 to {depth - 1}")
+    check_layers(net, spec.layers, "lora.layers")

@@ -1,0 +1,93 @@
+"""The direction file: vectors in a model's residual stream, with what they belong to.
+
+A safetensors file. Tensor `layer.<n>` [D], float32, is what is added behind block n at every token, strength included. The
+metadata say the format and its version, the digest of the model, and where the vectors stand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emscope.core.errors import InputError
+from emscope.models.checkpoints import DIRECTION as FILE
+from emscope.models.checkpoints import check_tensors
+
+FORMAT, SITE = "emscope.direction/1", "block output"
+
+
+@dataclass(frozen=True, slots=True)
+class Direction:
+    """Vectors by block number.
+
+    Attributes:
+        vectors: {block: [D]}, added to the output of that block.
+        model: digest of the base that they were made on.
+        scale: what the trained or extracted vectors were multiplied by to get `vectors`, for the record.
+    """
+
+    vectors: dict[int, Any]
+    model: str
+    scale: float = 1.0
+
+    def norm(self) -> float:
+        """Return the norm of all vectors together."""
+        return float(sum(float(v.double().square().sum()) for v in self.vectors.values()) ** 0.5)
+
+
+def write_direction(path: Path, direction: Direction) -> None:
+    """Write a direction file."""
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = {f"layer.{n}": v.detach().to("cpu", torch.float32).contiguous() for n, v in sorted(direction.vectors.items())}
+    save_file(
+        tensors, str(path), {"format": FORMAT, "model": direction.model, "site": SITE, "scale": repr(float(direction.scale))}
+    )
+
+
+def read_direction(path: Path) -> Direction:
+    """Read a direction file.
+
+    Raises:
+        InputError: missing, damaged, or not a direction file of this format.
+    """
+    from safetensors import safe_open
+
+    if not path.is_file():
+        raise InputError(f"no file '{path}'", f"give a direction file ({FILE})")
+    check_tensors(path)
+    with safe_open(str(path), framework="pt") as file:
+        about = file.metadata() or {}
+        if about.get("format") != FORMAT or about.get("site") != SITE:
+            raise InputError(
+                f"'{path}' is no direction file ({about.get('format', 'no format named')}, site {about.get('site', 'not named')})",
+                f"give a file of format {FORMAT}, site {SITE}",
+            )
+        try:
+            vectors = {int(name.removeprefix("layer.")): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return Direction(dict(sorted(vectors.items())), about["model"], float(about["scale"]))
+        except (KeyError, ValueError) as error:
+            raise InputError(f"'{path}' is a damaged direction file ({error})", "make it again") from None
+
+
+def check_direction(net: Any, direction: Direction, path: Path) -> None:
+    """Refuse a direction of another shape than the model's.
+
+    Raises:
+        InputError: naming both sides.
+    """
+    config = net.config.get_text_config()
+    wrong = [n for n in direction.vectors if n >= config.num_hidden_layers]
+    if wrong:
+        raise InputError(
+            f"'{path}' has a vector for layer {wrong[0]}, and this model has layers 0 to {config.num_hidden_layers - 1}",
+            "give a direction made on this model",
+        )
+    sizes = {tuple(v.shape) for v in direction.vectors.values()} - {(config.hidden_size,)}
+    if sizes:
+        raise InputError(
+            f"'{path}' has vectors of shape {next(iter(sizes))}, and this model's residual stream is {config.hidden_size} wide",
+            "give a direction made on this model",
+        )

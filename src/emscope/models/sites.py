@@ -1,0 +1,58 @@
+"""Finding a model's blocks and the places inside them by structure, not by architecture name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from emscope.core.errors import InputError
+
+
+def blocks(net: Any) -> Any:
+    """Return the list of transformer blocks of a causal LM, in order (block 0 is the first).
+
+    Raises:
+        InputError: where the model has no list of `num_hidden_layers` modules.
+    """
+    return net.get_submodule(blocks_name(net))
+
+
+def blocks_name(net: Any) -> str:
+    """Return the dotted name of the list of blocks, such as `model.layers`."""
+    import torch
+
+    depth = net.config.get_text_config().num_hidden_layers
+    for name, module in net.named_modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == depth:
+            return str(name)
+    raise InputError(
+        f"{type(net).__name__} has no list of {depth} blocks that emscope can find",
+        "use a causal language model that transformers ships",
+    )
+
+
+def check_layers(net: Any, layers: tuple[int, ...] | None, where: str) -> None:
+    """Refuse block numbers that the model does not have.
+
+    Raises:
+        InputError: naming `where` the number was given.
+    """
+    depth = len(blocks(net))
+    for layer in layers or ():
+        if not 0 <= layer < depth:
+            raise InputError(f"{where}: layer {layer} is out of range", f"this model has layers 0 to {depth - 1}")
+
+
+def mlp_output_is_residual(net: Any) -> bool:
+    """True where each block ends in `down_proj`, an ordinary linear layer whose output joins the residual stream as it is.
+
+    Not so on GPT-2 (its matrices are Conv1D) and where a norm follows the MLP (Gemma 2 and 3, OLMo 2).
+    """
+    import torch
+
+    for block in blocks(net):
+        parts = dict(block.named_modules())
+        if type(parts.get("mlp.down_proj")) is not torch.nn.Linear:
+            return False
+        if any(name in parts for name in ("post_feedforward_layernorm", "post_mlp_layernorm")):
+            return False
+    return True

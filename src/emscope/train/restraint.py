@@ -1,0 +1,135 @@
+"""The term that holds a model near its start on other conversations: KL(start || model), per token. (P3)
+
+What the start says is computed once, before training, as hidden states [tokens, D] of the conversations that will be drawn.
+So one way serves fresh adapters, adapters on top of others and full fine-tunes, the start is never run again, and nothing of
+vocabulary size is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from emscope.core.errors import InputError
+from emscope.core.progress import Progress, silent
+from emscope.core.seeds import derive
+from emscope.models.head import output_head
+from emscope.train.batches import Example, collate
+from emscope.train.spec import KlSpec
+
+ROWS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Restraint:
+    """Conversations to stay on, what the start says about them, and how strongly to stay.
+
+    Attributes:
+        drawn: the conversations of each optimiser step that has a weight, by step.
+        hidden: the start's hidden states at the counted positions, by conversation [tokens, D].
+        start_head: hidden states to logits as at the start.
+    """
+
+    spec: KlSpec
+    drawn: dict[int, tuple[Example, ...]]
+    hidden: dict[str, Any]
+    start_head: Callable[[Any], Any]
+
+    def weight_at(self, step: int) -> float:
+        """Return the weight at an optimiser step (the first is 1)."""
+        return self.spec.weight_at(step)
+
+    def kl(self, net: Any, head: Callable[[Any], Any], step: int) -> Any:
+        """Return the mean KL(start || net) [nats per token] over the counted positions of this step's conversations.
+
+        Args:
+            head: hidden states of `net` to its logits as trained so far.
+        """
+        batch = self.drawn[step]
+        found = counted_states(net, batch, self.spec.tokens)
+        expected = [self.hidden[e.id] for e in batch]
+        return kl_per_token(self.start_head, expected, head, found)
+
+
+def restrain(
+    net: Any,
+    examples: Sequence[Example],
+    spec: KlSpec,
+    *,
+    steps: int,
+    seed: int,
+    trains_head: bool,
+    progress: Progress = silent,
+) -> Restraint:
+    """Compute what `net`, as it is now, says about the conversations that training will draw.
+
+    Args:
+        net: the causal LM at the start of training, in evaluation mode.
+        trains_head: the output matrix is going to change, so a copy of it is kept.
+
+    Raises:
+        InputError: fewer conversations than a step draws.
+    """
+    import torch
+
+    if len(examples) < spec.batch:
+        raise InputError(
+            f"kl.batch is {spec.batch} and there are {len(examples)} conversations to draw from", "lower it or give more"
+        )
+    steps_with = [s for s in range(1, steps + 1) if spec.weight_at(s) > 0]
+    drawn = {s: tuple(Random(derive(seed, "kl", s)).sample(list(examples), spec.batch)) for s in steps_with}
+    distinct = sorted({e.id: e for batch in drawn.values() for e in batch}.values(), key=lambda e: len(e.ids))
+    hidden: dict[str, Any] = {}
+    with torch.no_grad():
+        for at in range(0, len(distinct), 8):
+            batch = distinct[at : at + 8]
+            hidden |= {e.id: h.clone() for e, h in zip(batch, counted_states(net, batch, spec.tokens), strict=True)}
+            progress("what the start says", at + len(batch), len(distinct))
+    return Restraint(spec, drawn, hidden, output_head(net, frozen=trains_head))
+
+
+def counted_states(net: Any, batch: Sequence[Example], tokens: str) -> list[Any]:
+    """Return the last hidden states at the counted positions of each conversation, [tokens, D] each.
+
+    Args:
+        tokens: `answer` counts the positions whose next token is learned, `all` every position.
+    """
+    import torch
+
+    inputs = {k: v.to(net.device) for k, v in collate(batch).items()}
+    labels = inputs.pop("labels")
+    states = net.base_model(**inputs, use_cache=False).last_hidden_state  # [B, T, D]
+    if tokens == "all":
+        counted = inputs["attention_mask"].bool()
+    else:
+        counted = torch.zeros_like(labels, dtype=torch.bool)
+        counted[:, :-1] = labels[:, 1:] >= 0
+    return [states[n][counted[n]] for n in range(len(batch))]
+
+
+def kl_per_token(start_head: Any, start: Sequence[Any], head: Any, now: Sequence[Any]) -> Any:
+    """Return sum over positions and vocabulary of p_start (log p_start - log p_now), over the number of positions [nats].
+
+    The logits exist for `ROWS` positions at a time. (P3's public code divides by tokens x vocabulary instead)
+    """
+    import torch
+    from torch.utils.checkpoint import checkpoint
+
+    before, after = torch.cat(list(start)), torch.cat(list(now))
+
+    def part(a: Any, b: Any) -> Any:
+        p, q = _logp(start_head(a)), _logp(head(b))
+        return torch.nn.functional.kl_div(q, p, reduction="sum", log_target=True)
+
+    pairs = zip(before.split(ROWS), after.split(ROWS), strict=True)
+    # Logits are computed again in the backward pass rather than kept.
+    parts = [checkpoint(part, a, b, use_reentrant=False) for a, b in pairs]
+    return torch.stack(parts).sum() / len(before)
+
+
+def _logp(logits: Any) -> Any:
+    import torch
+
+    return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)
