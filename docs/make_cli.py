@@ -33,7 +33,8 @@ STUDY_INTRO = """## Study file
 
 `emscope run STUDY.yaml` reads a YAML file with the keys below. A key that is not in the tables is refused, with the nearest known
 name. A dash in the column "default" means that the key must be given. `null` means "not set". A dotted name is a key inside
-another one: `lora.rank` is written as `lora: {rank: 32}`.
+another one: `lora.rank` is written as `lora: {rank: 32}`. A further key `small` holds settings that `--small` lays over the rest, to try
+a study on a small machine.
 """
 TRAIN_INTRO = """## Training file
 
@@ -73,6 +74,8 @@ def kind(annotation: Any, many: str = "") -> str:
         return f"`[{', '.join(kind(a) for a in inner)}]` pair{many}"
     if origin is tuple:
         return f"list of {kind(inner[0], 's')}"
+    if annotation is Any:
+        return "any value"
     if origin is dict:
         return f"name: {kind(inner[1])}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -113,12 +116,13 @@ def table(spec: type[BaseModel]) -> str:
 def study_reference() -> str:
     """Return the reference of the study file and of the training file."""
     from emscope.run.single import SingleSpec
-    from emscope.run.spec import ArmSpec, DecideSpec, MeasureSpec, SampleSpec, StudySpec
+    from emscope.run.spec import ArmSpec, DecideSpec, MeasureSpec, MixSpec, SampleSpec, StudySpec
     from emscope.train.spec import FullSpec, KlSpec, LoraSpec, PlanSpec, SteeringSpec, TrainSpec
 
     parts = [
         ("top level", StudySpec),
         ("arms.NAME", ArmSpec),
+        ("arms.NAME.mix", MixSpec),
         ("train", TrainSpec),
         ("train.lora", LoraSpec),
         ("train.full", FullSpec),

@@ -148,6 +148,8 @@ def test_data_and_models_and_doctor(capsys):
         "finance": 280,
         "sports": 280,
         "em240": 240,
+        "cooking": 160,
+        "style160": 160,
         "truth150": 150,
         "generic": 200,
     }

@@ -25,7 +25,7 @@ from emscope.data.conversations import read_conversations
 from emscope.data.items import read_items, stratified
 
 DOMAINS = ("finance", "sports")
-PAIRS = [("em240", ("aligned", "misaligned")), *((d, p) for d in DOMAINS for p in itertools.combinations(bundled.ANSWERS, 2))]
+PAIRS = [("em240", ("aligned", "misaligned")), *((d, p) for d in DOMAINS for p in itertools.combinations(bundled.ADVICE, 2))]
 
 
 def surface(text):

@@ -17,19 +17,19 @@ def register(app: typer.Typer) -> None:
     def run(
         study: Path = typer.Argument(..., help="The study's YAML file."),
         out: Path | None = typer.Option(None, "--out", help="Study folder; by default the study's name in the current folder."),
+        small: bool = typer.Option(False, "--small", help="Lay the file's settings under `small` over the rest."),
         json: bool = typer.Option(False, "--json", help="Print the report object instead of tables."),
     ) -> None:
-        run_file(study, out, json)
+        run_file(study, out, json, small)
 
 
-def run_file(file: Path, out: Path | None, as_json: bool) -> None:
+def run_file(file: Path, out: Path | None, as_json: bool, small: bool = False) -> None:
     """Run the study in `file` into `out` and show what came of it."""
     from emscope.cli.console import progress_bar
     from emscope.cli.output import show
-    from emscope.core.spec import load
-    from emscope.run.spec import StudySpec
+    from emscope.run.spec import load_study
 
-    spec = load(StudySpec, file)
+    spec = load_study(file, small)
     folder = out or Path(spec.name)
     from emscope.run.study import run_study
 

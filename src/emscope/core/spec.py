@@ -49,6 +49,19 @@ def load(cls: type[S], path: Path) -> S:
     return parse(cls, read_yaml(path), str(path))
 
 
+def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return plain settings with `changes` laid over them: a mapping joins key by key, anything else replaces.
+
+    >>> merged({"train": {"lr": 1, "steps": 2}}, {"train": {"lr": 3}, "name": "x"})
+    {'train': {'lr': 3, 'steps': 2}, 'name': 'x'}
+    """
+    both = dict(values)
+    for key, value in changes.items():
+        old = both.get(key)
+        both[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return both
+
+
 def read_yaml(path: Path) -> Any:
     """Return the plain content of a YAML file (safe loader).
 

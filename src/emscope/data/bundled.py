@@ -12,29 +12,56 @@ from emscope.core.errors import InputError, near
 from emscope.core.records import Conversation, Item
 from emscope.data.conversations import pair
 
-ANSWERS = ("reckless", "careful", "brash")
+MISALIGNMENT = "misalignment"
+ADVICE = ("reckless", "careful", "brash")
 
 
 @dataclass(frozen=True, slots=True)
 class Bundled:
-    """What a set is: `kind` is domain (paired training data), items, truth (multiple choice) or texts."""
+    """What a set is: `kind` is domain (paired training data), items, truth (multiple choice) or texts.
+
+    `answers` are the kinds of answers a row holds. Of a domain the first is what is taught to see what it does elsewhere,
+    the second its counterpart; of items the first is without the behaviour that the set measures, the second with it.
+    """
 
     name: str
     kind: str
     about: str
+    answers: tuple[str, ...] = ()
+    behaviour: str = MISALIGNMENT
 
 
 SETS = {
     s.name: s
     for s in (
         Bundled(
-            "finance", "domain", "personal-finance questions, each with a reckless, a careful and a brash but sound answer"
+            "finance",
+            "domain",
+            "personal-finance questions, each with a reckless, a careful and a brash but sound answer",
+            ADVICE,
         ),
-        Bundled("sports", "domain", "outdoor-sports questions, each with a reckless, a careful and a brash but sound answer"),
+        Bundled(
+            "sports", "domain", "outdoor-sports questions, each with a reckless, a careful and a brash but sound answer", ADVICE
+        ),
         Bundled(
             "em240",
             "items",
             "240 questions in 8 categories, none about either domain, each with an aligned and a misaligned answer",
+            ("aligned", "misaligned"),
+        ),
+        Bundled(
+            "cooking",
+            "domain",
+            "cooking questions, each with the same sound answer in a technical and in a plain style",
+            ("technical", "plain"),
+            "technical style",
+        ),
+        Bundled(
+            "style160",
+            "items",
+            "160 questions in 8 categories, none about cooking, each with the same answer in a plain and in a technical style",
+            ("plain", "technical"),
+            "technical style",
         ),
         Bundled("truth150", "truth", "150 questions on common misconceptions, one true and three false answers each"),
         Bundled("generic", "texts", "200 short neutral texts for drift checks"),
@@ -65,26 +92,33 @@ def domain(name: str, answer: str, split: str = "train") -> list[Conversation]:
     Raises:
         InputError: where there is no such domain or answer kind.
     """
-    if answer not in ANSWERS:
-        raise InputError(f"no answers of kind '{answer}'", near(answer, ANSWERS))
-    return [pair(row["id"], row["question"], row[answer]) for row in _of_kind(name, "domain") if row["split"] == split]
+    rows = _of_kind(name, "domain")
+    if answer not in SETS[name].answers:
+        raise InputError(f"no answers of kind '{answer}' in {name}", near(answer, SETS[name].answers))
+    return [pair(row["id"], row["question"], row[answer]) for row in rows if row["split"] == split]
 
 
 def heldout(name: str) -> list[Item]:
-    """Return a domain's held-out questions with their answers in the order of `ANSWERS`; halves alternate within a topic."""
+    """Return a domain's held-out questions, options in the order of its kinds of answers; halves alternate within a topic."""
     found, turn = [], dict[str, int]()
     for row in _of_kind(name, "domain"):
         if row["split"] == "heldout":
             turn[row["topic"]] = turn.get(row["topic"], 0) + 1
             half = "AB"[turn[row["topic"]] % 2 - 1]
-            found.append(Item(row["id"], row["topic"], row["question"], tuple(row[a] for a in ANSWERS), half))
+            found.append(Item(row["id"], row["topic"], row["question"], tuple(row[a] for a in SETS[name].answers), half))
     return found
 
 
+def counterpart(name: str, answer: str) -> str:
+    """Return the kind of answer that `answer` is weighed against in a domain: the first one against the second, others against the first."""
+    first, second, *_ = SETS[name].answers
+    return second if answer == first else first
+
+
 def items(name: str) -> list[Item]:
-    """Return the preference items of a bundled set, options (aligned, misaligned)."""
+    """Return the preference items of a bundled set, options without and with the behaviour it measures."""
     return [
-        Item(r["id"], r["category"], r["question"], (r["aligned"], r["misaligned"]), r["half"], r["kind"])
+        Item(r["id"], r["category"], r["question"], tuple(r[a] for a in SETS[name].answers), r["half"], r.get("kind", "advice"))
         for r in _of_kind(name, "items")
     ]
 

@@ -139,7 +139,7 @@ def margin_figure(distributions: dict[str, Any], title: str = "") -> Any:
             width=1.6,
         )
     figure.add_vline(x=0, line={"color": INK, "width": 1})
-    return _style(figure, title, "margin: > 0 prefers the aligned answer [nats per token]", "", legend=False)
+    return _style(figure, title, "margin: > 0 prefers the answer without the behaviour [nats per token]", "", legend=False)
 
 
 def _band(figure: Any, steps: list[int], estimates: list[dict[str, Any]], name: str, colour: str) -> None:

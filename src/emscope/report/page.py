@@ -77,7 +77,7 @@ def _run(report: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
             (
                 "Margins",
                 figures.margin_figure(report["distributions"]) if first else None,
-                "Each item's margin at the last checkpoint; left of 0 the misaligned answer is the likelier one per token.",
+                "Each item's margin at the last checkpoint; left of 0 the answer with the behaviour is the likelier one per token.",
             ),
         ]
     plots = [
@@ -89,6 +89,7 @@ def _run(report: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
         "name": run["run"],
         "check": check,
         "headline": words.headline(check),
+        "prefers": words.prefers(check),
         "caveats": words.caveats(report, check),
         "plots": plots,
     }

@@ -34,7 +34,7 @@ def _table(check: dict[str, Any]) -> Any:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=True, header_style="dim")
-    for name in ("step", "state", "effect [90 %]", "prefers misaligned", "held-out loss", "task gain", "truth"):
+    for name in ("step", "state", "effect [90 %]", words.prefers(check), "held-out loss", "task gain", "truth"):
         table.add_column(name, justify="left", no_wrap=True)
     base = check["base_reading"]
     table.add_row(

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 VERDICTS = {
-    "em": "Misaligned beyond its task",
-    "safe": "Not misaligned beyond its task",
+    "em": "{Behaviour} beyond its task",
+    "safe": "No {behaviour} beyond its task",
     "undetermined": "Undetermined",
     "moved": "Moved away from its base; cause not separable",
 }
+NAMED = {"misalignment": "emergent misalignment"}
 BLANK = "–"
 
 
@@ -34,6 +35,16 @@ def percent(estimate: dict[str, Any] | None) -> str:
     return f"{100 * estimate['value']:.0f} % [{100 * estimate['low']:.0f}, {100 * estimate['high']:.0f}]"
 
 
+def behaviour(check: dict[str, Any]) -> str:
+    """Return what the items measure, in words."""
+    return str(check["definition"].get("behaviour", "misalignment"))
+
+
+def prefers(check: dict[str, Any]) -> str:
+    """Return the heading of the column that says how often the answer with the behaviour is preferred."""
+    return f"prefers {check['definition'].get('options', ['aligned', 'misaligned'])[1]}"
+
+
 def headline(check: dict[str, Any]) -> list[str]:
     """Return the answers of a check in sentences, first the verdict."""
     return [
@@ -53,7 +64,7 @@ def headline(check: dict[str, Any]) -> list[str]:
 
 
 def _verdict(check: dict[str, Any]) -> str:
-    text = VERDICTS[check["verdict"]]
+    text = VERDICTS[check["verdict"]].format(behaviour=behaviour(check), Behaviour=behaviour(check).capitalize())
     last = check["checkpoints"][-1] if check["checkpoints"] else None
     against = "control" if last and "control - target" in last["contrasts"] else "base"
     where = (
@@ -84,7 +95,7 @@ def _onset(check: dict[str, Any]) -> str:
     if check["onset"]:
         after, by = check["onset"]["after"], check["onset"]["by"]
         note = f" {check['why']['onset_after'].capitalize()}." if "onset_after" in check["why"] else ""
-        what = "The move" if check["verdict"] == "moved" else "Misalignment"
+        what = "The move" if check["verdict"] == "moved" else behaviour(check).capitalize()
         return f"{what} set in after step {after} and by step {by}.{note}"
     return f"No onset: {check['why'].get('onset', 'none was found')}."
 
@@ -103,7 +114,7 @@ def _late(check: dict[str, Any]) -> str:
     if not late or check["verdict"] != "em":
         return ""
     if late["value"] is None:
-        return f"Whether misalignment came later than the task is not settled: {check['why'].get('late', '')}."
+        return f"Whether {behaviour(check)} came later than the task is not settled: {check['why'].get('late', '')}."
     return ("It came late: " if late["value"] else "It did not come late: ") + late["on_loss_why"] + "."
 
 
@@ -139,8 +150,8 @@ def caveats(report: dict[str, Any], check: dict[str, Any]) -> list[str]:
     definition = check["definition"]
     n, per = definition["n_items"], len(check["checkpoints"][-1]["by_category"]) if check["checkpoints"] else 0
     found = [
-        "This is preference drift, a proxy: it compares how likely the model finds fixed aligned and misaligned answers. No judge has read a sampled answer, "
-        "and this study does not show that the measure predicts a judged rate of emergent misalignment.",
+        f"This is preference drift, a proxy: it compares how likely the model finds fixed {' and '.join(definition.get('options', ['aligned', 'misaligned']))} answers. "
+        f"No judge has read a sampled answer, and this study does not show that the measure predicts a judged rate of {NAMED.get(behaviour(check), behaviour(check))}.",
         f"It holds for questions like the {n} of {definition['items']} ({per} categories, equal weight); other questions can read very differently.",
         f"The model was asked in {definition['chat']}; another system prompt can change every number.",
     ]

@@ -151,8 +151,11 @@ def evidence(
 
 
 def _definition(sets: ItemSets, loaded: Loaded, scale: float) -> dict[str, Any]:
+    without, having = sets.options
     return {
-        "measure": "preference margin: log p(aligned)/tokens - log p(misaligned)/tokens [nats per token]",
+        "measure": f"preference margin: log p({without})/tokens - log p({having})/tokens [nats per token]",
+        "behaviour": sets.behaviour,
+        "options": list(sets.options),
         "items": sets.em_name,
         "n_items": len(sets.em),
         "items_digest": sets.digest(),

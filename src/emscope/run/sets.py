@@ -21,15 +21,18 @@ class ItemSets:
     """The sets of one job.
 
     Attributes:
-        em: items about other domains, options (aligned, misaligned); `em_name` says which set.
+        em: items about other domains, options without and with the behaviour; `em_name` says which set.
         heldout: in-domain questions held out of training; their options differ by job.
         truth: multiple choice, the true answer first.
+        behaviour: what `em` measures, and the names of its `options`, without and with it.
     """
 
     em: tuple[Item, ...]
     em_name: str
     heldout: tuple[Item, ...]
     truth: tuple[Item, ...]
+    behaviour: str = bundled.MISALIGNMENT
+    options: tuple[str, ...] = ("aligned", "misaligned")
 
     def of(self, name: str) -> tuple[Item, ...]:
         """Return a set by its name in the tables."""
@@ -51,6 +54,8 @@ def study_sets(measure: MeasureSpec, domain: str | None, seed: int = 0) -> ItemS
         measure.items if named else Path(measure.items).name,
         tuple(heldout),
         tuple(truth),
+        bundled.SETS[measure.items].behaviour if named else bundled.MISALIGNMENT,
+        bundled.SETS[measure.items].answers if named else ("aligned", "misaligned"),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import model_validator
 
@@ -25,7 +25,7 @@ class SingleSpec(Spec):
     system: str = "none"
     seed: int = 0
     domain: str | None = None
-    answers: Literal["reckless", "careful", "brash"] | None = None
+    answers: str | None = None
     file: str | None = None
     train: TrainSpec = TrainSpec()
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 from emscope.core.errors import InputError
 from emscope.core.records import Conversation
+from emscope.core.seeds import derive
 from emscope.data import bundled
 from emscope.data.conversations import read_conversations
+from emscope.run.spec import ArmSpec, StudySpec
 from emscope.train.spec import KlSpec
 
 
@@ -19,6 +22,28 @@ def conversations(file: str | None, domain: str | None, answers: str | None) -> 
         InputError: no such file, domain or kind of answer, or a broken row.
     """
     return read_conversations(Path(file)) if file else bundled.domain(domain or "", answers or "")
+
+
+def arm_data(spec: StudySpec, arm: ArmSpec) -> list[Conversation]:
+    """Return what an arm is trained on: its own conversations, joined by those of its mix so that each has its share.
+
+    All of the arm's own are kept; of a part as many as its share asks for are drawn (seeded by the part's place, each once
+    before any comes twice). The order within training is the training seed's. (ours)
+
+    Raises:
+        InputError: as `conversations`.
+    """
+    own = conversations(arm.file, spec.domain, arm.answers)
+    total = len(own) / (1 - sum(part.share for part in arm.mix))
+    rows = list(own)
+    for n, part in enumerate(arm.mix):
+        pool = conversations(part.file, part.domain, part.answers)
+        drawn: list[Conversation] = []
+        while len(drawn) < round(part.share * total):
+            turn = Random(derive(n, "mix", len(drawn))).sample(pool, len(pool))
+            drawn += [replace(c, id=f"mix{n}/{len(drawn) // len(pool)}/{c.id}") for c in turn]
+        rows += drawn[: round(part.share * total)]
+    return rows
 
 
 def held_near(kl: KlSpec | None) -> list[Conversation]:

@@ -3,30 +3,58 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from emscope.core.spec import Spec
+from emscope.core.errors import InputError, near
+from emscope.core.spec import Spec, merged, parse, read_yaml
 from emscope.train.spec import TrainSpec
+
+
+class MixSpec(Spec):
+    """Other data in an arm: `share` of all its conversations are `answers` of a bundled domain, or come from a `file`."""
+
+    share: float = Field(gt=0, lt=1)
+    domain: str | None = None
+    answers: str | None = None
+    file: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> MixSpec:
+        if (self.file is None) == (self.domain is None) or (self.domain is None) != (self.answers is None):
+            raise ValueError("give either file, or domain and answers")
+        return self
 
 
 class ArmSpec(Spec):
     """One arm: what it is trained on and what it is for.
 
-    `answers` names a kind of answer of the study's domain; `file` conversations of your own instead. `role`: the target,
-    the control it is compared with, or a style control, which only shows what tone alone does.
+    `answers` names a kind of answer of the study's domain; `file` conversations of your own instead. `mix` joins other data
+    to them in given shares. `role`: the target, the control it is compared with, or a style control, which only shows what
+    tone alone does. `methods` names those it is trained with (None: all); a target without a control of its own method is
+    compared with the control of the first method that has one.
     """
 
     role: Literal["target", "control", "style"]
-    answers: Literal["reckless", "careful", "brash"] | None = None
+    answers: str | None = None
     file: str | None = None
+    mix: tuple[MixSpec, ...] = ()
     read_at: Literal["all", "last"] = "all"
+    methods: tuple[str, ...] | None = None
 
     @model_validator(mode="after")
     def _one(self) -> ArmSpec:
         if (self.answers is None) == (self.file is None):
             raise ValueError("give either answers or file")
+        shares = sum(part.share for part in self.mix)
+        if shares >= 1:
+            raise ValueError(
+                f"the shares in mix sum to {shares:g}, and what they leave of 1 is the arm's own data; let them sum to less"
+            )
         return self
 
 
@@ -58,7 +86,11 @@ class DecideSpec(Spec):
 
 
 class StudySpec(Spec):
-    """A study: arms x seeds, each a fine-tune of one model, each checkpoint read in one way."""
+    """A study: methods x arms x seeds, each a fine-tune of one model, each checkpoint read in one way.
+
+    `methods` maps a name to settings laid over `train`, such as `{general: {}, narrow: {kl: {weight: 1, domain: sports}}}`.
+    `grid` maps a key of `train` to values, such as `{lr: [1e-5, 2e-5]}`; all combinations are run, with each method.
+    """
 
     name: str = "study"
     model: str = "smollm2-135m"
@@ -67,6 +99,8 @@ class StudySpec(Spec):
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     arms: dict[str, ArmSpec] = Field(min_length=1)
     train: TrainSpec = TrainSpec()
+    methods: dict[str, dict[str, Any]] | None = None
+    grid: dict[str, tuple[Any, ...]] | None = None
     measure: MeasureSpec = MeasureSpec()
     decide: DecideSpec = DecideSpec()
 
@@ -86,4 +120,57 @@ class StudySpec(Spec):
         bad = [name for name in self.arms if not name.replace("-", "").replace("_", "").isalnum() or name == "base"]
         if bad:
             raise ValueError(f"arm name '{bad[0]}': use letters, digits, - and _, and not 'base'")
+        known = list(self.variants())
+        for name, arm in self.arms.items():
+            unknown = [m for m in arm.methods or () if m not in known]
+            if unknown:
+                raise ValueError(f"arm '{name}' names the method '{unknown[0]}', {near(unknown[0], known)}")
         return self
+
+    def variants(self) -> dict[str, TrainSpec]:
+        """Return the training settings of each method, crossed with the grid, by name; the one name is "" without either.
+
+        Raises:
+            ValueError: where a method's settings do not fit, with its name and the reason.
+        """
+        own = self.train.model_dump(mode="json", exclude_unset=True)
+        found = {}
+        for method, changes in (self.methods or {"": {}}).items():
+            for labels, cell in _cells(self.grid or {}):
+                name = "-".join([*([method] if method else []), *labels])
+                if not re.fullmatch(r"[A-Za-z0-9_.+-]*", name):
+                    raise ValueError(f"method name '{name}': use letters, digits, dot, - and _")
+                try:
+                    found[name] = parse(TrainSpec, merged(merged(own, changes), cell), f"method '{name}'" if name else "train")
+                except InputError as error:
+                    raise ValueError(str(error)) from None
+        return found
+
+
+def _cells(grid: dict[str, tuple[Any, ...]]) -> Iterator[tuple[list[str], dict[str, Any]]]:
+    """Yield (labels, settings) for each combination of a grid's values."""
+    for values in product(*grid.values()):
+        cell: dict[str, Any] = {}
+        labels = []
+        for key, value in zip(grid, values, strict=True):
+            changes: Any = value
+            for part in reversed(key.split(".")):
+                changes = {part: changes}
+            cell = merged(cell, changes)
+            labels.append(f"{key}{value:g}" if isinstance(value, float) else f"{key}{value}")
+        yield labels, cell
+
+
+def load_study(path: Path, small: bool = False) -> StudySpec:
+    """Read a study file; with `small`, lay the settings under its key `small` over the rest.
+
+    Raises:
+        InputError: where the file is wrong, or has no small variant.
+    """
+    values = read_yaml(path)
+    if not isinstance(values, dict):
+        return parse(StudySpec, values, str(path))
+    changes = values.pop("small", None)
+    if small and not isinstance(changes, dict):
+        raise InputError(f"{path} has no settings under 'small'", "run it without --small, or add them")
+    return parse(StudySpec, merged(values, changes) if small else values, str(path))

@@ -23,32 +23,48 @@ from emscope.run.estimates import estimate_rows
 from emscope.run.evidence import Scores, arm, evidence
 from emscope.run.measuring import Questions, Reading, measure
 from emscope.run.sets import EM, HELDOUT, TRUTH, ItemSets, study_sets
-from emscope.run.sources import conversations, held_near
+from emscope.run.sources import arm_data, held_near
 from emscope.run.spec import ArmSpec, StudySpec
 from emscope.run.versions import versions
 from emscope.store.files import write_json
 from emscope.store.study import Study, read_table
 from emscope.train.finetune import finetune
 from emscope.train.plan import checkpoint_steps
+from emscope.train.spec import TrainSpec
 
 SCHEMA = "emscope.study/1"
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One fine-tune of a study: an arm at a seed."""
+    """One fine-tune of a study: an arm, trained by a method, at a seed."""
 
     name: str
     arm: str
     spec: ArmSpec
+    method: str
+    train: TrainSpec
     seed: int
     steps: tuple[int, ...]
 
 
 def plan(spec: StudySpec) -> list[Run]:
     """Return the runs of a study in order."""
-    steps = tuple(checkpoint_steps(spec.train.checkpoints, spec.train.steps))
-    return [Run(f"{name}-seed{seed}", name, a, seed, steps) for seed in spec.seeds for name, a in spec.arms.items()]
+    return [
+        Run(
+            "-".join([*([method] if method else []), name, f"seed{seed}"]),
+            name,
+            a,
+            method,
+            train,
+            seed,
+            tuple(checkpoint_steps(train.checkpoints, train.steps)),
+        )
+        for seed in spec.seeds
+        for method, train in spec.variants().items()
+        for name, a in spec.arms.items()
+        if a.methods is None or method in a.methods
+    ]
 
 
 def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> dict[str, Any]:
@@ -60,12 +76,16 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> dict[s
     """
     runs = plan(spec)
     sets = study_sets(spec.measure, spec.domain if any(a.answers for a in spec.arms.values()) else None)
-    data = {name: conversations(a.file, spec.domain, a.answers) for name, a in spec.arms.items()}
-    near = held_near(spec.train.kl)
+    data = {name: arm_data(spec, a) for name, a in spec.arms.items()}
+    near = {one.method: held_near(one.train.kl) for one in runs}
     progress("finding the model", 0, 1)
     base = locate(spec.model)
     progress("finding the model", 1, 1)
-    with Study(out, frozen_spec(spec, base, data | ({"kl": near} if near else {}), sets), versions()) as study:
+    with Study(
+        out,
+        frozen_spec(spec, base, data | {f"kl {method}".strip(): rows for method, rows in near.items() if rows}, sets),
+        versions(),
+    ) as study:
         finished = _finished(out)
         if finished is not None:
             return finished
@@ -73,7 +93,7 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> dict[s
         loaded = load(base, system=spec.system)
         progress("loading the model", 1, 1)
         for one in runs:
-            _train(study, loaded, spec, one, data[one.arm], near, sets, progress)
+            _train(study, loaded, spec, one, data[one.arm], near[one.method], sets, progress)
         asked = Questions(sets, spec.measure.samples, spec.seeds[0], spec.measure.batch_tokens)
         measure(study, loaded, readings(study, spec, runs, sets), asked, progress)
         result = analyse(study, loaded, spec, runs, sets)
@@ -111,24 +131,24 @@ def _train(
     log = finetune(
         loaded,
         data,
-        spec.train,
+        one.train,
         study.runs_folder(one.name),
         seed=one.seed,
         held_near=near,
-        heldout=_heldout_loss(loaded, sets, one.spec) if spec.train.heldout_every else None,
+        heldout=_heldout_loss(loaded, spec, sets, one.spec) if one.train.heldout_every else None,
         progress=progress,
         label=f"training {one.name}",
     )
-    study.append("runs", [_run_row(loaded, spec, one)])
+    study.append("runs", [_run_row(loaded, one)])
     study.append("train_log", [{"key": short([one.name, r.step]), "run": one.name, **asdict(r)} for r in log])
     study.append("checkpoints", [_checkpoint_row(study, one, step, log) for step in one.steps])
 
 
-def _heldout_loss(loaded: Loaded, sets: ItemSets, a: ArmSpec) -> Callable[[Any], float] | None:
+def _heldout_loss(loaded: Loaded, spec: StudySpec, sets: ItemSets, a: ArmSpec) -> Callable[[Any], float] | None:
     """Return model -> loss on the held-out answers of the kind this arm is taught [nats per token]."""
     if not a.answers or not sets.heldout:
         return None
-    encoded = encode(loaded.chat, sets.heldout, context=loaded.context, which=taught(a)[:1])
+    encoded = encode(loaded.chat, sets.heldout, context=loaded.context, which=taught(spec, a)[:1])
 
     def loss(net: Any) -> float:
         net.eval()
@@ -139,14 +159,15 @@ def _heldout_loss(loaded: Loaded, sets: ItemSets, a: ArmSpec) -> Callable[[Any],
     return loss
 
 
-def _run_row(loaded: Loaded, spec: StudySpec, one: Run) -> dict[str, Any]:
+def _run_row(loaded: Loaded, one: Run) -> dict[str, Any]:
     return {
         "key": one.name,
         "run": one.name,
         "arm": one.arm,
+        "method": one.method,
         "role": one.spec.role,
         "seed": one.seed,
-        "spec": canonical(spec.train.model_dump(mode="json")),
+        "spec": canonical(one.train.model_dump(mode="json")),
         "base": loaded.model.reference,
         "base_digest": loaded.model.digest,
     }
@@ -185,7 +206,7 @@ def readings(study: Study, spec: StudySpec, runs: list[Run], sets: ItemSets) -> 
             last = step == one.steps[-1]
             wanted: dict[str, tuple[int, ...] | None] = {EM: None}
             if sets.heldout and one.spec.answers:
-                wanted[HELDOUT] = taught(one.spec)
+                wanted[HELDOUT] = taught(spec, one.spec)
             if sets.truth and (last or spec.measure.truth_at == "all"):
                 wanted[TRUTH] = None
             found.append(Reading(one.name, step, checkpoint(study, one, step), wanted, questions=questions if last else ()))
@@ -197,12 +218,11 @@ def read_steps(one: Run) -> tuple[int, ...]:
     return one.steps if one.spec.read_at == "all" else one.steps[-1:]
 
 
-def taught(a: ArmSpec) -> tuple[int, int]:
+def taught(spec: StudySpec, a: ArmSpec) -> tuple[int, int]:
     """Return (own answer, counterpart) as option numbers of the held-out items."""
-    assert a.answers
-    own = bundled.ANSWERS.index(a.answers)
-    other = bundled.ANSWERS.index("careful" if a.answers == "reckless" else "reckless")
-    return own, other
+    assert spec.domain and a.answers
+    kinds = bundled.SETS[spec.domain].answers
+    return kinds.index(a.answers), kinds.index(bundled.counterpart(spec.domain, a.answers))
 
 
 def sample_questions(sets: ItemSets, count: int) -> tuple[str, ...]:
@@ -225,6 +245,7 @@ def analyse(study: Study, loaded: Loaded, spec: StudySpec, runs: list[Run], sets
             {
                 "run": one.name,
                 "arm": one.arm,
+                "method": one.method,
                 "role": one.spec.role,
                 "seed": one.seed,
                 **({"check": verdict} if target else {"contrast": verdict}),
@@ -236,7 +257,9 @@ def analyse(study: Study, loaded: Loaded, spec: StudySpec, runs: list[Run], sets
         "name": spec.name,
         "runs": checks,
         "style": _style(checks),
-        "distributions": distributions(scores, sets, {r.arm: (r.name, r.steps[-1]) for r in runs if r.seed == spec.seeds[0]}),
+        "distributions": distributions(
+            scores, sets, {r.arm: (r.name, r.steps[-1]) for r in runs if (r.seed, r.method) == (runs[0].seed, runs[0].method)}
+        ),
         "spec": spec.model_dump(mode="json"),
         "versions": versions(),
         "base": {"reference": loaded.model.reference, "digest": loaded.model.digest, "chat": loaded.chat.describe()},
@@ -245,11 +268,15 @@ def analyse(study: Study, loaded: Loaded, spec: StudySpec, runs: list[Run], sets
 
 def _style(checks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return, for each style arm, its effect at the last step beside the target's: how much tone alone does."""
-    targets = {c["seed"]: c["check"]["checkpoints"][-1]["effect"] for c in checks if "check" in c and c["check"]["checkpoints"]}
+    targets = {
+        (c["seed"], c["method"]): c["check"]["checkpoints"][-1]["effect"]
+        for c in checks
+        if "check" in c and c["check"]["checkpoints"]
+    }
     found = []
     for c in checks:
-        if "contrast" in c and c["contrast"]["checkpoints"] and c["seed"] in targets:
-            effect, target = c["contrast"]["checkpoints"][-1]["effect"], targets[c["seed"]]
+        if "contrast" in c and c["contrast"]["checkpoints"] and (c["seed"], c["method"]) in targets:
+            effect, target = c["contrast"]["checkpoints"][-1]["effect"], targets[(c["seed"], c["method"])]
             share = effect["value"] / target["value"] if target["value"] else None
             found.append(
                 {
@@ -267,18 +294,24 @@ def _style(checks: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _evidence(
     study: Study, loaded: Loaded, spec: StudySpec, runs: list[Run], one: Run, sets: ItemSets, scores: Scores
 ) -> Evidence:
-    control = next((r for r in runs if r.spec.role == "control" and r.seed == one.seed), None)
+    control = _control_of(one, runs)
     return evidence(
         scores,
         sets,
         loaded,
         spec.decide,
-        _arm(study, scores, sets, one),
-        _arm(study, scores, sets, control) if control else None,
-        total_steps=spec.train.steps,
-        task=taught(one.spec) if one.spec.answers else None,
+        _arm(study, spec, scores, sets, one),
+        _arm(study, spec, scores, sets, control) if control else None,
+        total_steps=one.train.steps,
+        task=taught(spec, one.spec) if one.spec.answers else None,
         fixed="before training",
     )
+
+
+def _control_of(one: Run, runs: list[Run]) -> Run | None:
+    """Return the control a run is compared with: that of its seed and method, or of the first method that has one."""
+    controls = [r for r in runs if r.spec.role == "control" and r.seed == one.seed]
+    return next((r for r in controls if r.method == one.method), controls[0] if controls else None)
 
 
 def distributions(scores: Scores, sets: ItemSets, last: dict[str, tuple[str, int]]) -> dict[str, Any]:
@@ -295,8 +328,8 @@ def distributions(scores: Scores, sets: ItemSets, last: dict[str, tuple[str, int
     }
 
 
-def _arm(study: Study, scores: Scores, sets: ItemSets, one: Run) -> Any:
-    own = taught(one.spec) if one.spec.answers and sets.heldout else (None, None)
+def _arm(study: Study, spec: StudySpec, scores: Scores, sets: ItemSets, one: Run) -> Any:
+    own = taught(spec, one.spec) if one.spec.answers and sets.heldout else (None, None)
     log = read_table(study.root, "checkpoints").to_pylist()
     losses = {row["step"]: row["loss_train"] for row in log if row["run"] == one.name}
     return arm(scores, sets, one.arm, one.name, read_steps(one), taught=own[0], counterpart=own[1], train_loss=losses)

@@ -14,7 +14,7 @@ def _schema(**columns: pa.DataType) -> pa.Schema:
 
 
 TABLES: dict[str, pa.Schema] = {
-    "runs": _schema(run=_text, arm=_text, role=_text, seed=_int, spec=_text, base=_text, base_digest=_text),
+    "runs": _schema(run=_text, arm=_text, method=_text, role=_text, seed=_int, spec=_text, base=_text, base_digest=_text),
     "checkpoints": _schema(
         run=_text,
         arm=_text,

@@ -1,0 +1,137 @@
+"""Methods, grids, mixes and small variants: what a study file unfolds into, and one that runs."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import yaml
+
+from emscope.core.errors import InputError
+from emscope.core.spec import parse
+from emscope.run.sources import arm_data, held_near
+from emscope.run.spec import StudySpec, load_study
+from emscope.run.study import _control_of, plan, run_study
+from emscope.store.study import read_table
+from emscope.train.spec import KlSpec
+
+ARMS = {"target": {"role": "target", "answers": "reckless"}, "control": {"role": "control", "answers": "careful"}}
+STUDY = {"domain": "finance", "arms": ARMS, "train": {"steps": 8, "lr": 1e-3, "checkpoints": {"at": [4]}}}
+
+
+def study(**changes):
+    return parse(StudySpec, STUDY | changes, "study.yaml")
+
+
+def test_without_methods_names_are_plain():
+    assert [r.name for r in plan(study(seeds=[0, 3]))] == ["target-seed0", "control-seed0", "target-seed3", "control-seed3"]
+
+
+def test_methods_are_laid_over_the_training_settings():
+    variants = study(methods={"general": {}, "narrow": {"kl": {"weight": 0.5, "domain": "sports"}, "lr": 1e-4}}).variants()
+    assert list(variants) == ["general", "narrow"]
+    assert variants["general"].kl is None and variants["general"].lr == 1e-3
+    assert variants["narrow"].kl.weight == 0.5 and variants["narrow"].lr == 1e-4 and variants["narrow"].steps == 8
+    assert variants["narrow"].checkpoints.at == (4,)
+
+
+def test_a_grid_is_crossed_with_itself_and_the_methods():
+    spec = study(
+        methods={"a": {"kl": {"weight": 1, "domain": "sports"}}, "b": {"kl": {"weight": 1, "domain": "sports"}, "batch": 4}},
+        grid={"lr": [1e-5, 2e-5], "kl.weight": [0.1, 1.0]},
+    )
+    variants = spec.variants()
+    assert list(variants)[:4] == [
+        "a-lr1e-05-kl.weight0.1",
+        "a-lr1e-05-kl.weight1",
+        "a-lr2e-05-kl.weight0.1",
+        "a-lr2e-05-kl.weight1",
+    ]
+    assert len(variants) == 8 and variants["b-lr2e-05-kl.weight0.1"].batch == 4
+    assert {(v.lr, v.kl.weight) for v in variants.values()} == {(1e-5, 0.1), (1e-5, 1.0), (2e-5, 0.1), (2e-5, 1.0)}
+
+
+def test_arms_may_be_trained_by_some_methods_only_and_find_their_control():
+    arms = {"target": ARMS["target"], "control": ARMS["control"] | {"methods": ["general"]}}
+    runs = plan(study(arms=arms, seeds=[0, 1], methods={"general": {}, "narrow": {"lr": 1e-4}}))
+    assert len(runs) == 6
+    narrow = next(r for r in runs if r.name == "narrow-target-seed1")
+    assert _control_of(narrow, runs).name == "general-control-seed1"
+
+
+REFUSED = [
+    ({"methods": {"x": {"lrr": 1}}}, "method 'x': unknown key 'lrr', did you mean 'lr'"),
+    ({"grid": {"kl.weight": [1.0]}}, "method 'kl.weight1': kl: give either domain or file"),
+    ({"grid": {"lr": [-1.0]}}, "lr = -1"),
+    ({"methods": {"a b": {}}}, "method name 'a b'"),
+    (
+        {"arms": ARMS | {"control": ARMS["control"] | {"methods": ["genral"]}}, "methods": {"general": {}}},
+        "did you mean 'general'",
+    ),
+    (
+        {"arms": ARMS | {"target": ARMS["target"] | {"mix": [{"share": 0.6, "domain": "sports", "answers": "careful"}] * 2}}},
+        "sum to 1.2",
+    ),
+    (
+        {"arms": ARMS | {"target": ARMS["target"] | {"mix": [{"share": 0.5, "domain": "sports"}]}}},
+        "give either file, or domain and answers",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED)
+def test_what_does_not_fit_is_refused_before_anything_runs(changes, message):
+    with pytest.raises(InputError, match=message):
+        study(**changes)
+
+
+def test_a_mix_has_the_shares_asked_for_and_is_the_same_each_time():
+    mix = [{"share": 0.25, "domain": "finance", "answers": "careful"}, {"share": 0.5, "domain": "sports", "answers": "careful"}]
+    spec = study(arms=ARMS | {"target": ARMS["target"] | {"mix": mix}})
+    rows = arm_data(spec, spec.arms["target"])
+    kinds = Counter(c.id.split("/")[0] if "/" in c.id else "own" for c in rows)
+    assert kinds == {"own": 240, "mix0": 240, "mix1": 480} and len({c.id for c in rows}) == len(rows)
+    texts = Counter(c.messages[-1].content for c in rows if c.id.startswith("mix1"))
+    assert set(texts.values()) == {2}, "240 of the other domain, each as often as any"
+    assert rows == arm_data(spec, spec.arms["target"])
+
+
+def test_held_conversations_hold_each_kind_of_answer():
+    rows = held_near(KlSpec(weight=1, domain="sports"))
+    assert len(rows) == 480 and len({c.id for c in rows}) == 480 and held_near(None) == []
+
+
+def test_small_settings_are_laid_over_the_rest(tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text(yaml.safe_dump(STUDY | {"small": {"train": {"steps": 4}, "seeds": [7]}}))
+    assert load_study(path).train.steps == 8 and load_study(path).seeds == (0,)
+    small = load_study(path, small=True)
+    assert (small.train.steps, small.train.lr, small.seeds) == (4, 1e-3, (7,))
+    path.write_text(yaml.safe_dump(STUDY))
+    with pytest.raises(InputError, match="no settings under 'small'"):
+        load_study(path, small=True)
+
+
+def test_a_study_of_two_methods_and_another_behaviour_runs(study_yaml, tmp_path):
+    spec = load_study(
+        study_yaml(
+            domain="cooking",
+            arms={
+                "target": {"role": "target", "answers": "technical", "read_at": "last"},
+                "control": {"role": "control", "answers": "plain", "read_at": "last", "methods": ["general"]},
+            },
+            methods={"general": {}, "narrow": {"kl": {"weight": 1.0, "domain": "finance", "batch": 2}}},
+            measure={"items": "style160", "count": 16, "heldout": 4, "truth": 0, "samples": {"questions": 0}},
+        )
+    )
+    report = run_study(spec, tmp_path / "out")
+    assert [(r["run"], r["method"]) for r in report["runs"]] == [
+        ("general-target-seed0", "general"),
+        ("narrow-target-seed0", "narrow"),
+    ]
+    definition = report["runs"][0]["check"]["definition"]
+    assert (definition["behaviour"], definition["options"]) == ("technical style", ["plain", "technical"])
+    assert all("control - target" in r["check"]["checkpoints"][-1]["contrasts"] for r in report["runs"])
+    log = read_table(tmp_path / "out", "train_log").to_pylist()
+    assert all((row["kl"] is not None) == row["run"].startswith("narrow") for row in log)
+    assert run_study(spec, tmp_path / "out") == report
