@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 import yaml
 
+from conftest import write_jsonl
 from emscope.core.errors import InputError
 from emscope.core.spec import parse
 from emscope.run.sources import arm_data, held_near
@@ -135,3 +136,10 @@ def test_a_study_of_two_methods_and_another_behaviour_runs(study_yaml, tmp_path)
     log = read_table(tmp_path / "out", "train_log").to_pylist()
     assert all((row["kl"] is not None) == row["run"].startswith("narrow") for row in log)
     assert run_study(spec, tmp_path / "out") == report
+
+
+def test_held_conversations_with_one_id_are_refused(tmp_path):
+    row = {"id": "a", "question": "Q", "answer": "A"}
+    path = write_jsonl(tmp_path / "near.jsonl", [row, row])
+    with pytest.raises(InputError, match="the id 'a' stands 2 times"):
+        held_near(KlSpec(weight=1, file=str(path)))

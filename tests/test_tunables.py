@@ -200,7 +200,6 @@ def test_direction_files_say_what_they_belong_to(tmp_path):
     write_direction(path, Direction({3: torch.arange(4.0), 1: torch.ones(4)}, "digest", 2.5))
     found = read_direction(path)
     assert (list(found.vectors), found.model, found.scale) == ([1, 3], "digest", 2.5)
-    assert found.norm() == pytest.approx((14 + 4) ** 0.5)
     with pytest.raises(InputError, match="no file"):
         read_direction(tmp_path / "none.safetensors")
     path.write_bytes(b"no")

@@ -31,10 +31,6 @@ class Direction:
     model: str
     scale: float = 1.0
 
-    def norm(self) -> float:
-        """Return the norm of all vectors together."""
-        return float(sum(float(v.double().square().sum()) for v in self.vectors.values()) ** 0.5)
-
 
 def write_direction(path: Path, direction: Direction) -> None:
     """Write a direction file."""

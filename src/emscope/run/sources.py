@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -58,7 +59,7 @@ def held_near(kl: KlSpec | None) -> list[Conversation]:
         rows = read_conversations(Path(kl.file))
     else:
         rows = [replace(c, id=f"{c.id}/{a}") for a in kl.answers for c in bundled.domain(kl.domain or "", a)]
-    twice = {c.id for c in rows if sum(d.id == c.id for d in rows) > 1} if len({c.id for c in rows}) < len(rows) else set()
-    if twice:
-        raise InputError(f"kl: the id '{sorted(twice)[0]}' stands twice in the conversations", "give each its own id")
+    id, times = Counter(c.id for c in rows).most_common(1)[0] if rows else ("", 0)
+    if times > 1:
+        raise InputError(f"kl: the id '{id}' stands {times} times in the conversations", "give each its own id")
     return rows

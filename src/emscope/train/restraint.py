@@ -37,10 +37,6 @@ class Restraint:
     hidden: dict[str, Any]
     start_head: Callable[[Any], Any]
 
-    def weight_at(self, step: int) -> float:
-        """Return the weight at an optimiser step (the first is 1)."""
-        return self.spec.weight_at(step)
-
     def kl(self, net: Any, head: Callable[[Any], Any], step: int) -> Any:
         """Return the mean KL(start || net) [nats per token] over the counted positions of this step's conversations.
 

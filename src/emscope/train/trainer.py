@@ -91,7 +91,7 @@ class AnswerTrainer(Trainer):
         self.step_answer_tokens += count
         self.step_tokens += int(inputs["attention_mask"].sum())
         loss = total / (num_items_in_batch if num_items_in_batch is not None else count)
-        weight = self.restraint.weight_at(self.state.global_step + 1) if self.restraint else 0.0
+        weight = self.restraint.spec.weight_at(self.state.global_step + 1) if self.restraint else 0.0
         if self.restraint and weight > 0 and self.step_kl is None:
             kl = self.restraint.kl(self.net, self.head, self.state.global_step + 1)
             self.step_kl = float(kl.detach())
