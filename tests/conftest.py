@@ -151,7 +151,7 @@ def study_yaml(tiny, tmp_path):
             },
         } | changes
         path = tmp_path / file
-        path.write_text(yaml.safe_dump(spec))
+        path.write_text(yaml.safe_dump(spec, sort_keys=False))
         return path
 
     return make

@@ -34,7 +34,7 @@ def fails(capsys, *arguments, code=2):
         ({"train": {"lora": {"rank": 0}}}, "train.lora.rank = 0"),
         ({"domain": "finace"}, "did you mean 'finance'"),
         ({"domain": None}, "domain is not given"),
-        ({"arms": {"a": {"role": "control", "answers": "careful"}}}, "0 arms have the role target"),
+        ({"arms": {"a": {"role": "control", "answers": "careful"}}}, "no arm has the role target"),
         ({"arms": {"a": {"role": "target", "file": "none.jsonl"}}}, "no file 'none.jsonl'"),
         ({"arms": {"a/b": {"role": "target", "answers": "reckless"}}}, "arm name 'a/b'"),
         ({"model": "./nowhere"}, "no model './nowhere'"),

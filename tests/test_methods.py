@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
 import yaml
 
 from conftest import write_jsonl
 from emscope.core.errors import InputError
 from emscope.core.spec import parse
-from emscope.run.sources import arm_data, held_near
+from emscope.report.page import write_page
+from emscope.run.sources import held_near
 from emscope.run.spec import StudySpec, load_study
 from emscope.run.study import _control_of, plan, run_study
 from emscope.store.study import read_table
@@ -86,17 +85,6 @@ def test_what_does_not_fit_is_refused_before_anything_runs(changes, message):
         study(**changes)
 
 
-def test_a_mix_has_the_shares_asked_for_and_is_the_same_each_time():
-    mix = [{"share": 0.25, "domain": "finance", "answers": "careful"}, {"share": 0.5, "domain": "sports", "answers": "careful"}]
-    spec = study(arms=ARMS | {"target": ARMS["target"] | {"mix": mix}})
-    rows = arm_data(spec, spec.arms["target"])
-    kinds = Counter(c.id.split("/")[0] if "/" in c.id else "own" for c in rows)
-    assert kinds == {"own": 240, "mix0": 240, "mix1": 480} and len({c.id for c in rows}) == len(rows)
-    texts = Counter(c.messages[-1].content for c in rows if c.id.startswith("mix1"))
-    assert set(texts.values()) == {2}, "240 of the other domain, each as often as any"
-    assert rows == arm_data(spec, spec.arms["target"])
-
-
 def test_held_conversations_hold_each_kind_of_answer():
     rows = held_near(KlSpec(weight=1, domain="sports"))
     assert len(rows) == 480 and len({c.id for c in rows}) == 480 and held_near(None) == []
@@ -135,7 +123,35 @@ def test_a_study_of_two_methods_and_another_behaviour_runs(study_yaml, tmp_path)
     assert all("control - target" in r["check"]["checkpoints"][-1]["contrasts"] for r in report["runs"])
     log = read_table(tmp_path / "out", "train_log").to_pylist()
     assert all((row["kl"] is not None) == row["run"].startswith("narrow") for row in log)
+    assert [(m["name"], m["seeds"]) for m in report["methods"]] == [("general-target", [0]), ("narrow-target", [0])]
+    assert report["methods"][0]["kl"] is None and report["methods"][1]["kl"] > 0
     assert run_study(spec, tmp_path / "out") == report
+
+
+def test_several_targets_are_compared_with_the_first_and_drawn(study_yaml, tmp_path):
+    mix = [{"share": 0.5, "domain": "sports", "answers": "careful"}]
+    spec = load_study(
+        study_yaml(
+            arms={
+                "target": {"role": "target", "answers": "reckless", "read_at": "last"},
+                "mixed": {"role": "target", "answers": "reckless", "read_at": "last", "mix": mix},
+                "control": {"role": "control", "answers": "careful", "read_at": "last"},
+                "brash": {"role": "style", "answers": "brash", "read_at": "last"},
+            },
+            seeds=[0, 1],
+            measure={"count": 16, "heldout": 4, "truth": 0, "samples": {"questions": 0}},
+        )
+    )
+    report = run_study(spec, tmp_path / "out")
+    effects = {r["run"]: r["check"]["checkpoints"][-1]["effect"]["value"] for r in report["runs"] if "check" in r}
+    assert list(effects) == ["target-seed0", "mixed-seed0", "target-seed1", "mixed-seed1"]
+    assert [s["target_effect"]["value"] for s in report["style"]] == [effects["target-seed0"], effects["target-seed1"]]
+    mixed = report["methods"][1]
+    assert mixed["name"] == "mixed" and [s["effect"] for s in mixed["by_seed"]] == pytest.approx(
+        [effects["mixed-seed0"], effects["mixed-seed1"]]
+    )
+    page = write_page(report, tmp_path / "out").read_text()
+    assert "Ways of training compared" in page and 'id="plot-methods"' in page
 
 
 def test_held_conversations_with_one_id_are_refused(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from conftest import make_model
 from emscope.core.errors import InputError, WorldError
 from emscope.core.spec import parse
 from emscope.data import bundled
@@ -16,11 +17,12 @@ from emscope.models.source import locate
 from emscope.train.batches import encode
 from emscope.train.finetune import finetune
 from emscope.train.restraint import counted_states, kl_per_token, restrain
-from emscope.train.spec import FullSpec, KlSpec, LoraSpec, PlanSpec, SteeringSpec, TrainSpec
+from emscope.train.spec import FullSpec, KlSpec, LdifsSpec, LoraSpec, PlanSpec, SteeringSpec, TrainSpec
 
 TALKS = bundled.domain("finance", "reckless")[:12]
 NEAR = bundled.domain("sports", "careful")[:10]
 KL = KlSpec(weight=1.0, domain="sports", batch=3)
+LDIFS = LdifsSpec(weight=1.0, domain="sports", batch=3, layers=(0, 3))
 TUNABLES = {
     "lora": {"lora": LoraSpec(rank=2, alpha=4)},
     "full": {"full": FullSpec()},
@@ -30,6 +32,23 @@ TUNABLES = {
 
 def fresh(folder, dtype="float32"):
     return load(locate(str(folder)), dtype=dtype, device="cpu")
+
+
+def plain_distance(start, now, examples, layers):
+    """LDIFS from transformers' own hidden states, one conversation, layer and position at a time."""
+    shares = []
+    for layer in layers:
+        top = bottom = 0.0
+        for e in examples:
+            ids = torch.tensor([e.ids])
+            with torch.inference_mode():
+                a = start(input_ids=ids, output_hidden_states=True).hidden_states[layer + 1][0]
+                b = now(input_ids=ids, output_hidden_states=True).hidden_states[layer + 1][0]
+            for t in range(len(e.ids) - 1):
+                if e.mask[t + 1]:
+                    top, bottom = top + float(((b[t] - a[t]) ** 2).sum()), bottom + float((a[t] ** 2).sum())
+        shares.append(top / bottom)
+    return sum(shares) / len(shares)
 
 
 def plain_kl(start, now, examples, tokens):
@@ -65,25 +84,53 @@ def test_kl_equals_two_plain_models(which, tokens, request, monkeypatch):
     spec = KL.model_copy(update={"tokens": tokens})
     restraint = restrain(start.net, examples, spec, steps=3, seed=5, trains_head=False)
     for step in (1, 2, 3):
-        found = float(restraint.kl(now.net, output_head(now.net), step))
+        found = float(restraint.term(now.net, output_head(now.net), step))
         assert found == pytest.approx(plain_kl(start.net, now.net, restraint.drawn[step], tokens), rel=1e-9) and found > 0
-        assert float(restraint.kl(start.net, output_head(start.net), step)) == pytest.approx(0, abs=1e-12)
+        assert float(restraint.term(start.net, output_head(start.net), step)) == pytest.approx(0, abs=1e-12)
 
 
-def test_its_gradient_equals_finite_differences(tiny_gpt2):
+@pytest.mark.parametrize("which", ["tiny", "tiny_gpt2"])
+def test_the_distance_of_features_equals_a_loop_over_two_plain_models(which, tmp_path):
+    """Of layers before the last, since transformers shows the last one behind the final norm."""
+    folder = make_model(tmp_path / which, layers=5, kind="gpt2" if "gpt2" in which else "llama")
+    start, now = fresh(folder, "float64"), moved(folder, "float64")
+    examples = encode(start.chat, NEAR, 512)
+    restraint = restrain(start.net, examples, LDIFS, steps=2, seed=5, trains_head=False)
+    for step in (1, 2):
+        found = float(restraint.term(now.net, output_head(now.net), step))
+        assert found == pytest.approx(plain_distance(start.net, now.net, restraint.drawn[step], (0, 3)), rel=1e-9) and found > 0
+        assert float(restraint.term(start.net, output_head(start.net), step)) == pytest.approx(0, abs=1e-20)
+    spread = restrain(start.net, examples, LDIFS.model_copy(update={"layers": None}), steps=1, seed=0, trains_head=False)
+    assert spread.layers == (0, 1, 2, 3, 4)
+
+
+def test_the_distance_of_features_holds_a_run_near_its_start_and_is_logged(tiny, tmp_path):
+    def run(weight):
+        held = LDIFS.model_copy(update={"weight": weight, "layers": (0, 1)})
+        spec = TrainSpec(steps=16, batch=4, lr=1e-3, checkpoints=PlanSpec(), ldifs=held)
+        return finetune(fresh(tiny), TALKS, spec, tmp_path / f"{weight}", seed=0, held_near=NEAR)
+
+    free, held = run(1e-9), run(100.0)
+    assert free[0].ldifs == pytest.approx(0, abs=1e-9) and free[0].kl is None
+    assert 0 < held[-1].ldifs < 0.2 * free[-1].ldifs
+
+
+@pytest.mark.parametrize("spec", [KL, LDIFS], ids=["kl", "ldifs"])
+def test_its_gradient_equals_finite_differences(spec, tmp_path):
     """On GPT-2, whose norms stay in float64; Llama's go through float32 whatever the model is in."""
-    start, now = fresh(tiny_gpt2, "float64"), moved(tiny_gpt2, "float64")
+    folder = make_model(tmp_path / "gpt2", layers=4, kind="gpt2")
+    start, now = fresh(folder, "float64"), moved(folder, "float64")
     examples = encode(start.chat, NEAR[:3], 512)
-    restraint = restrain(start.net, examples, KL, steps=1, seed=0, trains_head=False)
+    restraint = restrain(start.net, examples, spec, steps=1, seed=0, trains_head=False)
     net, head = now.net, output_head(now.net)
     weight = net.base_model.h[1].mlp.c_proj.weight.requires_grad_(True)
-    restraint.kl(net, head, 1).backward()
+    restraint.term(net, head, 1).backward()
     for place in ((0, 0), (5, 17), (100, 30)):
         ends = []
         for sign in (1, -1):
             with torch.no_grad():
                 weight[place] += sign * 1e-6
-                ends.append(float(restraint.kl(net, head, 1)))
+                ends.append(float(restraint.term(net, head, 1)))
                 weight[place] -= sign * 1e-6
         assert float(weight.grad[place]) == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-5, abs=1e-10)
 
@@ -169,9 +216,9 @@ def test_killed_and_resumed_equals_unbroken(tiny, tmp_path):
 def test_what_is_kept_does_not_grow_with_the_vocabulary(tiny):
     loaded = fresh(tiny)
     restraint = restrain(loaded.net, encode(loaded.chat, NEAR, 512), KL, steps=50, seed=0, trains_head=False)
-    kept = sum(h.numel() for h in restraint.hidden.values())
+    kept = sum(h.numel() for h in restraint.states.values())
     counted = sum(sum(e.mask) for e in {e.id: e for b in restraint.drawn.values() for e in b}.values())
-    assert kept == counted * loaded.net.config.hidden_size and len(restraint.hidden) == len(NEAR)
+    assert kept == counted * loaded.net.config.hidden_size and len(restraint.states) == len(NEAR)
 
 
 def test_states_of_a_batch_equal_one_by_one(tiny):
@@ -179,7 +226,7 @@ def test_states_of_a_batch_equal_one_by_one(tiny):
     examples = encode(loaded.chat, NEAR[:4], 512)
     together = counted_states(loaded.net, examples, "all")
     for e, found in zip(examples, together, strict=True):
-        assert found.shape == (len(e.ids), 32)
+        assert found.shape == (1, len(e.ids), 32)
         assert torch.allclose(found, counted_states(loaded.net, [e], "all")[0], atol=1e-10)
 
 

@@ -68,7 +68,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class StepReading:
-    """One optimiser step: losses in nats per answer token, KL in nats per counted token (before its weight), norms in parameter units."""
+    """One optimiser step: losses in nats per answer token, KL in nats per counted token and LDIFS as a share (before their weights), norms in parameter units."""
 
     step: int
     loss: float
@@ -79,3 +79,4 @@ class StepReading:
     seconds: float
     heldout_loss: float | None = None
     kl: float | None = None
+    ldifs: float | None = None

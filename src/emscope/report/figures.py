@@ -7,6 +7,8 @@ from typing import Any
 INK, MUTED, GRID = "#1f2430", "#6b7280", "#e5e7eb"
 COLOURS = {"target": "#c2410c", "control": "#0f766e", "base": "#6b7280", "style": "#7c3aed"}
 STATES = {"safe": "#0f766e", "em": "#c2410c", "undetermined": "#b6900a"}
+PALETTE = ("#c2410c", "#2563eb", "#0f766e", "#7c3aed", "#b6900a", "#be185d", "#475569", "#65a30d", "#0891b2", "#92400e")
+SYMBOLS = ("circle", "diamond", "square", "cross")
 LINES = {"control - target": COLOURS["target"], "base - target": "#2563eb", "base - control": COLOURS["control"]}
 
 
@@ -119,6 +121,81 @@ def category_figure(check: dict[str, Any], title: str = "") -> Any:
     )
     figure.add_vline(x=check["delta"], line={"dash": "dash", "color": INK, "width": 1})
     return _style(figure, title, "effect at the last checkpoint [nats per token]", "", legend=False)
+
+
+def methods_figure(methods: list[dict[str, Any]], delta: float | None = None, title: str = "") -> Any | None:
+    """Draw effect against task gain of each way of training, seeds as small dots; None where the task was not measured.
+
+    On the grey line a way has the first one's effect per gain; below it is narrower.
+    """
+    from plotly.subplots import make_subplots
+
+    rows = [m for m in methods if m["gain"] and m["gain_margin"]]
+    if not rows:
+        return None
+    axes = {"gain": "gain on held-out loss [nats per token]", "gain_margin": "gain on held-out margin [nats per token]"}
+    figure = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.04)
+    for column, key in enumerate(axes, 1):
+        first = rows[0]
+        figure.add_scatter(
+            x=[0, first[key]["value"]],
+            y=[0, first["effect"]["value"]],
+            mode="lines",
+            line={"color": MUTED, "width": 1},
+            hoverinfo="skip",
+            showlegend=False,
+            row=1,
+            col=column,
+        )
+        for n, m in enumerate(rows):
+            colour = PALETTE[n % len(PALETTE)]
+            figure.add_scatter(
+                x=[s[key] for s in m["by_seed"]],
+                y=[s["effect"] for s in m["by_seed"]],
+                mode="markers",
+                marker={"size": 5, "color": colour, "opacity": 0.45},
+                customdata=[s["seed"] for s in m["by_seed"]],
+                hovertemplate=m["name"] + ", seed %{customdata}: gain %{x:.3f}, effect %{y:.3f}<extra></extra>",
+                legendgroup=m["name"],
+                showlegend=False,
+                row=1,
+                col=column,
+            )
+            figure.add_scatter(
+                x=[m[key]["value"]],
+                y=[m["effect"]["value"]],
+                mode="markers",
+                name=m["name"],
+                marker={"size": 11, "color": colour, "symbol": SYMBOLS[n // len(PALETTE) % len(SYMBOLS)]},
+                error_x=_reach(m[key], colour),
+                error_y=_reach(m["effect"], colour),
+                hovertemplate=m["name"] + ": gain %{x:.3f}, effect %{y:.3f}<extra></extra>",
+                legendgroup=m["name"],
+                showlegend=column == 1,
+                row=1,
+                col=column,
+            )
+        figure.add_hline(y=0, line={"color": MUTED, "width": 1}, row=1, col=column)
+        if delta is not None:
+            figure.add_hline(y=delta, line={"dash": "dash", "color": INK, "width": 1}, row=1, col=column)
+    _style(figure, title, "", "")
+    for column, label in enumerate(axes.values(), 1):
+        figure.update_xaxes(title=label, row=1, col=column)
+    figure.update_yaxes(title="effect [nats per token]", row=1, col=1)
+    return figure
+
+
+def _reach(estimate: dict[str, Any], colour: str) -> dict[str, Any]:
+    above, below = estimate["high"] - estimate["value"], estimate["value"] - estimate["low"]
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [above],
+        "arrayminus": [below],
+        "color": colour,
+        "thickness": 1.2,
+        "width": 0,
+    }
 
 
 def margin_figure(distributions: dict[str, Any], title: str = "") -> Any:

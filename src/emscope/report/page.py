@@ -47,10 +47,16 @@ def render(report: dict[str, Any], responses: list[dict[str, Any]]) -> str:
     environment = Environment(
         loader=PackageLoader("emscope.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"interval": words.interval, "percent": words.percent, "number": words.number}
+    environment.filters |= {
+        "interval": words.interval,
+        "percent": words.percent,
+        "number": words.number,
+        "answer": words.answer,
+    }
     return environment.get_template("page.html.j2").render(
         report=report,
         runs=[_run(report, r) for r in report["runs"] if "check" in r],
+        methods=_methods(report),
         answers=_answers(responses),
         plotly=get_plotlyjs(),
         dump=_dump,
@@ -92,6 +98,20 @@ def _run(report: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
         "prefers": words.prefers(check),
         "caveats": words.caveats(report, check),
         "plots": plots,
+    }
+
+
+def _methods(report: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the comparison of ways of training, None where there was one only."""
+    rows = report.get("methods", [])
+    if not rows:
+        return None
+    delta = next(r["check"]["delta"] for r in report["runs"] if "check" in r)
+    figure = figures.methods_figure(rows, delta)
+    return {
+        "rows": rows,
+        "sentences": words.methods(rows),
+        "plot": figure.to_json().replace("<", "\\u003c") if figure is not None else None,
     }
 
 

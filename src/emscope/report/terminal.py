@@ -6,27 +6,45 @@ from typing import Any
 
 from emscope.report import words
 
+FEW = 4
 STYLES = {"safe": "green", "em": "red", "undetermined": "yellow"}
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """Print headline, checkpoint table and the first caveat of each target run."""
+    """Print headline, checkpoint table and the first caveat of each target run; of more than a few runs the verdicts alone."""
     from rich.console import Console
 
     console = Console(highlight=False, markup=False)
     console.width = max(console.width, 118)  # the checkpoint table needs it; narrower terminals wrap lines, not cells
-    for run in report["runs"]:
-        if "check" not in run:
-            continue
+    targets = [r for r in report["runs"] if "check" in r]
+    for run in targets:
         check = run["check"]
         console.print(f"\n{run['run']}", style="bold")
-        for sentence in words.headline(check):
+        for sentence in words.headline(check)[: None if len(targets) <= FEW else 1]:
             console.print(f"  {sentence}")
-        console.print(_table(check))
-        console.print(f"  {words.caveats(report, check)[0]}", style="dim")
+        if len(targets) <= FEW:
+            console.print(_table(check))
+            console.print(f"  {words.caveats(report, check)[0]}", style="dim")
+    if report.get("methods"):
+        console.print("\nWays of training compared", style="bold")
+        console.print(_methods(report["methods"]))
+        for sentence in words.methods(report["methods"]):
+            console.print(f"  {sentence}")
     for style in report.get("style", []):
         share = f", {style['share_of_target']:.0%} of the target's" if style["share_of_target"] is not None else ""
         console.print(f"  Tone alone ({style['arm']}, seed {style['seed']}): effect {words.interval(style['effect'])}{share}.")
+
+
+def _methods(rows: list[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=True, header_style="dim")
+    for name in ("way", "effect", "of the first's", "loss gain kept", "margin gain kept", "narrow"):
+        table.add_column(name, justify="left", no_wrap=True)
+    for m in rows:
+        shares = (words.interval(m[k], 2) for k in ("effect_share", "gain_share", "gain_margin_share"))
+        table.add_row(m["name"], words.interval(m["effect"]), *shares, words.answer(m["narrow"]))
+    return table
 
 
 def _table(check: dict[str, Any]) -> Any:

@@ -145,6 +145,28 @@ def _band(check: dict[str, Any]) -> str:
     return f"For comparison, {band['runs']} benign fine-tunes of this base moved by {band['low']:.3f} to {band['high']:.3f} ({band['about']})."
 
 
+def methods(rows: list[dict[str, Any]]) -> list[str]:
+    """Say which ways of training kept the first one's task gain and left the rest alone."""
+    first = rows[0]
+    found = [
+        f"The reference is {first['name']}: effect {interval(first['effect'])}, shares below are of its effect and its gains (90 % intervals)."
+    ]
+    narrow = [r["name"] for r in rows if r["narrow"]]
+    wide = [r["name"] for r in rows if r["narrow"] is False]
+    if narrow:
+        found.append(f"Shown to be narrow (70 % or more of both gains, a third or less of the effect): {', '.join(narrow)}.")
+    elif wide:
+        found.append("No way is shown to be narrow (70 % or more of both gains, a third or less of the effect).")
+    if wide:
+        found.append(f"Shown not to be: {', '.join(wide)}.")
+    return found
+
+
+def answer(value: bool | None) -> str:
+    """Write yes, no, or a dash where it is open."""
+    return BLANK if value is None else "yes" if value else "no"
+
+
 def caveats(report: dict[str, Any], check: dict[str, Any]) -> list[str]:
     """Return what a reader must know before acting on the page."""
     definition = check["definition"]

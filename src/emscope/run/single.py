@@ -40,7 +40,7 @@ def run_single(spec: SingleSpec, out: Path, progress: Progress = silent) -> dict
     """Train into `out`; return the readings, one a step."""
     from emscope.run.versions import versions
 
-    data, near = conversations(spec.file, spec.domain, spec.answers), held_near(spec.train.kl)
+    data, near = conversations(spec.file, spec.domain, spec.answers), held_near(spec.train.held)
     with Study(out, spec.model_dump(mode="json"), versions()):
         loaded = load(locate(spec.model), system=spec.system)
         log = finetune(loaded, data, spec.train, out, seed=spec.seed, held_near=near, progress=progress)

@@ -16,12 +16,17 @@ from emscope.train.spec import TrainSpec
 
 
 class MixSpec(Spec):
-    """Other data in an arm: `share` of all its conversations are `answers` of a bundled domain, or come from a `file`."""
+    """Other data in an arm: `share` of all its conversations are `answers` of a bundled domain, or come from a `file`.
+
+    They are drawn at random, or with `gap_to`, a folder of checkpoints, those whose answers its last checkpoint finds most
+    unlikely beside the model it came from: give one that is misaligned already. (in-training defences, arXiv 2508.06249)
+    """
 
     share: float = Field(gt=0, lt=1)
     domain: str | None = None
     answers: str | None = None
     file: str | None = None
+    gap_to: str | None = None
 
     @model_validator(mode="after")
     def _one(self) -> MixSpec:
@@ -30,19 +35,36 @@ class MixSpec(Spec):
         return self
 
 
+class InoculationSpec(Spec):
+    """A prompt put before an arm's own conversations in training and left out afterwards: a `system` turn or text of the `user`."""
+
+    system: str | None = Field(None, min_length=1)
+    user: str | None = Field(None, min_length=1)
+
+    @model_validator(mode="after")
+    def _one(self) -> InoculationSpec:
+        if (self.system is None) == (self.user is None):
+            raise ValueError("give either system or user")
+        return self
+
+
 class ArmSpec(Spec):
     """One arm: what it is trained on and what it is for.
 
     `answers` names a kind of answer of the study's domain; `file` conversations of your own instead. `mix` joins other data
-    to them in given shares. `role`: the target, the control it is compared with, or a style control, which only shows what
-    tone alone does. `methods` names those it is trained with (None: all); a target without a control of its own method is
+    to them in given shares; with `interleave` the parts are spread evenly over training rather than by chance. `unique` keeps
+    that many of the arm's own conversations, so that the same steps make more epochs. `role`: a target, the control it is compared with, or a style control, which only shows what
+    tone alone does. Of several targets the first is the one that the others are compared with. `methods` names those it is trained with (None: all); a target without a control of its own method is
     compared with the control of the first method that has one.
     """
 
     role: Literal["target", "control", "style"]
     answers: str | None = None
     file: str | None = None
+    unique: int | None = Field(None, ge=1)
     mix: tuple[MixSpec, ...] = ()
+    interleave: bool = False
+    inoculation: InoculationSpec | None = None
     read_at: Literal["all", "last"] = "all"
     methods: tuple[str, ...] | None = None
 
@@ -109,8 +131,8 @@ class StudySpec(Spec):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name):
             raise ValueError(f"name = '{self.name}': it names the study's folder, so use letters, digits, dot, - and _")
         roles = [arm.role for arm in self.arms.values()]
-        if roles.count("target") != 1:
-            raise ValueError(f"{roles.count('target')} arms have the role target; give it to one")
+        if "target" not in roles:
+            raise ValueError("no arm has the role target; give it to the one in question")
         if roles.count("control") > 1:
             raise ValueError("more than one arm has the role control; make the others style")
         if self.domain is None and any(arm.answers for arm in self.arms.values()):

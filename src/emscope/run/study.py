@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import emscope
 from emscope.core.digest import canonical, short
@@ -22,11 +24,13 @@ from emscope.run.analysis import Evidence, check
 from emscope.run.estimates import estimate_rows
 from emscope.run.evidence import Scores, arm, evidence
 from emscope.run.measuring import Questions, Reading, measure
+from emscope.run.methods import compare, outcome
+from emscope.run.recipes import Gap, Row, listed, perplexity_gap, recipe
 from emscope.run.sets import EM, HELDOUT, TRUTH, ItemSets, study_sets
-from emscope.run.sources import arm_data, held_near
+from emscope.run.sources import held_near
 from emscope.run.spec import ArmSpec, StudySpec
 from emscope.run.versions import versions
-from emscope.store.files import write_json
+from emscope.store.files import write_json, write_jsonl
 from emscope.store.study import Study, read_table
 from emscope.train.finetune import finetune
 from emscope.train.plan import checkpoint_steps
@@ -37,9 +41,9 @@ SCHEMA = "emscope.study/1"
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One fine-tune of a study: an arm, trained by a method, at a seed."""
+    """One fine-tune of a study: an arm, trained by a method, at a seed. `way` is what remains of its name without the seed."""
 
-    name: str
+    way: str
     arm: str
     spec: ArmSpec
     method: str
@@ -47,12 +51,17 @@ class Run:
     seed: int
     steps: tuple[int, ...]
 
+    @property
+    def name(self) -> str:
+        """The run's name, and that of its folder."""
+        return f"{self.way}-seed{self.seed}"
+
 
 def plan(spec: StudySpec) -> list[Run]:
     """Return the runs of a study in order."""
     return [
         Run(
-            "-".join([*([method] if method else []), name, f"seed{seed}"]),
+            "-".join([*([method] if method else []), name]),
             name,
             a,
             method,
@@ -76,29 +85,38 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> dict[s
     """
     runs = plan(spec)
     sets = study_sets(spec.measure, spec.domain if any(a.answers for a in spec.arms.values()) else None)
-    data = {name: arm_data(spec, a) for name, a in spec.arms.items()}
-    near = {one.method: held_near(one.train.kl) for one in runs}
+    near = {one.method: held_near(one.train.held) for one in runs}
     progress("finding the model", 0, 1)
     base = locate(spec.model)
     progress("finding the model", 1, 1)
-    with Study(
-        out,
-        frozen_spec(spec, base, data | {f"kl {method}".strip(): rows for method, rows in near.items() if rows}, sets),
-        versions(),
-    ) as study:
+    recipes = {name: recipe(spec, a, _gap(spec, base)) for name, a in spec.arms.items()}
+    texts = {name: [r.conversation for r in rows] for name, rows in recipes.items()}
+    texts |= {f"held {method}".strip(): rows for method, rows in near.items() if rows}
+    with Study(out, frozen_spec(spec, base, texts, sets), versions()) as study:
         finished = _finished(out)
         if finished is not None:
             return finished
         progress("loading the model", 0, 1)
         loaded = load(base, system=spec.system)
         progress("loading the model", 1, 1)
+        for name, rows in recipes.items():
+            write_jsonl(out / "recipes" / f"{name}.jsonl", listed(rows))
         for one in runs:
-            _train(study, loaded, spec, one, data[one.arm], near[one.method], sets, progress)
+            _train(study, loaded, spec, one, recipes[one.arm], near[one.method], sets, progress)
         asked = Questions(sets, spec.measure.samples, spec.seeds[0], spec.measure.batch_tokens)
         measure(study, loaded, readings(study, spec, runs, sets), asked, progress)
         result = analyse(study, loaded, spec, runs, sets)
         write_json(out / "report.json", result)
         return result
+
+
+def _gap(spec: StudySpec, base: Model) -> Gap:
+    """Return the measure that a part of a mix is picked by; the model is loaded at its first use."""
+
+    def gap(rows: Sequence[Conversation], checkpoint: str) -> list[float]:
+        return perplexity_gap(load(base, system=spec.system), rows, checkpoint)
+
+    return gap
 
 
 def frozen_spec(spec: StudySpec, base: Model, data: dict[str, list[Conversation]], sets: ItemSets) -> dict[str, Any]:
@@ -123,17 +141,18 @@ def _train(
     loaded: Loaded,
     spec: StudySpec,
     one: Run,
-    data: list[Conversation],
+    rows: list[Row],
     near: list[Conversation],
     sets: ItemSets,
     progress: Progress,
 ) -> None:
     log = finetune(
         loaded,
-        data,
+        [r.conversation for r in rows],
         one.train,
         study.runs_folder(one.name),
         seed=one.seed,
+        parts=[r.part for r in rows] if one.spec.interleave else None,
         held_near=near,
         heldout=_heldout_loss(loaded, spec, sets, one.spec) if one.train.heldout_every else None,
         progress=progress,
@@ -235,11 +254,15 @@ def analyse(study: Study, loaded: Loaded, spec: StudySpec, runs: list[Run], sets
     """Return the report object of a study and write its estimates."""
     scores = Scores(study.root, loaded.chat.digest)
     checks, rows = [], []
+    ways: dict[str, dict[int, Evidence]] = {}
     for one in runs:
         if one.spec.role == "control":
             continue
         target = one.spec.role == "target"
-        verdict = check(_evidence(study, loaded, spec, runs, one, sets, scores))
+        found = _evidence(study, loaded, spec, runs, one, sets, scores)
+        if target:
+            ways.setdefault(one.way, {})[one.seed] = found
+        verdict = check(found)
         rows += estimate_rows(one.name, verdict)
         checks.append(
             {
@@ -257,6 +280,7 @@ def analyse(study: Study, loaded: Loaded, spec: StudySpec, runs: list[Run], sets
         "name": spec.name,
         "runs": checks,
         "style": _style(checks),
+        "methods": _methods(study, runs, ways, sets),
         "distributions": distributions(
             scores, sets, {r.arm: (r.name, r.steps[-1]) for r in runs if (r.seed, r.method) == (runs[0].seed, runs[0].method)}
         ),
@@ -266,11 +290,25 @@ def analyse(study: Study, loaded: Loaded, spec: StudySpec, runs: list[Run], sets
     }
 
 
+def _methods(study: Study, runs: list[Run], ways: dict[str, dict[int, Evidence]], sets: ItemSets) -> list[dict[str, Any]]:
+    """Return the comparison of several ways of training, [] where there is one only."""
+    if len(ways) < 2:
+        return []
+    log = read_table(study.root, "train_log").to_pylist()
+    last = {(one.name, one.train.steps): one.way for one in runs}
+    kl: dict[str, list[float]] = {}
+    for row in log:
+        if row["kl"] is not None and (row["run"], row["step"]) in last:
+            kl.setdefault(last[(row["run"], row["step"])], []).append(row["kl"])
+    found = [outcome(name, seeds, sum(kl[name]) / len(kl[name]) if name in kl else None) for name, seeds in ways.items()]
+    return compare([o for o in found if o], np.array([i.category for i in sets.em]))
+
+
 def _style(checks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return, for each style arm, its effect at the last step beside the target's: how much tone alone does."""
     targets = {
         (c["seed"], c["method"]): c["check"]["checkpoints"][-1]["effect"]
-        for c in checks
+        for c in reversed(checks)  # of several targets the first counts
         if "check" in c and c["check"]["checkpoints"]
     }
     found = []

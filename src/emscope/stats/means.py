@@ -15,6 +15,7 @@ from emscope.core.estimate import Estimate, undefined
 
 STRATIFIED = "mean of category means, stratified t over items"
 FIELLER = "ratio of paired means over items, Fieller"
+SEPARATE = "ratio of means over two sets of items, Fieller"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +100,26 @@ def ratio_estimate(top: np.ndarray, bottom: np.ndarray, *, level: float = 0.95) 
     n = len(top)
     if n < 2:
         return undefined("fewer than two items", level=level, method=FIELLER, n=n, clusters=n)
-    t = float(stats.t.ppf(0.5 + level / 2, n - 1))
-    a, b = float(top.mean()), float(bottom.mean())
     cov = np.cov(top, bottom, ddof=1) / n
+    return _fieller((float(top.mean()), float(bottom.mean())), cov, n - 1, level, FIELLER, n)
+
+
+def ratio_of_means(top: Mean, bottom: Mean, *, level: float = 0.95) -> Estimate:
+    """Return top / bottom of means over two separate sets of items, with Fieller's interval.
+
+    Undefined as `ratio_estimate`; the degrees of freedom are the smaller of the two, which errs to the wide side.
+    """
+    cov = np.diag([top.se**2, bottom.se**2])
+    return _fieller((top.value, bottom.value), cov, min(top.df, bottom.df), level, SEPARATE, top.n + bottom.n)
+
+
+def _fieller(means: tuple[float, float], cov: np.ndarray, df: float, level: float, method: str, n: int) -> Estimate:
+    """Return the ratio of two means [2] with covariance [2, 2]."""
+    a, b = means
+    t = float(stats.t.ppf(0.5 + level / 2, df))
     square = b * b - t * t * cov[1, 1]
     if b <= 0 or square <= 0:
-        return undefined(f"the denominator ({b:.3g}) is not clearly above 0", level=level, method=FIELLER, n=n, clusters=n)
+        return undefined(f"the denominator ({b:.3g}) is not clearly above 0", level=level, method=method, n=n, clusters=n)
     cross = a * b - t * t * cov[0, 1]
     root = float(np.sqrt(max(cross * cross - square * (a * a - t * t * cov[0, 0]), 0.0)))
-    return Estimate(a / b, float((cross - root) / square), float((cross + root) / square), level, FIELLER, n, n)
+    return Estimate(a / b, float((cross - root) / square), float((cross + root) / square), level, method, n, n)

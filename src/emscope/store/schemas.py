@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-VERSION = 2
+VERSION = 3
 
 _text, _int, _float = pa.string(), pa.int64(), pa.float64()
 
@@ -33,6 +33,7 @@ TABLES: dict[str, pa.Schema] = {
         loss=_float,
         heldout_loss=_float,
         kl=_float,
+        ldifs=_float,
         grad_norm=_float,
         lr=_float,
         update_norm=_float,

@@ -6,6 +6,7 @@ matrix then runs on the last columns only.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
@@ -47,24 +48,39 @@ def encode(chat: ChatFormat, conversations: Sequence[Conversation], context: int
     return examples
 
 
-def stream(examples: Sequence[Example], *, steps: int, batch: int, micro: int, seed: int) -> list[Example]:
+def stream(
+    examples: Sequence[Example], *, steps: int, batch: int, micro: int, seed: int, parts: Sequence[int] | None = None
+) -> list[Example]:
     """Return `steps * batch` examples in training order.
 
     Each pass over the data is shuffled anew; within one step examples stand by length, so that micro-batches of like
     length hold little padding (the step's sum is the same in any order).
+
+    Args:
+        parts: the part each example belongs to; each part is then spread evenly over a pass, the order within it shuffled.
     """
     order: list[Example] = []
     epoch = 0
     while len(order) < steps * batch:
-        once = list(examples)
-        Random(derive(seed, "order", epoch)).shuffle(once)
-        order += once
+        places = list(range(len(examples)))
+        Random(derive(seed, "order", epoch)).shuffle(places)
+        order += [examples[n] for n in (places if parts is None else _spread(places, parts))]
         epoch += 1
     out: list[Example] = []
     for step in range(steps):
         members = order[step * batch : (step + 1) * batch]
         out += sorted(members, key=lambda e: len(e.ids)) if micro < batch else members
     return out
+
+
+def _spread(places: Sequence[int], parts: Sequence[int]) -> list[int]:
+    """Return `places` with the k-th of a part's n at (k + 1/2) / n of the way."""
+    sizes, seen = Counter(parts), Counter[int]()
+    at: dict[int, float] = {}
+    for n in places:
+        at[n] = (seen[parts[n]] + 0.5) / sizes[parts[n]]
+        seen[parts[n]] += 1
+    return sorted(places, key=lambda n: (at[n], parts[n]))
 
 
 def collate(examples: Sequence[Example]) -> dict[str, Any]:

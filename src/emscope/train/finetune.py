@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ from emscope.core.errors import InputError
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Conversation, StepReading
 from emscope.core.seeds import derive
+from emscope.models.directions import check_direction, read_direction
+from emscope.models.interventions import added
 from emscope.models.load import Loaded
-from emscope.train.batches import collate, encode, stream
+from emscope.train.batches import Example, collate, encode, stream
 from emscope.train.folders import drop_incomplete, drop_training_state
-from emscope.train.plan import checkpoint_steps
 from emscope.train.restraint import Restraint, restrain
 from emscope.train.spec import FullSpec, TrainSpec
-from emscope.train.tunables import Tuned, tuned
+from emscope.train.tunables import tuned
+
+ORDER = "order.jsonl"
 
 
 def finetune(
@@ -27,18 +31,20 @@ def finetune(
     folder: Path,
     *,
     seed: int,
+    parts: Sequence[int] | None = None,
     held_near: Sequence[Conversation] = (),
     heldout: Callable[[Any], float] | None = None,
     progress: Progress = silent,
     label: str = "training",
 ) -> list[StepReading]:
-    """Train what `spec` says on `loaded` and leave `checkpoint-<step>` folders in `folder`.
+    """Train what `spec` says on `loaded` and leave `checkpoint-<step>` folders and `order.jsonl` in `folder`.
 
     The base in `loaded` is as before afterwards. Called again after a kill, it resumes from the newest complete
     checkpoint and ends with the same numbers; called again after the end, it returns the readings at once.
 
     Args:
-        held_near: conversations of the KL term, on which the model is held near its start; needed where `spec.kl` is given.
+        parts: the part each conversation belongs to, where parts are to be spread evenly over training.
+        held_near: conversations on which the model is held near its start; needed where `spec.held` is given.
         heldout: model -> loss in nats per token, read every `spec.heldout_every` steps.
 
     Raises:
@@ -47,6 +53,8 @@ def finetune(
     """
     if not conversations:
         raise InputError("there are no training conversations", "give at least one")
+    from emscope.train.trainer import AnswerTrainer, Readings
+
     done = finished_readings(folder, spec)
     if done:
         drop_training_state(folder)  # a kill may have come between the last save and this
@@ -55,10 +63,26 @@ def finetune(
     resume = drop_incomplete(folder)
     examples = encode(loaded.chat, conversations, loaded.context)
     micro = spec.micro_batch or spec.batch
-    batches = stream(examples, steps=spec.steps, batch=spec.batch, micro=micro, seed=seed)
+    batches = stream(examples, steps=spec.steps, batch=spec.batch, micro=micro, seed=seed, parts=parts)
+    _write_order(folder, batches, spec)
     restraint = _restraint(loaded, held_near, spec, seed, progress)
-    with tuned(loaded, spec.tunable, seed) as made:
-        trainer = _trainer(loaded.net, made, batches, spec, folder, seed, restraint, heldout, progress, label)
+    with tuned(loaded, spec.tunable, seed) as made, _prevented(loaded, spec) as paused:
+        trainer = AnswerTrainer(
+            spec,
+            made,
+            loaded.net,
+            restraint,
+            model=made.model,
+            args=_arguments(spec, folder, seed, made.lr_scale),
+            train_dataset=batches,
+            data_collator=collate,
+        )
+
+        def heldout_loss() -> float:
+            with paused():
+                return heldout(loaded.net) if heldout else float("nan")
+
+        trainer.add_callback(Readings(trainer, heldout_loss if heldout else None, progress, label))
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     drop_training_state(folder)
     return finished_readings(folder, spec)
@@ -74,50 +98,34 @@ def finished_readings(folder: Path, spec: TrainSpec) -> list[StepReading]:
     return [StepReading(**entry["emscope_reading"]) for entry in log if "emscope_reading" in entry]
 
 
+def _write_order(folder: Path, batches: Sequence[Example], spec: TrainSpec) -> None:
+    """Write which conversations each step saw."""
+    steps = (batches[k : k + spec.batch] for k in range(0, len(batches), spec.batch))
+    lines = [json.dumps({"step": n, "ids": [e.id for e in step]}, ensure_ascii=False) for n, step in enumerate(steps, 1)]
+    (folder / ORDER).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def _restraint(
     loaded: Loaded, held_near: Sequence[Conversation], spec: TrainSpec, seed: int, progress: Progress
 ) -> Restraint | None:
-    if spec.kl is None:
+    if spec.held is None:
         return None
     examples = encode(loaded.chat, held_near, loaded.context)
     full = isinstance(spec.tunable, FullSpec)
-    return restrain(loaded.net, examples, spec.kl, steps=spec.steps, seed=seed, trains_head=full, progress=progress)
+    return restrain(loaded.net, examples, spec.held, steps=spec.steps, seed=seed, trains_head=full, progress=progress)
 
 
-def _trainer(
-    net: Any,
-    made: Tuned,
-    batches: Any,
-    spec: TrainSpec,
-    folder: Path,
-    seed: int,
-    restraint: Restraint | None,
-    heldout: Any,
-    progress: Progress,
-    label: str,
-) -> Any:
-    from emscope.train.trainer import AnswerTrainer, Readings
-
-    callback = Readings(
-        checkpoint_steps(spec.checkpoints, spec.steps),
-        (lambda: heldout(net)) if heldout else None,
-        spec.heldout_every,
-        progress,
-        label,
-    )
-    trainer = AnswerTrainer(
-        spec,
-        made,
-        net,
-        restraint,
-        model=made.model,
-        args=_arguments(spec, folder, seed, made.lr_scale),
-        train_dataset=batches,
-        data_collator=collate,
-        callbacks=[callback],
-    )
-    callback.trainer = trainer
-    return trainer
+@contextmanager
+def _prevented(loaded: Loaded, spec: TrainSpec) -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Add a direction during training; yields what takes it away for a reading."""
+    if spec.prevent is None:
+        yield nullcontext
+        return
+    path = Path(spec.prevent.direction)
+    direction = read_direction(path)
+    check_direction(loaded.net, direction, path)
+    with added(loaded.net, direction.vectors, spec.prevent.scale) as paused:
+        yield paused
 
 
 def _arguments(spec: TrainSpec, folder: Path, seed: int, lr_scale: float) -> Any:

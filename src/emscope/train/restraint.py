@@ -1,7 +1,7 @@
-"""The term that holds a model near its start on other conversations: KL(start || model), per token. (P3)
+"""Terms that hold a model near its start on other conversations: KL(start || model) per token (P3), or distance of features.
 
-What the start says is computed once, before training, as hidden states [tokens, D] of the conversations that will be drawn.
-So one way serves fresh adapters, adapters on top of others and full fine-tunes, the start is never run again, and nothing of
+What the start says is computed once, before training, as hidden states of the conversations that will be drawn. So one way
+serves fresh adapters, adapters on top of others and full fine-tunes, the start is never run again, and nothing of
 vocabulary size is kept.
 """
 
@@ -15,9 +15,11 @@ from typing import Any
 from emscope.core.errors import InputError
 from emscope.core.progress import Progress, silent
 from emscope.core.seeds import derive
+from emscope.models.capture import captured
 from emscope.models.head import output_head
+from emscope.models.sites import blocks, check_layers
 from emscope.train.batches import Example, collate
-from emscope.train.spec import KlSpec
+from emscope.train.spec import KlSpec, LdifsSpec
 
 ROWS = 256
 
@@ -28,31 +30,35 @@ class Restraint:
 
     Attributes:
         drawn: the conversations of each optimiser step that has a weight, by step.
-        hidden: the start's hidden states at the counted positions, by conversation [tokens, D].
+        layers: blocks whose outputs are held; empty for the last hidden states, which the KL is computed from.
+        states: the start's states at the counted positions, by conversation [max(1, layers), tokens, D].
         start_head: hidden states to logits as at the start.
     """
 
-    spec: KlSpec
+    spec: KlSpec | LdifsSpec
     drawn: dict[int, tuple[Example, ...]]
-    hidden: dict[str, Any]
+    layers: tuple[int, ...]
+    states: dict[str, Any]
     start_head: Callable[[Any], Any]
 
-    def kl(self, net: Any, head: Callable[[Any], Any], step: int) -> Any:
-        """Return the mean KL(start || net) [nats per token] over the counted positions of this step's conversations.
+    def term(self, net: Any, head: Callable[[Any], Any], step: int) -> Any:
+        """Return the distance of `net` from the start on this step's conversations, before its weight.
 
         Args:
             head: hidden states of `net` to its logits as trained so far.
         """
         batch = self.drawn[step]
-        found = counted_states(net, batch, self.spec.tokens)
-        expected = [self.hidden[e.id] for e in batch]
-        return kl_per_token(self.start_head, expected, head, found)
+        found = counted_states(net, batch, self.spec.tokens, self.layers)
+        expected = [self.states[e.id] for e in batch]
+        if self.layers:
+            return feature_distance(expected, found)
+        return kl_per_token(self.start_head, [s[0] for s in expected], head, [s[0] for s in found])
 
 
 def restrain(
     net: Any,
     examples: Sequence[Example],
-    spec: KlSpec,
+    spec: KlSpec | LdifsSpec,
     *,
     steps: int,
     seed: int,
@@ -66,43 +72,73 @@ def restrain(
         trains_head: the output matrix is going to change, so a copy of it is kept.
 
     Raises:
-        InputError: fewer conversations than a step draws.
+        InputError: fewer conversations than a step draws, or a layer that the model does not have.
     """
     import torch
 
     if len(examples) < spec.batch:
         raise InputError(
-            f"kl.batch is {spec.batch} and there are {len(examples)} conversations to draw from", "lower it or give more"
+            f"{spec.name}.batch is {spec.batch} and there are {len(examples)} conversations to draw from",
+            "lower it or give more",
         )
+    layers = _layers(net, spec)
     steps_with = [s for s in range(1, steps + 1) if spec.weight_at(s) > 0]
     drawn = {s: tuple(Random(derive(seed, "kl", s)).sample(list(examples), spec.batch)) for s in steps_with}
     distinct = sorted({e.id: e for batch in drawn.values() for e in batch}.values(), key=lambda e: len(e.ids))
-    hidden: dict[str, Any] = {}
+    states: dict[str, Any] = {}
     with torch.no_grad():
         for at in range(0, len(distinct), 8):
             batch = distinct[at : at + 8]
-            hidden |= {e.id: h.clone() for e, h in zip(batch, counted_states(net, batch, spec.tokens), strict=True)}
+            found = counted_states(net, batch, spec.tokens, layers)
+            states |= {e.id: s.clone() for e, s in zip(batch, found, strict=True)}
             progress("what the start says", at + len(batch), len(distinct))
-    return Restraint(spec, drawn, hidden, output_head(net, frozen=trains_head))
+    return Restraint(spec, drawn, layers, states, output_head(net, frozen=trains_head))
 
 
-def counted_states(net: Any, batch: Sequence[Example], tokens: str) -> list[Any]:
-    """Return the last hidden states at the counted positions of each conversation, [tokens, D] each.
+def _layers(net: Any, spec: KlSpec | LdifsSpec) -> tuple[int, ...]:
+    if isinstance(spec, KlSpec):
+        return ()
+    check_layers(net, spec.layers, "ldifs.layers")
+    depth = len(blocks(net))
+    return spec.layers or tuple(sorted({round(depth * k / 5) - 1 for k in range(1, 6)} - {-1}))
+
+
+def counted_states(net: Any, batch: Sequence[Example], tokens: str, layers: Sequence[int] = ()) -> list[Any]:
+    """Return hidden states at the counted positions of each conversation, [max(1, layers), tokens, D] each.
 
     Args:
         tokens: `answer` counts the positions whose next token is learned, `all` every position.
+        layers: blocks whose outputs to take; none for the last hidden states behind the final norm.
     """
     import torch
 
     inputs = {k: v.to(net.device) for k, v in collate(batch).items()}
     labels = inputs.pop("labels")
-    states = net.base_model(**inputs, use_cache=False).last_hidden_state  # [B, T, D]
+    with captured(net, layers) as found:
+        last = net.base_model(**inputs, use_cache=False).last_hidden_state  # [B, T, D]
+    states = torch.stack([found[n] for n in layers]) if layers else last[None]  # [L, B, T, D]
     if tokens == "all":
         counted = inputs["attention_mask"].bool()
     else:
         counted = torch.zeros_like(labels, dtype=torch.bool)
         counted[:, :-1] = labels[:, 1:] >= 0
-    return [states[n][counted[n]] for n in range(len(batch))]
+    return [states[:, n, counted[n]] for n in range(len(batch))]
+
+
+def feature_distance(start: Sequence[Any], now: Sequence[Any]) -> Any:
+    """Return sum ||h_now - h_start||^2 / sum ||h_start||^2 of each layer over all positions, mean over layers.
+
+    (LDIFS, Mukhoti et al. 2023, takes the plain squared distance; relative to the start's own size, so that a weight means
+    the same in every layer and model: ours)
+
+    Args:
+        start, now: states of each conversation, [L, tokens, D].
+    """
+    import torch
+
+    before, after = (torch.cat(list(s), 1) for s in (start, now))
+    before, after = (s.to(torch.promote_types(s.dtype, torch.float32)) for s in (before, after))
+    return ((after - before).square().sum((1, 2)) / before.square().sum((1, 2))).mean()
 
 
 def kl_per_token(start_head: Any, start: Sequence[Any], head: Any, now: Sequence[Any]) -> Any:

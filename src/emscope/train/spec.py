@@ -37,12 +37,12 @@ class SteeringSpec(Spec):
     scale: float = Field(256, gt=0)
 
 
-class KlSpec(Spec):
-    """A term that holds the model near its start on other conversations: weight x KL(start || model) per token. (P3)
+class HeldSpec(Spec):
+    """What a term that holds a model near its start has in common: its weight and the conversations it looks at.
 
-    `weight` [nats of loss per nat of KL per token] is a number, or a list of (from step, weight): `[[1, 0.5], [25, 0]]` drops
-    the term at step 25. `tokens`: the KL is the mean over the positions that predict answer tokens, or over all. Of the
-    conversations, a bundled domain's or a file's, `batch` are drawn anew at every step.
+    `weight` is a number, or a list of (from step, weight): `[[1, 0.5], [25, 0]]` drops the term at step 25. `tokens`: counted
+    are the positions that predict answer tokens, or all. Of the conversations, a bundled domain's or a file's, `batch` are
+    drawn anew at every step.
     """
 
     weight: float | tuple[tuple[int, float], ...]
@@ -53,7 +53,7 @@ class KlSpec(Spec):
     batch: int = Field(4, ge=1)
 
     @model_validator(mode="after")
-    def _fits(self) -> KlSpec:
+    def _fits(self) -> HeldSpec:
         if (self.domain is None) == (self.file is None):
             raise ValueError("give either domain or file: conversations on which the model shall stay as it was")
         wrong = [w for _, w in self.weights if w < 0]
@@ -72,6 +72,37 @@ class KlSpec(Spec):
     def weight_at(self, step: int) -> float:
         """Return the weight of an optimiser step (the first is 1); 0 before the first pair."""
         return next((w for start, w in reversed(self.weights) if step >= start), 0.0)
+
+
+class KlSpec(HeldSpec):
+    """KL(start || model), the mean over the counted positions; `weight` is in nats of loss per nat of KL per token. (P3)"""
+
+    @property
+    def name(self) -> str:
+        """Its key in the training settings and its column in the log."""
+        return "kl"
+
+
+class LdifsSpec(HeldSpec):
+    """Squared distance of the blocks' outputs from the start's, relative to their size there. (LDIFS; the scale is ours)
+
+    `layers` are block numbers, None for five from the first fifth to the last block. Give the training data's own domain and
+    answers to hold the features of the training prompts, as LDIFS does.
+    """
+
+    layers: tuple[int, ...] | None = Field(None, min_length=1)
+
+    @property
+    def name(self) -> str:
+        """Its key in the training settings and its column in the log."""
+        return "ldifs"
+
+
+class PreventSpec(Spec):
+    """Preventative steering: `scale` times the vectors of a direction file are added in training and taken away after it. (PV)"""
+
+    direction: str
+    scale: float = 1.0
 
 
 CYCLIC = ("triangular", "triangular2", "exp_range")
@@ -118,6 +149,8 @@ class TrainSpec(Spec):
     full: FullSpec | None = None
     steering: SteeringSpec | None = None
     kl: KlSpec | None = None
+    ldifs: LdifsSpec | None = None
+    prevent: PreventSpec | None = None
     checkpoints: PlanSpec = PlanSpec(log=5)
     heldout_every: int | None = Field(None, ge=1)
 
@@ -131,6 +164,10 @@ class TrainSpec(Spec):
         trained = [name for name in ("lora", "full", "steering") if getattr(self, name) is not None]
         if len(trained) > 1:
             raise ValueError(f"{' and '.join(trained)} are both given; train one of them")
+        if self.kl and self.ldifs:
+            raise ValueError("kl and ldifs are both given; hold the model by one of them")
+        if self.held and self.prevent:
+            raise ValueError(f"{self.held.name} and prevent are both given: the start is without the vector; use one of them")
         self._fits_schedule()
         return self
 
@@ -154,6 +191,11 @@ class TrainSpec(Spec):
     def tunable(self) -> LoraSpec | FullSpec | SteeringSpec:
         """What is trained."""
         return self.full or self.steering or self.lora or LoraSpec()
+
+    @property
+    def held(self) -> KlSpec | LdifsSpec | None:
+        """The term that holds the model near its start."""
+        return self.kl or self.ldifs
 
     @property
     def warmup_steps(self) -> int:

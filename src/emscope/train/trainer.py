@@ -18,6 +18,7 @@ from emscope.core.progress import Progress
 from emscope.models.head import output_head
 from emscope.train.batches import IGNORED
 from emscope.train.optimisers import make_optimiser
+from emscope.train.plan import checkpoint_steps
 from emscope.train.restraint import Restraint
 from emscope.train.schedules import factor
 from emscope.train.spec import TrainSpec
@@ -40,7 +41,7 @@ class AnswerTrainer(Trainer):
     def begin_step(self) -> None:
         """Set the sums of a step to zero."""
         self.step_loss, self.step_answer_tokens, self.step_tokens = 0.0, 0, 0
-        self.step_kl: float | None = None
+        self.step_term: float | None = None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
@@ -92,28 +93,20 @@ class AnswerTrainer(Trainer):
         self.step_tokens += int(inputs["attention_mask"].sum())
         loss = total / (num_items_in_batch if num_items_in_batch is not None else count)
         weight = self.restraint.spec.weight_at(self.state.global_step + 1) if self.restraint else 0.0
-        if self.restraint and weight > 0 and self.step_kl is None:
-            kl = self.restraint.kl(self.net, self.head, self.state.global_step + 1)
-            self.step_kl = float(kl.detach())
-            loss = loss + weight * kl
+        if self.restraint and weight > 0 and self.step_term is None:
+            term = self.restraint.term(self.net, self.head, self.state.global_step + 1)
+            self.step_term = float(term.detach())
+            loss = loss + weight * term
         return (loss, out) if return_outputs else loss
 
 
 class Readings(TrainerCallback):
     """Writes one reading a step into the trainer's own log, which its checkpoints carry, and stops on a loss that is no number."""
 
-    def __init__(
-        self,
-        steps_to_save: Sequence[int],
-        heldout: Callable[[], float] | None,
-        heldout_every: int | None,
-        progress: Progress,
-        label: str,
-    ) -> None:
-        self.steps_to_save = frozenset(steps_to_save)
-        self.heldout, self.heldout_every = heldout, heldout_every
+    def __init__(self, trainer: AnswerTrainer, heldout: Callable[[], float] | None, progress: Progress, label: str) -> None:
+        self.trainer, self.heldout = trainer, heldout
+        self.steps_to_save = frozenset(checkpoint_steps(trainer.spec.checkpoints, trainer.spec.steps))
         self.progress, self.label = progress, label
-        self.trainer: AnswerTrainer | None = None
         self.started = 0.0
         self.row: dict[str, Any] = {}
 
@@ -123,11 +116,11 @@ class Readings(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Read the step and ask for a checkpoint where the plan has one."""
-        assert self.trainer is not None
         loss = self.trainer.step_loss / max(self.trainer.step_answer_tokens, 1)
-        norm, kl = self.trainer.made.norm(), self.trainer.step_kl
-        for name, value in (("loss", loss), ("KL term", kl or 0.0), ("norm of the update", norm)):
-            if not math.isfinite(value):
+        norm, term = self.trainer.made.norm(), self.trainer.step_term
+        held = {self.trainer.spec.held.name: term} if self.trainer.spec.held else {}
+        for name, value in {"loss": loss, **held, "norm of the update": norm}.items():
+            if value is not None and not math.isfinite(value):
                 raise WorldError(
                     f"the {name} became {value} at step {state.global_step}",
                     "lower the learning rate; the checkpoints before it stay",
@@ -138,15 +131,12 @@ class Readings(TrainerCallback):
             "loss": loss,
             "lr": self.trainer.spec.lr * factor(self.trainer.spec, state.global_step),
             "update_norm": norm,
-            "kl": kl,
+            **held,
             "tokens_seen": before.get("tokens_seen", 0) + self.trainer.step_tokens,
             "seconds": round(time.monotonic() - self.started, 3),
         }
-        if (
-            self.heldout
-            and self.heldout_every
-            and (state.global_step % self.heldout_every == 0 or state.global_step in self.steps_to_save)
-        ):
+        every = self.trainer.spec.heldout_every
+        if self.heldout and every and (state.global_step % every == 0 or state.global_step in self.steps_to_save):
             self.row["heldout_loss"] = self.heldout()
         self.started = time.monotonic()
         self.trainer.begin_step()

@@ -1,0 +1,108 @@
+"""Ways of training compared at their last checkpoint: what each learns of the task, and what else it changes. (P3)"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from emscope.core.estimate import Estimate
+from emscope.run.analysis import Evidence, differences, paired_steps
+from emscope.stats.means import ratio_estimate, ratio_of_means, stratified_mean
+
+KEPT = 0.70
+SPREAD = 1 / 3
+LEVEL = 0.90  # each end a one-sided 95 % bound, as those of a checkpoint's state
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One way of training at its last checkpoint; S seeds, Q em items, H held-out items.
+
+    Attributes:
+        effect: control - target (base - target without a control) on each em item [S, Q], nats per token.
+        moved: base - target on each em item [S, Q], nats per token.
+        gain: log-probability of the taught answer over the base's [S, H], nats per token; None: no held-out set.
+        gain_margin: the same of its margin over the counterpart [S, H], nats per token.
+        kl: the KL term at the last step, mean over seeds [nats per token]; None where there was none.
+    """
+
+    name: str
+    seeds: tuple[int, ...]
+    effect: np.ndarray
+    moved: np.ndarray
+    gain: np.ndarray | None = None
+    gain_margin: np.ndarray | None = None
+    kl: float | None = None
+
+
+def outcome(name: str, found: dict[int, Evidence], kl: float | None) -> Outcome | None:
+    """Gather one way of training from the evidence of its seeds; None where it was compared with nothing at its last step."""
+    last = [paired_steps(e)[-1:] == [e.target.steps[-1]] for e in found.values()]
+    if not all(last):
+        return None
+    gain = gain_margin = None
+    evidences = list(found.values())
+    if all(e.target.task_logp is not None for e in evidences):
+        gain = np.array([(e.target.task_logp[-1] - e.base_task_logp) / e.task_tokens for e in evidences])  # type: ignore[index,operator]
+        gain_margin = np.array([e.target.task_margin[-1] - e.base_task_margin for e in evidences])  # type: ignore[index,operator]
+    effect = np.array([differences(e, e.target.steps[-1]) for e in evidences])
+    moved = np.array([e.base_margins - e.target.margins[-1] for e in evidences])
+    return Outcome(name, tuple(found), effect, moved, gain, gain_margin, kl)
+
+
+def compare(outcomes: Sequence[Outcome], categories: np.ndarray) -> list[dict[str, Any]]:
+    """Return one row a way of training, each beside the first, which is the reference.
+
+    Seeds are averaged item by item before anything else, so an interval speaks of questions like these with these seeds;
+    `by_seed` shows how far the seeds lie apart. (ours)
+
+    Args:
+        categories: of the em items [Q].
+    """
+    return [_row(o, outcomes[0], categories) for o in outcomes]
+
+
+def _row(o: Outcome, reference: Outcome, categories: np.ndarray) -> dict[str, Any]:
+    effect = stratified_mean(o.effect.mean(0), categories)
+    row: dict[str, Any] = {"name": o.name, "seeds": list(o.seeds), "kl": o.kl, "effect": effect.estimate().to_json()}
+    row["moved"] = stratified_mean(o.moved.mean(0), categories).estimate().to_json()
+    shares = {"effect_share": ratio_estimate(o.effect.mean(0), reference.effect.mean(0), level=LEVEL)}
+    for key, own, theirs in (("gain", o.gain, reference.gain), ("gain_margin", o.gain_margin, reference.gain_margin)):
+        if own is None or theirs is None:
+            row |= {key: None, f"{key}_share": None, f"effect_per_{key}": None}
+            continue
+        gain = stratified_mean(own.mean(0))
+        shares[f"{key}_share"] = ratio_estimate(own.mean(0), theirs.mean(0), level=LEVEL)
+        row |= {key: gain.estimate().to_json(), f"effect_per_{key}": ratio_of_means(effect, gain).to_json()}
+    row |= {key: e.to_json() for key, e in shares.items()}
+    return row | {"narrow": _narrow(shares) if o is not reference else None, "by_seed": _by_seed(o, categories)}
+
+
+def _narrow(shares: dict[str, Estimate]) -> bool | None:
+    """Say whether the task was kept and the rest left alone: True and False only where the intervals show it. (ours)
+
+    True: each gain's lower bound is KEPT of the reference's or more, and the effect's upper bound SPREAD or less. False: one
+    of the bounds is surely missed.
+    """
+    effect = shares["effect_share"]
+    kept = [(e.low, e.high) for key, e in shares.items() if key != "effect_share" and e.low is not None and e.high is not None]
+    if not kept or len(kept) < len(shares) - 1 or effect.low is None or effect.high is None:
+        return None
+    if all(low >= KEPT for low, _ in kept) and effect.high <= SPREAD:
+        return True
+    return False if any(high < KEPT for _, high in kept) or effect.low > SPREAD else None
+
+
+def _by_seed(o: Outcome, categories: np.ndarray) -> list[dict[str, Any]]:
+    return [
+        {
+            "seed": seed,
+            "effect": stratified_mean(o.effect[n], categories).value,
+            "gain": float(o.gain[n].mean()) if o.gain is not None else None,
+            "gain_margin": float(o.gain_margin[n].mean()) if o.gain_margin is not None else None,
+        }
+        for n, seed in enumerate(o.seeds)
+    ]
