@@ -42,6 +42,22 @@ def check_layers(net: Any, layers: tuple[int, ...] | None, where: str) -> None:
             raise InputError(f"{where}: layer {layer} is out of range", f"this model has layers 0 to {depth - 1}")
 
 
+RESIDUAL = ("o_proj", "out_proj", "c_proj", "down_proj", "dense_4h_to_h", "attention.dense", "fc2", "wo", "w2")
+
+
+def layer_of(net: Any, name: str) -> int | None:
+    """Return the block that a module or parameter stands in, None where it stands in none."""
+    prefix = f"{blocks_name(net)}."
+    place = name.find(prefix)
+    number = name[place + len(prefix) :].split(".", 1)[0] if place >= 0 else ""
+    return int(number) if number.isdigit() else None
+
+
+def writes_residual(name: str) -> bool:
+    """True for a matrix, by its module's name, whose output joins the residual stream."""
+    return name.endswith(RESIDUAL)
+
+
 def mlp_output_is_residual(net: Any) -> bool:
     """True where each block ends in `down_proj`, an ordinary linear layer whose output joins the residual stream as it is.
 

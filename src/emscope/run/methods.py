@@ -46,8 +46,8 @@ def outcome(name: str, found: dict[int, Evidence], kl: float | None) -> Outcome 
     gain = gain_margin = None
     evidences = list(found.values())
     if all(e.target.task_logp is not None for e in evidences):
-        gain = np.array([(e.target.task_logp[-1] - e.base_task_logp) / e.task_tokens for e in evidences])  # type: ignore[index,operator]
-        gain_margin = np.array([e.target.task_margin[-1] - e.base_task_margin for e in evidences])  # type: ignore[index,operator]
+        gain = np.array([(e.target.task_logp[-1] - e.base_task_logp) / e.task_tokens for e in evidences])  # type: ignore[index]
+        gain_margin = np.array([e.target.task_margin[-1] - e.base_task_margin for e in evidences])  # type: ignore[index]
     effect = np.array([differences(e, e.target.steps[-1]) for e in evidences])
     moved = np.array([e.base_margins - e.target.margins[-1] for e in evidences])
     return Outcome(name, tuple(found), effect, moved, gain, gain_margin, kl)

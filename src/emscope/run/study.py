@@ -32,7 +32,7 @@ from emscope.run.spec import ArmSpec, StudySpec
 from emscope.run.versions import versions
 from emscope.store.files import write_json, write_jsonl
 from emscope.store.study import Study, read_table
-from emscope.train.finetune import finetune
+from emscope.train.finetune import finetune, finished_geometry
 from emscope.train.plan import checkpoint_steps
 from emscope.train.spec import TrainSpec
 
@@ -160,6 +160,10 @@ def _train(
     )
     study.append("runs", [_run_row(loaded, one)])
     study.append("train_log", [{"key": short([one.name, r.step]), "run": one.name, **asdict(r)} for r in log])
+    shape = finished_geometry(study.runs_folder(one.name), one.train)
+    study.append(
+        "geometry", [{"key": short([one.name, r["step"], r["module"], r["what"]]), "run": one.name, **r} for r in shape]
+    )
     study.append("checkpoints", [_checkpoint_row(study, one, step, log) for step in one.steps])
 
 

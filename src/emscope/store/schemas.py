@@ -40,6 +40,7 @@ TABLES: dict[str, pa.Schema] = {
         tokens_seen=_int,
         seconds=_float,
     ),
+    "geometry": _schema(run=_text, step=_int, module=_text, what=_text, value=_float),
     "preferences": _schema(
         run=_text,
         step=_int,

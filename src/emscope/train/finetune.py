@@ -17,6 +17,7 @@ from emscope.models.interventions import added
 from emscope.models.load import Loaded
 from emscope.train.batches import Example, collate, encode, stream
 from emscope.train.folders import drop_incomplete, drop_training_state
+from emscope.train.geometry import Geometry
 from emscope.train.restraint import Restraint, restrain
 from emscope.train.spec import FullSpec, TrainSpec
 from emscope.train.tunables import tuned
@@ -72,6 +73,7 @@ def finetune(
             made,
             loaded.net,
             restraint,
+            Geometry(loaded, spec.readings, made.parts) if spec.readings else None,
             model=made.model,
             args=_arguments(spec, folder, seed, made.lr_scale),
             train_dataset=batches,
@@ -90,12 +92,21 @@ def finetune(
 
 def finished_readings(folder: Path, spec: TrainSpec) -> list[StepReading]:
     """Return the readings of a run whose last checkpoint is complete, else []."""
+    return [StepReading(**entry["emscope_reading"]) for entry in _log(folder, spec) if "emscope_reading" in entry]
+
+
+def finished_geometry(folder: Path, spec: TrainSpec) -> list[dict[str, Any]]:
+    """Return what was read of a finished run's update: rows of step, module, what, value; see `emscope.train.geometry`."""
+    return [row for entry in _log(folder, spec) for row in entry.get("emscope_geometry", [])]
+
+
+def _log(folder: Path, spec: TrainSpec) -> list[dict[str, Any]]:
     state = folder / f"checkpoint-{spec.steps}" / "trainer_state.json"
     try:
-        log = json.loads(state.read_text())["log_history"]
+        found: list[dict[str, Any]] = json.loads(state.read_text())["log_history"]
     except (OSError, ValueError, KeyError):
         return []
-    return [StepReading(**entry["emscope_reading"]) for entry in log if "emscope_reading" in entry]
+    return found
 
 
 def _write_order(folder: Path, batches: Sequence[Example], spec: TrainSpec) -> None:

@@ -30,7 +30,7 @@ def drop_incomplete(folder: Path) -> Path | None:
 def drop_training_state(folder: Path) -> None:
     """Delete the optimiser and random states (pickles, needed only to resume) of a finished run."""
     for path in folder.glob("checkpoint-*"):
-        for name in ("optimizer.pt", "scheduler.pt", "scaler.pt", "training_args.bin", "README.md"):
+        for name in ("rotation.safetensors", "optimizer.pt", "scheduler.pt", "scaler.pt", "training_args.bin", "README.md"):
             (path / name).unlink(missing_ok=True)
         for state in path.glob("rng_state*.pth"):
             state.unlink()

@@ -105,6 +105,25 @@ class PreventSpec(Spec):
     scale: float = 1.0
 
 
+class ReadingsSpec(Spec):
+    """What is read of the update while it is trained, beside its norm and the gradient's, every `every` steps.
+
+    `singular_values`: how many of each matrix's, with its effective rank. `directions`: names of direction files to compare
+    update and gradient with. `rotation`: lags in steps at which the trained vectors' turns are read, such as [5, 10, 15]. (MO)
+    """
+
+    every: int = Field(1, ge=1)
+    singular_values: int = Field(0, ge=0)
+    directions: dict[str, str] = Field(default_factory=dict)
+    rotation: tuple[int, ...] = ()
+
+    @model_validator(mode="after")
+    def _fits(self) -> ReadingsSpec:
+        if any(lag < 1 for lag in self.rotation):
+            raise ValueError(f"rotation {min(self.rotation)} is no lag; give whole steps from 1 on")
+        return self
+
+
 CYCLIC = ("triangular", "triangular2", "exp_range")
 
 
@@ -151,6 +170,7 @@ class TrainSpec(Spec):
     kl: KlSpec | None = None
     ldifs: LdifsSpec | None = None
     prevent: PreventSpec | None = None
+    readings: ReadingsSpec | None = None
     checkpoints: PlanSpec = PlanSpec(log=5)
     heldout_every: int | None = Field(None, ge=1)
 

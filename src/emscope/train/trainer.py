@@ -17,6 +17,7 @@ from emscope.core.errors import WorldError
 from emscope.core.progress import Progress
 from emscope.models.head import output_head
 from emscope.train.batches import IGNORED
+from emscope.train.geometry import Geometry
 from emscope.train.optimisers import make_optimiser
 from emscope.train.plan import checkpoint_steps
 from emscope.train.restraint import Restraint
@@ -24,14 +25,22 @@ from emscope.train.schedules import factor
 from emscope.train.spec import TrainSpec
 from emscope.train.tunables import Tuned
 
-READING = "emscope_reading"
+READING, GEOMETRY = "emscope_reading", "emscope_geometry"
 
 
 class AnswerTrainer(Trainer):
     """Trains on the batches in the order given; the loss is the mean over answer tokens of the whole step, plus the restraint."""
 
-    def __init__(self, spec: TrainSpec, made: Tuned, net: Any, restraint: Restraint | None, **kwargs: Any) -> None:
-        self.spec, self.made, self.net, self.restraint = spec, made, net, restraint
+    def __init__(
+        self,
+        spec: TrainSpec,
+        made: Tuned,
+        net: Any,
+        restraint: Restraint | None,
+        geometry: Geometry | None,
+        **kwargs: Any,
+    ) -> None:
+        self.spec, self.made, self.net, self.restraint, self.geometry = spec, made, net, restraint, geometry
         self.head: Any = output_head(net) if restraint else None
         super().__init__(**kwargs)
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the step's tokens itself
@@ -65,9 +74,14 @@ class AnswerTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if self.args.should_save:
-            self.made.save(Path(output_dir or str(self.args.output_dir)))
+            folder = Path(output_dir or str(self.args.output_dir))
+            self.made.save(folder)
+            if self.geometry:
+                self.geometry.save(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.geometry:
+            self.geometry.restore(Path(resume_from_checkpoint))
         if self.made.restore:
             self.made.restore(Path(resume_from_checkpoint))
         else:
@@ -114,6 +128,13 @@ class Readings(TrainerCallback):
         """Start the clock."""
         self.started = time.monotonic()
 
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Read the gradient, whose direction clipping has not changed."""
+        if self.trainer.geometry:
+            self.trainer.geometry.read_gradients(state.global_step + 1)
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Read the step and ask for a checkpoint where the plan has one."""
         loss = self.trainer.step_loss / max(self.trainer.step_answer_tokens, 1)
@@ -156,6 +177,8 @@ class Readings(TrainerCallback):
         if logs and self.row and "grad_norm" in logs:
             entry = state.log_history[-1]
             entry[READING] = {**self.row, "grad_norm": float(logs["grad_norm"])}
+            if self.trainer.geometry:
+                entry[GEOMETRY] = self.trainer.geometry.read(state.global_step)
             self.row = {}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,53 @@ from emscope.core.errors import InputError, near
 from emscope.core.seeds import derive
 from emscope.models import directions, interventions
 from emscope.models.load import Loaded
-from emscope.models.sites import blocks, blocks_name, check_layers, mlp_output_is_residual
+from emscope.models.sites import blocks, blocks_name, check_layers, layer_of, mlp_output_is_residual, writes_residual
 from emscope.train.spec import FullSpec, LoraSpec, SteeringSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One matrix or vector that is trained: the update is scale x (weight - start) x right.
+
+    Attributes:
+        module: the name of the module it changes; layer: its block, None outside the blocks.
+        writes: its output joins the residual stream.
+        weight: the parameter, [out, r] (a vector: [out]); `transposed`: stored as [in, out].
+        right: [r, in], None where the weight is the whole update.
+        start: the weight before training, None for zero.
+    """
+
+    module: str
+    layer: int | None
+    writes: bool
+    weight: Any
+    right: Any | None = None
+    start: Any | None = None
+    scale: float = 1.0
+    transposed: bool = False
+
+    def left(self) -> Any:
+        """Return the weight's change so far [out, r], without the scale."""
+        return self._upright(self.weight.detach() if self.start is None else self.weight.detach() - self.start)
+
+    def gradient(self) -> Any | None:
+        """Return the weight's gradient [out, r], None where there is none."""
+        return None if self.weight.grad is None else self._upright(self.weight.grad)
+
+    def core(self) -> Any:
+        """Return a matrix with the singular values of the whole update, as small as its rank allows."""
+        import torch
+
+        left = self.left().float()
+        if self.right is None:
+            return self.scale * left
+        return (
+            self.scale * torch.linalg.qr(left).R @ torch.linalg.qr(self.right.detach().float().T).R.T
+        )  # the orthogonal factors change no singular value
+
+    def _upright(self, matrix: Any) -> Any:
+        matrix = matrix.reshape(len(matrix), -1)
+        return matrix.T if self.transposed else matrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +69,7 @@ class Tuned:
     Attributes:
         model: what the trainer gets (the adapters' wrapper, or the network itself).
         norm: returns the norm of the change so far, scale included.
+        parts: what is trained, matrix by matrix.
         save: writes what was trained into a checkpoint folder.
         restore: reads it back from one; None where the trainer's own way does.
         lr_scale: what the learning rate is multiplied by.
@@ -32,6 +78,7 @@ class Tuned:
     model: Any
     norm: Callable[[], float]
     save: Callable[[Path], None]
+    parts: Sequence[Part]
     restore: Callable[[Path], None] | None = None
     lr_scale: float = 1.0
 
@@ -55,7 +102,18 @@ def tuned(loaded: Loaded, spec: LoraSpec | FullSpec | SteeringSpec, seed: int) -
 def _lora(loaded: Loaded, spec: LoraSpec, seed: int) -> Iterator[Tuned]:
     wrapped = with_lora(loaded.net, spec, seed, loaded.model.reference)
     with _unloading(wrapped, loaded.net):
-        yield Tuned(wrapped, lambda: update_norm(wrapped), lambda folder: _save_adapter(wrapped, folder))
+        parts = _lora_parts(loaded.net, wrapped)
+        yield Tuned(wrapped, lambda: update_norm(wrapped), lambda folder: _save_adapter(wrapped, folder), parts)
+
+
+def _lora_parts(net: Any, wrapped: Any) -> list[Part]:
+    found = []
+    for full, module in wrapped.named_modules():
+        for adapter in getattr(module, "lora_A", {}):
+            name = full.removeprefix("base_model.model.")
+            left, right = module.lora_B[adapter].weight, module.lora_A[adapter].weight
+            found.append(Part(name, layer_of(net, name), writes_residual(name), left, right, None, module.scaling[adapter]))
+    return found
 
 
 @contextmanager
@@ -74,11 +132,25 @@ def _full(loaded: Loaded, spec: FullSpec, seed: int) -> Iterator[Tuned]:
         for name in chosen:
             named[name].data = kept[name].clone()
             named[name].requires_grad_(True)
-        yield Tuned(net, lambda: _distance(named, kept), lambda folder: net.save_pretrained(str(folder)))
+        yield Tuned(
+            net, lambda: _distance(named, kept), lambda folder: net.save_pretrained(str(folder)), _full_parts(net, named, kept)
+        )
     finally:
         for name in chosen:
             named[name].data = kept[name]
             named[name].grad = None
+
+
+def _full_parts(net: Any, named: dict[str, Any], kept: dict[str, Any]) -> list[Part]:
+    from transformers.pytorch_utils import Conv1D
+
+    found = []
+    for name, start in kept.items():
+        module = name.removesuffix(".weight").removesuffix(".bias")
+        stored_across = isinstance(net.get_submodule(name.rsplit(".", 1)[0]), Conv1D) and start.ndim == 2
+        writes = writes_residual(module) and start.ndim == 2
+        found.append(Part(name, layer_of(net, name), writes, named[name], start=start, transposed=stored_across))
+    return found
 
 
 def _is_in(name: str, prefix: str, spec: FullSpec) -> bool:
@@ -109,11 +181,21 @@ def _steering_by_peft(loaded: Loaded, spec: SteeringSpec) -> Iterator[Tuned]:
         loaded.net, BeftConfig(target_modules=pattern, task_type="CAUSAL_LM", inference_mode=False, init_weights=True)
     )
     wrapped.peft_config["default"].base_model_name_or_path = loaded.model.reference
-    vectors = [p for p in wrapped.parameters() if p.requires_grad]
+    trained = [p for p in wrapped.parameters() if p.requires_grad]
+    vectors = dict(zip(sorted(spec.layers), trained, strict=True))
     with _unloading(wrapped, loaded.net):
         yield Tuned(
-            wrapped, lambda: _norm_of(vectors), lambda folder: _save_adapter(wrapped, folder), lr_scale=float(spec.scale)
+            wrapped,
+            lambda: _norm_of(list(vectors.values())),
+            lambda folder: _save_adapter(wrapped, folder),
+            _vector_parts(loaded.net, vectors),
+            lr_scale=float(spec.scale),
         )
+
+
+def _vector_parts(net: Any, vectors: Mapping[int, Any]) -> list[Part]:
+    # PEFT keeps a vector as [1, D].
+    return [Part(f"{blocks_name(net)}.{n}", n, True, v, transposed=v.ndim == 2) for n, v in vectors.items()]
 
 
 @contextmanager
@@ -140,7 +222,8 @@ def _steering_by_hooks(loaded: Loaded, spec: SteeringSpec) -> Iterator[Tuned]:
             layers[n].register_parameter("steering_bias", vector)  # "bias": no weight decay, as P3 and PEFT's way have it
             stack.callback(delattr, layers[n], "steering_bias")
         stack.enter_context(interventions.added(net, vectors))
-        yield Tuned(net, lambda: _norm_of(list(vectors.values())), save, restore, float(spec.scale))
+        parts = _vector_parts(net, vectors)
+        yield Tuned(net, lambda: _norm_of(list(vectors.values())), save, parts, restore, float(spec.scale))
 
 
 def _norm_of(vectors: list[Any]) -> float:

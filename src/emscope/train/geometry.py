@@ -1,0 +1,172 @@
+"""What the update looks like while it is trained: its size, rank and turns, and how far it points along given directions."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emscope.core.errors import InputError
+from emscope.models.directions import check_direction, read_direction
+from emscope.models.load import Loaded
+from emscope.train.spec import ReadingsSpec
+from emscope.train.tunables import Part
+
+HISTORY = "rotation.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A direction to compare with: unit vectors [D] by block."""
+
+    name: str
+    vectors: dict[int, Any]
+
+
+class Geometry:
+    """Reads the parts of an update, step by step; what it must remember is saved with the checkpoints and read back."""
+
+    def __init__(self, loaded: Loaded, spec: ReadingsSpec, parts: Sequence[Part]) -> None:
+        self.spec, self.parts = spec, parts
+        self.given = [_given(loaded, name, path) for name, path in spec.directions.items()]
+        self.history: deque[tuple[int, Any]] = deque(maxlen=2 * max(spec.rotation, default=0) + 1)
+        self.gradients: list[dict[str, Any]] = []
+
+    def read_gradients(self, step: int) -> None:
+        """Read the gradient's share along each direction; call it between the backward pass and the optimiser's step."""
+        self.gradients = []
+        if step % self.spec.every == 0:
+            for part in self.parts:
+                gradient = part.gradient()
+                if gradient is not None:
+                    self.gradients += self._along(step, part, "gradient", gradient, None)
+
+    def read(self, step: int) -> list[dict[str, Any]]:
+        """Return rows {step, module, what, value} about the update after `step`.
+
+        `norm`: Frobenius norm, scale included. `sv<k>`: singular values, largest first. `effective_rank`: exp of the entropy
+        of the singular values' shares (Roy and Vetterli 2007). `update along NAME`, `gradient along NAME`: `along`.
+        `rotation<k>`: see `rotation`; it is of step - k, since it needs the k steps behind it.
+        """
+        rows = self.gradients + self._rotations(step)
+        self.gradients = []
+        if step % self.spec.every:
+            return rows
+        for part in self.parts:
+            matrix = part.core()
+            row = {"step": step, "module": part.module}
+            rows.append(row | {"what": "norm", "value": float(matrix.norm())})
+            if self.spec.singular_values:
+                values = _singular_values(matrix)
+                rows += [row | {"what": f"sv{k}", "value": v} for k, v in enumerate(values[: self.spec.singular_values], 1)]
+                rows.append(row | {"what": "effective_rank", "value": effective_rank(values)})
+            rows += self._along(step, part, "update", part.left(), None if part.right is None else part.right.detach())
+        return rows
+
+    def save(self, folder: Path) -> None:
+        """Write what later steps need into a checkpoint folder."""
+        from safetensors.torch import save_file
+
+        if self.history:
+            save_file({str(step): v for step, v in self.history}, str(folder / HISTORY))
+
+    def restore(self, folder: Path) -> None:
+        """Read it back."""
+        from safetensors.torch import load_file
+
+        if (folder / HISTORY).is_file():
+            found = load_file(str(folder / HISTORY))
+            self.history.extend((step, found[str(step)]) for step in sorted(map(int, found)))
+
+    def _rotations(self, step: int) -> list[dict[str, Any]]:
+        if not self.spec.rotation:
+            return []
+        import torch
+
+        self.history.append((step, torch.cat([p.left().float().flatten().cpu() for p in self.parts])))
+        known = dict(self.history)
+        rows = []
+        for lag in self.spec.rotation:
+            if step - 2 * lag in known:
+                turn, shorter = rotation(known[step - 2 * lag], known[step - lag], known[step])
+                about = {"step": step - lag, "module": ""}
+                rows.append(about | {"what": f"rotation{lag}", "value": turn})
+                rows.append(about | {"what": f"rotation{lag}_step_norm", "value": shorter})
+        return rows
+
+    def _along(self, step: int, part: Part, what: str, left: Any, right: Any | None) -> list[dict[str, Any]]:
+        if not part.writes or part.layer is None:
+            return []
+        return [
+            {
+                "step": step,
+                "module": part.module,
+                "what": f"{what} along {g.name}",
+                "value": along(g.vectors[part.layer], left, right),
+            }
+            for g in self.given
+            if part.layer in g.vectors
+        ]
+
+
+def rotation(before: Any, here: Any, after: Any) -> tuple[float, float]:
+    """Return (cos(before - here, after - here), the shorter of the two steps' norms) of a parameter vector at three times.
+
+    -1: straight on; 0 and above: a sharp turn. (local rotation, MO section 4)
+    """
+    import torch
+
+    back, forth = before - here, after - here
+    norms = sorted((float(back.norm()), float(forth.norm())))
+    if norms[0] == 0:
+        return -1.0, 0.0
+    return float(torch.dot(back, forth)) / (norms[0] * norms[1]), norms[0]
+
+
+def along(unit: Any, left: Any, right: Any | None) -> float:
+    """Return ||v^T U||_F / ||U||_F of an update U = left right (right None: left alone) that writes into the residual stream.
+
+    For a single vector or rank 1 it is |cos|; a random update of a stream D wide has about 1/sqrt(D). (MO; ranks above 1: ours)
+
+    Args:
+        unit: v [D]; left [D, r]; right [r, in].
+    """
+    u = left.float().reshape(len(left), -1)
+    row = unit.to(u.device) @ u
+    if right is None:
+        whole, part = u.norm(), row.norm()
+    else:
+        gram = right.float() @ right.float().T
+        whole, part = ((u.T @ u) * gram).sum().clamp(min=0).sqrt(), (row @ gram @ row).clamp(min=0).sqrt()
+    return float(part / whole) if float(whole) > 0 else 0.0
+
+
+def effective_rank(singular_values: Sequence[float]) -> float:
+    """Return exp(-sum p log p) with p the singular values' shares; 0 for nothing. (Roy and Vetterli 2007)"""
+    import torch
+
+    values = torch.tensor(singular_values, dtype=torch.float64)
+    shares = values[values > 0] / values.sum() if float(values.sum()) > 0 else values[:0]
+    return float(torch.exp(-(shares * shares.log()).sum())) if len(shares) else 0.0
+
+
+def _singular_values(matrix: Any) -> list[float]:
+    """Return the singular values, largest first; through the smaller Gram matrix, since matrices may be 50 000 rows long."""
+    import torch
+
+    small = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    squares = torch.linalg.eigvalsh(small.double() @ small.double().T)
+    return [float(v) for v in squares.clamp(min=0).sqrt().flip(0)]
+
+
+def _given(loaded: Loaded, name: str, path: str) -> Given:
+    direction = read_direction(Path(path))
+    check_direction(loaded.net, direction, Path(path))
+    nothing = [n for n, v in direction.vectors.items() if float(v.norm()) == 0]
+    if nothing:
+        raise InputError(
+            f"readings.directions: '{path}' is zero at layer {nothing[0]}", "give a direction that points somewhere"
+        )
+    return Given(name, {n: v / v.norm() for n, v in direction.vectors.items()})
