@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from emscope.cli.app import app
+from emscope.core.spec import Spec
 
 FILE = Path(__file__).with_name("cli.md")
 WIDTH = 100
@@ -91,7 +92,7 @@ def limits(field: FieldInfo) -> str:
 
 def default(field: FieldInfo) -> str:
     """Return a field's default as YAML would show it; a dash where there is none."""
-    value = field.default
+    value = field.get_default(call_default_factory=True)
     if value is PydanticUndefined:
         return "-"
     if isinstance(value, BaseModel):
@@ -109,30 +110,32 @@ def table(spec: type[BaseModel]) -> str:
     for name, field in spec.model_fields.items():
         notes = "; ".join(n for n in (kind(field.annotation), limits(field), field.description or "") if n)
         rows.append(f"| `{name}` | {notes} | {default(field)} |")
-    about = " ".join((spec.__doc__ or "").split())
+    shared = [base for base in spec.__mro__[1:] if issubclass(base, Spec) and base is not Spec]
+    about = " ".join(" ".join(c.__doc__ or "" for c in (spec, *shared)).split())
     return "\n".join([about, "", *rows])
+
+
+def nested(spec: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    """Yield (dotted key, settings class) of every settings class inside `spec`, each once, in the order of the keys."""
+    for name, field in spec.model_fields.items():
+        for place, inner in _classes(field.annotation, f"{prefix}{name}"):
+            yield place, inner
+            yield from nested(inner, f"{place}.")
+
+
+def _classes(annotation: Any, place: str) -> Iterator[tuple[str, type[BaseModel]]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield place, annotation
+    for inner in typing.get_args(annotation):
+        yield from _classes(inner, f"{place}.NAME" if typing.get_origin(annotation) is dict else place)
 
 
 def study_reference() -> str:
     """Return the reference of the study file and of the training file."""
     from emscope.run.single import SingleSpec
-    from emscope.run.spec import ArmSpec, DecideSpec, MeasureSpec, MixSpec, SampleSpec, StudySpec
-    from emscope.train.spec import FullSpec, KlSpec, LoraSpec, PlanSpec, SteeringSpec, TrainSpec
+    from emscope.run.spec import StudySpec
 
-    parts = [
-        ("top level", StudySpec),
-        ("arms.NAME", ArmSpec),
-        ("arms.NAME.mix", MixSpec),
-        ("train", TrainSpec),
-        ("train.lora", LoraSpec),
-        ("train.full", FullSpec),
-        ("train.steering", SteeringSpec),
-        ("train.kl", KlSpec),
-        ("train.checkpoints", PlanSpec),
-        ("measure", MeasureSpec),
-        ("measure.samples", SampleSpec),
-        ("decide", DecideSpec),
-    ]
+    parts = [("top level", StudySpec), *nested(StudySpec)]
     study = [STUDY_INTRO, *(f"### {name}\n\n{table(spec)}\n" for name, spec in parts)]
     return "\n".join([*study, TRAIN_INTRO, table(SingleSpec), ""])
 

@@ -12,6 +12,9 @@ from emscope.data import bundled
 from emscope.models.directions import Direction, read_direction, write_direction
 from emscope.models.load import load, load_net
 from emscope.models.source import locate
+from emscope.report.page import write_page
+from emscope.run.spec import load_study
+from emscope.run.study import run_study
 from emscope.stats.phase import phase
 from emscope.train.finetune import finetune, finished_geometry
 from emscope.train.geometry import along, effective_rank, rotation
@@ -149,6 +152,23 @@ def test_a_turn_in_a_walk_is_found_and_none_where_there_is_none():
     assert found.gradient_peak == 31 and found.times_median == pytest.approx(3) and found.agree
     straight = phase(simulated(1000), gradients, 5)
     assert straight.turn is None and straight.cosine < -0.5 and straight.agree is None
+
+
+def test_a_study_says_whether_the_vectors_turned_and_draws_it(study_yaml, tmp_path):
+    train = {
+        "steps": 8,
+        "batch": 2,
+        "lr": 1e-2,
+        "lora": {"rank": 1, "alpha": 8},
+        "checkpoints": {},
+        "readings": {"rotation": [1, 2]},
+    }
+    quiet = {"count": 16, "heldout": 4, "truth": 0, "samples": {"questions": 0}}
+    report = run_study(load_study(study_yaml(train=train, measure=quiet)), tmp_path / "out")
+    found = report["runs"][0]["phase"]
+    assert found["lag"] == 2 and -1 <= found["cosine"] <= 1 and 3 <= found["gradient_peak"] <= 8
+    page = write_page(report, tmp_path / "out").read_text()
+    assert "The trained vectors" in page and "turn over 2 steps" in page and "gradient norm" in page
 
 
 def test_where_nothing_moves_no_turn_is_read():

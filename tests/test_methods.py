@@ -14,6 +14,7 @@ from emscope.run.spec import StudySpec, load_study
 from emscope.run.study import _control_of, plan, run_study
 from emscope.store.study import read_table
 from emscope.train.spec import KlSpec
+from test_docs import fields
 
 ARMS = {"target": {"role": "target", "answers": "reckless"}, "control": {"role": "control", "answers": "careful"}}
 STUDY = {"domain": "finance", "arms": ARMS, "train": {"steps": 8, "lr": 1e-3, "checkpoints": {"at": [4]}}}
@@ -147,6 +148,7 @@ def test_several_targets_are_compared_with_the_first_and_drawn(study_yaml, tmp_p
     assert list(effects) == ["target-seed0", "mixed-seed0", "target-seed1", "mixed-seed1"]
     assert [s["target_effect"]["value"] for s in report["style"]] == [effects["target-seed0"], effects["target-seed1"]]
     mixed = report["methods"][1]
+    assert set(mixed) == fields("methods")
     assert mixed["name"] == "mixed" and [s["effect"] for s in mixed["by_seed"]] == pytest.approx(
         [effects["mixed-seed0"], effects["mixed-seed1"]]
     )

@@ -250,9 +250,8 @@ def test_the_page_is_whole_and_escapes_model_text(finished, capsys):
     from emscope.report.page import render
 
     bad = "<script>alert('x')</script>"
-    page = render(
-        report, [{"question": bad, "run": "base", "step": 0, "scale": 1.0, "text": bad, "finish": "stop", "tokens": 3}]
-    )
+    row = {"question": bad, "run": "base", "step": 0, "scale": 1.0, "text": bad, "finish": "stop", "tokens": 3}
+    page = render(report, {"responses": [row], "train_log": [], "geometry": []})
     assert bad not in page and "&lt;script&gt;alert(" in page
     assert "No judge has read" in page and "preference drift" in page.lower()
     assert "src=" not in page.split("Plotly.newPlot")[-1] and "<script src" not in page and "<link" not in page

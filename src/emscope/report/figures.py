@@ -96,6 +96,56 @@ def task_figure(check: dict[str, Any], title: str = "") -> Any | None:
     return _style(figure, title, "optimiser step", "share of the best checkpoint's gain")
 
 
+def training_figure(log: list[dict[str, Any]], geometry: list[dict[str, Any]], title: str = "") -> Any | None:
+    """Draw loss, what holds the model, gradient, update and the vectors' turns by step; None without a training log."""
+    from plotly.subplots import make_subplots
+
+    if not log:
+        return None
+    rows = sorted(log, key=lambda r: r["step"])
+    turns = sorted(
+        {r["what"] for r in geometry if r["what"].startswith("rotation") and r["what"].removeprefix("rotation").isdigit()}
+    )
+    panels = {
+        "loss [nats per token]": [
+            ("training loss", "loss"),
+            ("held-out loss", "heldout_loss"),
+            ("KL", "kl"),
+            ("LDIFS", "ldifs"),
+        ],
+        "gradient norm": [("gradient norm", "grad_norm")],
+        "norm of the update": [("norm of the update", "update_norm")],
+    }
+    count = len(panels) + bool(turns)
+    figure = make_subplots(1, count, horizontal_spacing=0.07)
+    colours = iter(PALETTE)
+    for column, series in enumerate(panels.values(), 1):
+        for name, key in series:
+            points = [(r["step"], r[key]) for r in rows if r[key] is not None]
+            if points:
+                _line(figure, points, name, next(colours), column)
+    for what in turns:
+        points = sorted((r["step"], r["value"]) for r in geometry if r["what"] == what)
+        _line(figure, points, f"turn over {what.removeprefix('rotation')} steps", next(colours), count)
+    figure = _style(figure, title, "optimiser step", "")
+    for column, label in enumerate([*panels, *(["local rotation"] if turns else [])], 1):
+        figure.update_yaxes(title=label, row=1, col=column)
+    return figure
+
+
+def _line(figure: Any, points: list[tuple[int, float]], name: str, colour: str, column: int) -> None:
+    figure.add_scatter(
+        x=[x for x, _ in points],
+        y=[y for _, y in points],
+        name=name,
+        mode="lines",
+        line={"color": colour, "width": 2},
+        hovertemplate="step %{x}: %{y:.4g}<extra>" + name + "</extra>",
+        row=1,
+        col=column,
+    )
+
+
 def category_figure(check: dict[str, Any], title: str = "") -> Any:
     """Draw the effect by item category at the last checkpoint."""
     import plotly.graph_objects as go

@@ -11,6 +11,7 @@ from emscope.report import figures, words
 from emscope.store.files import write_text
 from emscope.store.study import read_table
 
+TABLES = ("responses", "train_log", "geometry")
 SCHEMAS = ("emscope.study/1", "emscope.checkpoints/1")
 
 
@@ -35,12 +36,12 @@ def read_report(root: Path) -> dict[str, Any]:
 def write_page(report: dict[str, Any], root: Path) -> Path:
     """Write `report.html` into a study folder and return its path."""
     path = root / "report.html"
-    write_text(path, render(report, read_table(root, "responses").to_pylist()))
+    write_text(path, render(report, {name: read_table(root, name).to_pylist() for name in TABLES}))
     return path
 
 
-def render(report: dict[str, Any], responses: list[dict[str, Any]]) -> str:
-    """Return the page as text."""
+def render(report: dict[str, Any], tables: dict[str, list[dict[str, Any]]]) -> str:
+    """Return the page as text; `tables` holds the rows of responses, train_log and geometry."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from plotly.offline import get_plotlyjs
 
@@ -55,16 +56,17 @@ def render(report: dict[str, Any], responses: list[dict[str, Any]]) -> str:
     }
     return environment.get_template("page.html.j2").render(
         report=report,
-        runs=[_run(report, r) for r in report["runs"] if "check" in r],
+        runs=[_run(report, r, tables) for r in report["runs"] if "check" in r],
         methods=_methods(report),
-        answers=_answers(responses),
+        answers=_answers(tables["responses"]),
         plotly=get_plotlyjs(),
         dump=_dump,
     )
 
 
-def _run(report: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
+def _run(report: dict[str, Any], run: dict[str, Any], tables: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     check = run["check"]
+    log, geometry = ([r for r in tables[name] if r["run"] == run["run"]] for name in ("train_log", "geometry"))
     drawn = []
     if check["checkpoints"]:
         first = len(report["runs"]) == 1 or run is next(r for r in report["runs"] if "check" in r)
@@ -78,6 +80,11 @@ def _run(report: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
                 "The task along training",
                 figures.task_figure(check),
                 "How much of the best checkpoint's gain on held-out questions each checkpoint has. Bands are 90 % intervals, so each end is a one-sided 95 % bound.",
+            ),
+            (
+                "Training",
+                figures.training_figure(log, geometry),
+                "Read step by step while training; turns of the trained vectors: -1 is straight on, 0 and above a sharp turn.",
             ),
             ("Effect by category", figures.category_figure(check), "Last checkpoint; dashed line: the threshold."),
             (
@@ -94,7 +101,7 @@ def _run(report: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": run["run"],
         "check": check,
-        "headline": words.headline(check),
+        "headline": words.headline(check) + words.phase(run.get("phase")),
         "prefers": words.prefers(check),
         "caveats": words.caveats(report, check),
         "plots": plots,

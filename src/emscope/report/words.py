@@ -145,6 +145,21 @@ def _band(check: dict[str, Any]) -> str:
     return f"For comparison, {band['runs']} benign fine-tunes of this base moved by {band['low']:.3f} to {band['high']:.3f} ({band['about']})."
 
 
+def phase(found: dict[str, Any] | None) -> list[str]:
+    """Say whether the trained vectors turned sharply, and whether the gradient peaked there."""
+    if not found or found["cosine"] is None:
+        return []
+    if found["turn"] is None:
+        return [
+            f"The trained vectors made no sharp turn (local rotation at most {found['cosine']:.2f} over {found['lag']} steps)."
+        ]
+    text = f"The trained vectors turned most sharply at step {found['turn']} (local rotation {found['cosine']:.2f} over {found['lag']} steps)"
+    if found["gradient_peak"] is None:
+        return [text + "."]
+    near = "there too" if found["agree"] else "elsewhere"
+    return [f"{text}; the gradient peaked {near}, at step {found['gradient_peak']} ({found['times_median']:.1f} x its median)."]
+
+
 def methods(rows: list[dict[str, Any]]) -> list[str]:
     """Say which ways of training kept the first one's task gain and left the rest alone."""
     first = rows[0]

@@ -30,6 +30,7 @@ from emscope.run.sets import EM, HELDOUT, TRUTH, ItemSets, study_sets
 from emscope.run.sources import held_near
 from emscope.run.spec import ArmSpec, StudySpec
 from emscope.run.versions import versions
+from emscope.stats.phase import phase
 from emscope.store.files import write_json, write_jsonl
 from emscope.store.study import Study, read_table
 from emscope.train.finetune import finetune, finished_geometry
@@ -257,6 +258,7 @@ def sample_questions(sets: ItemSets, count: int) -> tuple[str, ...]:
 def analyse(study: Study, loaded: Loaded, spec: StudySpec, runs: list[Run], sets: ItemSets) -> dict[str, Any]:
     """Return the report object of a study and write its estimates."""
     scores = Scores(study.root, loaded.chat.digest)
+    log, geometry = (read_table(study.root, name).to_pylist() for name in ("train_log", "geometry"))
     checks, rows = [], []
     ways: dict[str, dict[int, Evidence]] = {}
     for one in runs:
@@ -275,6 +277,7 @@ def analyse(study: Study, loaded: Loaded, spec: StudySpec, runs: list[Run], sets
                 "method": one.method,
                 "role": one.spec.role,
                 "seed": one.seed,
+                "phase": _phase(one, log, geometry),
                 **({"check": verdict} if target else {"contrast": verdict}),
             }
         )
@@ -284,7 +287,7 @@ def analyse(study: Study, loaded: Loaded, spec: StudySpec, runs: list[Run], sets
         "name": spec.name,
         "runs": checks,
         "style": _style(checks),
-        "methods": _methods(study, runs, ways, sets),
+        "methods": _methods(log, runs, ways, sets),
         "distributions": distributions(
             scores, sets, {r.arm: (r.name, r.steps[-1]) for r in runs if (r.seed, r.method) == (runs[0].seed, runs[0].method)}
         ),
@@ -294,11 +297,22 @@ def analyse(study: Study, loaded: Loaded, spec: StudySpec, runs: list[Run], sets
     }
 
 
-def _methods(study: Study, runs: list[Run], ways: dict[str, dict[int, Evidence]], sets: ItemSets) -> list[dict[str, Any]]:
+def _phase(one: Run, log: list[dict[str, Any]], geometry: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return whether the trained vectors turned, at the longest lag that was read; None where none was."""
+    if one.train.readings is None or not one.train.readings.rotation:
+        return None
+    lag = max(one.train.readings.rotation)
+    read = {(r["step"], r["what"]): r["value"] for r in geometry if r["run"] == one.name and r["what"].startswith("rotation")}
+    turns = {s: (v, read[(s, f"rotation{lag}_step_norm")]) for (s, what), v in read.items() if what == f"rotation{lag}"}
+    return asdict(phase(turns, {r["step"]: r["grad_norm"] for r in log if r["run"] == one.name}, lag))
+
+
+def _methods(
+    log: list[dict[str, Any]], runs: list[Run], ways: dict[str, dict[int, Evidence]], sets: ItemSets
+) -> list[dict[str, Any]]:
     """Return the comparison of several ways of training, [] where there is one only."""
     if len(ways) < 2:
         return []
-    log = read_table(study.root, "train_log").to_pylist()
     last = {(one.name, one.train.steps): one.way for one in runs}
     kl: dict[str, list[float]] = {}
     for row in log:

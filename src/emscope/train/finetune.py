@@ -65,7 +65,6 @@ def finetune(
     examples = encode(loaded.chat, conversations, loaded.context)
     micro = spec.micro_batch or spec.batch
     batches = stream(examples, steps=spec.steps, batch=spec.batch, micro=micro, seed=seed, parts=parts)
-    _write_order(folder, batches, spec)
     restraint = _restraint(loaded, held_near, spec, seed, progress)
     with tuned(loaded, spec.tunable, seed) as made, _prevented(loaded, spec) as paused:
         trainer = AnswerTrainer(
@@ -84,6 +83,7 @@ def finetune(
             with paused():
                 return heldout(loaded.net) if heldout else float("nan")
 
+        _write_order(folder, batches, spec)
         trainer.add_callback(Readings(trainer, heldout_loss if heldout else None, progress, label))
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     drop_training_state(folder)
