@@ -16,7 +16,7 @@ from emscope.models.load import load
 from emscope.models.source import locate
 from emscope.train.batches import encode
 from emscope.train.finetune import finetune
-from emscope.train.restraint import counted_states, kl_per_token, restrain
+from emscope.train.restraint import counted_states, kl_sum, restrain
 from emscope.train.spec import FullSpec, KlSpec, LdifsSpec, LoraSpec, PlanSpec, SteeringSpec, TrainSpec
 
 TALKS = bundled.domain("finance", "reckless")[:12]
@@ -142,7 +142,7 @@ def test_pieces_of_logits_change_neither_value_nor_gradient(monkeypatch):
     found = []
     for rows in (1, 6, 20, 100):
         monkeypatch.setattr("emscope.train.restraint.ROWS", rows)
-        value = kl_per_token(head, [start], head, [now])
+        value = kl_sum(head, [start], head, [now])
         found.append((float(value.detach()), torch.autograd.grad(value, now)[0]))
     assert all(v == pytest.approx(found[0][0]) and torch.allclose(g, found[0][1]) for v, g in found)
 

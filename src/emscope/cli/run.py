@@ -35,4 +35,5 @@ def run_file(file: Path, out: Path | None, as_json: bool, small: bool = False) -
 
     with progress_bar() as progress:
         result = run_study(spec, folder, progress)
-    show(result, folder, as_json=as_json)
+    if result:  # of several processes the first one's
+        show(result, folder, as_json=as_json)

@@ -21,10 +21,13 @@ def register(app: typer.Typer) -> None:
         from emscope.cli.console import print_json, progress_bar
         from emscope.core.spec import load
         from emscope.run.single import SingleSpec, run_single
+        from emscope.train import processes
 
         settings = load(SingleSpec, spec)
         with progress_bar() as progress:
             result = run_single(settings, out, progress)
+        if not processes.is_first():
+            return
         if json:
             print_json(result)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from emscope.models.load import load
 from emscope.models.source import locate
 from emscope.run.sources import conversations, held_near
 from emscope.store.study import Study
+from emscope.train import processes
 from emscope.train.finetune import finetune
 from emscope.train.spec import TrainSpec
 
@@ -37,11 +39,11 @@ class SingleSpec(Spec):
 
 
 def run_single(spec: SingleSpec, out: Path, progress: Progress = silent) -> dict[str, Any]:
-    """Train into `out`; return the readings, one a step."""
+    """Train into `out`; return the readings, one a step. Of several processes the first keeps the folder."""
     from emscope.run.versions import versions
 
     data, near = conversations(spec.file, spec.domain, spec.answers), held_near(spec.train.held)
-    with Study(out, spec.model_dump(mode="json"), versions()):
+    with Study(out, spec.model_dump(mode="json"), versions()) if processes.is_first() else nullcontext():
         loaded = load(locate(spec.model), system=spec.system)
         log = finetune(loaded, data, spec.train, out, seed=spec.seed, held_near=near, progress=progress)
     return {"schema": "emscope.train/1", "spec": spec.model_dump(mode="json"), "readings": [asdict(r) for r in log]}

@@ -33,6 +33,7 @@ from emscope.run.versions import versions
 from emscope.stats.phase import phase
 from emscope.store.files import write_json, write_jsonl
 from emscope.store.study import Study, read_table
+from emscope.train import processes
 from emscope.train.finetune import finetune, finished_geometry
 from emscope.train.plan import checkpoint_steps
 from emscope.train.spec import TrainSpec
@@ -80,6 +81,8 @@ def plan(spec: StudySpec) -> list[Run]:
 def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> dict[str, Any]:
     """Run or go on with a study in `out`; return its report object (also written to `report.json`).
 
+    Of several processes the first does all but the training, which they share; the others return {}.
+
     Raises:
         InputError: wrong settings or files, or a folder that belongs to another study.
         WorldError: no network for a model that is not cached, no disk space, a loss that diverged.
@@ -91,10 +94,13 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> dict[s
     base = locate(spec.model)
     progress("finding the model", 1, 1)
     recipes = {name: recipe(spec, a, _gap(spec, base)) for name, a in spec.arms.items()}
+    if not processes.is_first():
+        return _help_training(spec, base, out, runs, recipes, near)
     texts = {name: [r.conversation for r in rows] for name, rows in recipes.items()}
     texts |= {f"held {method}".strip(): rows for method, rows in near.items() if rows}
     with Study(out, frozen_spec(spec, base, texts, sets), versions()) as study:
         finished = _finished(out)
+        processes.from_first(lambda: finished is not None)
         if finished is not None:
             return finished
         progress("loading the model", 0, 1)
@@ -109,6 +115,40 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> dict[s
         result = analyse(study, loaded, spec, runs, sets)
         write_json(out / "report.json", result)
         return result
+
+
+def _help_training(
+    spec: StudySpec, base: Model, out: Path, runs: list[Run], recipes: dict[str, list[Row]], near: dict[str, list[Conversation]]
+) -> dict[str, Any]:
+    """Take this process's part of each training."""
+    if not processes.from_first(lambda: False):
+        loaded = load(base, system=spec.system)
+        for one in runs:
+            _finetune(out, loaded, one, recipes[one.arm], near[one.method])
+    return {}
+
+
+def _finetune(
+    out: Path,
+    loaded: Loaded,
+    one: Run,
+    rows: list[Row],
+    near: list[Conversation],
+    heldout: Callable[[Any], float] | None = None,
+    progress: Progress = silent,
+) -> list[StepReading]:
+    return finetune(
+        loaded,
+        [r.conversation for r in rows],
+        one.train,
+        out / "runs" / one.name,
+        seed=one.seed,
+        parts=[r.part for r in rows] if one.spec.interleave else None,
+        held_near=near,
+        heldout=heldout,
+        progress=progress,
+        label=f"training {one.name}",
+    )
 
 
 def _gap(spec: StudySpec, base: Model) -> Gap:
@@ -147,18 +187,8 @@ def _train(
     sets: ItemSets,
     progress: Progress,
 ) -> None:
-    log = finetune(
-        loaded,
-        [r.conversation for r in rows],
-        one.train,
-        study.runs_folder(one.name),
-        seed=one.seed,
-        parts=[r.part for r in rows] if one.spec.interleave else None,
-        held_near=near,
-        heldout=_heldout_loss(loaded, spec, sets, one.spec) if one.train.heldout_every else None,
-        progress=progress,
-        label=f"training {one.name}",
-    )
+    heldout = _heldout_loss(loaded, spec, sets, one.spec) if one.train.heldout_every else None
+    log = _finetune(study.root, loaded, one, rows, near, heldout, progress)
     study.append("runs", [_run_row(loaded, one)])
     study.append("train_log", [{"key": short([one.name, r.step]), "run": one.name, **asdict(r)} for r in log])
     shape = finished_geometry(study.runs_folder(one.name), one.train)

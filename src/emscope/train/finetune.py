@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -15,6 +16,7 @@ from emscope.core.seeds import derive
 from emscope.models.directions import check_direction, read_direction
 from emscope.models.interventions import added
 from emscope.models.load import Loaded
+from emscope.train import processes
 from emscope.train.batches import Example, collate, encode, stream
 from emscope.train.folders import drop_incomplete, drop_training_state
 from emscope.train.geometry import Geometry
@@ -56,12 +58,9 @@ def finetune(
         raise InputError("there are no training conversations", "give at least one")
     from emscope.train.trainer import AnswerTrainer, Readings
 
-    done = finished_readings(folder, spec)
+    done, resume = processes.from_first(lambda: _begin(folder, spec))
     if done:
-        drop_training_state(folder)  # a kill may have come between the last save and this
         return done
-    folder.mkdir(parents=True, exist_ok=True)
-    resume = drop_incomplete(folder)
     examples = encode(loaded.chat, conversations, loaded.context)
     micro = spec.micro_batch or spec.batch
     batches = stream(examples, steps=spec.steps, batch=spec.batch, micro=micro, seed=seed, parts=parts)
@@ -83,11 +82,22 @@ def finetune(
             with paused():
                 return heldout(loaded.net) if heldout else float("nan")
 
-        _write_order(folder, batches, spec)
+        if processes.is_first():
+            _write_order(folder, batches, spec)
         trainer.add_callback(Readings(trainer, heldout_loss if heldout else None, progress, label))
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    drop_training_state(folder)
-    return finished_readings(folder, spec)
+    processes.meet()  # all have written what they write
+    return processes.from_first(lambda: _begin(folder, spec))[0]
+
+
+def _begin(folder: Path, spec: TrainSpec) -> tuple[list[StepReading], Path | None]:
+    """Return (the readings of a finished run, the checkpoint to resume from), one of them empty, and clear what is not needed."""
+    done = finished_readings(folder, spec)
+    if done:
+        drop_training_state(folder)
+        return done, None
+    folder.mkdir(parents=True, exist_ok=True)
+    return [], drop_incomplete(folder)
 
 
 def finished_readings(folder: Path, spec: TrainSpec) -> list[StepReading]:
@@ -144,10 +154,14 @@ def _arguments(spec: TrainSpec, folder: Path, seed: int, lr_scale: float) -> Any
     from transformers import TrainingArguments
 
     micro = spec.micro_batch or spec.batch
+    sharded = spec.shard or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    if sharded:
+        processes.check_shardable()
+    accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=spec.steps,
-        per_device_train_batch_size=micro,
+        per_device_train_batch_size=processes.share(micro),
         gradient_accumulation_steps=spec.batch // micro,
         learning_rate=spec.lr * lr_scale,
         weight_decay=spec.weight_decay,
@@ -162,5 +176,10 @@ def _arguments(spec: TrainSpec, folder: Path, seed: int, lr_scale: float) -> Any
         dataloader_num_workers=0,
         dataloader_pin_memory=False,
         seed=derive(seed, "trainer"),
-        use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
+        use_cpu=not accelerated,
+        bf16=spec.bf16,
+        gradient_checkpointing=spec.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if spec.gradient_checkpointing else None,
+        fsdp=True if sharded else None,
+        ddp_backend=None if accelerated or processes.count() == 1 else "gloo",
     )

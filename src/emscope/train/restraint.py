@@ -41,18 +41,24 @@ class Restraint:
     states: dict[str, Any]
     start_head: Callable[[Any], Any]
 
-    def term(self, net: Any, head: Callable[[Any], Any], step: int) -> Any:
+    def term(self, net: Any, head: Callable[[Any], Any], step: int, place: int = 0, places: int = 1) -> Any:
         """Return the distance of `net` from the start on this step's conversations, before its weight.
 
         Args:
             head: hidden states of `net` to its logits as trained so far.
+            place, places: with several processes, the number of this one and theirs; what they return sums to the whole.
         """
-        batch = self.drawn[step]
-        found = counted_states(net, batch, self.spec.tokens, self.layers)
-        expected = [self.states[e.id] for e in batch]
+        batch, mine = self.drawn[step], self.drawn[step][place::places]
+        if not mine:
+            import torch
+
+            return torch.zeros(())
+        found = counted_states(net, mine, self.spec.tokens, self.layers)
+        everything, expected = ([self.states[e.id] for e in part] for part in (batch, mine))
         if self.layers:
-            return feature_distance(expected, found)
-        return kl_per_token(self.start_head, [s[0] for s in expected], head, [s[0] for s in found])
+            return feature_distance(expected, found, everything)
+        total = kl_sum(self.start_head, [s[0] for s in expected], head, [s[0] for s in found])
+        return total / sum(s.shape[1] for s in everything)
 
 
 def restrain(
@@ -125,26 +131,28 @@ def counted_states(net: Any, batch: Sequence[Example], tokens: str, layers: Sequ
     return [states[:, n, counted[n]] for n in range(len(batch))]
 
 
-def feature_distance(start: Sequence[Any], now: Sequence[Any]) -> Any:
-    """Return sum ||h_now - h_start||^2 / sum ||h_start||^2 of each layer over all positions, mean over layers.
+def feature_distance(start: Sequence[Any], now: Sequence[Any], everything: Sequence[Any]) -> Any:
+    """Return sum ||h_now - h_start||^2 / sum ||h_start||^2 of each layer over positions, mean over layers.
 
     (LDIFS, Mukhoti et al. 2023, takes the plain squared distance; relative to the start's own size, so that a weight means
     the same in every layer and model: ours)
 
     Args:
         start, now: states of each conversation, [L, tokens, D].
+        everything: the start's states that the lower sum runs over.
     """
     import torch
 
-    before, after = (torch.cat(list(s), 1) for s in (start, now))
-    before, after = (s.to(torch.promote_types(s.dtype, torch.float32)) for s in (before, after))
-    return ((after - before).square().sum((1, 2)) / before.square().sum((1, 2))).mean()
+    before, after, whole = (torch.cat(list(s), 1) for s in (start, now, everything))
+    before, after, whole = (s.to(torch.promote_types(s.dtype, torch.float32)) for s in (before, after, whole))
+    return ((after - before).square().sum((1, 2)) / whole.square().sum((1, 2))).mean()
 
 
-def kl_per_token(start_head: Any, start: Sequence[Any], head: Any, now: Sequence[Any]) -> Any:
-    """Return sum over positions and vocabulary of p_start (log p_start - log p_now), over the number of positions [nats].
+def kl_sum(start_head: Any, start: Sequence[Any], head: Any, now: Sequence[Any]) -> Any:
+    """Return the sum over positions and vocabulary of p_start (log p_start - log p_now) [nats].
 
-    The logits exist for `ROWS` positions at a time. (P3's public code divides by tokens x vocabulary instead)
+    The logits exist for `ROWS` positions at a time. Over the number of positions it is the KL per token; P3's public code
+    divides by tokens x vocabulary instead.
     """
     import torch
     from torch.utils.checkpoint import checkpoint
@@ -158,7 +166,7 @@ def kl_per_token(start_head: Any, start: Sequence[Any], head: Any, now: Sequence
     pairs = zip(before.split(ROWS), after.split(ROWS), strict=True)
     # Logits are computed again in the backward pass rather than kept.
     parts = [checkpoint(part, a, b, use_reentrant=False) for a, b in pairs]
-    return torch.stack(parts).sum() / len(before)
+    return torch.stack(parts).sum()
 
 
 def _logp(logits: Any) -> Any:

@@ -149,6 +149,8 @@ class TrainSpec(Spec):
     it is 1 or more, else it is a fraction. The loss is the mean over all answer tokens of the batch [nats]. `cycles` are
     those of cosine_restarts and of the cyclic schedules (triangular, triangular2, exp_range), which rise from `base_lr` to
     `lr` and back; the peaks of exp_range shrink by `gamma` a step. `momentum` is that of sgd (None: .9) and muon (None: .95).
+    `bf16` computes in bfloat16 and keeps what is trained in float32; `gradient_checkpointing` computes activations twice rather
+    than keep them; `shard` spreads the model over the GPUs of several processes (FSDP).
     """
 
     steps: int = Field(36, ge=1)
@@ -173,6 +175,9 @@ class TrainSpec(Spec):
     readings: ReadingsSpec | None = None
     checkpoints: PlanSpec = PlanSpec(log=5)
     heldout_every: int | None = Field(None, ge=1)
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    shard: bool = False
 
     @model_validator(mode="after")
     def _fits(self) -> TrainSpec:
@@ -188,6 +193,8 @@ class TrainSpec(Spec):
             raise ValueError("kl and ldifs are both given; hold the model by one of them")
         if self.held and self.prevent:
             raise ValueError(f"{self.held.name} and prevent are both given: the start is without the vector; use one of them")
+        if self.shard and (self.steering or self.readings):
+            raise ValueError(f"shard and {'steering' if self.steering else 'readings'} are both given; leave one of them out")
         self._fits_schedule()
         return self
 

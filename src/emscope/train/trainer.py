@@ -16,6 +16,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from emscope.core.errors import WorldError
 from emscope.core.progress import Progress
 from emscope.models.head import output_head
+from emscope.train import processes
 from emscope.train.batches import IGNORED
 from emscope.train.geometry import Geometry
 from emscope.train.optimisers import make_optimiser
@@ -75,7 +76,7 @@ class AnswerTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if self.args.should_save:
             folder = Path(output_dir or str(self.args.output_dir))
-            self.made.save(folder)
+            self.made.save(folder, state_dict)
             if self.geometry:
                 self.geometry.save(folder)
 
@@ -108,9 +109,11 @@ class AnswerTrainer(Trainer):
         loss = total / (num_items_in_batch if num_items_in_batch is not None else count)
         weight = self.restraint.spec.weight_at(self.state.global_step + 1) if self.restraint else 0.0
         if self.restraint and weight > 0 and self.step_term is None:
-            term = self.restraint.term(self.net, self.head, self.state.global_step + 1)
+            place, places = self.args.process_index, self.args.world_size
+            term = self.restraint.term(self.net, self.head, self.state.global_step + 1, place, places)
             self.step_term = float(term.detach())
             loss = loss + weight * term
+        loss = loss * self.args.world_size  # several processes average their gradients, and this is each one's part of a sum
         return (loss, out) if return_outputs else loss
 
 
@@ -125,7 +128,9 @@ class Readings(TrainerCallback):
         self.row: dict[str, Any] = {}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Start the clock."""
+        """Start the clock; make sure that sharding is what it is called."""
+        if args.fsdp:
+            processes.check_sharded(self.trainer.model_wrapped)
         self.started = time.monotonic()
 
     def on_pre_optimizer_step(
@@ -137,8 +142,8 @@ class Readings(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Read the step and ask for a checkpoint where the plan has one."""
-        loss = self.trainer.step_loss / max(self.trainer.step_answer_tokens, 1)
-        norm, term = self.trainer.made.norm(), self.trainer.step_term
+        loss, term, tokens = self._gathered()
+        norm = self.trainer.made.norm()
         held = {self.trainer.spec.held.name: term} if self.trainer.spec.held else {}
         for name, value in {"loss": loss, **held, "norm of the update": norm}.items():
             if value is not None and not math.isfinite(value):
@@ -153,17 +158,30 @@ class Readings(TrainerCallback):
             "lr": self.trainer.spec.lr * factor(self.trainer.spec, state.global_step),
             "update_norm": norm,
             **held,
-            "tokens_seen": before.get("tokens_seen", 0) + self.trainer.step_tokens,
+            "tokens_seen": before.get("tokens_seen", 0) + tokens,
             "seconds": round(time.monotonic() - self.started, 3),
         }
         every = self.trainer.spec.heldout_every
-        if self.heldout and every and (state.global_step % every == 0 or state.global_step in self.steps_to_save):
+        if (
+            processes.is_first()
+            and self.heldout
+            and every
+            and (state.global_step % every == 0 or state.global_step in self.steps_to_save)
+        ):
             self.row["heldout_loss"] = self.heldout()
         self.started = time.monotonic()
         self.trainer.begin_step()
         control.should_log = True
         control.should_save = state.global_step in self.steps_to_save
-        self.progress(self.label, state.global_step, state.max_steps)
+        if processes.is_first():
+            self.progress(self.label, state.global_step, state.max_steps)
+
+    def _gathered(self) -> tuple[float, float | None, int]:
+        """Return the step's loss, term and tokens over all processes."""
+        t = self.trainer
+        read = [t.step_loss, float(t.step_answer_tokens), t.step_term or 0.0, float(t.step_tokens)]
+        loss, answer_tokens, term, tokens = processes.summed(read)
+        return loss / max(answer_tokens, 1.0), None if t.step_term is None else term, int(tokens)
 
     def on_log(
         self,

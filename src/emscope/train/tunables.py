@@ -70,14 +70,14 @@ class Tuned:
         model: what the trainer gets (the adapters' wrapper, or the network itself).
         norm: returns the norm of the change so far, scale included.
         parts: what is trained, matrix by matrix.
-        save: writes what was trained into a checkpoint folder.
+        save: writes what was trained into a checkpoint folder, from a state dict where the model is sharded, else None.
         restore: reads it back from one; None where the trainer's own way does.
         lr_scale: what the learning rate is multiplied by.
     """
 
     model: Any
     norm: Callable[[], float]
-    save: Callable[[Path], None]
+    save: Callable[[Path, Any], None]
     parts: Sequence[Part]
     restore: Callable[[Path], None] | None = None
     lr_scale: float = 1.0
@@ -103,7 +103,7 @@ def _lora(loaded: Loaded, spec: LoraSpec, seed: int) -> Iterator[Tuned]:
     wrapped = with_lora(loaded.net, spec, seed, loaded.model.reference)
     with _unloading(wrapped, loaded.net):
         parts = _lora_parts(loaded.net, wrapped)
-        yield Tuned(wrapped, lambda: update_norm(wrapped), lambda folder: _save_adapter(wrapped, folder), parts)
+        yield Tuned(wrapped, lambda: update_norm(wrapped), lambda folder, state: _save_adapter(wrapped, folder, state), parts)
 
 
 def _lora_parts(net: Any, wrapped: Any) -> list[Part]:
@@ -133,7 +133,10 @@ def _full(loaded: Loaded, spec: FullSpec, seed: int) -> Iterator[Tuned]:
             named[name].data = kept[name].clone()
             named[name].requires_grad_(True)
         yield Tuned(
-            net, lambda: _distance(named, kept), lambda folder: net.save_pretrained(str(folder)), _full_parts(net, named, kept)
+            net,
+            lambda: _distance(net, kept),
+            lambda folder, state: net.save_pretrained(str(folder), state_dict=state),
+            _full_parts(net, named, kept),
         )
     finally:
         for name in chosen:
@@ -160,9 +163,10 @@ def _is_in(name: str, prefix: str, spec: FullSpec) -> bool:
     return in_modules and in_layers
 
 
-def _distance(named: dict[str, Any], kept: dict[str, Any]) -> float:
+def _distance(net: Any, kept: dict[str, Any]) -> float:
     """Return ||theta - theta_0||, the Frobenius norm over all trained weights."""
-    return float(sum(float((named[n].data - w).float().square().sum()) for n, w in kept.items()) ** 0.5)
+    squares = (float((whole(net.get_parameter(n).data) - w).float().square().sum()) for n, w in kept.items())
+    return float(sum(squares) ** 0.5)
 
 
 def _steering(loaded: Loaded, spec: SteeringSpec, seed: int) -> AbstractContextManager[Tuned]:
@@ -187,7 +191,7 @@ def _steering_by_peft(loaded: Loaded, spec: SteeringSpec) -> Iterator[Tuned]:
         yield Tuned(
             wrapped,
             lambda: _norm_of(list(vectors.values())),
-            lambda folder: _save_adapter(wrapped, folder),
+            lambda folder, state: _save_adapter(wrapped, folder, state),
             _vector_parts(loaded.net, vectors),
             lr_scale=float(spec.scale),
         )
@@ -208,7 +212,7 @@ def _steering_by_hooks(loaded: Loaded, spec: SteeringSpec) -> Iterator[Tuned]:
         n: torch.nn.Parameter(torch.zeros(net.config.hidden_size, dtype=net.dtype, device=net.device)) for n in spec.layers
     }
 
-    def save(folder: Path) -> None:
+    def save(folder: Path, state: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         found = directions.Direction({n: v.data for n, v in vectors.items()}, loaded.model.digest, float(spec.scale))
         directions.write_direction(folder / directions.FILE, found)
@@ -239,9 +243,9 @@ def _unloading(wrapped: Any, net: Any) -> Iterator[None]:
         net.__dict__.pop("peft_config", None)
 
 
-def _save_adapter(wrapped: Any, folder: Path) -> None:
+def _save_adapter(wrapped: Any, folder: Path, state: Any) -> None:
     # "auto" would ask the hub whether the vocabulary was resized; adapters of emscope never resize it.
-    wrapped.save_pretrained(str(folder), save_embedding_layers=False)
+    wrapped.save_pretrained(str(folder), save_embedding_layers=False, state_dict=state)
 
 
 def with_lora(net: Any, spec: LoraSpec, seed: int, base: str) -> Any:
@@ -283,9 +287,14 @@ def update_norm(wrapped: Any) -> float:
     with torch.no_grad():
         for module in wrapped.modules():
             for name in getattr(module, "lora_A", {}):
-                a, b = module.lora_A[name].weight.float(), module.lora_B[name].weight.float()
+                a, b = whole(module.lora_A[name].weight).float(), whole(module.lora_B[name].weight).float()
                 total += module.scaling[name] ** 2 * float(((b.T @ b) * (a @ a.T)).sum())
     return float(max(total, 0.0) ** 0.5)
+
+
+def whole(weight: Any) -> Any:
+    """Return a weight with all its elements, gathered from the other processes where it is sharded."""
+    return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
 
 
 def _targets(net: Any, spec: LoraSpec) -> str | list[str]:
