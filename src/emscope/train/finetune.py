@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from emscope.train.batches import Example, collate, encode, stream
 from emscope.train.folders import drop_incomplete, drop_training_state
 from emscope.train.geometry import Geometry
 from emscope.train.restraint import Restraint, restrain
+from emscope.train.reuse import Reuse, reusing
 from emscope.train.spec import FullSpec, TrainSpec
 from emscope.train.tunables import tuned
 
@@ -64,14 +65,19 @@ def finetune(
     examples = encode(loaded.chat, conversations, loaded.context)
     micro = spec.micro_batch or spec.batch
     batches = stream(examples, steps=spec.steps, batch=spec.batch, micro=micro, seed=seed, parts=parts)
-    restraint = _restraint(loaded, held_near, spec, seed, progress)
-    with tuned(loaded, spec.tunable, seed) as made, _prevented(loaded, spec) as paused:
+    near = encode(loaded.chat, held_near, loaded.context) if spec.held else []
+    with ExitStack() as stack:
+        made = stack.enter_context(tuned(loaded, spec.tunable, seed))
+        reuse = stack.enter_context(reusing(loaded.net, made.parts, [*examples, *near], wanted=not spec.gradient_checkpointing))
+        restraint = _restraint(loaded, near, spec, seed, reuse, progress)
+        paused = stack.enter_context(_prevented(loaded, spec))
         trainer = AnswerTrainer(
             spec,
             made,
             loaded.net,
             restraint,
             Geometry(loaded, spec.readings, made.parts) if spec.readings else None,
+            reuse,
             model=made.model,
             args=_arguments(spec, folder, seed, made.lr_scale),
             train_dataset=batches,
@@ -127,13 +133,12 @@ def _write_order(folder: Path, batches: Sequence[Example], spec: TrainSpec) -> N
 
 
 def _restraint(
-    loaded: Loaded, held_near: Sequence[Conversation], spec: TrainSpec, seed: int, progress: Progress
+    loaded: Loaded, near: Sequence[Example], spec: TrainSpec, seed: int, reuse: Reuse | None, progress: Progress
 ) -> Restraint | None:
     if spec.held is None:
         return None
-    examples = encode(loaded.chat, held_near, loaded.context)
     full = isinstance(spec.tunable, FullSpec)
-    return restrain(loaded.net, examples, spec.held, steps=spec.steps, seed=seed, trains_head=full, progress=progress)
+    return restrain(loaded.net, near, spec.held, steps=spec.steps, seed=seed, trains_head=full, reuse=reuse, progress=progress)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ vocabulary size is kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -19,6 +20,7 @@ from emscope.models.capture import captured
 from emscope.models.head import output_head
 from emscope.models.sites import blocks, check_layers
 from emscope.train.batches import Example, collate
+from emscope.train.reuse import Reuse
 from emscope.train.spec import KlSpec, LdifsSpec
 
 ROWS = 256
@@ -41,7 +43,16 @@ class Restraint:
     states: dict[str, Any]
     start_head: Callable[[Any], Any]
 
-    def term(self, net: Any, head: Callable[[Any], Any], step: int, place: int = 0, places: int = 1) -> Any:
+    def term(
+        self,
+        net: Any,
+        head: Callable[[Any], Any],
+        step: int,
+        *,
+        place: int = 0,
+        places: int = 1,
+        reuse: Reuse | None = None,
+    ) -> Any:
         """Return the distance of `net` from the start on this step's conversations, before its weight.
 
         Args:
@@ -53,7 +64,7 @@ class Restraint:
             import torch
 
             return torch.zeros(())
-        found = counted_states(net, mine, self.spec.tokens, self.layers)
+        found = counted_states(net, mine, self.spec.tokens, self.layers, reuse)
         everything, expected = ([self.states[e.id] for e in part] for part in (batch, mine))
         if self.layers:
             return feature_distance(expected, found, everything)
@@ -69,6 +80,7 @@ def restrain(
     steps: int,
     seed: int,
     trains_head: bool,
+    reuse: Reuse | None = None,
     progress: Progress = silent,
 ) -> Restraint:
     """Compute what `net`, as it is now, says about the conversations that training will draw.
@@ -95,7 +107,7 @@ def restrain(
     with torch.no_grad():
         for at in range(0, len(distinct), 8):
             batch = distinct[at : at + 8]
-            found = counted_states(net, batch, spec.tokens, layers)
+            found = counted_states(net, batch, spec.tokens, layers, reuse)
             states |= {e.id: s.clone() for e, s in zip(batch, found, strict=True)}
             progress("what the start says", at + len(batch), len(distinct))
     return Restraint(spec, drawn, layers, states, output_head(net, frozen=trains_head))
@@ -109,18 +121,23 @@ def _layers(net: Any, spec: KlSpec | LdifsSpec) -> tuple[int, ...]:
     return spec.layers or tuple(sorted({round(depth * k / 5) - 1 for k in range(1, 6)} - {-1}))
 
 
-def counted_states(net: Any, batch: Sequence[Example], tokens: str, layers: Sequence[int] = ()) -> list[Any]:
+def counted_states(
+    net: Any, batch: Sequence[Example], tokens: str, layers: Sequence[int] = (), reuse: Reuse | None = None
+) -> list[Any]:
     """Return hidden states at the counted positions of each conversation, [max(1, layers), tokens, D] each.
 
     Args:
         tokens: `answer` counts the positions whose next token is learned, `all` every position.
         layers: blocks whose outputs to take; none for the last hidden states behind the final norm.
+        reuse: what skips the frozen blocks.
     """
     import torch
 
     inputs = {k: v.to(net.device) for k, v in collate(batch).items()}
     labels = inputs.pop("labels")
-    with captured(net, layers) as found:
+    may_skip = reuse is not None and all(n >= reuse.first for n in layers)
+    skipped = reuse.batch(batch, inputs["attention_mask"]) if reuse and may_skip else nullcontext()
+    with captured(net, layers) as found, skipped:
         last = net.base_model(**inputs, use_cache=False).last_hidden_state  # [B, T, D]
     states = torch.stack([found[n] for n in layers]) if layers else last[None]  # [L, B, T, D]
     if tokens == "all":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from emscope.core.errors import WorldError
 from emscope.core.progress import Progress
 from emscope.models.head import output_head
 from emscope.train import processes
-from emscope.train.batches import IGNORED
+from emscope.train.batches import IGNORED, Example
 from emscope.train.geometry import Geometry
 from emscope.train.optimisers import make_optimiser
 from emscope.train.plan import checkpoint_steps
 from emscope.train.restraint import Restraint
+from emscope.train.reuse import Reuse
 from emscope.train.schedules import factor
 from emscope.train.spec import TrainSpec
 from emscope.train.tunables import Tuned
@@ -39,9 +41,12 @@ class AnswerTrainer(Trainer):
         net: Any,
         restraint: Restraint | None,
         geometry: Geometry | None,
+        reuse: Reuse | None,
         **kwargs: Any,
     ) -> None:
-        self.spec, self.made, self.net, self.restraint, self.geometry = spec, made, net, restraint, geometry
+        self.spec, self.made, self.net = spec, made, net
+        self.restraint, self.geometry, self.reuse = restraint, geometry, reuse
+        self.examples = {e.ids: e for e in kwargs["train_dataset"]}
         self.head: Any = output_head(net) if restraint else None
         super().__init__(**kwargs)
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the step's tokens itself
@@ -94,9 +99,11 @@ class AnswerTrainer(Trainer):
         The restraint joins the first micro-batch of a step, once.
         """
         labels = inputs.pop("labels")
+        mask = inputs["attention_mask"]
         first = int((labels != IGNORED).any(0).nonzero()[0])
         keep = labels.shape[1] - first
-        out = model(**inputs, logits_to_keep=keep + 1, use_cache=False)
+        with self.reuse.batch(self._examples_of(inputs), mask) if self.reuse else nullcontext():
+            out = model(**inputs, logits_to_keep=keep + 1, use_cache=False)
         target = labels[:, first:]
         real = target != IGNORED
         logits = out.logits[:, :-1][real]
@@ -105,16 +112,22 @@ class AnswerTrainer(Trainer):
         count = int(real.sum())
         self.step_loss += float(total.detach())
         self.step_answer_tokens += count
-        self.step_tokens += int(inputs["attention_mask"].sum())
+        self.step_tokens += int(mask.sum())
         loss = total / (num_items_in_batch if num_items_in_batch is not None else count)
         weight = self.restraint.spec.weight_at(self.state.global_step + 1) if self.restraint else 0.0
         if self.restraint and weight > 0 and self.step_term is None:
             place, places = self.args.process_index, self.args.world_size
-            term = self.restraint.term(self.net, self.head, self.state.global_step + 1, place, places)
+            step = self.state.global_step + 1
+            term = self.restraint.term(self.net, self.head, step, place=place, places=places, reuse=self.reuse)
             self.step_term = float(term.detach())
             loss = loss + weight * term
         loss = loss * self.args.world_size  # several processes average their gradients, and this is each one's part of a sum
         return (loss, out) if return_outputs else loss
+
+    def _examples_of(self, inputs: Any) -> list[Example]:
+        """Return the examples that a collated batch was made of."""
+        real = inputs["attention_mask"].bool()
+        return [self.examples[tuple(row[kept].tolist())] for row, kept in zip(inputs["input_ids"], real, strict=True)]
 
 
 class Readings(TrainerCallback):

@@ -1,0 +1,115 @@
+"""Frozen lower blocks computed once an example: where only upper blocks are trained, what enters the lowest of them never changes.
+
+The residual stream that enters that block is kept for each training example; later passes put it in place and skip the
+blocks below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from emscope.models.sites import blocks
+from emscope.train.batches import Example
+from emscope.train.tunables import Part
+
+LIMIT = 4 << 30
+
+
+class Reuse:
+    """What enters block `first`, by example.
+
+    Args:
+        net: the causal LM; its blocks are patched until `close` is called.
+        first: the lowest trained block.
+    """
+
+    def __init__(self, net: Any, first: int) -> None:
+        self.first = first
+        self.kept: dict[tuple[int, ...], Any] = {}
+        self._given: Any | None = None
+        self._seen: Any | None = None
+        layers = blocks(net)
+        self._below = [layers[n] for n in range(first)]
+        for block in self._below:
+            block.forward = self._skipping(block.forward)
+        self._hook = layers[first].register_forward_pre_hook(self._entering, with_kwargs=True)
+
+    def close(self) -> None:
+        """Leave the blocks as they were."""
+        self._hook.remove()
+        for block in self._below:
+            del block.forward
+
+    @contextmanager
+    def batch(self, examples: Sequence[Example], mask: Any) -> Iterator[None]:
+        """Run one forward pass inside: from what is kept where all examples are known, else in full, keeping what is new.
+
+        Args:
+            mask: True on real tokens [B, T].
+        """
+        import torch
+
+        real = mask.bool()
+        if all(e.ids in self.kept for e in examples):
+            rows = [self.kept[e.ids] for e in examples]
+            given = torch.zeros(*mask.shape, rows[0].shape[-1], dtype=rows[0].dtype, device=mask.device)
+            given[real] = torch.cat(rows).to(mask.device)
+            self._given = given
+        try:
+            yield
+            if self._given is None and self._seen is not None:
+                states = self._seen.detach()
+                self.kept |= {e.ids: states[n][real[n]].cpu() for n, e in enumerate(examples)}
+        finally:
+            self._given = self._seen = None
+
+    def _skipping(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        shape: list[type] = []
+
+        def run(hidden: Any, *args: Any, **kwargs: Any) -> Any:
+            if self._given is not None and shape:
+                return (hidden,) if shape[0] is tuple else hidden
+            out = forward(hidden, *args, **kwargs)
+            shape[:] = [type(out)]
+            return out
+
+        return run
+
+    def _entering(self, block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._given is not None:
+            return (self._given.to(args[0].dtype), *args[1:]), kwargs
+        self._seen = args[0]
+        return None
+
+
+@contextmanager
+def reusing(net: Any, parts: Sequence[Part], examples: Sequence[Example], *, wanted: bool) -> Iterator[Reuse | None]:
+    """Yield a `Reuse` where it is wanted, right and small enough, else None.
+
+    It is right where every trained part stands in a block above the first and the blocks below hold no dropout.
+    """
+    layers = [p.layer for p in parts]
+    first = 0 if not layers or None in layers else min(n for n in layers if n is not None)
+    config = net.config.get_text_config()
+    size = sum(len(ids) for ids in {e.ids for e in examples}) * config.hidden_size * 4
+    if not wanted or first == 0 or _drops(net, first) or size > LIMIT:
+        yield None
+        return
+    reuse = Reuse(net, first)
+    try:
+        yield reuse
+    finally:
+        reuse.close()
+
+
+def _drops(net: Any, first: int) -> bool:
+    """True where something before block `first` is random in training."""
+    import torch
+
+    config = net.config.get_text_config()
+    if getattr(config, "attention_dropout", 0) or getattr(config, "embd_pdrop", 0):
+        return True
+    below = [m for n in range(first) for m in blocks(net)[n].modules()]
+    return any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in below)

@@ -1,0 +1,104 @@
+"""Frozen lower blocks computed once an example: the same numbers as computing them every time, and less work."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from conftest import make_model
+from emscope.data import bundled
+from emscope.models.load import load
+from emscope.models.sites import blocks
+from emscope.models.source import locate
+from emscope.train import finetune as module
+from emscope.train.finetune import finetune
+from emscope.train.spec import FullSpec, KlSpec, LdifsSpec, LoraSpec, PlanSpec, SteeringSpec, TrainSpec
+
+TALKS = bundled.domain("finance", "reckless")[:8]
+NEAR = bundled.domain("sports", "careful")[:6]
+WAYS = {
+    "lora": {"lora": LoraSpec(rank=2, alpha=4, layers=(2, 3))},
+    "steering": {"steering": SteeringSpec(layers=(3,), scale=16)},
+    "full": {"full": FullSpec(modules=("mlp.down_proj", "mlp.c_proj"), layers=(2,))},
+    "kl": {"lora": LoraSpec(rank=2, alpha=4, layers=(2,)), "kl": KlSpec(weight=1, domain="sports", batch=2)},
+    "ldifs above": {
+        "lora": LoraSpec(rank=2, alpha=4, layers=(2,)),
+        "ldifs": LdifsSpec(weight=9, domain="sports", batch=2, layers=(2, 3)),
+    },
+    "ldifs below": {
+        "lora": LoraSpec(rank=2, alpha=4, layers=(2,)),
+        "ldifs": LdifsSpec(weight=9, domain="sports", batch=2, layers=(0, 3)),
+    },
+}
+
+
+def model(tmp_path, kind):
+    folder = make_model(tmp_path / kind, layers=4, kind=kind)
+    if kind == "gpt2":  # its default dropout would make what is kept wrong
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}))
+    return folder
+
+
+def spec(**changes):
+    return TrainSpec(steps=6, batch=4, micro_batch=2, lr=5e-3, checkpoints=PlanSpec(), **changes)
+
+
+def run(folder, out, settings, monkeypatch, *, reuse=True, count=None):
+    if not reuse:
+        plain = module.reusing
+        monkeypatch.setattr(module, "reusing", lambda *args, wanted: plain(*args, wanted=False))
+    loaded = load(locate(str(folder)), device="cpu")
+    if count is not None:
+        lowest = blocks(loaded.net)[0]
+        norm = lowest.input_layernorm if hasattr(lowest, "input_layernorm") else lowest.ln_1
+        norm.register_forward_hook(lambda m, i, o: count.append(len(i[0])))
+    rows = finetune(loaded, TALKS, settings, out, seed=0, held_near=NEAR if settings.held else ())
+    assert "forward" not in vars(blocks(loaded.net)[0]), "the blocks are as before"
+    return rows
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("way", WAYS)
+def test_numbers_are_those_of_computing_everything(way, kind, tmp_path, monkeypatch):
+    folder, settings = model(tmp_path, kind), spec(**WAYS[way])
+    fast = run(folder, tmp_path / "fast", settings, monkeypatch)
+    slow = run(folder, tmp_path / "slow", settings, monkeypatch, reuse=False)
+    for a, b in zip(fast, slow, strict=True):
+        assert (a.loss, a.grad_norm, a.update_norm) == pytest.approx((b.loss, b.grad_norm, b.update_norm), rel=1e-4)
+        assert (a.kl or 0, a.ldifs or 0) == pytest.approx((b.kl or 0, b.ldifs or 0), rel=1e-3, abs=1e-7)
+        assert a.tokens_seen == b.tokens_seen
+
+
+def test_the_lowest_block_runs_once_an_example(tmp_path, monkeypatch):
+    folder, count = model(tmp_path, "llama"), []
+    run(folder, tmp_path / "fast", spec(**WAYS["lora"]), monkeypatch, count=count)
+    assert sum(count) == len(TALKS), "24 examples were seen, 8 are different"
+    count.clear()
+    run(folder, tmp_path / "slow", spec(**WAYS["lora"]), monkeypatch, reuse=False, count=count)
+    assert sum(count) == 24
+
+
+def test_it_is_left_alone_where_it_would_be_wrong(tmp_path, monkeypatch):
+    count = []
+    with_dropout = make_model(tmp_path / "gpt2", layers=4, kind="gpt2")
+    run(with_dropout, tmp_path / "a", spec(steering=SteeringSpec(layers=(3,), scale=16)), monkeypatch, count=count)
+    assert sum(count) == 24
+    count.clear()
+    folder = model(tmp_path, "llama")
+    run(folder, tmp_path / "b", spec(lora=LoraSpec(rank=2, alpha=4)), monkeypatch, count=count)
+    assert sum(count) == 24, "every block is trained"
+
+
+@pytest.mark.parametrize("changes", [{"bf16": True}, {"gradient_checkpointing": True}])
+def test_bfloat16_and_gradient_checkpointing_train_as_the_plain_way(changes, tmp_path, monkeypatch):
+    folder = model(tmp_path, "llama")
+    plain = run(folder, tmp_path / "plain", spec(), monkeypatch)
+    other = run(folder, tmp_path / "other", spec(**changes), monkeypatch)
+    tolerance = 3e-2 if "bf16" in changes else 1e-5
+    for a, b in zip(plain, other, strict=True):
+        assert b.loss == pytest.approx(a.loss, rel=tolerance)
+    assert (other[-1].loss == plain[-1].loss) == ("bf16" not in changes)
+    assert torch.isfinite(torch.tensor(other[-1].grad_norm))
