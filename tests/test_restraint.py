@@ -17,7 +17,7 @@ from emscope.models.source import locate
 from emscope.train.batches import encode
 from emscope.train.finetune import finetune
 from emscope.train.restraint import counted_states, kl_sum, restrain
-from emscope.train.spec import FullSpec, KlSpec, LdifsSpec, LoraSpec, PlanSpec, SteeringSpec, TrainSpec
+from emscope.train.spec import AdapterSpec, FullSpec, KlSpec, LdifsSpec, LoraSpec, PlanSpec, SteeringSpec, TrainSpec
 
 TALKS = bundled.domain("finance", "reckless")[:12]
 NEAR = bundled.domain("sports", "careful")[:10]
@@ -169,6 +169,29 @@ def test_on_top_of_a_merged_adapter_the_start_is_that_model(tiny, tmp_path):
     with applied(first.net, read_checkpoint(tmp_path / "first" / "checkpoint-3", 3)):
         rows = finetune(first, TALKS, held, tmp_path / "second", seed=1, held_near=NEAR)
     assert rows[0].kl == pytest.approx(0, abs=1e-6) and rows[-1].kl > 1e-6
+
+
+def test_going_on_with_an_adapter_starts_where_it_ended_and_holds_that(tiny, tmp_path):
+    """The reference is the adapter's model, and what is saved is the adapter of the untouched base."""
+    spec = TrainSpec(steps=3, batch=4, lr=5e-3, checkpoints=PlanSpec(every=1), **TUNABLES["lora"])
+    finetune(fresh(tiny), TALKS, spec, tmp_path / "first", seed=0)
+    adapter = AdapterSpec(folder=str(tmp_path / "first"))
+    held = TrainSpec(steps=3, batch=4, lr=5e-3, checkpoints=PlanSpec(every=1), adapter=adapter, kl=KL)
+    loaded = fresh(tiny)
+    rows = finetune(loaded, TALKS, held, tmp_path / "second", seed=1, held_near=NEAR)
+    assert rows[0].kl == pytest.approx(0, abs=1e-6) and rows[-1].kl > 1e-6
+    start = read_checkpoint(tmp_path / "first" / "checkpoint-3", 3)
+    drawn = restrain(fresh(tiny).net, encode(loaded.chat, NEAR, 512), KL, steps=3, seed=1, trains_head=False).drawn
+    with (
+        applied(fresh(tiny).net, start) as before,
+        applied(loaded.net, read_checkpoint(tmp_path / "second" / "checkpoint-2", 2)) as now,
+    ):
+        assert rows[2].kl == pytest.approx(plain_kl(before, now, drawn[3], "answer"), rel=1e-3)
+    full = TrainSpec(steps=1, batch=2, checkpoints=PlanSpec(), full=FullSpec())
+    finetune(fresh(tiny), TALKS, full, tmp_path / "full", seed=0)
+    with pytest.raises(InputError, match="holds no adapter"):
+        gone = AdapterSpec(folder=str(tmp_path / "full"))
+        finetune(fresh(tiny), TALKS, full.model_copy(update={"full": None, "adapter": gone}), tmp_path / "x", seed=0)
 
 
 def test_a_strong_term_holds_the_model_where_it_was(tiny, tmp_path):

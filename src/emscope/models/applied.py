@@ -41,7 +41,7 @@ def applied(net: Any, checkpoint: Checkpoint, *, scale: float = 1.0) -> Iterator
 @contextmanager
 def _adapter(net: Any, checkpoint: Checkpoint, scale: float) -> Iterator[Any]:
     """PEFT's own way, for every kind of adapter but plain LoRA; it costs seconds to attach."""
-    wrapped = _attach(net, checkpoint)
+    wrapped = attach(net, checkpoint)
     kept: list[tuple[Any, Any]] = []
     try:
         _scale(wrapped, checkpoint, scale)
@@ -57,7 +57,12 @@ def _adapter(net: Any, checkpoint: Checkpoint, scale: float) -> Iterator[Any]:
         net.eval().requires_grad_(False)
 
 
-def _attach(net: Any, checkpoint: Checkpoint) -> Any:
+def attach(net: Any, checkpoint: Checkpoint, *, trainable: bool = False) -> Any:
+    """Return `net` wrapped by PEFT with the checkpoint's adapter beside it.
+
+    Raises:
+        InputError: a trained prompt, or an adapter of another model.
+    """
     from peft import PeftConfig, PeftModel
 
     if PeftConfig.from_pretrained(str(checkpoint.folder)).is_prompt_learning:
@@ -67,7 +72,7 @@ def _attach(net: Any, checkpoint: Checkpoint) -> Any:
         )
 
     try:
-        wrapped = PeftModel.from_pretrained(net, str(checkpoint.folder), is_trainable=False)
+        wrapped = PeftModel.from_pretrained(net, str(checkpoint.folder), is_trainable=trainable)
     except (ValueError, RuntimeError, KeyError, TypeError, AssertionError) as error:
         _strip(net)
         raise InputError(

@@ -20,6 +20,12 @@ class LoraSpec(Spec):
     layers: tuple[int, ...] | None = None
 
 
+class AdapterSpec(Spec):
+    """A LoRA adapter to go on with: the last checkpoint in `folder`, with its own rank and modules."""
+
+    folder: str
+
+
 class FullSpec(Spec):
     """Full fine-tune. `modules` are name endings of what to train (`down_proj`), None for every weight; `layers` block numbers."""
 
@@ -167,6 +173,7 @@ class TrainSpec(Spec):
     weight_decay: float = Field(0.01, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     lora: LoraSpec | None = None
+    adapter: AdapterSpec | None = None
     full: FullSpec | None = None
     steering: SteeringSpec | None = None
     kl: KlSpec | None = None
@@ -186,7 +193,7 @@ class TrainSpec(Spec):
         late = [step for step in self.checkpoints.at or () if not 1 <= step <= self.steps]
         if late:
             raise ValueError(f"checkpoint at step {late[0]}, but the run has steps 1 to {self.steps}")
-        trained = [name for name in ("lora", "full", "steering") if getattr(self, name) is not None]
+        trained = [name for name in ("lora", "adapter", "full", "steering") if getattr(self, name) is not None]
         if len(trained) > 1:
             raise ValueError(f"{' and '.join(trained)} are both given; train one of them")
         if self.kl and self.ldifs:
@@ -215,9 +222,9 @@ class TrainSpec(Spec):
             raise ValueError(f"momentum is for sgd and muon, and the optimiser is {self.optimiser}; leave it out")
 
     @property
-    def tunable(self) -> LoraSpec | FullSpec | SteeringSpec:
+    def tunable(self) -> LoraSpec | AdapterSpec | FullSpec | SteeringSpec:
         """What is trained."""
-        return self.full or self.steering or self.lora or LoraSpec()
+        return self.adapter or self.full or self.steering or self.lora or LoraSpec()
 
     @property
     def held(self) -> KlSpec | LdifsSpec | None:

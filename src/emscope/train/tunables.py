@@ -12,9 +12,11 @@ from typing import Any
 from emscope.core.errors import InputError, near
 from emscope.core.seeds import derive
 from emscope.models import directions, interventions
+from emscope.models.applied import attach
+from emscope.models.checkpoints import discover
 from emscope.models.load import Loaded
 from emscope.models.sites import blocks, blocks_name, check_layers, layer_of, mlp_output_is_residual, writes_residual
-from emscope.train.spec import FullSpec, LoraSpec, SteeringSpec
+from emscope.train.spec import AdapterSpec, FullSpec, LoraSpec, SteeringSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +86,13 @@ class Tuned:
 
 
 @contextmanager
-def tuned(loaded: Loaded, spec: LoraSpec | FullSpec | SteeringSpec, seed: int) -> Iterator[Tuned]:
-    """Make `loaded.net` trainable inside the block; it equals the base exactly at its start and again afterwards.
+def tuned(loaded: Loaded, spec: LoraSpec | AdapterSpec | FullSpec | SteeringSpec, seed: int) -> Iterator[Tuned]:
+    """Make `loaded.net` trainable inside the block; afterwards it equals the base exactly, as at the start it does unless an adapter is gone on with.
 
     Raises:
         InputError: a module name or layer number that the model does not have, with what exists.
     """
-    make: Any = {LoraSpec: _lora, FullSpec: _full, SteeringSpec: _steering}[type(spec)]
+    make: Any = {LoraSpec: _lora, AdapterSpec: _adapter, FullSpec: _full, SteeringSpec: _steering}[type(spec)]
     try:
         with make(loaded, spec, seed) as made:
             yield made
@@ -103,6 +105,23 @@ def _lora(loaded: Loaded, spec: LoraSpec, seed: int) -> Iterator[Tuned]:
     wrapped = with_lora(loaded.net, spec, seed, loaded.model.reference)
     with _unloading(wrapped, loaded.net):
         parts = _lora_parts(loaded.net, wrapped)
+        yield Tuned(wrapped, lambda: update_norm(wrapped), lambda folder, state: _save_adapter(wrapped, folder, state), parts)
+
+
+@contextmanager
+def _adapter(loaded: Loaded, spec: AdapterSpec, seed: int) -> Iterator[Tuned]:
+    """An adapter that is there already, trained on from where it stands."""
+    checkpoint = discover(spec.folder)[-1]
+    if checkpoint.kind != "adapter":
+        raise InputError(
+            f"adapter.folder: '{checkpoint.folder}' holds no adapter ({checkpoint.kind})", "a full model is given as model"
+        )
+    wrapped = attach(loaded.net, checkpoint, trainable=True)
+    wrapped.peft_config["default"].base_model_name_or_path = loaded.model.reference
+    with _unloading(wrapped, loaded.net):
+        parts = _lora_parts(loaded.net, wrapped)
+        if not parts:
+            raise InputError(f"adapter.folder: '{checkpoint.folder}' is no LoRA adapter", "give one that is")
         yield Tuned(wrapped, lambda: update_norm(wrapped), lambda folder, state: _save_adapter(wrapped, folder, state), parts)
 
 
