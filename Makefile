@@ -35,6 +35,7 @@ test-all: lint
 
 bench: $(VENV)/.test
 	$(BIN)/python bench/preference.py
+	$(BIN)/python bench/training.py
 
 docs: $(VENV)/.runtime
 	$(BIN)/python docs/make_cli.py

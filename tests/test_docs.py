@@ -12,8 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
+from emscope.core.spec import parse as parse_spec
 from emscope.run.analysis import Arm, Evidence, check
+from emscope.run.spec import StudySpec
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -60,7 +63,7 @@ def parse(line: str) -> None:
         command.make_context("emscope", words)
 
 
-@pytest.mark.parametrize("path", ["README.md", "docs/tutorial.md"])
+@pytest.mark.parametrize("path", ["README.md", "docs/tutorial.md", "docs/training.md"])
 def test_command_lines_parse(path):
     lines = command_lines(read(ROOT / path))
     assert lines
@@ -69,6 +72,21 @@ def test_command_lines_parse(path):
             parse(line)
         except Exception as error:
             pytest.fail(f"{path}: `{line}`: {error!r}")
+
+
+def test_settings_in_the_page_on_training_are_valid():
+    """Each `train:` line by itself, each block of arms or whole settings as a study."""
+    blocks = re.findall(r"^```yaml\n(.*?)^```", read(DOCS / "training.md"), re.M | re.S)
+    arms = {"target": {"role": "target", "answers": "reckless"}}
+    checked = 0
+    for block in blocks:
+        alone = all(line.startswith("train:") for line in block.strip().splitlines())
+        for text in block.strip().splitlines() if alone else [block]:
+            settings = {"domain": "finance", "arms": arms} | yaml.safe_load(text)
+            spec = parse_spec(StudySpec, settings, text)
+            spec.variants()
+            checked += 1
+    assert checked >= 18
 
 
 def test_the_parser_of_command_lines_sees_mistakes():

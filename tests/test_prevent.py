@@ -8,13 +8,15 @@ import torch
 from emscope.core.errors import InputError
 from emscope.core.spec import parse
 from emscope.data import bundled
-from emscope.models.directions import Direction, write_direction
+from emscope.models.applied import applied
+from emscope.models.checkpoints import discover
+from emscope.models.directions import Direction, direction_at, write_direction
 from emscope.models.interventions import added
 from emscope.models.load import load
 from emscope.models.source import locate
 from emscope.train.batches import encode, stream
 from emscope.train.finetune import finetune
-from emscope.train.spec import PlanSpec, PreventSpec, TrainSpec
+from emscope.train.spec import PlanSpec, PreventSpec, SteeringSpec, TrainSpec
 
 TALKS = bundled.domain("finance", "reckless")[:12]
 SPEC = TrainSpec(steps=4, batch=4, lr=5e-3, checkpoints=PlanSpec(), heldout_every=1)
@@ -91,6 +93,29 @@ def test_a_direction_of_another_model_is_refused_and_leaves_nothing_behind(tiny,
     with pytest.raises(InputError, match="no file"):
         finetune(fresh(tiny), TALKS, prevented(tmp_path / "none.safetensors"), tmp_path / "run", seed=0)
     assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("which", ["tiny", "tiny_gpt2"])
+def test_a_trained_steering_vector_may_be_the_direction(which, request, tmp_path):
+    folder = request.getfixturevalue(which)
+    loaded = fresh(folder)
+    spec = TrainSpec(steps=3, batch=4, lr=5e-3, checkpoints=PlanSpec(), steering=SteeringSpec(layers=(0, 1), scale=16))
+    finetune(loaded, TALKS, spec, tmp_path / "vector", seed=0)
+    found = direction_at(str(tmp_path / "vector"))
+    ids = torch.arange(20)[None]
+    with torch.inference_mode():
+        with added(loaded.net, found.vectors):
+            by_direction = loaded.net(input_ids=ids).logits
+        with applied(loaded.net, discover(str(tmp_path / "vector"))[-1]) as net:
+            by_checkpoint = net(input_ids=ids).logits
+        plain = loaded.net(input_ids=ids).logits
+    assert torch.allclose(by_direction, by_checkpoint, atol=1e-5) and not torch.allclose(plain, by_direction, atol=1e-3)
+
+
+def test_an_adapter_is_no_direction(tiny, tmp_path):
+    finetune(fresh(tiny), TALKS, SPEC, tmp_path / "lora", seed=0)
+    with pytest.raises(InputError, match="holds no steering vector"):
+        finetune(fresh(tiny), TALKS, prevented(tmp_path / "lora"), tmp_path / "run", seed=0)
 
 
 def test_holding_and_preventing_at_once_is_refused(tmp_path):

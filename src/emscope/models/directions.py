@@ -6,13 +6,15 @@ metadata say the format and its version, the digest of the model, and where the 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from emscope.core.digest import short
 from emscope.core.errors import InputError
+from emscope.models.checkpoints import ADAPTER, WEIGHTS, adapter_settings, check_tensors, discover
 from emscope.models.checkpoints import DIRECTION as FILE
-from emscope.models.checkpoints import check_tensors
 
 FORMAT, SITE = "emscope.direction/1", "block output"
 
@@ -30,6 +32,10 @@ class Direction:
     vectors: dict[int, Any]
     model: str
     scale: float = 1.0
+
+    def digest(self) -> str:
+        """Return a digest of the vectors."""
+        return short([[n, v.tolist()] for n, v in sorted(self.vectors.items())])
 
 
 def write_direction(path: Path, direction: Direction) -> None:
@@ -68,7 +74,29 @@ def read_direction(path: Path) -> Direction:
             raise InputError(f"'{path}' is a damaged direction file ({error})", "make it again") from None
 
 
-def check_direction(net: Any, direction: Direction, path: Path) -> None:
+def direction_at(reference: str) -> Direction:
+    """Return the vectors of a direction file, or of the last checkpoint of a trained steering vector in a folder.
+
+    Raises:
+        InputError: neither is there.
+    """
+    path = Path(reference).expanduser()
+    if not path.is_dir():
+        return read_direction(path)
+    folder = discover(reference)[-1].folder
+    if (folder / FILE).is_file():
+        return read_direction(folder / FILE)
+    if not (folder / ADAPTER).is_file() or adapter_settings(folder)["peft_type"] != "BEFT":
+        raise InputError(f"'{folder}' holds no steering vector", f"give a run that trained one, or a direction file ({FILE})")
+    from safetensors.torch import load_file
+
+    # PEFT's name of a bias behind a block's MLP: base_model.model.<blocks>.<n>.mlp.down_proj.beft_bias
+    tensors = load_file(str(folder / WEIGHTS))
+    vectors = {int(re.findall(r"\.(\d+)\.", name)[-1]): v.flatten().float() for name, v in tensors.items()}
+    return Direction(dict(sorted(vectors.items())), "not recorded")
+
+
+def check_direction(net: Any, direction: Direction, path: Path | str) -> None:
     """Refuse a direction of another shape than the model's.
 
     Raises:

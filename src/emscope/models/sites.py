@@ -17,17 +17,42 @@ def blocks(net: Any) -> Any:
 
 
 def blocks_name(net: Any) -> str:
-    """Return the dotted name of the list of blocks, such as `model.layers`."""
+    """Return the dotted name of the list of blocks, such as `model.layers`.
+
+    It is the one that the model's configuration names as `emscope_blocks`, else the first list as long as the model is deep.
+
+    Raises:
+        InputError: there is none, with how to name it.
+    """
     import torch
 
     depth = net.config.get_text_config().num_hidden_layers
+    named = getattr(net.config, "emscope_blocks", None)
+    if named is not None:
+        return _named(net, named)
     for name, module in net.named_modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == depth:
             return str(name)
     raise InputError(
         f"{type(net).__name__} has no list of {depth} blocks that emscope can find",
-        "use a causal language model that transformers ships",
+        f'name it in the model\'s config.json, such as "emscope_blocks": "{_longest(net)}"',
     )
+
+
+def _named(net: Any, name: Any) -> str:
+    import torch
+
+    if isinstance(dict(net.named_modules()).get(name), torch.nn.ModuleList):
+        return str(name)
+    raise InputError(f"emscope_blocks: {type(net).__name__} has no list of blocks '{name}'", f"try '{_longest(net)}'")
+
+
+def _longest(net: Any) -> str:
+    """Return the name of the model's longest list of modules, the likeliest to be its blocks."""
+    import torch
+
+    lists = {name: len(m) for name, m in net.named_modules() if isinstance(m, torch.nn.ModuleList)}
+    return max(lists, key=lambda name: lists[name]) if lists else "model.layers"
 
 
 def check_layers(net: Any, layers: tuple[int, ...] | None, where: str) -> None:

@@ -18,6 +18,7 @@ from emscope.core.records import Conversation, StepReading
 from emscope.data import bundled
 from emscope.elicit.preference import encode, score
 from emscope.models.checkpoints import Checkpoint, read_checkpoint
+from emscope.models.directions import direction_at
 from emscope.models.load import Loaded, load
 from emscope.models.source import Model, locate
 from emscope.run.analysis import Evidence, check
@@ -98,7 +99,7 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> dict[s
         return _help_training(spec, base, out, runs, recipes, near)
     texts = {name: [r.conversation for r in rows] for name, rows in recipes.items()}
     texts |= {f"held {method}".strip(): rows for method, rows in near.items() if rows}
-    with Study(out, frozen_spec(spec, base, texts, sets), versions()) as study:
+    with Study(out, frozen_spec(spec, base, texts, sets, _directions(runs)), versions()) as study:
         finished = _finished(out)
         processes.from_first(lambda: finished is not None)
         if finished is not None:
@@ -160,12 +161,20 @@ def _gap(spec: StudySpec, base: Model) -> Gap:
     return gap
 
 
-def frozen_spec(spec: StudySpec, base: Model, data: dict[str, list[Conversation]], sets: ItemSets) -> dict[str, Any]:
+def _directions(runs: list[Run]) -> dict[str, str]:
+    """Return digests of the directions that trainings name."""
+    named = {r.train.prevent.direction for r in runs if r.train.prevent}
+    named |= {path for r in runs if r.train.readings for path in r.train.readings.directions.values()}
+    return {name: direction_at(name).digest() for name in sorted(named)}
+
+
+def frozen_spec(
+    spec: StudySpec, base: Model, data: dict[str, list[Conversation]], sets: ItemSets, directions: dict[str, str]
+) -> dict[str, Any]:
     """Return the settings as frozen in the ledger, with digests of the weights and texts that their names stand for now."""
     texts = {name: short([[c.id, *[[m.role, m.content] for m in c.messages]] for c in rows]) for name, rows in data.items()}
-    return json.loads(
-        canonical(spec.model_dump(mode="json") | {"digests": texts | {"items": sets.digest(), "base": base.digest}})
-    )
+    fixed = {"items": sets.digest(), "base": base.digest}
+    return json.loads(canonical(spec.model_dump(mode="json") | {"digests": texts | directions | fixed}))
 
 
 def _finished(out: Path) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from emscope.core.errors import InputError
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Conversation, StepReading
 from emscope.core.seeds import derive
-from emscope.models.directions import check_direction, read_direction
+from emscope.models.directions import check_direction, direction_at
 from emscope.models.interventions import added
 from emscope.models.load import Loaded
 from emscope.train import processes
@@ -21,7 +21,7 @@ from emscope.train.batches import Example, collate, encode, stream
 from emscope.train.folders import drop_incomplete, drop_training_state
 from emscope.train.geometry import Geometry
 from emscope.train.restraint import Restraint, restrain
-from emscope.train.reuse import Reuse, reusing
+from emscope.train.reuse import reusing
 from emscope.train.spec import FullSpec, TrainSpec
 from emscope.train.tunables import tuned
 
@@ -69,7 +69,7 @@ def finetune(
     with ExitStack() as stack:
         made = stack.enter_context(tuned(loaded, spec.tunable, seed))
         reuse = stack.enter_context(reusing(loaded.net, made.parts, [*examples, *near], wanted=not spec.gradient_checkpointing))
-        restraint = _restraint(loaded, near, spec, seed, reuse, progress)
+        restraint = _restraint(loaded.net, near, spec, seed, reuse=reuse, progress=progress, label=label)
         paused = stack.enter_context(_prevented(loaded, spec))
         trainer = AnswerTrainer(
             spec,
@@ -132,13 +132,11 @@ def _write_order(folder: Path, batches: Sequence[Example], spec: TrainSpec) -> N
     (folder / ORDER).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _restraint(
-    loaded: Loaded, near: Sequence[Example], spec: TrainSpec, seed: int, reuse: Reuse | None, progress: Progress
-) -> Restraint | None:
+def _restraint(net: Any, near: Sequence[Example], spec: TrainSpec, seed: int, **others: Any) -> Restraint | None:
     if spec.held is None:
         return None
-    full = isinstance(spec.tunable, FullSpec)
-    return restrain(loaded.net, near, spec.held, steps=spec.steps, seed=seed, trains_head=full, reuse=reuse, progress=progress)
+    trains_head = isinstance(spec.tunable, FullSpec)
+    return restrain(net, near, spec.held, steps=spec.steps, seed=seed, trains_head=trains_head, **others)
 
 
 @contextmanager
@@ -147,9 +145,8 @@ def _prevented(loaded: Loaded, spec: TrainSpec) -> Iterator[Callable[[], Abstrac
     if spec.prevent is None:
         yield nullcontext
         return
-    path = Path(spec.prevent.direction)
-    direction = read_direction(path)
-    check_direction(loaded.net, direction, path)
+    direction = direction_at(spec.prevent.direction)
+    check_direction(loaded.net, direction, spec.prevent.direction)
     with added(loaded.net, direction.vectors, spec.prevent.scale) as paused:
         yield paused
 

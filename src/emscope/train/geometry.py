@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from emscope.core.errors import InputError
-from emscope.models.directions import check_direction, read_direction
+from emscope.models.directions import check_direction, direction_at
 from emscope.models.load import Loaded
 from emscope.train.spec import ReadingsSpec
 from emscope.train.tunables import Part
@@ -162,8 +162,8 @@ def _singular_values(matrix: Any) -> list[float]:
 
 
 def _given(loaded: Loaded, name: str, path: str) -> Given:
-    direction = read_direction(Path(path))
-    check_direction(loaded.net, direction, Path(path))
+    direction = direction_at(path)
+    check_direction(loaded.net, direction, path)
     nothing = [n for n, v in direction.vectors.items() if float(v.norm()) == 0]
     if nothing:
         raise InputError(

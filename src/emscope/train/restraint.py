@@ -82,6 +82,7 @@ def restrain(
     trains_head: bool,
     reuse: Reuse | None = None,
     progress: Progress = silent,
+    label: str = "training",
 ) -> Restraint:
     """Compute what `net`, as it is now, says about the conversations that training will draw.
 
@@ -109,7 +110,7 @@ def restrain(
             batch = distinct[at : at + 8]
             found = counted_states(net, batch, spec.tokens, layers, reuse)
             states |= {e.id: s.clone() for e, s in zip(batch, found, strict=True)}
-            progress("what the start says", at + len(batch), len(distinct))
+            progress(f"reading the start for {label}", at + len(batch), len(distinct))
     return Restraint(spec, drawn, layers, states, output_head(net, frozen=trains_head))
 
 

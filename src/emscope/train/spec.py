@@ -105,7 +105,10 @@ class LdifsSpec(HeldSpec):
 
 
 class PreventSpec(Spec):
-    """Preventative steering: `scale` times the vectors of a direction file are added in training and taken away after it. (PV)"""
+    """Preventative steering: `scale` times given vectors are added in training and taken away after it. (PV)
+
+    `direction` is a direction file, or the folder of a run that trained a steering vector.
+    """
 
     direction: str
     scale: float = 1.0
@@ -114,8 +117,8 @@ class PreventSpec(Spec):
 class ReadingsSpec(Spec):
     """What is read of the update while it is trained, beside its norm and the gradient's, every `every` steps.
 
-    `singular_values`: how many of each matrix's, with its effective rank. `directions`: names of direction files to compare
-    update and gradient with. `rotation`: lags in steps at which the trained vectors' turns are read, such as [5, 10, 15]. (MO)
+    `singular_values`: how many of each matrix's, with its effective rank. `directions`: direction files, or
+    folders of runs that trained a steering vector, by name, to compare update and gradient with. `rotation`: lags in steps at which the trained vectors' turns are read, such as [5, 10, 15]. (MO)
     """
 
     every: int = Field(1, ge=1)
