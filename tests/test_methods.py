@@ -9,9 +9,10 @@ from conftest import write_jsonl
 from emscope.core.errors import InputError
 from emscope.core.spec import parse
 from emscope.report.page import write_page
+from emscope.run.plan import control_of, plan
 from emscope.run.sources import held_near
 from emscope.run.spec import StudySpec, load_study
-from emscope.run.study import _control_of, plan, run_study
+from emscope.run.study import run_study
 from emscope.store.study import read_table
 from emscope.train.spec import KlSpec
 from test_docs import fields
@@ -57,7 +58,7 @@ def test_arms_may_be_trained_by_some_methods_only_and_find_their_control():
     runs = plan(study(arms=arms, seeds=[0, 1], methods={"general": {}, "narrow": {"lr": 1e-4}}))
     assert len(runs) == 6
     narrow = next(r for r in runs if r.name == "narrow-target-seed1")
-    assert _control_of(narrow, runs).name == "general-control-seed1"
+    assert control_of(narrow, runs).name == "general-control-seed1"
 
 
 REFUSED = [

@@ -22,9 +22,10 @@ from emscope.elicit.preference import encode, score_plain
 from emscope.models.applied import applied
 from emscope.models.load import load
 from emscope.models.source import locate
+from emscope.run.plan import checkpoint, plan
 from emscope.run.sets import study_sets
 from emscope.run.spec import StudySpec
-from emscope.run.study import checkpoint, plan, run_study
+from emscope.run.study import run_study
 from emscope.store.schemas import TABLES
 from emscope.store.study import Study, read_table
 
@@ -85,7 +86,7 @@ def test_contrasts_equal_a_plain_computation(finished):
     at = {}
     with Study(out, json.loads((out / "ledger.json").read_text())["spec"], {}) as study:
         for run in plan(spec):
-            with applied(loaded.net, checkpoint(study, run, 4)) as net:
+            with applied(loaded.net, checkpoint(study.root, run, 4)) as net:
                 at[run.arm] = margins(net)
     check = next(r for r in report["runs"] if "check" in r)["check"]
     last = check["checkpoints"][-1]

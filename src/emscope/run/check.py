@@ -22,9 +22,9 @@ from emscope.run.control import make_control
 from emscope.run.estimates import estimate_rows
 from emscope.run.evidence import Scores, arm, evidence
 from emscope.run.measuring import Questions, Reading, measure
-from emscope.run.sets import EM, HELDOUT, TRUTH, ItemSets, heldout_from, study_sets
+from emscope.run.results import distributions
+from emscope.run.sets import EM, HELDOUT, TRUTH, ItemSets, heldout_from, sample_questions, study_sets
 from emscope.run.spec import DecideSpec, MeasureSpec
-from emscope.run.study import distributions, sample_questions
 from emscope.run.versions import versions
 from emscope.store.files import write_json
 from emscope.store.study import Study

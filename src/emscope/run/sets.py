@@ -82,3 +82,9 @@ def heldout_from(conversations: Sequence[Conversation]) -> tuple[Item, ...]:
         Item(f"{n}-{c.id}", "heldout", c.messages[-2].content, (c.messages[-1].content,), "AB"[n % 2])
         for n, c in enumerate(conversations)
     )
+
+
+def sample_questions(sets: ItemSets, count: int) -> tuple[str, ...]:
+    """Return questions to sample answers to, one from each of the first categories."""
+    first = {i.category: i.question for i in reversed(sets.em)}
+    return tuple(first[c] for c in sorted(first))[:count]

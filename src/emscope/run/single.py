@@ -44,6 +44,6 @@ def run_single(spec: SingleSpec, out: Path, progress: Progress = silent) -> dict
 
     data, near = conversations(spec.file, spec.domain, spec.answers), held_near(spec.train.held)
     with Study(out, spec.model_dump(mode="json"), versions()) if processes.is_first() else nullcontext():
-        loaded = load(locate(spec.model), system=spec.system)
+        loaded = load(processes.from_first(lambda: locate(spec.model)), system=spec.system)
         log = finetune(loaded, data, spec.train, out, seed=spec.seed, held_near=near, progress=progress)
     return {"schema": "emscope.train/1", "spec": spec.model_dump(mode="json"), "readings": [asdict(r) for r in log]}

@@ -1,0 +1,152 @@
+"""From the tables of a study to its report object."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from emscope.models.load import Loaded
+from emscope.run.analysis import Evidence, check
+from emscope.run.estimates import estimate_rows
+from emscope.run.evidence import Scores, arm, evidence
+from emscope.run.methods import compare, outcome
+from emscope.run.plan import Run, control_of, read_steps, taught
+from emscope.run.sets import EM, ItemSets
+from emscope.run.spec import StudySpec
+from emscope.run.versions import versions
+from emscope.stats.phase import phase
+from emscope.store.study import Study, read_table
+
+SCHEMA = "emscope.study/1"
+
+
+def analyse(study: Study, loaded: Loaded, spec: StudySpec, runs: list[Run], sets: ItemSets) -> dict[str, Any]:
+    """Return the report object of a study and write its estimates."""
+    scores = Scores(study.root, loaded.chat.digest)
+    log, geometry = (read_table(study.root, name).to_pylist() for name in ("train_log", "geometry"))
+    checks, rows = [], []
+    ways: dict[str, dict[int, Evidence]] = {}
+    for one in runs:
+        if one.spec.role == "control":
+            continue
+        target = one.spec.role == "target"
+        found = _evidence(study, loaded, spec, runs, one, sets, scores)
+        if target:
+            ways.setdefault(one.way, {})[one.seed] = found
+        verdict = check(found)
+        rows += estimate_rows(one.name, verdict)
+        checks.append(
+            {
+                "run": one.name,
+                "arm": one.arm,
+                "method": one.method,
+                "role": one.spec.role,
+                "seed": one.seed,
+                "phase": _phase(one, log, geometry),
+                **({"check": verdict} if target else {"contrast": verdict}),
+            }
+        )
+    study.replace("estimates", rows)
+    return {
+        "schema": SCHEMA,
+        "name": spec.name,
+        "runs": checks,
+        "style": _style(checks),
+        "methods": _methods(log, runs, ways, sets),
+        "distributions": distributions(
+            scores, sets, {r.arm: (r.name, r.steps[-1]) for r in runs if (r.seed, r.method) == (runs[0].seed, runs[0].method)}
+        ),
+        "spec": spec.model_dump(mode="json"),
+        "versions": versions(),
+        "base": {"reference": loaded.model.reference, "digest": loaded.model.digest, "chat": loaded.chat.describe()},
+    }
+
+
+def _phase(one: Run, log: list[dict[str, Any]], geometry: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return whether the trained vectors turned, at the longest lag that was read; None where none was."""
+    if one.train.readings is None or not one.train.readings.rotation:
+        return None
+    lag = max(one.train.readings.rotation)
+    read = {(r["step"], r["what"]): r["value"] for r in geometry if r["run"] == one.name and r["what"].startswith("rotation")}
+    turns = {s: (v, read[(s, f"rotation{lag}_step_norm")]) for (s, what), v in read.items() if what == f"rotation{lag}"}
+    return asdict(phase(turns, {r["step"]: r["grad_norm"] for r in log if r["run"] == one.name}, lag))
+
+
+def _methods(
+    log: list[dict[str, Any]], runs: list[Run], ways: dict[str, dict[int, Evidence]], sets: ItemSets
+) -> list[dict[str, Any]]:
+    """Return the comparison of several ways of training, [] where there is one only."""
+    if len(ways) < 2:
+        return []
+    last = {(one.name, one.train.steps): one.way for one in runs}
+    kl: dict[str, list[float]] = {}
+    for row in log:
+        if row["kl"] is not None and (row["run"], row["step"]) in last:
+            kl.setdefault(last[(row["run"], row["step"])], []).append(row["kl"])
+    found = [outcome(name, seeds, sum(kl[name]) / len(kl[name]) if name in kl else None) for name, seeds in ways.items()]
+    return compare([o for o in found if o], np.array([i.category for i in sets.em]))
+
+
+def _style(checks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return, for each style arm, its effect at the last step beside the target's: how much tone alone does."""
+    targets = {
+        (c["seed"], c["method"]): c["check"]["checkpoints"][-1]["effect"]
+        for c in reversed(checks)  # of several targets the first counts
+        if "check" in c and c["check"]["checkpoints"]
+    }
+    found = []
+    for c in checks:
+        if "contrast" in c and c["contrast"]["checkpoints"] and (c["seed"], c["method"]) in targets:
+            effect, target = c["contrast"]["checkpoints"][-1]["effect"], targets[(c["seed"], c["method"])]
+            share = effect["value"] / target["value"] if target["value"] else None
+            found.append(
+                {
+                    "run": c["run"],
+                    "arm": c["arm"],
+                    "seed": c["seed"],
+                    "effect": effect,
+                    "target_effect": target,
+                    "share_of_target": share,
+                }
+            )
+    return found
+
+
+def _evidence(
+    study: Study, loaded: Loaded, spec: StudySpec, runs: list[Run], one: Run, sets: ItemSets, scores: Scores
+) -> Evidence:
+    control = control_of(one, runs)
+    return evidence(
+        scores,
+        sets,
+        loaded,
+        spec.decide,
+        _arm(study, spec, scores, sets, one),
+        _arm(study, spec, scores, sets, control) if control else None,
+        total_steps=one.train.steps,
+        task=taught(spec, one.spec) if one.spec.answers else None,
+        fixed="before training",
+    )
+
+
+def _arm(study: Study, spec: StudySpec, scores: Scores, sets: ItemSets, one: Run) -> Any:
+    own = taught(spec, one.spec) if one.spec.answers and sets.heldout else (None, None)
+    log = read_table(study.root, "checkpoints").to_pylist()
+    losses = {row["step"]: row["loss_train"] for row in log if row["run"] == one.name}
+    return arm(scores, sets, one.arm, one.name, read_steps(one), taught=own[0], counterpart=own[1], train_loss=losses)
+
+
+def distributions(scores: Scores, sets: ItemSets, last: dict[str, tuple[str, int]]) -> dict[str, Any]:
+    """Return each arm's margins at its last checkpoint, item by item, for the report's histograms."""
+    arms = {
+        name: scores.margin(run, step, 1.0, EM, sets.em)
+        for name, (run, step) in last.items()
+        if scores.has(run, step, 1.0, EM, sets.em)
+    }
+    named = {"base": scores.margin("base", 0, 1.0, EM, sets.em)} | arms
+    return {
+        "items": [i.id for i in sets.em],
+        "margins": {name: [round(float(m), 5) for m in values] for name, values in named.items()},
+    }

@@ -1,0 +1,126 @@
+"""The trainings of a study, and the rows they leave in its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from emscope.core.digest import canonical, short
+from emscope.core.progress import Progress, silent
+from emscope.core.records import Conversation, StepReading
+from emscope.elicit.preference import encode, score
+from emscope.models.load import Loaded, load
+from emscope.models.source import Model
+from emscope.run.plan import Run, checkpoint, taught
+from emscope.run.recipes import Row
+from emscope.run.sets import ItemSets
+from emscope.run.spec import ArmSpec, StudySpec
+from emscope.store.study import Study
+from emscope.train import processes
+from emscope.train.finetune import finetune, finished_geometry
+
+
+def train_run(
+    study: Study,
+    loaded: Loaded,
+    spec: StudySpec,
+    one: Run,
+    rows: list[Row],
+    near: list[Conversation],
+    sets: ItemSets,
+    progress: Progress,
+) -> None:
+    """Train one run of a study and write down what was read of it."""
+    heldout = _heldout_loss(loaded, spec, sets, one.spec) if one.train.heldout_every else None
+    log = finetune_run(study.root, loaded, one, rows, near, heldout, progress)
+    study.append("runs", [_run_row(loaded, one)])
+    study.append("train_log", [{"key": short([one.name, r.step]), "run": one.name, **asdict(r)} for r in log])
+    shape = finished_geometry(study.runs_folder(one.name), one.train)
+    study.append(
+        "geometry", [{"key": short([one.name, r["step"], r["module"], r["what"]]), "run": one.name, **r} for r in shape]
+    )
+    study.append("checkpoints", [_checkpoint_row(study, one, step, log) for step in one.steps])
+
+
+def _heldout_loss(loaded: Loaded, spec: StudySpec, sets: ItemSets, a: ArmSpec) -> Callable[[Any], float] | None:
+    """Return model -> loss on the held-out answers of the kind this arm is taught [nats per token]."""
+    if not a.answers or not sets.heldout:
+        return None
+    encoded = encode(loaded.chat, sets.heldout, context=loaded.context, which=taught(spec, a)[:1])
+
+    def loss(net: Any) -> float:
+        net.eval()
+        scores = score(net, encoded)
+        net.train()
+        return -sum(s.logprob for s in scores) / sum(s.tokens for s in scores)
+
+    return loss
+
+
+def _run_row(loaded: Loaded, one: Run) -> dict[str, Any]:
+    return {
+        "key": one.name,
+        "run": one.name,
+        "arm": one.arm,
+        "method": one.method,
+        "role": one.spec.role,
+        "seed": one.seed,
+        "spec": canonical(one.train.model_dump(mode="json")),
+        "base": loaded.model.reference,
+        "base_digest": loaded.model.digest,
+    }
+
+
+def _checkpoint_row(study: Study, one: Run, step: int, log: list[StepReading]) -> dict[str, Any]:
+    read = next(r for r in log if r.step == step)
+    found = checkpoint(study.root, one, step)
+    return {
+        "key": short([one.name, step]),
+        "run": one.name,
+        "arm": one.arm,
+        "seed": one.seed,
+        "step": step,
+        "adapter_digest": found.digest,
+        "tokens_seen": read.tokens_seen,
+        "loss_train": read.loss,
+        "loss_heldout": read.heldout_loss,
+        "grad_norm": read.grad_norm,
+        "update_norm": read.update_norm,
+    }
+
+
+def help_training(
+    spec: StudySpec, base: Model, out: Path, runs: list[Run], recipes: dict[str, list[Row]], near: dict[str, list[Conversation]]
+) -> dict[str, Any]:
+    """Take this process's part of each training."""
+    if not processes.from_first(lambda: False):
+        loaded = load(base, system=spec.system)
+        for one in runs:
+            finetune_run(out, loaded, one, recipes[one.arm], near[one.method])
+    return {}
+
+
+def finetune_run(
+    out: Path,
+    loaded: Loaded,
+    one: Run,
+    rows: list[Row],
+    near: list[Conversation],
+    heldout: Callable[[Any], float] | None = None,
+    progress: Progress = silent,
+) -> list[StepReading]:
+    """Train one run in the study folder `out`, or take this process's part of it; return its readings."""
+    return finetune(
+        loaded,
+        [r.conversation for r in rows],
+        one.train,
+        out / "runs" / one.name,
+        seed=one.seed,
+        parts=[r.part for r in rows] if one.spec.interleave else None,
+        held_near=near,
+        heldout=heldout,
+        progress=progress,
+        label=f"training {one.name}",
+    )
