@@ -45,7 +45,7 @@ def register(app: typer.Typer) -> None:
         fail_on: str | None = typer.Option(
             None, "--fail-on", help="em: exit with 3 where the verdict is em, 4 where the cause is not separable."
         ),
-        dtype: str = typer.Option("float32", "--dtype", help="float32, bfloat16 or float16."),
+        dtype: str = typer.Option("float32", "--dtype", help="float32, bfloat16, float16 or nf4 (4 bits)."),
         device: str = typer.Option("auto", "--device", help="auto, cpu, cuda, cuda:1, mps."),
         control_batch: int | None = typer.Option(
             None,
@@ -64,6 +64,7 @@ def register(app: typer.Typer) -> None:
         from emscope.cli.output import show
         from emscope.core.errors import InputError
         from emscope.core.spec import parse
+        from emscope.models.load import DTYPES
         from emscope.run.spec import DecideSpec, MeasureSpec
 
         if fail_on not in (None, "em"):
@@ -73,8 +74,8 @@ def register(app: typer.Typer) -> None:
         scales = numbers(amplify, "--amplify")
         from emscope.run.check import CheckRequest, exit_code, run_check
 
-        if dtype not in ("float32", "bfloat16", "float16"):
-            raise InputError(f"--dtype is '{dtype}'", "use float32, bfloat16 or float16")
+        if dtype not in DTYPES:
+            raise InputError(f"--dtype is '{dtype}'", f"use one of {', '.join(DTYPES)}")
         request = CheckRequest(
             checkpoints,
             base=base,

@@ -108,6 +108,8 @@ def _snapshot(wrapped: Any) -> list[tuple[Any, Any]]:
         layer.get_base_layer().weight is tied for layer in layers if hasattr(layer.get_base_layer(), "weight")
     ):
         return []  # merging into a tied matrix would change the embeddings too
+    if any(not p.is_floating_point() for layer in layers for p in layer.get_base_layer().parameters(recurse=False)):
+        return []  # 4-bit weights would be rounded anew
     if any(str(c.peft_type).rsplit(".", 1)[-1] == "BEFT" for c in wrapped.peft_config.values()):
         return []
     kept = []

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from emscope.core.errors import InputError
 from emscope.models.chat import ChatFormat
 from emscope.models.quiet import quiet
 from emscope.models.source import Model
+
+QUANTISED = "nf4"
+DTYPES = ("float32", "bfloat16", "float16", QUANTISED)
 
 
 @dataclass(slots=True)
@@ -38,13 +42,14 @@ def load(model: Model, *, system: str = "none", dtype: str = "float32", device: 
 
     Args:
         system: `none` (no system block), `template` (the template's default) or a text of your own.
-        dtype: a torch dtype name; device: `auto` takes a GPU where there is one.
+        dtype: one of `DTYPES`, `nf4` for 4-bit weights; device: `auto` takes a GPU where there is one.
 
     Raises:
         InputError: where the folder is damaged, of an unknown architecture, or needs code of its own.
     """
     quiet()
-    net = load_net(model.folder, dtype=dtype).to(pick_device(device))
+    where = pick_device(device)
+    net = load_quantised(model.folder, where) if dtype == QUANTISED else load_net(model.folder, dtype=dtype).to(where)
     net.eval().requires_grad_(False)
     tokenizer = load_tokenizer(model)
     return Loaded(net, tokenizer, ChatFormat.of(tokenizer, system), model)
@@ -71,6 +76,40 @@ def load_net(folder: Any, *, dtype: str = "float32") -> Any:
         raise InputError(
             f"'{folder}' cannot be loaded as a causal language model ({first})", "give a complete model folder"
         ) from None
+
+
+def load_quantised(folder: Any, device: str) -> Any:
+    """Return the causal LM in `folder` with its linear layers in 4-bit NormalFloat, for training adapters on top. (QLoRA)
+
+    Raises:
+        InputError: bitsandbytes is not installed, or the model cannot be loaded.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    if find_spec("bitsandbytes") is None:
+        raise InputError("dtype nf4 needs bitsandbytes, which is not installed", "pip install 'emscope[qlora]'")
+    compute = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+    try:
+        net = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            quantization_config=settings,
+            device_map={"": device},
+            dtype=compute,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        )
+    except (ValueError, OSError, KeyError, RuntimeError) as error:
+        raise InputError(
+            f"'{folder}' cannot be loaded in 4 bits ({str(error).strip().splitlines()[0]})", "load it as bfloat16 or float32"
+        ) from None
+    for module in net.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # A forward pass in evaluation mode would repack the weights for a CPU kernel that has no gradient, for good.
+            module.support_avx512bf16_for_cpu = False
+    return net
 
 
 def load_tokenizer(model: Model) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import model_validator
 
@@ -24,6 +24,7 @@ class SingleSpec(Spec):
     """A fine-tune: `domain` and `answers` name bundled data, `file` conversations of your own."""
 
     model: str = "smollm2-135m"
+    dtype: Literal["float32", "bfloat16", "float16", "nf4"] = "float32"
     system: str = "none"
     seed: int = 0
     domain: str | None = None
@@ -44,6 +45,6 @@ def run_single(spec: SingleSpec, out: Path, progress: Progress = silent) -> dict
 
     data, near = conversations(spec.file, spec.domain, spec.answers), held_near(spec.train.held)
     with Study(out, spec.model_dump(mode="json"), versions()) if processes.is_first() else nullcontext():
-        loaded = load(processes.from_first(lambda: locate(spec.model)), system=spec.system)
+        loaded = load(processes.from_first(lambda: locate(spec.model)), system=spec.system, dtype=spec.dtype)
         log = finetune(loaded, data, spec.train, out, seed=spec.seed, held_near=near, progress=progress)
     return {"schema": "emscope.train/1", "spec": spec.model_dump(mode="json"), "readings": [asdict(r) for r in log]}

@@ -54,7 +54,7 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> dict[s
         if finished is not None:
             return finished
         progress("loading the model", 0, 1)
-        loaded = load(base, system=spec.system)
+        loaded = load(base, system=spec.system, dtype=spec.dtype)
         progress("loading the model", 1, 1)
         for name, rows in recipes.items():
             write_jsonl(out / "recipes" / f"{name}.jsonl", listed(rows))
@@ -90,7 +90,7 @@ def _gap(spec: StudySpec, base: Model) -> Gap:
     """Return the measure that a part of a mix is picked by; the model is loaded at its first use."""
 
     def gap(rows: Sequence[Conversation], checkpoint: str) -> list[float]:
-        return perplexity_gap(load(base, system=spec.system), rows, checkpoint)
+        return perplexity_gap(load(base, system=spec.system, dtype=spec.dtype), rows, checkpoint)
 
     return gap
 

@@ -96,7 +96,7 @@ def help_training(
 ) -> dict[str, Any]:
     """Take this process's part of each training."""
     if not processes.from_first(lambda: False):
-        loaded = load(base, system=spec.system)
+        loaded = load(base, system=spec.system, dtype=spec.dtype)
         for one in runs:
             finetune_run(out, loaded, one, recipes[one.arm], near[one.method])
     return {}

@@ -140,6 +140,10 @@ def _full(loaded: Loaded, spec: FullSpec, seed: int) -> Iterator[Tuned]:
     net = loaded.net
     check_layers(net, spec.layers, "full.layers")
     named = dict(net.named_parameters())
+    if any(not p.is_floating_point() for p in named.values()):
+        raise InputError(
+            "full: 4-bit weights cannot be trained", "train lora on them, or load the model as bfloat16 or float32"
+        )
     chosen = [name for name in named if _is_in(name, blocks_name(net), spec)]
     if not chosen:
         last = {name.removesuffix(".weight").removesuffix(".bias").rsplit(".", 1)[-1] for name in named}
@@ -245,6 +249,11 @@ def _steering_by_hooks(loaded: Loaded, spec: SteeringSpec) -> Iterator[Tuned]:
             layers[n].register_parameter("steering_bias", vector)  # "bias": no weight decay, as P3 and PEFT's way have it
             stack.callback(delattr, layers[n], "steering_bias")
         stack.enter_context(interventions.added(net, vectors))
+        if getattr(net, "is_quantized", False):
+            net._hf_peft_config_loaded = (
+                True  # the Trainer asks for something trainable on top of 4-bit weights: the vectors are
+            )
+            stack.callback(delattr, net, "_hf_peft_config_loaded")
         parts = _vector_parts(net, vectors)
         yield Tuned(net, lambda: _norm_of(list(vectors.values())), save, parts, restore, float(spec.scale))
 
