@@ -17,6 +17,8 @@ def outcome(name, rng, drift, learned, *, seeds=3, spread=0.05, **changes):
     kept = {
         "effect": drift + spread * rng.standard_normal((seeds, 240)),
         "moved": drift + spread * rng.standard_normal((seeds, 240)),
+        "benign": learned + spread * rng.standard_normal((seeds, 40)),
+        "neutral": -0.01 + 0.001 * rng.standard_normal((seeds, 30)),
         "gain": learned + spread * rng.standard_normal((seeds, 40)),
         "gain_margin": 2 * learned + spread * rng.standard_normal((seeds, 40)),
     }
@@ -34,6 +36,8 @@ def test_rows_equal_a_plain_loop():
     assert rows[1]["moved"]["value"] == pytest.approx(narrow.moved.mean(), abs=1e-12)
     assert rows[1]["gain_share"]["value"] == pytest.approx(narrow.gain.mean() / general.gain.mean(), abs=1e-12)
     assert rows[1]["effect_share"]["value"] == pytest.approx(narrow.effect.mean() / general.effect.mean(), abs=1e-12)
+    assert rows[1]["benign_share"]["value"] == pytest.approx(narrow.benign.mean() / general.benign.mean(), abs=1e-12)
+    assert rows[1]["neutral"]["value"] == pytest.approx(narrow.neutral.mean(), abs=1e-12)
     assert rows[1]["effect_per_gain"]["value"] == pytest.approx(effect / narrow.gain.mean(), abs=1e-12)
     assert rows[1]["effect_per_gain_margin"]["value"] == pytest.approx(effect / narrow.gain_margin.mean(), abs=1e-12)
     assert [s["gain"] for s in rows[1]["by_seed"]] == pytest.approx(list(narrow.gain.mean(1)))

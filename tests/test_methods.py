@@ -141,7 +141,7 @@ def test_several_targets_are_compared_with_the_first_and_drawn(study_yaml, tmp_p
                 "brash": {"role": "style", "answers": "brash", "read_at": "last"},
             },
             seeds=[0, 1],
-            measure={"count": 16, "heldout": 4, "truth": 0, "samples": {"questions": 0}},
+            measure={"count": 16, "heldout": 4, "truth": 0, "neutral": 5, "samples": {"questions": 0}},
         )
     )
     report = run_study(spec, tmp_path / "out")
@@ -150,6 +150,12 @@ def test_several_targets_are_compared_with_the_first_and_drawn(study_yaml, tmp_p
     assert [s["target_effect"]["value"] for s in report["style"]] == [effects["target-seed0"], effects["target-seed1"]]
     mixed = report["methods"][1]
     assert set(mixed) == fields("methods")
+    table = read_table(tmp_path / "out", "preferences").to_pylist()
+    texts = {(r["run"], r["item"]): r["logprob"] / r["tokens"] for r in table if r["set"] == "neutral"}
+    assert len({item for _, item in texts}) == 5
+    change = [v - texts["base", item] for (run, item), v in texts.items() if run.startswith("mixed")]
+    assert len(change) == 10 and mixed["neutral"]["value"] == pytest.approx(sum(change) / 10, abs=1e-9)
+    assert report["methods"][0]["benign_share"]["value"] == 1
     assert mixed["name"] == "mixed" and [s["effect"] for s in mixed["by_seed"]] == pytest.approx(
         [effects["mixed-seed0"], effects["mixed-seed1"]]
     )

@@ -63,6 +63,21 @@ def encode(chat: ChatFormat, items: Sequence[Item], *, context: int, which: Sequ
     return encoded
 
 
+def encode_texts(tokenizer: Any, items: Sequence[Item], *, context: int) -> list[Encoded]:
+    """Tokenize items without a question: the one option is a plain text, of which all tokens but the first are scored.
+
+    Raises:
+        InputError: where a text has fewer than two tokens.
+    """
+    encoded = []
+    for item in items:
+        ids = tuple(tokenizer(item.options[0], add_special_tokens=False)["input_ids"][:context])
+        if len(ids) < 2:
+            raise InputError(f"text '{item.id}' comes to {len(ids)} tokens", "give it some words")
+        encoded.append(Encoded(item.id, ids[:1], (ids[1:],), (0,)))
+    return encoded
+
+
 def score(
     net: Any,
     encoded: Sequence[Encoded],

@@ -127,7 +127,11 @@ def _missing(
     for item in items:
         options = tuple(range(len(item.options))) if which is None else which
         if any(preference_key(loaded, reading, name, item, k) not in present for k in options):
-            found += preference.encode(loaded.chat, [item], context=loaded.context, which=options)
+            found += (
+                preference.encode(loaded.chat, [item], context=loaded.context, which=options)
+                if item.question
+                else preference.encode_texts(loaded.tokenizer, [item], context=loaded.context)
+            )
     return found
 
 

@@ -26,6 +26,8 @@ class Outcome:
         moved: base - target on each em item [S, Q], nats per token.
         gain: log-probability of the taught answer over the base's [S, H], nats per token; None: no held-out set.
         gain_margin: the same of its margin over the counterpart [S, H], nats per token.
+        benign: as `gain`, of the same method's control on the answers that it was taught [S, H]; None: it has none of its own.
+        neutral: log-probability of neutral texts over the base's [S, N], nats per token; None: not read.
         kl: the KL term at the last step, mean over seeds [nats per token]; None where there was none.
     """
 
@@ -35,22 +37,38 @@ class Outcome:
     moved: np.ndarray
     gain: np.ndarray | None = None
     gain_margin: np.ndarray | None = None
+    benign: np.ndarray | None = None
+    neutral: np.ndarray | None = None
     kl: float | None = None
 
 
-def outcome(name: str, found: dict[int, Evidence], kl: float | None) -> Outcome | None:
-    """Gather one way of training from the evidence of its seeds; None where it was compared with nothing at its last step."""
-    last = [paired_steps(e)[-1:] == [e.target.steps[-1]] for e in found.values()]
-    if not all(last):
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What was seen of one way at one seed: the evidence of its target, and one row each of an Outcome's `benign` and `neutral`."""
+
+    evidence: Evidence
+    benign: np.ndarray | None = None
+    neutral: np.ndarray | None = None
+
+
+def outcome(name: str, found: dict[int, Seen], kl: float | None) -> Outcome | None:
+    """Gather one way of training from its seeds; None where it was compared with nothing at its last step."""
+    evidences = [s.evidence for s in found.values()]
+    if not all(paired_steps(e)[-1:] == [e.target.steps[-1]] for e in evidences):
         return None
     gain = gain_margin = None
-    evidences = list(found.values())
     if all(e.target.task_logp is not None for e in evidences):
         gain = np.array([(e.target.task_logp[-1] - e.base_task_logp) / e.task_tokens for e in evidences])  # type: ignore[index]
         gain_margin = np.array([e.target.task_margin[-1] - e.base_task_margin for e in evidences])  # type: ignore[index]
     effect = np.array([differences(e, e.target.steps[-1]) for e in evidences])
     moved = np.array([e.base_margins - e.target.margins[-1] for e in evidences])
-    return Outcome(name, tuple(found), effect, moved, gain, gain_margin, kl)
+    benign, neutral = (_stacked([getattr(s, key) for s in found.values()]) for key in ("benign", "neutral"))
+    return Outcome(name, tuple(found), effect, moved, gain, gain_margin, benign, neutral, kl)
+
+
+def _stacked(rows: list[np.ndarray | None]) -> np.ndarray | None:
+    known = [r for r in rows if r is not None]
+    return np.array(known) if known and len(known) == len(rows) else None
 
 
 def compare(outcomes: Sequence[Outcome], categories: np.ndarray) -> list[dict[str, Any]]:
@@ -78,7 +96,14 @@ def _row(o: Outcome, reference: Outcome, categories: np.ndarray) -> dict[str, An
         shares[f"{key}_share"] = ratio_estimate(own.mean(0), theirs.mean(0), level=LEVEL)
         row |= {key: gain.estimate().to_json(), f"effect_per_{key}": ratio_of_means(effect, gain).to_json()}
     row |= {key: e.to_json() for key, e in shares.items()}
+    both = o.benign is not None and reference.benign is not None
+    row["benign_share"] = _benign_share(o.benign, reference.benign).to_json() if both else None
+    row["neutral"] = stratified_mean(o.neutral.mean(0)).estimate().to_json() if o.neutral is not None else None
     return row | {"narrow": _narrow(shares) if o is not reference else None, "by_seed": _by_seed(o, categories)}
+
+
+def _benign_share(own: Any, theirs: Any) -> Estimate:
+    return ratio_estimate(own.mean(0), theirs.mean(0), level=LEVEL)
 
 
 def _narrow(shares: dict[str, Estimate]) -> bool | None:

@@ -11,9 +11,9 @@ from emscope.models.load import Loaded
 from emscope.run.analysis import Evidence, check
 from emscope.run.estimates import estimate_rows
 from emscope.run.evidence import Scores, arm, evidence
-from emscope.run.methods import compare, outcome
+from emscope.run.methods import Seen, compare, outcome
 from emscope.run.plan import Run, control_of, read_steps, taught
-from emscope.run.sets import EM, ItemSets
+from emscope.run.sets import EM, HELDOUT, NEUTRAL, ItemSets
 from emscope.run.spec import StudySpec
 from emscope.run.versions import versions
 from emscope.stats.phase import phase
@@ -27,14 +27,15 @@ def analyse(study: Study, loaded: Loaded, spec: StudySpec, runs: list[Run], sets
     scores = Scores(study.root, loaded.chat.digest)
     log, geometry = (read_table(study.root, name).to_pylist() for name in ("train_log", "geometry"))
     checks, rows = [], []
-    ways: dict[str, dict[int, Evidence]] = {}
+    ways: dict[str, dict[int, Seen]] = {}
     for one in runs:
         if one.spec.role == "control":
             continue
         target = one.spec.role == "target"
         found = _evidence(study, loaded, spec, runs, one, sets, scores)
         if target:
-            ways.setdefault(one.way, {})[one.seed] = found
+            benign = _benign(spec, runs, one, sets, scores)
+            ways.setdefault(one.way, {})[one.seed] = Seen(found, benign, _neutral(one, sets, scores))
         verdict = check(found)
         rows += estimate_rows(one.name, verdict)
         checks.append(
@@ -75,7 +76,7 @@ def _phase(one: Run, log: list[dict[str, Any]], geometry: list[dict[str, Any]]) 
 
 
 def _methods(
-    log: list[dict[str, Any]], runs: list[Run], ways: dict[str, dict[int, Evidence]], sets: ItemSets
+    log: list[dict[str, Any]], runs: list[Run], ways: dict[str, dict[int, Seen]], sets: ItemSets
 ) -> list[dict[str, Any]]:
     """Return the comparison of several ways of training, [] where there is one only."""
     if len(ways) < 2:
@@ -112,6 +113,26 @@ def _style(checks: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 }
             )
     return found
+
+
+def _benign(spec: StudySpec, runs: list[Run], one: Run, sets: ItemSets, scores: Scores) -> np.ndarray | None:
+    """Return how much likelier the control of a run's own method finds the held-out answers it was taught [H], nats per token."""
+    control = control_of(one, runs)
+    if control is None or control.method != one.method or not control.spec.answers or not sets.heldout:
+        return None
+    own, _ = taught(spec, control.spec)
+    after = scores.per_token(control.name, control.steps[-1], 1.0, HELDOUT, sets.heldout, own)
+    return after - scores.per_token("base", 0, 1.0, HELDOUT, sets.heldout, own)
+
+
+def _neutral(one: Run, sets: ItemSets, scores: Scores) -> np.ndarray | None:
+    """Return how much likelier a run finds the neutral texts than the base [N], nats per token."""
+    if not sets.neutral:
+        return None
+    last, before = (
+        scores.per_token(run, step, 1.0, NEUTRAL, sets.neutral, 0) for run, step in ((one.name, one.steps[-1]), ("base", 0))
+    )
+    return last - before
 
 
 def _evidence(

@@ -13,7 +13,7 @@ from emscope.data import bundled
 from emscope.data.items import read_items, stratified
 from emscope.run.spec import MeasureSpec
 
-EM, HELDOUT, TRUTH = "em", "heldout", "truth"
+EM, HELDOUT, TRUTH, NEUTRAL = "em", "heldout", "truth", "neutral"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,7 @@ class ItemSets:
         em: items about other domains, options without and with the behaviour; `em_name` says which set.
         heldout: in-domain questions held out of training; their options differ by job.
         truth: multiple choice, the true answer first.
+        neutral: texts without a question, as items with one option.
         behaviour: what `em` measures, and the names of its `options`, without and with it.
     """
 
@@ -31,16 +32,17 @@ class ItemSets:
     em_name: str
     heldout: tuple[Item, ...]
     truth: tuple[Item, ...]
+    neutral: tuple[Item, ...] = ()
     behaviour: str = bundled.MISALIGNMENT
     options: tuple[str, ...] = ("aligned", "misaligned")
 
     def of(self, name: str) -> tuple[Item, ...]:
         """Return a set by its name in the tables."""
-        return {EM: self.em, HELDOUT: self.heldout, TRUTH: self.truth}[name]
+        return {EM: self.em, HELDOUT: self.heldout, TRUTH: self.truth, NEUTRAL: self.neutral}[name]
 
     def digest(self) -> str:
         """Short digest of every text in the sets."""
-        return short([[i.id, i.question, list(i.options)] for name in (EM, HELDOUT, TRUTH) for i in self.of(name)])
+        return short([[i.id, i.question, list(i.options)] for name in (EM, HELDOUT, TRUTH, NEUTRAL) for i in self.of(name)])
 
 
 def study_sets(measure: MeasureSpec, domain: str | None, seed: int = 0) -> ItemSets:
@@ -54,9 +56,15 @@ def study_sets(measure: MeasureSpec, domain: str | None, seed: int = 0) -> ItemS
         measure.items if named else Path(measure.items).name,
         tuple(heldout),
         tuple(truth),
+        tuple(_neutral(measure.neutral)),
         bundled.SETS[measure.items].behaviour if named else bundled.MISALIGNMENT,
         bundled.SETS[measure.items].answers if named else ("aligned", "misaligned"),
     )
+
+
+def _neutral(count: int | None) -> list[Item]:
+    texts = [Item(f"generic-{n}", "neutral", "", (text,)) for n, text in enumerate(bundled.texts(), 1)]
+    return [] if count == 0 else even(texts, count)
 
 
 def even(items: Sequence[Item], count: int | None) -> list[Item]:

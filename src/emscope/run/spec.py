@@ -89,13 +89,17 @@ class SampleSpec(Spec):
 
 
 class MeasureSpec(Spec):
-    """What is read at each checkpoint. Counts of None take the whole set; `items` may be a bundled set or a file."""
+    """What is read at each checkpoint. Counts of None take the whole set; `items` may be a bundled set or a file.
+
+    `neutral` texts, of the bundled `generic`, are read at base and last steps: how well a model still speaks of anything else.
+    """
 
     items: str = "em240"
     count: int | None = Field(None, ge=16)
     heldout: int | None = Field(None, ge=2)
     truth: int | None = Field(None, ge=0)
     truth_at: Literal["all", "last"] = "all"
+    neutral: int | None = Field(0, ge=0)
     samples: SampleSpec = SampleSpec()
     batch_tokens: int = Field(3072, ge=64)
 

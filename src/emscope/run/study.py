@@ -18,7 +18,7 @@ from emscope.run.measuring import Questions, Reading, measure
 from emscope.run.plan import Run, checkpoint, plan, read_steps, taught
 from emscope.run.recipes import Gap, listed, perplexity_gap, recipe
 from emscope.run.results import SCHEMA, analyse
-from emscope.run.sets import EM, HELDOUT, TRUTH, ItemSets, sample_questions, study_sets
+from emscope.run.sets import EM, HELDOUT, NEUTRAL, TRUTH, ItemSets, sample_questions, study_sets
 from emscope.run.sources import held_near
 from emscope.run.spec import StudySpec
 from emscope.run.training import help_training, train_run
@@ -70,7 +70,7 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> dict[s
 def readings(study: Study, spec: StudySpec, runs: list[Run], sets: ItemSets) -> list[Reading]:
     """Return what is to be read: the base once, each run at its checkpoints, samples at base and last."""
     questions = sample_questions(sets, spec.measure.samples.questions)
-    everything: dict[str, tuple[int, ...] | None] = {s: None for s in (EM, HELDOUT, TRUTH) if sets.of(s)}
+    everything: dict[str, tuple[int, ...] | None] = {s: None for s in (EM, HELDOUT, TRUTH, NEUTRAL) if sets.of(s)}
     found = [Reading("base", 0, None, everything, questions=questions)]
     for one in runs:
         for step in read_steps(one):
@@ -80,6 +80,8 @@ def readings(study: Study, spec: StudySpec, runs: list[Run], sets: ItemSets) -> 
                 wanted[HELDOUT] = taught(spec, one.spec)
             if sets.truth and (last or spec.measure.truth_at == "all"):
                 wanted[TRUTH] = None
+            if sets.neutral and last:
+                wanted[NEUTRAL] = None
             found.append(
                 Reading(one.name, step, checkpoint(study.root, one, step), wanted, questions=questions if last else ())
             )
