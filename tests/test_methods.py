@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import yaml
 
@@ -161,6 +163,27 @@ def test_several_targets_are_compared_with_the_first_and_drawn(study_yaml, tmp_p
     )
     page = write_page(report, tmp_path / "out").read_text()
     assert "Ways of training compared" in page and 'id="plot-methods"' in page
+
+
+@pytest.mark.parametrize(
+    ("late", "message"),
+    [
+        (
+            {"lora": {"modules": ["dwon_proj"]}},
+            "method 'b': lora.modules: this model has no module 'dwon_proj'; did you mean 'down_proj'",
+        ),
+        ({"full": {"layers": [5]}}, "method 'b': full.layers: layer 5 is out of range; this model has layers 0 to 1"),
+        ({"steering": {"layers": [2]}}, "method 'b': steering.layers: layer 2 is out of range"),
+        ({"ldifs": {"weight": 1, "domain": "sports", "layers": [9]}}, "method 'b': ldifs.layers: layer 9 is out of range"),
+        ({"kl": {"weight": 1, "domain": "sports", "batch": 500}}, "method 'b': kl.batch is 500 and there are 480"),
+        ({"adapter": {"folder": "nowhere"}}, "method 'b': no folder 'nowhere'"),
+    ],
+)
+def test_the_fault_of_a_late_method_is_found_before_the_first_is_trained(late, message, study_yaml, tmp_path):
+    spec = load_study(study_yaml(train={"steps": 1, "batch": 1}, methods={"a": {}, "b": late}))
+    with pytest.raises(InputError, match=re.escape(message)):
+        run_study(spec, tmp_path / "out")
+    assert not (tmp_path / "out" / "runs").exists()
 
 
 def test_held_conversations_with_one_id_are_refused(tmp_path):

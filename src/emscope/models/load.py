@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from emscope.core.errors import InputError
+from emscope.core.errors import InputError, MissingDependency
 from emscope.models.chat import ChatFormat
 from emscope.models.quiet import quiet
 from emscope.models.source import Model
@@ -82,13 +82,14 @@ def load_quantised(folder: Any, device: str) -> Any:
     """Return the causal LM in `folder` with its linear layers in 4-bit NormalFloat, for training adapters on top. (QLoRA)
 
     Raises:
-        InputError: bitsandbytes is not installed, or the model cannot be loaded.
+        MissingDependency: bitsandbytes is not installed.
+        InputError: the model cannot be loaded.
     """
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     if find_spec("bitsandbytes") is None:
-        raise InputError("dtype nf4 needs bitsandbytes, which is not installed", "pip install 'emscope[qlora]'")
+        raise MissingDependency("dtype nf4 needs bitsandbytes, which is not installed", "pip install 'emscope[qlora]'")
     compute = torch.bfloat16 if device.startswith("cuda") else torch.float32
     settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
     try:

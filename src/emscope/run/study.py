@@ -21,7 +21,7 @@ from emscope.run.results import SCHEMA, analyse
 from emscope.run.sets import EM, HELDOUT, NEUTRAL, TRUTH, ItemSets, sample_questions, study_sets
 from emscope.run.sources import held_near
 from emscope.run.spec import StudySpec
-from emscope.run.training import help_training, train_run
+from emscope.run.training import check_runs, help_training, train_run
 from emscope.run.versions import versions
 from emscope.store.files import write_json, write_jsonl
 from emscope.store.study import Study
@@ -56,6 +56,7 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> dict[s
         progress("loading the model", 0, 1)
         loaded = load(base, system=spec.system, dtype=spec.dtype)
         progress("loading the model", 1, 1)
+        check_runs(loaded, runs, recipes, near)
         for name, rows in recipes.items():
             write_jsonl(out / "recipes" / f"{name}.jsonl", listed(rows))
         for one in runs:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from emscope.core.digest import canonical, short
+from emscope.core.errors import InputError
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Conversation, StepReading
 from emscope.elicit.preference import encode, score
@@ -19,7 +20,21 @@ from emscope.run.sets import ItemSets
 from emscope.run.spec import ArmSpec, StudySpec
 from emscope.store.study import Study
 from emscope.train import processes
-from emscope.train.finetune import finetune, finished_geometry
+from emscope.train.finetune import check_finetune, finetune, finished_geometry
+
+
+def check_runs(loaded: Loaded, runs: list[Run], recipes: dict[str, list[Row]], near: dict[str, list[Conversation]]) -> None:
+    """Refuse a study of which a run cannot be trained, before the first is.
+
+    Raises:
+        InputError: naming the method.
+    """
+    for one in {r.way: r for r in runs}.values():
+        try:
+            check_finetune(loaded, [r.conversation for r in recipes[one.arm]], one.train, near[one.method])
+        except InputError as error:
+            where = f"method '{one.method}': " if one.method else ""
+            raise InputError(f"{where}{error.fault}", error.remedy) from None
 
 
 def train_run(

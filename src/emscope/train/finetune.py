@@ -20,10 +20,10 @@ from emscope.train import processes
 from emscope.train.batches import Example, collate, encode, stream
 from emscope.train.folders import drop_incomplete, drop_training_state
 from emscope.train.geometry import Geometry
-from emscope.train.restraint import Restraint, restrain
+from emscope.train.restraint import Restraint, check_held, restrain
 from emscope.train.reuse import reusing
 from emscope.train.spec import FullSpec, TrainSpec
-from emscope.train.tunables import tuned
+from emscope.train.tunables import check_tunable, tuned
 
 ORDER = "order.jsonl"
 
@@ -55,9 +55,9 @@ def finetune(
         InputError: no conversations, one too long, or a tunable that names nothing.
         WorldError: the loss became NaN or infinite.
     """
-    if not conversations:
-        raise InputError("there are no training conversations", "give at least one")
     from emscope.train.trainer import AnswerTrainer, Readings
+
+    check_finetune(loaded, conversations, spec, held_near)
 
     done, resume = processes.from_first(lambda: _begin(folder, spec))
     if done:
@@ -94,6 +94,27 @@ def finetune(
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     processes.meet()  # all have written what they write
     return processes.from_first(lambda: _begin(folder, spec))[0]
+
+
+def check_finetune(
+    loaded: Loaded, conversations: Sequence[Conversation], spec: TrainSpec, held_near: Sequence[Conversation] = ()
+) -> None:
+    """Refuse what cannot be trained, before anything is: of many fine-tunes the last one's fault is then found first.
+
+    Raises:
+        InputError: as `finetune`.
+    """
+    if not conversations:
+        raise InputError("there are no training conversations", "give at least one")
+    encode(loaded.chat, conversations, loaded.context)
+    check_tunable(loaded.net, spec.tunable)
+    processes.share(spec.micro_batch or spec.batch)
+    if spec.held:
+        encode(loaded.chat, held_near, loaded.context)
+        check_held(loaded.net, spec.held, len(held_near))
+    named = [spec.prevent.direction] if spec.prevent else []
+    for reference in [*named, *(spec.readings.directions.values() if spec.readings else ())]:
+        check_direction(loaded.net, direction_at(reference), reference)
 
 
 def _begin(folder: Path, spec: TrainSpec) -> tuple[list[StepReading], Path | None]:

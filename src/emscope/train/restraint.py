@@ -95,11 +95,7 @@ def restrain(
     """
     import torch
 
-    if len(examples) < spec.batch:
-        raise InputError(
-            f"{spec.name}.batch is {spec.batch} and there are {len(examples)} conversations to draw from",
-            "lower it or give more",
-        )
+    check_held(net, spec, len(examples))
     layers = _layers(net, spec)
     steps_with = [s for s in range(1, steps + 1) if spec.weight_at(s) > 0]
     drawn = {s: tuple(Random(derive(seed, "kl", s)).sample(list(examples), spec.batch)) for s in steps_with}
@@ -114,10 +110,23 @@ def restrain(
     return Restraint(spec, drawn, layers, states, output_head(net, frozen=trains_head))
 
 
+def check_held(net: Any, spec: KlSpec | LdifsSpec, count: int) -> None:
+    """Refuse a term that cannot be computed on `count` conversations.
+
+    Raises:
+        InputError: fewer conversations than a step draws, or a layer that the model does not have.
+    """
+    if count < spec.batch:
+        raise InputError(
+            f"{spec.name}.batch is {spec.batch} and there are {count} conversations to draw from", "lower it or give more"
+        )
+    if isinstance(spec, LdifsSpec):
+        check_layers(net, spec.layers, "ldifs.layers")
+
+
 def _layers(net: Any, spec: KlSpec | LdifsSpec) -> tuple[int, ...]:
     if isinstance(spec, KlSpec):
         return ()
-    check_layers(net, spec.layers, "ldifs.layers")
     depth = len(blocks(net))
     return spec.layers or tuple(sorted({round(depth * k / 5) - 1 for k in range(1, 6)} - {-1}))
 

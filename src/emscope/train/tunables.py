@@ -13,7 +13,7 @@ from emscope.core.errors import InputError, near
 from emscope.core.seeds import derive
 from emscope.models import directions, interventions
 from emscope.models.applied import attach
-from emscope.models.checkpoints import discover
+from emscope.models.checkpoints import Checkpoint, discover
 from emscope.models.load import Loaded
 from emscope.models.sites import blocks, blocks_name, check_layers, layer_of, mlp_output_is_residual, writes_residual
 from emscope.train.spec import AdapterSpec, FullSpec, LoraSpec, SteeringSpec
@@ -100,6 +100,22 @@ def tuned(loaded: Loaded, spec: LoraSpec | AdapterSpec | FullSpec | SteeringSpec
         loaded.net.eval().requires_grad_(False)
 
 
+def check_tunable(net: Any, spec: LoraSpec | AdapterSpec | FullSpec | SteeringSpec) -> None:
+    """Refuse what `tuned` would refuse, before anything is made.
+
+    Raises:
+        InputError: as `tuned`.
+    """
+    if isinstance(spec, LoraSpec):
+        _check_modules(net, spec)
+    elif isinstance(spec, FullSpec):
+        _chosen(net, spec)
+    elif isinstance(spec, SteeringSpec):
+        check_layers(net, spec.layers, "steering.layers")
+    else:
+        _to_go_on_with(spec)
+
+
 @contextmanager
 def _lora(loaded: Loaded, spec: LoraSpec, seed: int) -> Iterator[Tuned]:
     wrapped = with_lora(loaded.net, spec, seed, loaded.model.reference)
@@ -111,11 +127,7 @@ def _lora(loaded: Loaded, spec: LoraSpec, seed: int) -> Iterator[Tuned]:
 @contextmanager
 def _adapter(loaded: Loaded, spec: AdapterSpec, seed: int) -> Iterator[Tuned]:
     """An adapter that is there already, trained on from where it stands."""
-    checkpoint = discover(spec.folder)[-1]
-    if checkpoint.kind != "adapter":
-        raise InputError(
-            f"adapter.folder: '{checkpoint.folder}' holds no adapter ({checkpoint.kind})", "a full model is given as model"
-        )
+    checkpoint = _to_go_on_with(spec)
     wrapped = attach(loaded.net, checkpoint, trainable=True)
     wrapped.peft_config["default"].base_model_name_or_path = loaded.model.reference
     with _unloading(wrapped, loaded.net):
@@ -123,6 +135,15 @@ def _adapter(loaded: Loaded, spec: AdapterSpec, seed: int) -> Iterator[Tuned]:
         if not parts:
             raise InputError(f"adapter.folder: '{checkpoint.folder}' is no LoRA adapter", "give one that is")
         yield Tuned(wrapped, lambda: update_norm(wrapped), lambda folder, state: _save_adapter(wrapped, folder, state), parts)
+
+
+def _to_go_on_with(spec: AdapterSpec) -> Checkpoint:
+    checkpoint = discover(spec.folder)[-1]
+    if checkpoint.kind != "adapter":
+        raise InputError(
+            f"adapter.folder: '{checkpoint.folder}' holds no adapter ({checkpoint.kind})", "a full model is given as model"
+        )
+    return checkpoint
 
 
 def _lora_parts(net: Any, wrapped: Any) -> list[Part]:
@@ -137,19 +158,8 @@ def _lora_parts(net: Any, wrapped: Any) -> list[Part]:
 
 @contextmanager
 def _full(loaded: Loaded, spec: FullSpec, seed: int) -> Iterator[Tuned]:
-    net = loaded.net
-    check_layers(net, spec.layers, "full.layers")
+    net, chosen = loaded.net, _chosen(loaded.net, spec)
     named = dict(net.named_parameters())
-    if any(not p.is_floating_point() for p in named.values()):
-        raise InputError(
-            "full: 4-bit weights cannot be trained", "train lora on them, or load the model as bfloat16 or float32"
-        )
-    chosen = [name for name in named if _is_in(name, blocks_name(net), spec)]
-    if not chosen:
-        last = {name.removesuffix(".weight").removesuffix(".bias").rsplit(".", 1)[-1] for name in named}
-        raise InputError(
-            f"full.modules: this model has no weights {', '.join(spec.modules or ())}", near((spec.modules or ("",))[0], last)
-        )
     kept = {name: named[name].data for name in chosen}
     try:
         for name in chosen:
@@ -165,6 +175,23 @@ def _full(loaded: Loaded, spec: FullSpec, seed: int) -> Iterator[Tuned]:
         for name in chosen:
             named[name].data = kept[name]
             named[name].grad = None
+
+
+def _chosen(net: Any, spec: FullSpec) -> list[str]:
+    """Return the names of the weights that a full fine-tune trains."""
+    check_layers(net, spec.layers, "full.layers")
+    named = dict(net.named_parameters())
+    if any(not p.is_floating_point() for p in named.values()):
+        raise InputError(
+            "full: 4-bit weights cannot be trained", "train lora on them, or load the model as bfloat16 or float32"
+        )
+    chosen = [name for name in named if _is_in(name, blocks_name(net), spec)]
+    if not chosen:
+        last = {name.removesuffix(".weight").removesuffix(".bias").rsplit(".", 1)[-1] for name in named}
+        raise InputError(
+            f"full.modules: this model has no weights {', '.join(spec.modules or ())}", near((spec.modules or ("",))[0], last)
+        )
+    return chosen
 
 
 def _full_parts(net: Any, named: dict[str, Any], kept: dict[str, Any]) -> list[Part]:
