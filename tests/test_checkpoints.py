@@ -59,7 +59,7 @@ def test_applied_equals_peft_and_leaves_the_base_bit_equal(which, settings, plai
     tiny = request.getfixturevalue(which)
     folder = make_adapter(tiny, tmp_path / "checkpoint-3", **settings)
     if plain:
-        monkeypatch.setattr("emscope.models.applied._attach", lambda *a: pytest.fail("went PEFT's slow way"))
+        monkeypatch.setattr("emscope.models.applied.attach", lambda *a: pytest.fail("went PEFT's slow way"))
     net = load_net(tiny).eval()
     before = {k: v.clone() for k, v in net.state_dict().items()}
     keys = list(net.state_dict())

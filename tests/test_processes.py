@@ -35,7 +35,7 @@ def two(*command, check=True):
         timeout=300,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    assert not check or done.returncode == 0, done.stderr[-3000:]
+    assert not check or done.returncode == 0, done.stderr[:3000] + "\n[...]\n" + done.stderr[-3000:]
     return done
 
 
@@ -134,7 +134,9 @@ assert before > 1 and abs(update_norm(lora) - before) < 1e-4 * before, "the norm
 held = sum(p.to_local().numel() for p in net.parameters())
 whole = sum(p.numel() for p in net.parameters())
 assert held <= 0.6 * whole, (held, whole)
-print(f"rank {{dist.get_rank()}}: {{held / whole:.3f}}")
+print(f"rank {{dist.get_rank()}}: {{held / whole:.3f}}", flush=True)
+del net, lora
+dist.barrier()
 dist.destroy_process_group()
 """
 
