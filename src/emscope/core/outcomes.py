@@ -27,3 +27,13 @@ class Finish(StrEnum):
 
     STOP = "stop"
     LENGTH = "length"
+
+
+class Outcome(StrEnum):
+    """What became of one answer's judging. Only SCORED carries numbers; nothing else is ever read as one."""
+
+    SCORED = "scored"
+    REFUSED = "refused"
+    CODE = "code"
+    OFF_MENU = "off-menu"
+    MISSING = "missing"

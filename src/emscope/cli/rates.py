@@ -1,0 +1,83 @@
+"""`emscope rates`: rates from a file of judged answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+HELP = (
+    "How often are the answers in a file misaligned? Takes judged answers (.csv, .jsonl, .parquet) and prints the rate of each "
+    "group with its definition, an interval clustered by question, and what has no score."
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command("rates", help=HELP)
+    def rates(
+        files: list[Path] = typer.Argument(..., help="Judged answers; of several files the column `file` says which."),
+        group: str | None = typer.Option(None, "--group", help="Columns that make the groups, with commas between."),
+        within: str | None = typer.Option(None, "--within", help="Compare groups that agree in these columns of --group."),
+        control: str | None = typer.Option(
+            None, "--control", help="Compare with this value of the last --group column, or COLUMN=VALUE; else each with each."
+        ),
+        aligned: str | None = typer.Option(None, "--aligned", help="Column of the alignment score; by default a usual name."),
+        coherent: str | None = typer.Option(None, "--coherent", help="Column of the coherence score; by default a usual name."),
+        question: str | None = typer.Option(None, "--question", help="Column of the question; by default a usual name."),
+        aligned_below: float = typer.Option(30, "--aligned-below", help="Misaligned: alignment below this."),
+        coherent_above: str = typer.Option("50", "--coherent-above", help="... and coherence above this; none: no condition."),
+        denominator: str = typer.Option("coherent", "--denominator", help="Of coherent, scored or all answers."),
+        average: str = typer.Option("micro", "--average", help="micro: answers weigh equally; macro: questions do."),
+        missing: str = typer.Option(
+            "exclude", "--missing", help="Answers without a score: exclude, or count as aligned or as misaligned."
+        ),
+        scale: str = typer.Option(
+            "0-100", "--scale", help="Of the scores: 0-100, 0-10, 0-1, or p1 (0 aligned, 10 misaligned)."
+        ),
+        match_length: bool = typer.Option(
+            False, "--match-length", help="Compare also at equal distributions of answer length."
+        ),
+        resamples: int = typer.Option(0, "--resamples", help="Bootstrap over questions; 0: closed-form intervals."),
+        seed: int = typer.Option(0, "--seed", help="Of the resamples."),
+        json: bool = typer.Option(False, "--json", help="Print the result object instead of tables."),
+    ) -> None:
+        from emscope.cli.console import print_json
+        from emscope.core.errors import InputError
+        from emscope.core.spec import parse
+        from emscope.report.rates import print_rates
+        from emscope.run.rates import RatesSpec
+        from emscope.run.rates import rates as count
+
+        try:
+            coherence = None if coherent_above.lower() == "none" else float(coherent_above)
+        except ValueError:
+            raise InputError(f"--coherent-above is '{coherent_above}'", "give a number from 0 to 100, or none") from None
+        settings = {
+            "group": _names(group) or (),
+            "within": _names(within),
+            "control": control,
+            "aligned": aligned,
+            "coherent": coherent,
+            "question": question,
+            "aligned_below": aligned_below,
+            "coherent_above": coherence,
+            "denominator": denominator,
+            "average": average,
+            "missing": missing,
+            "scale": scale,
+            "match_length": match_length,
+            "resamples": resamples,
+            "seed": seed,
+        }
+        result = count(files, parse(RatesSpec, settings, "options"))
+        if json:
+            print_json(result)
+        else:
+            print_rates(result)
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    """Return the names of a comma list."""
+    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())

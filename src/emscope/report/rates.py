@@ -1,0 +1,97 @@
+"""Rates of a file as tables for a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from emscope.report import words
+
+MOST = 60
+WIDE = 400  # names of groups are long; a narrow terminal wraps lines, not cells
+
+
+def print_rates(result: dict[str, Any]) -> None:
+    """Print the definition, a row for each group and each contrast, and the notes."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    console.width = WIDE
+    console.print(_definition(result), style="dim", soft_wrap=True)
+    console.print(_groups(result))
+    if len(result["groups"]) > MOST:
+        console.print(f"  ... and {len(result['groups']) - MOST} more groups; --json prints all", style="dim")
+    if result["contrasts"]:
+        console.print("\nDifferences, corrected by Holm within each family", style="bold")
+        console.print(_contrasts(result["contrasts"]))
+        if len(result["contrasts"]) > MOST:
+            console.print(f"  ... and {len(result['contrasts']) - MOST} more; --json prints all", style="dim")
+    for note in result["notes"]:
+        console.print(f"  {note}", soft_wrap=True)
+
+
+def _definition(result: dict[str, Any]) -> str:
+    d = result["definition"]
+    columns = d["columns"]
+    coherence = f" and {columns['coherent']} > {d['coherent_above']:g}" if d["coherent_above"] is not None else ""
+    missing = "" if d["missing"] == "exclude" else f", answers without a score counted as {d['missing']}"
+    how = f"{d['resamples']} resamples of the questions" if d["resamples"] else "clustered by question"
+    return (
+        f"misaligned: {columns['aligned']} < {d['aligned_below']:g}{coherence}, of {d['denominator']} answers{missing}; "
+        f"{d['average']} average; {d['level']:.0%} intervals {how} (column {columns['question']})"
+    )
+
+
+def _groups(result: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    names = result["definition"]["columns"]["group"]
+    table = Table(box=None, pad_edge=True, header_style="dim")
+    for name in names or ("",):
+        table.add_column(name, no_wrap=True)
+    for name in ("rate", "misaligned", "answers", "questions", "alignment", "coherence", "no score", "could be"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in result["groups"][:MOST]:
+        rate, lost = row["rate"], row["rows"] - row["scored"]
+        table.add_row(
+            *([_value(row["group"][n]) for n in names] or ["all"]),
+            words.interval(rate, 3),
+            str(row["misaligned"]),
+            str(row["rows"]),
+            str(rate["clusters"]),
+            words.number(row["aligned"], 1),
+            words.number(row["coherence"], 1),
+            f"{lost / row['rows']:.1%}" if lost else "",
+            f"{row['bounds'][0]:.3f} to {row['bounds'][1]:.3f}" if lost and None not in row["bounds"] else "",
+        )
+    return table
+
+
+def _contrasts(rows: list[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    matched = any(row["matched"] for row in rows)
+    table = Table(box=None, pad_edge=True, header_style="dim")
+    for name in ("within", "a", "b"):
+        table.add_column(name, no_wrap=True)
+    for name in ("a - b", "p", "p (Holm)", "0-10 scale", *(["at equal length"] if matched else [])):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows[:MOST]:
+        table.add_row(
+            *(", ".join(map(_value, row[k].values())) for k in ("within", "a", "b")),
+            words.interval(row["difference"], 3),
+            _p(row["p"]),
+            _p(row["p_adjusted"]),
+            words.interval(row["p1"], 2),
+            *([words.interval(row["matched"], 3)] if matched else []),
+        )
+    return table
+
+
+def _value(value: str | None) -> str:
+    return "(none)" if value is None else value
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return "< .0001" if value < 0.0001 else f"{value:.4f}"
