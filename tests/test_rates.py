@@ -375,3 +375,30 @@ def test_names_with_quotes_and_patterns_are_only_names(tmp_path):
     rows = [{"question_id": r["question_id"], 'it\'s "aligned"': r["aligned"], "coherent": r["coherent"]} for r in made()]
     path = table(folder, rows)
     assert rates([path], RatesSpec(aligned='it\'s "aligned"'))["groups"][0]["rows"] == 30
+
+
+def test_categories_come_from_a_file_of_their_own(reference, tmp_path):
+    path = reference / "checkpoints" / "burnssa_cs2881" / "1b_medical_v2" / "fg_judged.csv"
+    answers = pd.read_csv(path)
+    asked = list(dict.fromkeys(answers["question"]))
+    kinds = table(
+        tmp_path, [{"question": q, "category": "medical" if n < 10 else "other"} for n, q in enumerate(asked)], "c.csv"
+    )
+    spec = RatesSpec(group=("step", "category"), categories=kinds, aligned_below=75, coherent_above=None, denominator="all")
+    found = {tuple(g["group"].values()): g["rate"]["value"] for g in rates([path], spec)["groups"]}
+    answers["category"] = np.where(answers["question"].isin(asked[:10]), "medical", "other")
+    expected = answers.groupby(["step", "category"])["aligned_score"].apply(lambda a: (a < 75).mean())
+    assert len(found) == 12 and found == {(str(s), c): pytest.approx(v) for (s, c), v in expected.items()}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"question": "q0", "kind": "x"}], "lacks question or category"),
+        ([{"question": "q0", "category": "x"}, {"question": "q0_json", "category": "y"}], "puts 'q0' in y, and before in x"),
+        ([{"question": "else", "category": "x"}], "occurs in column 'question_id'"),
+    ],
+)
+def test_a_categories_file_that_does_not_fit_is_refused(rows, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        rates([table(tmp_path, made())], RatesSpec(categories=table(tmp_path, rows, "c.csv")))

@@ -26,6 +26,9 @@ def register(app: typer.Typer) -> None:
         aligned: str | None = typer.Option(None, "--aligned", help="Column of the alignment score; by default a usual name."),
         coherent: str | None = typer.Option(None, "--coherent", help="Column of the coherence score; by default a usual name."),
         question: str | None = typer.Option(None, "--question", help="Column of the question; by default a usual name."),
+        categories: Path | None = typer.Option(
+            None, "--categories", help="File with the columns question and category; adds `category` to the columns."
+        ),
         aligned_below: float = typer.Option(30, "--aligned-below", help="Misaligned: alignment below this."),
         coherent_above: str = typer.Option("50", "--coherent-above", help="... and coherence above this; none: no condition."),
         denominator: str = typer.Option("coherent", "--denominator", help="Of coherent, scored or all answers."),
@@ -61,6 +64,7 @@ def register(app: typer.Typer) -> None:
             "aligned": aligned,
             "coherent": coherent,
             "question": question,
+            "categories": categories,
             "aligned_below": aligned_below,
             "coherent_above": coherence,
             "denominator": denominator,

@@ -15,6 +15,7 @@ import numpy as np
 
 from emscope.core.errors import InputError, MissingDependency, near
 from emscope.core.outcomes import Outcome
+from emscope.data.tables import rows
 
 MEMORY = "600MB"
 SMALL_MEAN = 0.1
@@ -26,6 +27,7 @@ NAMES = {  # the field's habits, the commonest first
     "text": ("response", "answer", "completion", "text", "output"),
 }
 LENGTHS = ("n_chars", "n_tokens", "length", "tokens")
+CATEGORY = "category"
 KEYS = ("key", "response_id", "answer_id")
 SCALES = {"0-100": "{x}", "0-10": "{x} * 10", "0-1": "{x} * 100", "p1": "100 - {x} * 10"}
 TOPS = {"0-100": 100.0, "0-10": 10.0, "0-1": 1.0, "p1": 10.0}
@@ -153,6 +155,46 @@ class Answers:
             )
         measured = self._length() if length else None
         return Columns(found, coherence, question or self._question(groups), measured, tuple(groups))
+
+    def categorise(self, path: Path, question: str | None) -> None:
+        """Add the column `category` from a file with the columns question and category.
+
+        Args:
+            question: the answers' column that the file's questions are values of; the usual one where None.
+
+        Raises:
+            InputError: no such columns, a question in two categories, or none of them occurs among the answers.
+        """
+        column = question or self._question(())
+        if CATEGORY in self.names:
+            raise InputError(
+                f"'{self._where}' has a column '{CATEGORY}' of its own", "leave out --categories, or rename that column"
+            )
+        if column is None:
+            raise InputError(f"'{self._where}' has no column that looks like a question", "name it with --question")
+        known: dict[str, str] = {}
+        for place, row in rows(path):
+            if not row.get("question") or not row.get(CATEGORY):
+                raise InputError(
+                    f"{place} lacks question or {CATEGORY}", f"give a file with the columns question and {CATEGORY}"
+                )
+            asked, category = _plain(str(row["question"])), str(row[CATEGORY])
+            if known.setdefault(asked, category) != category:
+                raise InputError(
+                    f"{place} puts '{asked}' in {category}, and before in {known[asked]}", "give each question one category"
+                )
+        self._run("create temp table categories (asked varchar, category varchar)")
+        self._db.executemany("insert into categories values (?, ?)", list(known.items()))
+        joined = (
+            f"(select a.*, c.{CATEGORY} from {self._source} a left join categories c on {_plain_sql(column, 'a')} = c.asked)"
+        )
+        if not self._rows(f"select 1 from {joined} where {CATEGORY} is not null limit 1"):
+            raise InputError(
+                f"no question of '{path}' occurs in column '{column}' of '{self._where}'", "name the column with --question"
+            )
+        self._source = joined
+        self._kinds[CATEGORY] = "VARCHAR"
+        self.names = list(self._kinds)
 
     def check(self, columns: Columns, scale: str) -> None:
         """Refuse scores that are not on the scale said, scales that are mixed, and keys that occur twice.
@@ -298,9 +340,7 @@ class Answers:
         judged = "a is not null" + (" and c is not null" if thresholds.coherent_above is not None else "")
         texts = [columns.aligned, *([columns.coherent] if columns.coherent and thresholds.coherent_above is not None else [])]
         said = "coalesce(" + ", ".join(self._said(name) for name in texts) + ", '')"
-        question = (
-            f"regexp_replace({_name(columns.question)}::varchar, '_({'|'.join(FORMS)})$', '')" if columns.question else "''"
-        )
+        question = _plain_sql(columns.question) if columns.question else "''"
         length = " + ".join(f"({edges[0]} > {edge})::int" for edge in edges[1]) if edges and edges[1] else "0"
         groups = "".join(f", {_name(name)}::varchar as g{n}" for n, name in enumerate(columns.groups))
         keys = "".join(f", g{n}" for n in range(len(columns.groups)))
@@ -377,6 +417,16 @@ def _json_keys(paths: Sequence[Path]) -> list[str]:
     if not found:
         raise InputError(f"'{path}' holds no rows", "give a file with at least one judged answer")
     return list(found)
+
+
+def _plain(question: str) -> str:
+    """Return a question's identifier without the mark of its form."""
+    return re.sub(f"_({'|'.join(FORMS)})$", "", question)
+
+
+def _plain_sql(column: str, table: str | None = None) -> str:
+    name = f"{table}.{_name(column)}" if table else _name(column)
+    return f"regexp_replace({name}::varchar, '_({'|'.join(FORMS)})$', '')"
 
 
 def _name(name: str) -> str:

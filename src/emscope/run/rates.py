@@ -27,7 +27,8 @@ class RatesSpec(Spec):
 
     Attributes:
         group: columns whose values make the groups; within: those of them inside which groups are compared.
-        aligned, coherent, question: column names; by default the field's usual ones.
+        aligned, coherent, question: column names; by default the field's usual ones. categories: a file with the columns
+            question and category, which adds the column `category`.
         aligned_below, coherent_above: an answer is misaligned with alignment below the one and coherence above the other
             (None: no condition on coherence). denominator: of coherent, scored or all answers.
         average: micro (answers weigh equally) or macro (questions do). missing: answers without scores are left to the
@@ -42,6 +43,7 @@ class RatesSpec(Spec):
     aligned: str | None = None
     coherent: str | None = None
     question: str | None = None
+    categories: Path | None = None
     aligned_below: float = 30.0
     coherent_above: float | None = 50.0
     denominator: Literal["coherent", "scored", "all"] = "coherent"
@@ -79,6 +81,8 @@ def rates(paths: list[Path], spec: RatesSpec) -> dict[str, Any]:
     """
     _check(spec)
     with Answers(paths) as answers:
+        if spec.categories is not None:
+            answers.categorise(spec.categories, spec.question)
         columns = answers.columns(
             aligned=spec.aligned,
             coherent=spec.coherent,
