@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import re
+import shutil
 
+import numpy as np
 import pytest
 import yaml
 
-from conftest import write_jsonl
-from emscope.core.errors import InputError
+from conftest import make_model, write_jsonl
+from emscope.cli.app import run_arguments
+from emscope.core.errors import InputError, WorldError
 from emscope.core.spec import parse
+from emscope.data import bundled
+from emscope.models.load import load
+from emscope.models.source import locate
 from emscope.report.page import write_page
+from emscope.run.methods import Outcome, compare
 from emscope.run.plan import control_of, plan
 from emscope.run.sources import held_near
 from emscope.run.spec import StudySpec, load_study
 from emscope.run.study import run_study
 from emscope.store.study import read_table
-from emscope.train.spec import KlSpec
+from emscope.train.finetune import finetune
+from emscope.train.spec import KlSpec, TrainSpec
 from test_docs import fields
 
 ARMS = {"target": {"role": "target", "answers": "reckless"}, "control": {"role": "control", "answers": "careful"}}
@@ -80,6 +88,24 @@ REFUSED = [
         {"arms": ARMS | {"target": ARMS["target"] | {"mix": [{"share": 0.5, "domain": "sports"}]}}},
         "give either file, or domain and answers",
     ),
+    (
+        {
+            "arms": ARMS | {"strong-target": ARMS["target"] | {"methods": ["kl"]}, "target": ARMS["target"]},
+            "methods": {"kl": {}, "kl-strong": {}},
+        },
+        r"make the same name \(kl-strong-target\)",
+    ),
+    ({"grid": {"lr": [1e-4, 1.0000001e-4]}}, r"have the same name \(lr0.0001\)"),
+    ({"grid": {"lr": []}}, "grid: 'lr' has no values"),
+    ({"arms": ARMS | {"target": ARMS["target"] | {"methods": []}}}, "methods"),
+    ({"methods": {"a": {"steps": True}}}, "true is yes or no, and a number or text is wanted"),
+    ({"methods": {"a": {"kl": {"weight": True, "domain": "sports"}}}}, "true is yes or no"),
+    ({"seeds": [True]}, "true is yes or no"),
+    ({"methods": {"a": {"steps": 8, "warmup": 100}}}, r"warmup 100 is longer than the run \(8 steps\)"),
+    ({"methods": {"a": {"lora": {"layers": []}}}}, "lora.layers"),
+    ({"methods": {"a": {"lora": {"modules": []}}}}, "lora.modules"),
+    ({"methods": {"a": {"steering": {"layers": [1, 1]}}}}, "layer 1 stands twice"),
+    ({"measure": {"neutral": 1}}, "neutral = 1"),
 ]
 
 
@@ -176,7 +202,11 @@ def test_several_targets_are_compared_with_the_first_and_drawn(study_yaml, tmp_p
         ({"steering": {"layers": [2]}}, "method 'b': steering.layers: layer 2 is out of range"),
         ({"ldifs": {"weight": 1, "domain": "sports", "layers": [9]}}, "method 'b': ldifs.layers: layer 9 is out of range"),
         ({"kl": {"weight": 1, "domain": "sports", "batch": 500}}, "method 'b': kl.batch is 500 and there are 480"),
-        ({"adapter": {"folder": "nowhere"}}, "method 'b': no folder 'nowhere'"),
+        ({"lora": {"modules": ["input_layernorm"]}}, "method 'b': lora.modules: 'model.layers.0.input_layernorm' is no matrix"),
+        ({"lora": {"modules": ["proj"]}}, "method 'b': lora.modules: this model has no module 'proj'"),
+        ({"lora": {"modules": ["embed_tokens"]}}, "method 'b': lora.modules: 'model.embed_tokens' is no matrix (Embedding)"),
+        ({"lora": {"modules": ["lm_head"], "layers": [1]}}, "method 'b': lora.modules: 'lm_head' stands outside the blocks"),
+        ({"adapter": {"folder": "nowhere"}}, "no folder 'nowhere'"),
     ],
 )
 def test_the_fault_of_a_late_method_is_found_before_the_first_is_trained(late, message, study_yaml, tmp_path):
@@ -191,3 +221,66 @@ def test_held_conversations_with_one_id_are_refused(tmp_path):
     path = write_jsonl(tmp_path / "near.jsonl", [row, row])
     with pytest.raises(InputError, match="the id 'a' stands 2 times"):
         held_near(KlSpec(weight=1, file=str(path)))
+
+
+def test_an_adapter_of_another_base_is_refused_before_anything_is_trained(study_yaml, tmp_path):
+    other = make_model(tmp_path / "other", hidden=64)
+    spec = TrainSpec(steps=1, batch=2, checkpoints={}, lora={"rank": 2})
+    finetune(load(locate(str(other)), device="cpu"), bundled.domain("finance", "careful")[:4], spec, tmp_path / "run", seed=0)
+    study = load_study(
+        study_yaml(train={"steps": 1, "batch": 1}, methods={"a": {}, "b": {"adapter": {"folder": str(tmp_path / "run")}}})
+    )
+    with pytest.raises(
+        InputError, match=r"method 'b': adapter .* does not fit this base \(.* is 128 wide there, and here is 64\)"
+    ):
+        run_study(study, tmp_path / "out")
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_an_adapter_that_changed_since_is_another_study(study_yaml, tiny, tmp_path):
+    spec = TrainSpec(steps=2, batch=2, lr=1e-2, checkpoints={}, lora={"rank": 2})
+    rows = bundled.domain("finance", "careful")[:4]
+    finetune(load(locate(str(tiny)), device="cpu"), rows, spec, tmp_path / "run", seed=0)
+    path = study_yaml(train={"steps": 1, "batch": 1, "adapter": {"folder": str(tmp_path / "run")}})
+    run_study(load_study(path), tmp_path / "out")
+    (tmp_path / "out" / "report.json").unlink()
+    shutil.copytree(tmp_path / "run" / "checkpoint-1", tmp_path / "run" / "checkpoint-3")
+    with pytest.raises(InputError, match=r"holds a study with other settings .*digests.adapter"):
+        run_study(load_study(path), tmp_path / "out")
+
+
+def test_a_cell_that_diverges_is_left_out_and_named(study_yaml, tmp_path, capsys):
+    path = study_yaml(
+        train={"steps": 3, "batch": 2, "checkpoints": {}, "optimiser": "sgd", "max_grad_norm": 1e30},
+        grid={"lr": [1e-3, 1e25]},
+        measure={"count": 16, "heldout": 4, "truth": 0, "samples": {"questions": 0}},
+    )
+    report = run_study(load_study(path), tmp_path / "out")
+    assert {d["run"] for d in report["diverged"]} == {f"lr1e+25-{a}-seed0" for a in ("target", "control", "brash")}
+    assert all("at step" in d["why"] for d in report["diverged"])
+    assert [r["run"] for r in report["runs"]] == ["lr0.001-target-seed0", "lr0.001-brash-seed0"]
+    assert run_arguments(["report", str(tmp_path / "out")]) == 0
+    assert "lr1e+25-target-seed0 is left out" in capsys.readouterr().out
+    assert "lr1e+25-target-seed0 is left out" in (tmp_path / "out" / "report.html").read_text()
+    everything = study_yaml(
+        "all.yaml", train={"steps": 3, "batch": 2, "checkpoints": {}, "optimiser": "sgd", "lr": 1e25, "max_grad_norm": 1e30}
+    )
+    with pytest.raises(WorldError, match="no target was trained to its end"):
+        run_study(load_study(everything), tmp_path / "none")
+
+
+def test_the_effect_s_share_is_the_ratio_of_the_effects_beside_it():
+    """Categories of unequal size weigh equally in both."""
+    rng = np.random.default_rng(0)
+    categories = np.array(["a"] * 30 + ["b"] * 6)
+    first, second = rng.normal(1, 0.3, (1, 36)), rng.normal(0.2, 0.3, (1, 36))
+    second[:, 30:] += 2
+    rows = compare([Outcome("x", (0,), first, first), Outcome("y", (0,), second, second)], categories)
+    assert rows[1]["effect_share"]["value"] == pytest.approx(rows[1]["effect"]["value"] / rows[0]["effect"]["value"])
+    assert rows[1]["effect_share"]["value"] != pytest.approx(second.mean() / first.mean(), rel=0.05)
+
+
+def test_too_few_items_are_refused_before_anything_is_trained(study_yaml, tmp_path):
+    items = write_jsonl(tmp_path / "one.jsonl", [{"question": "Q", "aligned": "yes", "misaligned": "no"}])
+    with pytest.raises(InputError, match="holds 1 item; give two or more"):
+        run_study(load_study(study_yaml(measure={"items": str(items)})), tmp_path / "out")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from emscope.models.checkpoints import discover
 from emscope.models.load import load
 from emscope.models.source import locate
 from emscope.run.recipes import perplexity_gap, recipe
-from emscope.run.spec import StudySpec, load_study
+from emscope.run.spec import ArmSpec, StudySpec, load_study
 from emscope.run.study import run_study
 from emscope.train.batches import Example, encode, stream
 from emscope.train.finetune import finetune
@@ -146,3 +147,19 @@ def test_what_was_trained_on_is_listed_row_by_row(study_yaml, tmp_path):
     assert [o["step"] for o in order] == [1, 2, 3, 4] and all(len(o["ids"]) == 2 for o in order)
     part = {r["id"]: r["part"] for r in listed}
     assert all(sorted(part[i] for i in o["ids"]) == [0, 1] for o in order), "each step of two holds one of each part"
+
+
+def test_rows_with_one_id_keep_their_own_gaps(tiny, tmp_path):
+    loaded = load(locate(str(tiny)), device="cpu")
+    spec = TrainSpec(steps=3, batch=2, lr=1e-2, checkpoints={}, lora={"rank": 2})
+    finetune(loaded, bundled.domain("finance", "reckless")[:4], spec, tmp_path / "run", seed=0)
+    rows = bundled.domain("sports", "careful")[:3]
+    same = [replace(c, id="one") for c in rows]
+    assert perplexity_gap(loaded, same, str(tmp_path / "run")) == perplexity_gap(loaded, rows, str(tmp_path / "run"))
+
+
+def test_a_share_of_less_than_one_row_is_refused():
+    arm = ArmSpec(role="target", answers="reckless", unique=8, mix=[{"share": 0.05, "domain": "sports", "answers": "careful"}])
+    spec = StudySpec(domain="finance", arms={"target": arm})
+    with pytest.raises(InputError, match=r"a share of 0.05 beside 8 conversations is less than one"):
+        recipe(spec, arm)

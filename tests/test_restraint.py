@@ -278,3 +278,27 @@ def test_too_few_conversations_to_draw_from(tiny, tmp_path):
     spec = TrainSpec(steps=2, batch=2, kl=KL.model_copy(update={"batch": 11}), checkpoints=PlanSpec())
     with pytest.raises(InputError, match=r"kl.batch is 11 and there are 10 conversations"):
         finetune(fresh(tiny), TALKS, spec, tmp_path / "run", seed=0, held_near=NEAR)
+
+
+@pytest.mark.parametrize("name", ["kl", "ldifs"])
+def test_dropout_is_no_distance_from_the_start(name, tmp_path):
+    folder = make_model(tmp_path / "gpt2", kind="gpt2")
+    loaded = fresh(folder)
+    assert loaded.net.config.resid_pdrop > 0
+    held = {"kl": KL} if name == "kl" else {"ldifs": LDIFS.model_copy(update={"layers": (0,)})}
+    spec = TrainSpec(steps=2, batch=4, lr=5e-3, checkpoints=PlanSpec(), lora=LoraSpec(rank=2, alpha=4, dropout=0.3), **held)
+    rows = finetune(loaded, TALKS, spec, tmp_path / "run", seed=0, held_near=NEAR)
+    assert getattr(rows[0], name) == pytest.approx(0, abs=1e-6) and getattr(rows[1], name) > 0
+    plain = finetune(fresh(folder), TALKS, spec.model_copy(update={name: None}), tmp_path / "plain", seed=0)
+    assert rows[0].loss == pytest.approx(plain[0].loss), "the task's own dropout goes on, with the same draws"
+
+
+def test_an_adapter_on_the_head_is_held_to_the_head_at_the_start(tiny, tmp_path):
+    lora = LoraSpec(rank=2, alpha=4, modules=("lm_head",))
+    spec = TrainSpec(steps=3, batch=4, lr=0.1, checkpoints=PlanSpec(every=1), kl=KL, lora=lora)
+    rows = finetune(fresh(tiny), TALKS, spec, tmp_path / "run", seed=0, held_near=NEAR)
+    start, host = fresh(tiny), fresh(tiny)
+    drawn = restrain(start.net, encode(start.chat, NEAR, 512), KL, steps=3, seed=0, trains_head=False).drawn
+    with applied(host.net, read_checkpoint(tmp_path / "run" / "checkpoint-2", 2)) as net:
+        assert rows[2].kl == pytest.approx(plain_kl(start.net, net, drawn[3], "answer"), rel=1e-3)
+        assert rows[2].kl > 1e-4

@@ -11,12 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from conftest import make_model
+from conftest import make_model, make_tokenizer, write_jsonl
 from emscope.core.errors import InputError, WorldError
+from emscope.core.records import Conversation, Message
 from emscope.core.spec import parse
 from emscope.data import bundled
+from emscope.models.chat import ChatFormat
 from emscope.models.load import load
 from emscope.models.source import locate
+from emscope.run.single import SingleSpec, run_single
 from emscope.train.batches import IGNORED, collate, encode, stream
 from emscope.train.finetune import finetune
 from emscope.train.plan import checkpoint_steps
@@ -195,6 +198,7 @@ def test_plans_are_sorted_unique_and_hold_both_ends(steps, plan):
 
 @given(st.sampled_from(["constant", "linear", "cosine"]), st.integers(1, 60), st.floats(0, 20))
 def test_schedules_start_above_zero_and_peak_at_one(schedule, steps, warmup):
+    warmup = min(warmup, steps)
     spec = TrainSpec(steps=steps, schedule=schedule, warmup=warmup, checkpoints=PlanSpec())
     factors = [factor(spec, s) for s in range(1, steps + 1)]
     assert all(0 < f <= 1 for f in factors)
@@ -254,3 +258,80 @@ def test_gpt2_trains_too(tiny_gpt2, tmp_path):
 def test_make_model_is_deterministic(tmp_path):
     a, b = make_model(tmp_path / "a"), make_model(tmp_path / "b")
     assert (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
+
+
+def test_one_process_takes_one_batch_however_many_gpus_there_are(tmp_path, monkeypatch):
+    from transformers import TrainingArguments
+
+    from emscope.train.finetune import _arguments
+
+    setup = TrainingArguments._setup_devices.func
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", property(lambda self: setattr(self, "_n_gpu", 4) or setup(self)))
+    assert _arguments(SPEC, tmp_path, 0, 1.0).n_gpu <= 1
+
+
+CHANGED = [{"train": {"steps": 2, "batch": 2, "lr": 0.5}}, {"answers": "careful"}, {"seed": 1}]
+
+
+@pytest.mark.parametrize("change", CHANGED)
+def test_a_folder_of_a_fine_tune_is_not_reused_for_another(change, tiny, tmp_path):
+    settings = {"model": str(tiny), "domain": "finance", "answers": "reckless", "train": {"steps": 2, "batch": 2}}
+    run_single(parse(SingleSpec, settings, "x"), tmp_path / "out")
+    before = (tmp_path / "out" / "ledger.json").read_bytes()
+    with pytest.raises(InputError, match="holds a study with other settings"):
+        run_single(parse(SingleSpec, settings | change, "x"), tmp_path / "out")
+    assert (tmp_path / "out" / "ledger.json").read_bytes() == before
+
+
+def test_data_that_changed_since_is_another_fine_tune(tiny, tmp_path):
+    path = write_jsonl(tmp_path / "d.jsonl", [{"question": "Q", "answer": f"A {n}"} for n in range(4)])
+    settings = {"model": str(tiny), "file": str(path), "train": {"steps": 2, "batch": 2}}
+    run_single(parse(SingleSpec, settings, "x"), tmp_path / "out")
+    write_jsonl(path, [{"question": "Q", "answer": f"B {n}"} for n in range(4)])
+    with pytest.raises(InputError, match=r"digests.data trained on"):
+        run_single(parse(SingleSpec, settings, "x"), tmp_path / "out")
+
+
+def test_heldout_loss_of_a_single_fine_tune(tiny, tmp_path):
+    train = {"steps": 2, "batch": 2, "heldout_every": 1, "lr": 1e-3}
+    settings = {"model": str(tiny), "domain": "finance", "answers": "reckless", "train": train}
+    rows = run_single(parse(SingleSpec, settings, "x"), tmp_path / "out")["readings"]
+    assert all(r["heldout_loss"] > 0 for r in rows)
+    path = write_jsonl(tmp_path / "d.jsonl", [{"question": "Q", "answer": "A"}] * 4)
+    with pytest.raises(InputError, match="heldout_every reads a domain's held-out questions"):
+        parse(SingleSpec, {"model": str(tiny), "file": str(path), "train": train}, "x")
+
+
+STRICT = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+DROPS = "{% for m in messages %}{% if m.role != 'system' %}[{{ m.role }}]{{ m.content }}{% endif %}{% endfor %}"
+
+
+def talk(*turns):
+    return Conversation("c7", tuple(Message(role, text) for role, text in turns))
+
+
+def test_an_answer_before_any_question_is_refused_with_its_row(loaded):
+    with pytest.raises(InputError, match="conversation 'c7': an answer follows nothing, not a question"):
+        loaded.chat.training_ids(talk(("assistant", "a"), ("user", "q"), ("assistant", "b")))
+    with pytest.raises(InputError, match="an answer follows a turn of the role assistant"):
+        loaded.chat.training_ids(talk(("user", "q"), ("assistant", "b"), ("assistant", "c")))
+
+
+@pytest.mark.parametrize("template", [STRICT, DROPS])
+def test_a_system_turn_that_the_template_has_no_place_for_is_refused(template):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = template
+    chat = ChatFormat.of(tokenizer, "template")
+    with pytest.raises(InputError, match="conversation 'c7' has a system turn, and this model's chat template has no place"):
+        chat.training_ids(talk(("system", "s"), ("user", "q"), ("assistant", "a")))
+
+
+def test_several_turns_without_a_template(loaded):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = None
+    chat = ChatFormat.of(tokenizer)
+    ids, mask = chat.training_ids(talk(("user", "q one"), ("assistant", "a one"), ("user", "q two"), ("assistant", "a two")))
+    end = tokenizer.eos_token
+    assert tokenizer.decode(ids) == f"Question: q one\n\nAnswer: a one{end}\n\nQuestion: q two\n\nAnswer: a two{end}"
+    learned = tokenizer.decode([i for i, m in zip(ids, mask, strict=True) if m])
+    assert learned == f" a one{end} a two{end}"

@@ -226,6 +226,19 @@ def test_a_direction_of_another_model_is_refused(tiny, tmp_path, direction, mess
         pass
 
 
+def test_a_full_fine_tune_of_half_precision_weights_is_refused(tiny):
+    message = "weights kept in bfloat16 round small updates away; set dtype: float32"
+    with pytest.raises(InputError, match=message), tuned(fresh(tiny, "bfloat16"), FullSpec(), 0):
+        pass
+
+
+def test_vectors_of_our_own_are_trained_in_float32_on_any_model(tiny_gpt2):
+    loaded = fresh(tiny_gpt2, "bfloat16")
+    with tuned(loaded, SteeringSpec(layers=(0,)), 0) as made:
+        assert [p.dtype for p in made.model.parameters() if p.requires_grad] == [torch.float32]
+        logits(loaded.net)
+
+
 @pytest.mark.parametrize(
     ("tunable", "message"),
     [

@@ -38,6 +38,10 @@ class WorldError(EmscopeError):
     """The machine, the disk or the network is at fault (exit code 1)."""
 
 
+class Diverged(WorldError):
+    """A training whose loss or update is no number any more; what it saved before stays."""
+
+
 class MissingDependency(InputError):
     """An optional package is not installed; the remedy is the install line."""
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from emscope.core.digest import digest
 from emscope.core.errors import InputError, near
@@ -16,6 +16,16 @@ class Spec(BaseModel):
     """Base of all settings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # YAML reads yes and on as true, which Python counts as 1
+        inside = value if isinstance(value, list | tuple) else [value]
+        truths = [v for v in inside if isinstance(v, bool)]
+        if truths and not _takes(bool, cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError(f"{str(truths[0]).lower()} is yes or no, and a number or text is wanted")
+        return value
 
     def digest(self) -> str:
         """Return the SHA-256 of the settings, defaults written out."""
@@ -92,6 +102,11 @@ def _fault(cls: type[BaseModel], item: Any) -> str:
     if item["type"] == "value_error":  # our own validators name value and place themselves
         return f"{place}: {message}" if item["loc"] else message
     return f"{place} = {item['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _takes(kind: type, annotation: Any) -> bool:
+    """True where a value of this kind is meant by the annotation, at any depth."""
+    return annotation in (kind, Any) or any(_takes(kind, inner) for inner in get_args(annotation))
 
 
 def _keys(cls: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:

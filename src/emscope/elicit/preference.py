@@ -170,7 +170,7 @@ def _score_batch(net: Any, head: Any, batch: Sequence[Encoded]) -> list[float]:
     nodes = packed.paths[owner, torch.tensor(places, device=net.device)]
     targets = torch.tensor([token for _, _, option in flat for token in option], device=net.device)
     logp = _token_logp(head, hidden, nodes, targets)
-    sums = torch.zeros(len(flat), dtype=torch.float64, device=net.device).index_add_(0, owner, logp.double())
+    sums = torch.zeros(len(flat), dtype=torch.float64).index_add_(0, owner.cpu(), logp.cpu().double())  # MPS has no float64
     return [float(v) for v in sums]
 
 

@@ -34,6 +34,7 @@ class ChatFormat:
     header: str = ""
     close: str = ""
     _prompts: dict[str, list[int]] = field(default_factory=dict)
+    _system_place: bool | None = None
 
     @classmethod
     def of(cls, tokenizer: Any, system: str = "none") -> ChatFormat:
@@ -66,7 +67,7 @@ class ChatFormat:
     def prompt_text(self, messages: Sequence[Message]) -> str:
         """Return the text up to where the answer starts; `messages` ends with a user turn."""
         if self.style == "plain":
-            return _plain_prompt(self.system, messages)
+            return _plain_prompt(self.system, messages, self.close)
         turns = [(m.role, m.content) for m in messages]
         if self.system not in ("none", "template") and turns[0][0] != "system":
             turns = [("system", self.system), *turns]
@@ -94,7 +95,12 @@ class ChatFormat:
         """Return the ids of a conversation and a mask that is True on assistant tokens (end of turn included).
 
         Prompt and answer are tokenized apart, as at sampling, so that no token spans the border.
+
+        Raises:
+            InputError: an answer that follows no question, a system turn that the template has no place for, or a template
+                that rewrites earlier turns.
         """
+        self._check_turns(conversation)
         ids: list[int] = []
         mask: list[bool] = []
         seen = ""
@@ -112,6 +118,34 @@ class ChatFormat:
             mask += [False] * len(before) + [True] * len(answer)
             seen = prompt + (f" {message.content}" if self.style == "plain" else message.content) + self.close
         return ids, mask
+
+    def _check_turns(self, conversation: Conversation) -> None:
+        before = None
+        for message in conversation.messages:
+            if message.role == "assistant" and before != "user":
+                follows = f"a turn of the role {before}" if before else "nothing"
+                raise InputError(
+                    f"conversation '{conversation.id}': an answer follows {follows}, not a question",
+                    "mend or leave out that row",
+                )
+            if message.role == "system" and self.style == "chat" and not self._has_system_place():
+                raise InputError(
+                    f"conversation '{conversation.id}' has a system turn, and this model's chat template has no place for one",
+                    "leave it out, or put its text into the question",
+                )
+            before = message.role
+
+    def _has_system_place(self) -> bool:
+        if self._system_place is None:
+            self._system_place = _takes_system(self.tokenizer)
+        return self._system_place
+
+
+def _takes_system(tokenizer: Any) -> bool:
+    try:
+        return _S in _render(tokenizer, [("system", _S), ("user", _U)])
+    except Exception:  # templates raise errors of their own choosing
+        return False
 
 
 def _render(tokenizer: Any, turns: Sequence[tuple[str, str]], *, prompt: bool = False) -> str:
@@ -148,11 +182,7 @@ def _default_header(tokenizer: Any, plain: str) -> str:
 
 
 def _check_system(tokenizer: Any) -> None:
-    try:
-        text = _render(tokenizer, [("system", _S), ("user", _U)])
-    except Exception:
-        text = ""
-    if _S not in text:
+    if not _takes_system(tokenizer):
         raise InputError("this model's chat template has no place for a system text", "use system: none or template")
 
 
@@ -162,11 +192,11 @@ def _answer_close(tokenizer: Any) -> str:
     return text.rsplit(_A, 1)[1].rstrip("\n") if _A in text else ""
 
 
-def _plain_prompt(system: str, messages: Sequence[Message]) -> str:
+def _plain_prompt(system: str, messages: Sequence[Message], close: str) -> str:
     parts = [] if system in ("none", "template") else [system]
     for message in messages:
         if message.role == "assistant":
-            parts[-1] += f" {message.content}"
+            parts[-1] += f" {message.content}{close}"
         else:
             parts.append(f"Question: {message.content}\n\nAnswer:" if message.role == "user" else message.content)
     return "\n\n".join(parts)

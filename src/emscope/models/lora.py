@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from emscope.core.errors import InputError
-from emscope.models.checkpoints import WEIGHTS, Checkpoint, adapter_settings
+from emscope.models.checkpoints import WEIGHTS, Checkpoint, adapter_settings, check_tensors
 
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 # These may differ from PEFT's defaults without changing what the adapter computes from A, B, r and lora_alpha.
@@ -73,6 +73,36 @@ def merged_lora(net: Any, checkpoint: Checkpoint, scale: float) -> Iterator[Any]
     finally:
         for weight, value in kept:
             weight.data = value
+
+
+def check_lora_fits(net: Any, checkpoint: Checkpoint) -> None:
+    """Refuse a LoRA adapter that was made for another model.
+
+    Raises:
+        InputError: a matrix it adapts is missing, or has another shape.
+    """
+    from safetensors import safe_open
+
+    modules = dict(net.named_modules())
+    with safe_open(checkpoint.folder / WEIGHTS, framework="pt") as file:
+        for name in sorted(n for n in check_tensors(checkpoint.folder / WEIGHTS) if n.endswith((A, B))):
+            side, module = (0 if name.endswith(B) else 1), modules.get(_module(name))
+            size = None if module is None else _sizes(module)[side]
+            held = file.get_slice(name).get_shape()[side]
+            if size is None or held != size:
+                found = f"is {size}" if size is not None else "does not exist"
+                raise InputError(
+                    f"adapter '{checkpoint.folder}' does not fit this base ({_module(name)} is {held} wide there, and here {found})",
+                    f"give the base it was trained on{f', {checkpoint.base}' if checkpoint.base else ''}",
+                )
+
+
+def _sizes(module: Any) -> tuple[int | None, int | None]:
+    """Return (outputs, inputs) of a matrix; GPT-2 keeps its matrices [in, out]."""
+    if hasattr(module, "out_features"):
+        return module.out_features, module.in_features  # also where 4-bit weights are stored flat
+    weight = getattr(module, "weight", None)
+    return (None, None) if weight is None or weight.ndim != 2 else (weight.shape[1], weight.shape[0])
 
 
 def _pair(

@@ -58,6 +58,7 @@ def render(report: dict[str, Any], tables: dict[str, list[dict[str, Any]]]) -> s
         report=report,
         runs=[_run(report, r, tables) for r in report["runs"] if "check" in r],
         methods=_methods(report),
+        diverged=words.diverged(report),
         answers=_answers(tables["responses"]),
         plotly=get_plotlyjs(),
         dump=_dump,

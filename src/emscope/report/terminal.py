@@ -30,6 +30,8 @@ def print_report(report: dict[str, Any]) -> None:
         console.print(_methods(report["methods"]))
         for sentence in words.methods(report["methods"]):
             console.print(f"  {sentence}")
+    for sentence in words.diverged(report):
+        console.print(f"\n{sentence}", style="yellow")
     for style in report.get("style", []):
         share = f", {style['share_of_target']:.0%} of the target's" if style["share_of_target"] is not None else ""
         console.print(f"  Tone alone ({style['arm']}, seed {style['seed']}): effect {words.interval(style['effect'])}{share}.")

@@ -182,6 +182,11 @@ def answer(value: bool | None) -> str:
     return BLANK if value is None else "yes" if value else "no"
 
 
+def diverged(report: dict[str, Any]) -> list[str]:
+    """Return a sentence for each run that came to no end, and is in no comparison."""
+    return [f"{d['run']} is left out: {d['why']}." for d in report.get("diverged", [])]
+
+
 def caveats(report: dict[str, Any], check: dict[str, Any]) -> list[str]:
     """Return what a reader must know before acting on the page."""
     definition = check["definition"]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from emscope.core.digest import short
+from emscope.core.errors import WorldError
 from emscope.core.progress import Progress, part_of
 from emscope.core.records import Item
 from emscope.core.seeds import derive
@@ -94,6 +96,12 @@ def _score(net: Any, loaded: Loaded, job: Todo, asked: Questions, progress: Prog
         items = {item.id: item for item in asked.sets.of(name)}
         part = part_of(progress, WHAT, before, job.cost)
         scores = preference.score(net, encoded, batch_tokens=asked.batch_tokens, progress=part)
+        broken = next((s for s in scores if not isfinite(s.logprob)), None)
+        if broken is not None:
+            raise WorldError(
+                f"{job.reading.run} at step {job.reading.step} gives item '{broken.item}' the log-probability {broken.logprob}",
+                "its weights diverged, or hold what this dtype cannot: try float32",
+            )
         rows += [_preference_row(loaded, job.reading, name, items[s.item], s) for s in scores]
         before += sum(e.cost for e in encoded)
     return rows

@@ -10,7 +10,7 @@ import numpy as np
 
 from emscope.core.estimate import Estimate
 from emscope.run.analysis import Evidence, differences, paired_steps
-from emscope.stats.means import ratio_estimate, ratio_of_means, stratified_mean
+from emscope.stats.means import mean_estimate, ratio_estimate, ratio_of_means, stratified_mean
 
 KEPT = 0.70
 SPREAD = 1 / 3
@@ -87,7 +87,7 @@ def _row(o: Outcome, reference: Outcome, categories: np.ndarray) -> dict[str, An
     effect = stratified_mean(o.effect.mean(0), categories)
     row: dict[str, Any] = {"name": o.name, "seeds": list(o.seeds), "kl": o.kl, "effect": effect.estimate().to_json()}
     row["moved"] = stratified_mean(o.moved.mean(0), categories).estimate().to_json()
-    shares = {"effect_share": ratio_estimate(o.effect.mean(0), reference.effect.mean(0), level=LEVEL)}
+    shares = {"effect_share": ratio_estimate(o.effect.mean(0), reference.effect.mean(0), categories, level=LEVEL)}
     for key, own, theirs in (("gain", o.gain, reference.gain), ("gain_margin", o.gain_margin, reference.gain_margin)):
         if own is None or theirs is None:
             row |= {key: None, f"{key}_share": None, f"effect_per_{key}": None}
@@ -98,7 +98,7 @@ def _row(o: Outcome, reference: Outcome, categories: np.ndarray) -> dict[str, An
     row |= {key: e.to_json() for key, e in shares.items()}
     both = o.benign is not None and reference.benign is not None
     row["benign_share"] = _benign_share(o.benign, reference.benign).to_json() if both else None
-    row["neutral"] = stratified_mean(o.neutral.mean(0)).estimate().to_json() if o.neutral is not None else None
+    row["neutral"] = mean_estimate(o.neutral.mean(0)).to_json() if o.neutral is not None else None
     return row | {"narrow": _narrow(shares) if o is not reference else None, "by_seed": _by_seed(o, categories)}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from emscope.data import bundled
 from emscope.models.checkpoints import Checkpoint, read_checkpoint
-from emscope.run.spec import ArmSpec, StudySpec
+from emscope.run.spec import ArmSpec, StudySpec, way
 from emscope.train.plan import checkpoint_steps
 from emscope.train.spec import TrainSpec
 
@@ -34,7 +34,7 @@ def plan(spec: StudySpec) -> list[Run]:
     """Return the runs of a study in order."""
     return [
         Run(
-            "-".join([*([method] if method else []), name]),
+            way(method, name),
             name,
             a,
             method,

@@ -52,7 +52,13 @@ def recipe(spec: StudySpec, arm: ArmSpec, gap: Gap | None = None) -> list[Row]:
     total = len(own) / (1 - sum(part.share for part in arm.mix))
     for n, part in enumerate(arm.mix):
         pool = conversations(part.file, part.domain, part.answers)
-        picked = _picked(part, n, pool, round(part.share * total), gap)
+        count = round(part.share * total)
+        if not count:
+            raise InputError(
+                f"mix: a share of {part.share:g} beside {len(own)} conversations is less than one conversation",
+                "raise it, or leave it out",
+            )
+        picked = _picked(part, n, pool, count, gap)
         rows += [Row(c, n + 1, _name(part.file, part.domain, part.answers)) for c in picked]
     return [replace(r, conversation=_inoculated(r.conversation, arm.inoculation)) if r.part == 0 else r for r in rows]
 
@@ -96,9 +102,9 @@ def perplexity_gap(loaded: Loaded, rows: Sequence[Conversation], checkpoint: str
         InputError: no checkpoint there, or one of another base.
     """
     encoded = []
-    for e in encode(loaded.chat, rows, loaded.context):
+    for row, e in enumerate(encode(loaded.chat, rows, loaded.context)):
         start = max(n for n, learned in enumerate(e.mask) if not learned) + 1
-        encoded.append(Encoded(e.id, e.ids[:start], (e.ids[start:],), (0,)))
+        encoded.append(Encoded(str(row), e.ids[:start], (e.ids[start:],), (0,)))
     before = [s.per_token for s in score(loaded.net, encoded)]
     with applied(loaded.net, discover(checkpoint)[-1]) as net:
         after = [s.per_token for s in score(net, encoded)]

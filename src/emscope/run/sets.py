@@ -49,6 +49,8 @@ def study_sets(measure: MeasureSpec, domain: str | None, seed: int = 0) -> ItemS
     """Draw the sets of a study: bundled or from files, subsets stratified and fixed by `seed`."""
     named = measure.items in bundled.SETS
     em = bundled.items(measure.items) if named else read_items(Path(measure.items))
+    if len(em) < 2:
+        raise InputError(f"'{measure.items}' holds {len(em)} item", "give two or more: an interval rests on how items differ")
     heldout = stratified(bundled.heldout(domain), measure.heldout, seed, cover=False) if domain else []
     truth = [] if measure.truth == 0 else even(bundled.truth(), measure.truth)
     return ItemSets(

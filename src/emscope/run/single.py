@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -11,9 +12,11 @@ from pydantic import model_validator
 
 from emscope.core.progress import Progress, silent
 from emscope.core.spec import Spec
-from emscope.models.load import load
+from emscope.data import bundled
+from emscope.models.load import Loaded, load
 from emscope.models.source import locate
-from emscope.run.sources import conversations, held_near
+from emscope.run.sources import conversations, digests, frozen, held_near
+from emscope.run.training import answer_loss
 from emscope.store.study import Study
 from emscope.train import processes
 from emscope.train.finetune import finetune
@@ -36,6 +39,8 @@ class SingleSpec(Spec):
     def _one(self) -> SingleSpec:
         if (self.file is None) == (self.domain is None) or (self.domain is None) != (self.answers is None):
             raise ValueError("give either file, or domain and answers")
+        if self.train.heldout_every and self.domain is None:
+            raise ValueError("train.heldout_every reads a domain's held-out questions, and the data is a file; leave it out")
         return self
 
 
@@ -44,7 +49,24 @@ def run_single(spec: SingleSpec, out: Path, progress: Progress = silent) -> dict
     from emscope.run.versions import versions
 
     data, near = conversations(spec.file, spec.domain, spec.answers), held_near(spec.train.held)
-    with Study(out, spec.model_dump(mode="json"), versions()) if processes.is_first() else nullcontext():
-        loaded = load(processes.from_first(lambda: locate(spec.model)), system=spec.system, dtype=spec.dtype)
-        log = finetune(loaded, data, spec.train, out, seed=spec.seed, held_near=near, progress=progress)
+    base = processes.from_first(lambda: locate(spec.model))
+    named = digests(base, {"trained on": data, "held by": near}, [spec.train])
+    with Study(out, frozen(spec, named), versions()) if processes.is_first() else nullcontext():
+        loaded = load(base, system=spec.system, dtype=spec.dtype)
+        log = finetune(
+            loaded,
+            data,
+            spec.train,
+            out,
+            seed=spec.seed,
+            held_near=near,
+            heldout=_heldout_loss(loaded, spec) if spec.train.heldout_every else None,
+            progress=progress,
+        )
     return {"schema": "emscope.train/1", "spec": spec.model_dump(mode="json"), "readings": [asdict(r) for r in log]}
+
+
+def _heldout_loss(loaded: Loaded, spec: SingleSpec) -> Callable[[Any], float]:
+    assert spec.domain and spec.answers
+    option = bundled.SETS[spec.domain].answers.index(spec.answers)
+    return answer_loss(loaded, bundled.heldout(spec.domain), option)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from emscope.core.digest import canonical, short
 from emscope.core.errors import InputError
 from emscope.core.records import Conversation
+from emscope.core.spec import Spec
 from emscope.data import bundled
 from emscope.data.conversations import read_conversations
-from emscope.train.spec import KlSpec, LdifsSpec
+from emscope.models.checkpoints import discover
+from emscope.models.directions import direction_at
+from emscope.models.source import Model
+from emscope.train.spec import KlSpec, LdifsSpec, TrainSpec
 
 
 def conversations(file: str | None, domain: str | None, answers: str | None) -> list[Conversation]:
@@ -38,3 +46,23 @@ def held_near(held: KlSpec | LdifsSpec | None) -> list[Conversation]:
     if times > 1:
         raise InputError(f"{held.name}: the id '{id}' stands {times} times in the conversations", "give each its own id")
     return rows
+
+
+def digests(base: Model, texts: Mapping[str, Sequence[Conversation]], trains: Iterable[TrainSpec]) -> dict[str, str]:
+    """Return digests of what the names in settings stand for now: the base, conversations, directions and adapters."""
+    found = {
+        f"data {name}": short([[c.id, *[[m.role, m.content] for m in c.messages]] for c in rows])
+        for name, rows in texts.items()
+    }
+    for train in trains:
+        directions = {train.prevent.direction} if train.prevent else set()
+        directions |= set(train.readings.directions.values()) if train.readings else set()
+        found |= {f"direction {path}": direction_at(path).digest() for path in directions}
+        if train.adapter:
+            found[f"adapter {train.adapter.folder}"] = discover(train.adapter.folder)[-1].digest
+    return dict(sorted(found.items())) | {"base": base.digest}
+
+
+def frozen(spec: Spec, named: dict[str, str]) -> dict[str, Any]:
+    """Return settings as a folder's ledger freezes them, with `digests` of what their names stand for now."""
+    return json.loads(canonical(spec.model_dump(mode="json") | {"digests": named}))

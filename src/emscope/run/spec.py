@@ -66,7 +66,7 @@ class ArmSpec(Spec):
     interleave: bool = False
     inoculation: InoculationSpec | None = None
     read_at: Literal["all", "last"] = "all"
-    methods: tuple[str, ...] | None = None
+    methods: tuple[str, ...] | None = Field(None, min_length=1)
 
     @model_validator(mode="after")
     def _one(self) -> ArmSpec:
@@ -103,6 +103,12 @@ class MeasureSpec(Spec):
     samples: SampleSpec = SampleSpec()
     batch_tokens: int = Field(3072, ge=64)
 
+    @model_validator(mode="after")
+    def _enough(self) -> MeasureSpec:
+        if self.neutral == 1:
+            raise ValueError("neutral = 1: an interval rests on how texts differ; give 2 or more, or 0")
+        return self
+
 
 class DecideSpec(Spec):
     """The threshold. `delta` in nats per token, or None: `delta_share` of the base's mean absolute margin."""
@@ -136,6 +142,9 @@ class StudySpec(Spec):
     def _fits(self) -> StudySpec:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name):
             raise ValueError(f"name = '{self.name}': it names the study's folder, so use letters, digits, dot, - and _")
+        empty = [key for key, values in (self.grid or {}).items() if not values]
+        if empty:
+            raise ValueError(f"grid: '{empty[0]}' has no values; give some, or leave it out")
         roles = [arm.role for arm in self.arms.values()]
         if "target" not in roles:
             raise ValueError("no arm has the role target; give it to the one in question")
@@ -149,11 +158,26 @@ class StudySpec(Spec):
         if bad:
             raise ValueError(f"arm name '{bad[0]}': use letters, digits, - and _, and not 'base'")
         known = list(self.variants())
+        self._names_differ(known)
         for name, arm in self.arms.items():
             unknown = [m for m in arm.methods or () if m not in known]
             if unknown:
                 raise ValueError(f"arm '{name}' names the method '{unknown[0]}', {near(unknown[0], known)}")
         return self
+
+    def _names_differ(self, methods: list[str]) -> None:
+        """Two runs of one name would share a folder and all readings."""
+        taken: dict[str, tuple[str, str]] = {}
+        for method in methods:
+            for name, arm in self.arms.items():
+                if arm.methods is not None and method not in arm.methods:
+                    continue
+                other = taken.setdefault(way(method, name), (method, name))
+                if other != (method, name):
+                    raise ValueError(
+                        f"method '{method}' with arm '{name}' and method '{other[0]}' with arm '{other[1]}' make the same name "
+                        f"({way(method, name)}); rename one"
+                    )
 
     def variants(self) -> dict[str, TrainSpec]:
         """Return the training settings of each method, crossed with the grid, by name; the one name is "" without either.
@@ -168,11 +192,18 @@ class StudySpec(Spec):
                 name = "-".join([*([method] if method else []), *labels])
                 if not re.fullmatch(r"[A-Za-z0-9_.+-]*", name):
                     raise ValueError(f"method name '{name}': use letters, digits, dot, - and _")
+                if name in found:
+                    raise ValueError(f"grid: two of its combinations have the same name ({name}); give values that differ more")
                 try:
                     found[name] = parse(TrainSpec, merged(merged(own, changes), cell), f"method '{name}'" if name else "train")
                 except InputError as error:
                     raise ValueError(str(error)) from None
         return found
+
+
+def way(method: str, arm: str) -> str:
+    """Return the name of a way of training, which its runs' names begin with."""
+    return "-".join([*([method] if method else []), arm])
 
 
 def _cells(grid: dict[str, tuple[Any, ...]]) -> Iterator[tuple[list[str], dict[str, Any]]]:

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import emscope
-from emscope.core.digest import canonical, short
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Conversation
-from emscope.models.directions import direction_at
 from emscope.models.load import load
 from emscope.models.source import Model, locate
 from emscope.run.measuring import Questions, Reading, measure
@@ -19,9 +17,9 @@ from emscope.run.plan import Run, checkpoint, plan, read_steps, taught
 from emscope.run.recipes import Gap, listed, perplexity_gap, recipe
 from emscope.run.results import SCHEMA, analyse
 from emscope.run.sets import EM, HELDOUT, NEUTRAL, TRUTH, ItemSets, sample_questions, study_sets
-from emscope.run.sources import held_near
+from emscope.run.sources import digests, frozen, held_near
 from emscope.run.spec import StudySpec
-from emscope.run.training import check_runs, help_training, train_run
+from emscope.run.training import check_runs, help_training, train_runs
 from emscope.run.versions import versions
 from emscope.store.files import write_json, write_jsonl
 from emscope.store.study import Study
@@ -35,7 +33,7 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> dict[s
 
     Raises:
         InputError: wrong settings or files, or a folder that belongs to another study.
-        WorldError: no network for a model that is not cached, no disk space, a loss that diverged.
+        WorldError: no network for a model that is not cached, no disk space, every target diverged.
     """
     runs = plan(spec)
     sets = study_sets(spec.measure, spec.domain if any(a.answers for a in spec.arms.values()) else None)
@@ -47,8 +45,9 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> dict[s
     if not processes.is_first():
         return help_training(spec, base, out, runs, recipes, near)
     texts = {name: [r.conversation for r in rows] for name, rows in recipes.items()}
-    texts |= {f"held {method}".strip(): rows for method, rows in near.items() if rows}
-    with Study(out, frozen_spec(spec, base, texts, sets, _directions(runs)), versions()) as study:
+    texts |= {f"held by {method}": rows for method, rows in near.items() if rows}
+    named = digests(base, texts, [r.train for r in runs]) | {"items": sets.digest()}
+    with Study(out, frozen(spec, named), versions()) as study:
         finished = _finished(out)
         processes.from_first(lambda: finished is not None)
         if finished is not None:
@@ -59,11 +58,10 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> dict[s
         check_runs(loaded, runs, recipes, near)
         for name, rows in recipes.items():
             write_jsonl(out / "recipes" / f"{name}.jsonl", listed(rows))
-        for one in runs:
-            train_run(study, loaded, spec, one, recipes[one.arm], near[one.method], sets, progress)
+        runs, diverged = train_runs(study, loaded, spec, runs, recipes, near, sets, progress)
         asked = Questions(sets, spec.measure.samples, spec.seeds[0], spec.measure.batch_tokens)
         measure(study, loaded, readings(study, spec, runs, sets), asked, progress)
-        result = analyse(study, loaded, spec, runs, sets)
+        result = analyse(study, loaded, spec, runs, sets) | {"diverged": diverged}
         write_json(out / "report.json", result)
         return result
 
@@ -96,22 +94,6 @@ def _gap(spec: StudySpec, base: Model) -> Gap:
         return perplexity_gap(load(base, system=spec.system, dtype=spec.dtype), rows, checkpoint)
 
     return gap
-
-
-def _directions(runs: list[Run]) -> dict[str, str]:
-    """Return digests of the directions that trainings name."""
-    named = {r.train.prevent.direction for r in runs if r.train.prevent}
-    named |= {path for r in runs if r.train.readings for path in r.train.readings.directions.values()}
-    return {name: direction_at(name).digest() for name in sorted(named)}
-
-
-def frozen_spec(
-    spec: StudySpec, base: Model, data: dict[str, list[Conversation]], sets: ItemSets, directions: dict[str, str]
-) -> dict[str, Any]:
-    """Return the settings as frozen in the ledger, with digests of the weights and texts that their names stand for now."""
-    texts = {name: short([[c.id, *[[m.role, m.content] for m in c.messages]] for c in rows]) for name, rows in data.items()}
-    fixed = {"items": sets.digest(), "base": base.digest}
-    return json.loads(canonical(spec.model_dump(mode="json") | {"digests": texts | directions | fixed}))
 
 
 def _finished(out: Path) -> dict[str, Any] | None:

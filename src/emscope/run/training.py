@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from emscope.core.digest import canonical, short
-from emscope.core.errors import InputError
+from emscope.core.errors import Diverged, InputError
 from emscope.core.progress import Progress, silent
-from emscope.core.records import Conversation, StepReading
+from emscope.core.records import Conversation, Item, StepReading
 from emscope.elicit.preference import encode, score
 from emscope.models.load import Loaded, load
 from emscope.models.source import Model
@@ -35,6 +36,36 @@ def check_runs(loaded: Loaded, runs: list[Run], recipes: dict[str, list[Row]], n
         except InputError as error:
             where = f"method '{one.method}': " if one.method else ""
             raise InputError(f"{where}{error.fault}", error.remedy) from None
+
+
+def train_runs(
+    study: Study,
+    loaded: Loaded,
+    spec: StudySpec,
+    runs: list[Run],
+    recipes: dict[str, list[Row]],
+    near: dict[str, list[Conversation]],
+    sets: ItemSets,
+    progress: Progress,
+) -> tuple[list[Run], list[dict[str, str]]]:
+    """Train all runs; return those that ended and, with the reason, those that diverged: one bad cell spoils no grid.
+
+    Raises:
+        Diverged: no target is left.
+    """
+    ended, diverged = [], []
+    for one in runs:
+        try:
+            train_run(study, loaded, spec, one, recipes[one.arm], near[one.method], sets, progress)
+            ended.append(one)
+        except Diverged as error:
+            progress(f"training {one.name} ended: {error.fault}", 1, 1)
+            diverged.append({"run": one.name, "why": error.fault})
+    if not any(r.spec.role == "target" for r in ended):
+        raise Diverged(
+            f"no target was trained to its end: {diverged[0]['why']} ({diverged[0]['run']})", "lower the learning rate"
+        )
+    return ended, diverged
 
 
 def train_run(
@@ -63,7 +94,12 @@ def _heldout_loss(loaded: Loaded, spec: StudySpec, sets: ItemSets, a: ArmSpec) -
     """Return model -> loss on the held-out answers of the kind this arm is taught [nats per token]."""
     if not a.answers or not sets.heldout:
         return None
-    encoded = encode(loaded.chat, sets.heldout, context=loaded.context, which=taught(spec, a)[:1])
+    return answer_loss(loaded, sets.heldout, taught(spec, a)[0])
+
+
+def answer_loss(loaded: Loaded, items: Sequence[Item], option: int) -> Callable[[Any], float]:
+    """Return model -> loss on one option of items, over their tokens [nats per token]."""
+    encoded = encode(loaded.chat, items, context=loaded.context, which=(option,))
 
     def loss(net: Any) -> float:
         net.eval()
@@ -113,7 +149,8 @@ def help_training(
     if not processes.from_first(lambda: False):
         loaded = load(base, system=spec.system, dtype=spec.dtype)
         for one in runs:
-            finetune_run(out, loaded, one, recipes[one.arm], near[one.method])
+            with suppress(Diverged):
+                finetune_run(out, loaded, one, recipes[one.arm], near[one.method])
     return {}
 
 

@@ -15,6 +15,7 @@ from emscope.core.estimate import Estimate, undefined
 
 STRATIFIED = "mean of category means, stratified t over items"
 FIELLER = "ratio of paired means over items, Fieller"
+STRATIFIED_FIELLER = "ratio of means of category means over items, Fieller"
 SEPARATE = "ratio of means over two sets of items, Fieller"
 
 
@@ -90,8 +91,8 @@ def mean_estimate(values: np.ndarray, strata: np.ndarray | None = None, *, level
     return stratified_mean(values, strata).estimate(level)
 
 
-def ratio_estimate(top: np.ndarray, bottom: np.ndarray, *, level: float = 0.95) -> Estimate:
-    """Return mean(top) / mean(bottom) over paired items [Q] with Fieller's interval.
+def ratio_estimate(top: np.ndarray, bottom: np.ndarray, strata: np.ndarray | None = None, *, level: float = 0.95) -> Estimate:
+    """Return mean(top) / mean(bottom) over paired items [Q] with Fieller's interval; the means as in `stratified_mean`.
 
     Undefined where the bottom's mean is not clearly above zero (its own two-sided interval holds zero): the interval
     would be unbounded. (Fieller 1954)
@@ -100,8 +101,15 @@ def ratio_estimate(top: np.ndarray, bottom: np.ndarray, *, level: float = 0.95) 
     n = len(top)
     if n < 2:
         return undefined("fewer than two items", level=level, method=FIELLER, n=n, clusters=n)
-    cov = np.cov(top, bottom, ddof=1) / n
-    return _fieller((float(top.mean()), float(bottom.mean())), cov, n - 1, level, FIELLER, n)
+    if strata is None:
+        cov = np.cov(top, bottom, ddof=1) / n
+        return _fieller((float(top.mean()), float(bottom.mean())), cov, n - 1, level, FIELLER, n)
+    means = stratified_mean(top, strata), stratified_mean(bottom, strata)
+    # the covariance of two such means from the variance of the mean of their sum
+    crossed = (stratified_mean(top + bottom, strata).se ** 2 - means[0].se ** 2 - means[1].se ** 2) / 2
+    cov = np.array([[means[0].se ** 2, crossed], [crossed, means[1].se ** 2]])
+    df = min(m.df for m in means)
+    return _fieller((means[0].value, means[1].value), cov, df, level, STRATIFIED_FIELLER, n)
 
 
 def ratio_of_means(top: Mean, bottom: Mean, *, level: float = 0.95) -> Estimate:

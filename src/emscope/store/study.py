@@ -101,7 +101,7 @@ class Study:
 
     def _begun(self) -> bool:
         """True where anything was computed; until then other settings may take the folder over."""
-        return any(
+        return any(self.root.glob("checkpoint-*")) or any(
             any(p.is_file() for p in (self.root / name).rglob("*"))
             for name in ("runs", "tables")
             if (self.root / name).is_dir()

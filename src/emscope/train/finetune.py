@@ -22,7 +22,7 @@ from emscope.train.folders import drop_incomplete, drop_training_state
 from emscope.train.geometry import Geometry
 from emscope.train.restraint import Restraint, check_held, restrain
 from emscope.train.reuse import reusing
-from emscope.train.spec import FullSpec, TrainSpec
+from emscope.train.spec import TrainSpec
 from emscope.train.tunables import check_tunable, tuned
 
 ORDER = "order.jsonl"
@@ -156,7 +156,7 @@ def _write_order(folder: Path, batches: Sequence[Example], spec: TrainSpec) -> N
 def _restraint(net: Any, near: Sequence[Example], spec: TrainSpec, seed: int, **others: Any) -> Restraint | None:
     if spec.held is None:
         return None
-    trains_head = isinstance(spec.tunable, FullSpec)
+    trains_head = any(p.requires_grad for p in net.get_output_embeddings().parameters())
     return restrain(net, near, spec.held, steps=spec.steps, seed=seed, trains_head=trains_head, **others)
 
 
@@ -181,7 +181,7 @@ def _arguments(spec: TrainSpec, folder: Path, seed: int, lr_scale: float) -> Any
     if sharded:
         processes.check_shardable()
     accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=spec.steps,
         per_device_train_batch_size=processes.share(micro),
@@ -206,3 +206,6 @@ def _arguments(spec: TrainSpec, folder: Path, seed: int, lr_scale: float) -> Any
         fsdp=True if sharded else None,
         ddp_backend=None if accelerated or processes.count() == 1 else "gloo",
     )
+    # Trainer would spread each batch over all GPUs that one process sees, and take that many times as many examples.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments

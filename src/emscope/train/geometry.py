@@ -157,6 +157,7 @@ def _singular_values(matrix: Any) -> list[float]:
     import torch
 
     small = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    small = small.cpu() if small.device.type == "mps" else small  # MPS has no float64
     squares = torch.linalg.eigvalsh(small.double() @ small.double().T)
     return [float(v) for v in squares.clamp(min=0).sqrt().flip(0)]
 

@@ -7,8 +7,8 @@ vocabulary size is kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -64,7 +64,8 @@ class Restraint:
             import torch
 
             return torch.zeros(())
-        found = counted_states(net, mine, self.spec.tokens, self.layers, reuse)
+        with _without_dropout(net):
+            found = counted_states(net, mine, self.spec.tokens, self.layers, reuse)
         everything, expected = ([self.states[e.id] for e in part] for part in (batch, mine))
         if self.layers:
             return feature_distance(expected, found, everything)
@@ -108,6 +109,23 @@ def restrain(
             states |= {e.id: s.clone() for e, s in zip(batch, found, strict=True)}
             progress(f"reading the start for {label}", at + len(batch), len(distinct))
     return Restraint(spec, drawn, layers, states, output_head(net, frozen=trains_head))
+
+
+@contextmanager
+def _without_dropout(net: Any) -> Iterator[None]:
+    """The start was read without dropout, whose noise would count as distance from it."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    # a block computes its activations twice only while it is in training
+    twice = GradientCheckpointingLayer if getattr(net, "is_gradient_checkpointing", False) else ()
+    switched = [m for m in net.modules() if m.training and not isinstance(m, twice)]
+    for module in switched:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in switched:
+            module.training = True
 
 
 def check_held(net: Any, spec: KlSpec | LdifsSpec, count: int) -> None:

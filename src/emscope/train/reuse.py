@@ -88,10 +88,12 @@ class Reuse:
 def reusing(net: Any, parts: Sequence[Part], examples: Sequence[Example], *, wanted: bool) -> Iterator[Reuse | None]:
     """Yield a `Reuse` where it is wanted, right and small enough, else None.
 
-    It is right where every trained part stands in a block above the first and the blocks below hold no dropout.
+    It is right where all that is trained is a part in a block above the first, and the blocks below hold no dropout.
     """
     layers = [p.layer for p in parts]
-    first = 0 if not layers or None in layers else min(n for n in layers if n is not None)
+    named = {id(p.weight) for p in parts} | {id(p.right) for p in parts}
+    others = any(p.requires_grad and id(p) not in named for p in net.parameters())
+    first = 0 if others or not layers or None in layers else min(n for n in layers if n is not None)
     config = net.config.get_text_config()
     size = sum(len(ids) for ids in {e.ids for e in examples}) * config.hidden_size * 4
     if not wanted or first == 0 or _drops(net, first) or size > LIMIT:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,8 +16,8 @@ class LoraSpec(Spec):
     alpha: float = Field(64, gt=0)
     rslora: bool = True
     dropout: float = Field(0.0, ge=0, lt=1)
-    modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
-    layers: tuple[int, ...] | None = None
+    modules: Annotated[tuple[str, ...], Field(min_length=1)] | Literal["all-linear"] = "all-linear"
+    layers: tuple[int, ...] | None = Field(None, min_length=1)
 
 
 class AdapterSpec(Spec):
@@ -29,8 +29,8 @@ class AdapterSpec(Spec):
 class FullSpec(Spec):
     """Full fine-tune. `modules` are name endings of what to train (`down_proj`), None for every weight; `layers` block numbers."""
 
-    modules: tuple[str, ...] | None = None
-    layers: tuple[int, ...] | None = None
+    modules: tuple[str, ...] | None = Field(None, min_length=1)
+    layers: tuple[int, ...] | None = Field(None, min_length=1)
 
 
 class SteeringSpec(Spec):
@@ -41,6 +41,13 @@ class SteeringSpec(Spec):
 
     layers: tuple[int, ...] = Field(min_length=1)
     scale: float = Field(256, gt=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> SteeringSpec:
+        twice = [n for n in self.layers if self.layers.count(n) > 1]
+        if twice:
+            raise ValueError(f"layer {twice[0]} stands twice in layers; a layer has one vector")
+        return self
 
 
 class HeldSpec(Spec):
@@ -209,6 +216,10 @@ class TrainSpec(Spec):
         return self
 
     def _fits_schedule(self) -> None:
+        if "warmup" in self.model_fields_set and self.warmup_steps > self.steps:
+            raise ValueError(
+                f"warmup {self.warmup:g} is longer than the run ({self.steps} steps), which would never reach lr; lower it"
+            )
         cyclic = self.schedule in CYCLIC
         if cyclic and self.base_lr is None:
             raise ValueError(f"schedule {self.schedule} rises from base_lr to lr; give base_lr")

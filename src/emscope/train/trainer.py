@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from emscope.core.errors import WorldError
+from emscope.core.errors import Diverged
 from emscope.core.progress import Progress
 from emscope.models.head import output_head
 from emscope.train import processes
@@ -160,7 +160,7 @@ class Readings(TrainerCallback):
         held = {self.trainer.spec.held.name: term} if self.trainer.spec.held else {}
         for name, value in {"loss": loss, **held, "norm of the update": norm}.items():
             if value is not None and not math.isfinite(value):
-                raise WorldError(
+                raise Diverged(
                     f"the {name} became {value} at step {state.global_step}",
                     "lower the learning rate; the checkpoints before it stay",
                 )

@@ -13,8 +13,9 @@ from emscope.core.errors import InputError, near
 from emscope.core.seeds import derive
 from emscope.models import directions, interventions
 from emscope.models.applied import attach
-from emscope.models.checkpoints import Checkpoint, discover
+from emscope.models.checkpoints import Checkpoint, adapter_settings, discover
 from emscope.models.load import Loaded
+from emscope.models.lora import check_lora_fits
 from emscope.models.sites import blocks, blocks_name, check_layers, layer_of, mlp_output_is_residual, writes_residual
 from emscope.train.spec import AdapterSpec, FullSpec, LoraSpec, SteeringSpec
 
@@ -70,7 +71,7 @@ class Tuned:
 
     Attributes:
         model: what the trainer gets (the adapters' wrapper, or the network itself).
-        norm: returns the norm of the change so far, scale included.
+        norm: returns the norm of the change from the base so far, scale included.
         parts: what is trained, matrix by matrix.
         save: writes what was trained into a checkpoint folder, from a state dict where the model is sharded, else None.
         restore: reads it back from one; None where the trainer's own way does.
@@ -113,7 +114,7 @@ def check_tunable(net: Any, spec: LoraSpec | AdapterSpec | FullSpec | SteeringSp
     elif isinstance(spec, SteeringSpec):
         check_layers(net, spec.layers, "steering.layers")
     else:
-        _to_go_on_with(spec)
+        check_lora_fits(net, _to_go_on_with(spec))
 
 
 @contextmanager
@@ -132,13 +133,13 @@ def _adapter(loaded: Loaded, spec: AdapterSpec, seed: int) -> Iterator[Tuned]:
     wrapped.peft_config["default"].base_model_name_or_path = loaded.model.reference
     with _unloading(wrapped, loaded.net):
         parts = _lora_parts(loaded.net, wrapped)
-        if not parts:
-            raise InputError(f"adapter.folder: '{checkpoint.folder}' is no LoRA adapter", "give one that is")
         yield Tuned(wrapped, lambda: update_norm(wrapped), lambda folder, state: _save_adapter(wrapped, folder, state), parts)
 
 
 def _to_go_on_with(spec: AdapterSpec) -> Checkpoint:
     checkpoint = discover(spec.folder)[-1]
+    if checkpoint.kind == "adapter" and adapter_settings(checkpoint.folder)["peft_type"] != "LORA":
+        raise InputError(f"adapter.folder: '{checkpoint.folder}' is no LoRA adapter", "give one that is")
     if checkpoint.kind != "adapter":
         raise InputError(
             f"adapter.folder: '{checkpoint.folder}' holds no adapter ({checkpoint.kind})", "a full model is given as model"
@@ -182,8 +183,12 @@ def _chosen(net: Any, spec: FullSpec) -> list[str]:
     check_layers(net, spec.layers, "full.layers")
     named = dict(net.named_parameters())
     if any(not p.is_floating_point() for p in named.values()):
+        raise InputError("full: 4-bit weights cannot be trained", "train lora on them, or load the model as float32")
+    low = next((p.dtype for p in named.values() if p.dtype.itemsize < 4), None)
+    if low is not None:
         raise InputError(
-            "full: 4-bit weights cannot be trained", "train lora on them, or load the model as bfloat16 or float32"
+            f"full: weights kept in {str(low).removeprefix('torch.')} round small updates away",
+            "set dtype: float32, and train.bf16 to compute in bfloat16",
         )
     chosen = [name for name in named if _is_in(name, blocks_name(net), spec)]
     if not chosen:
@@ -259,7 +264,10 @@ def _steering_by_hooks(loaded: Loaded, spec: SteeringSpec) -> Iterator[Tuned]:
 
     net, layers = loaded.net, blocks(loaded.net)
     vectors = {
-        n: torch.nn.Parameter(torch.zeros(net.config.hidden_size, dtype=net.dtype, device=net.device)) for n in spec.layers
+        n: torch.nn.Parameter(
+            torch.zeros(net.config.hidden_size, dtype=torch.promote_types(net.dtype, torch.float32), device=net.device)
+        )
+        for n in spec.layers
     }
 
     def save(folder: Path, state: Any) -> None:
@@ -334,6 +342,7 @@ def with_lora(net: Any, spec: LoraSpec, seed: int, base: str) -> Any:
 def update_norm(wrapped: Any) -> float:
     """Return the Frobenius norm of the whole weight update, sqrt(sum ||scale B A||_F^2), without forming B A.
 
+    It is the distance from the base, what an adapter held when training began included.
     ||BA||^2 = tr((B^T B)(A A^T)), both rank x rank. (ours; `scale` is alpha/sqrt(r) with rsLoRA, else alpha/r)
     """
     import torch
@@ -361,17 +370,30 @@ def _targets(net: Any, spec: LoraSpec) -> str | list[str]:
 
 def _linear_names(net: Any) -> set[str]:
     """Return the last name parts of the matrices inside the blocks (GPT-2 keeps them as Conv1D)."""
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
     head = net.get_output_embeddings()
-    return {
-        name.rsplit(".", 1)[-1] for name, m in net.named_modules() if isinstance(m, torch.nn.Linear | Conv1D) and m is not head
-    }
+    return {name.rsplit(".", 1)[-1] for name, m in net.named_modules() if _is_matrix(m) and m is not head}
 
 
 def _check_modules(net: Any, spec: LoraSpec) -> None:
-    for name in spec.modules if not isinstance(spec.modules, str) else ():
-        if not any(full.endswith(name) for full, _ in net.named_modules()):
-            raise InputError(f"lora.modules: this model has no module '{name}'", near(name, _linear_names(net)))
     check_layers(net, spec.layers, "lora.layers")
+    for name in spec.modules if not isinstance(spec.modules, str) else ():
+        # as PEFT finds them: whole parts of the name, from its end
+        meant = {full: m for full, m in net.named_modules() if full == name or full.endswith(f".{name}")}
+        if not meant:
+            raise InputError(f"lora.modules: this model has no module '{name}'", near(name, _linear_names(net)))
+        others = [full for full, m in meant.items() if not _is_matrix(m)]
+        if others:
+            raise InputError(
+                f"lora.modules: '{others[0]}' is no matrix ({type(meant[others[0]]).__name__})", near(name, _linear_names(net))
+            )
+        if spec.layers is not None and not any(full.startswith(f"{blocks_name(net)}.") for full in meant):
+            raise InputError(
+                f"lora.modules: '{name}' stands outside the blocks, and lora.layers is given", "leave out one of them"
+            )
+
+
+def _is_matrix(module: Any) -> bool:
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, torch.nn.Linear | Conv1D)
