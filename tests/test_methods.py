@@ -103,7 +103,7 @@ REFUSED = [
     ({"seeds": [True]}, "true is yes or no"),
     ({"methods": {"a": {"steps": 8, "warmup": 100}}}, r"warmup 100 is longer than the run \(8 steps\)"),
     ({"methods": {"a": {"lora": {"layers": []}}}}, "lora.layers"),
-    ({"methods": {"a": {"lora": {"modules": []}}}}, "lora.modules"),
+    ({"methods": {"a": {"lora": {"modules": []}}}}, "lora: modules is empty"),
     ({"methods": {"a": {"steering": {"layers": [1, 1]}}}}, "layer 1 stands twice"),
     ({"measure": {"neutral": 1}}, "neutral = 1"),
 ]

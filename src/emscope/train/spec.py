@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -16,8 +16,14 @@ class LoraSpec(Spec):
     alpha: float = Field(64, gt=0)
     rslora: bool = True
     dropout: float = Field(0.0, ge=0, lt=1)
-    modules: Annotated[tuple[str, ...], Field(min_length=1)] | Literal["all-linear"] = "all-linear"
+    modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     layers: tuple[int, ...] | None = Field(None, min_length=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> LoraSpec:
+        if not self.modules:
+            raise ValueError("modules is empty; name some, or leave it out for all matrices of the blocks")
+        return self
 
 
 class AdapterSpec(Spec):
