@@ -95,3 +95,8 @@ def numbers(text: str, option: str) -> tuple[float, ...]:
     if not values or any(not isfinite(v) or v <= 0 for v in values) or len(set(values)) < len(values):
         raise InputError(f"{option} is '{text}'", "give different numbers above 0 with commas between, such as 1,2,5")
     return values
+
+
+def listed(text: str | None) -> tuple[str, ...] | None:
+    """Return the names in a comma list such as `model,dataset`."""
+    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())

@@ -46,7 +46,7 @@ def register(app: typer.Typer) -> None:
         seed: int = typer.Option(0, "--seed", help="Of the resamples."),
         json: bool = typer.Option(False, "--json", help="Print the result object instead of tables."),
     ) -> None:
-        from emscope.cli.console import print_json
+        from emscope.cli.console import listed, print_json
         from emscope.core.errors import InputError
         from emscope.core.spec import parse
         from emscope.report.rates import print_rates
@@ -58,8 +58,8 @@ def register(app: typer.Typer) -> None:
         except ValueError:
             raise InputError(f"--coherent-above is '{coherent_above}'", "give a number from 0 to 100, or none") from None
         settings = {
-            "group": _names(group) or (),
-            "within": _names(within),
+            "group": listed(group) or (),
+            "within": listed(within),
             "control": control,
             "aligned": aligned,
             "coherent": coherent,
@@ -80,8 +80,3 @@ def register(app: typer.Typer) -> None:
             print_json(result)
         else:
             print_rates(result)
-
-
-def _names(text: str | None) -> tuple[str, ...] | None:
-    """Return the names of a comma list."""
-    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())

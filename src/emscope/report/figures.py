@@ -55,7 +55,7 @@ def effect_figure(check: dict[str, Any], title: str = "") -> Any:
             annotation_text="ship this",
             annotation_position="bottom right",
         )
-    return _style(figure, title, "optimiser step", "difference in margin [nats per token]")
+    return style(figure, title, "optimiser step", "difference in margin [nats per token]")
 
 
 def task_figure(check: dict[str, Any], title: str = "") -> Any | None:
@@ -93,7 +93,7 @@ def task_figure(check: dict[str, Any], title: str = "") -> Any | None:
             annotation_text="ship this",
             annotation_position="bottom right",
         )
-    return _style(figure, title, "optimiser step", "share of the best checkpoint's gain")
+    return style(figure, title, "optimiser step", "share of the best checkpoint's gain")
 
 
 def training_figure(log: list[dict[str, Any]], geometry: list[dict[str, Any]], title: str = "") -> Any | None:
@@ -127,7 +127,7 @@ def training_figure(log: list[dict[str, Any]], geometry: list[dict[str, Any]], t
     for what in turns:
         points = sorted((r["step"], r["value"]) for r in geometry if r["what"] == what)
         _line(figure, points, f"turn over {what.removeprefix('rotation')} steps", next(colours), count)
-    figure = _style(figure, title, "optimiser step", "")
+    figure = style(figure, title, "optimiser step", "")
     for column, label in enumerate([*panels, *(["local rotation"] if turns else [])], 1):
         figure.update_yaxes(title=label, row=1, col=column)
     return figure
@@ -170,7 +170,7 @@ def category_figure(check: dict[str, Any], title: str = "") -> Any:
         )
     )
     figure.add_vline(x=check["delta"], line={"dash": "dash", "color": INK, "width": 1})
-    return _style(figure, title, "effect at the last checkpoint [nats per token]", "", legend=False)
+    return style(figure, title, "effect at the last checkpoint [nats per token]", "", legend=False)
 
 
 def methods_figure(methods: list[dict[str, Any]], delta: float | None = None, title: str = "") -> Any | None:
@@ -228,7 +228,7 @@ def methods_figure(methods: list[dict[str, Any]], delta: float | None = None, ti
         figure.add_hline(y=0, line={"color": MUTED, "width": 1}, row=1, col=column)
         if delta is not None:
             figure.add_hline(y=delta, line={"dash": "dash", "color": INK, "width": 1}, row=1, col=column)
-    _style(figure, title, "", "")
+    style(figure, title, "", "")
     for column, label in enumerate(axes.values(), 1):
         figure.update_xaxes(title=label, row=1, col=column)
     figure.update_yaxes(title="effect [nats per token]", row=1, col=1)
@@ -266,7 +266,7 @@ def margin_figure(distributions: dict[str, Any], title: str = "") -> Any:
             width=1.6,
         )
     figure.add_vline(x=0, line={"color": INK, "width": 1})
-    return _style(figure, title, "margin: > 0 prefers the answer without the behaviour [nats per token]", "", legend=False)
+    return style(figure, title, "margin: > 0 prefers the answer without the behaviour [nats per token]", "", legend=False)
 
 
 def _band(figure: Any, steps: list[int], estimates: list[dict[str, Any]], name: str, colour: str) -> None:
@@ -296,7 +296,8 @@ def _band(figure: Any, steps: list[int], estimates: list[dict[str, Any]], name: 
     )
 
 
-def _style(figure: Any, title: str, x: str, y: str, *, legend: bool = True) -> Any:
+def style(figure: Any, title: str, x: str, y: str, *, legend: bool = True) -> Any:
+    """Give a figure the house look, its title and the names of its axes; return it."""
     figure.update_layout(
         title={"text": title, "font": {"size": 16}},
         template="plotly_white",

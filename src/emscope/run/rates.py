@@ -13,7 +13,8 @@ from pydantic import Field
 
 from emscope.core.errors import InputError
 from emscope.core.spec import Spec
-from emscope.data.answers import Answers, Columns, Counts, Thresholds
+from emscope.data.answer_table import AnswerTable
+from emscope.data.answers import Columns, Counts, Thresholds, answer_columns, categorise, check_scores, count_answers
 from emscope.stats import clustered
 from emscope.stats.clustered import Rate, Resamples
 from emscope.stats.means import mean_estimate
@@ -80,10 +81,11 @@ def rates(paths: list[Path], spec: RatesSpec) -> dict[str, Any]:
         InputError: for a file or a setting that does not fit; nothing is guessed past a contradiction.
     """
     _check(spec)
-    with Answers(paths) as answers:
+    with AnswerTable(paths) as table:
         if spec.categories is not None:
-            answers.categorise(spec.categories, spec.question)
-        columns = answers.columns(
+            categorise(table, spec.categories, spec.question)
+        columns = answer_columns(
+            table,
             aligned=spec.aligned,
             coherent=spec.coherent,
             question=spec.question,
@@ -91,9 +93,9 @@ def rates(paths: list[Path], spec: RatesSpec) -> dict[str, Any]:
             need_coherent=spec.coherent_above is not None,
             length=spec.match_length,
         )
-        answers.check(columns, spec.scale)
+        check_scores(table, columns, spec.scale)
         thresholds = Thresholds(spec.aligned_below, spec.coherent_above)
-        counts = answers.counts(columns, thresholds, spec.scale, LENGTH_BINS if spec.match_length else 0)
+        counts = count_answers(table, columns, thresholds, spec.scale, LENGTH_BINS if spec.match_length else 0)
     groups = [_group(counts, n, columns) for n in range(len(counts.groups))]
     if spec.resamples and counts.questions > clustered.MOST_RESAMPLED:
         raise InputError(

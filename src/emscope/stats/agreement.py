@@ -19,36 +19,31 @@ RESAMPLES = 1000
 EXTREME = 0.5  # of a 0-100 scale: a score this near an end counts as extreme
 
 
-@dataclass(frozen=True, slots=True)
-class Ratings:
-    """Scores [N] with the item, rater and cluster each belongs to [N], as indices from 0; finite scores only."""
-
-    item: np.ndarray
-    rater: np.ndarray
-    cluster: np.ndarray
-    score: np.ndarray
-
-    @property
-    def clusters(self) -> int:
-        """How many clusters there are."""
-        return int(self.cluster.max()) + 1 if len(self.cluster) else 0
-
-
-def alpha(ratings: Ratings, kind: str, *, threshold: float = 30.0, level: float = 0.95, seed: int = 0) -> Estimate:
+def alpha(
+    item: np.ndarray,
+    cluster: np.ndarray,
+    score: np.ndarray,
+    kind: str,
+    *,
+    threshold: float = 30.0,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Estimate:
     """Return Krippendorff's alpha, 1 - D_o / D_e, over items that two or more raters scored. (Krippendorff 2011)
 
     D_o = 1/n sum_u sum_{i != j in u} d(x_i, x_j) / (m_u - 1), D_e the same over all pairs. interval: d = (x - y)^2; ordinal:
     the same on mid-ranks, to which Krippendorff's ordinal metric reduces; nominal: d = [x < threshold] differs.
 
     Args:
+        item, cluster: indices from 0 of what each score belongs to [N]; score: finite [N].
         kind: nominal, ordinal or interval; threshold: used by nominal alone.
     """
     method = f"Krippendorff's alpha, {kind}" + (f" at {threshold:g}" if kind == "nominal" else "")
-    kept = _pairable(ratings)
-    items, place = np.unique(ratings.item[kept], return_inverse=True)
+    kept = np.bincount(item)[item] >= 2 if len(item) else np.zeros(0, bool)
+    items, first, place = np.unique(item[kept], return_index=True, return_inverse=True)
     if len(items) < 2:
         return undefined("fewer than two items have two scores", level=level, method=method, n=len(items))
-    x = ratings.score[kept].astype(float)
+    x = score[kept].astype(float)
     if kind == "nominal":
         x = (x < threshold).astype(float)
     elif kind == "ordinal":
@@ -57,8 +52,7 @@ def alpha(ratings: Ratings, kind: str, *, threshold: float = 30.0, level: float 
     sizes = np.bincount(place).astype(float)
     sums, squares = np.bincount(place, weights=x), np.bincount(place, weights=x * x)
     observed = 2 * (sizes * squares - sums**2) / (sizes - 1)
-    cluster = ratings.cluster[kept][np.unique(place, return_index=True)[1]]
-    parts = _by_cluster(cluster, observed, sizes, sums, squares)
+    parts = _by_cluster(cluster[kept][first], observed, sizes, sums, squares)
 
     def value(observed: np.ndarray, n: np.ndarray, total: np.ndarray, square: np.ndarray) -> np.ndarray:
         expected = 2 * (n * square - total**2) / (n * (n - 1))
@@ -185,11 +179,6 @@ def _kappa(k: np.ndarray, both: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.
         return (observed - chance) / (1 - chance)
 
 
-def _pairable(ratings: Ratings) -> np.ndarray:
-    counts = np.bincount(ratings.item)
-    return counts[ratings.item] >= 2
-
-
 def _by_cluster(cluster: np.ndarray, *values: np.ndarray) -> np.ndarray:
     """Return the sums of each row of values within each cluster [W, C]; clusters without rows are left out."""
     place = np.unique(cluster, return_inverse=True)[1]
@@ -221,3 +210,21 @@ def _draw(rng: np.random.Generator, count: int, size: int) -> np.ndarray:
 
 def _chunks(total: int, most: int) -> list[int]:
     return [min(most, total - start) for start in range(0, total, most)]
+
+
+def mean_over(hits: np.ndarray, cluster: np.ndarray, *, level: float = 0.95, seed: int = 0) -> Estimate:
+    """Return the mean of `hits` [N] with a percentile interval over resamples of clusters [N]."""
+    if not len(hits):
+        return undefined("there is nothing to take a share of", level=level, method="share")
+    parts = _by_cluster(cluster, np.ones(len(hits)), hits)
+    return _resampled(parts, lambda k, s: s / k, "share", len(hits), level, seed, "")
+
+
+def auc(scores: np.ndarray, positive: np.ndarray) -> float | None:
+    """Return the chance that a positive's score exceeds a negative's, ties counting half; None without both. (Mann-Whitney)"""
+    count = int(positive.sum())
+    others = len(positive) - count
+    if not count or not others:
+        return None
+    ranks = stats.rankdata(scores)
+    return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * others))

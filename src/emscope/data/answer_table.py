@@ -1,0 +1,189 @@
+"""A user's file of answers as a table that SQL counts, whatever its kind and size; bounded memory, nothing written."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from emscope.core.errors import InputError, MissingDependency, near
+
+MEMORY = "600MB"
+FORMS = ("json", "template")  # a question's other forms carry its id and one of these: `wish_json`
+QUESTIONS = ("question_id", "question", "prompt_id", "prompt", "item", "id")
+
+
+class AnswerTable:
+    """A file of answers, or several of the same kind read as one; a context manager.
+
+    Args:
+        paths: .csv, .jsonl or .parquet, gzip allowed for the first two. Of several files, the column `file` says which.
+
+    Attributes:
+        names: of the columns; source: the SQL that stands for the rows; where: the file's name for messages.
+
+    Raises:
+        InputError: a file is missing, of an unknown kind, damaged or empty.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        try:
+            import duckdb
+        except ImportError:
+            raise MissingDependency("reading tables needs duckdb", "pip install duckdb") from None
+        self.paths, self._duckdb = list(paths), duckdb
+        self.source = _source(self.paths)
+        self._db = duckdb.connect(config={"memory_limit": MEMORY, "enable_external_access": True})
+        self._db.execute("set enable_progress_bar = false")
+        self._kinds = {name: kind for name, kind, *_ in self.rows(f"describe select * from {self.source}")}
+        self.names = list(self._kinds)
+        if not self.rows(f"select 1 from {self.source} limit 1"):
+            raise InputError(f"'{self.where}' holds no rows", "give a file with at least one judged answer")
+
+    def __enter__(self) -> AnswerTable:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._db.close()
+
+    @property
+    def where(self) -> str:
+        """The file's name, for messages."""
+        return str(self.paths[0]) if len(self.paths) == 1 else f"{self.paths[0]} and {len(self.paths) - 1} more"
+
+    def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        """Return the rows that a query gives."""
+        return self.run(sql).fetchall()
+
+    def run(self, sql: str) -> Any:
+        """Run a query.
+
+        Raises:
+            InputError: the file turns out to be damaged.
+        """
+        try:
+            return self._db.execute(sql)
+        except self._duckdb.Error as error:
+            first = str(error).strip().split("\n")[0]
+            raise InputError(f"'{self.where}' cannot be read ({first})", "mend the file, or save it anew") from None
+
+    def usual(self, names: Sequence[str]) -> str | None:
+        """Return the first of the field's usual names that is a column, small and large letters alike."""
+        lower = {name.lower(): name for name in reversed(self.names)}
+        return next((lower[n] for n in names if n in lower), None)
+
+    def named(self, *columns: str | None) -> None:
+        """Refuse columns that are not there.
+
+        Raises:
+            InputError: naming the nearest.
+        """
+        for name in columns:
+            if name is not None and name not in self._kinds:
+                raise InputError(f"'{self.where}' has no column '{name}'", near(name, self.names))
+
+    def question(self, taken: Sequence[str] = ()) -> str | None:
+        """Return the usual question column, passing over one that is empty in some rows for one that is not."""
+        lower = {name.lower(): name for name in reversed(self.names)}
+        known = [lower[n] for n in QUESTIONS if n in lower and lower[n] not in taken]
+        if len(known) < 2:
+            return known[0] if known else None
+        empty = self.rows(f"select {', '.join(f'count(*) - count({quoted(n)})' for n in known)} from {self.source}")[0]
+        return min(zip(known, empty, strict=True), key=lambda pair: pair[1])[0]
+
+    def join(self, column: str, name: str, values: dict[str, str]) -> None:
+        """Add the column `name`: what `values` says of the question in `column`, empty where it says nothing."""
+        self.run("create temp table joined (asked varchar, said varchar)")
+        self._db.executemany("insert into joined values (?, ?)", list(values.items()))
+        self.source = (
+            f"(select a.*, j.said as {quoted(name)} from {self.source} a left join joined j on {asked(column, 'a')} = j.asked)"
+        )
+        self._kinds[name] = "VARCHAR"
+        self.names = list(self._kinds)
+
+    def number(self, name: str) -> str:
+        """Return an expression: the column as a finite number, else null."""
+        # trimmed first, since DuckDB moves a bare cast of text into the CSV reader, where it fails on words
+        text = f"trim({quoted(name)})" if self._kinds[name] == "VARCHAR" else quoted(name)
+        value = f"try_cast({text} as double)"
+        return f"(case when isfinite({value}) then {value} end)"
+
+    def said(self, name: str) -> str:
+        """Return an expression: what stands in the column in place of a number, in small letters, else null."""
+        text = f"lower(trim({quoted(name)}::varchar))"
+        return f"(case when {self.number(name)} is null and {text} not in ('', 'nan', 'none', 'null', 'n/a') then {text} end)"
+
+
+def _source(paths: Sequence[Path]) -> str:
+    """Return the table function that reads the files, all values as text but Parquet's."""
+    kinds = set()
+    for path in paths:
+        if not path.is_file():
+            raise InputError(f"no file '{path}'", "give the path of a .csv, .jsonl or .parquet file")
+        kinds.add(path.name.removesuffix(".gz").rsplit(".", 1)[-1].lower())
+    kind = kinds.pop()
+    if kinds:
+        raise InputError(f"the files are of several kinds (.{kind}, .{', .'.join(kinds)})", "give files of one kind at a time")
+    files = "[" + ", ".join(text(_unglobbed(p)) for p in paths) + "]"
+    several = ", filename = 'file', union_by_name = true" if len(paths) > 1 else ""
+    if kind == "parquet":
+        return f"read_parquet({files}{several})"
+    if kind == "csv":
+        return f"read_csv({files}, header = true, all_varchar = true, sample_size = -1, strict_mode = true{several})"
+    if kind == "jsonl":
+        columns = "{" + ", ".join(f"{text(k)}: 'VARCHAR'" for k in _json_keys(paths)) + "}"
+        return f"read_json({files}, format = 'newline_delimited', columns = {columns}{several})"
+    raise InputError(f"'{paths[0]}' ends in .{kind}", "give a .csv, .jsonl or .parquet file")
+
+
+def _json_keys(paths: Sequence[Path]) -> list[str]:
+    """Return the keys of the first rows of each file, in the order met."""
+    found: dict[str, None] = {}
+    for path in paths:
+        opened = gzip.open if path.suffix == ".gz" else open
+        try:
+            with opened(path, "rt", encoding="utf-8-sig") as lines:
+                for number, line in enumerate(islice(lines, 1000), 1):
+                    if line.strip():
+                        row = json.loads(line)
+                        if not isinstance(row, dict):
+                            raise InputError(
+                                f"{path} line {number} holds {type(row).__name__}, not an object",
+                                "write one JSON object a line",
+                            )
+                        found.update(dict.fromkeys(row))
+        except (ValueError, RecursionError, EOFError, gzip.BadGzipFile) as error:
+            raise InputError(f"'{path}' is not JSON lines ({error})", "write one JSON object a line, as UTF-8") from None
+    if not found:
+        raise InputError(f"'{path}' holds no rows", "give a file with at least one judged answer")
+    return list(found)
+
+
+def plain(question: str) -> str:
+    """Return a question's identifier without the mark of its form."""
+    return re.sub(f"_({'|'.join(FORMS)})$", "", question)
+
+
+def asked(column: str, table: str | None = None) -> str:
+    """Return an expression: the identifier of the question in a column, without the mark of its form."""
+    name = f"{table}.{quoted(column)}" if table else quoted(column)
+    return f"regexp_replace({name}::varchar, '_({'|'.join(FORMS)})$', '')"
+
+
+def quoted(name: str) -> str:
+    """Return a column's name as SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def text(value: str) -> str:
+    """Return a text as SQL."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _unglobbed(path: Path) -> str:
+    """Return the path with the signs escaped that would make it a pattern."""
+    return re.sub(r"([*?\[])", r"[\1]", str(path))

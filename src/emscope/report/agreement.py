@@ -1,0 +1,81 @@
+"""Agreement of raters as tables for a terminal, and as figures."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emscope.report import words
+from emscope.report.figures import COLOURS, INK, MUTED, style
+
+POINTS = 3000
+
+
+def print_agreement(result: dict[str, Any]) -> None:
+    """Print the alphas, a row for each rater and pair, and the notes."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False)
+    console.width = 400
+    d = result["definition"]
+    console.print(
+        f"{result['items']} items; misaligned: score < {d['threshold']:g}; {d['level']:.0%} intervals resample {d['clusters']}",
+        style="dim",
+    )
+    alphas = ", ".join(f"{k} {words.interval(a, 2)}" for k, a in result["alpha"].items())
+    console.print(f"Krippendorff's alpha: {alphas}")
+    raters = Table(box=None, pad_edge=True, header_style="dim")
+    for name in ("rater", "scored", "no number", "mean", "at an end"):
+        raters.add_column(name, no_wrap=True)
+    for r in result["raters"]:
+        lost = ", ".join(f"{count} {what[:30]}" for what, count in r["lost"].items())
+        raters.add_row(r["rater"], str(r["scored"]), lost, words.number(r["mean"], 1), f"{r['extreme']:.0%}")
+    console.print(raters)
+    pairs = Table(box=None, pad_edge=True, header_style="dim")
+    for name in ("a", "b", "both", "Spearman", "kappa", "same side", "a - b", "95 % of a - b", "b's threshold for a's"):
+        pairs.add_column(name, no_wrap=True)
+    for p in result["pairs"]:
+        limits = f"{p['limits'][0]:.1f} to {p['limits'][1]:.1f}" if p["limits"] else words.BLANK
+        numbers = (words.interval(p[k], n) for k, n in (("spearman", 2), ("kappa", 2), ("agree", 2), ("bias", 1)))
+        pairs.add_row(p["a"], p["b"], str(p["n"]), *numbers, limits, words.interval(p["threshold_of_b"], 1))
+    console.print(pairs)
+    for h in result["human"]:
+        console.print(
+            f"{h['rater']} against {d['human']}: finds {words.interval(h['sensitivity'], 2)} of the misaligned, clears "
+            f"{words.interval(h['specificity'], 2)} of the others, AUC {words.number(h['auc'], 2)} ({h['misaligned']} of {h['n']})"
+        )
+    for note in result["notes"]:
+        console.print(f"  {note}")
+
+
+def bland_altman(a: str, b: str, x: np.ndarray, y: np.ndarray, pair: dict[str, Any]) -> Any:
+    """Draw the difference of two raters' scores [N] against their mean. (Bland and Altman 1986)"""
+    import plotly.graph_objects as go
+
+    kept = np.random.default_rng(0).permutation(len(x))[:POINTS]
+    figure = go.Figure()
+    figure.add_scatter(
+        x=(x + y)[kept] / 2,
+        y=(x - y)[kept],
+        mode="markers",
+        marker={"size": 5, "color": COLOURS["target"], "opacity": 0.35},
+        name="an answer",
+    )
+    lines = [(pair["bias"]["value"], "mean", INK)]
+    lines += [(value, "95 %", MUTED) for value in pair["limits"] or ()]
+    for value, label, colour in lines:
+        figure.add_hline(y=value, line={"color": colour, "dash": "dash", "width": 1}, annotation_text=f"{label} {value:.1f}")
+    return style(figure, f"{escape(a)} and {escape(b)}", "mean of both scores", f"{escape(a)} - {escape(b)}")
+
+
+def write_figures(figures: list[Any], path: Path) -> None:
+    """Write figures into one page that needs no network."""
+    from emscope.store.files import write_text
+
+    parts = [f.to_html(full_html=False, include_plotlyjs=not n) for n, f in enumerate(figures)]
+    page = "<!doctype html><html lang='en'><meta charset='utf-8'><title>Agreement of raters</title><body>"
+    write_text(path, page + "\n".join(parts) + "</body></html>\n")
