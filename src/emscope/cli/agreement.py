@@ -34,7 +34,8 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         from emscope.cli.console import listed, print_json
         from emscope.core.spec import parse
-        from emscope.report.agreement import bland_altman, print_agreement, write_figures
+        from emscope.report.agreement import bland_altman, print_agreement
+        from emscope.report.figures import write_figures
         from emscope.run import agreement as run
 
         settings = {
@@ -53,7 +54,7 @@ def register(app: typer.Typer) -> None:
         if figure is not None:
             place = {name: n for n, name in enumerate(rated.raters)}
             pairs = [(p, run.shared(rated, place[p["a"]], place[p["b"]])) for p in result["pairs"] if p["n"] > 1]
-            write_figures([bland_altman(p["a"], p["b"], x, y, p) for p, (x, y, _) in pairs], figure)
+            write_figures([bland_altman(p["a"], p["b"], x, y, p) for p, (x, y, _) in pairs], figure, "Agreement of raters")
         if json:
             print_json(result)
         else:

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from emscope import __version__
-from emscope.cli import agreement, check, data, doctor, models, quickstart, rates, report, run, train
+from emscope.cli import agreement, check, data, doctor, models, onset, quickstart, rates, report, run, train
 from emscope.core.errors import EmscopeError
 
 INTERRUPTED = "interrupted; run the same command again and it goes on where it stopped"
@@ -30,6 +30,7 @@ check.register(app)
 train.register(app)
 rates.register(app)
 agreement.register(app)
+onset.register(app)
 report.register(app)
 models.register(app)
 data.register(app)

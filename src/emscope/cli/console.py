@@ -100,3 +100,17 @@ def numbers(text: str, option: str) -> tuple[float, ...]:
 def listed(text: str | None) -> tuple[str, ...] | None:
     """Return the names in a comma list such as `model,dataset`."""
     return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def number_or_none(text: str, option: str) -> float | None:
+    """Return a number, or None for `none`.
+
+    Raises:
+        InputError: where it is neither.
+    """
+    from emscope.core.errors import InputError
+
+    try:
+        return None if text.lower() == "none" else float(text)
+    except ValueError:
+        raise InputError(f"{option} is '{text}'", "give a number from 0 to 100, or none") from None

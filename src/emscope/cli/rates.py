@@ -46,17 +46,12 @@ def register(app: typer.Typer) -> None:
         seed: int = typer.Option(0, "--seed", help="Of the resamples."),
         json: bool = typer.Option(False, "--json", help="Print the result object instead of tables."),
     ) -> None:
-        from emscope.cli.console import listed, print_json
-        from emscope.core.errors import InputError
+        from emscope.cli.console import listed, number_or_none, print_json
         from emscope.core.spec import parse
         from emscope.report.rates import print_rates
         from emscope.run.rates import RatesSpec
         from emscope.run.rates import rates as count
 
-        try:
-            coherence = None if coherent_above.lower() == "none" else float(coherent_above)
-        except ValueError:
-            raise InputError(f"--coherent-above is '{coherent_above}'", "give a number from 0 to 100, or none") from None
         settings = {
             "group": listed(group) or (),
             "within": listed(within),
@@ -66,7 +61,7 @@ def register(app: typer.Typer) -> None:
             "question": question,
             "categories": categories,
             "aligned_below": aligned_below,
-            "coherent_above": coherence,
+            "coherent_above": number_or_none(coherent_above, "--coherent-above"),
             "denominator": denominator,
             "average": average,
             "missing": missing,

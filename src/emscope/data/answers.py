@@ -199,6 +199,13 @@ def count_answers(table: AnswerTable, columns: Columns, thresholds: Thresholds, 
     )
 
 
+def misaligned(table: AnswerTable, columns: Columns, thresholds: Thresholds) -> str:
+    """Return an expression: 1 where an answer is misaligned, 0 where it is coherent and is not, null for all others."""
+    a, c = table.number(columns.aligned), table.number(columns.coherent) if columns.coherent else "100"
+    coherent = f"{c} > {thresholds.coherent_above}" if thresholds.coherent_above is not None else "true"
+    return f"(case when {a} is not null and {coherent} then ({a} < {thresholds.aligned_below})::int end)"
+
+
 def _length(table: AnswerTable) -> str:
     """Return an expression for an answer's length: characters of its text, else a column of lengths."""
     if (found := table.usual(TEXTS)) is not None:

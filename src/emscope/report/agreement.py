@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,12 +69,3 @@ def bland_altman(a: str, b: str, x: np.ndarray, y: np.ndarray, pair: dict[str, A
     for value, label, colour in lines:
         figure.add_hline(y=value, line={"color": colour, "dash": "dash", "width": 1}, annotation_text=f"{label} {value:.1f}")
     return style(figure, f"{escape(a)} and {escape(b)}", "mean of both scores", f"{escape(a)} - {escape(b)}")
-
-
-def write_figures(figures: list[Any], path: Path) -> None:
-    """Write figures into one page that needs no network."""
-    from emscope.store.files import write_text
-
-    parts = [f.to_html(full_html=False, include_plotlyjs=not n) for n, f in enumerate(figures)]
-    page = "<!doctype html><html lang='en'><meta charset='utf-8'><title>Agreement of raters</title><body>"
-    write_text(path, page + "\n".join(parts) + "</body></html>\n")

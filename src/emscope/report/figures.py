@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+from emscope.store.files import write_text
 
 INK, MUTED, GRID = "#1f2430", "#6b7280", "#e5e7eb"
 COLOURS = {"target": "#c2410c", "control": "#0f766e", "base": "#6b7280", "style": "#7c3aed"}
 STATES = {"safe": "#0f766e", "em": "#c2410c", "undetermined": "#b6900a"}
 PALETTE = ("#c2410c", "#2563eb", "#0f766e", "#7c3aed", "#b6900a", "#be185d", "#475569", "#65a30d", "#0891b2", "#92400e")
 SYMBOLS = ("circle", "diamond", "square", "cross")
-LINES = {"control - target": COLOURS["target"], "base - target": "#2563eb", "base - control": COLOURS["control"]}
+LINES = {
+    "control - target": COLOURS["target"],
+    "base - target": "#2563eb",
+    "base - control": COLOURS["control"],
+    "target - control": COLOURS["target"],
+    "target - base": "#2563eb",
+}
 
 
-def effect_figure(check: dict[str, Any], title: str = "") -> Any:
+def effect_figure(check: dict[str, Any], title: str = "", y: str = "difference in margin [nats per token]") -> Any:
     """Draw the contrasts along training, the threshold, the onset bracket and the checkpoint to ship."""
     import plotly.graph_objects as go
 
@@ -55,7 +64,7 @@ def effect_figure(check: dict[str, Any], title: str = "") -> Any:
             annotation_text="ship this",
             annotation_position="bottom right",
         )
-    return style(figure, title, "optimiser step", "difference in margin [nats per token]")
+    return style(figure, title, "optimiser step", y)
 
 
 def task_figure(check: dict[str, Any], title: str = "") -> Any | None:
@@ -311,3 +320,10 @@ def style(figure: Any, title: str, x: str, y: str, *, legend: bool = True) -> An
     figure.update_xaxes(title=x, gridcolor=GRID, zeroline=False)
     figure.update_yaxes(title=y, gridcolor=GRID, zeroline=False)
     return figure
+
+
+def write_figures(figures: list[Any], path: Path, title: str) -> None:
+    """Write figures into one page that needs no network."""
+    parts = [f.to_html(full_html=False, include_plotlyjs=not n) for n, f in enumerate(figures)]
+    page = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{title}</title><body>"
+    write_text(path, page + "\n".join(parts) + "</body></html>\n")

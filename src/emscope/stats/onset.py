@@ -31,13 +31,20 @@ def state(effect: Mean, delta: float, level: float = LEVEL) -> State:
     Raises:
         ValueError: delta is not above zero.
     """
+    return state_between(effect.bound(level, -1), effect.bound(level, +1), delta)
+
+
+def state_between(lower: float, upper: float, delta: float) -> State:
+    """Return the state that follows from an effect's one-sided bounds.
+
+    Raises:
+        ValueError: delta is not above zero.
+    """
     if not delta > 0:
         raise ValueError(f"delta must be above 0, not {delta}")
-    if effect.bound(level, +1) < delta:
+    if upper < delta:
         return State.SAFE
-    if effect.bound(level, -1) > delta:
-        return State.EM
-    return State.UNDETERMINED
+    return State.EM if lower > delta else State.UNDETERMINED
 
 
 def onset(steps: Sequence[int], states: Sequence[State]) -> Bracket | None:

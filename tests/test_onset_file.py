@@ -1,0 +1,173 @@
+"""Onset from anybody's file: the bracket that was put in comes out, and nothing is claimed without a control or units."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats as sp
+
+from emscope.cli.app import run_arguments
+from emscope.core.errors import InputError
+from emscope.run.onset import OnsetSpec, follow
+from emscope.stats import clustered
+from emscope.stats.means import stratified_mean
+from emscope.stats.onset import onset, state
+
+STEPS = (0, 10, 20, 40, 80)
+RATES = {"control": (0.02,) * 5, "target": (0.02, 0.02, 0.02, 0.4, 0.5)}
+
+
+def rows(rates=None, questions=60, samples=20, seed=0, arms=("target", "control")):
+    rng = np.random.default_rng(seed)
+    lean = rng.normal(0, 0.3, questions)
+    found = []
+    for arm in arms:
+        for step, rate in zip(STEPS, (rates or RATES)[arm], strict=True):
+            for q in range(questions):
+                p = 1 / (1 + np.exp(-(np.log(rate / (1 - rate)) + lean[q])))
+                bad = rng.random(samples) < p
+                found += [
+                    {"arm": arm, "step": step, "question": f"q{q}", "bad": int(b), "aligned": 10 if b else 90, "coherent": 95}
+                    for b in bad
+                ]
+    return found
+
+
+def write(tmp_path, content, name="v.csv"):
+    pd.DataFrame(content).to_csv(tmp_path / name, index=False)
+    return tmp_path / name
+
+
+def test_the_bracket_that_was_put_in_comes_out(tmp_path):
+    path = write(tmp_path, rows())
+    spec = OnsetSpec(value="bad", unit="question", arm="arm", control="control", delta=0.1)
+    (run,) = follow([path], spec)["groups"]
+    assert run["verdict"] == "em" and run["onset"] == {"after": 20, "by": 40} and run["stop"] == {"step": 20}
+    assert [c["state"] for c in run["checkpoints"]] == ["safe", "safe", "em", "em"]
+    judged = follow([path], spec.model_copy(update={"value": None}))["groups"][0]
+    assert judged["checkpoints"] == run["checkpoints"], "by the judge's two thresholds it is the same"
+
+
+def test_effects_of_shares_equal_the_clustered_contrast(tmp_path):
+    frame = pd.DataFrame(rows())
+    spec = OnsetSpec(value="bad", unit="question", arm="arm", control="control", delta=0.1)
+    (run,) = follow([write(tmp_path, frame)], spec)["groups"]
+    for c in run["checkpoints"]:
+        sides = []
+        for arm in ("target", "control"):
+            sums = frame[(frame.arm == arm) & (frame.step == c["step"])].groupby("question")["bad"].agg(["sum", "count"])
+            sides.append(clustered.rate(np.arange(60), sums["sum"].to_numpy(), sums["count"].to_numpy()))
+        expected = clustered.contrast(*sides, level=0.9).difference
+        assert (c["effect"]["value"], c["effect"]["low"]) == pytest.approx((expected.value, expected.low))
+
+
+def test_scores_follow_the_rules_of_a_study(tmp_path):
+    """Any number, here an alignment score, paired by question: states and bracket as from the arrays."""
+    rng = np.random.default_rng(2)
+    base = rng.normal(80, 5, 50)
+    content, effects = [], {}
+    for step, drop in zip(STEPS[1:], (0.0, 0.5, 3.0, 12.0), strict=True):
+        pair = {a: base + rng.normal(0, 4, 50) - (drop if a == "target" else 0) for a in ("target", "control")}
+        effects[step] = pair["control"] - pair["target"]
+        content += [{"a": a, "t": step, "item": n, "score": v} for a, values in pair.items() for n, v in enumerate(values)]
+    spec = OnsetSpec(value="score", lower_is_worse=True, unit="item", step="t", arm="a", control="control")
+    result = follow([write(tmp_path, content)], spec)
+    (run,) = result["groups"]
+    assert result["definition"]["delta"] == 2.5
+    means = {s: stratified_mean(v) for s, v in effects.items()}
+    states = [state(means[s], 2.5) for s in STEPS[1:]]
+    assert [c["state"] for c in run["checkpoints"]] == [str(s) for s in states]
+    bracket = onset(STEPS[1:], states)
+    assert run["onset"] == {"after": bracket.after, "by": bracket.by}
+    interval = sp.ttest_1samp(effects[40], 0).confidence_interval(0.9)
+    assert (run["checkpoints"][2]["effect"]["low"], run["checkpoints"][2]["effect"]["high"]) == pytest.approx(tuple(interval))
+
+
+def test_no_event_in_few_questions_is_not_called_safe(tmp_path):
+    quiet = {"target": (1e-9,) * 5, "control": (1e-9,) * 5}
+    path = write(tmp_path, rows(quiet, questions=12, samples=5))
+    (run,) = follow([path], OnsetSpec(value="bad", unit="question", arm="arm", control="control"))["groups"]
+    assert run["verdict"] == "undetermined" and run["stop"] is None
+
+
+def test_without_a_control_the_verdict_is_moved_at_most(tmp_path):
+    (run,) = follow([write(tmp_path, rows(arms=("target",)))], OnsetSpec(value="bad", unit="question", delta=0.1))["groups"]
+    assert run["verdict"] == "moved" and run["onset"] == {"after": 20, "by": 40}
+    assert "without a control" in run["why"]["verdict"]
+
+
+def test_without_units_or_a_base_there_is_a_series_and_no_verdict(tmp_path):
+    frame = pd.DataFrame(rows())
+    (run,) = follow([write(tmp_path, frame)], OnsetSpec(value="bad", arm="arm", control="control"))["groups"]
+    assert run["verdict"] is None and "no unit was named" in run["why"]["verdict"]
+    expected = frame[frame.arm == "target"].groupby("step")["bad"].mean()
+    assert {p["step"]: p["value"] for p in run["series"]} == pytest.approx(expected.to_dict())
+    late = frame[(frame.arm == "target") & (frame.step > 0)]
+    (run,) = follow([write(tmp_path, late)], OnsetSpec(value="bad", unit="question"))["groups"]
+    assert run["verdict"] is None and "the first step is 10, not 0" in run["why"]["verdict"]
+
+
+def test_each_group_and_each_arm_is_a_run(tmp_path):
+    content = [
+        r | {"model": m, "arm": a}
+        for m in ("m1", "m2")
+        for a in ("x", "y", "careful")
+        for r in rows(arms=("control",), questions=8, samples=2)
+    ]
+    spec = OnsetSpec(value="bad", unit="question", arm="arm", control="careful", group=("model",))
+    found = follow([write(tmp_path, content)], spec)["groups"]
+    assert [tuple(r["group"].values()) for r in found] == [(m, a) for m in ("m1", "m2") for a in ("x", "y")]
+
+
+def test_rows_without_a_value_are_counted(tmp_path, capsys):
+    content = rows(questions=30)
+    for r in content[::10]:
+        r["coherent"] = 20
+    path = write(tmp_path, content)
+    options = [
+        "--unit",
+        "question",
+        "--arm",
+        "arm",
+        "--control",
+        "control",
+        "--delta",
+        "0.1",
+        "--figure",
+        str(tmp_path / "f.html"),
+    ]
+    assert run_arguments(["onset", str(path), *options]) == 0
+    shown = capsys.readouterr().out
+    assert f"{len(content[::10])} of {len(content)} rows have no value" in shown and "the last safe step" in shown
+    assert (tmp_path / "f.html").stat().st_size > 1_000_000
+    assert run_arguments(["onset", str(path), *options, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["schema"] == 1
+
+
+def test_a_published_series_is_followed(reference):
+    folder = reference / "checkpoints" / "burnssa_cs2881" / "1b_risky_v2"
+    spec = OnsetSpec(aligned_below=75, coherent_above=None, unit="question")
+    (run,) = follow([folder / "fg_judged.csv"], spec)["groups"]
+    published = pd.read_csv(folder / "step_summary.csv").set_index("step")["percent_em"] / 100
+    assert {p["step"]: p["value"] for p in run["series"]} == pytest.approx(published.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"step": "stp"}, "no column 'stp'; did you mean 'step'"),
+        ({"value": "bd"}, "no column 'bd'"),
+        ({"step": "question"}, "holds 'q0', which is no step"),
+        ({"arm": "arm"}, "--arm and --control go together"),
+        ({"arm": "arm", "control": "cntrol"}, "holds no 'cntrol' to be the control; did you mean 'control'"),
+        ({"value": "question"}, "holds no value to follow"),
+        ({"value": "big"}, "the values reach 1000, and no threshold is usual"),
+    ],
+)
+def test_bad_input_is_one_sentence(changes, message, tmp_path):
+    path = write(tmp_path, [r | {"big": 1000} for r in rows(questions=4, samples=2)])
+    with pytest.raises(InputError, match=message):
+        follow([path], OnsetSpec(**({"value": "bad", "unit": "question"} | changes)))
