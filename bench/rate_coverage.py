@@ -40,7 +40,7 @@ def held(questions: int, share: float, rounds: int) -> dict[str, float]:
         estimate = rate_estimate(found)
         inside["ours"] += estimate.low <= share <= estimate.high
         width += (estimate.high - estimate.low) / rounds
-        low, high = wilson(found.value, found.n, 0.95)
+        low, high = wilson(found.value, found.n, z=1.96)
         inside["naive"] += low <= share <= high
         if n < tried:
             percentile = Resamples(1000, seed=n).estimate(found)

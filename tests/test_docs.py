@@ -63,7 +63,7 @@ def parse(line: str) -> None:
         command.make_context("emscope", words)
 
 
-@pytest.mark.parametrize("path", ["README.md", "docs/tutorial.md", "docs/training.md"])
+@pytest.mark.parametrize("path", ["README.md", "docs/tutorial.md", "docs/training.md", "docs/judged.md"])
 def test_command_lines_parse(path):
     lines = command_lines(read(ROOT / path))
     assert lines

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -291,6 +293,14 @@ def test_the_interval_holds_as_often_as_it_says(questions, rate, low, high):
     assert low - slack <= coverage(questions, rate, 1500) <= high + slack
 
 
+def test_one_answer_a_question_is_no_wider_than_wilson_with_t():
+    hits = np.r_[1, np.zeros(9)]
+    found = clustered.rate_estimate(clustered.rate(np.arange(10), hits, np.ones(10)))
+    t = float(sp.t.ppf(0.975, 9))
+    low = (0.1 + t * t / 20) / (1 + t * t / 10) - t / (1 + t * t / 10) * np.sqrt(0.009 + t * t / 400)
+    assert found.low == pytest.approx(low) and found.high < 0.5
+
+
 def test_no_event_leaves_room_above_zero():
     found = clustered.rate_estimate(clustered.rate(np.arange(10), np.zeros(10), np.full(10, 50)))
     assert found.value == found.low == 0 and found.high > 0.05
@@ -402,3 +412,23 @@ def test_categories_come_from_a_file_of_their_own(reference, tmp_path):
 def test_a_categories_file_that_does_not_fit_is_refused(rows, message, tmp_path):
     with pytest.raises(InputError, match=message):
         rates([table(tmp_path, made())], RatesSpec(categories=table(tmp_path, rows, "c.csv")))
+
+
+def test_the_documented_coverage_is_what_the_program_says():
+    page = (Path(__file__).parents[1] / "docs" / "judged.md").read_text(encoding="utf-8")
+    rows = [line.strip("|").split("|") for line in page.splitlines() if re.match(r"\| \d+ \| \.\d+ \|", line)]
+    assert len(rows) == 24
+    for questions, known in clustered.COVERAGE.items():
+        for column, (low, high) in zip((2, 4), known, strict=True):
+            found = [float(r[column].strip(" %")) / 100 for r in rows if int(r[0]) == questions]
+            assert (min(found), max(found)) == (pytest.approx(low), pytest.approx(high))
+
+
+@pytest.mark.parametrize(
+    ("denominator", "said"), [("coherent", "9.9 % [6.5, 14.6]"), ("scored", "7.5 % [4.4, 12.5]"), ("all", "7.1 % [4.3, 11.5]")]
+)
+def test_the_documented_rates_are_those_of_the_file(denominator, said, reference):
+    page = (Path(__file__).parents[1] / "docs" / "judged.md").read_text(encoding="utf-8")
+    (row,) = rates([reference / "judged" / "clarifying_em.parquet"], RatesSpec(denominator=denominator))["groups"]
+    e = row["rate"]
+    assert f"{100 * e['value']:.1f} % [{100 * e['low']:.1f}, {100 * e['high']:.1f}]" == said and f"| {said} |" in page

@@ -19,13 +19,12 @@ def share(hits: np.ndarray, *, level: float = 0.95) -> Estimate:
     if n == 0:
         return undefined("no items", level=level, method=WILSON)
     p = float(np.mean(hits))
-    low, high = wilson(p, n, level)
+    low, high = wilson(p, n, z=float(stats.norm.ppf(0.5 + level / 2)))
     return Estimate(p, low, high, level, WILSON, n, n)
 
 
-def wilson(p: float, n: float, level: float) -> tuple[float, float]:
-    """Return Wilson's score interval of a share `p` of `n` independent trials."""
-    z = float(stats.norm.ppf(0.5 + level / 2))
+def wilson(p: float, n: float, *, z: float) -> tuple[float, float]:
+    """Return Wilson's score interval of a share `p` of `n` independent trials, `z` standard errors to either side."""
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     reach = z / (1 + z * z / n) * float(np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)))
     return max(0.0, centre - reach), min(1.0, centre + reach)
