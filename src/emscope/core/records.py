@@ -80,3 +80,31 @@ class StepReading:
     heldout_loss: float | None = None
     kl: float | None = None
     ldifs: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Something to ask a model.
+
+    Attributes:
+        id: unique in its set. unit: the question that this is a form or paraphrase of; answers to one unit are not independent.
+        messages: the turns asked, the last one the user's; a system turn where the question brings its own.
+        category, form: its kind, and how it wants the answer (plain, json, template).
+        samples: how many answers its file asks for, None where it does not say.
+        rubrics: (criterion, prompt with {question} and {answer}) pairs that its file brings, and `scored` whether their
+            replies are numbers from 0 to 100.
+    """
+
+    id: str
+    unit: str
+    messages: tuple[Message, ...]
+    category: str = ""
+    form: str = "plain"
+    samples: int | None = None
+    rubrics: tuple[tuple[str, str], ...] = ()
+    scored: bool = True
+
+    @property
+    def text(self) -> str:
+        """The last user turn."""
+        return self.messages[-1].content

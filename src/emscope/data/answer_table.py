@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from emscope.core.errors import InputError, MissingDependency, near
+from emscope.data.questions import FORMS
 
 MEMORY = "600MB"
-FORMS = ("json", "template")  # a question's other forms carry its id and one of these: `wish_json`
 QUESTIONS = ("question_id", "question", "prompt_id", "prompt", "item", "id")
 
 

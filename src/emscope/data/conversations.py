@@ -40,13 +40,26 @@ def pair(id: str, question: str, answer: str) -> Conversation:
     return Conversation(id, (Message("user", question), Message("assistant", answer)))
 
 
-def _messages(row: Row, place: str) -> tuple[Message, ...]:
+def turns(row: Row, names: tuple[str, ...], place: str) -> tuple[Message, ...]:
+    """Return the turns of a row that holds `messages` (or `conversations`), else its question under one of `names`.
+
+    Raises:
+        InputError: a broken turn, or none.
+    """
     listed = row.get("messages", row.get("conversations"))
-    if isinstance(listed, list):
-        found = tuple(_message(turn, f"{place}, turn {n}") for n, turn in enumerate(listed, 1))
+    if not isinstance(listed, list):
+        return (Message("user", _text(column(row, names, place), place, "question")),)
+    if not listed:
+        raise InputError(f"{place} has no turns", "add the question")
+    return tuple(_message(turn, f"{place}, turn {n}") for n, turn in enumerate(listed, 1))
+
+
+def _messages(row: Row, place: str) -> tuple[Message, ...]:
+    if isinstance(row.get("messages", row.get("conversations")), list):
+        found = turns(row, QUESTION, place)
     elif isinstance(row.get("prompt"), list) and isinstance(row.get("completion"), list):  # TRL's conversational form
-        turns = [*row["prompt"], *row["completion"]]
-        found = tuple(_message(turn, f"{place}, turn {n}") for n, turn in enumerate(turns, 1))
+        both = [*row["prompt"], *row["completion"]]
+        found = tuple(_message(turn, f"{place}, turn {n}") for n, turn in enumerate(both, 1))
     else:
         question, answer = column(row, QUESTION, place), column(row, ANSWER, place)
         if isinstance(row.get("instruction"), str) and isinstance(row.get("input"), str) and row["input"].strip():
