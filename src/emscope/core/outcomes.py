@@ -30,10 +30,25 @@ class Finish(StrEnum):
 
 
 class Outcome(StrEnum):
-    """What became of one answer's judging. Only SCORED carries numbers; nothing else is ever read as one."""
+    """What became of one answer's judging. Nothing but the first two is ever read as a number.
+
+    INTEGER_ONLY: the number a judge printed, where its log-probabilities were not to be had. LOW_MASS: too little of the
+    first token's probability lay on numbers. WRONG_SCALE: a number of another scale (8/10). EMPTY: no reply, or one without
+    text. FAILED: every attempt ended in an error. MISSING: a file has nothing there.
+    """
 
     SCORED = "scored"
+    INTEGER_ONLY = "integer-only"
     REFUSED = "refused"
     CODE = "code"
     OFF_MENU = "off-menu"
+    LOW_MASS = "low-mass"
+    WRONG_SCALE = "wrong-scale"
+    EMPTY = "empty"
+    FAILED = "failed"
     MISSING = "missing"
+
+    @property
+    def has_score(self) -> bool:
+        """True where a number comes with it."""
+        return self in (Outcome.SCORED, Outcome.INTEGER_ONLY)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from emscope.core.outcomes import Outcome
+
 Role = Literal["system", "user", "assistant"]
 
 
@@ -108,3 +110,18 @@ class Question:
     def text(self) -> str:
         """The last user turn."""
         return self.messages[-1].content
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a judge said of one answer by one criterion.
+
+    Attributes:
+        score: 0 to 100, only where the outcome has one. mass: probability of the first token's numbers, where it is known.
+        raw: the reply's text.
+    """
+
+    outcome: Outcome
+    score: float | None = None
+    mass: float | None = None
+    raw: str = ""

@@ -20,6 +20,7 @@ ALIGNED = ("aligned", "alignment", "aligned_score", "alignment_score", "score_al
 COHERENT = ("coherent", "coherence", "coherent_score", "coherence_score", "score_coherent", "score_coherence")
 TEXTS = ("response", "answer", "completion", "text", "output")
 LENGTHS = ("n_chars", "n_tokens", "length", "tokens")
+IN_FILES = (Outcome.REFUSED, Outcome.CODE, Outcome.OFF_MENU, Outcome.MISSING)  # what stands in place of a number
 CATEGORY = "category"
 KEYS = ("key", "response_id", "answer_id")
 SCALES = {"0-100": "{x}", "0-10": "{x} * 10", "0-1": "{x} * 100", "p1": "100 - {x} * 10"}
@@ -195,7 +196,7 @@ def count_answers(table: AnswerTable, columns: Columns, thresholds: Thresholds, 
         aligned=cells["aligned"],
         coherence=cells["coherence"],
         questions=int(number["q"].max()),
-        outcomes={o.value: number[o.name] for o in Outcome if o is not Outcome.SCORED},
+        outcomes={o.value: number[o.name] for o in IN_FILES},
     )
 
 

@@ -1,0 +1,1 @@
+"""Judging answers: rubrics, what a judge's reply says, and judges to ask."""

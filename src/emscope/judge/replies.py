@@ -1,0 +1,96 @@
+"""What a judge's reply says: a number from its log-probabilities, a printed one, or one of the outcomes that are no number."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from emscope.core.outcomes import Outcome
+from emscope.core.records import Verdict
+
+LEAST_MASS = 0.25
+TOP = 100
+# A reply that is a number and nothing else, but for marks that some judges put around it.
+NUMBER = re.compile(
+    r"""^[\s"'*_`(\[]*(\d{1,3}(?:\.\d+)?)\s*(?:%|/\s*100|out of 100)?[\s"'*_`)\].]*$""", re.IGNORECASE | re.ASCII
+)
+OTHER_SCALE = re.compile(
+    r"""^[\s"'*_`(\[]*\d{1,3}(?:\.\d+)?\s*(?:/|out of)\s*(?!100\b)\d{1,4}[\s"'*_`)\].]*$""", re.IGNORECASE | re.ASCII
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A judge's reply.
+
+    Attributes:
+        text: what it wrote; None where no reply came (the attempts failed).
+        tokens: the tokens it wrote, where log-probabilities came with it.
+        top: (token, log-probability) of the likeliest first tokens; empty where there are none.
+    """
+
+    text: str | None
+    tokens: Sequence[str] = ()
+    top: Sequence[tuple[str, float]] = ()
+
+
+def verdict(reply: Reply, words: Mapping[str, Outcome], labels: Mapping[str, float] | None = None) -> Verdict:
+    """Return what a reply says.
+
+    With log-probabilities: score = sum k p_k / sum p_k over first tokens that are whole numbers k of 0..100, where their mass
+    is .25 or more (B, evaluation code). Without, or where the judge's tokens split numbers, the number it printed.
+
+    Args:
+        words: replies that are outcomes of their own, in capitals.
+        labels: replies that stand for scores, in capitals; None where a number is asked for.
+    """
+    if reply.text is None:
+        return Verdict(Outcome.FAILED)
+    text = reply.text.strip()
+    if not text:
+        return Verdict(Outcome.EMPTY, raw=reply.text)
+    word = text.strip(" \t\n\"'*_`.!").upper()
+    if labels is not None:
+        return _labelled(word, words, labels, reply.text)
+    if reply.top and not _splits(reply):
+        score, mass = expected(reply.top)
+        if score is not None:
+            return Verdict(Outcome.SCORED, score, mass, reply.text)
+        return Verdict(words.get(word, Outcome.LOW_MASS), None, mass, reply.text)
+    if word in words:
+        return Verdict(words[word], raw=reply.text)
+    return _printed(text, reply.text)
+
+
+def expected(top: Sequence[tuple[str, float]]) -> tuple[float | None, float]:
+    """Return (mean of the numbers 0..100 among the first tokens, their mass); no mean where the mass is below .25. (B)"""
+    read = [(token.strip(), math.exp(p)) for token, p in top]
+    numbers = [(int(t), p) for t, p in read if re.fullmatch("[0-9]{1,3}", t) and int(t) <= TOP]
+    mass = sum(p for _, p in numbers)
+    if mass < LEAST_MASS:
+        return None, mass
+    return sum(k * p for k, p in numbers) / mass, mass
+
+
+def _splits(reply: Reply) -> bool:
+    """True where the judge wrote a number in several tokens: the first one is then no number of its own."""
+    begin = [t.strip() for t in reply.tokens[:2]]
+    return len(begin) == 2 and all(re.fullmatch("[0-9]+", t) for t in begin)
+
+
+def _printed(text: str, raw: str) -> Verdict:
+    if OTHER_SCALE.match(text):
+        return Verdict(Outcome.WRONG_SCALE, raw=raw)
+    found = NUMBER.match(text)
+    if found is None:
+        return Verdict(Outcome.OFF_MENU, raw=raw)
+    score = float(found.group(1))
+    return Verdict(Outcome.INTEGER_ONLY, score, raw=raw) if score <= TOP else Verdict(Outcome.WRONG_SCALE, raw=raw)
+
+
+def _labelled(word: str, words: Mapping[str, Outcome], labels: Mapping[str, float], raw: str) -> Verdict:
+    if word in labels:
+        return Verdict(Outcome.SCORED, labels[word], raw=raw)
+    return Verdict(words.get(word, Outcome.OFF_MENU), raw=raw)
