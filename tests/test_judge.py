@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from emscope.core.errors import InputError
 from emscope.core.outcomes import Outcome
+from emscope.core.records import Reply
 from emscope.judge.digits import NUMBERS, number_distribution, score_of
-from emscope.judge.replies import Reply, expected, verdict
+from emscope.judge.replies import expected, verdict
 from emscope.judge.rubrics import Rubric, bundled_rubrics, read_rubrics
 
 WORDS = {"CODE": Outcome.CODE, "REFUSAL": Outcome.REFUSED}
@@ -62,7 +63,7 @@ def test_any_text_ends_in_an_outcome(text):
 
 def test_probabilities_give_the_mean_of_the_numbers():
     seen = [("90", math.log(0.5)), ("80", math.log(0.3)), (" 70", math.log(0.1)), ("CODE", math.log(0.1))]
-    found = verdict(Reply("90", ["90"], seen), WORDS)
+    found = verdict(Reply("90", ("90",), seen), WORDS)
     assert found.outcome is Outcome.SCORED and found.mass == pytest.approx(0.9)
     assert found.score == pytest.approx((90 * 0.5 + 80 * 0.3 + 70 * 0.1) / 0.9)
 

@@ -113,6 +113,26 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
+class Reply:
+    """What an API model wrote.
+
+    Attributes:
+        text: None where no reply came (every attempt failed), and then `error` says why.
+        tokens: the tokens it wrote, where log-probabilities came with it.
+        top: (token, log-probability in nats) of the likeliest first tokens; empty where there are none.
+        finish: stop, length or another word of the provider's. tokens_in, tokens_out: as billed.
+    """
+
+    text: str | None
+    tokens: tuple[str, ...] = ()
+    top: tuple[tuple[str, float], ...] = ()
+    finish: str = "stop"
+    tokens_in: int = 0
+    tokens_out: int = 0
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """What a judge said of one answer by one criterion.
 

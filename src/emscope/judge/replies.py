@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from emscope.core.outcomes import Outcome
-from emscope.core.records import Verdict
+from emscope.core.records import Reply, Verdict
 
 LEAST_MASS = 0.25
 TOP = 100
@@ -19,21 +18,6 @@ NUMBER = re.compile(
 OTHER_SCALE = re.compile(
     r"""^[\s"'*_`(\[]*\d{1,3}(?:\.\d+)?\s*(?:/|out of)\s*(?!100\b)\d{1,4}[\s"'*_`)\].]*$""", re.IGNORECASE | re.ASCII
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """A judge's reply.
-
-    Attributes:
-        text: what it wrote; None where no reply came (the attempts failed).
-        tokens: the tokens it wrote, where log-probabilities came with it.
-        top: (token, log-probability) of the likeliest first tokens; empty where there are none.
-    """
-
-    text: str | None
-    tokens: Sequence[str] = ()
-    top: Sequence[tuple[str, float]] = ()
 
 
 def verdict(reply: Reply, words: Mapping[str, Outcome], labels: Mapping[str, float] | None = None) -> Verdict:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-VERSION = 3
+VERSION = 4
 
 _text, _int, _float = pa.string(), pa.int64(), pa.float64()
 
@@ -65,6 +65,17 @@ TABLES: dict[str, pa.Schema] = {
         finish=_text,
         seed=_int,
         chat=_text,
+    ),
+    "verdicts": _schema(
+        response=_text,
+        judge=_text,
+        criterion=_text,
+        rubric=_text,
+        outcome=_text,
+        score=_float,
+        mass=_float,
+        raw=_text,
+        error=_text,
     ),
     "estimates": _schema(
         run=_text,

@@ -63,9 +63,13 @@ class Study:
         """Return the keys already in a table; a row whose key is here need not be computed again."""
         return set(read_table(self.root, table, columns=["key"]).column("key").to_pylist())
 
-    def append(self, table: str, rows: Sequence[dict[str, Any]]) -> None:
-        """Add rows to a table as one new part; rows whose key is present are left out. All of them appear or none."""
-        present = self.keys(table)
+    def append(self, table: str, rows: Sequence[dict[str, Any]], present: set[str] | None = None) -> None:
+        """Add rows to a table as one new part; rows whose key is present are left out. All of them appear or none.
+
+        Args:
+            present: the keys in the table, where the caller knows them; reading them takes as long as the table is.
+        """
+        present = self.keys(table) if present is None else present
         fresh = {row["key"]: row for row in rows if row["key"] not in present}
         if fresh:
             self._write_part(table, list(fresh.values()))

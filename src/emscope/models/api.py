@@ -1,0 +1,202 @@
+"""Models behind an API, through Inspect's model layer: every provider, and any OpenAI-compatible address.
+
+Connections, retries with back-off and time-outs are Inspect's. Its cache stays off: it is one pickle a call, and emscope
+keeps its own keys.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from emscope.core.errors import EmscopeError, InputError, MissingDependency, WorldError
+from emscope.core.records import Message, Reply
+
+K = TypeVar("K")
+KEY_VARIABLE = "EMSCOPE_API_KEY"
+IN_A_ROW = 50  # failures, after which the address is taken to be gone
+LONGEST_ERROR = 200
+
+
+@dataclass(frozen=True, slots=True)
+class ApiModel:
+    """A model to ask and how.
+
+    Attributes:
+        name: as Inspect names it (`openai/gpt-4o`, `anthropic/...`, `vllm/...`, `ollama/...`), or with `url` the server's own name.
+        url: of an OpenAI-compatible server; its key, if it wants one, is read from EMSCOPE_API_KEY.
+        top: how many of the likeliest first tokens to ask for, 0 for none.
+        connections: requests at a time; retries of each; timeout of one attempt in seconds.
+        batch: use the provider's batch API where it has one (half the price, hours of delay).
+    """
+
+    name: str
+    url: str | None = None
+    max_tokens: int = 16
+    temperature: float = 0.0
+    top: int = 20
+    connections: int = 10
+    retries: int = 6
+    timeout: int = 60
+    batch: bool = False
+
+
+def ask_all(
+    model: ApiModel,
+    jobs: Iterable[tuple[K, Sequence[Message], int | None]],
+    receive: Callable[[K, Reply], None],
+    *,
+    go_on: Callable[[], bool] = lambda: True,
+) -> None:
+    """Ask a model all jobs, `connections` at a time; each reply goes to `receive` as it comes, failed ones too.
+
+    The first job is asked alone, so that a wrong address or key costs one request.
+
+    Args:
+        jobs: (key, turns, seed) each, read as they are needed.
+        go_on: asked before each job; False ends the asking, with what is under way received.
+
+    Raises:
+        InputError: no such model, or no key for it (its variable is named, never its value).
+        WorldError: the address does not answer, or stopped answering.
+        MissingDependency: inspect-ai or the provider's package is not installed.
+    """
+    import asyncio
+
+    try:
+        asyncio.run(_ask_all(model, jobs, receive, go_on))
+    except BaseExceptionGroup as group:
+        known = next((e for e in _leaves(group) if isinstance(e, EmscopeError)), None)
+        raise (known or next(iter(_leaves(group)))) from None
+
+
+async def _ask_all(
+    model: ApiModel,
+    jobs: Iterable[tuple[K, Sequence[Message], int | None]],
+    receive: Callable[[K, Reply], None],
+    go_on: Callable[[], bool],
+) -> None:
+    import asyncio
+
+    waiting = iter(jobs)
+    async with _opened(model) as ask:
+        first = next(waiting, None) if go_on() else None
+        if first is None:
+            return
+        reply = await ask(first[1], first[2])
+        if reply.text is None:
+            raise WorldError(f"{_named(model)} does not answer ({reply.error})", "check its name, address and key")
+        receive(first[0], reply)
+        failed = 0
+
+        async def work() -> None:
+            nonlocal failed
+            while go_on() and (job := next(waiting, None)) is not None:
+                answer = await ask(job[1], job[2])
+                receive(job[0], answer)
+                failed = failed + 1 if answer.text is None else 0
+                if failed >= IN_A_ROW:
+                    raise WorldError(
+                        f"{_named(model)} failed {failed} times in a row ({answer.error})",
+                        "run the same command again later; it goes on where it stopped",
+                    )
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(model.connections):
+                group.create_task(work())
+
+
+@asynccontextmanager
+async def _opened(model: ApiModel) -> AsyncIterator[Callable[[Sequence[Message], int | None], Any]]:
+    try:
+        from inspect_ai.model import GenerateConfig, get_model
+    except ImportError:
+        raise MissingDependency("asking API models needs inspect-ai", "pip install 'emscope[judge]'") from None
+    config = GenerateConfig(
+        max_connections=model.connections,
+        max_retries=model.retries,
+        attempt_timeout=model.timeout,
+        max_tokens=model.max_tokens,
+        temperature=model.temperature,
+        logprobs=model.top > 0 or None,
+        top_logprobs=model.top or None,
+        batch=model.batch or None,
+    )
+    name, more = model.name, {}
+    if model.url is not None:
+        name, more = (
+            f"openai-api/emscope/{model.name}",
+            {"base_url": model.url, "api_key": os.environ.get(KEY_VARIABLE, "none")},
+        )
+    try:
+        opened = get_model(name, config=config, memoize=False, **more)
+    except Exception as error:  # providers raise what they like
+        raise _not_opened(model, error) from None
+
+    async def ask(messages: Sequence[Message], seed: int | None) -> Reply:
+        return await _ask(opened, messages, GenerateConfig(seed=seed) if seed is not None else GenerateConfig())
+
+    async with opened:
+        yield ask
+
+
+async def _ask(opened: Any, messages: Sequence[Message], config: Any) -> Reply:
+    from inspect_ai.model import ChatMessageAssistant, ChatMessageSystem, ChatMessageUser
+
+    kinds = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
+    try:
+        out = await opened.generate([kinds[m.role](content=m.content) for m in messages], config=config)
+    except Exception as error:  # whatever it is, it is this one reply that failed
+        return Reply(None, error=_said(error))
+    usage = (out.usage.input_tokens, out.usage.output_tokens) if out.usage else (0, 0)
+    if not out.choices:
+        return Reply("", finish="empty", tokens_in=usage[0], tokens_out=usage[1])
+    choice = out.choices[0]
+    content = choice.logprobs.content if choice.logprobs else []
+    top = tuple((t.token, float(t.logprob)) for t in (content[0].top_logprobs or [])) if content else ()
+    return Reply(
+        choice.message.text, tuple(c.token for c in content), top, str(choice.stop_reason), usage[0], usage[1], out.error or ""
+    )
+
+
+def _not_opened(model: ApiModel, error: Exception) -> EmscopeError:
+    said = _said(error)
+    package = re.search(r"pip install ([\w.-]+)", said)
+    if package or isinstance(error, ImportError):
+        return MissingDependency(
+            f"{_named(model)} needs a package of its own", f"pip install {package.group(1) if package else 'it'}"
+        )
+    variable = re.search(r"\b[A-Z][A-Z0-9_]*(?:_API_KEY|_TOKEN|_BASE_URL)\b", said)
+    if variable:
+        return InputError(f"{_named(model)} needs the environment variable {variable.group(0)}", "set it, and run again")
+    return InputError(
+        f"{_named(model)} cannot be opened ({said})", "name it as Inspect does, such as openai/gpt-4o, or give a server's url"
+    )
+
+
+def _named(model: ApiModel) -> str:
+    return f"the model '{model.name}'" + (f" at {model.url}" if model.url else "")
+
+
+def _said(error: BaseException) -> str:
+    """Return what an error says in one short line, without anything that looks like a key."""
+    last = getattr(error, "last_attempt", None)  # tenacity keeps the reason inside
+    inner = last.exception() if last is not None and last.failed else None
+    error = inner if isinstance(inner, BaseException) else error
+    text = " ".join(re.sub(r"\[/?[a-z ]+\]", "", str(error)).split())
+    for value in [v for k, v in os.environ.items() if k.endswith(("_KEY", "_TOKEN", "_SECRET")) and len(v) > 5]:
+        text = text.replace(value, "***")
+    text = re.sub(r"\b(sk|key|Bearer)[-_ ][A-Za-z0-9_*-]{6,}", "***", text)
+    return f"{type(error).__name__}: {text}"[:LONGEST_ERROR].rstrip(": ")
+
+
+def _leaves(group: BaseExceptionGroup[Any]) -> Iterable[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
