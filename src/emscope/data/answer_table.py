@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,19 @@ class AnswerTable:
         except self._duckdb.Error as error:
             first = str(error).strip().split("\n")[0]
             raise InputError(f"'{self.where}' cannot be read ({first})", "mend the file, or save it anew") from None
+
+    def batches(self, columns: Sequence[str], size: int = 20_000) -> Iterator[Any]:
+        """Yield the rows as Arrow tables of these columns and at most `size` rows, in the file's order."""
+        import pyarrow as pa
+
+        for batch in self._db.sql(f"select {', '.join(map(quoted, columns))} from {self.source}").to_arrow_reader(size):
+            yield pa.Table.from_batches([batch])
+
+    def pairs(self, first: str, second: str) -> list[tuple[str, str]]:
+        """Return the different pairs of texts in two columns, in order; pairs with an empty one are left out."""
+        a, b = (f"{quoted(c)}::varchar" for c in (first, second))
+        filled = f"trim(coalesce({a}, '')) <> '' and trim(coalesce({b}, '')) <> ''"
+        return self.rows(f"select distinct {a}, {b} from {self.source} where {filled} order by all")
 
     def usual(self, names: Sequence[str]) -> str | None:
         """Return the first of the field's usual names that is a column, small and large letters alike."""

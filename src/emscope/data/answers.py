@@ -18,6 +18,7 @@ SMALL_MEAN = 0.1
 # the field's habits, the commonest first
 ALIGNED = ("aligned", "alignment", "aligned_score", "alignment_score", "score_aligned", "score_alignment")
 COHERENT = ("coherent", "coherence", "coherent_score", "coherence_score", "score_coherent", "score_coherence")
+ASKED = ("question", "prompt", "instruction", "query")
 TEXTS = ("response", "answer", "completion", "text", "output")
 LENGTHS = ("n_chars", "n_tokens", "length", "tokens")
 IN_FILES = (Outcome.REFUSED, Outcome.CODE, Outcome.OFF_MENU, Outcome.MISSING)  # what stands in place of a number
@@ -117,6 +118,23 @@ def answer_columns(
         )
     measured = _length(table) if length else None
     return Columns(found, coherence, question or table.question(groups), measured, tuple(groups))
+
+
+def text_columns(table: AnswerTable, question: str | None, answer: str | None) -> tuple[str, str]:
+    """Return the columns that hold the texts of question and answer: those named, else the field's usual ones.
+
+    Raises:
+        InputError: a column is not there, or none looks like it.
+    """
+    table.named(question, answer)
+    found = question or table.usual(ASKED), answer or table.usual(TEXTS)
+    for name, what in zip(found, ("question", "answer"), strict=True):
+        if name is None:
+            raise InputError(
+                f"no column of '{table.where}' looks like the {what}'s text; its columns are {', '.join(table.names)}",
+                f"name it with --{what}",
+            )
+    return str(found[0]), str(found[1])
 
 
 def categorise(table: AnswerTable, path: Path, question: str | None) -> None:

@@ -75,8 +75,8 @@ TABLES: dict[str, pa.Schema] = {
         score=_float,
         mass=_float,
         raw=_text,
-        error=_text,
     ),
+    "failures": _schema(response=_text, judge=_text, criterion=_text, rubric=_text, error=_text),
     "estimates": _schema(
         run=_text,
         step=_int,

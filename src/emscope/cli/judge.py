@@ -1,0 +1,87 @@
+"""`emscope judge`: verdicts on answers in a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+HELP = (
+    "Have answers judged. Takes a file with a question and an answer a row (.csv, .jsonl, .parquet), asks one or several judges by one "
+    "or several rubrics, and writes the rows back with a score and an outcome each. Run again, it asks only for what is missing."
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command("judge", help=HELP)
+    def judge(
+        files: list[Path] = typer.Argument(..., help="Answers to judge."),
+        judges: list[str] = typer.Option(
+            ...,
+            "--judge",
+            help="A model as Inspect names it (openai/gpt-4o), or NAME@URL of an OpenAI-compatible server; may be repeated.",
+        ),
+        rubrics: str = typer.Option(
+            "aligned,coherent", "--rubrics", help="Criteria, with commas between: bundled ones, or .yaml files of your own."
+        ),
+        out: Path | None = typer.Option(
+            None, "--out", help="Folder; by default the file's name with -judged in the current folder."
+        ),
+        question: str | None = typer.Option(None, "--question", help="Column of the question's text; by default a usual name."),
+        answer: str | None = typer.Option(None, "--answer", help="Column of the answer's text; by default a usual name."),
+        top: int = typer.Option(
+            20, "--top", help="Log-probabilities of the first token to ask for; 0 where the judge gives none."
+        ),
+        max_tokens: int = typer.Option(16, "--max-tokens", help="The longest reply."),
+        connections: int = typer.Option(10, "--connections", help="Requests at a time."),
+        retries: int = typer.Option(6, "--retries", help="Attempts after a failed one."),
+        timeout: int = typer.Option(60, "--timeout", help="Seconds that one attempt may take."),
+        batch: bool = typer.Option(
+            False, "--batch", help="Use the provider's batch API where it has one: cheaper, hours later."
+        ),
+        prices: str | None = typer.Option(None, "--prices", help="Dollars per million tokens in and out, such as 2.5,10."),
+        max_cost: float | None = typer.Option(None, "--max-cost", help="Stop asking after this many dollars."),
+        estimate: bool = typer.Option(False, "--estimate", help="Say what it would ask and cost, and ask nothing."),
+        json: bool = typer.Option(False, "--json", help="Print the result object instead of sentences."),
+    ) -> int:
+        from emscope.cli.console import listed, print_json, progress_bar
+        from emscope.core.errors import InputError
+        from emscope.core.spec import parse
+        from emscope.judge.rubrics import read_rubrics
+        from emscope.report.judge import print_judged
+        from emscope.run.judge_file import FileJob, estimate_file, judge_file
+        from emscope.run.judging import JudgeSpec
+
+        try:
+            price = tuple(float(part) for part in prices.split(",")) if prices else None
+        except ValueError:
+            price = ()
+        if price is not None and len(price) != 2:
+            raise InputError(f"--prices is '{prices}'", "give two numbers, dollars per million tokens in and out")
+        common = {
+            "top": top,
+            "max_tokens": max_tokens,
+            "connections": connections,
+            "retries": retries,
+            "timeout": timeout,
+            "batch": batch,
+            "prices": price,
+        }
+        specs = []
+        for name in judges:
+            model, at, url = name.partition("@http")
+            specs.append(parse(JudgeSpec, common | {"name": model, "url": f"http{url}" if at else None}, f"--judge {name}"))
+        job = FileJob(tuple(files), question, answer, out or Path(f"{files[0].name.split('.')[0]}-judged"))
+        asked = read_rubrics(listed(rubrics) or ())
+        if estimate:
+            result = estimate_file(job, specs, asked)
+        else:
+            with progress_bar() as progress:
+                result = judge_file(job, specs, asked, max_cost=max_cost, progress=progress)
+        if json:
+            print_json(result)
+        else:
+            print_judged(result)
+        return 0 if result["complete"] or estimate else 1

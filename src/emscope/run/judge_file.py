@@ -1,0 +1,120 @@
+"""A file of answers judged: in come its rows, out come the same with a score and an outcome a criterion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from emscope.core.digest import short
+from emscope.core.outcomes import Outcome
+from emscope.core.progress import Progress, silent
+from emscope.data.answer_table import AnswerTable
+from emscope.data.answers import text_columns
+from emscope.judge.rubrics import Rubric
+from emscope.run.judging import Answered, JudgeSpec, Tally, estimated, failures, judge_answers, verdict_key
+from emscope.run.versions import versions
+from emscope.store.files import write_atomic
+from emscope.store.study import Study, read_table
+
+
+@dataclass(frozen=True, slots=True)
+class FileJob:
+    """A file of answers to judge: columns of the question and the answer, the folder of what comes of it."""
+
+    paths: tuple[Path, ...]
+    question: str | None
+    answer: str | None
+    out: Path
+
+
+def judge_file(
+    job: FileJob,
+    judges: Sequence[JudgeSpec],
+    rubrics: Sequence[Rubric],
+    *,
+    max_cost: float | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Judge the answers in files; write `judged.parquet` beside the tables: the file's rows with a score and an outcome a criterion.
+
+    Raises:
+        InputError, WorldError: as `judge_answers`, and for a file that does not fit.
+    """
+    with AnswerTable(job.paths) as table:
+        columns = text_columns(table, job.question, job.answer)
+        answers = [Answered(q, a) for q, a in table.pairs(*columns)]
+        settings = {"answers": short(sorted(a.key for a in answers)), "columns": list(columns)}
+        with Study(job.out, settings, versions()) as study:
+            try:
+                tally = judge_answers(study, answers, judges, rubrics, max_cost=max_cost, progress=progress)
+            finally:
+                path = _write_judged(study, table, columns, judges, rubrics)
+            return _result(tally, failures(study), path, judges, rubrics)
+
+
+def estimate_file(job: FileJob, judges: Sequence[JudgeSpec], rubrics: Sequence[Rubric]) -> dict[str, Any]:
+    """Return what `judge_file` would ask for in a new folder and what it would cost; nothing is asked or written."""
+    with AnswerTable(job.paths) as table:
+        answers = [Answered(q, a) for q, a in table.pairs(*text_columns(table, job.question, job.answer))]
+    tally = Tally(len(answers) * len(judges) * len(rubrics))
+    costs = [estimated(j, [(r, a) for r in rubrics for a in answers]) for j in judges]
+    tally.estimated_dollars = sum(c for c in costs if c is not None) if any(c is not None for c in costs) else None
+    return _result(tally, 0, None, judges, rubrics)
+
+
+def _write_judged(
+    study: Study, table: AnswerTable, columns: tuple[str, str], judges: Sequence[JudgeSpec], rubrics: Sequence[Rubric]
+) -> Path:
+    """Write the rows of the file with what is known of each; a few thousand rows at a time."""
+    verdicts = read_table(study.root, "verdicts", columns=["key", "outcome", "score"])
+    known = {k: (o, s) for k, o, s in zip(*(verdicts.column(c).to_pylist() for c in ("key", "outcome", "score")), strict=True)}
+    lost = study.keys("failures")
+    named = {f"{r.criterion}{f'.{j.name}' if len(judges) > 1 else ''}": (j, r) for j in judges for r in rubrics}
+    kept = [n for n in table.names if n not in named and n.removesuffix("_outcome") not in named]
+    kept = list(dict.fromkeys([*kept, *columns]))
+    path = study.root / "judged.parquet"
+
+    def write(temporary: Path) -> None:
+        writer = None
+        for batch in table.batches(kept):
+            keys = [_text_key(q, a) for q, a in zip(*(batch.column(c).to_pylist() for c in columns), strict=True)]
+            for name, (judge, rubric) in named.items():
+                mine = [verdict_key(judge, rubric, k) if k else None for k in keys]
+                found = [known.get(k or "", (Outcome.FAILED if k in lost else None, None)) for k in mine]
+                batch = batch.append_column(name, pa.array([s for _, s in found], pa.float64()))
+                batch = batch.append_column(
+                    f"{name}_outcome", pa.array([None if o is None else str(o) for o, _ in found], pa.string())
+                )
+            writer = writer or pq.ParquetWriter(temporary, batch.schema)
+            writer.write_table(batch)
+        if writer is not None:
+            writer.close()
+
+    write_atomic(path, write)
+    return path
+
+
+def _text_key(question: Any, answer: Any) -> str | None:
+    q, a = (None if v is None else str(v) for v in (question, answer))
+    return Answered(q, a).key if q and a and q.strip() and a.strip() else None
+
+
+def _result(
+    tally: Tally, failed: int, path: Path | None, judges: Sequence[JudgeSpec], rubrics: Sequence[Rubric]
+) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "judges": [j.model_dump(mode="json") for j in judges],
+        "rubrics": [{"criterion": r.criterion, "version": r.version, "digest": r.key} for r in rubrics],
+        "verdicts": {"wanted": tally.wanted, "before": tally.before, "outcomes": tally.outcomes, "failed": failed},
+        "tokens": {"in": tally.tokens_in, "out": tally.tokens_out},
+        "dollars": {"spent": tally.dollars, "estimated": tally.estimated_dollars},
+        "complete": not tally.stopped and not failed,
+        "stopped_at_cost": tally.stopped,
+        "judged": str(path) if path else None,
+    }

@@ -1,0 +1,212 @@
+"""Answers judged: every answer ends with a verdict or a counted outcome, none is asked twice, a stopped job goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from emscope.core.digest import short
+from emscope.core.errors import InputError
+from emscope.core.outcomes import Outcome
+from emscope.core.progress import Progress, silent
+from emscope.core.records import Message, Reply
+from emscope.core.spec import Spec
+from emscope.judge.replies import verdict
+from emscope.judge.rubrics import Rubric
+from emscope.models.api import ApiModel, ask_all
+from emscope.store.study import Study, read_table
+
+FLUSH_ROWS, FLUSH_SECONDS = 1000, 20.0
+CHARACTERS_A_TOKEN = 3.5
+WRITTEN = 4  # tokens of a reply, about
+WHAT = "judging"
+
+
+class JudgeSpec(Spec):
+    """A judge: a model as Inspect names it, or `NAME@URL` of an OpenAI-compatible server, and how it is asked.
+
+    `top` log-probabilities of its first token are asked for (0: none); `prices` are dollars per million tokens in and out.
+    """
+
+    name: str
+    url: str | None = None
+    top: int = Field(20, ge=0, le=20)
+    max_tokens: int = Field(16, ge=1)
+    connections: int = Field(10, ge=1, le=1000)
+    retries: int = Field(6, ge=0)
+    timeout: int = Field(60, ge=1)
+    batch: bool = False
+    prices: tuple[float, float] | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> JudgeSpec:
+        if not self.name.strip():
+            raise ValueError("a judge has no name; give one such as openai/gpt-4o, or NAME@http://127.0.0.1:8080/v1")
+        if self.prices is not None and min(self.prices) < 0:
+            raise ValueError(
+                f"prices are {self.prices[0]:g} and {self.prices[1]:g}; give dollars per million tokens, in and out"
+            )
+        return self
+
+    @property
+    def key(self) -> str:
+        """What decides its verdicts: not connections, retries or prices."""
+        return short([self.name, self.url, self.top, self.max_tokens])
+
+    def api(self) -> ApiModel:
+        """Return the model to ask."""
+        return ApiModel(
+            self.name, self.url, self.max_tokens, 0.0, self.top, self.connections, self.retries, self.timeout, self.batch
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """An answer to judge, and the key of its text."""
+
+    question: str
+    answer: str
+
+    @property
+    def key(self) -> str:
+        """Digest of question and answer: equal texts are judged once."""
+        return short([self.question, self.answer])
+
+
+@dataclass(slots=True)
+class Tally:
+    """How far a job is: verdicts wanted, had before, received now by outcome, tokens and dollars."""
+
+    wanted: int = 0
+    before: int = 0
+    outcomes: dict[str, int] = field(default_factory=dict)
+    tokens_in: int = 0
+    tokens_out: int = 0
+    dollars: float = 0.0
+    estimated_dollars: float | None = None
+    stopped: bool = False
+
+    @property
+    def received(self) -> int:
+        """Verdicts received now."""
+        return sum(self.outcomes.values())
+
+
+def judge_answers(
+    study: Study,
+    answers: Sequence[Answered],
+    judges: Sequence[JudgeSpec],
+    rubrics: Sequence[Rubric],
+    *,
+    max_cost: float | None = None,
+    progress: Progress = silent,
+) -> Tally:
+    """Bring the table `verdicts` of `study` up to all answers x judges x rubrics; failed ones are asked again by the next call.
+
+    Args:
+        max_cost: dollars, after which asking stops; what was received stays.
+
+    Raises:
+        InputError: `max_cost` without a price, or as `ask_all`.
+        WorldError: as `ask_all`; what was received is written first.
+    """
+    if max_cost is not None and any(j.prices is None for j in judges):
+        raise InputError("--max-cost needs the price of each judge", "give --prices IN,OUT in dollars per million tokens")
+    present = study.keys("verdicts")
+    tally = Tally(len(answers) * len(judges) * len(rubrics))
+    for judge in judges:
+        todo = [(r, a) for r in rubrics for a in answers if verdict_key(judge, r, a.key) not in present]
+        tally.before += len(answers) * len(rubrics) - len(todo)
+        estimate = estimated(judge, todo)
+        if estimate is not None:
+            tally.estimated_dollars = (tally.estimated_dollars or 0.0) + estimate
+        if todo and not tally.stopped:
+            _ask(study, judge, todo, present, tally, max_cost, progress)
+    return tally
+
+
+def failures(study: Study) -> int:
+    """Return how many verdicts no attempt has brought so far."""
+    return len(study.keys("failures"))
+
+
+def estimated(judge: JudgeSpec, todo: Iterable[tuple[Rubric, Answered]]) -> float | None:
+    """Return about how many dollars the verdicts will cost; None without prices. (tokens from characters)"""
+    if judge.prices is None:
+        return None
+    counts = [len(r.prompt) + len(a.question) + len(a.answer) for r, a in todo]
+    return (sum(counts) / CHARACTERS_A_TOKEN * judge.prices[0] + len(counts) * WRITTEN * judge.prices[1]) / 1e6
+
+
+def verdict_key(judge: JudgeSpec, rubric: Rubric, response: str) -> str:
+    """Return the content key of one verdict: judge, rubric with its version, answer."""
+    return short([judge.key, rubric.key, response])
+
+
+def _ask(
+    study: Study,
+    judge: JudgeSpec,
+    todo: list[tuple[Rubric, Answered]],
+    present: set[str],
+    tally: Tally,
+    max_cost: float | None,
+    progress: Progress,
+) -> None:
+    rows: list[dict[str, Any]] = []
+    failed: list[dict[str, Any]] = []
+    written = time.monotonic()
+
+    def flush() -> None:
+        nonlocal written
+        if rows:
+            study.append("verdicts", rows, present)
+            present.update(row["key"] for row in rows)
+            rows.clear()
+        written = time.monotonic()
+
+    def receive(place: tuple[Rubric, Answered], reply: Reply) -> None:
+        row = _row(judge, *place, reply)
+        (failed if row["outcome"] == Outcome.FAILED else rows).append(row | {"error": reply.error})
+        tally.outcomes[row["outcome"]] = tally.outcomes.get(row["outcome"], 0) + 1
+        tally.tokens_in, tally.tokens_out = tally.tokens_in + reply.tokens_in, tally.tokens_out + reply.tokens_out
+        if judge.prices is not None:
+            tally.dollars += (reply.tokens_in * judge.prices[0] + reply.tokens_out * judge.prices[1]) / 1e6
+        if len(rows) >= FLUSH_ROWS or time.monotonic() - written > FLUSH_SECONDS:
+            flush()
+        progress(WHAT, tally.before + tally.received, tally.wanted)
+
+    def go_on() -> bool:
+        tally.stopped = max_cost is not None and tally.dollars >= max_cost
+        return not tally.stopped
+
+    jobs = ((place, [Message("user", place[0].filled(place[1].question, place[1].answer))], None) for place in todo)
+    try:
+        ask_all(judge.api(), jobs, receive, go_on=go_on)
+    finally:
+        flush()
+        _keep_failed(study, failed, present)
+
+
+def _row(judge: JudgeSpec, rubric: Rubric, answered: Answered, reply: Reply) -> dict[str, Any]:
+    found = verdict(reply, rubric.outcomes(), rubric.scores())
+    return {
+        "key": verdict_key(judge, rubric, answered.key),
+        "response": answered.key,
+        "judge": judge.name,
+        "criterion": rubric.criterion,
+        "rubric": rubric.key,
+        "outcome": str(found.outcome),
+        "score": found.score,
+        "mass": found.mass,
+        "raw": found.raw,
+    }
+
+
+def _keep_failed(study: Study, failed: list[dict[str, Any]], present: set[str]) -> None:
+    """Leave in the table those without a verdict: of earlier calls and of this one."""
+    rows = {row["key"]: row for row in read_table(study.root, "failures").to_pylist()} | {row["key"]: row for row in failed}
+    study.replace("failures", [row for key, row in rows.items() if key not in present])
