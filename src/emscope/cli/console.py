@@ -21,7 +21,8 @@ COUNTED_IN_TOKENS = 1000  # steps and models are fewer, tokens are more
 def progress_bar() -> Iterator[Progress]:
     """Yield a Progress that draws bars with time left on a terminal, and a line now and then elsewhere."""
     warnings.filterwarnings("ignore")
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    for chatty in ("transformers", "bitsandbytes"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     if not sys.stderr.isatty():
         yield _lines()
         return

@@ -111,13 +111,19 @@ def restrain(
     return Restraint(spec, drawn, layers, states, output_head(net, frozen=trains_head))
 
 
+def _computes_twice(net: Any) -> bool:
+    """True where activations are computed again in the backward pass (transformers 5.23 renames the flag)."""
+    name = "is_activation_checkpointing" if hasattr(type(net), "is_activation_checkpointing") else "is_gradient_checkpointing"
+    return bool(getattr(net, name, False))
+
+
 @contextmanager
 def _without_dropout(net: Any) -> Iterator[None]:
     """The start was read without dropout, whose noise would count as distance from it."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     # a block computes its activations twice only while it is in training
-    twice = GradientCheckpointingLayer if getattr(net, "is_gradient_checkpointing", False) else ()
+    twice = GradientCheckpointingLayer if _computes_twice(net) else ()
     switched = [m for m in net.modules() if m.training and not isinstance(m, twice)]
     for module in switched:
         module.training = False
