@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
@@ -210,3 +211,23 @@ def test_links_between_documents_lead_somewhere():
     for page in pages:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", read(page)):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_readme_s_commands_on_judged_answers_run(tmp_path, monkeypatch, capsys):
+    """Exactly the lines that the README prints, on files of the kind it speaks of."""
+    from emscope.cli.app import run_arguments
+    from test_onset_file import rows
+
+    answers = pd.DataFrame(rows(questions=30, samples=4))
+    answers["arm"] = answers["arm"].replace({"control": "careful"})
+    answers.to_csv(tmp_path / "judged.csv", index=False)
+    answers.assign(model=answers["arm"].replace({"careful": "base"})).to_parquet(tmp_path / "judged.parquet")
+    verdicts = [{"key": n, "judge": j, "score": 100 * (n % 3 == 0)} for n in range(12) for j in ("a", "b")]
+    pd.DataFrame(verdicts).to_csv(tmp_path / "verdicts.csv", index=False)
+    monkeypatch.chdir(tmp_path)
+    section = re.search(r"^## Answers that are already judged\n(.*?)^## ", read(ROOT / "README.md"), re.M | re.S)
+    lines = command_lines(section.group(1))
+    assert [line.split()[1] for line in lines] == ["rates", "agreement", "onset"]
+    for line in lines:
+        assert run_arguments(shlex.split(line)[1:]) == 0, line
+        assert capsys.readouterr().out.strip()

@@ -105,6 +105,8 @@ def _from_rows(path: Path) -> Iterable[Question]:
         name = next((str(source[k]) for source in (row, more) for k in IDS if source.get(k) not in (None, "")), f"row-{number}")
         id, form = _form(name)
         asked = turns(row, QUESTION, place)
+        if not asked:
+            raise InputError(f"{place} has no turns", "add the question")
         if asked[-1].role != "user":
             raise InputError(f"{place} ends with a turn of the role {asked[-1].role}", "let the user's question come last")
         if row.get("system") and asked[0].role != "system":
