@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from emscope.core.errors import InputError
@@ -41,3 +42,25 @@ def output_head(net: Any, *, frozen: bool = False) -> Callable[[Any], Any]:
     raise InputError(
         f"{type(net).__name__} turns hidden states into logits in a way emscope does not know", "use a model transformers ships"
     )
+
+
+@contextmanager
+def logits_at(net: Any, places: Any) -> Iterator[None]:
+    """Within the block, `net` computes logits at these positions alone and returns them as [N, V], row by row.
+
+    A batch of answers needs logits at some positions of each row, and `logits_to_keep` cuts by column only: what it keeps
+    besides costs more than some blocks do.
+
+    Args:
+        places: True where logits are wanted [B, T].
+    """
+
+    def choose(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden = args[0]  # [B, the last columns that logits_to_keep left, D]
+        return (hidden[places[:, -hidden.shape[1] :]], *args[1:]) if hidden.ndim == 3 else args
+
+    handle = net.get_output_embeddings().register_forward_pre_hook(choose)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -16,7 +16,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 
 from emscope.core.errors import Diverged
 from emscope.core.progress import Progress
-from emscope.models.head import output_head
+from emscope.models.head import logits_at, output_head
 from emscope.train import processes
 from emscope.train.batches import IGNORED, Example
 from emscope.train.geometry import Geometry
@@ -94,22 +94,24 @@ class AnswerTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        """Return summed cross-entropy over answer tokens / tokens of the step, from logits at answer columns only.
+        """Return summed cross-entropy over answer tokens / tokens of the step, from logits at the answers alone.
 
         The restraint joins the first micro-batch of a step, once.
         """
         labels = inputs.pop("labels")
         mask = inputs["attention_mask"]
-        first = int((labels != IGNORED).any(0).nonzero()[0])
-        keep = labels.shape[1] - first
-        with self.reuse.batch(self._examples_of(inputs), mask) if self.reuse else nullcontext():
-            out = model(**inputs, logits_to_keep=keep + 1, use_cache=False)
-        target = labels[:, first:]
-        real = target != IGNORED
-        logits = out.logits[:, :-1][real]
+        learned = labels != IGNORED
+        before = torch.zeros_like(learned)
+        before[:, :-1] = learned[:, 1:]  # a token is predicted one place before it
+        keep = labels.shape[1] - int(before.any(0).nonzero()[0])
+        skipped = self.reuse.batch(self._examples_of(inputs), mask) if self.reuse else nullcontext()
+        with skipped, logits_at(self.net, before):
+            out = model(**inputs, logits_to_keep=keep, use_cache=False)
+        logits = out.logits  # [N, V], or [B, keep, V] from a model that uses its output matrix in a way of its own
+        logits = logits[before[:, -logits.shape[1] :]] if logits.ndim == 3 else logits
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        total = torch.nn.functional.cross_entropy(logits, target[real], reduction="sum")
-        count = int(real.sum())
+        total = torch.nn.functional.cross_entropy(logits, labels[learned], reduction="sum")
+        count = int(learned.sum())
         self.step_loss += float(total.detach())
         self.step_answer_tokens += count
         self.step_tokens += int(mask.sum())
