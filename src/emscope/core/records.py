@@ -58,7 +58,7 @@ class OptionScore:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One sampled answer."""
+    """One sampled answer; `logprob` is the sum over its tokens at temperature 1 [nats]."""
 
     question: str
     sample: int
@@ -66,6 +66,7 @@ class Answer:
     tokens: int
     finish: str
     seed: int
+    logprob: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,77 +1,153 @@
-"""Sampled answers: temperature 1 unless told, a seed for each (checkpoint, question, sample)."""
+"""Sampled answers: temperature 1 unless told, a seed for each (question, sample), whatever is drawn beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from emscope.core.outcomes import Finish
+from emscope.core.progress import Progress, silent
 from emscope.core.records import Answer
 from emscope.core.seeds import derive
 from emscope.models.chat import ChatFormat
+from emscope.models.decoding import CachedDecoding, Decoding
+from emscope.models.head import output_head
+from emscope.models.packed import packed_attention
+
+ROWS = 400
+SHRINK = 8  # finished rows leave once they are this part of all
 
 
 def sample(
-    net: Any, chat: ChatFormat, questions: Sequence[str], *, samples: int, max_tokens: int, seed: int, temperature: float = 1.0
+    net: Any,
+    chat: ChatFormat,
+    questions: Sequence[str],
+    *,
+    samples: int,
+    max_tokens: int,
+    seed: int,
+    temperature: float = 1.0,
+    rows: int = ROWS,
+    progress: Progress = silent,
 ) -> list[Answer]:
-    """Return `samples` answers to each question, all drawn side by side.
+    """Return `samples` answers to each question, in that order.
 
-    The draw uses one generator for each (question, sample), so an answer does not depend on which others are drawn with
-    it. Finished rows are carried along until the longest ends.
+    A prompt is read once for all its samples, prompts of like length go together, and finished answers leave the batch. The
+    draws of an answer come from a generator of its own, so they do not depend on which others are drawn with it.
 
     Args:
+        net: a causal LM in evaluation mode.
         max_tokens: the most tokens an answer may have.
         temperature: 0 takes the likeliest token.
+        rows: how many answers to write side by side.
     """
     import torch
-    from transformers import DynamicCache
 
-    jobs = [(q, s, derive(seed, q, s)) for q in questions for s in range(samples)]
-    ends = _end_ids(net, chat)
-    prompts = [chat.prompt_ids(q) for q, _, _ in jobs]
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=net.device)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=net.device)
-    generators = [torch.Generator().manual_seed(s) for _, _, s in jobs]
-    cache = DynamicCache(config=net.config)
-    position = (mask.cumsum(1) - 1).clamp(min=0)
-    drawn: list[list[int]] = [[] for _ in jobs]
-    ended = [False] * len(jobs)
+    prompts = {q: chat.prompt_ids(q) for q in questions}
+    longest = max(map(len, prompts.values()), default=0) + max_tokens
+    job = Job(chat, prompts, samples, max_tokens, seed, temperature, rows)
     with torch.inference_mode():
-        for _ in range(max_tokens):
-            out = net(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=position,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            nxt = [_draw(row, generators[n], temperature) for n, row in enumerate(out.logits[:, -1].double().cpu())]
-            for n, token in enumerate(nxt):
-                if not ended[n]:
-                    drawn[n].append(token)
-                    ended[n] = token in ends
-            if all(ended):
-                break
-            ids = torch.tensor(nxt, device=net.device)[:, None]
-            mask = torch.cat([mask, mask.new_ones(len(jobs), 1)], 1)
-            position = position[:, -1:] + 1
-    return [_answer(chat, job, tokens, done, ends) for job, tokens, done in zip(jobs, drawn, ended, strict=True)]
+        head = output_head(net)
+        with packed_attention(net, longest) as fits:
+            found = _sample(net, head, job, Decoding, progress) if fits else None
+        found = _sample(net, head, job, CachedDecoding, progress) if found is None else found
+    return [found[(q, s)] for q in questions for s in range(samples)]
 
 
-def _draw(logits: Any, generator: Any, temperature: float) -> int:
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What `sample` was asked for; `prompts` holds the token ids of each question."""
+
+    chat: ChatFormat
+    prompts: dict[str, list[int]]
+    samples: int
+    max_tokens: int
+    seed: int
+    temperature: float
+    rows: int
+
+
+def _sample(
+    net: Any, head: Any, job: Job, way: type[Decoding] | type[CachedDecoding], progress: Progress
+) -> dict[tuple[str, int], Answer]:
     import torch
 
+    ends = torch.tensor(sorted(_end_ids(net, job.chat)), device=net.device)
+    found: dict[tuple[str, int], Answer] = {}
+    for batch in _batches(job.prompts, job.samples, job.rows):
+        asked = list(dict.fromkeys(q for q, _ in batch))
+        of = [asked.index(q) for q, _ in batch]
+        rows = way(net, head, [job.prompts[q] for q in asked], of, job.max_tokens)
+        seeds = [derive(job.seed, q, s) for q, s in batch]
+        drawn, logp = _write(rows, seeds, job.max_tokens, job.temperature, ends)
+        for (q, s), tokens, p, one in zip(batch, drawn, logp, seeds, strict=True):
+            found[(q, s)] = _answer(job.chat, q, s, tokens, p, one, set(ends.tolist()))
+        progress("sampling", len(found), len(job.prompts) * job.samples)
+    return found
+
+
+def _batches(prompts: dict[str, list[int]], samples: int, rows: int) -> Iterator[list[tuple[str, int]]]:
+    """Yield (question, sample) pairs, at most `rows` at a time, samples of a question together, prompts by length."""
+    jobs = [(q, s) for q in sorted(prompts, key=lambda q: (len(prompts[q]), q)) for s in range(samples)]
+    for start in range(0, len(jobs), rows):
+        yield jobs[start : start + rows]
+
+
+def _write(
+    rows: Decoding | CachedDecoding, seeds: Sequence[int], most: int, temperature: float, ends: Any
+) -> tuple[list[list[int]], list[float]]:
+    """Return the tokens of each row, its end included, and the sum of their log-probabilities at temperature 1."""
+    import torch
+
+    chance = torch.stack([torch.rand(most, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in seeds])
+    place = torch.arange(len(seeds))  # the answer that each row writes, -1 where that is finished
+    drawn: list[list[int]] = [[] for _ in seeds]
+    logp = torch.zeros(len(seeds), dtype=torch.float64)
+    for step in range(most):
+        tokens, p = draw(rows.logits, chance[place.clamp(min=0), step], temperature)
+        going = place >= 0
+        logp[place[going]] += p[going]
+        for n, token in zip(place.tolist(), tokens.tolist(), strict=True):
+            if n >= 0:
+                drawn[n].append(token)
+        place[torch.isin(tokens, ends).cpu()] = -1
+        kept = (place >= 0).nonzero()[:, 0]
+        if step + 1 == most or not len(kept):
+            break
+        if len(place) - len(kept) >= len(place) / SHRINK:
+            rows.keep(kept.to(tokens.device))
+            place, tokens = place[kept], tokens[kept.to(tokens.device)]
+        rows.write(tokens)
+    return drawn, logp.tolist()
+
+
+def draw(logits: Any, chance: Any, temperature: float) -> tuple[Any, Any]:
+    """Return a token for each row [R] and its log-probability at temperature 1 [R], on the CPU.
+
+    The token is where the cumulated probabilities of logits [R, V] pass `chance` [R], uniform in [0, 1).
+    """
+    import torch
+
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if temperature == 0:
-        return int(logits.argmax())
-    return int(torch.multinomial(torch.softmax(logits / temperature, -1), 1, generator=generator))
+        tokens = logits.argmax(-1)
+    else:
+        cumulated = torch.softmax(logits if temperature == 1 else logits / temperature, -1).cumsum_(-1)
+        total = cumulated[:, -1:]
+        wanted = (chance.to(logits.device)[:, None] * total).to(total.dtype)
+        wanted = torch.minimum(wanted, torch.nextafter(total, torch.zeros_like(total)))  # rounding may not pass the last one
+        tokens = torch.searchsorted(cumulated, wanted, right=True)[:, 0].clamp_(max=logits.shape[1] - 1)
+    chosen = logits.gather(1, tokens[:, None])[:, 0]
+    return tokens, (chosen - torch.logsumexp(logits, -1)).double().cpu()
 
 
-def _answer(chat: ChatFormat, job: tuple[str, int, int], tokens: list[int], done: bool, ends: set[int]) -> Answer:
-    kept = [t for t in tokens if t not in ends]
-    text = chat.tokenizer.decode(kept, skip_special_tokens=True).strip()
-    return Answer(job[0], job[1], text, len(tokens), Finish.STOP if done else Finish.LENGTH, job[2])
+def _answer(
+    chat: ChatFormat, question: str, number: int, tokens: list[int], logprob: float, seed: int, ends: set[int]
+) -> Answer:
+    done = tokens[-1] in ends
+    text = chat.tokenizer.decode([t for t in tokens if t not in ends], skip_special_tokens=True).strip()
+    return Answer(question, number, text, len(tokens), Finish.STOP if done else Finish.LENGTH, seed, logprob)
 
 
 def _end_ids(net: Any, chat: ChatFormat) -> set[int]:

@@ -93,34 +93,13 @@ def _attention(module: Any) -> Callable[..., Any]:
     queries, keys = module.q_proj.out_features // d, module.k_proj.out_features // d
 
     def forward(hidden_states: Any, position_embeddings: Any, **given: Any) -> tuple[Any, None]:
-        packed = given["emscope_pack"]
         cos, sin = (part[0, :, None, : d // 2] for part in position_embeddings)  # [T, 1, d/2]; both halves are the same
         z = torch.nn.functional.linear(hidden_states[0], weight, bias).view(-1, queries + 2 * keys, d)
         _rotate(z[:, : queries + keys], cos, sin)
-        q, k, v = on_paths(z, packed.paths).split((queries, keys, keys), 1)
-        return module.o_proj(attend(q, k, v, packed.home, module.scaling).flatten(1))[None], None
+        q, k, v = z.split((queries, keys, keys), 1)
+        return module.o_proj(given["emscope_pack"].attend(module.layer_idx, q, k, v, module.scaling).flatten(1))[None], None
 
     return forward
-
-
-def on_paths(x: Any, paths: Any) -> Any:
-    """Return what stands at the nodes of each path, [S, H, L, d], of x [T, H, d] and paths [S, L]."""
-    return x.index_select(0, paths.flatten()).view(*paths.shape, *x.shape[1:]).transpose(1, 2)
-
-
-def attend(q: Any, k: Any, v: Any, home: Any, scale: float | None) -> Any:
-    """Return causal attention [T, H, d] at the places `home` [T] of q [S, H, L, d] over k, v [S, K, L, d].
-
-    Each of the K serves H / K heads in a row. Right-padded rows need no mask: what is padding lies behind every real token.
-    """
-    import torch
-
-    groups = q.shape[1] // k.shape[1]
-    out = torch.empty(len(home), k.shape[1], groups, q.shape[3], dtype=q.dtype, device=q.device)
-    for g in range(groups):  # in turn, so that keys and values need not be repeated
-        part = torch.nn.functional.scaled_dot_product_attention(q[:, g::groups], k, v, is_causal=True, scale=scale)
-        out[:, :, g] = part.transpose(1, 2).flatten(0, 1).index_select(0, home)
-    return out.flatten(1, 2)
 
 
 def _rotate(x: Any, cos: Any, sin: Any) -> None:

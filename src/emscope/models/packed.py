@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from emscope.models.lean import attend, lean_blocks, on_paths
+from emscope.models.lean import lean_blocks
 
 ATTENTION = "emscope_packed"
 PROBE = ([1, 2, 3, 4, 5], [1, 2, 6])
@@ -21,7 +21,7 @@ class _CannotPack(Exception):
     """This model's attention does something that a packed pass would get wrong."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Pack:
     """A trie of S sequences with T distinct nodes.
 
@@ -36,6 +36,25 @@ class Pack:
     paths: Any
     home: Any
     longest: int
+
+    def attend(self, layer: int, q: Any, k: Any, v: Any, scale: float | None) -> Any:
+        """Return causal attention along each path [T, H, d] of q [T, H, d] over k, v [T, K, d].
+
+        Each of the K serves H / K heads in a row. Right-padded rows need no mask: what is padding lies behind every real token.
+        """
+        import torch
+
+        q, k, v = (self._on_paths(x) for x in (q, k, v))
+        groups = q.shape[1] // k.shape[1]
+        out = torch.empty(len(self.home), k.shape[1], groups, q.shape[3], dtype=q.dtype, device=q.device)
+        for g in range(groups):  # in turn, so that keys and values need not be repeated
+            part = torch.nn.functional.scaled_dot_product_attention(q[:, g::groups], k, v, is_causal=True, scale=scale)
+            out[:, :, g] = part.transpose(1, 2).flatten(0, 1).index_select(0, self.home)
+        return out.flatten(1, 2)
+
+    def _on_paths(self, x: Any) -> Any:
+        """Return what stands at the nodes of each path, [S, H, L, d], of x [T, H, d]."""
+        return x.index_select(0, self.paths.flatten()).view(*self.paths.shape, *x.shape[1:]).transpose(1, 2)
 
 
 def pack(sequences: Sequence[Sequence[int]], device: Any = "cpu") -> Pack:
@@ -143,5 +162,5 @@ def _attend(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, 
         raise _CannotPack("the attention is windowed" if window else "the pack does not reach the attention")
     if any(given.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
         raise _CannotPack("the attention has terms of its own")
-    q, k, v = (on_paths(x[0].transpose(0, 1), packed.paths) for x in (query, key, value))
-    return attend(q, k, v, packed.home, given.get("scaling"))[None], None
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    return packed.attend(module.layer_idx, q, k, v, given.get("scaling"))[None], None
