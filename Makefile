@@ -36,6 +36,7 @@ test-all: lint
 bench: $(VENV)/.test
 	$(BIN)/python bench/preference.py
 	$(BIN)/python bench/training.py
+	$(BIN)/python bench/sampling.py
 
 docs: $(VENV)/.runtime
 	$(BIN)/python docs/make_cli.py
