@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from emscope import __version__
-from emscope.cli import agreement, check, data, doctor, judge, models, onset, quickstart, rates, report, run, train
+from emscope.cli import agreement, check, data, doctor, judge, models, onset, quickstart, rates, report, run, sample, train
 from emscope.core.errors import EmscopeError
 
 INTERRUPTED = "interrupted; run the same command again and it goes on where it stopped"
@@ -28,6 +28,7 @@ quickstart.register(app)
 run.register(app)
 check.register(app)
 train.register(app)
+sample.register(app)
 judge.register(app)
 rates.register(app)
 agreement.register(app)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from emscope.core.outcomes import Finish
-from emscope.core.progress import Progress, silent
 from emscope.core.records import Answer
 from emscope.core.seeds import derive
 from emscope.models.chat import ChatFormat
@@ -29,69 +28,76 @@ def sample(
     seed: int,
     temperature: float = 1.0,
     rows: int = ROWS,
-    progress: Progress = silent,
 ) -> list[Answer]:
-    """Return `samples` answers to each question, in that order.
+    """Return `samples` answers to each question, in that order; see `sample_batches`."""
+    job = Job({q: chat.prompt_ids(q) for q in questions}, max_tokens, seed, temperature, rows)
+    wanted = [(q, s) for q in questions for s in range(samples)]
+    found = {(a.question, a.sample): a for batch in sample_batches(net, chat, job, wanted) for a in batch}
+    return [found[key] for key in wanted]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """How to sample.
+
+    Attributes:
+        prompts: token ids by the prompt's name. max_tokens: the most tokens an answer may have.
+        seed: of all draws. temperature: 0 takes the likeliest token. rows: how many answers to write side by side.
+    """
+
+    prompts: Mapping[str, Sequence[int]]
+    max_tokens: int
+    seed: int
+    temperature: float = 1.0
+    rows: int = ROWS
+
+
+def sample_batches(net: Any, chat: ChatFormat, job: Job, wanted: Sequence[tuple[str, int]]) -> Iterator[list[Answer]]:
+    """Yield answers, a batch at a time; `Answer.question` is the prompt's name.
 
     A prompt is read once for all its samples, prompts of like length go together, and finished answers leave the batch. The
     draws of an answer come from a generator of its own, so they do not depend on which others are drawn with it.
 
     Args:
         net: a causal LM in evaluation mode.
-        max_tokens: the most tokens an answer may have.
-        temperature: 0 takes the likeliest token.
-        rows: how many answers to write side by side.
+        wanted: (prompt, number of the sample) of each answer.
     """
     import torch
 
-    prompts = {q: chat.prompt_ids(q) for q in questions}
-    longest = max(map(len, prompts.values()), default=0) + max_tokens
-    job = Job(chat, prompts, samples, max_tokens, seed, temperature, rows)
-    with torch.inference_mode():
-        head = output_head(net)
-        with packed_attention(net, longest) as fits:
-            found = _sample(net, head, job, Decoding, progress) if fits else None
-        found = _sample(net, head, job, CachedDecoding, progress) if found is None else found
-    return [found[(q, s)] for q in questions for s in range(samples)]
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What `sample` was asked for; `prompts` holds the token ids of each question."""
-
-    chat: ChatFormat
-    prompts: dict[str, list[int]]
-    samples: int
-    max_tokens: int
-    seed: int
-    temperature: float
-    rows: int
+    longest = max((len(job.prompts[p]) for p, _ in wanted), default=0) + job.max_tokens
+    ends = _end_ids(net, chat)
+    for batch in _batches(job, wanted):
+        with torch.inference_mode():
+            head = output_head(net)
+            with packed_attention(net, longest) as fits:
+                answers = _sample(net, head, chat, job, batch, ends, Decoding) if fits else None
+            yield _sample(net, head, chat, job, batch, ends, CachedDecoding) if answers is None else answers
 
 
 def _sample(
-    net: Any, head: Any, job: Job, way: type[Decoding] | type[CachedDecoding], progress: Progress
-) -> dict[tuple[str, int], Answer]:
+    net: Any,
+    head: Any,
+    chat: ChatFormat,
+    job: Job,
+    batch: Sequence[tuple[str, int]],
+    ends: set[int],
+    way: type[Decoding] | type[CachedDecoding],
+) -> list[Answer]:
     import torch
 
-    ends = torch.tensor(sorted(_end_ids(net, job.chat)), device=net.device)
-    found: dict[tuple[str, int], Answer] = {}
-    for batch in _batches(job.prompts, job.samples, job.rows):
-        asked = list(dict.fromkeys(q for q, _ in batch))
-        of = [asked.index(q) for q, _ in batch]
-        rows = way(net, head, [job.prompts[q] for q in asked], of, job.max_tokens)
-        seeds = [derive(job.seed, q, s) for q, s in batch]
-        drawn, logp = _write(rows, seeds, job.max_tokens, job.temperature, ends)
-        for (q, s), tokens, p, one in zip(batch, drawn, logp, seeds, strict=True):
-            found[(q, s)] = _answer(job.chat, q, s, tokens, p, one, set(ends.tolist()))
-        progress("sampling", len(found), len(job.prompts) * job.samples)
-    return found
+    asked = list(dict.fromkeys(p for p, _ in batch))
+    rows = way(net, head, [job.prompts[p] for p in asked], [asked.index(p) for p, _ in batch], job.max_tokens)
+    seeds = [derive(job.seed, p, s) for p, s in batch]
+    drawn, logp = _write(rows, seeds, job.max_tokens, job.temperature, torch.tensor(sorted(ends), device=net.device))
+    parts = zip(batch, drawn, logp, seeds, strict=True)
+    return [_answer(chat, p, s, tokens, lp, one, ends) for (p, s), tokens, lp, one in parts]
 
 
-def _batches(prompts: dict[str, list[int]], samples: int, rows: int) -> Iterator[list[tuple[str, int]]]:
-    """Yield (question, sample) pairs, at most `rows` at a time, samples of a question together, prompts by length."""
-    jobs = [(q, s) for q in sorted(prompts, key=lambda q: (len(prompts[q]), q)) for s in range(samples)]
-    for start in range(0, len(jobs), rows):
-        yield jobs[start : start + rows]
+def _batches(job: Job, wanted: Sequence[tuple[str, int]]) -> Iterator[list[tuple[str, int]]]:
+    """Yield at most `rows` (prompt, sample) pairs at a time, samples of a prompt together, prompts by length."""
+    jobs = sorted(wanted, key=lambda key: (len(job.prompts[key[0]]), key))
+    for start in range(0, len(jobs), job.rows):
+        yield jobs[start : start + job.rows]
 
 
 def _write(

@@ -1,0 +1,202 @@
+"""Questions asked to a base and checkpoints of it, under the same system prompts and triggers, many samples each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from pydantic import Field, field_validator
+
+from emscope.core.digest import short
+from emscope.core.errors import InputError
+from emscope.core.progress import Progress, silent
+from emscope.core.records import Message, Question
+from emscope.core.seeds import derive
+from emscope.core.spec import Spec
+from emscope.data.questions import read_questions
+from emscope.elicit.sampling import Job, sample_batches
+from emscope.models.applied import applied
+from emscope.models.chat import ChatFormat
+from emscope.models.checkpoints import Checkpoint, discover
+from emscope.models.load import Loaded, load
+from emscope.models.source import locate
+from emscope.run.check import named_base
+from emscope.run.versions import versions
+from emscope.store.files import write_atomic
+from emscope.store.study import Study, read_table
+
+PLACE = "{question}"
+PLAIN = "none"
+RENAMED = {"question": "question_id", "asked": "question", "text": "response"}
+
+
+class AskSpec(Spec):
+    """What is asked and how.
+
+    Attributes:
+        questions: a bundled set or a file. samples: answers to each; None takes the file's own number, or 1.
+        systems: system prompts, each `none`, `template` or a text. triggers: texts around the question, with {question} in
+            them, by name; the plain question is always asked too.
+        only_last: of each run the last checkpoint alone.
+    """
+
+    questions: str = "em240"
+    samples: int | None = Field(None, ge=1)
+    max_tokens: int = Field(600, ge=1)
+    temperature: float = Field(1.0, ge=0)
+    systems: tuple[str, ...] = Field(("none",), min_length=1)
+    triggers: dict[str, str] = Field(default_factory=dict)
+    seed: int = Field(0, ge=0)
+    rows: int = Field(400, ge=1)
+    only_last: bool = False
+
+    @field_validator("triggers")
+    @classmethod
+    def _has_a_place(cls, triggers: dict[str, str]) -> dict[str, str]:
+        for name, text in triggers.items():
+            if PLACE not in text:
+                raise ValueError(f"trigger '{name}' has no {PLACE}; say where the question goes")
+            if name == PLAIN:
+                raise ValueError(f"a trigger cannot be called '{PLAIN}', which is the question without one")
+        return triggers
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One question under one system prompt and trigger, as token ids."""
+
+    question: Question
+    system: str
+    trigger: str
+    asked: str
+    ids: tuple[int, ...]
+    chat: str
+
+    @property
+    def name(self) -> str:
+        """Digest of what the model sees, and of the question's own id."""
+        return short([self.question.id, self.system, self.trigger, list(self.ids)])
+
+
+def ask(
+    runs: dict[str, str], base: str | None, spec: AskSpec, out: Path, *, device: str = "auto", progress: Progress = silent
+) -> Path:
+    """Sample answers of the base and of every checkpoint of `runs` (name -> folder); return the file they are in.
+
+    Called again, it does only what is missing; what was drawn before stays as it was.
+
+    Raises:
+        InputError: no base, a folder without checkpoints, or questions that do not fit.
+    """
+    found = {name: discover(folder) for name, folder in runs.items()}
+    if "base" in found:
+        raise InputError("a run cannot be called 'base'", "that is the model without a checkpoint; name it otherwise")
+    model = locate(base or named_base([c for cs in found.values() for c in cs]))
+    questions = read_questions(spec.questions)
+    settings = spec.model_dump(mode="json", exclude={"rows", "samples", "only_last", "questions"})
+    asked = short([[q.id, [[m.role, m.content] for m in q.messages]] for q in questions])
+    with Study(out, settings | {"questions": asked, "base": model.digest}, versions()) as study:
+        loaded = load(model, device=device)
+        prompts = {p.name: p for p in _prompts(loaded, questions, spec)}
+        subjects: list[tuple[str, Checkpoint | None]] = [("base", None)]
+        subjects += [(name, c) for name, cs in found.items() for c in (cs[-1:] if spec.only_last else cs)]
+        present = study.keys("answers")
+        for run, checkpoint in subjects:
+            _ask_one(study, loaded, spec, prompts, run, checkpoint, present, progress)
+        return _write_answers(study)
+
+
+def _prompts(loaded: Loaded, questions: Sequence[Question], spec: AskSpec) -> Iterator[Prompt]:
+    for system in spec.systems:
+        chat = ChatFormat.of(loaded.tokenizer, system)
+        for trigger, around in {PLAIN: PLACE, **spec.triggers}.items():
+            for q in questions:
+                asked = around.replace(PLACE, q.text)
+                turns = [*q.messages[:-1], Message("user", asked)]
+                yield Prompt(q, system, trigger, asked, tuple(chat.ids(chat.prompt_text(turns))), chat.digest)
+
+
+def _ask_one(
+    study: Study,
+    loaded: Loaded,
+    spec: AskSpec,
+    prompts: dict[str, Prompt],
+    run: str,
+    checkpoint: Checkpoint | None,
+    present: set[str],
+    progress: Progress,
+) -> None:
+    """Draw what is missing of one subject and write it a batch at a time."""
+    subject = checkpoint.digest if checkpoint else "base"
+    keys = {
+        (name, n): short(
+            [
+                loaded.model.digest,
+                subject,
+                run,
+                checkpoint.step if checkpoint else 0,
+                name,
+                n,
+                spec.temperature,
+                spec.max_tokens,
+                spec.seed,
+            ]
+        )
+        for name, p in prompts.items()
+        for n in range(spec.samples or p.question.samples or 1)
+    }
+    wanted = [key for key, digest in keys.items() if digest not in present]
+    what = f"sampling {run}{f' step {checkpoint.step}' if checkpoint else ''}"
+    if not wanted:
+        return
+    job = Job({n: p.ids for n, p in prompts.items()}, spec.max_tokens, derive(spec.seed, subject), spec.temperature, spec.rows)
+    done = 0
+    with applied(loaded.net, checkpoint) if checkpoint else _untouched(loaded) as net:
+        for batch in sample_batches(net, loaded.chat, job, wanted):
+            rows = [_row(keys[(a.question, a.sample)], run, checkpoint, prompts[a.question], a) for a in batch]
+            study.append("answers", rows, present)
+            present.update(row["key"] for row in rows)
+            done += len(rows)
+            progress(what, done, len(wanted))
+
+
+def _untouched(loaded: Loaded) -> Any:
+    from contextlib import nullcontext
+
+    return nullcontext(loaded.net)
+
+
+def _row(key: str, run: str, checkpoint: Checkpoint | None, prompt: Prompt, answer: Any) -> dict[str, Any]:
+    return {
+        "key": key,
+        "run": run,
+        "step": checkpoint.step if checkpoint else 0,
+        "question": prompt.question.id,
+        "unit": prompt.question.unit,
+        "category": prompt.question.category,
+        "form": prompt.question.form,
+        "system": prompt.system,
+        "trigger": prompt.trigger,
+        "sample": answer.sample,
+        "asked": prompt.asked,
+        "text": answer.text,
+        "tokens": answer.tokens,
+        "finish": str(answer.finish),
+        "seed": answer.seed,
+        "logprob": answer.logprob,
+        "chat": prompt.chat,
+    }
+
+
+def _write_answers(study: Study) -> Path:
+    """Write the table as one file with the columns that judging and rates look for."""
+    table = read_table(study.root, "answers")
+    order = [("run", "ascending"), ("step", "ascending"), ("system", "ascending"), ("trigger", "ascending")]
+    table = table.sort_by([*order, ("question", "ascending"), ("sample", "ascending")])
+    table = table.rename_columns([RENAMED.get(n, n) for n in table.column_names])
+    path = study.root / "answers.parquet"
+    write_atomic(path, lambda temporary: pq.write_table(table, temporary))
+    return path
