@@ -157,6 +157,7 @@ def test_a_real_file_in_seconds(reference, capsys, tmp_path):
     ("options", "message"),
     [
         (["--scores", "judge0"], "--scores names one column"),
+        (["--scores", "judge0,judge0"], "--scores names 'judge0' twice"),
         (["--scores", "judge0,nobody"], "no column 'nobody'"),
         (["--scores", "judge0,judge1", "--human", "judge"], "--human is 'judge'; did you mean"),
         ([], "no column of .* looks like"),

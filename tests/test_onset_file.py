@@ -161,6 +161,7 @@ def test_a_published_series_is_followed(reference):
         ({"step": "stp"}, "no column 'stp'; did you mean 'step'"),
         ({"value": "bd"}, "no column 'bd'"),
         ({"step": "question"}, "holds 'q0', which is no step"),
+        ({"step": "below"}, "holds '-1', which is no step"),
         ({"arm": "arm"}, "--arm and --control go together"),
         ({"arm": "arm", "control": "cntrol"}, "holds no 'cntrol' to be the control; did you mean 'control'"),
         ({"value": "question"}, "holds no value to follow"),
@@ -168,6 +169,6 @@ def test_a_published_series_is_followed(reference):
     ],
 )
 def test_bad_input_is_one_sentence(changes, message, tmp_path):
-    path = write(tmp_path, [r | {"big": 1000} for r in rows(questions=4, samples=2)])
+    path = write(tmp_path, [r | {"big": 1000, "below": -1} for r in rows(questions=4, samples=2)])
     with pytest.raises(InputError, match=message):
         follow([path], OnsetSpec(**({"value": "bad", "unit": "question"} | changes)))

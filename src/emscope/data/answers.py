@@ -177,7 +177,7 @@ def check_scores(table: AnswerTable, columns: Columns, scale: str) -> None:
     """
     for name in filter(None, (columns.aligned, columns.coherent)):
         _check_scale(table, name, columns, scale if name == columns.aligned or scale != "p1" else "0-100")
-    key = next((k for k in KEYS if k in table.names), None)
+    key = next((k for k in KEYS if k in table.names and k not in columns.groups), None)
     if key is not None:
         twice = table.rows(
             f"select {quoted(key)}, count(*) from {table.source} where {quoted(key)} is not null group by 1 having count(*) > 1 order by 2 desc limit 1"

@@ -49,10 +49,12 @@ def read_series(
     table.named(step, unit, arm, *groups)
     number = table.number(step)
     wrong = table.rows(
-        f"select {quoted(step)}::varchar from {table.source} where {number} is null or {number} <> floor({number}) limit 1"
+        f"select {quoted(step)}::varchar from {table.source} where {number} is null or {number} <> floor({number}) or {number} < 0 limit 1"
     )
     if wrong:
-        raise InputError(f"column '{step}' holds '{wrong[0][0]}', which is no step", "steps are whole numbers, 0 the base")
+        raise InputError(
+            f"column '{step}' holds '{wrong[0][0]}', which is no step", "steps are whole numbers from 0, the base, on"
+        )
     names = "".join(f", {quoted(g)}::varchar as g{n}" for n, g in enumerate(groups))
     keys = "".join(f", g{n}" for n in range(len(groups)))
     table.run(

@@ -48,6 +48,9 @@ def read(paths: list[Path], spec: AgreementSpec) -> Rated:
     """
     if len(spec.scores) == 1:
         raise InputError(f"--scores names one column ({spec.scores[0]})", "name two or more, or a row a score with --rater")
+    twice = [name for name in spec.scores if spec.scores.count(name) > 1]
+    if twice:
+        raise InputError(f"--scores names '{twice[0]}' twice", "name each rater's column once")
     with AnswerTable(paths) as table:
         rated = read_ratings(table, spec.item, spec.rater, spec.score, spec.question, spec.scores)
     if len(rated.raters) < 2:
