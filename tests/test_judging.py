@@ -280,9 +280,12 @@ def test_bad_input_is_one_sentence(options, code, message, tmp_path, capsys, mon
     assert message in said and "Traceback" not in said
 
 
-def test_other_answers_need_another_folder(tmp_path):
-    with fake_api(right) as url:
+def test_a_file_may_grow_and_another_needs_another_folder(tmp_path):
+    count = Counter()
+    with fake_api(lambda r: count.update(["x"]) or right(r)) as url:
         judge = JudgeSpec(name="m", url=url)
         judge_file(job(tmp_path, answers(tmp_path, 4)), [judge], RUBRICS[:1])
+        judge_file(job(tmp_path, answers(tmp_path, 6)), [judge], RUBRICS[:1])
+        assert count["x"] == 6 and len(read(tmp_path / "out")) == 6
         with pytest.raises(InputError, match="holds a study with other settings"):
-            judge_file(job(tmp_path, answers(tmp_path, 6)), [judge], RUBRICS[:1])
+            judge_file(job(tmp_path, answers(tmp_path, 6, "other.csv")), [judge], RUBRICS[:1])

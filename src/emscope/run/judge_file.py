@@ -10,7 +10,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from emscope.core.digest import short
 from emscope.core.outcomes import Outcome
 from emscope.core.progress import Progress, silent
 from emscope.data.answer_table import AnswerTable
@@ -48,7 +47,7 @@ def judge_file(
     with AnswerTable(job.paths) as table:
         columns = text_columns(table, job.question, job.answer)
         answers = [Answered(q, a) for q, a in table.pairs(*columns)]
-        settings = {"answers": short(sorted(a.key for a in answers)), "columns": list(columns)}
+        settings = {"files": [str(p.resolve()) for p in job.paths], "columns": list(columns)}  # they may grow
         with Study(job.out, settings, versions()) as study:
             try:
                 tally = judge_answers(study, answers, judges, rubrics, max_cost=max_cost, progress=progress)
