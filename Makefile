@@ -37,6 +37,7 @@ bench: $(VENV)/.test
 	$(BIN)/python bench/preference.py
 	$(BIN)/python bench/training.py
 	$(BIN)/python bench/sampling.py
+	$(BIN)/python bench/rates.py
 
 docs: $(VENV)/.runtime
 	$(BIN)/python docs/make_cli.py
