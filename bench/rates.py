@@ -63,10 +63,8 @@ def main() -> None:
         options = ["--group", args.group, "--within", args.within, "--resamples", str(args.resamples), "--json"]
         ours = timed([sys.executable, "-m", "emscope", "rates", str(path), *options])
         theirs = timed([sys.executable, "-c", PANDAS, str(path), *args.group.split(",")])
-        count = duckdb.sql(f"select count(*) from read_parquet('{path}')").fetchone()
-    print(
-        f"{count[0] if count else 0} rows, groups by {args.group}, {args.resamples} resamples, contrasts within {args.within}"
-    )
+        count = duckdb.sql(f"select count(*) from read_parquet('{path}')").fetchall()
+    print(f"{count[0][0]} rows, groups by {args.group}, {args.resamples} resamples, contrasts within {args.within}")
     print(f"  emscope rates: {ours[0]:.1f} s, {ours[1]:.0f} MB from process start")
     print(
         f"  pandas, rates alone: {theirs[0]:.1f} s, {theirs[1]:.0f} MB ({ours[0] / theirs[0]:.2f} times the time, {ours[1] / theirs[1]:.2f} times the memory)"
