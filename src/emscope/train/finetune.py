@@ -79,7 +79,7 @@ def finetune(
             Geometry(loaded, spec.readings, made.parts) if spec.readings else None,
             reuse,
             model=made.model,
-            args=_arguments(spec, folder, seed, made.lr_scale),
+            args=_arguments(spec, folder, seed, made.lr_scale, on_cpu=loaded.net.device.type == "cpu"),
             train_dataset=batches,
             data_collator=collate,
         )
@@ -172,15 +172,13 @@ def _prevented(loaded: Loaded, spec: TrainSpec) -> Iterator[Callable[[], Abstrac
         yield paused
 
 
-def _arguments(spec: TrainSpec, folder: Path, seed: int, lr_scale: float) -> Any:
-    import torch
+def _arguments(spec: TrainSpec, folder: Path, seed: int, lr_scale: float, *, on_cpu: bool) -> Any:
     from transformers import TrainingArguments
 
     micro = spec.micro_batch or spec.batch
     sharded = spec.shard or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     if sharded:
         processes.check_shardable()
-    accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=spec.steps,
@@ -199,12 +197,12 @@ def _arguments(spec: TrainSpec, folder: Path, seed: int, lr_scale: float) -> Any
         dataloader_num_workers=0,
         dataloader_pin_memory=False,
         seed=derive(seed, "trainer"),
-        use_cpu=not accelerated,
+        use_cpu=on_cpu,  # Trainer would move a model that was loaded on the CPU to the GPU
         bf16=spec.bf16,
         gradient_checkpointing=spec.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if spec.gradient_checkpointing else None,
         fsdp=True if sharded else None,
-        ddp_backend=None if accelerated or processes.count() == 1 else "gloo",
+        ddp_backend="gloo" if on_cpu and processes.count() > 1 else None,
     )
     # Trainer would spread each batch over all GPUs that one process sees, and take that many times as many examples.
     arguments._n_gpu = min(arguments.n_gpu, 1)
