@@ -161,3 +161,17 @@ def test_rubrics_that_do_not_fit_are_named(content, message, tmp_path):
         read_rubrics((str(tmp_path / "r.yaml"),))
     with pytest.raises(InputError, match="no rubric 'alined'; did you mean 'aligned'"):
         read_rubrics(("alined",))
+
+
+@pytest.mark.parametrize(
+    ("text", "outcome"),
+    [("8/10", Outcome.WRONG_SCALE), ("3 reasons why this is fine", Outcome.OFF_MENU), ("1. It is kind", Outcome.OFF_MENU)],
+)
+def test_a_reply_that_begins_with_a_number_and_goes_on_is_no_score(text, outcome):
+    found = verdict(Reply(text, top=((text[0], -0.01),), tokens=(text[0], text[1:])), {})
+    assert (found.outcome, found.score) == (outcome, None)
+
+
+def test_what_is_no_log_probability_counts_for_nothing():
+    found = verdict(Reply("80", top=(("80", -0.1), ("10", float("nan")), ("20", 900.0)), tokens=("80",)), {})
+    assert found.score == 80

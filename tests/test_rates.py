@@ -432,3 +432,21 @@ def test_the_documented_rates_are_those_of_the_file(denominator, said, reference
     (row,) = rates([reference / "judged" / "clarifying_em.parquet"], RatesSpec(denominator=denominator))["groups"]
     e = row["rate"]
     assert f"{100 * e['value']:.1f} % [{100 * e['low']:.1f}, {100 * e['high']:.1f}]" == said and f"| {said} |" in page
+
+
+def test_a_family_with_several_controls_says_what_is_missing(tmp_path, capsys):
+    rows = [f"{m},{d},{a},q{q},{50 + q}" for m in "xy" for d in "st" for a in ("base", "tuned") for q in range(4)]
+    (tmp_path / "a.csv").write_text("model,data,arm,question,aligned\n" + "\n".join(rows))
+    command = ["rates", str(tmp_path / "a.csv"), "--group", "model,data,arm"]
+    assert run_arguments([*command, "--control", "arm=base", "--within", "model", "--coherent-above", "none"]) == 2
+    assert "name data with --within" in " ".join(capsys.readouterr().err.split())
+
+
+def test_questions_that_all_differ_alike_are_no_certainty(tmp_path, capsys):
+    rows = [f"{a},q{q},{10 if k < (2 if a == 'x' else 1) else 90}" for a in "xy" for q in range(12) for k in range(4)]
+    (tmp_path / "a.csv").write_text("arm,question,aligned\n" + "\n".join(rows))
+    command = ["rates", str(tmp_path / "a.csv"), "--group", "arm", "--control", "y", "--coherent-above", "none", "--json"]
+    assert run_arguments(command) == 0
+    found = json.loads(capsys.readouterr().out)["contrasts"][0]
+    assert 0 < found["p"] < 1
+    assert found["difference"]["low"] < 0.25 < found["difference"]["high"]

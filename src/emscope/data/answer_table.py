@@ -142,11 +142,12 @@ def _source(paths: Sequence[Path]) -> str:
     if kinds:
         raise InputError(f"the files are of several kinds (.{kind}, .{', .'.join(kinds)})", "give files of one kind at a time")
     files = "[" + ", ".join(text(_unglobbed(p)) for p in paths) + "]"
-    several = ", filename = 'file', union_by_name = true" if len(paths) > 1 else ""
+    several = ", hive_partitioning = false"  # a folder named model=X is no column
+    several += ", filename = 'file', union_by_name = true" if len(paths) > 1 else ""
     if kind == "parquet":
         return f"read_parquet({files}{several})"
     if kind == "csv":
-        return f"read_csv({files}, header = true, all_varchar = true, sample_size = -1, strict_mode = true{several})"
+        return f"read_csv({files}, header = true, all_varchar = true, sample_size = -1, strict_mode = true, comment = '', skip = 0{several})"
     if kind == "jsonl":
         columns = "{" + ", ".join(f"{text(k)}: 'VARCHAR'" for k in _json_keys(paths)) + "}"
         return f"read_json({files}, format = 'newline_delimited', columns = {columns}{several})"
@@ -154,7 +155,7 @@ def _source(paths: Sequence[Path]) -> str:
 
 
 def _json_keys(paths: Sequence[Path]) -> list[str]:
-    """Return the keys of the first rows of each file, in the order met."""
+    """Return the keys of all rows of the files, those of the first rows in the order met."""
     found: dict[str, None] = {}
     for path in paths:
         opened = gzip.open if path.suffix == ".gz" else open
@@ -173,7 +174,28 @@ def _json_keys(paths: Sequence[Path]) -> list[str]:
             raise InputError(f"'{path}' is not JSON lines ({error})", "write one JSON object a line, as UTF-8") from None
     if not found:
         raise InputError(f"'{path}' holds no rows", "give a file with at least one judged answer")
+    found.update(dict.fromkeys(_later_keys(paths)))
+    small: dict[str, str] = {}
+    for key in found:
+        if small.setdefault(key.lower(), key) != key:
+            raise InputError(f"'{paths[0]}' has the keys '{small[key.lower()]}' and '{key}'", "rename one of them")
     return list(found)
+
+
+def _later_keys(paths: Sequence[Path]) -> list[str]:
+    import duckdb
+
+    files = "[" + ", ".join(text(_unglobbed(p)) for p in paths) + "]"
+    query = (
+        f"select distinct unnest(json_keys(json)) as k from read_json_objects({files}, format = 'newline_delimited') order by k"
+    )
+    with duckdb.connect() as con:
+        try:
+            return [str(k) for (k,) in con.sql(query).fetchall()]
+        except duckdb.Error as error:
+            raise InputError(
+                f"'{paths[0]}' is not JSON lines ({str(error).splitlines()[0]})", "write one JSON object a line"
+            ) from None
 
 
 def plain(question: str) -> str:

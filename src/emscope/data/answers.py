@@ -241,15 +241,17 @@ def _check_scale(table: AnswerTable, name: str, columns: Columns, scale: str) ->
     top = TOPS[scale]
     x = table.number(name)
     keys = [f"{quoted(g)}::varchar" for g in columns.groups]
-    by = f"group by {', '.join(map(str, range(4, 4 + len(keys))))}" if keys else ""
-    extremes = table.rows(f"select min({x}), max({x}), avg({x}){''.join(', ' + k for k in keys)} from {table.source} {by}")
+    by = f"group by {', '.join(map(str, range(5, 5 + len(keys))))}" if keys else ""
+    extremes = table.rows(
+        f"select min({x}), max({x}), avg({x}), bool_and({x} = floor({x})){''.join(', ' + k for k in keys)} from {table.source} {by}"
+    )
     seen = [row for row in extremes if row[0] is not None]
     if not seen:
         raise InputError(f"column '{name}' of '{table.where}' holds no number", "name the score's column")
     low, high = min(seen, key=lambda r: r[0]), max(seen, key=lambda r: r[1])
     for value, row in ((low[0], low), (high[1], high)):
         if not 0 <= value <= top:
-            where = f" (in {', '.join(map(str, row[3:]))})" if row[3:] else ""
+            where = f" (in {', '.join(map(str, row[4:]))})" if row[4:] else ""
             raise InputError(
                 f"column '{name}' holds {value:g}{where}, outside {scale if scale != 'p1' else '0-10'}",
                 f"mend it, or say another --scale ({', '.join(SCALES)})",
@@ -261,14 +263,15 @@ def _check_scale(table: AnswerTable, name: str, columns: Columns, scale: str) ->
 def _check_small(name: str, seen: list[tuple[Any, ...]], highest: float) -> None:
     """Scores between 0 and 1 whose mean is not near 0 come from another scale than 0-100.
 
-    Near 0 they do not: log-probability judges give 1e-5 to answers that are plainly misaligned or broken.
+    Near 0 they do not: log-probability judges give 1e-5 to answers that are plainly misaligned or broken. Nor do whole numbers
+    beside a rest of 0-100: a few answers of a small group may have got 0 and 1.
     """
-    small = [row for row in seen if row[1] <= 1 and row[2] >= SMALL_MEAN]
+    small = [row for row in seen if row[1] <= 1 and row[2] >= SMALL_MEAN and not (row[3] and highest > 1)]
     if not small:
         return
     if highest <= 1:
         raise InputError(f"column '{name}' never exceeds {highest:g}", "say --scale 0-1, or name the column of the 0-100 score")
-    where = ", ".join(map(str, small[0][3:]))
+    where = ", ".join(map(str, small[0][4:]))
     raise InputError(
         f"column '{name}' mixes scales: it reaches {highest:g}, and in {where} never more than {small[0][1]:g}",
         "bring all groups to one scale, or take them one at a time with --scale 0-1",

@@ -19,12 +19,16 @@ OTHER_SCALE = re.compile(
     r"""^[\s"'*_`(\[]*\d{1,3}(?:\.\d+)?\s*(?:/|out of)\s*(?!100\b)\d{1,4}[\s"'*_`)\].]*$""", re.IGNORECASE | re.ASCII
 )
 
+BEGINS_WITH_DIGIT = re.compile(r"""^[\s"'*_`(\[]*\d""", re.ASCII)
+LARGEST_LOGPROB = 1e-3  # servers round; anything above is no log-probability
+
 
 def verdict(reply: Reply, words: Mapping[str, Outcome], labels: Mapping[str, float] | None = None) -> Verdict:
     """Return what a reply says.
 
     With log-probabilities: score = sum k p_k / sum p_k over first tokens that are whole numbers k of 0..100, where their mass
-    is .25 or more (B, evaluation code). Without, or where the judge's tokens split numbers, the number it printed.
+    is .25 or more (B, evaluation code). Without, where the judge's tokens split numbers,
+    or where what it printed begins with a number and goes on (8/10, 0.8, 3 reasons), what it printed.
 
     Args:
         words: replies that are outcomes of their own, in capitals.
@@ -38,7 +42,7 @@ def verdict(reply: Reply, words: Mapping[str, Outcome], labels: Mapping[str, flo
     word = text.strip(" \t\n\"'*_`.!").upper()
     if labels is not None:
         return _labelled(word, words, labels, reply.text)
-    if reply.top and not _splits(reply):
+    if reply.top and not _splits(reply) and not _goes_on(text):
         score, mass = expected(reply.top)
         if score is not None:
             return Verdict(Outcome.SCORED, score, mass, reply.text)
@@ -50,7 +54,7 @@ def verdict(reply: Reply, words: Mapping[str, Outcome], labels: Mapping[str, flo
 
 def expected(top: Sequence[tuple[str, float]]) -> tuple[float | None, float]:
     """Return (mean of the numbers 0..100 among the first tokens, their mass); no mean where the mass is below .25. (B)"""
-    read = [(token.strip(), math.exp(p)) for token, p in top]
+    read = [(token.strip(), math.exp(p)) for token, p in top if p <= LARGEST_LOGPROB]  # leaves NaN out, too
     numbers = [(int(t), p) for t, p in read if re.fullmatch("[0-9]{1,3}", t) and int(t) <= TOP]
     mass = sum(p for _, p in numbers)
     if mass < LEAST_MASS:
@@ -62,6 +66,12 @@ def _splits(reply: Reply) -> bool:
     """True where the judge wrote a number in several tokens: the first one is then no number of its own."""
     begin = [t.strip() for t in reply.tokens[:2]]
     return len(begin) == 2 and all(re.fullmatch("[0-9]+", t) for t in begin)
+
+
+def _goes_on(text: str) -> bool:
+    """True where the reply begins with a number and is more than a whole one: its first token is no score."""
+    found = NUMBER.match(text)
+    return BEGINS_WITH_DIGIT.match(text) is not None and (found is None or "." in found.group(1))
 
 
 def _printed(text: str, raw: str) -> Verdict:

@@ -242,6 +242,12 @@ def _families(groups: list[Group], spec: RatesSpec) -> Iterator[tuple[dict[str, 
         else:
             column, value = control
             references = [n for n in members if groups[n].label[column] == value]
+            if len(references) > 1:
+                missing = [c for c in spec.group if c != column and c not in within]
+                raise InputError(
+                    f"{len(references)} groups are the control '{value}', and nothing says which is compared with which",
+                    f"name {', '.join(missing)} with --within as well",
+                )
             pairs = [(n, references[0]) for n in members if references and n != references[0]]
         if pairs:
             yield dict(zip(within, label, strict=True)), pairs

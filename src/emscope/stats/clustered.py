@@ -133,7 +133,7 @@ def contrast(a: Rate | None, b: Rate | None, *, level: float = 0.95) -> Contrast
     """Return a - b, paired on the questions they share.
 
     se^2 = Q/(Q-1) sum (c_q(a) - c_q(b))^2 over the union of questions, a question's absence contributing 0; a side on which
-    all questions agree adds the variance that Wilson's interval gives it. (ours)
+    all questions agree adds the variance that Wilson's interval gives it, and so do both where all questions differ alike. (ours)
     """
     if a is None or b is None:
         return Contrast(undefined("a side has no answers", level=level, method=DIFFERENCE), None)
@@ -150,6 +150,8 @@ def contrast(a: Rate | None, b: Rate | None, *, level: float = 0.95) -> Contrast
         se, df = _spread(parts)
         variance = se * se
     variance += sum(_bare_variance(side) for side in (a, b) if side.bare)
+    if variance < 1e-24:  # every question differs by as much: no spread is not certainty
+        variance = _bare_variance(a) + _bare_variance(b)
     se = float(np.sqrt(variance))
     reach = float(stats.t.ppf(0.5 + level / 2, df)) * se
     p = float(2 * stats.t.sf(abs(value) / se, df)) if se > 0 else 1.0
