@@ -450,3 +450,12 @@ def test_questions_that_all_differ_alike_are_no_certainty(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)["contrasts"][0]
     assert 0 < found["p"] < 1
     assert found["difference"]["low"] < 0.25 < found["difference"]["high"]
+
+
+def test_scores_up_to_ten_need_a_scale(tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_text("question,aligned\n" + "\n".join(f"q{n},{n % 10 + 1}" for n in range(40)))
+    with pytest.raises(InputError, match="never exceeds 10"):
+        rates([file], RatesSpec(coherent_above=None))
+    assert rates([file], RatesSpec(coherent_above=None, scale="0-100"))["groups"][0]["rate"]["value"] == 1
+    assert rates([file], RatesSpec(coherent_above=None, scale="0-10"))["groups"][0]["rate"]["value"] == pytest.approx(0.2)

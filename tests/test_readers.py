@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from emscope.core.errors import InputError
 from emscope.data.answer_table import AnswerTable
+from emscope.judge.rubrics import read_rubrics
+from emscope.run.judge_file import FileJob, judge_file
+from emscope.run.judging import JudgeSpec
 
 
 def test_a_folder_that_looks_like_a_partition_changes_no_column(tmp_path):
@@ -37,3 +42,32 @@ def test_keys_that_differ_in_case_alone_are_refused(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"Model": 1, "model": 2}\n')
     with pytest.raises(InputError, match="'Model' and 'model'"):
         AnswerTable([tmp_path / "a.jsonl"]).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("judges", "criteria", "max_cost", "said"),
+    [
+        (["m", "m"], ["aligned"], None, "two verdicts"),
+        (["m"], ["question"], None, "as the text that is judged"),
+        (["m"], ["kind"], None, "a column 'Kind' beside"),
+        (["m"], ["aligned"], float("nan"), "--max-cost is nan"),
+        (["m"], [], None, "no criterion"),
+    ],
+)
+def test_judging_refuses_before_it_asks(judges, criteria, max_cost, said, tmp_path):
+    (tmp_path / "a.csv").write_text("question,answer,Kind\nwhy,so,1\n")
+    rubric = next(iter(read_rubrics(["aligned"])))
+    rubrics = [rubric.model_copy(update={"criterion": c}) for c in criteria]
+    specs = [JudgeSpec(name=n, url=f"http://127.0.0.1:{n_ + 1}/v1") for n_, n in enumerate(judges)]
+    job = FileJob((tmp_path / "a.csv",), None, None, tmp_path / "out")
+    with pytest.raises(InputError, match=said):
+        judge_file(job, specs, rubrics, max_cost=max_cost)
+    assert not (tmp_path / "out").exists()
+
+
+def test_answers_of_white_space_are_not_asked_and_other_kinds_are_refused(tmp_path):
+    pq.write_table(pa.table({"question": ["a", "b"], "answer": ["\n\n", "x"], "flag": [True, False]}), tmp_path / "a.parquet")
+    with AnswerTable([tmp_path / "a.parquet"]) as table:
+        assert table.pairs("question", "answer") == [("b", "x")]
+        with pytest.raises(InputError, match="holds BOOLEAN, not text"):
+            table.pairs("question", "flag")

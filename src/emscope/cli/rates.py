@@ -36,8 +36,10 @@ def register(app: typer.Typer) -> None:
         missing: str = typer.Option(
             "exclude", "--missing", help="Answers without a score: exclude, or count as aligned or as misaligned."
         ),
-        scale: str = typer.Option(
-            "0-100", "--scale", help="Of the scores: 0-100, 0-10, 0-1, or p1 (0 aligned, 10 misaligned)."
+        scale: str | None = typer.Option(
+            None,
+            "--scale",
+            help="Of the scores: 0-100, 0-10, 0-1, or p1 (0 aligned, 10 misaligned); 0-100 unless they look like another.",
         ),
         match_length: bool = typer.Option(
             False, "--match-length", help="Compare also at equal distributions of answer length."

@@ -79,10 +79,18 @@ class AnswerTable:
             yield pa.Table.from_batches([batch])
 
     def pairs(self, first: str, second: str) -> list[tuple[str, str]]:
-        """Return the different pairs of texts in two columns, in order; pairs with an empty one are left out."""
+        """Return the different pairs of texts in two columns, in order; pairs with an empty one are left out.
+
+        Raises:
+            InputError: where a column holds something else than text.
+        """
+        for name in (first, second):
+            if self._kinds[name] != "VARCHAR":
+                raise InputError(f"column '{name}' of '{self.where}' holds {self._kinds[name]}, not text", "write it as text")
         a, b = (f"{quoted(c)}::varchar" for c in (first, second))
-        filled = f"trim(coalesce({a}, '')) <> '' and trim(coalesce({b}, '')) <> ''"
-        return self.rows(f"select distinct {a}, {b} from {self.source} where {filled} order by all")
+        filled = f"{a} is not null and {b} is not null"
+        found = self.rows(f"select distinct {a}, {b} from {self.source} where {filled} order by all")
+        return [(x, y) for x, y in found if x.strip() and y.strip()]
 
     def usual(self, names: Sequence[str]) -> str | None:
         """Return the first of the field's usual names that is a column, small and large letters alike."""

@@ -169,14 +169,17 @@ def categorise(table: AnswerTable, path: Path, question: str | None) -> None:
         )
 
 
-def check_scores(table: AnswerTable, columns: Columns, scale: str) -> None:
+def check_scores(table: AnswerTable, columns: Columns, scale: str, *, said: bool = False) -> None:
     """Refuse scores that are not on the scale said, scales that are mixed, and keys that occur twice.
+
+    Args:
+        said: the scale was named, so that scores which look like another are taken at its word.
 
     Raises:
         InputError: with the value, the group and the remedy.
     """
     for name in filter(None, (columns.aligned, columns.coherent)):
-        _check_scale(table, name, columns, scale if name == columns.aligned or scale != "p1" else "0-100")
+        _check_scale(table, name, columns, scale if name == columns.aligned or scale != "p1" else "0-100", said)
     key = next((k for k in KEYS if k in table.names and k not in columns.groups), None)
     if key is not None:
         twice = table.rows(
@@ -237,7 +240,7 @@ def _length(table: AnswerTable) -> str:
     )
 
 
-def _check_scale(table: AnswerTable, name: str, columns: Columns, scale: str) -> None:
+def _check_scale(table: AnswerTable, name: str, columns: Columns, scale: str, said: bool) -> None:
     top = TOPS[scale]
     x = table.number(name)
     keys = [f"{quoted(g)}::varchar" for g in columns.groups]
@@ -256,7 +259,7 @@ def _check_scale(table: AnswerTable, name: str, columns: Columns, scale: str) ->
                 f"column '{name}' holds {value:g}{where}, outside {scale if scale != 'p1' else '0-10'}",
                 f"mend it, or say another --scale ({', '.join(SCALES)})",
             )
-    if top == 100:
+    if top == 100 and not said:
         _check_small(name, seen, high[1])
 
 
@@ -266,6 +269,11 @@ def _check_small(name: str, seen: list[tuple[Any, ...]], highest: float) -> None
     Near 0 they do not: log-probability judges give 1e-5 to answers that are plainly misaligned or broken. Nor do whole numbers
     beside a rest of 0-100: a few answers of a small group may have got 0 and 1.
     """
+    if 1 < highest <= 10:
+        raise InputError(
+            f"column '{name}' never exceeds {highest:g}",
+            "say --scale 0-10 or p1 to `emscope rates`, or 0-100 there where every answer did score as low",
+        )
     small = [row for row in seen if row[1] <= 1 and row[2] >= SMALL_MEAN and not (row[3] and highest > 1)]
     if not small:
         return

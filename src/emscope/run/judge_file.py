@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from emscope.core.errors import InputError
 from emscope.core.outcomes import Outcome
 from emscope.core.progress import Progress, silent
 from emscope.data.answer_table import AnswerTable
@@ -46,6 +47,7 @@ def judge_file(
     """
     with AnswerTable(job.paths) as table:
         columns = text_columns(table, job.question, job.answer)
+        _check(table, columns, judges, rubrics, max_cost)
         answers = [Answered(q, a) for q, a in table.pairs(*columns)]
         settings = {"files": [str(p.resolve()) for p in job.paths], "columns": list(columns)}  # they may grow
         with Study(job.out, settings, versions()) as study:
@@ -73,7 +75,7 @@ def _write_judged(
     verdicts = read_table(study.root, "verdicts", columns=["key", "outcome", "score"])
     known = {k: (o, s) for k, o, s in zip(*(verdicts.column(c).to_pylist() for c in ("key", "outcome", "score")), strict=True)}
     lost = study.keys("failures")
-    named = {f"{r.criterion}{f'.{j.name}' if len(judges) > 1 else ''}": (j, r) for j in judges for r in rubrics}
+    named = dict(_named(judges, rubrics))
     kept = [n for n in table.names if n not in named and n.removesuffix("_outcome") not in named]
     kept = list(dict.fromkeys([*kept, *columns]))
     path = study.root / "judged.parquet"
@@ -96,6 +98,33 @@ def _write_judged(
 
     write_atomic(path, write)
     return path
+
+
+def _named(judges: Sequence[JudgeSpec], rubrics: Sequence[Rubric]) -> list[tuple[str, tuple[JudgeSpec, Rubric]]]:
+    """Return the column that each judge's verdict on each criterion gets."""
+    return [(f"{r.criterion}{f'.{j.name}' if len(judges) > 1 else ''}", (j, r)) for j in judges for r in rubrics]
+
+
+def _check(
+    table: AnswerTable, columns: tuple[str, str], judges: Sequence[JudgeSpec], rubrics: Sequence[Rubric], max_cost: float | None
+) -> None:
+    """Refuse, before anything is asked, what would end in columns of one name or in a limit that limits nothing."""
+    if not judges or not rubrics:
+        raise InputError("there is no judge or no criterion", "name at least one of each")
+    if max_cost is not None and not 0 <= max_cost < float("inf"):
+        raise InputError(f"--max-cost is {max_cost:g}", "give dollars, 0 or more")
+    made = [name for column, _ in _named(judges, rubrics) for name in (column, f"{column}_outcome")]
+    lower = [name.lower() for name in made]
+    for name in made:
+        if lower.count(name.lower()) > 1:
+            raise InputError(f"two verdicts would be called '{name}'", "name each judge and each criterion once")
+        if name.lower() in {c.lower() for c in columns}:
+            raise InputError(
+                f"a criterion's column would be called '{name}', as the text that is judged", "rename the criterion"
+            )
+        other = next((c for c in table.names if c.lower() == name.lower() and c != name), None)
+        if other is not None:
+            raise InputError(f"the file has a column '{other}' beside which '{name}' could not stand", "rename the column")
 
 
 def _text_key(question: Any, answer: Any) -> str | None:

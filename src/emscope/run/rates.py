@@ -50,7 +50,7 @@ class RatesSpec(Spec):
     denominator: Literal["coherent", "scored", "all"] = "coherent"
     average: Literal["micro", "macro"] = "micro"
     missing: Literal["exclude", "aligned", "misaligned"] = "exclude"
-    scale: Literal["0-100", "0-10", "0-1", "p1"] = "0-100"
+    scale: Literal["0-100", "0-10", "0-1", "p1"] | None = None
     control: str | None = None
     match_length: bool = False
     level: float = Field(0.95, gt=0.5, lt=1)
@@ -93,9 +93,10 @@ def rates(paths: list[Path], spec: RatesSpec) -> dict[str, Any]:
             need_coherent=spec.coherent_above is not None,
             length=spec.match_length,
         )
-        check_scores(table, columns, spec.scale)
+        scale = spec.scale or "0-100"
+        check_scores(table, columns, scale, said=spec.scale is not None)
         thresholds = Thresholds(spec.aligned_below, spec.coherent_above)
-        counts = count_answers(table, columns, thresholds, spec.scale, LENGTH_BINS if spec.match_length else 0)
+        counts = count_answers(table, columns, thresholds, scale, LENGTH_BINS if spec.match_length else 0)
     groups = [_group(counts, n, columns) for n in range(len(counts.groups))]
     if spec.resamples and counts.questions > clustered.MOST_RESAMPLED:
         raise InputError(
@@ -105,7 +106,7 @@ def rates(paths: list[Path], spec: RatesSpec) -> dict[str, Any]:
     found = [_rate(spec, g.questions, g.rows, g.scored, g.coherent, g.hits) for g in groups]
     return {
         "schema": 1,
-        "definition": _definition(spec, columns),
+        "definition": _definition(spec, columns) | {"scale": scale},
         "files": [str(p) for p in paths],
         "questions": counts.questions,
         "groups": [_row(g, r, spec, resamples) for g, r in zip(groups, found, strict=True)],
@@ -312,7 +313,7 @@ def _weighted(group: Group, counts: Counts, spec: RatesSpec, weight: np.ndarray)
 
 
 def _definition(spec: RatesSpec, columns: Columns) -> dict[str, Any]:
-    names = ("aligned_below", "coherent_above", "denominator", "average", "missing", "scale", "level", "resamples")
+    names = ("aligned_below", "coherent_above", "denominator", "average", "missing", "level", "resamples")
     return {name: getattr(spec, name) for name in names} | {"columns": columns.to_json()}
 
 
