@@ -172,3 +172,13 @@ def test_bad_input_is_one_sentence(changes, message, tmp_path):
     path = write(tmp_path, [r | {"big": 1000, "below": -1} for r in rows(questions=4, samples=2)])
     with pytest.raises(InputError, match=message):
         follow([path], OnsetSpec(**({"value": "bad", "unit": "question"} | changes)))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [(["--lower-is-worse"], "add --value"), (["--aligned-below", "300"], "thresholds are on 0-100")],
+)
+def test_settings_that_would_be_passed_over_are_refused(options, said, tmp_path, capsys):
+    (tmp_path / "a.csv").write_text("step,question,aligned\n0,a,90\n1,a,10\n")
+    assert run_arguments(["onset", str(tmp_path / "a.csv"), "--coherent-above", "none", *options]) == 2
+    assert said in capsys.readouterr().err

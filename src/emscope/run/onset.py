@@ -72,6 +72,11 @@ def follow(paths: list[Path], spec: OnsetSpec) -> dict[str, Any]:
     """
     if (spec.arm is None) != (spec.control is None):
         raise InputError("--arm and --control go together", "name the arm's column and its value for the control")
+    if spec.lower_is_worse and spec.value is None:
+        raise InputError("--lower-is-worse is of a column that --value names", "add --value, or leave it out")
+    for threshold in (spec.aligned_below, spec.coherent_above or 0.0):
+        if not 0 <= threshold <= 100:
+            raise InputError(f"a threshold is {threshold:g}", "thresholds are on 0-100")
     with AnswerTable(paths) as table:
         value, what = _value(table, spec)
         series = read_series(table, value, step=spec.step, unit=spec.unit, arm=spec.arm, groups=spec.group)

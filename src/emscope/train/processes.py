@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable
+from functools import cache
 from typing import Any, TypeVar
 
 from emscope.core.errors import InputError, WorldError
@@ -34,6 +36,7 @@ def from_first(make: Callable[[], T]) -> T:
     from accelerate import PartialState
 
     PartialState(cpu=not _gpus())
+    _part_at_exit()
     box: list[Any] = [None]
     try:
         if is_first():
@@ -44,6 +47,14 @@ def from_first(make: Callable[[], T]) -> T:
         raise WorldError("the first process failed", "see its message")
     found: T = box[0][0]
     return found
+
+
+@cache
+def _part_at_exit() -> None:
+    """See that the program ends its group: a process that leaves with the group's threads still running is aborted."""
+    import torch.distributed as dist
+
+    atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
 
 
 def meet() -> None:
