@@ -147,7 +147,7 @@ def categorise(table: AnswerTable, path: Path, question: str | None) -> None:
         InputError: no such columns, a question in two categories, or none of them occurs among the answers.
     """
     column = question or table.question()
-    if CATEGORY in table.names:
+    if CATEGORY in {name.lower() for name in table.names}:
         raise InputError(
             f"'{table.where}' has a column '{CATEGORY}' of its own", "leave out --categories, or rename that column"
         )

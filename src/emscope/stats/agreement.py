@@ -149,7 +149,8 @@ def transfer(
         return Transfer(undefined(why, level=level, method=method, n=n), None, (share, share))
     value = _matching(b, share)
     drawn = []
-    members = [np.flatnonzero(cluster == c) for c in np.unique(cluster)]
+    _, place = np.unique(cluster, return_inverse=True)
+    members = np.split(np.argsort(place, kind="stable"), np.cumsum(np.bincount(place))[:-1])
     rng = np.random.default_rng(seed)
     for _ in range(200):
         chosen = np.concatenate([members[k] for k in rng.integers(0, len(members), len(members))])
