@@ -150,15 +150,15 @@ def _source(paths: Sequence[Path]) -> str:
     if kinds:
         raise InputError(f"the files are of several kinds (.{kind}, .{', .'.join(kinds)})", "give files of one kind at a time")
     files = "[" + ", ".join(text(_unglobbed(p)) for p in paths) + "]"
-    several = ", hive_partitioning = false"  # a folder named model=X is no column
-    several += ", filename = 'file', union_by_name = true" if len(paths) > 1 else ""
+    options = ", hive_partitioning = false"  # a folder named model=X is no column
+    options += ", filename = 'file', union_by_name = true" if len(paths) > 1 else ""
     if kind == "parquet":
-        return f"read_parquet({files}{several})"
+        return f"read_parquet({files}{options})"
     if kind == "csv":
-        return f"read_csv({files}, header = true, all_varchar = true, sample_size = -1, strict_mode = true, comment = '', skip = 0{several})"
+        return f"read_csv({files}, header = true, all_varchar = true, sample_size = -1, strict_mode = true, comment = '', skip = 0{options})"
     if kind == "jsonl":
         columns = "{" + ", ".join(f"{text(k)}: 'VARCHAR'" for k in _json_keys(paths)) + "}"
-        return f"read_json({files}, format = 'newline_delimited', columns = {columns}{several})"
+        return f"read_json({files}, format = 'newline_delimited', columns = {columns}{options})"
     raise InputError(f"'{paths[0]}' ends in .{kind}", "give a .csv, .jsonl or .parquet file")
 
 

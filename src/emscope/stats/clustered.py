@@ -154,7 +154,7 @@ def contrast(a: Rate | None, b: Rate | None, *, level: float = 0.95) -> Contrast
         variance = _bare_variance(a) + _bare_variance(b)
     se = float(np.sqrt(variance))
     reach = float(stats.t.ppf(0.5 + level / 2, df)) * se
-    p = float(2 * stats.t.sf(abs(value) / se, df)) if se > 0 else 1.0
+    p = float(2 * stats.t.sf(abs(value) / se, df))
     low, high = max(-1.0, value - reach), min(1.0, value + reach)
     return Contrast(Estimate(value, low, high, level, DIFFERENCE, n, len(names)), p)
 
