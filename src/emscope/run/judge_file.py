@@ -113,6 +113,8 @@ def _check(
         raise InputError("there is no judge or no criterion", "name at least one of each")
     if max_cost is not None and not 0 <= max_cost < float("inf"):
         raise InputError(f"--max-cost is {max_cost:g}", "give dollars, 0 or more")
+    if max_cost is not None and any(j.prices is None for j in judges):
+        raise InputError("--max-cost needs the price of each judge", "give --prices IN,OUT in dollars per million tokens")
     made = [name for column, _ in _named(judges, rubrics) for name in (column, f"{column}_outcome")]
     lower = [name.lower() for name in made]
     for name in made:

@@ -10,7 +10,6 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from emscope.core.digest import short
-from emscope.core.errors import InputError
 from emscope.core.outcomes import Outcome
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Message, Reply
@@ -111,11 +110,9 @@ def judge_answers(
         max_cost: dollars, after which asking stops; what was received stays.
 
     Raises:
-        InputError: `max_cost` without a price, or as `ask_all`.
+        InputError: as `ask_all`.
         WorldError: as `ask_all`; what was received is written first.
     """
-    if max_cost is not None and any(j.prices is None for j in judges):
-        raise InputError("--max-cost needs the price of each judge", "give --prices IN,OUT in dollars per million tokens")
     present = study.keys("verdicts")
     tally = Tally(len(answers) * len(judges) * len(rubrics))
     for judge in judges:
