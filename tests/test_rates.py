@@ -450,6 +450,9 @@ def test_questions_that_all_differ_alike_are_no_certainty(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)["contrasts"][0]
     assert 0 < found["p"] < 1
     assert found["difference"]["low"] < 0.25 < found["difference"]["high"]
+    assert run_arguments([*command, "--resamples", "50"]) == 0
+    found = json.loads(capsys.readouterr().out)["contrasts"][0]
+    assert (found["p"], found["difference"]["low"]) == (None, None) and "all resamples" in found["difference"]["why"]
 
 
 def test_scores_up_to_ten_need_a_scale(tmp_path):

@@ -7,7 +7,7 @@ variance between questions. Differences of rates subtract contributions question
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import special, stats
@@ -202,8 +202,7 @@ class Resamples:
             return undefined("no answer to take a share of", level=level, method=RESAMPLED)
         if len(found.questions) < 2:
             return _without_interval(found, level, RESAMPLED)
-        low, high = np.nanquantile(self.values(found), [0.5 - level / 2, 0.5 + level / 2])
-        return Estimate(found.value, float(low), float(high), level, RESAMPLED, found.n, len(found.questions))
+        return _between(self.values(found), Estimate(found.value, None, None, level, RESAMPLED, found.n, len(found.questions)))
 
     def contrast(self, a: Rate | None, b: Rate | None, *, level: float = 0.95) -> Contrast:
         """Return a - b with percentiles of the resampled differences; p is twice the smaller tail's share."""
@@ -212,9 +211,11 @@ class Resamples:
         names = np.union1d(a.questions, b.questions)
         drawn = self.values(a, names) - self.values(b, names)
         drawn = drawn[np.isfinite(drawn)]
-        low, high = np.quantile(drawn, [0.5 - level / 2, 0.5 + level / 2])
+        bare = Estimate(a.value - b.value, None, None, level, RESAMPLED_DIFFERENCE, a.n + b.n, len(names))
+        difference = _between(drawn, bare)
+        if difference.low is None:
+            return Contrast(difference, None)
         tail = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
-        difference = Estimate(a.value - b.value, float(low), float(high), level, RESAMPLED_DIFFERENCE, a.n + b.n, len(names))
         return Contrast(difference, min(1.0, 2 * (tail + 1) / (len(drawn) + 1)))
 
     def _weights(self, questions: np.ndarray) -> np.ndarray:
@@ -234,6 +235,15 @@ def coverage_at(questions: int, *, resampled: bool = False) -> tuple[float, floa
     if questions >= (2 * FEW_QUESTIONS if resampled else FEW_QUESTIONS):
         return None
     return COVERAGE[max((q for q in COVERAGE if q <= questions), default=min(COVERAGE))][int(resampled)]
+
+
+def _between(drawn: np.ndarray, bare: Estimate) -> Estimate:
+    """Return `bare` with the percentiles of what was drawn [R]; draws that are all the same know no interval."""
+    known = drawn[np.isfinite(drawn)]
+    if not len(known) or np.ptp(known) < 1e-9:
+        return replace(bare, why="all resamples are the same; the closed form, without resamples, has an interval")
+    low, high = np.quantile(known, [0.5 - bare.level / 2, 0.5 + bare.level / 2])
+    return replace(bare, low=float(low), high=float(high))
 
 
 def _spread(parts: np.ndarray) -> tuple[float, float]:
