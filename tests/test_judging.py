@@ -23,7 +23,8 @@ from emscope.core.errors import InputError
 from emscope.judge.rubrics import bundled_rubrics
 from emscope.run.judge_file import FileJob, judge_file
 from emscope.run.judging import JudgeSpec
-from emscope.run.rates import RatesSpec, rates
+from emscope.run.rates import rates
+from emscope.run.rates_spec import RatesSpec
 from emscope.store.study import read_table
 from fake_api import completion, fake_api
 

@@ -16,7 +16,8 @@ from scipy import stats as sp
 
 from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError
-from emscope.run.rates import RatesSpec, rates
+from emscope.run.rates import rates
+from emscope.run.rates_spec import RatesSpec
 from emscope.stats import clustered
 
 

@@ -10,7 +10,22 @@ import typer
 from typer.core import TyperGroup
 
 from emscope import __version__
-from emscope.cli import agreement, check, data, doctor, judge, models, onset, quickstart, rates, report, run, sample, train
+from emscope.cli import (
+    agreement,
+    check,
+    data,
+    distil,
+    doctor,
+    judge,
+    models,
+    onset,
+    quickstart,
+    rates,
+    report,
+    run,
+    sample,
+    train,
+)
 from emscope.core.errors import EmscopeError
 
 INTERRUPTED = "interrupted; run the same command again and it goes on where it stopped"
@@ -30,6 +45,7 @@ check.register(app)
 train.register(app)
 sample.register(app)
 judge.register(app)
+distil.register(app)
 rates.register(app)
 agreement.register(app)
 onset.register(app)

@@ -103,6 +103,23 @@ def listed(text: str | None) -> tuple[str, ...] | None:
     return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+def two_prices(text: str | None, what: str) -> tuple[float, float] | None:
+    """Return the two numbers of --prices.
+
+    Raises:
+        InputError: where they are not two numbers.
+    """
+    from emscope.core.errors import InputError
+
+    if text is None:
+        return None
+    try:
+        first, second = (float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--prices is '{text}'", f"give two numbers, {what}") from None
+    return first, second
+
+
 def number_or_none(text: str, option: str) -> float | None:
     """Return a number, or None for `none`.
 

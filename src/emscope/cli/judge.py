@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -43,23 +44,23 @@ def register(app: typer.Typer) -> None:
         ),
         prices: str | None = typer.Option(None, "--prices", help="Dollars per million tokens in and out, such as 2.5,10."),
         max_cost: float | None = typer.Option(None, "--max-cost", help="Stop asking after this many dollars."),
+        draw: str | None = typer.Option(
+            None,
+            "--draw",
+            help="Judge this many answers of each group, drawn at random; NAME=COUNT where only one judge is dear.",
+        ),
+        draw_by: str | None = typer.Option(None, "--draw-by", help="Columns that make the groups to draw from."),
+        draw_seed: int = typer.Option(0, "--draw-seed", help="Of the draw; more of the same seed keep those drawn before."),
         estimate: bool = typer.Option(False, "--estimate", help="Say what it would ask and cost, and ask nothing."),
         json: bool = typer.Option(False, "--json", help="Print the result object instead of sentences."),
     ) -> int:
-        from emscope.cli.console import listed, print_json, progress_bar
-        from emscope.core.errors import InputError
+        from emscope.cli.console import listed, print_json, progress_bar, two_prices
         from emscope.core.spec import parse
         from emscope.judge.rubrics import read_rubrics
         from emscope.report.judge import print_judged
         from emscope.run.judge_file import FileJob, estimate_file, judge_file
         from emscope.run.judging import JudgeSpec
 
-        try:
-            price = tuple(float(part) for part in prices.split(",")) if prices else None
-        except ValueError:
-            price = ()
-        if price is not None and len(price) != 2:
-            raise InputError(f"--prices is '{prices}'", "give two numbers, dollars per million tokens in and out")
         common = {
             "top": top,
             "max_tokens": max_tokens,
@@ -67,13 +68,14 @@ def register(app: typer.Typer) -> None:
             "retries": retries,
             "timeout": timeout,
             "batch": batch,
-            "prices": price,
+            "prices": two_prices(prices, "dollars per million tokens in and out"),
         }
         specs = []
         for name in judges:
             model, at, url = name.partition("@http")
             specs.append(parse(JudgeSpec, common | {"name": model, "url": f"http{url}" if at else None}, f"--judge {name}"))
-        job = FileJob(tuple(files), question, answer, out or Path(f"{files[0].name.split('.')[0]}-judged"))
+        folder = out or Path(f"{files[0].name.split('.')[0]}-judged")
+        job = FileJob(tuple(files), question, answer, folder, _draw(draw, draw_by, draw_seed))
         asked = read_rubrics(listed(rubrics) or ())
         if estimate:
             result = estimate_file(job, specs, asked)
@@ -85,3 +87,22 @@ def register(app: typer.Typer) -> None:
         else:
             print_judged(result)
         return 0 if result["complete"] or estimate else 1
+
+
+def _draw(text: str | None, by: str | None, seed: int) -> Any:
+    """Return the draw that --draw asks for.
+
+    Raises:
+        InputError: a count that is none, or the other options without it.
+    """
+    from emscope.cli.console import listed
+    from emscope.core.errors import InputError
+    from emscope.core.spec import parse
+    from emscope.run.drawing import DrawSpec
+
+    if text is None:
+        if by is not None:
+            raise InputError("--draw-by stands without --draw", "say with --draw how many answers of each group to judge")
+        return None
+    judge, _, count = text.rpartition("=")
+    return parse(DrawSpec, {"count": count, "judge": judge or None, "by": listed(by) or (), "seed": seed}, "--draw")

@@ -46,13 +46,30 @@ def register(app: typer.Typer) -> None:
         ),
         resamples: int = typer.Option(0, "--resamples", help="Bootstrap over questions; 0: closed-form intervals."),
         seed: int = typer.Option(0, "--seed", help="Of the resamples."),
+        drawn: str | None = typer.Option(
+            None,
+            "--drawn",
+            help="Column that says which answers were drawn at random to be judged; `drawn` where there is one.",
+        ),
+        drawn_from: str | None = typer.Option(
+            None, "--drawn-from", help="Column of what each was drawn from; `drawn_from` where there is one."
+        ),
+        cheap: str | None = typer.Option(
+            None, "--cheap", help="Columns of cheap scores that every answer has; the drawn verdicts correct them."
+        ),
+        aim: float | None = typer.Option(
+            None, "--aim", help="Plan: verdicts for an interval of plus or minus this (drawn verdicts only)."
+        ),
+        prices: str | None = typer.Option(
+            None, "--prices", help="Dollars of a cheap score and of a verdict, such as .00001,.002 (for --aim)."
+        ),
         json: bool = typer.Option(False, "--json", help="Print the result object instead of tables."),
     ) -> None:
-        from emscope.cli.console import listed, number_or_none, print_json
+        from emscope.cli.console import listed, number_or_none, print_json, two_prices
         from emscope.core.spec import parse
         from emscope.report.rates import print_rates
-        from emscope.run.rates import RatesSpec
         from emscope.run.rates import rates as count
+        from emscope.run.rates_spec import RatesSpec
 
         settings = {
             "group": listed(group) or (),
@@ -71,6 +88,11 @@ def register(app: typer.Typer) -> None:
             "match_length": match_length,
             "resamples": resamples,
             "seed": seed,
+            "drawn": drawn,
+            "drawn_from": drawn_from,
+            "cheap": listed(cheap) or (),
+            "aim": aim,
+            "prices": two_prices(prices, "dollars of a cheap score and of a verdict"),
         }
         result = count(files, parse(RatesSpec, settings, "options"))
         if json:

@@ -17,7 +17,7 @@ def print_rates(result: dict[str, Any]) -> None:
     console = Console(highlight=False, markup=False)
     console.width = WIDE
     console.print(_definition(result), style="dim", soft_wrap=True)
-    console.print(_groups(result))
+    console.print(_drawn_groups(result) if "drawn" in result["definition"] else _groups(result))
     if len(result["groups"]) > MOST:
         console.print(f"  ... and {len(result['groups']) - MOST} more groups; --json prints all", style="dim")
     if result["contrasts"]:
@@ -25,6 +25,8 @@ def print_rates(result: dict[str, Any]) -> None:
         console.print(_contrasts(result["contrasts"]))
         if len(result["contrasts"]) > MOST:
             console.print(f"  ... and {len(result['contrasts']) - MOST} more; --json prints all", style="dim")
+    for line in _plans(result["groups"]):
+        console.print(f"  {line}", soft_wrap=True)
     for note in result["notes"]:
         console.print(f"  {note}", soft_wrap=True)
 
@@ -37,8 +39,16 @@ def _definition(result: dict[str, Any]) -> str:
     how = f"{d['resamples']} resamples of the questions" if d["resamples"] else "clustered by question"
     return (
         f"misaligned: {columns['aligned']} < {d['aligned_below']:g}{coherence}, of {d['denominator']} answers{missing}; "
-        f"{d['average']} average; {d['level']:.0%} intervals {how} (column {columns['question']})"
+        f"{d['average']} average; {d['level']:.0%} intervals {how} (column {columns['question']})" + _how_drawn(d)
     )
+
+
+def _how_drawn(d: dict[str, Any]) -> str:
+    """Return how the verdicts came about, where they were drawn."""
+    if "drawn" not in d:
+        return ""
+    cheap = f", with the cheap scores {', '.join(d['cheap'])}" if d["cheap"] else ""
+    return f"; verdicts drawn at random (column {d['drawn']}){cheap}"
 
 
 def _groups(result: dict[str, Any]) -> Any:
@@ -64,6 +74,46 @@ def _groups(result: dict[str, Any]) -> Any:
             f"{row['bounds'][0]:.3f} to {row['bounds'][1]:.3f}" if lost and None not in row["bounds"] else "",
         )
     return table
+
+
+def _drawn_groups(result: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    names = result["definition"]["columns"]["group"]
+    table = Table(box=None, pad_edge=True, header_style="dim")
+    for name in names or ("",):
+        table.add_column(name, no_wrap=True)
+    for name in ("questions like these", "these answers", "verdicts alone", "explained", "verdicts", "answers", "questions"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in result["groups"][:MOST]:
+        table.add_row(
+            *([_value(row["group"][n]) for n in names] or ["all"]),
+            *(words.interval(row[k], 3) for k in ("rate", "these_answers", "verdicts_alone")),
+            f"{row['explained']:.0%}",
+            str(row["drawn"]),
+            str(row["rows"]),
+            str(row["rate"]["clusters"]),
+        )
+    return table
+
+
+def _plans(rows: list[dict[str, Any]]) -> list[str]:
+    """Return a sentence a group: the verdicts that the interval aimed at would need."""
+    lines = []
+    for row in [r for r in rows if r.get("plan")][:MOST]:
+        p, here = row["plan"], row["plan"]["these_answers"]
+        where = ", ".join(map(_value, row["group"].values())) or "all"
+        line = f"{where}: plus or minus {p['half']:g} for these answers takes {here['verdicts']} verdicts ({here['verdicts_alone']} alone)"
+        new = p["new_study"]
+        if new is not None and new["verdicts"] is not None:
+            line += (
+                f"; a new study is cheapest with {new['verdicts']} verdicts and {new['scores']} scores, {new['dollars']:.2f} dollars "
+                f"({new['alone']} verdicts alone, {new['dollars_alone']:.2f})"
+            )
+        elif new is not None:
+            line += f"; a new study is cheapest with {new['alone']} verdicts alone, {new['dollars_alone']:.2f} dollars"
+        lines.append(line)
+    return lines
 
 
 def _contrasts(rows: list[dict[str, Any]]) -> Any:

@@ -10,26 +10,31 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from emscope.core.errors import InputError
+from emscope.core.errors import InputError, near
 from emscope.core.outcomes import Outcome
 from emscope.core.progress import Progress, silent
 from emscope.data.answer_table import AnswerTable
 from emscope.data.answers import text_columns
 from emscope.judge.rubrics import Rubric
+from emscope.run.drawing import Draw, DrawSpec, draw
 from emscope.run.judging import Answered, JudgeSpec, Tally, estimated, failures, judge_answers, verdict_key
+from emscope.run.powered import DRAWN, DRAWN_FROM
 from emscope.run.versions import versions
-from emscope.store.files import write_atomic
+from emscope.store.files import write_atomic, write_json
 from emscope.store.study import Study, read_table
 
 
 @dataclass(frozen=True, slots=True)
 class FileJob:
-    """A file of answers to judge: columns of the question and the answer, the folder of what comes of it."""
+    """A file of answers to judge: columns of the question and the answer, the folder of what comes of it, and which answers
+    a dear judge gets.
+    """
 
     paths: tuple[Path, ...]
     question: str | None
     answer: str | None
     out: Path
+    draw: DrawSpec | None = None
 
 
 def judge_file(
@@ -47,29 +52,61 @@ def judge_file(
     """
     with AnswerTable(job.paths) as table:
         columns = text_columns(table, job.question, job.answer)
-        _check(table, columns, judges, rubrics, max_cost)
-        answers = [Answered(q, a) for q, a in table.pairs(*columns)]
+        _check(table, columns, judges, rubrics, max_cost, job.draw)
+        drawn = draw(table, job.draw) if job.draw else None
+        asked = _asked(table, columns, judges, job.draw, drawn)
         settings = {"files": [str(p.resolve()) for p in job.paths], "columns": list(columns)}  # they may grow
         with Study(job.out, settings, versions()) as study:
             try:
-                tally = judge_answers(study, answers, judges, rubrics, max_cost=max_cost, progress=progress)
+                tally = judge_answers(study, asked, rubrics, max_cost=max_cost, progress=progress)
             finally:
-                path = _write_judged(study, table, columns, judges, rubrics)
-            return _result(tally, failures(study), path, judges, rubrics)
+                path = _write_judged(study, table, columns, judges, rubrics, drawn) if study.keys("verdicts") else None
+                if drawn is not None:
+                    write_json(study.root / "draw.json", drawn.design)
+            return _result(tally, failures(study), path, judges, rubrics, drawn)
 
 
 def estimate_file(job: FileJob, judges: Sequence[JudgeSpec], rubrics: Sequence[Rubric]) -> dict[str, Any]:
     """Return what `judge_file` would ask for in a new folder and what it would cost; nothing is asked or written."""
     with AnswerTable(job.paths) as table:
-        answers = [Answered(q, a) for q, a in table.pairs(*text_columns(table, job.question, job.answer))]
-    tally = Tally(len(answers) * len(judges) * len(rubrics))
-    costs = [estimated(j, [(r, a) for r in rubrics for a in answers]) for j in judges]
+        columns = text_columns(table, job.question, job.answer)
+        _check(table, columns, judges, rubrics, None, job.draw)
+        drawn = draw(table, job.draw) if job.draw else None
+        asked = _asked(table, columns, judges, job.draw, drawn)
+    tally = Tally(sum(len(answers) for _, answers in asked) * len(rubrics))
+    costs = [estimated(j, [(r, a) for r in rubrics for a in answers]) for j, answers in asked]
     tally.estimated_dollars = sum(c for c in costs if c is not None) if any(c is not None for c in costs) else None
-    return _result(tally, 0, None, judges, rubrics)
+    return _result(tally, 0, None, judges, rubrics, drawn)
+
+
+def _asked(
+    table: AnswerTable,
+    columns: tuple[str, str],
+    judges: Sequence[JudgeSpec],
+    spec: DrawSpec | None,
+    drawn: Draw | None,
+) -> list[tuple[JudgeSpec, list[Answered]]]:
+    """Return each judge with the answers it gets: all, or those drawn; equal ones once."""
+    every = [Answered(q, a) for q, a in table.pairs(*columns)]
+    if spec is None or drawn is None:
+        return [(judge, every) for judge in judges]
+    keys: set[str | None] = set()
+    start = 0
+    for batch in table.batches(list(columns)):
+        texts = zip(*(batch.column(c).to_pylist() for c in columns), strict=True)
+        keys.update(_text_key(q, a) for n, (q, a) in enumerate(texts, start) if drawn.chosen[n])
+        start += batch.num_rows
+    few = [a for a in every if a.key in keys]
+    return [(judge, few if spec.judge in (None, judge.name) else every) for judge in judges]
 
 
 def _write_judged(
-    study: Study, table: AnswerTable, columns: tuple[str, str], judges: Sequence[JudgeSpec], rubrics: Sequence[Rubric]
+    study: Study,
+    table: AnswerTable,
+    columns: tuple[str, str],
+    judges: Sequence[JudgeSpec],
+    rubrics: Sequence[Rubric],
+    drawn: Draw | None,
 ) -> Path:
     """Write the rows of the file with what is known of each; a few thousand rows at a time."""
     verdicts = read_table(study.root, "verdicts", columns=["key", "outcome", "score"])
@@ -77,11 +114,11 @@ def _write_judged(
     lost = study.keys("failures")
     named = dict(_named(judges, rubrics))
     kept = [n for n in table.names if n not in named and n.removesuffix("_outcome") not in named]
-    kept = list(dict.fromkeys([*kept, *columns]))
+    kept = [n for n in dict.fromkeys([*kept, *columns]) if drawn is None or n not in (DRAWN, DRAWN_FROM)]
     path = study.root / "judged.parquet"
 
     def write(temporary: Path) -> None:
-        writer = None
+        writer, start = None, 0
         for batch in table.batches(kept):
             keys = [_text_key(q, a) for q, a in zip(*(batch.column(c).to_pylist() for c in columns), strict=True)]
             for name, (judge, rubric) in named.items():
@@ -91,6 +128,11 @@ def _write_judged(
                 batch = batch.append_column(
                     f"{name}_outcome", pa.array([None if o is None else str(o) for o, _ in found], pa.string())
                 )
+            if drawn is not None:
+                part = slice(start, start + batch.num_rows)
+                batch = batch.append_column(DRAWN, pa.array(drawn.chosen[part]))
+                batch = batch.append_column(DRAWN_FROM, pa.array(drawn.stratum[part], pa.string()))
+            start += batch.num_rows
             writer = writer or pq.ParquetWriter(temporary, batch.schema)
             writer.write_table(batch)
         if writer is not None:
@@ -106,7 +148,12 @@ def _named(judges: Sequence[JudgeSpec], rubrics: Sequence[Rubric]) -> list[tuple
 
 
 def _check(
-    table: AnswerTable, columns: tuple[str, str], judges: Sequence[JudgeSpec], rubrics: Sequence[Rubric], max_cost: float | None
+    table: AnswerTable,
+    columns: tuple[str, str],
+    judges: Sequence[JudgeSpec],
+    rubrics: Sequence[Rubric],
+    max_cost: float | None,
+    drawn: DrawSpec | None,
 ) -> None:
     """Refuse, before anything is asked, what would end in columns of one name or in a limit that limits nothing."""
     if not judges or not rubrics:
@@ -115,6 +162,8 @@ def _check(
         raise InputError(f"--max-cost is {max_cost:g}", "give dollars, 0 or more")
     if max_cost is not None and any(j.prices is None for j in judges):
         raise InputError("--max-cost needs the price of each judge", "give --prices IN,OUT in dollars per million tokens")
+    if drawn is not None and drawn.judge is not None and drawn.judge not in {j.name for j in judges}:
+        raise InputError(f"--draw names '{drawn.judge}', which is no --judge", near(drawn.judge, [j.name for j in judges]))
     made = [name for column, _ in _named(judges, rubrics) for name in (column, f"{column}_outcome")]
     lower = [name.lower() for name in made]
     for name in made:
@@ -135,7 +184,7 @@ def _text_key(question: Any, answer: Any) -> str | None:
 
 
 def _result(
-    tally: Tally, failed: int, path: Path | None, judges: Sequence[JudgeSpec], rubrics: Sequence[Rubric]
+    tally: Tally, failed: int, path: Path | None, judges: Sequence[JudgeSpec], rubrics: Sequence[Rubric], drawn: Draw | None
 ) -> dict[str, Any]:
     return {
         "schema": 1,
@@ -147,4 +196,5 @@ def _result(
         "complete": not tally.stopped and not failed,
         "stopped_at_cost": tally.stopped,
         "judged": str(path) if path else None,
+        "draw": drawn.design if drawn else None,
     }

@@ -97,16 +97,16 @@ class Tally:
 
 def judge_answers(
     study: Study,
-    answers: Sequence[Answered],
-    judges: Sequence[JudgeSpec],
+    asked: Sequence[tuple[JudgeSpec, Sequence[Answered]]],
     rubrics: Sequence[Rubric],
     *,
     max_cost: float | None = None,
     progress: Progress = silent,
 ) -> Tally:
-    """Bring the table `verdicts` of `study` up to all answers x judges x rubrics; failed ones are asked again by the next call.
+    """Bring the table `verdicts` of `study` up to each judge's answers x rubrics; failed ones are asked again by the next call.
 
     Args:
+        asked: judges, each with the answers it is to judge.
         max_cost: dollars, after which asking stops; what was received stays.
 
     Raises:
@@ -114,8 +114,8 @@ def judge_answers(
         WorldError: as `ask_all`; what was received is written first.
     """
     present = study.keys("verdicts")
-    tally = Tally(len(answers) * len(judges) * len(rubrics))
-    for judge in judges:
+    tally = Tally(sum(len(answers) for _, answers in asked) * len(rubrics))
+    for judge, answers in asked:
         todo = [(r, a) for r in rubrics for a in answers if verdict_key(judge, r, a.key) not in present]
         tally.before += len(answers) * len(rubrics) - len(todo)
         estimate = estimated(judge, todo)

@@ -229,3 +229,32 @@ def auc(scores: np.ndarray, positive: np.ndarray) -> float | None:
         return None
     ranks = stats.rankdata(scores)
     return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * others))
+
+
+def auc_estimate(scores: np.ndarray, positive: np.ndarray, cluster: np.ndarray, *, level: float = 0.95) -> Estimate:
+    """Return the area under the curve with an interval over clusters [N].
+
+    Every answer contributes (its placement among the other side - area) / its side's size; se^2 = C/(C-1) x the sum of the
+    clusters' squared contributions; t on the logit scale. (DeLong and others 1988, clustered as in Obuchowski 1997)
+    """
+    method, n = "area under the curve, logit t over clusters", len(scores)
+    value = auc(scores, positive)
+    if value is None:
+        return undefined("all verdicts are on one side", level=level, method=method, n=n)
+    positive = positive.astype(bool)
+    within = np.zeros(n)
+    for side in (positive, ~positive):
+        within[side] = stats.rankdata(scores[side])
+    size, others = np.where(positive, positive.sum(), (~positive).sum()), np.where(positive, (~positive).sum(), positive.sum())
+    below = (stats.rankdata(scores) - within) / others  # share of the other side that is below
+    parts = (np.where(positive, below, 1 - below) - value) / size
+    sums = _by_cluster(cluster, parts)[0]
+    count = len(sums)
+    if count < 2 or not 0 < value < 1:
+        why = "one cluster has no spread between clusters" if count < 2 else "the two sides do not overlap"
+        return Estimate(value, None, None, level, method, n, count, why)
+    se = float(np.sqrt(count / (count - 1) * (sums**2).sum()))
+    centre = np.log(value / (1 - value))
+    reach = float(stats.t.ppf(0.5 + level / 2, count - 1)) * se / (value * (1 - value))
+    low, high = (float(1 / (1 + np.exp(-(centre + side * reach)))) for side in (-1, 1))
+    return Estimate(value, low, high, level, method, n, count)
