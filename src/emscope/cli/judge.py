@@ -39,6 +39,11 @@ def register(app: typer.Typer) -> None:
         connections: int = typer.Option(10, "--connections", help="Requests at a time."),
         retries: int = typer.Option(6, "--retries", help="Attempts after a failed one."),
         timeout: int = typer.Option(60, "--timeout", help="Seconds that one attempt may take."),
+        digits: bool = typer.Option(
+            False,
+            "--digits",
+            help="Where a judge's tokens split numbers, follow them digit by digit (a server that continues a turn: llama.cpp, vLLM).",
+        ),
         batch: bool = typer.Option(
             False, "--batch", help="Use the provider's batch API where it has one: cheaper, hours later."
         ),
@@ -68,6 +73,7 @@ def register(app: typer.Typer) -> None:
             "retries": retries,
             "timeout": timeout,
             "batch": batch,
+            "digits": digits,
             "prices": two_prices(prices, "dollars per million tokens in and out"),
         }
         specs = []

@@ -6,11 +6,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import exp
 
-from emscope.judge.replies import LEAST_MASS, TOP
+from emscope.judge.replies import LARGEST_LOGPROB, LEAST_MASS, TOP
 
 NUMBERS = tuple(str(n) for n in range(TOP + 1))
 NEGLIGIBLE = 1e-6
+
+
+def digit_chances(top: Sequence[tuple[str, float]]) -> list[float]:
+    """Return the probability of each digit 0..9 among a token's likeliest [10]; what is not among them counts as 0."""
+    found = [0.0] * 10
+    for token, p in top:
+        digit = token.strip()
+        if len(digit) == 1 and digit in "0123456789" and p <= LARGEST_LOGPROB:
+            found[int(digit)] += min(exp(p), 1.0)
+    return found
+
+
+def longer(prefix: str, chances: Sequence[float], p: float, least: float = NEGLIGIBLE) -> list[tuple[str, float]]:
+    """Return the beginnings that follow a beginning of probability `p`, with theirs; those below `least` are left out."""
+    return [(f"{prefix}{d}", p * chances[d]) for d in _longer(prefix) if p * chances[d] > least]
 
 
 def number_distribution(after: Callable[[str], Sequence[float]], least: float = NEGLIGIBLE) -> list[float]:
@@ -27,10 +43,8 @@ def number_distribution(after: Callable[[str], Sequence[float]], least: float = 
         digits = after(prefix)
         if prefix:
             found[int(prefix)] += p * (1 - sum(digits))
-        for digit in _longer(prefix):
-            q = p * digits[digit]
-            if q > least:
-                follow(f"{prefix}{digit}", q)
+        for beginning, q in longer(prefix, digits, p, least):
+            follow(beginning, q)
 
     follow("", 1.0)
     return found

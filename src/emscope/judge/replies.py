@@ -20,6 +20,7 @@ OTHER_SCALE = re.compile(
 )
 
 BEGINS_WITH_DIGIT = re.compile(r"""^[\s"'*_`(\[]*\d""", re.ASCII)
+MANY_DIGITS = 5
 LARGEST_LOGPROB = 1e-3  # servers round; anything above is no log-probability
 
 
@@ -42,7 +43,7 @@ def verdict(reply: Reply, words: Mapping[str, Outcome], labels: Mapping[str, flo
     word = text.strip(" \t\n\"'*_`.!").upper()
     if labels is not None:
         return _labelled(word, words, labels, reply.text)
-    if reply.top and not _splits(reply) and not _goes_on(text):
+    if reply.top and not splits(reply) and not _goes_on(text):
         score, mass = expected(reply.top)
         if score is not None:
             return Verdict(Outcome.SCORED, score, mass, reply.text)
@@ -62,10 +63,16 @@ def expected(top: Sequence[tuple[str, float]]) -> tuple[float | None, float]:
     return sum(k * p for k, p in numbers) / mass, mass
 
 
-def _splits(reply: Reply) -> bool:
-    """True where the judge wrote a number in several tokens: the first one is then no number of its own."""
+def splits(reply: Reply) -> bool:
+    """True where the first token is no number of its own, since the judge's tokens split numbers.
+
+    It wrote one in several tokens, or its likeliest first tokens are half of the ten digits and no longer number.
+    """
     begin = [t.strip() for t in reply.tokens[:2]]
-    return len(begin) == 2 and all(re.fullmatch("[0-9]+", t) for t in begin)
+    if len(begin) == 2 and all(re.fullmatch("[0-9]+", t) for t in begin):
+        return True
+    numbers = {t.strip() for t, _ in reply.top if re.fullmatch("[0-9]+", t.strip())}
+    return len(numbers) >= MANY_DIGITS and all(len(n) == 1 for n in numbers)
 
 
 def _goes_on(text: str) -> bool:

@@ -24,6 +24,7 @@ class Rubric(Spec):
     Attributes:
         criterion: its name in the tables; version: counts up with every change of the prompt.
         prompt: with {question} and {answer}, each exactly once or more.
+        begin: how the judge's reply begins, put in its mouth; only for servers that continue a turn (llama.cpp, vLLM).
         higher_is: what a high score means, for reports.
         labels: replies that stand for scores, such as {"TRUE": 100, "FALSE": 0}; None: a number from 0 to 100.
         words: replies that are no score: CODE, REFUSAL.
@@ -32,6 +33,7 @@ class Rubric(Spec):
     criterion: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
     version: int = Field(1, ge=1)
     prompt: str
+    begin: str = ""
     higher_is: str = ""
     labels: dict[str, float] | None = None
     words: tuple[Literal["CODE", "REFUSAL"], ...] = ()
@@ -49,7 +51,7 @@ class Rubric(Spec):
     @property
     def key(self) -> str:
         """Short digest of all that decides what a judge is asked and how its reply is read."""
-        return short(self.model_dump(mode="json"))
+        return short(self.model_dump(mode="json", exclude=set() if self.begin else {"begin"}))
 
     def filled(self, question: str, answer: str) -> str:
         """Return the prompt about one answer; nothing inside question or answer is taken as a place to fill."""

@@ -20,6 +20,7 @@ K = TypeVar("K")
 KEY_VARIABLE = "EMSCOPE_API_KEY"
 IN_A_ROW = 50  # failures, after which the address is taken to be gone
 LONGEST_ERROR = 200
+CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,8 @@ def ask_all(
     The first job is asked alone, so that a wrong address or key costs one request.
 
     Args:
-        jobs: (key, turns, seed) each, read as they are needed.
+        jobs: (key, turns, seed) each, read as they are needed. A last turn that is the assistant's own is to be continued, on
+            servers that can (llama.cpp, vLLM); the reply's text is what follows it.
         go_on: asked before each job; False ends the asking, with what is under way received.
 
     Raises:
@@ -138,7 +140,8 @@ async def _opened(model: ApiModel) -> AsyncIterator[Callable[[Sequence[Message],
         raise _not_opened(model, error) from None
 
     async def ask(messages: Sequence[Message], seed: int | None) -> Reply:
-        return await _ask(opened, messages, GenerateConfig(seed=seed) if seed is not None else GenerateConfig())
+        more = {"extra_body": CONTINUE} if messages[-1].role == "assistant" else {}
+        return await _ask(opened, messages, GenerateConfig(seed=seed, **more))
 
     async with opened:
         yield ask
@@ -158,9 +161,10 @@ async def _ask(opened: Any, messages: Sequence[Message], config: Any) -> Reply:
     choice = out.choices[0]
     content = choice.logprobs.content if choice.logprobs else []
     top = tuple((t.token, float(t.logprob)) for t in (content[0].top_logprobs or [])) if content else ()
-    return Reply(
-        choice.message.text, tuple(c.token for c in content), top, str(choice.stop_reason), usage[0], usage[1], out.error or ""
-    )
+    text = choice.message.text
+    if messages[-1].role == "assistant":
+        text = text.removeprefix(messages[-1].content)  # some servers give it back, too
+    return Reply(text, tuple(c.token for c in content), top, str(choice.stop_reason), usage[0], usage[1], out.error or "")
 
 
 def _not_opened(model: ApiModel, error: Exception) -> EmscopeError:

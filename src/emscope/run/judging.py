@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import Field, model_validator
 
 from emscope.core.digest import short
 from emscope.core.outcomes import Outcome
 from emscope.core.progress import Progress, silent
-from emscope.core.records import Message, Reply
+from emscope.core.records import Message, Reply, Verdict
 from emscope.core.spec import Spec
-from emscope.judge.replies import verdict
+from emscope.judge.replies import splits, verdict
 from emscope.judge.rubrics import Rubric
 from emscope.models.api import ApiModel, ask_all
+from emscope.run.digits import follow_digits
 from emscope.store.study import Study, read_table
 
+K = TypeVar("K")
 FLUSH_ROWS, FLUSH_SECONDS = 1000, 20.0
+AT_ONCE = 200  # verdicts whose digits are followed together
 CHARACTERS_A_TOKEN = 3.5
 WRITTEN = 4  # tokens of a reply, about
 WHAT = "judging"
@@ -29,6 +32,7 @@ class JudgeSpec(Spec):
     """A judge: a model as Inspect names it, or `NAME@URL` of an OpenAI-compatible server, and how it is asked.
 
     `top` log-probabilities of its first token are asked for (0: none); `prices` are dollars per million tokens in and out.
+    `digits` follows numbers digit by digit where its tokens split them, on a server that continues a turn.
     """
 
     name: str
@@ -39,6 +43,7 @@ class JudgeSpec(Spec):
     retries: int = Field(6, ge=0)
     timeout: int = Field(60, ge=1)
     batch: bool = False
+    digits: bool = False
     prices: tuple[float, float] | None = None
 
     @model_validator(mode="after")
@@ -49,12 +54,14 @@ class JudgeSpec(Spec):
             raise ValueError(
                 f"prices are {self.prices[0]:g} and {self.prices[1]:g}; give dollars per million tokens, in and out"
             )
+        if self.digits and self.top < 10:
+            raise ValueError(f"digits need the ten likeliest tokens or more, and top is {self.top}; leave --top at 20")
         return self
 
     @property
     def key(self) -> str:
         """What decides its verdicts: not connections, retries or prices."""
-        return short([self.name, self.url, self.top, self.max_tokens])
+        return short([self.name, self.url, self.top, self.max_tokens, *(["digits"] if self.digits else [])])
 
     def api(self) -> ApiModel:
         """Return the model to ask."""
@@ -155,6 +162,7 @@ def _ask(
 ) -> None:
     rows: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
+    split: list[tuple[tuple[Rubric, Answered], Reply]] = []
     written = time.monotonic()
 
     def flush() -> None:
@@ -165,13 +173,21 @@ def _ask(
             rows.clear()
         written = time.monotonic()
 
-    def receive(place: tuple[Rubric, Answered], reply: Reply) -> None:
-        row = _row(judge, *place, reply)
-        (failed if row["outcome"] == Outcome.FAILED else rows).append(row | {"error": reply.error})
-        tally.outcomes[row["outcome"]] = tally.outcomes.get(row["outcome"], 0) + 1
+    def spend(reply: Reply) -> None:
         tally.tokens_in, tally.tokens_out = tally.tokens_in + reply.tokens_in, tally.tokens_out + reply.tokens_out
         if judge.prices is not None:
             tally.dollars += (reply.tokens_in * judge.prices[0] + reply.tokens_out * judge.prices[1]) / 1e6
+
+    def receive(place: tuple[Rubric, Answered], reply: Reply) -> None:
+        spend(reply)
+        if judge.digits and place[0].labels is None and splits(reply):
+            split.append((place, reply))
+        else:
+            keep(_row(judge, *place, reply), reply)
+
+    def keep(row: dict[str, Any], reply: Reply) -> None:
+        (failed if row["outcome"] == Outcome.FAILED else rows).append(row | {"error": reply.error})
+        tally.outcomes[row["outcome"]] = tally.outcomes.get(row["outcome"], 0) + 1
         if len(rows) >= FLUSH_ROWS or time.monotonic() - written > FLUSH_SECONDS:
             flush()
         progress(WHAT, tally.before + tally.received, tally.wanted)
@@ -180,16 +196,29 @@ def _ask(
         tally.stopped = max_cost is not None and tally.dollars >= max_cost
         return not tally.stopped
 
-    jobs = ((place, [Message("user", place[0].filled(place[1].question, place[1].answer))], None) for place in todo)
     try:
-        ask_all(judge.api(), jobs, receive, go_on=go_on)
+        for some in _pieces(todo, AT_ONCE if judge.digits else len(todo)):
+            ask_all(judge.api(), ((place, _turns(place), None) for place in some), receive, go_on=go_on)
+            for place, reply, found in follow_digits(judge.api(), [(p, _turns(p), r) for p, r in split], spend, go_on=go_on):
+                keep(_row(judge, *place, reply, found), reply)
+            split.clear()
     finally:
         flush()
         _keep_failed(study, failed, present)
 
 
-def _row(judge: JudgeSpec, rubric: Rubric, answered: Answered, reply: Reply) -> dict[str, Any]:
-    found = verdict(reply, rubric.outcomes(), rubric.scores())
+def _pieces(todo: list[K], size: int) -> Iterator[list[K]]:
+    yield from (todo[start : start + size] for start in range(0, len(todo), size))
+
+
+def _turns(place: tuple[Rubric, Answered]) -> list[Message]:
+    rubric, answered = place
+    asked = Message("user", rubric.filled(answered.question, answered.answer))
+    return [asked, Message("assistant", rubric.begin)] if rubric.begin else [asked]
+
+
+def _row(judge: JudgeSpec, rubric: Rubric, answered: Answered, reply: Reply, found: Verdict | None = None) -> dict[str, Any]:
+    found = found or verdict(reply, rubric.outcomes(), rubric.scores())
     return {
         "key": verdict_key(judge, rubric, answered.key),
         "response": answered.key,
