@@ -18,7 +18,9 @@ def register(app: typer.Typer) -> None:
     @app.command("sample", help=HELP)
     def sample(
         runs: list[str] = typer.Argument(
-            None, help="NAME=FOLDER of checkpoints, such as target=runs/target control=runs/control."
+            None,
+            help="NAME=FOLDER of checkpoints, such as target=runs/target control=runs/control; NAME=MODEL@URL of a server, or "
+            "NAME=api:openai/gpt-4o, as Inspect names models.",
         ),
         base: str | None = typer.Option(None, "--base", help="Base model, where the adapters do not name it."),
         questions: str = typer.Option("em240", "--questions", help="Bundled set, or a file (.yaml, .jsonl, .csv, .parquet)."),
@@ -31,11 +33,26 @@ def register(app: typer.Typer) -> None:
         seed: int = typer.Option(0, "--seed", help="Of all draws."),
         rows: int = typer.Option(400, "--rows", help="Answers to write side by side; fewer need less memory."),
         device: str = typer.Option("auto", "--device", help="auto, cpu, cuda, cuda:1, mps."),
+        server: str | None = typer.Option(
+            None,
+            "--server",
+            help="MODEL@URL of a server that takes LoRA adapters (vLLM): the runs' folders are loaded into it.",
+        ),
+        server_command: str | None = typer.Option(
+            None, "--server-command", help="Start that server with this, and stop it afterwards."
+        ),
+        restart_every: int = typer.Option(
+            50, "--restart-every", help="Adapters after which the server is started anew, since each leaks host memory."
+        ),
+        connections: int = typer.Option(32, "--connections", help="Requests to a server at a time."),
+        retries: int = typer.Option(6, "--retries", help="Attempts after a failed request."),
+        timeout: int = typer.Option(600, "--timeout", help="Seconds that one request may take."),
         out: Path = typer.Option(Path("emscope-answers"), "--out", help="Folder of the answers."),
-    ) -> None:
+    ) -> int:
         from emscope.cli.console import progress_bar
         from emscope.core.spec import parse
         from emscope.run.asking import AskSpec, ask
+        from emscope.run.asking_served import ServedSpec, ask_served
 
         settings = {
             "questions": questions,
@@ -49,9 +66,46 @@ def register(app: typer.Typer) -> None:
             "only_last": last,
         }
         spec = parse(AskSpec, settings, "options")
+        named = _named(runs or [], "the run", "NAME=FOLDER")
+        served = {
+            "server": server,
+            "command": server_command,
+            "restart_every": restart_every,
+            "connections": connections,
+            "retries": retries,
+            "timeout": timeout,
+        }
+        failed = 0
         with progress_bar() as progress:
-            path = ask(_named(runs or [], "the run", "NAME=FOLDER"), base, spec, out, device=device, progress=progress)
+            if _behind_an_api(named, server, server_command, base):
+                path, failed = ask_served(named, spec, parse(ServedSpec, served, "options"), out, progress=progress)
+            else:
+                path = ask(named, base, spec, out, device=device, progress=progress)
         print(f"answers: {path}")
+        if failed:
+            print(f"{failed} questions got no answer, since every attempt failed; run the same command again to ask them")
+        return 1 if failed else 0
+
+
+def _behind_an_api(runs: dict[str, str], server: str | None, command: str | None, base: str | None) -> bool:
+    """True where models behind an API are asked; False where they are loaded here.
+
+    Raises:
+        InputError: some are and some are not, or options that do not go together.
+    """
+    from emscope.core.errors import InputError
+    from emscope.run.asking_served import is_served
+
+    kinds = {is_served(reference) for reference in runs.values()}
+    if len(kinds) == 2:
+        raise InputError("some runs are folders and some are models behind an API", "ask them in two calls, with an --out each")
+    if server is None and command is not None:
+        raise InputError("--server-command stands without --server", "say with --server MODEL@URL where it will answer")
+    if server is not None and True in kinds:
+        raise InputError("--server takes adapters, and a run names a model of its own", "give folders, or leave out --server")
+    if (server is not None or True in kinds) and base is not None:
+        raise InputError("--base is a model to load here", "a server has its own; leave out --base")
+    return server is not None or True in kinds
 
 
 def _named(texts: list[str], what: str, shape: str) -> dict[str, str]:

@@ -58,7 +58,7 @@ class OptionScore:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One sampled answer; `logprob` is the sum over its tokens at temperature 1 [nats]."""
+    """One sampled answer; `logprob` is the sum over its tokens at temperature 1 [nats], None where a server does not say."""
 
     question: str
     sample: int
@@ -66,7 +66,7 @@ class Answer:
     tokens: int
     finish: str
     seed: int
-    logprob: float = 0.0
+    logprob: float | None = 0.0
 
 
 @dataclass(frozen=True, slots=True)

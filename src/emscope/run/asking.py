@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow.parquet as pq
 from pydantic import Field, field_validator
@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 from emscope.core.digest import short
 from emscope.core.errors import InputError
 from emscope.core.progress import Progress, silent
-from emscope.core.records import Message, Question
+from emscope.core.records import Answer, Message, Question
 from emscope.core.seeds import derive
 from emscope.core.spec import Spec
 from emscope.data.questions import read_questions
@@ -66,7 +66,7 @@ class AskSpec(Spec):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One question under one system prompt and trigger, as token ids."""
+    """One question under one system prompt and trigger: as token ids, or as turns for a server that has a template of its own."""
 
     question: Question
     system: str
@@ -74,11 +74,42 @@ class Prompt:
     asked: str
     ids: tuple[int, ...]
     chat: str
+    messages: tuple[Message, ...] = ()
 
     @property
     def name(self) -> str:
         """Digest of what the model sees, and of the question's own id."""
-        return short([self.question.id, self.system, self.trigger, list(self.ids)])
+        seen: list[Any] = list(self.ids) or [[m.role, m.content] for m in self.messages]
+        return short([self.question.id, self.system, self.trigger, seen])
+
+
+class Asked(Protocol):
+    """Whom an answer is from: the row's run and step, and the digest of its weights."""
+
+    @property
+    def run(self) -> str: ...
+    @property
+    def step(self) -> int: ...
+    @property
+    def digest(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """The base, or one of its checkpoints, in this process."""
+
+    run: str
+    checkpoint: Checkpoint | None
+
+    @property
+    def step(self) -> int:
+        """0 for the base."""
+        return self.checkpoint.step if self.checkpoint else 0
+
+    @property
+    def digest(self) -> str:
+        """Of the adapter."""
+        return self.checkpoint.digest if self.checkpoint else "base"
 
 
 def ask(
@@ -97,26 +128,41 @@ def ask(
     model = locate(base or named_base([c for cs in found.values() for c in cs]))
     questions = read_questions(spec.questions)
     settings = spec.model_dump(mode="json", exclude={"rows", "samples", "only_last", "questions"})
-    asked = short([[q.id, [[m.role, m.content] for m in q.messages]] for q in questions])
-    with Study(out, settings | {"questions": asked, "base": model.digest}, versions()) as study:
+    with Study(out, settings | {"questions": digest_of(questions), "base": model.digest}, versions()) as study:
         loaded = load(model, device=device)
         prompts = {p.name: p for p in _prompts(loaded, questions, spec)}
-        subjects: list[tuple[str, Checkpoint | None]] = [("base", None)]
-        subjects += [(name, c) for name, cs in found.items() for c in (cs[-1:] if spec.only_last else cs)]
+        subjects = [Local("base", None)]
+        subjects += [Local(name, c) for name, cs in found.items() for c in (cs[-1:] if spec.only_last else cs)]
         present = study.keys("answers")
-        for run, checkpoint in subjects:
-            _ask_one(study, loaded, spec, prompts, run, checkpoint, present, progress)
-        return _write_answers(study)
+        for subject in subjects:
+            _ask_one(study, loaded, spec, prompts, subject, present, progress)
+        return write_answers(study)
+
+
+def digest_of(questions: Sequence[Question]) -> str:
+    """Return the digest of what is asked."""
+    return short([[q.id, [[m.role, m.content] for m in q.messages]] for q in questions])
+
+
+def under_triggers(questions: Sequence[Question], spec: AskSpec) -> Iterator[tuple[Question, str, str]]:
+    """Yield (question, trigger's name, text asked), the plain questions first."""
+    for trigger, around in {PLAIN: PLACE, **spec.triggers}.items():
+        for q in questions:
+            yield q, trigger, around.replace(PLACE, q.text)
+
+
+def answer_key(model: str, subject: Asked, prompt: str, sample: int, spec: AskSpec) -> str:
+    """Return the content key of one answer."""
+    how = [spec.temperature, spec.max_tokens, spec.seed]
+    return short([model, subject.digest, subject.run, subject.step, prompt, sample, *how])
 
 
 def _prompts(loaded: Loaded, questions: Sequence[Question], spec: AskSpec) -> Iterator[Prompt]:
     for system in spec.systems:
         chat = ChatFormat.of(loaded.tokenizer, system)
-        for trigger, around in {PLAIN: PLACE, **spec.triggers}.items():
-            for q in questions:
-                asked = around.replace(PLACE, q.text)
-                turns = [*q.messages[:-1], Message("user", asked)]
-                yield Prompt(q, system, trigger, asked, tuple(chat.ids(chat.prompt_text(turns))), chat.digest)
+        for q, trigger, asked in under_triggers(questions, spec):
+            turns = [*q.messages[:-1], Message("user", asked)]
+            yield Prompt(q, system, trigger, asked, tuple(chat.ids(chat.prompt_text(turns))), chat.digest)
 
 
 def _ask_one(
@@ -124,39 +170,28 @@ def _ask_one(
     loaded: Loaded,
     spec: AskSpec,
     prompts: dict[str, Prompt],
-    run: str,
-    checkpoint: Checkpoint | None,
+    subject: Local,
     present: set[str],
     progress: Progress,
 ) -> None:
     """Draw what is missing of one subject and write it a batch at a time."""
-    subject = checkpoint.digest if checkpoint else "base"
     keys = {
-        (name, n): short(
-            [
-                loaded.model.digest,
-                subject,
-                run,
-                checkpoint.step if checkpoint else 0,
-                name,
-                n,
-                spec.temperature,
-                spec.max_tokens,
-                spec.seed,
-            ]
-        )
+        (name, n): answer_key(loaded.model.digest, subject, name, n, spec)
         for name, p in prompts.items()
         for n in range(spec.samples or p.question.samples or 1)
     }
     wanted = [key for key, digest in keys.items() if digest not in present]
-    what = f"sampling {run}{f' step {checkpoint.step}' if checkpoint else ''}"
+    checkpoint = subject.checkpoint
+    what = f"sampling {subject.run}{f' step {checkpoint.step}' if checkpoint else ''}"
     if not wanted:
         return
-    job = Job({n: p.ids for n, p in prompts.items()}, spec.max_tokens, derive(spec.seed, subject), spec.temperature, spec.rows)
+    job = Job(
+        {n: p.ids for n, p in prompts.items()}, spec.max_tokens, derive(spec.seed, subject.digest), spec.temperature, spec.rows
+    )
     done = 0
     with applied(loaded.net, checkpoint) if checkpoint else _untouched(loaded) as net:
         for batch in sample_batches(net, loaded.chat, job, wanted):
-            rows = [_row(keys[(a.question, a.sample)], run, checkpoint, prompts[a.question], a) for a in batch]
+            rows = [answer_row(keys[(a.question, a.sample)], subject.run, subject.step, prompts[a.question], a) for a in batch]
             study.append("answers", rows, present)
             present.update(row["key"] for row in rows)
             done += len(rows)
@@ -169,11 +204,12 @@ def _untouched(loaded: Loaded) -> Any:
     return nullcontext(loaded.net)
 
 
-def _row(key: str, run: str, checkpoint: Checkpoint | None, prompt: Prompt, answer: Any) -> dict[str, Any]:
+def answer_row(key: str, run: str, step: int, prompt: Prompt, answer: Answer) -> dict[str, Any]:
+    """Return one row of the table `answers`."""
     return {
         "key": key,
         "run": run,
-        "step": checkpoint.step if checkpoint else 0,
+        "step": step,
         "question": prompt.question.id,
         "unit": prompt.question.unit,
         "category": prompt.question.category,
@@ -191,7 +227,7 @@ def _row(key: str, run: str, checkpoint: Checkpoint | None, prompt: Prompt, answ
     }
 
 
-def _write_answers(study: Study) -> Path:
+def write_answers(study: Study) -> Path:
     """Write the table as one file with the columns that judging and rates look for."""
     table = read_table(study.root, "answers")
     order = [("run", "ascending"), ("step", "ascending"), ("system", "ascending"), ("trigger", "ascending")]
