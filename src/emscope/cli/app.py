@@ -16,6 +16,7 @@ from emscope.cli import (
     data,
     distil,
     doctor,
+    export,
     judge,
     models,
     onset,
@@ -49,6 +50,7 @@ distil.register(app)
 rates.register(app)
 agreement.register(app)
 onset.register(app)
+export.register(app)
 report.register(app)
 models.register(app)
 data.register(app)

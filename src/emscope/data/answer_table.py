@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from emscope.core.errors import InputError, MissingDependency, near
+from emscope.data import inspect_log
 from emscope.data.questions import FORMS
 
 MEMORY = "600MB"
+LOG = "inspect_log"
 QUESTIONS = ("question_id", "question", "prompt_id", "prompt", "item", "id")
 
 
@@ -21,7 +23,8 @@ class AnswerTable:
     """A file of answers, or several of the same kind read as one; a context manager.
 
     Args:
-        paths: .csv, .jsonl or .parquet, gzip allowed for the first two. Of several files, the column `file` says which.
+        paths: .csv, .jsonl or .parquet, gzip allowed for the first two, or Inspect's .eval logs. Of several files, the column
+            `file` says which (of logs, `log`).
 
     Attributes:
         names: of the columns; source: the SQL that stands for the rows; where: the file's name for messages.
@@ -36,8 +39,11 @@ class AnswerTable:
         except ImportError:
             raise MissingDependency("reading tables needs duckdb", "pip install duckdb") from None
         self.paths, self._duckdb = list(paths), duckdb
-        self.source = _source(self.paths)
         self._db = duckdb.connect(config={"memory_limit": MEMORY, "enable_external_access": True})
+        kind = _kind(self.paths)
+        if kind == inspect_log.KIND:
+            self._db.register(LOG, inspect_log.log_table(self.paths))
+        self.source = LOG if kind == inspect_log.KIND else _source(self.paths, kind)
         self._db.execute("set enable_progress_bar = false")
         self._kinds = {name: kind for name, kind, *_ in self.rows(f"describe select * from {self.source}")}
         self.names = list(self._kinds)
@@ -134,21 +140,31 @@ class AnswerTable:
         return f"(case when isfinite({value}) then {value} end)"
 
     def said(self, name: str) -> str:
-        """Return an expression: what stands in the column in place of a number, in small letters, else null."""
-        text = f"lower(trim({quoted(name)}::varchar))"
-        return f"(case when {self.number(name)} is null and {text} not in ('', 'nan', 'none', 'null', 'n/a') then {text} end)"
+        """Return an expression: what stands in the column in place of a number, or beside it in NAME_outcome, in small letters."""
+        texts = [f"lower(trim({quoted(n)}::varchar))" for n in (name, f"{name}_outcome") if n in self._kinds]
+        filled = [f"case when {t} not in ('', 'nan', 'none', 'null', 'n/a') then {t} end" for t in texts]
+        return f"(case when {self.number(name)} is null then coalesce({', '.join(filled)}) end)"
 
 
-def _source(paths: Sequence[Path]) -> str:
-    """Return the table function that reads the files, all values as text but Parquet's."""
+def _kind(paths: Sequence[Path]) -> str:
+    """Return what the files end in.
+
+    Raises:
+        InputError: one is not there, or they are of several kinds.
+    """
     kinds = set()
     for path in paths:
         if not path.is_file():
-            raise InputError(f"no file '{path}'", "give the path of a .csv, .jsonl or .parquet file")
+            raise InputError(f"no file '{path}'", "give the path of a .csv, .jsonl, .parquet or .eval file")
         kinds.add(path.name.removesuffix(".gz").rsplit(".", 1)[-1].lower())
     kind = kinds.pop()
     if kinds:
         raise InputError(f"the files are of several kinds (.{kind}, .{', .'.join(kinds)})", "give files of one kind at a time")
+    return kind
+
+
+def _source(paths: Sequence[Path], kind: str) -> str:
+    """Return the table function that reads the files, all values as text but Parquet's."""
     files = "[" + ", ".join(text(_unglobbed(p)) for p in paths) + "]"
     options = ", hive_partitioning = false"  # a folder named model=X is no column
     options += ", filename = 'file', union_by_name = true" if len(paths) > 1 else ""
@@ -159,7 +175,7 @@ def _source(paths: Sequence[Path]) -> str:
     if kind == "jsonl":
         columns = "{" + ", ".join(f"{text(k)}: 'VARCHAR'" for k in _json_keys(paths)) + "}"
         return f"read_json({files}, format = 'newline_delimited', columns = {columns}{options})"
-    raise InputError(f"'{paths[0]}' ends in .{kind}", "give a .csv, .jsonl or .parquet file")
+    raise InputError(f"'{paths[0]}' ends in .{kind}", "give a .csv, .jsonl, .parquet or .eval file")
 
 
 def _json_keys(paths: Sequence[Path]) -> list[str]:

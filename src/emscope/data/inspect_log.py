@@ -1,0 +1,75 @@
+"""Logs of Inspect evaluations as rows: an answer each, its scores as columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from emscope.core.errors import InputError, MissingDependency
+
+KIND = "eval"
+PLAIN = (str, int, float, bool)
+
+
+def log_table(paths: Sequence[Path]) -> Any:
+    """Return the samples of Inspect logs as an Arrow table of texts.
+
+    Columns: log, task, model, question_id (the sample's id, or what its metadata calls its unit), epoch, question, response,
+    finish; the samples' plain metadata; a column a score, named by its scorer, or by its keys where a scorer gives several. Where
+    there is no score stands the outcome that its metadata names.
+
+    Raises:
+        InputError: no Inspect log, or one without samples.
+        MissingDependency: inspect-ai is not installed.
+    """
+    import pyarrow as pa
+
+    rows = [row for path in paths for row in _rows(path)]
+    if not rows:
+        raise InputError(f"'{paths[0]}' holds no samples", "give the log of an evaluation that ran")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return pa.table({name: pa.array([row.get(name) for row in rows], pa.string()) for name in names})
+
+
+def _rows(path: Path) -> Iterator[dict[str, str | None]]:
+    try:
+        from inspect_ai.log import read_eval_log
+    except ImportError:
+        raise MissingDependency("reading Inspect logs needs inspect-ai", "pip install 'emscope[judge]'") from None
+    try:
+        log = read_eval_log(str(path))
+    except Exception as error:  # a zip, its JSON and its schema each raise their own
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"'{path}' is no Inspect log ({said})", "give a .eval file as `inspect eval` writes it") from None
+    for sample in log.samples or []:
+        metadata = {k: v for k, v in (sample.metadata or {}).items() if isinstance(v, PLAIN)}
+        row: dict[str, Any] = {
+            "log": path.name,
+            "task": log.eval.task,
+            "model": log.eval.model,
+            "question_id": metadata.pop("unit", sample.id),
+            "epoch": sample.epoch,
+            "question": _asked(sample.input),
+            "response": sample.output.completion if sample.output else None,
+            "finish": sample.output.stop_reason if sample.output and sample.output.choices else None,
+        }
+        row |= {k: v for k, v in metadata.items() if k not in row}
+        row |= {k: v for k, v in _scores(sample.scores or {}) if k not in row}
+        yield {k: None if v is None else str(v) for k, v in row.items()}
+
+
+def _asked(given: Any) -> str:
+    """Return the last user turn."""
+    if isinstance(given, str):
+        return given
+    turns = [m.text for m in given if m.role == "user"]
+    return turns[-1] if turns else ""
+
+
+def _scores(scores: dict[str, Any]) -> Iterable[tuple[str, Any]]:
+    for name, score in scores.items():
+        outcomes = (score.metadata or {}).get("outcomes", {})
+        values = score.value if isinstance(score.value, dict) else {name: score.value}
+        for key, value in values.items():
+            yield key, outcomes.get(key) if value is None else value if isinstance(value, PLAIN) else None

@@ -1,0 +1,155 @@
+"""Judged answers as Inspect logs, which `inspect view` opens and Inspect's own tools read."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from emscope import __version__
+from emscope.core.errors import InputError, MissingDependency
+from emscope.core.progress import Progress, silent
+from emscope.data.answer_table import AnswerTable
+from emscope.data.answers import text_columns
+
+SYSTEMS = ("none", "template")
+TOLD = ("system", "trigger", "category", "form", "step", "run", "seed", "tokens", "key")
+
+
+def export_logs(
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    by: Sequence[str] = (),
+    scores: Sequence[str] = (),
+    question: str | None = None,
+    answer: str | None = None,
+    task: str = "emscope",
+    progress: Progress = silent,
+) -> list[Path]:
+    """Write one Inspect log for each group of a file of judged answers; return their paths.
+
+    A row is a sample: its question's text, its answer, each score with its outcome where the file has one. Answers to one question
+    are its epochs.
+
+    Args:
+        by: columns whose values make the groups. scores: columns of scores; those with a column `NAME_outcome` by default.
+
+    Raises:
+        InputError: a column is not there, no score is found, or `out` holds logs already.
+        MissingDependency: inspect-ai is not installed.
+    """
+    with AnswerTable(paths) as table:
+        table.named(*by, *scores)
+        texts = text_columns(table, question, answer)
+        found = list(scores) or [n for n in table.names if f"{n}_outcome" in table.names]
+        if not found:
+            raise InputError(f"'{table.where}' has no scores with outcomes", "name the columns of scores with --scores")
+        if any(out.glob("*.eval")):
+            raise InputError(f"'{out}' holds logs already", "choose a new folder with --out")
+        asked = table.question(by) or texts[0]
+        groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        for batch in table.batches(table.names):
+            for row in batch.to_pylist():
+                groups.setdefault(tuple(str(row[c]) for c in by), []).append(row)
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    for n, (label, rows) in enumerate(groups.items(), 1):
+        group = dict(zip(by, label, strict=True))
+        log = _log(rows, group, task, texts, asked, found)
+        name = re.sub(r"[^\w.-]+", "_", "-".join([f"{n:04d}", task, *label]))[:120]
+        written.append(_write(log, out / f"{name}.eval"))
+        progress("writing logs", n, len(groups))
+    return written
+
+
+def _log(
+    rows: list[dict[str, Any]], group: dict[str, str], task: str, texts: tuple[str, str], asked: str, scores: Sequence[str]
+) -> Any:
+    try:
+        from inspect_ai.log import EvalConfig, EvalDataset, EvalLog, EvalPlan, EvalResults, EvalSpec
+    except ImportError:
+        raise MissingDependency("writing Inspect logs needs inspect-ai", "pip install 'emscope[judge]'") from None
+
+    epochs: dict[str, int] = {}
+    samples = []
+    for row in rows:
+        name = str(row[asked])
+        epochs[name] = epochs.get(name, 0) + 1
+        samples.append(_sample(row, name, epochs[name], texts, scores, group))
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    model = "/".join(["emscope", *group.values()]) if group else "emscope/answers"
+    return EvalLog(
+        status="success",
+        eval=EvalSpec(
+            created=now,
+            task=task,
+            dataset=EvalDataset(name=task, samples=len(epochs), sample_ids=list(epochs)),
+            model=model,
+            config=EvalConfig(epochs=max(epochs.values())),
+            packages={"emscope": __version__},
+            metadata=group,
+        ),
+        plan=EvalPlan(),
+        results=EvalResults(total_samples=len(samples), completed_samples=len(samples), scores=_results(rows, scores)),
+        samples=samples,
+    )
+
+
+def _sample(
+    row: dict[str, Any], name: str, epoch: int, texts: tuple[str, str], scores: Sequence[str], group: dict[str, str]
+) -> Any:
+    from inspect_ai.log import EvalSample
+    from inspect_ai.model import ChatMessageAssistant, ChatMessageSystem, ChatMessageUser, ModelOutput
+    from inspect_ai.scorer import Score
+
+    question, answer = (str(row[c] or "") for c in texts)
+    turns: list[Any] = [ChatMessageUser(content=question)]
+    if row.get("system") and row["system"] not in SYSTEMS:
+        turns.insert(0, ChatMessageSystem(content=str(row["system"])))
+    values = {s: _number(row[s]) for s in scores}
+    outcomes = {s: str(row[f"{s}_outcome"]) for s in scores if row.get(f"{s}_outcome") is not None}
+    output = ModelOutput.from_content("emscope", answer, stop_reason="max_tokens" if row.get("finish") == "length" else "stop")
+    return EvalSample(
+        id=name,
+        epoch=epoch,
+        input=turns,
+        target="",
+        messages=[*turns, ChatMessageAssistant(content=answer)],
+        output=output,
+        metadata={k: row[k] for k in TOLD if row.get(k) is not None and k not in group},
+        scores={"judged": Score(value=values, answer=answer, metadata={"outcomes": outcomes})},
+    )
+
+
+def _results(rows: list[dict[str, Any]], scores: Sequence[str]) -> list[Any]:
+    from inspect_ai.log import EvalMetric, EvalScore
+
+    found = []
+    for name in scores:
+        known = [v for row in rows if (v := _number(row[name])) is not None]
+        mean = sum(known) / len(known) if known else math.nan
+        metrics = {
+            "known_mean": EvalMetric(name="known_mean", value=mean),
+            "share_known": EvalMetric(name="share_known", value=len(known) / len(rows)),
+        }
+        found.append(EvalScore(name=name, scorer="judged", metrics=metrics))
+    return found
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _write(log: Any, path: Path) -> Path:
+    from inspect_ai.log import write_eval_log
+
+    write_eval_log(log, str(path), format="eval")
+    return path
