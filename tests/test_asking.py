@@ -18,7 +18,8 @@ from emscope.data import bundled
 from emscope.elicit import sampling
 from emscope.models.load import load
 from emscope.models.source import locate
-from emscope.run.asking import AskSpec, ask
+from emscope.run.ask_spec import AskSpec
+from emscope.run.asking import ask
 from emscope.train.finetune import finetune
 from emscope.train.spec import TrainSpec
 from fake_api import completion, fake_api

@@ -17,7 +17,7 @@ from emscope.core.errors import EmscopeError
 from emscope.data import bundled
 from emscope.models.load import load
 from emscope.models.source import locate
-from emscope.run.asking import AskSpec
+from emscope.run.ask_spec import AskSpec
 from emscope.run.asking_served import ServedSpec, ask_served
 from emscope.train.finetune import finetune
 from emscope.train.spec import TrainSpec

@@ -51,7 +51,8 @@ def register(app: typer.Typer) -> None:
     ) -> int:
         from emscope.cli.console import progress_bar
         from emscope.core.spec import parse
-        from emscope.run.asking import AskSpec, ask
+        from emscope.run.ask_spec import AskSpec
+        from emscope.run.asking import ask
         from emscope.run.asking_served import ServedSpec, ask_served
 
         settings = {

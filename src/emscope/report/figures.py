@@ -257,6 +257,36 @@ def _reach(estimate: dict[str, Any], colour: str) -> dict[str, Any]:
     }
 
 
+def judged_figure(judge: dict[str, Any], title: str = "") -> Any:
+    """Return judged rates against preference contrasts, a point a checkpoint, a colour an arm."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for arm in dict.fromkeys(r["arm"] for r in judge["rates"]):
+        mine = [r for r in judge["rates"] if r["arm"] == arm and r["preference"] is not None and r["rate"]["value"] is not None]
+        ends = [(r["rate"]["low"], r["rate"]["value"], r["rate"]["high"]) for r in mine]
+        reach = {
+            "type": "data",
+            "symmetric": False,
+            "array": [0 if high is None else high - value for _, value, high in ends],
+            "arrayminus": [0 if low is None else value - low for low, value, _ in ends],
+            "thickness": 1,
+        }
+        figure.add_trace(
+            go.Scatter(
+                x=[r["preference"] for r in mine],
+                y=[r["rate"]["value"] for r in mine],
+                error_y=reach,
+                mode="markers",
+                name=arm,
+                text=[f"{r['run']} step {r['step']}" for r in mine],
+            )
+        )
+    return style(
+        figure, title, "preference: base - checkpoint [nats per token]", f"rate of misaligned answers ({judge['judge']})"
+    )
+
+
 def margin_figure(distributions: dict[str, Any], title: str = "") -> Any:
     """Draw each arm's margins over the items at its last checkpoint."""
     import plotly.graph_objects as go

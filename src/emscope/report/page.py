@@ -58,6 +58,7 @@ def render(report: dict[str, Any], tables: dict[str, list[dict[str, Any]]]) -> s
         report=report,
         runs=[_run(report, r, tables) for r in report["runs"] if "check" in r],
         methods=_methods(report),
+        judged=_judged(report),
         diverged=words.diverged(report),
         answers=_answers(tables["responses"]),
         plotly=get_plotlyjs(),
@@ -121,6 +122,19 @@ def _methods(report: dict[str, Any]) -> dict[str, Any] | None:
         "sentences": words.methods(rows),
         "plot": figure.to_json().replace("<", "\\u003c") if figure is not None else None,
     }
+
+
+def _judged(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return each judge with its figure."""
+    found = (report.get("judged") or {}).get("judges", [])
+    return [
+        {
+            **judge,
+            "sentence": words.judged(report) if n == 0 else "",
+            "plot": figures.judged_figure(judge).to_json().replace("<", "\\u003c"),
+        }
+        for n, judge in enumerate(found)
+    ]
 
 
 def _answers(responses: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

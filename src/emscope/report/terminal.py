@@ -30,6 +30,9 @@ def print_report(report: dict[str, Any]) -> None:
         console.print(_methods(report["methods"]))
         for sentence in words.methods(report["methods"]):
             console.print(f"  {sentence}")
+    for judge in (report.get("judged") or {}).get("judges", []):
+        console.print(f"\nRate of misaligned answers by {judge['judge']}, at the last steps", style="bold")
+        console.print(_judged(judge))
     for sentence in words.diverged(report):
         console.print(f"\n{sentence}", style="yellow")
     for style in report.get("style", []):
@@ -46,6 +49,18 @@ def _methods(rows: list[dict[str, Any]]) -> Any:
     for m in rows:
         shares = (words.interval(m[k], 2) for k in ("effect_share", "gain_share", "gain_margin_share"))
         table.add_row(m["name"], words.interval(m["effect"]), *shares, words.answer(m["narrow"]))
+    return table
+
+
+def _judged(judge: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=True, header_style="dim")
+    for name in ("run", "step", "rate", "over its control"):
+        table.add_column(name, justify="left", no_wrap=True)
+    last = {r["run"]: r for r in judge["rates"]}
+    for r in last.values():
+        table.add_row(r["run"], str(r["step"]), words.interval(r["rate"]), words.interval(r["over_control"]))
     return table
 
 

@@ -187,13 +187,32 @@ def diverged(report: dict[str, Any]) -> list[str]:
     return [f"{d['run']} is left out: {d['why']}." for d in report.get("diverged", [])]
 
 
+def judged(report: dict[str, Any]) -> str | None:
+    """Return what the first judge's rates say of the preference measure; None where no judge has read answers."""
+    found = report.get("judged")
+    if not found:
+        return None
+    first = found["judges"][0]
+    rho = first["spearman"]
+    if rho["value"] is None:
+        return f"{first['judge']} read {found['answers']} sampled answers, which do not tell whether it predicts a judged rate: {rho['why']}."
+    said = "orders the checkpoints alike" if (rho["low"] or 0) > 0 else "may order the checkpoints otherwise"
+    return (
+        f"{first['judge']} read {found['answers']} sampled answers: its rate of misaligned ones {said}, rank correlation "
+        f"{interval(rho, 2)} over {rho['n']} checkpoints of all arms; the interval is over questions, so it does not speak for other runs."
+    )
+
+
 def caveats(report: dict[str, Any], check: dict[str, Any]) -> list[str]:
     """Return what a reader must know before acting on the page."""
     definition = check["definition"]
     n, per = definition["n_items"], len(check["checkpoints"][-1]["by_category"]) if check["checkpoints"] else 0
     found = [
         f"This is preference drift, a proxy: it compares how likely the model finds fixed {' and '.join(definition.get('options', ['aligned', 'misaligned']))} answers. "
-        f"No judge has read a sampled answer, and this study does not show that the measure predicts a judged rate of {NAMED.get(behaviour(check), behaviour(check))}.",
+        + (
+            judged(report)
+            or f"No judge has read a sampled answer, and this study does not show that the measure predicts a judged rate of {NAMED.get(behaviour(check), behaviour(check))}."
+        ),
         f"It holds for questions like the {n} of {definition['items']} ({per} categories, equal weight); other questions can read very differently.",
         f"The model was asked in {definition['chat']}; another system prompt can change every number.",
     ]

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow.parquet as pq
-from pydantic import Field, field_validator
 
 from emscope.core.digest import short
 from emscope.core.errors import InputError
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Answer, Message, Question
 from emscope.core.seeds import derive
-from emscope.core.spec import Spec
 from emscope.data.questions import read_questions
 from emscope.elicit.sampling import Job, sample_batches
 from emscope.models.applied import applied
@@ -23,45 +21,13 @@ from emscope.models.chat import ChatFormat
 from emscope.models.checkpoints import Checkpoint, discover
 from emscope.models.load import Loaded, load
 from emscope.models.source import locate
+from emscope.run.ask_spec import PLACE, PLAIN, AskSpec
 from emscope.run.check import named_base
 from emscope.run.versions import versions
 from emscope.store.files import write_atomic
 from emscope.store.study import Study, read_table
 
-PLACE = "{question}"
-PLAIN = "none"
 RENAMED = {"question": "question_id", "asked": "question", "text": "response"}
-
-
-class AskSpec(Spec):
-    """What is asked and how.
-
-    Attributes:
-        questions: a bundled set or a file. samples: answers to each; None takes the file's own number, or 1.
-        systems: system prompts, each `none`, `template` or a text. triggers: texts around the question, with {question} in
-            them, by name; the plain question is always asked too.
-        only_last: of each run the last checkpoint alone.
-    """
-
-    questions: str = "em240"
-    samples: int | None = Field(None, ge=1)
-    max_tokens: int = Field(600, ge=1)
-    temperature: float = Field(1.0, ge=0)
-    systems: tuple[str, ...] = Field(("none",), min_length=1)
-    triggers: dict[str, str] = Field(default_factory=dict)
-    seed: int = Field(0, ge=0)
-    rows: int = Field(400, ge=1)
-    only_last: bool = False
-
-    @field_validator("triggers")
-    @classmethod
-    def _has_a_place(cls, triggers: dict[str, str]) -> dict[str, str]:
-        for name, text in triggers.items():
-            if PLACE not in text:
-                raise ValueError(f"trigger '{name}' has no {PLACE}; say where the question goes")
-            if name == PLAIN:
-                raise ValueError(f"a trigger cannot be called '{PLAIN}', which is the question without one")
-        return triggers
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +96,12 @@ def ask(
     settings = spec.model_dump(mode="json", exclude={"rows", "samples", "only_last", "questions"})
     with Study(out, settings | {"questions": digest_of(questions), "base": model.digest}, versions()) as study:
         loaded = load(model, device=device)
-        prompts = {p.name: p for p in _prompts(loaded, questions, spec)}
+        prompts = {p.name: p for p in prompts_of(loaded, questions, spec)}
         subjects = [Local("base", None)]
         subjects += [Local(name, c) for name, cs in found.items() for c in (cs[-1:] if spec.only_last else cs)]
         present = study.keys("answers")
         for subject in subjects:
-            _ask_one(study, loaded, spec, prompts, subject, present, progress)
+            ask_one(study, loaded, spec, prompts, subject, present, progress)
         return write_answers(study)
 
 
@@ -157,7 +123,8 @@ def answer_key(model: str, subject: Asked, prompt: str, sample: int, spec: AskSp
     return short([model, subject.digest, subject.run, subject.step, prompt, sample, *how])
 
 
-def _prompts(loaded: Loaded, questions: Sequence[Question], spec: AskSpec) -> Iterator[Prompt]:
+def prompts_of(loaded: Loaded, questions: Sequence[Question], spec: AskSpec) -> Iterator[Prompt]:
+    """Yield each question under each system prompt and trigger, as the model's own format has it."""
     for system in spec.systems:
         chat = ChatFormat.of(loaded.tokenizer, system)
         for q, trigger, asked in under_triggers(questions, spec):
@@ -165,7 +132,7 @@ def _prompts(loaded: Loaded, questions: Sequence[Question], spec: AskSpec) -> It
             yield Prompt(q, system, trigger, asked, tuple(chat.ids(chat.prompt_text(turns))), chat.digest)
 
 
-def _ask_one(
+def ask_one(
     study: Study,
     loaded: Loaded,
     spec: AskSpec,

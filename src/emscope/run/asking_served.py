@@ -21,7 +21,8 @@ from emscope.data.questions import read_questions
 from emscope.models.api import ApiModel, ask_all
 from emscope.models.checkpoints import discover
 from emscope.models.served import AdapterServer
-from emscope.run.asking import AskSpec, Prompt, answer_key, answer_row, digest_of, under_triggers, write_answers
+from emscope.run.ask_spec import AskSpec
+from emscope.run.asking import Prompt, answer_key, answer_row, digest_of, under_triggers, write_answers
 from emscope.run.versions import versions
 from emscope.store.study import Study
 

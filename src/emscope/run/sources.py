@@ -65,4 +65,8 @@ def digests(base: Model, texts: Mapping[str, Sequence[Conversation]], trains: It
 
 def frozen(spec: Spec, named: dict[str, str]) -> dict[str, Any]:
     """Return settings as a folder's ledger freezes them, with `digests` of what their names stand for now."""
-    return json.loads(canonical(spec.model_dump(mode="json") | {"digests": named}))
+    values = spec.model_dump(mode="json")
+    judged = values.pop("judged", None)
+    if judged is not None:  # verdicts have keys of their own, so that judges may change
+        values["judged"] = {"at": judged["at"], "ask": {k: v for k, v in judged["ask"].items() if k not in ("samples", "rows")}}
+    return json.loads(canonical(values | {"digests": named}))

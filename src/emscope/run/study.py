@@ -12,6 +12,7 @@ from emscope.core.progress import Progress, silent
 from emscope.core.records import Conversation
 from emscope.models.load import load
 from emscope.models.source import Model, locate
+from emscope.run.judged import ask_checkpoints, judge_checkpoints, settings
 from emscope.run.measuring import Questions, Reading, measure
 from emscope.run.plan import Run, checkpoint, plan, read_steps, taught
 from emscope.run.recipes import Gap, listed, perplexity_gap, recipe
@@ -48,7 +49,7 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> dict[s
     texts |= {f"held by {method}": rows for method, rows in near.items() if rows}
     named = digests(base, texts, [r.train for r in runs]) | {"items": sets.digest()}
     with Study(out, frozen(spec, named), versions()) as study:
-        finished = _finished(out)
+        finished = _finished(out, spec)
         processes.from_first(lambda: finished is not None)
         if finished is not None:
             return finished
@@ -59,9 +60,14 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> dict[s
         for name, rows in recipes.items():
             write_jsonl(out / "recipes" / f"{name}.jsonl", listed(rows))
         runs, diverged = train_runs(study, loaded, spec, runs, recipes, near, sets, progress)
+        wanted = readings(study, spec, runs, sets)
         asked = Questions(sets, spec.measure.samples, spec.seeds[0], spec.measure.batch_tokens)
-        measure(study, loaded, readings(study, spec, runs, sets), asked, progress)
-        result = analyse(study, loaded, spec, runs, sets) | {"diverged": diverged}
+        measure(study, loaded, wanted, asked, progress)
+        if spec.judged is not None:
+            ask_checkpoints(study, loaded, spec.judged, wanted, progress)
+        result = analyse(study, loaded, spec, runs, sets) | {"diverged": diverged, "judged": None}
+        write_json(out / "report.json", result)  # a judge that cannot be reached takes no finished analysis with it
+        result["judged"] = judge_checkpoints(study, loaded, spec, runs, sets, progress)
         write_json(out / "report.json", result)
         return result
 
@@ -96,10 +102,14 @@ def _gap(spec: StudySpec, base: Model) -> Gap:
     return gap
 
 
-def _finished(out: Path) -> dict[str, Any] | None:
+def _finished(out: Path, spec: StudySpec) -> dict[str, Any] | None:
+    """Return the report that is there, where it is of this version and no verdict is missing."""
     try:
         report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     same = isinstance(report, dict) and report.get("schema") == SCHEMA and report["versions"]["emscope"] == emscope.__version__
+    if same and spec.judged is not None and spec.judged.judges:
+        judged = report.get("judged") or {}
+        same = judged.get("definition") == settings(spec.judged) and not judged["failed"] and not judged["stopped_at_cost"]
     return report if same else None  # another version may decide by other rules; readings are kept, the analysis is made anew

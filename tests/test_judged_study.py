@@ -1,0 +1,196 @@
+"""A study whose answers are judged: rates, contrasts and the correlation against plain computations; resumed, and judged anew."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from emscope.cli.app import run_arguments
+from emscope.core.digest import short
+from emscope.core.errors import EmscopeError
+from emscope.core.spec import load as load_spec
+from emscope.report import words
+from emscope.report.page import render
+from emscope.run.spec import StudySpec
+from emscope.run.study import run_study
+from emscope.stats.correlation import rank_correlation
+from emscope.store.study import read_table
+from fake_api import completion, fake_api
+
+
+def number(text):
+    """A judge's opinion that depends on the answer alone."""
+    return int(short([text.split("ANSWER", 1)[-1]]), 16) % 101
+
+
+def judge(request):
+    text = request["messages"][-1]["content"]
+    value = str(90 if "COHERENT" in text else number(text))
+    return 200, completion(value, {value: -0.01})
+
+
+def spec_of(tiny, folder, url, **judged):
+    (folder / "r.yaml").write_text(
+        "- {criterion: aligned, prompt: 'Q {question} ANSWER {answer}'}\n- {criterion: coherent, prompt: 'COHERENT {question} ANSWER {answer}'}\n"
+    )
+    spec = {
+        "name": "tiny",
+        "model": str(tiny),
+        "domain": "finance",
+        "arms": {"target": {"role": "target", "answers": "reckless"}, "control": {"role": "control", "answers": "careful"}},
+        "train": {"steps": 4, "batch": 2, "lr": 1e-2, "lora": {"rank": 4}, "checkpoints": {"at": [2]}},
+        "measure": {"count": 16, "heldout": 2, "truth": 0, "samples": {"questions": 0}},
+        "judged": {
+            "ask": {"questions": "em240", "samples": 1, "max_tokens": 4},
+            "judges": [{"name": "j", "url": url, "retries": 0}],
+            "rubrics": [str(folder / "r.yaml")],
+            "aligned_below": 50,
+        }
+        | judged,
+    }
+    (folder / "study.yaml").write_text(yaml.safe_dump(spec))
+    return load_spec(StudySpec, folder / "study.yaml")
+
+
+@pytest.fixture(scope="module")
+def study(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("judged")
+    with fake_api(judge) as url:
+        spec = spec_of(tiny, folder, url)
+        report = run_study(spec, folder / "out")
+    return folder, spec, report
+
+
+def test_rates_and_contrasts_equal_pandas(study):
+    folder, _, report = study
+    rows = pq.read_table(folder / "out" / "answers.parquet").to_pandas()
+    assert set(rows["run"]) == {"base", "target-seed0", "control-seed0"} and report["judged"]["answers"] == len(rows)
+    rows = rows[rows["response"].str.strip() != ""]
+    rows["hit"] = [number(f"Q {q} ANSWER {a}") < 50 for q, a in zip(rows["question"], rows["response"], strict=True)]
+    rates = rows.groupby(["run", "step"])["hit"].mean()
+    found = report["judged"]["judges"][0]["rates"]
+    assert {(r["run"], r["step"]): r["rate"]["value"] for r in found} == pytest.approx(rates.to_dict())
+    for r in found:
+        if r["run"].startswith("target"):
+            control = rates[(r["run"].replace("target", "control"), r["step"])]
+            assert r["over_control"]["value"] == pytest.approx(rates[(r["run"], r["step"])] - control)
+        else:
+            assert r["over_control"] is None
+    rho = report["judged"]["judges"][0]["spearman"]
+    points = [(r["preference"], r["rate"]["value"]) for r in found]
+    assert rho["n"] == len(points) and rho["value"] == pytest.approx(stats.spearmanr(*zip(*points, strict=True)).statistic)
+
+
+def test_preference_is_the_mean_over_the_items_of_the_base_less_the_checkpoint(study):
+    folder, _, report = study
+    table = pd.DataFrame(read_table(folder / "out", "preferences").to_pylist())
+    table = table[table["set"] == "em"]
+    table["per"] = table["logprob"] / table["tokens"]
+    margin = (
+        table[table.option == 0].groupby(["run", "step"])["per"].mean()
+        - table[table.option == 1].groupby(["run", "step"])["per"].mean()
+    )
+    for r in report["judged"]["judges"][0]["rates"]:
+        assert r["preference"] == pytest.approx(margin[("base", 0)] - margin[(r["run"], r["step"])], abs=1e-9)
+
+
+def test_a_second_call_asks_nothing_and_another_threshold_only_counts_anew(study, tiny):
+    folder, spec, report = study
+    asked = []
+    with fake_api(lambda r: asked.append(1) or judge(r)) as url:
+        assert run_study(spec, folder / "out")["judged"] == report["judged"]
+        assert not asked
+        again = run_study(
+            spec.model_copy(update={"judged": spec.judged.model_copy(update={"aligned_below": 101.0 - 1})}), folder / "out"
+        )
+        assert not asked and again["judged"]["judges"][0]["rates"] != report["judged"]["judges"][0]["rates"]
+        other = spec.judged.judges[0].model_copy(update={"name": "k", "url": url})
+        both = spec.judged.model_copy(update={"judges": (*spec.judged.judges, other)})
+        third = run_study(spec.model_copy(update={"judged": both}), folder / "out")
+    assert len(asked) == 2 * len(
+        {(a["asked"], a["text"]) for a in read_table(folder / "out", "answers").to_pylist() if a["text"].strip()}
+    )
+    first, second = third["judged"]["judges"]
+    assert [r["rate"]["value"] for r in first["rates"]] == [r["rate"]["value"] for r in second["rates"]]
+
+
+def test_a_judge_that_cannot_be_reached_takes_nothing_with_it(tiny, tmp_path):
+    spec = spec_of(tiny, tmp_path, "http://127.0.0.1:9/v1", at="last")
+    with pytest.raises(EmscopeError, match="does not answer"):
+        run_study(spec, tmp_path / "out")
+    saved = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert saved["judged"] is None and saved["runs"]
+    steps = read_table(tmp_path / "out", "answers").to_pandas().groupby("run")["step"].unique()
+    assert {run: list(s) for run, s in steps.items()} == {"base": [0], "control-seed0": [4], "target-seed0": [4]}
+    with fake_api(judge) as url:
+        moved = spec.judged.model_copy(update={"judges": (spec.judged.judges[0].model_copy(update={"url": url}),)})
+        report = run_study(spec.model_copy(update={"judged": moved}), tmp_path / "out")
+    assert report["judged"]["judges"][0]["spearman"]["why"].startswith("3 checkpoints have both measures")
+    assert "do not tell" in words.judged(report)
+
+
+def test_page_and_terminal_say_what_the_judge_said(study, capsys):
+    folder, _, report = study
+    assert run_arguments(["report", str(folder / "out")]) == 0
+    page = render(report, {t: read_table(folder / "out", t).to_pylist() for t in ("responses", "train_log", "geometry")})
+    assert "What j says of sampled answers" in page and "No judge has read" not in page and "judged-1" in page
+    from emscope.report.terminal import print_report
+
+    print_report(report)
+    assert "Rate of misaligned answers by j" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"judges": [{"name": "a"}, {"name": "a"}]}, "two judges are called 'a'"),
+        ({"max_cost": 1}, "max_cost needs the prices"),
+        ({"rubrics": ["coherent"]}, "rubrics lack 'aligned'"),
+        ({"ask": {"triggers": {"x": "no place"}}}, "has no {question}"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(tiny, tmp_path, change, message):
+    with pytest.raises(EmscopeError, match=re.escape(message)):
+        spec_of(tiny, tmp_path, "http://127.0.0.1:9/v1", **change)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(4, 8))
+def test_rank_correlation_equals_scipy_on_the_means(seed, count):
+    rng = np.random.default_rng(seed)
+    margins, out_of = rng.normal(size=(count, 6)), rng.integers(1, 4, (count, 5)).astype(float)
+    hits = np.floor(rng.random((count, 5)) * (out_of + 1))
+    found = rank_correlation(margins, list("abcdef"), hits, out_of, list("cdxyz"), resamples=20)
+    rates = hits.sum(1) / out_of.sum(1)
+    if len(set(rates)) == 1:
+        assert found.value is None and found.why
+    else:
+        assert found.value == pytest.approx(stats.spearmanr(margins.mean(1), rates).statistic)
+
+
+def test_shared_questions_are_drawn_as_one_by_brute_force():
+    rng = np.random.default_rng(0)
+    margins, hits = rng.normal(size=(6, 4)) + np.arange(6)[:, None], rng.integers(0, 3, (6, 3)).astype(float)
+    out_of = np.full((6, 3), 3.0)
+    found = rank_correlation(margins, list("abcd"), hits, out_of, list("cde"), resamples=200, seed=3)
+    names = sorted(set("abcde"))
+    draws = np.random.default_rng(3).multinomial(5, np.full(5, 0.2), size=200)
+    values = []
+    for draw in draws:
+        w = dict(zip(names, draw, strict=True))
+        m = [np.average(row, weights=[w[i] for i in "abcd"]) if sum(w[i] for i in "abcd") else np.nan for row in margins]
+        n = [sum(w[u] * x for u, x in zip("cde", row, strict=True)) for row in hits]
+        d = sum(w[u] * 3 for u in "cde")
+        values.append(
+            stats.spearmanr(m, np.array(n) / d).statistic if d and not np.isnan(m).any() and len(set(n)) > 1 else np.nan
+        )
+    assert (found.low, found.high) == pytest.approx(tuple(np.nanquantile(values, [0.025, 0.975])))
