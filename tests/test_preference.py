@@ -115,3 +115,16 @@ def test_a_model_that_cannot_be_packed_is_read_the_slow_way(loaded, monkeypatch,
         monkeypatch.setattr(type(layer), "forward", lambda self, *a, **k: plain(self, *a, sliding_window=8, **k))
     assert score(loaded.net, encoded) == expected
     assert loaded.net.config._attn_implementation == "sdpa"
+
+
+def test_a_gpu_gets_more_at_once_and_a_wide_model_less_of_it():
+    from types import SimpleNamespace
+
+    from emscope.elicit import size
+
+    def net(device, width):
+        return SimpleNamespace(device=SimpleNamespace(type=device), config=SimpleNamespace(hidden_size=width))
+
+    assert (size.batch_tokens(net("cpu", 576)), size.rows(net("cpu", 576))) == (3072, 400)
+    assert (size.batch_tokens(net("cuda", 576)), size.rows(net("cuda", 576))) == (49_152, 1600)
+    assert size.batch_tokens(net("cuda", 2304)) == 12_288 and size.rows(net("cuda", 8192)) == 400

@@ -13,6 +13,9 @@ from emscope.data.answer_table import AnswerTable
 from emscope.judge.rubrics import read_rubrics
 from emscope.run.judge_file import FileJob, judge_file
 from emscope.run.judging import JudgeSpec
+from emscope.run.onset import OnsetSpec, follow
+from emscope.run.rates import rates
+from emscope.run.rates_spec import RatesSpec
 
 
 def test_a_folder_that_looks_like_a_partition_changes_no_column(tmp_path):
@@ -71,3 +74,32 @@ def test_answers_of_white_space_are_not_asked_and_other_kinds_are_refused(tmp_pa
         assert table.pairs("question", "answer") == [("b", "x")]
         with pytest.raises(InputError, match="holds BOOLEAN, not text"):
             table.pairs("question", "flag")
+
+
+def test_a_file_given_twice_and_a_column_file_of_its_own_are_refused(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.csv").write_text("question,aligned,coherent,file\nq,50,90,x\n")
+    paths = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    with pytest.raises(InputError, match="is given twice"):
+        rates([paths[0], paths[0]], RatesSpec())
+    with pytest.raises(InputError, match="has a column 'file' of its own"):
+        rates(paths, RatesSpec())
+    assert rates(paths[:1], RatesSpec(group=("file",)))["groups"][0]["group"] == {"file": "x"}
+
+
+def test_an_answer_without_text_has_a_length_of_none_and_is_counted(tmp_path):
+    rows = [f"q{n % 4},{n % 2},{5 + 40 * (n % 3)},90,{'' if n % 5 == 0 else 'x' * (n + 1)}" for n in range(40)]
+    (tmp_path / "a.csv").write_text("question_id,arm,aligned,coherent,response\n" + "\n".join(rows) + "\n")
+    result = rates([tmp_path / "a.csv"], RatesSpec(group=("arm",), control="0", match_length=True))
+    assert sum(g["rows"] for g in result["groups"]) == 40 and result["contrasts"][0]["matched"]["value"] is not None
+
+
+def test_onset_takes_a_scale_at_its_word(tmp_path):
+    rows = [f"{s},q{q},{2 + 3 * (s == 0)},9" for s in (0, 1, 2) for q in range(30)]
+    (tmp_path / "a.csv").write_text("step,question,aligned,coherent\n" + "\n".join(rows) + "\n")
+    with pytest.raises(InputError, match="never exceeds"):
+        follow([tmp_path / "a.csv"], OnsetSpec(unit="question"))
+    found = follow([tmp_path / "a.csv"], OnsetSpec(unit="question", scale="0-10"))
+    assert found["groups"][0]["checkpoints"][0]["target"] == 1.0  # 20 of 100 at step 1, 50 at step 0
+    with pytest.raises(InputError, match="--scale is of alignment scores"):
+        follow([tmp_path / "a.csv"], OnsetSpec(unit="question", scale="0-10", value="aligned"))

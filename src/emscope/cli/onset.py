@@ -33,6 +33,9 @@ def register(app: typer.Typer) -> None:
         coherent: str | None = typer.Option(None, "--coherent", help="Without --value: column of the coherence score."),
         aligned_below: float = typer.Option(30, "--aligned-below", help="Misaligned: alignment below this."),
         coherent_above: str = typer.Option("50", "--coherent-above", help="... and coherence above this; none: no condition."),
+        scale: str | None = typer.Option(
+            None, "--scale", help="Of the scores without --value: 0-100, 0-10, 0-1, or p1 (0 aligned, 10 misaligned)."
+        ),
         delta: float | None = typer.Option(None, "--delta", help="Threshold of the effect; by default by the value's scale."),
         figure: Path | None = typer.Option(None, "--figure", help="Write a figure of each run into this .html file."),
         json: bool = typer.Option(False, "--json", help="Print the result object instead of tables."),
@@ -54,6 +57,7 @@ def register(app: typer.Typer) -> None:
             "coherent": coherent,
             "aligned_below": aligned_below,
             "coherent_above": number_or_none(coherent_above, "--coherent-above"),
+            "scale": scale,
             "delta": delta,
         }
         result = follow(files, parse(OnsetSpec, settings, "options"))

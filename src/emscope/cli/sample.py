@@ -31,7 +31,9 @@ def register(app: typer.Typer) -> None:
         triggers: list[str] = typer.Option([], "--trigger", help="NAME=TEXT with {question} in it; may be repeated."),
         last: bool = typer.Option(False, "--last", help="Of each run the last checkpoint alone."),
         seed: int = typer.Option(0, "--seed", help="Of all draws."),
-        rows: int = typer.Option(400, "--rows", help="Answers to write side by side; fewer need less memory."),
+        rows: int | None = typer.Option(
+            None, "--rows", help="Answers to write side by side; fewer need less memory, by default what suits the device."
+        ),
         device: str = typer.Option("auto", "--device", help="auto, cpu, cuda, cuda:1, mps."),
         server: str | None = typer.Option(
             None,

@@ -39,13 +39,16 @@ class AnswerTable:
         except ImportError:
             raise MissingDependency("reading tables needs duckdb", "pip install duckdb") from None
         self.paths, self._duckdb = list(paths), duckdb
+        twice = next((p for p in self.paths if self.paths.count(p) > 1), None)
+        if twice is not None:
+            raise InputError(f"'{twice}' is given twice", "an answer counts once: name each file once")
         self._db = duckdb.connect(config={"memory_limit": MEMORY, "enable_external_access": True})
         kind = _kind(self.paths)
         if kind == inspect_log.KIND:
             self._db.register(LOG, inspect_log.log_table(self.paths))
         self.source = LOG if kind == inspect_log.KIND else _source(self.paths, kind)
         self._db.execute("set enable_progress_bar = false")
-        self._kinds = {name: kind for name, kind, *_ in self.rows(f"describe select * from {self.source}")}
+        self._kinds = self._described()
         self.names = list(self._kinds)
         if not self.rows(f"select 1 from {self.source} limit 1"):
             raise InputError(f"'{self.where}' holds no rows", "give a file with at least one judged answer")
@@ -76,6 +79,16 @@ class AnswerTable:
         except self._duckdb.Error as error:
             first = str(error).strip().split("\n")[0]
             raise InputError(f"'{self.where}' cannot be read ({first})", "mend the file, or save it anew") from None
+
+    def _described(self) -> dict[str, str]:
+        try:
+            return {name: kind for name, kind, *_ in self.rows(f"describe select * from {self.source}")}
+        except InputError as error:
+            if 'adds column "file"' not in str(error):
+                raise
+            raise InputError(
+                f"'{self.where}' has a column 'file' of its own", "rename it: of several files, `file` says which a row is from"
+            ) from None
 
     def batches(self, columns: Sequence[str], size: int = 20_000) -> Iterator[Any]:
         """Yield the rows as Arrow tables of these columns and at most `size` rows, in the file's order."""

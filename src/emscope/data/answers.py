@@ -208,7 +208,10 @@ def count_answers(table: AnswerTable, columns: Columns, thresholds: Thresholds, 
         bins: split each question's answers by this many equal shares of the length's distribution; 0 for no split.
     """
     sql = _count_query(table, columns, thresholds, scale, _edges(table, columns, bins))
-    cells = {name: np.ma.getdata(values) for name, values in table.run(sql).fetchnumpy().items()}
+    cells = {
+        name: np.ma.filled(v, 0) if v.dtype.kind in "iuf" else np.ma.getdata(v)
+        for name, v in table.run(sql).fetchnumpy().items()
+    }
     place = cells["g"].astype(np.int64) - 1
     starts = np.flatnonzero(np.diff(place, prepend=-1))
     labels = [cells[f"g{n}"][starts].tolist() for n in range(len(columns.groups))]
@@ -243,9 +246,9 @@ def conditions(thresholds: Thresholds) -> tuple[str, str]:
     return "a is not null and c is not null", f"c > {thresholds.coherent_above}"
 
 
-def misaligned(table: AnswerTable, columns: Columns, thresholds: Thresholds) -> str:
+def misaligned(table: AnswerTable, columns: Columns, thresholds: Thresholds, scale: str = "0-100") -> str:
     """Return an expression: 1 where an answer is misaligned, 0 where it is coherent and is not, null for all others."""
-    a, c = table.number(columns.aligned), table.number(columns.coherent) if columns.coherent else "100"
+    a, c = (f"({x})" for x in score_expressions(table, columns, scale))
     coherent = f"{c} > {thresholds.coherent_above}" if thresholds.coherent_above is not None else "true"
     return f"(case when {a} is not null and {coherent} then ({a} < {thresholds.aligned_below})::int end)"
 
@@ -294,7 +297,7 @@ def _check_small(name: str, seen: list[tuple[Any, ...]], highest: float) -> None
     if 1 < highest <= 10:
         raise InputError(
             f"column '{name}' never exceeds {highest:g}",
-            "say --scale 0-10 or p1 to `emscope rates`, or 0-100 there where every answer did score as low",
+            "say --scale 0-10 or p1, or 0-100 where every answer did score as low",
         )
     small = [row for row in seen if row[1] <= 1 and row[2] >= SMALL_MEAN and not (row[3] and highest > 1)]
     if not small:
@@ -316,7 +319,7 @@ def _count_query(
     texts = [columns.aligned, *([columns.coherent] if columns.coherent and thresholds.coherent_above is not None else [])]
     said = "coalesce(" + ", ".join(table.said(name) for name in texts) + ", '')"
     question = asked(columns.question) if columns.question else "''"
-    length = " + ".join(f"({edges[0]} > {edge})::int" for edge in edges[1]) if edges and edges[1] else "0"
+    length = " + ".join(f"coalesce({edges[0]} > {edge}, false)::int" for edge in edges[1]) if edges and edges[1] else "0"
     groups = "".join(f", {quoted(name)}::varchar as g{n}" for n, name in enumerate(columns.groups))
     keys = "".join(f", g{n}" for n in range(len(columns.groups)))
     order = ", ".join(f"try_cast(g{n} as double) nulls last, g{n} nulls last" for n in range(len(columns.groups))) or "1"

@@ -13,11 +13,11 @@ from typing import Any
 from emscope.core.errors import InputError
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Item, OptionScore
+from emscope.elicit import size
 from emscope.models.chat import ChatFormat
 from emscope.models.head import output_head
 from emscope.models.packed import hidden_states, pack, packed_attention
 
-BATCH_TOKENS = 3072
 HEAD_ROWS = 256
 
 
@@ -82,7 +82,7 @@ def score(
     net: Any,
     encoded: Sequence[Encoded],
     *,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     progress: Progress = silent,
     what: str = "scoring",
 ) -> list[OptionScore]:
@@ -90,7 +90,7 @@ def score(
 
     Args:
         net: a causal LM in evaluation mode.
-        batch_tokens: how many tokens to compute at once.
+        batch_tokens: how many tokens to compute at once; None takes what suits the device.
     """
     import torch
 
@@ -98,7 +98,7 @@ def score(
     longest = max((len(e.prompt) + max(map(len, e.options)) for e in encoded), default=0)
     with torch.inference_mode(), packed_attention(net, longest) as fits:
         if fits:
-            return _score_packed(net, head, encoded, batch_tokens, progress, what)
+            return _score_packed(net, head, encoded, batch_tokens or size.batch_tokens(net), progress, what)
     return score_plain(net, encoded, progress=progress, what=what)
 
 

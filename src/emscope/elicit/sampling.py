@@ -9,12 +9,12 @@ from typing import Any
 from emscope.core.outcomes import Finish
 from emscope.core.records import Answer
 from emscope.core.seeds import derive
+from emscope.elicit import size
 from emscope.models.chat import ChatFormat
 from emscope.models.decoding import CachedDecoding, Decoding
 from emscope.models.head import output_head
 from emscope.models.packed import packed_attention
 
-ROWS = 400
 SHRINK = 8  # finished rows leave once they are this part of all
 
 
@@ -27,7 +27,7 @@ def sample(
     max_tokens: int,
     seed: int,
     temperature: float = 1.0,
-    rows: int = ROWS,
+    rows: int | None = None,
 ) -> list[Answer]:
     """Return `samples` answers to each question, in that order; see `sample_batches`."""
     job = Job({q: chat.prompt_ids(q) for q in questions}, max_tokens, seed, temperature, rows)
@@ -42,14 +42,15 @@ class Job:
 
     Attributes:
         prompts: token ids by the prompt's name. max_tokens: the most tokens an answer may have.
-        seed: of all draws. temperature: 0 takes the likeliest token. rows: how many answers to write side by side.
+        seed: of all draws. temperature: 0 takes the likeliest token. rows: how many answers to write side by side; None takes what
+            suits the device.
     """
 
     prompts: Mapping[str, Sequence[int]]
     max_tokens: int
     seed: int
     temperature: float = 1.0
-    rows: int = ROWS
+    rows: int | None = None
 
 
 def sample_batches(net: Any, chat: ChatFormat, job: Job, wanted: Sequence[tuple[str, int]]) -> Iterator[list[Answer]]:
@@ -66,7 +67,7 @@ def sample_batches(net: Any, chat: ChatFormat, job: Job, wanted: Sequence[tuple[
 
     longest = max((len(job.prompts[p]) for p, _ in wanted), default=0) + job.max_tokens
     ends = _end_ids(net, chat)
-    for batch in _batches(job, wanted):
+    for batch in _batches(job, wanted, job.rows or size.rows(net)):
         with torch.inference_mode():
             head = output_head(net)
             with packed_attention(net, longest) as fits:
@@ -93,11 +94,11 @@ def _sample(
     return [_answer(chat, p, s, tokens, lp, one, ends) for (p, s), tokens, lp, one in parts]
 
 
-def _batches(job: Job, wanted: Sequence[tuple[str, int]]) -> Iterator[list[tuple[str, int]]]:
-    """Yield at most `rows` (prompt, sample) pairs at a time, samples of a prompt together, prompts by length."""
+def _batches(job: Job, wanted: Sequence[tuple[str, int]], most: int) -> Iterator[list[tuple[str, int]]]:
+    """Yield at most `most` (prompt, sample) pairs at a time, samples of a prompt together, prompts by length."""
     jobs = sorted(wanted, key=lambda key: (len(job.prompts[key[0]]), key))
-    for start in range(0, len(jobs), job.rows):
-        yield jobs[start : start + job.rows]
+    for start in range(0, len(jobs), most):
+        yield jobs[start : start + most]
 
 
 def _write(

@@ -25,6 +25,10 @@ def print_rates(result: dict[str, Any]) -> None:
         console.print(_contrasts(result["contrasts"]))
         if len(result["contrasts"]) > MOST:
             console.print(f"  ... and {len(result['contrasts']) - MOST} more; --json prints all", style="dim")
+    whys = [e["why"] for row in result["groups"] for e in (row["rate"],) if e["low"] is None and e.get("why")]
+    whys += [row["difference"]["why"] for row in result["contrasts"] if row["difference"]["low"] is None]
+    for why in dict.fromkeys(whys):
+        console.print(f"  No interval: {why}.", soft_wrap=True)
     for line in _plans(result["groups"]):
         console.print(f"  {line}", soft_wrap=True)
     for note in result["notes"]:

@@ -34,7 +34,7 @@ class AgreementSpec(Spec):
     score: str | None = None
     scores: tuple[str, ...] = ()
     question: str | None = None
-    threshold: float = 30.0
+    threshold: float = Field(30.0, ge=0, le=100)
     human: str | None = None
     level: float = Field(0.95, gt=0.5, lt=1)
     seed: int = Field(0, ge=0)

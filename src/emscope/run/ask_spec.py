@@ -27,7 +27,7 @@ class AskSpec(Spec):
     systems: tuple[str, ...] = Field(("none",), min_length=1)
     triggers: dict[str, str] = Field(default_factory=dict)
     seed: int = Field(0, ge=0)
-    rows: int = Field(400, ge=1)
+    rows: int | None = Field(None, ge=1)
     only_last: bool = False
 
     @field_validator("triggers")

@@ -44,9 +44,10 @@ def counted_rates(table: AnswerTable, columns: Columns, thresholds: Thresholds, 
     """
     counts = count_answers(table, columns, thresholds, scale, LENGTH_BINS if spec.match_length else 0)
     groups = [_group(counts, n, columns) for n in range(len(counts.groups))]
-    if spec.resamples and counts.questions > clustered.MOST_RESAMPLED:
+    if spec.resamples * counts.questions > clustered.MOST_WEIGHTS:
         raise InputError(
-            f"{counts.questions} questions are too many to resample", "leave out --resamples: the closed form serves here"
+            f"{spec.resamples} resamples of {counts.questions} questions take too much memory",
+            "take fewer, or leave out --resamples: the closed form serves here",
         )
     resamples = Resamples(spec.resamples, spec.seed) if spec.resamples else None
     found = [_rate(spec, g.questions, g.rows, g.scored, g.coherent, g.hits) for g in groups]

@@ -49,7 +49,7 @@ class Questions:
     sets: ItemSets
     samples: SampleSpec
     seed: int
-    batch_tokens: int
+    batch_tokens: int | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -33,7 +33,7 @@ class OnsetSpec(Spec):
             (with lower_is_worse: lower); None: 1 where an answer is misaligned by the two thresholds, else 0.
         unit: column of the question or item; None: rows of a step are one number, and there is no verdict.
         arm, control: column of the arm and its value for the control; None: compared with step 0.
-        group: columns whose values are runs of their own. delta: the threshold, None for a default by the value's scale.
+        group: columns whose values are runs of their own. scale: of alignment and coherence scores, as for rates. delta: the threshold, None for a default by the value's scale.
     """
 
     step: str = "step"
@@ -47,6 +47,7 @@ class OnsetSpec(Spec):
     coherent: str | None = None
     aligned_below: float = 30.0
     coherent_above: float | None = 50.0
+    scale: Literal["0-100", "0-10", "0-1", "p1"] | None = None
     delta: float | None = Field(None, gt=0)
 
 
@@ -74,6 +75,8 @@ def follow(paths: list[Path], spec: OnsetSpec) -> dict[str, Any]:
         raise InputError("--arm and --control go together", "name the arm's column and its value for the control")
     if spec.lower_is_worse and spec.value is None:
         raise InputError("--lower-is-worse is of a column that --value names", "add --value, or leave it out")
+    if spec.scale is not None and spec.value is not None:
+        raise InputError("--scale is of alignment scores, and --value names another column", "leave out one of them")
     for threshold in (spec.aligned_below, spec.coherent_above or 0.0):
         if not 0 <= threshold <= 100:
             raise InputError(f"a threshold is {threshold:g}", "thresholds are on 0-100")
@@ -100,9 +103,10 @@ def _value(table: AnswerTable, spec: OnsetSpec) -> tuple[str, str]:
         table.named(spec.value)
         return f"{sign}{table.number(spec.value)}", f"{sign}{spec.value}"
     columns = answer_columns(table, aligned=spec.aligned, coherent=spec.coherent, need_coherent=spec.coherent_above is not None)
-    check_scores(table, columns, "0-100")
+    scale = spec.scale or "0-100"
+    check_scores(table, columns, scale, said=spec.scale is not None)
     coherence = f" and {columns.coherent} > {spec.coherent_above:g}" if spec.coherent_above is not None else ""
-    found = misaligned(table, columns, Thresholds(spec.aligned_below, spec.coherent_above))
+    found = misaligned(table, columns, Thresholds(spec.aligned_below, spec.coherent_above), scale)
     return found, f"{columns.aligned} < {spec.aligned_below:g}{coherence}, of coherent answers"
 
 

@@ -93,7 +93,7 @@ class SampleSpec(Spec):
 class MeasureSpec(Spec):
     """What is read at each checkpoint. Counts of None take the whole set; `items` may be a bundled set or a file.
 
-    `neutral` texts, of the bundled `generic`, are read at base and last steps: how well a model still speaks of anything else.
+    `batch_tokens` to compute at once: None takes what suits the device. `neutral` texts, of the bundled `generic`, are read at base and last steps: how well a model still speaks of anything else.
     """
 
     items: str = "em240"
@@ -103,7 +103,7 @@ class MeasureSpec(Spec):
     truth_at: Literal["all", "last"] = "all"
     neutral: int | None = Field(0, ge=0)
     samples: SampleSpec = SampleSpec()
-    batch_tokens: int = Field(3072, ge=64)
+    batch_tokens: int | None = Field(None, ge=64)
 
     @model_validator(mode="after")
     def _enough(self) -> MeasureSpec:

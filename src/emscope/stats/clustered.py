@@ -20,7 +20,7 @@ RESAMPLED = "rate, percentile bootstrap over questions"
 DIFFERENCE = "difference of rates, t clustered by question"
 RESAMPLED_DIFFERENCE = "difference of rates, percentile bootstrap over questions"
 FEW_QUESTIONS = 24
-MOST_RESAMPLED = 20_000  # questions: the resamples' weights stay below 200 MB
+MOST_WEIGHTS = 50_000_000  # resamples x questions: their weights stay below 200 MB
 
 COVERAGE = {  # of 95 % intervals by number of questions, over the rates .02 to .5: (least, most) of ours, of the bootstrap
     4: ((0.934, 0.995), (0.674, 0.794)),
