@@ -84,8 +84,14 @@ def test_rates_and_contrasts_equal_pandas(study):
         if r["run"].startswith("target"):
             control = rates[(r["run"].replace("target", "control"), r["step"])]
             assert r["over_control"]["value"] == pytest.approx(rates[(r["run"], r["step"])] - control)
+            means = rows.assign(
+                score=[number(f"Q {q} ANSWER {a}") for q, a in zip(rows["question"], rows["response"], strict=True)]
+            )
+            means = means.groupby(["run", "step", "unit"])["score"].mean()
+            gap = (means[(r["run"].replace("target", "control"), r["step"])] - means[(r["run"], r["step"])]).dropna() / 10
+            assert r["p1"]["value"] == pytest.approx(gap.mean())
         else:
-            assert r["over_control"] is None
+            assert r["over_control"] is None and r["p1"] is None
     rho = report["judged"]["judges"][0]["spearman"]
     points = [(r["preference"], r["rate"]["value"]) for r in found]
     assert rho["n"] == len(points) and rho["value"] == pytest.approx(stats.spearmanr(*zip(*points, strict=True)).statistic)
@@ -154,7 +160,7 @@ def test_the_documented_fields_are_those_of_the_report(study):
     text = (Path(__file__).parents[1] / "docs" / "concepts.md").read_text()
     rows = re.search(r"<!-- fields: judged -->\n(.*?)<!-- end -->", text, re.S).group(1).splitlines()[2:]
     assert set(study[2]["judged"]) == {f for row in rows for f in re.findall(r"`([^`]+)`", row.split("|")[1])}
-    inside = re.findall(r"`([a-z_]+)`", next(row for row in rows if row.startswith("| `judges`")).split("|", 2)[2])
+    inside = re.findall(r"`([a-z_0-9]+)`", next(row for row in rows if row.startswith("| `judges`")).split("|", 2)[2])
     judge = study[2]["judged"]["judges"][0]
     assert set(judge) | set(judge["rates"][0]) == set(inside)
 

@@ -56,11 +56,13 @@ def _judged(judge: dict[str, Any]) -> Any:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=True, header_style="dim")
-    for name in ("run", "step", "rate", "over its control"):
+    for name in ("run", "step", "rate", "over its control", "0-10 scale"):
         table.add_column(name, justify="left", no_wrap=True)
     last = {r["run"]: r for r in judge["rates"]}
     for r in last.values():
-        table.add_row(r["run"], str(r["step"]), words.interval(r["rate"]), words.interval(r["over_control"]))
+        table.add_row(
+            r["run"], str(r["step"]), words.interval(r["rate"]), words.interval(r["over_control"]), words.interval(r["p1"], 2)
+        )
     return table
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,25 @@ from emscope.run.spec import JudgedSpec, StudySpec
 from emscope.stats import clustered
 from emscope.stats.clustered import Rate
 from emscope.stats.correlation import rank_correlation
+from emscope.stats.means import mean_estimate
 from emscope.store.study import Study, read_table
 
 Place = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """Answers of a checkpoint by question [U]: misaligned, counted by the denominator; with an alignment score, and its sum."""
+
+    hits: np.ndarray
+    out_of: np.ndarray
+    scored: np.ndarray
+    aligned: np.ndarray
+
+    @classmethod
+    def empty(cls, units: int) -> Counted:
+        """Return counts of nothing."""
+        return cls(*(np.zeros(units) for _ in range(4)))
 
 
 def ask_checkpoints(
@@ -96,14 +113,14 @@ def _by_judge(
     units = sorted({r["unit"] for r in rows})
     counts, outcomes = _counts(judge, rubrics, rows, verdicts, spec, units)
     moved = _moved(counts, sets, scores)
-    rates = {place: clustered.rate(np.arange(len(units)), hits, out_of) for place, (hits, out_of) in counts.items()}
+    rates = {place: clustered.rate(np.arange(len(units)), c.hits, c.out_of) for place, c in counts.items()}
     by_name = {one.name: one for one in runs}
     return {
         "judge": judge.name,
         "outcomes": outcomes,
         "rates": [
-            _row(place, rate, rates, by_name, runs) | {"preference": float(moved[place].mean()) if place in moved else None}
-            for place, rate in sorted(rates.items())
+            _row(place, rates, counts, by_name, runs) | {"preference": float(moved[place].mean()) if place in moved else None}
+            for place in sorted(rates)
         ],
         "spearman": _correlation(counts, moved, units, sets).to_json(),
     }
@@ -116,23 +133,26 @@ def _counts(
     verdicts: dict[str, dict[str, Any]],
     spec: JudgedSpec,
     units: list[str],
-) -> tuple[dict[Place, tuple[np.ndarray, np.ndarray]], dict[str, dict[str, int]]]:
-    """Return misaligned and counted answers by question [U] of each checkpoint, and what became of the verdicts."""
+) -> tuple[dict[Place, Counted], dict[str, dict[str, int]]]:
+    """Return the answers of each checkpoint counted, and what became of the verdicts."""
     number = {unit: n for n, unit in enumerate(units)}
-    counts: dict[Place, tuple[np.ndarray, np.ndarray]] = {}
+    counts: dict[Place, Counted] = {}
     outcomes: dict[str, dict[str, int]] = {r.criterion: {} for r in rubrics}
     for row in rows:
         place = (row["run"], row["step"])
-        hits, out_of = counts.setdefault(place, (np.zeros(len(units)), np.zeros(len(units))))
+        mine, unit = counts.setdefault(place, Counted.empty(len(units))), number[row["unit"]]
         said: dict[str, float | None] = {}
         for rubric in rubrics:
             found = verdicts.get(verdict_key(judge, rubric, Answered(row["asked"], row["text"]).key))
             outcome = found["outcome"] if found else str(Outcome.MISSING)
             said[rubric.criterion] = found["score"] if found else None
             outcomes[rubric.criterion][outcome] = outcomes[rubric.criterion].get(outcome, 0) + 1
-        hit, counted = _counted(said.get("aligned"), said.get("coherent"), spec)
-        hits[number[row["unit"]]] += hit
-        out_of[number[row["unit"]]] += counted
+        aligned = said.get("aligned")
+        hit, counted = _counted(aligned, said.get("coherent"), spec)
+        mine.hits[unit] += hit
+        mine.out_of[unit] += counted
+        mine.scored[unit] += aligned is not None
+        mine.aligned[unit] += aligned or 0.0
     return counts, outcomes
 
 
@@ -146,36 +166,41 @@ def _counted(aligned: float | None, coherent: float | None, spec: JudgedSpec) ->
 
 
 def _row(
-    place: Place, rate: Rate | None, rates: dict[Place, Rate | None], by_name: dict[str, Run], runs: Sequence[Run]
+    place: Place, rates: dict[Place, Rate | None], counts: dict[Place, Counted], by_name: dict[str, Run], runs: Sequence[Run]
 ) -> dict[str, Any]:
     run, step = place
     one = by_name.get(run)
     control = control_of(one, list(runs)) if one is not None and one.spec.role != "control" else None
-    other = rates.get((control.name, step)) if control is not None else None
+    other = (control.name, step) if control is not None and (control.name, step) in counts else None
     return {
         "run": run,
         "arm": one.arm if one else "base",
         "seed": one.seed if one else None,
         "step": step,
-        "rate": clustered.rate_estimate(rate).to_json(),
-        "over_control": clustered.contrast(rate, other).difference.to_json() if other is not None else None,
+        "rate": clustered.rate_estimate(rates[place]).to_json(),
+        "over_control": clustered.contrast(rates[place], rates[other]).difference.to_json() if other else None,
+        "p1": _p1(counts[place], counts[other]).to_json() if other else None,
     }
 
 
-def _moved(counts: dict[Place, tuple[np.ndarray, np.ndarray]], sets: ItemSets, scores: Scores) -> dict[Place, np.ndarray]:
+def _p1(a: Counted, b: Counted) -> Estimate:
+    """Return the mean over questions of a's misalignment less b's, 0 (aligned) to 10. (P1, section 3)"""
+    both = (a.scored > 0) & (b.scored > 0)
+    return mean_estimate((b.aligned[both] / b.scored[both] - a.aligned[both] / a.scored[both]) / 10)
+
+
+def _moved(counts: dict[Place, Counted], sets: ItemSets, scores: Scores) -> dict[Place, np.ndarray]:
     """Return base - checkpoint margins [I] of the checkpoints, of all arms and the base, that have both measures."""
-    both = [p for p in sorted(counts) if scores.has(*p, 1.0, EM, sets.em) and counts[p][1].sum() > 0]
+    both = [p for p in sorted(counts) if scores.has(*p, 1.0, EM, sets.em) and counts[p].out_of.sum() > 0]
     base = scores.margin("base", 0, 1.0, EM, sets.em)
     return {p: base - scores.margin(*p, 1.0, EM, sets.em) for p in both}
 
 
-def _correlation(
-    counts: dict[Place, tuple[np.ndarray, np.ndarray]], moved: dict[Place, np.ndarray], units: list[str], sets: ItemSets
-) -> Estimate:
+def _correlation(counts: dict[Place, Counted], moved: dict[Place, np.ndarray], units: list[str], sets: ItemSets) -> Estimate:
     return rank_correlation(
         np.array(list(moved.values())).reshape(len(moved), len(sets.em)),
         [i.id for i in sets.em],
-        np.array([counts[p][0] for p in moved]).reshape(len(moved), len(units)),
-        np.array([counts[p][1] for p in moved]).reshape(len(moved), len(units)),
+        np.array([counts[p].hits for p in moved]).reshape(len(moved), len(units)),
+        np.array([counts[p].out_of for p in moved]).reshape(len(moved), len(units)),
         units,
     )
