@@ -313,8 +313,10 @@ def test_rows_count_as_pandas_counts_them_whatever_the_policy(tmp_path):
     plain = table_of(tmp_path, {k: v for k, v in frame.items() if k != "drawn"}, "plain.parquet")
     for denominator in ("coherent", "scored", "all"):
         for missing in ("exclude", "aligned", "misaligned"):
-            spec = RatesSpec(denominator=denominator, missing=missing)
-            a, b = (rates([p], spec)["groups"][0] for p in (path, plain))
+            a, b = (
+                rates([p], RatesSpec(denominator=denominator, missing=missing, drawn=d))["groups"][0]
+                for p, d in ((path, "drawn"), (plain, None))
+            )
             assert a["rate"]["value"] == pytest.approx(b["rate"]["value"], abs=1e-12)
             assert [a[k] for k in ("rows", "scored", "coherent", "misaligned")] == [
                 b[k] for k in ("rows", "scored", "coherent", "misaligned")
@@ -336,7 +338,12 @@ def test_rows_count_as_pandas_counts_them_whatever_the_policy(tmp_path):
 def test_bad_input_is_a_sentence(tmp_path, change, options, message):
     frame = {"question": ["q"] * 100, "aligned": 50.0, "coherent": 90.0, "drawn": True} | change
     with pytest.raises(InputError, match=message):
-        rates([table_of(tmp_path, frame)], RatesSpec(**options))
+        rates([table_of(tmp_path, frame)], RatesSpec(drawn="drawn", **options))
+
+
+def test_a_column_drawn_of_another_meaning_is_left_alone(tmp_path):
+    path = table_of(tmp_path, {"question": ["q", "p"], "aligned": 50.0, "coherent": 90.0, "drawn": "by hand"})
+    assert rates([path], RatesSpec())["groups"][0]["scored"] == 2
 
 
 def test_cheap_scores_without_a_draw_are_refused(tmp_path):

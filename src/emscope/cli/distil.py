@@ -36,7 +36,7 @@ def register(app: typer.Typer) -> None:
         drawn: str | None = typer.Option(
             None,
             "--drawn",
-            help="Column that says which answers were drawn at random to be judged; `drawn` where there is one.",
+            help="Column that says which answers were drawn at random to be judged; `drawn` where `drawn_from` stands beside it.",
         ),
         seed: int = typer.Option(0, "--seed", help="Of the folds."),
         json: bool = typer.Option(False, "--json", help="Print the result object instead of tables."),

@@ -49,7 +49,7 @@ def register(app: typer.Typer) -> None:
         drawn: str | None = typer.Option(
             None,
             "--drawn",
-            help="Column that says which answers were drawn at random to be judged; `drawn` where there is one.",
+            help="Column that says which answers were drawn at random to be judged; `drawn` where `drawn_from` stands beside it.",
         ),
         drawn_from: str | None = typer.Option(
             None, "--drawn-from", help="Column of what each was drawn from; `drawn_from` where there is one."

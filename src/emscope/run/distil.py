@@ -21,7 +21,7 @@ from emscope.data.answers import Columns, Thresholds, answer_columns, check_scor
 from emscope.data.drawn import verdict_rows
 from emscope.judge import distilled
 from emscope.judge.distilled import Distilled
-from emscope.run.powered import DRAWN
+from emscope.run.powered import drawn_column
 from emscope.stats import agreement
 from emscope.stats.rates import share
 from emscope.store.files import write_atomic
@@ -79,7 +79,7 @@ def distil(paths: Sequence[Path], spec: DistilSpec, out: Path, *, progress: Prog
     """
     with AnswerTable(paths) as table:
         columns, texts = _columns(table, spec), text_columns(table, spec.question, spec.answer)
-        drawn = _drawn(table, spec)
+        drawn = drawn_column(table, spec.drawn)
         split = spec.split or texts[0]
         progress("reading the verdicts", 0, 1)
         mine = _labelled(table, spec, columns, texts, split, drawn)
@@ -141,11 +141,6 @@ def _columns(table: AnswerTable, spec: DistilSpec) -> Columns:
     columns = answer_columns(table, aligned=spec.aligned, coherent=spec.coherent, need_coherent=spec.coherent_above is not None)
     check_scores(table, columns, spec.scale or "0-100", said=spec.scale is not None)
     return columns
-
-
-def _drawn(table: AnswerTable, spec: DistilSpec) -> str | None:
-    table.named(spec.drawn)
-    return spec.drawn or table.usual((DRAWN,))
 
 
 def _labelled(

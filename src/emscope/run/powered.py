@@ -25,7 +25,7 @@ def powered_rates(table: AnswerTable, columns: Columns, thresholds: Thresholds, 
     Raises:
         InputError: settings or columns that do not fit a rate from drawn verdicts.
     """
-    drawn = _column(table, spec.drawn, DRAWN)
+    drawn = drawn_column(table, spec.drawn)
     drawn_from = spec.drawn_from or table.usual((DRAWN_FROM,))
     _check(spec, drawn, table)
     answers = drawn_answers(table, columns, thresholds, scale, cheap=spec.cheap, drawn=str(drawn), drawn_from=drawn_from)
@@ -40,9 +40,14 @@ def powered_rates(table: AnswerTable, columns: Columns, thresholds: Thresholds, 
     }
 
 
-def _column(table: AnswerTable, named: str | None, usual: str) -> str | None:
+def drawn_column(table: AnswerTable, named: str | None) -> str | None:
+    """Return the column that says which answers were drawn: the one named, else `drawn` where `drawn_from` stands beside it.
+
+    Raises:
+        InputError: the named one is not there.
+    """
     table.named(named)
-    return named or table.usual((usual,))
+    return named or (table.usual((DRAWN,)) if table.usual((DRAWN_FROM,)) is not None else None)
 
 
 def _check(spec: RatesSpec, drawn: str | None, table: AnswerTable) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from emscope.data.answer_table import AnswerTable
 from emscope.data.answers import Thresholds, answer_columns, categorise, check_scores
 from emscope.run.counted import counted_rates
-from emscope.run.powered import DRAWN, powered_rates
+from emscope.run.powered import drawn_column, powered_rates
 from emscope.run.rates_spec import RatesSpec, check_rates, definition
 
 
@@ -36,7 +36,7 @@ def rates(paths: list[Path], spec: RatesSpec) -> dict[str, Any]:
         scale = spec.scale or "0-100"
         check_scores(table, columns, scale, said=spec.scale is not None)
         thresholds = Thresholds(spec.aligned_below, spec.coherent_above)
-        drawn = spec.drawn is not None or bool(spec.cheap) or table.usual((DRAWN,)) is not None
+        drawn = bool(spec.cheap) or drawn_column(table, spec.drawn) is not None
         found = (powered_rates if drawn else counted_rates)(table, columns, thresholds, scale, spec)
     return {
         "schema": 1,
