@@ -133,7 +133,8 @@ def contrast(a: Rate | None, b: Rate | None, *, level: float = 0.95) -> Contrast
     """Return a - b, paired on the questions they share.
 
     se^2 = Q/(Q-1) sum (c_q(a) - c_q(b))^2 over the union of questions, a question's absence contributing 0; a side on which
-    all questions agree adds the variance that Wilson's interval gives it, and so do both where all questions differ alike. (ours)
+    all questions agree adds the variance that Wilson's interval gives it, and so do both where all questions differ alike. Degrees
+    of freedom of the pieces join as in Satterthwaite 1946. (ours)
     """
     if a is None or b is None:
         return Contrast(undefined("a side has no answers", level=level, method=DIFFERENCE), None)
@@ -145,13 +146,14 @@ def contrast(a: Rate | None, b: Rate | None, *, level: float = 0.95) -> Contrast
     parts = np.zeros(len(names))
     parts[np.searchsorted(names, a.questions)] += a.contributions
     parts[np.searchsorted(names, b.questions)] -= b.contributions
-    variance, df = 0.0, float(len(names) - 1)
+    pieces = [(_bare_variance(side), len(side.questions) - 1.0) for side in (a, b) if side.bare]
     if np.any(np.abs(parts) > 1e-15):
         se, df = _spread(parts)
-        variance = se * se
-    variance += sum(_bare_variance(side) for side in (a, b) if side.bare)
-    if variance < 1e-24:  # every question differs by as much: no spread is not certainty
-        variance = _bare_variance(a) + _bare_variance(b)
+        pieces.append((se * se, df))
+    if sum(v for v, _ in pieces) < 1e-24:  # every question differs by as much: no spread is not certainty
+        pieces = [(_bare_variance(side), len(side.questions) - 1.0) for side in (a, b)]
+    variance = sum(v for v, _ in pieces)
+    df = variance**2 / sum(v * v / max(f, 1) for v, f in pieces)  # Satterthwaite 1946
     se = float(np.sqrt(variance))
     reach = float(stats.t.ppf(0.5 + level / 2, df)) * se
     p = float(2 * stats.t.sf(abs(value) / se, df))
