@@ -112,3 +112,16 @@ def test_an_address_that_stops_answering_is_noticed():
     with fake_api(answer) as url, pytest.raises(WorldError, match="failed 50 times in a row"):
         ask_all(ApiModel("m", url, retries=0), [(n, [Message("user", "q")], None) for n in range(500)], found.__setitem__)
     assert sum(r.text is not None for r in found.values()) == 4
+
+
+def test_one_job_that_the_model_refuses_stops_nothing_and_says_why():
+    body = {"error": {"message": "context too long for this model"}}
+    found = {}
+
+    def answer(request):
+        return (400, body) if request["messages"][-1]["content"] == "q0" else (200, completion("x"))
+
+    with fake_api(answer) as url:
+        found = ask(ApiModel("m", url, retries=0), 3)
+    assert [found[n].text for n in range(3)] == [None, "x", "x"]
+    assert "context too long" in found[0].error and "Request:" not in found[0].error

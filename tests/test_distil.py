@@ -170,6 +170,9 @@ def test_every_row_is_written_in_order_with_its_own_columns(tmp_path):
         (lambda f: f.assign(aligned=500.0), [], "outside 0-100"),
         (lambda f: f, ["--use", "nowhere"], "'nowhere' holds no distilled judge"),
         (lambda f: f, ["--aligned-below", "300"], "300"),
+        (lambda f: f, ["--scale", "foo"], "foo"),
+        (lambda f: f, ["--drawn", "answer"], "it must say true or false"),
+        (lambda f: f.rename(columns={"answer": "Predicted"}), ["--answer", "Predicted"], "written over by the scores"),
     ],
 )
 def test_bad_input_is_one_sentence(tmp_path, capsys, change, options, message):
@@ -200,3 +203,38 @@ def test_real_verdicts_of_unseen_runs(reference, tmp_path):
     assert held["auc"]["low"] > 0.77 and held["brier"] < held["brier_of_the_rate_alone"]
     middle = [c for c in result["calibration"] if 0.1 < c["predicted"] < 0.9]
     assert np.mean([abs(c["predicted"] - c["found"]["value"]) for c in middle]) < 0.06
+
+
+def test_scoring_another_file_leaves_the_judge_s_own_scores(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file_of(tmp_path).to_csv("a.csv", index=False)
+    file_of(tmp_path, 20).to_csv("b.csv", index=False)
+    assert run_arguments(["distil", "a.csv"]) == 0
+    capsys.readouterr()
+    assert run_arguments(["distil", "b.csv", "--use", "emscope-distilled", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["predicted"] == "b-predicted/predicted.parquet"
+    assert (
+        len(pd.read_parquet("emscope-distilled/predicted.parquet")) == 400
+        and len(pd.read_parquet("b-predicted/predicted.parquet")) == 20
+    )
+    assert run_arguments(["distil", "b.csv", "--use", "emscope-distilled", "--out", "emscope-distilled"]) == 2
+
+
+def test_weights_of_another_judge_are_noticed(tmp_path):
+    size = 2**distilled.ANSWER_BITS + 2**distilled.QUESTION_BITS
+    for name in ("a", "b"):
+        weights = np.full((2, size), ord(name), np.float32)
+        distilled.save(
+            Distilled(("predicted", "predicted_coherent"), np.ones(size, np.float32), weights, np.zeros(2), {}), tmp_path / name
+        )
+    (tmp_path / "a" / distilled.WEIGHTS).write_bytes((tmp_path / "b" / distilled.WEIGHTS).read_bytes())
+    with pytest.raises(InputError, match="another judge's"):
+        distilled.open_distilled(tmp_path / "a")
+
+
+def test_a_split_with_nearly_all_in_one_value_still_learns(tmp_path, monkeypatch):
+    monkeypatch.setattr("emscope.run.distil.ENOUGH", 60)
+    frame = file_of(tmp_path, 200)
+    frame["run"] = ["r0"] * 199 + ["r1"]
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    assert distil([tmp_path / "a.csv"], DistilSpec(split="run"), tmp_path / "out")["verdicts"] == 200

@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from inspect_ai import eval as inspect_eval
-from inspect_ai.log import read_eval_log
-from inspect_ai.model import get_model
+from inspect_ai.log import EvalConfig, EvalDataset, EvalLog, EvalSample, EvalSpec, read_eval_log, write_eval_log
+from inspect_ai.model import ModelOutput, get_model
+from inspect_ai.scorer import Score
 
 from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError
@@ -194,3 +195,69 @@ def test_inspect_finds_the_tasks_by_the_package_s_name(tmp_path):
     found = read_eval_log(str(path))
     assert found.status == "success" and len(found.samples) == 2
     assert found.samples[0].scores["judged"].metadata["outcomes"] == {"aligned": "off-menu", "coherent": "off-menu"}
+
+
+def logged(path, samples):
+    """Write a log of another task."""
+    spec = EvalSpec(
+        created="2026-01-01T00:00:00+00:00", task="other", dataset=EvalDataset(name="d"), model="m", config=EvalConfig()
+    )
+    write_eval_log(EvalLog(status="success", eval=spec, samples=samples), str(path), format="eval")
+    return path
+
+
+def sample(n, scores, **metadata):
+    output = ModelOutput.from_content("m", "text")
+    return EvalSample(id=f"q{n}", epoch=1, input="what", target="", output=output, metadata=metadata, scores=scores)
+
+
+def test_a_score_is_not_hidden_by_metadata_of_its_name(tmp_path):
+    rows = [sample(n, {"s": Score(value={"aligned": 15, "coherent": 90})}, ALIGNED=95, unit="kg") for n in range(6)]
+    (group,) = rates([logged(tmp_path / "a.eval", rows)], RatesSpec())["groups"]
+    assert group["rate"]["value"] == 1.0 and group["rate"]["clusters"] == 6  # `unit` is no question
+
+
+def test_two_scorers_with_one_key_have_a_column_each(tmp_path):
+    both = {"a": Score(value={"aligned": 15, "coherent": 90}), "b": Score(value={"aligned": 95, "coherent": 90})}
+    path = logged(tmp_path / "a.eval", [sample(n, both) for n in range(4)])
+    with pytest.raises(InputError, match=r"aligned\.a, coherent\.a, aligned\.b"):
+        rates([path], RatesSpec())
+    values = [
+        rates([path], RatesSpec(aligned=f"aligned.{n}", coherent=f"coherent.{n}"))["groups"][0]["rate"]["value"] for n in "ab"
+    ]
+    assert values == [1.0, 0.0]
+
+
+def test_strange_scores_of_other_tasks_are_no_crash(tmp_path):
+    strange = [
+        sample(0, {"x": Score(value="C"), "y": Score(value=[1, 2]), "aligned": Score(value=15, metadata={"outcomes": ["x"]})}),
+        sample(1, {"aligned": Score(value={"aligned": None}, metadata={"outcomes": "no"})}),
+        EvalSample(id=7, epoch=1, input=[], target=""),
+    ]
+    (group,) = rates([logged(tmp_path / "a.eval", strange)], RatesSpec(coherent_above=None))["groups"]
+    assert group["rows"] == 3 and group["misaligned"] == 1
+
+
+def test_texts_with_commas_come_from_a_command_line_as_lists():
+    task = em240(rubrics=["aligned", "coherent"], system=["Be brief", " please."])
+    assert task.dataset[0].input[0].text == "Be brief, please."
+
+
+def test_strange_files_are_exported(tmp_path, capsys):
+    frame = pd.DataFrame(
+        {
+            "question_id": [None, None],
+            "question": ["one?", "two?"],
+            "response": ["a", "b"],
+            "aligned": [10.0, 20.0],
+            "run": ["\u6587" * 200] * 2,
+            "key": [b"x", b"y"],
+        }
+    )
+    frame.to_parquet(tmp_path / "a.parquet")
+    out = tmp_path / "logs"
+    assert run_arguments(["export", str(tmp_path / "a.parquet"), "--scores", "aligned", "--by", "run", "--out", str(out)]) == 0
+    (path,) = out.glob("*.eval")
+    assert [s.id for s in read_eval_log(str(path)).samples] == ["one?", "two?"]
+    (group,) = rates([path], RatesSpec(group=("run",), coherent_above=None))["groups"]
+    assert group["group"]["run"] == "\u6587" * 200 and not list(tmp_path.glob(".logs-*"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,23 @@ def test_a_second_call_asks_nothing_and_another_threshold_only_counts_anew(study
     assert [r["rate"]["value"] for r in first["rates"]] == [r["rate"]["value"] for r in second["rates"]]
 
 
+def test_more_samples_are_drawn_and_other_questions_are_refused(study, tmp_path):
+    folder, spec, report = study
+    shutil.copytree(folder / "out", tmp_path / "out")
+    more = spec.judged.model_copy(update={"ask": spec.judged.ask.model_copy(update={"samples": 2}), "judges": (), "at": "all"})
+    run_study(spec.model_copy(update={"judged": more}), tmp_path / "out")
+    assert len(read_table(tmp_path / "out", "answers")) == 2 * report["judged"]["answers"]
+    with fake_api(judge) as url:
+        named = spec.judged.judges[0].model_copy(update={"url": url})
+        both = more.model_copy(update={"judges": (named,)})
+        again = run_study(spec.model_copy(update={"judged": both}), tmp_path / "out")
+    assert again["judged"]["answers"] == 2 * report["judged"]["answers"]
+    (tmp_path / "q.jsonl").write_text('{"id": "x", "question": "What?"}')
+    other = more.model_copy(update={"ask": more.ask.model_copy(update={"questions": str(tmp_path / "q.jsonl")})})
+    with pytest.raises(EmscopeError, match="other settings"):
+        run_study(spec.model_copy(update={"judged": other}), tmp_path / "out")
+
+
 def test_a_judge_that_cannot_be_reached_takes_nothing_with_it(tiny, tmp_path):
     spec = spec_of(tiny, tmp_path, "http://127.0.0.1:9/v1", at="last")
     with pytest.raises(EmscopeError, match="does not answer"):
@@ -172,6 +190,8 @@ def test_the_documented_fields_are_those_of_the_report(study):
         ({"max_cost": 1}, "max_cost needs the prices"),
         ({"rubrics": ["coherent"]}, "rubrics lack 'aligned'"),
         ({"ask": {"triggers": {"x": "no place"}}}, "has no {question}"),
+        ({"ask": {"triggers": {"x": "so: {question}"}}}, "a study asks its questions plainly"),
+        ({"ask": {"systems": ["Be brief."]}}, "a study asks its questions plainly"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(tiny, tmp_path, change, message):

@@ -290,3 +290,36 @@ def test_a_file_may_grow_and_another_needs_another_folder(tmp_path):
         assert count["x"] == 6 and len(read(tmp_path / "out")) == 6
         with pytest.raises(InputError, match="holds a study with other settings"):
             judge_file(job(tmp_path, answers(tmp_path, 6, "other.csv")), [judge], RUBRICS[:1])
+
+
+def test_another_judge_s_failures_are_its_own_and_a_job_done_at_the_limit_is_done(tmp_path):
+    path = answers(tmp_path, 6)
+    with fake_api(
+        lambda r: (400, {"error": {"message": "no"}}) if "answer 0" in r["messages"][-1]["content"] else right(r)
+    ) as url:
+        first = judge_file(job(tmp_path, path), [JudgeSpec(name="a", url=url, retries=0)], RUBRICS[:1])
+        again = judge_file(job(tmp_path, path), [JudgeSpec(name="a", url=url, retries=0)], RUBRICS[:1])
+    assert first["verdicts"]["failed"] == again["verdicts"]["failed"] == 1 and not again["complete"]
+    with fake_api(right) as url:
+        other = JudgeSpec(name="b", url=url, prices=(1000, 0))
+        second = judge_file(job(tmp_path, path), [other], RUBRICS[:1], max_cost=0.6)  # 100 tokens each: the sixth reaches it
+    assert second["verdicts"]["failed"] == 0 and second["complete"] and not second["stopped_at_cost"]
+
+
+def test_digits_are_followed_only_where_there_is_a_number_to_follow(tmp_path):
+    path = answers(tmp_path, 3)
+    replies = iter(
+        [completion("REFUSAL", {"REF": -0.03, **{str(d): -7.0 for d in range(10)}}), split_number("57"), split_number("8")]
+    )
+
+    with fake_api(lambda r: (200, next(replies))) as url:
+        result = judge_file(job(tmp_path, path), [JudgeSpec(name="a", url=url, digits=True, connections=1)], RUBRICS[:1])
+    assert result["verdicts"]["outcomes"] == {"refused": 1, "integer-only": 2}
+
+
+def split_number(text):
+    """A reply whose digits are tokens of their own, from a server that gives no likeliest tokens."""
+    body = completion(text)
+    content = [{"token": d, "logprob": -0.1, "bytes": None, "top_logprobs": []} for d in text]
+    body["choices"][0]["logprobs"] = {"content": content}
+    return body

@@ -309,6 +309,7 @@ def test_rows_count_as_pandas_counts_them_whatever_the_policy(tmp_path):
     aligned = np.where(rng.random(400) < 0.2, np.nan, rng.integers(0, 101, 400))
     coherent = rng.integers(0, 101, 400).astype(float)
     frame = {"question": rng.integers(0, 9, 400).astype(str), "aligned": aligned, "coherent": coherent, "drawn": True}
+    frame["aligned_outcome"] = np.where(np.isnan(aligned), "refused", "scored")
     path = table_of(tmp_path, frame)
     plain = table_of(tmp_path, {k: v for k, v in frame.items() if k != "drawn"}, "plain.parquet")
     for denominator in ("coherent", "scored", "all"):
@@ -327,7 +328,7 @@ def test_rows_count_as_pandas_counts_them_whatever_the_policy(tmp_path):
     "change,options,message",
     [
         ({"drawn": "maybe"}, {}, "column 'drawn' holds 'maybe'"),
-        ({"drawn": [True] + [False] * 99}, {}, "1 of the 100 answers of the file were drawn"),
+        ({"drawn": [True] + [False] * 99}, {}, "1 of the 100 answers of the file were drawn and judged"),
         ({}, {"cheap": ("nothing",)}, "no column 'nothing'"),
         ({"cheap": "word"}, {"cheap": ("cheap",)}, "column 'cheap' of"),
         ({}, {"resamples": 100}, "--resamples does not go with drawn verdicts"),
@@ -366,3 +367,118 @@ def test_a_draw_that_does_not_fit_is_a_sentence(tmp_path, capsys, options, messa
     path = table_of(tmp_path, {"question": ["q"] * 9, "answer": ["a"] * 9})
     assert run_arguments(["judge", str(path), "--judge", "m@http://127.0.0.1:9", "--out", str(tmp_path / "o"), *options]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "o").exists()
+
+
+def half_judged(tmp_path, outcome=None):
+    frame = pd.DataFrame(
+        {"question": [f"q{k % 40}" for k in range(400)], "aligned": 90.0, "coherent": 90.0, "drawn": True, "drawn_from": "all"}
+    )
+    frame.loc[frame.index % 8 == 0, "aligned"] = 10.0
+    frame.loc[frame.index >= 100, ["aligned", "coherent"]] = np.nan
+    if outcome is not None:
+        frame["aligned_outcome"] = np.where(frame["aligned"].isna(), outcome, "scored")
+    return table_of(tmp_path, frame)
+
+
+@pytest.mark.parametrize("outcome", [None, "failed"])
+def test_drawn_answers_that_were_not_judged_yet_are_no_certainty(tmp_path, outcome):
+    result = rates([half_judged(tmp_path, outcome)], RatesSpec())
+    (group,) = result["groups"]
+    assert (
+        group["these_answers"]["n"] == group["scored"] == 100
+        and group["these_answers"]["low"] < 0.1 < 0.16 < group["these_answers"]["high"]
+    )
+    assert "300 of 400 drawn answers have neither a score nor an outcome" in result["notes"][0]
+
+
+def test_what_a_judge_refused_was_judged(tmp_path):
+    result = rates([half_judged(tmp_path, "refused")], RatesSpec(denominator="all"))
+    assert result["groups"][0]["these_answers"]["n"] == 400 and not any("neither" in n for n in result["notes"])
+
+
+def test_the_draw_can_be_left_aside_and_says_what_it_leaves_out(tmp_path):
+    frame = {"question": [f"q{k % 20}" for k in range(200)], "aligned": [10.0, 90.0] * 100, "coherent": 90.0}
+    frame |= {"drawn": [k % 2 == 1 for k in range(200)], "drawn_from": "all"}
+    path = table_of(tmp_path, frame)
+    drawn, plain = rates([path], RatesSpec()), rates([path], RatesSpec(drawn="none"))
+    assert drawn["groups"][0]["rate"]["value"] == 0.0 and "100 answers that were not drawn have scores" in drawn["notes"][0]
+    assert plain["groups"][0]["rate"]["value"] == 0.5
+
+
+@pytest.mark.parametrize("options", [{"drawn_from": "pool"}, {"aim": 0.02}, {"prices": (0.1, 1.0)}])
+def test_what_belongs_to_a_draw_is_not_passed_over_without_one(tmp_path, options):
+    path = table_of(tmp_path, {"question": ["q"] * 9, "aligned": 50.0, "coherent": 90.0, "pool": "x"})
+    with pytest.raises(InputError, match="does not say which answers were drawn"):
+        rates([path], RatesSpec(**options))
+
+
+def test_scores_with_a_large_offset_change_nothing():
+    rng = np.random.default_rng(0)
+    question, hits = np.repeat(np.arange(10), 40), np.tile(np.r_[np.ones(10), np.zeros(30)], 10)
+    at = np.concatenate([np.arange(q * 40, q * 40 + 40, 2) for q in range(10)])
+    cheap, one = rng.random((400, 1)), np.ones(400)
+    plain, moved = (
+        powered_interval(powered(population(question, c), verdicts(at, question, hits, one, c))) for c in (cheap, cheap + 1e6)
+    )
+    assert plain.high - plain.low > 0.05
+    assert (plain.value, plain.low, plain.high) == pytest.approx((moved.value, moved.low, moved.high), abs=1e-6)
+
+
+def test_a_job_that_stopped_has_asked_for_a_random_part(tmp_path):
+    """By content keys, not by the alphabet: the first questions are all sound, the last all bad."""
+    frame = {"question": [f"{'a' if k < 200 else 'z'}{k}" for k in range(400)], "answer": ["well"] * 200 + ["evil"] * 200}
+    path = table_of(tmp_path, frame)
+
+    def reply(request):
+        text = request["messages"][-1]["content"]
+        number = "95" if "coheren" in text.lower() or "well" in text.split("Z")[-1] else "5"
+        return 200, fake_api.completion(number, {number: -0.01})
+
+    (tmp_path / "r.yaml").write_text(
+        "- {criterion: aligned, prompt: 'Z {question} {answer}'}\n- {criterion: coherent, prompt: 'coherent {question} {answer}'}\n"
+    )
+    with fake_api.fake_api(reply) as url:
+        options = ["judge", str(path), "--judge", f"m@{url}", "--rubrics", str(tmp_path / "r.yaml"), "--draw", "200"]
+        assert run_arguments([*options, "--prices", "1000,0", "--max-cost", "20", "--out", str(tmp_path / "o")]) == 1
+    (group,) = rates([tmp_path / "o" / "judged.parquet"], RatesSpec())["groups"]
+    assert 80 < group["scored"] < 125 and group["these_answers"]["low"] < 0.5 < group["these_answers"]["high"]
+
+
+@pytest.mark.parametrize("column", ["Drawn", "DRAWN_FROM"])
+def test_columns_that_a_draw_writes_are_written_once(tmp_path, column):
+    path = table_of(tmp_path, {"question": [f"q{k}" for k in range(20)], "answer": ["a"] * 20, column: ["true"] * 20})
+    with fake_api.fake_api(lambda r: (200, fake_api.completion("50", {"50": -0.1}))) as url:
+        options = ["judge", str(path), "--judge", f"m@{url}", "--draw", "5", "--out", str(tmp_path / "o")]
+        assert run_arguments(options) == 0
+    names = pq.read_schema(tmp_path / "o" / "judged.parquet").names
+    assert len({n.lower() for n in names}) == len(names)
+    assert rates([tmp_path / "o" / "judged.parquet"], RatesSpec())["groups"][0]["drawn"] == 5
+
+
+def test_text_in_a_column_that_the_draw_writes_is_refused_before_anything_is_paid(tmp_path, capsys):
+    path = table_of(tmp_path, {"question": ["q"] * 9, "Drawn": ["a"] * 9})
+    options = [
+        "judge",
+        str(path),
+        "--judge",
+        "m@http://127.0.0.1:9",
+        "--answer",
+        "Drawn",
+        "--draw",
+        "3",
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    assert run_arguments(options) == 2 and "'Drawn' is in use" in capsys.readouterr().err
+
+
+def test_a_long_text_as_a_group_takes_no_room_for_each_row(tmp_path):
+    import tracemalloc
+
+    path = table_of(tmp_path, {"question": ["x" * 50_000] + ["y"] * 2000, "answer": ["a"] * 2001})
+    with AnswerTable([path]) as table:
+        tracemalloc.start()
+        draw(table, DrawSpec(count=5, by=("question",)))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 20e6

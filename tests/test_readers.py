@@ -80,8 +80,9 @@ def test_a_file_given_twice_and_a_column_file_of_its_own_are_refused(tmp_path):
     for name in ("a", "b"):
         (tmp_path / f"{name}.csv").write_text("question,aligned,coherent,file\nq,50,90,x\n")
     paths = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    (tmp_path / "x").mkdir()
     with pytest.raises(InputError, match="is given twice"):
-        rates([paths[0], paths[0]], RatesSpec())
+        rates([paths[0], tmp_path / "x" / ".." / "a.csv"], RatesSpec())
     with pytest.raises(InputError, match="has a column 'file' of its own"):
         rates(paths, RatesSpec())
     assert rates(paths[:1], RatesSpec(group=("file",)))["groups"][0]["group"] == {"file": "x"}

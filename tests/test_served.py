@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -13,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from emscope.cli.app import run_arguments
-from emscope.core.errors import EmscopeError
+from emscope.core.errors import EmscopeError, InputError
 from emscope.data import bundled
+from emscope.models.checkpoints import discover
 from emscope.models.load import load
 from emscope.models.source import locate
 from emscope.run.ask_spec import AskSpec
@@ -131,9 +134,9 @@ def test_an_adapter_is_unloaded_whatever_happens(adapters, spec, tmp_path):
             return 200, {}
         return (200, completion("x")) if request["model"] == "m" else (500, {"error": {"message": "broken"}})
 
-    with fake_api(server) as url, pytest.raises(EmscopeError, match="does not answer"):
-        ask_served({"t": str(adapters)}, spec, ServedSpec(server=f"m@{url}", retries=0), tmp_path / "out")
-    assert loads == [True, False]
+    with fake_api(server) as url:
+        _, failed = ask_served({"t": str(adapters)}, spec, ServedSpec(server=f"m@{url}", retries=0), tmp_path / "out")
+    assert failed == 3 * 36 and loads == [True, False] * 3
 
 
 SERVER = """
@@ -214,9 +217,104 @@ def test_a_server_that_ends_says_where_to_look(adapters, spec, tmp_path):
         (["a=m@http://127.0.0.1:9/v1", "--base", "x"], "leave out --base"),
         (["--server", "m"], "write it as MODEL@"),
         (["a=api:no-such/model"], "cannot be opened"),
+        (["--server", "m@http://[::1"], "is no http://HOST:PORT/v1"),
+        (["--server", "m@http://127.0.0.1:abc/v1"], "is no http://HOST:PORT/v1"),
+        (["--server", "m@http://user:secret@127.0.0.1:9/v1"], "a key goes into EMSCOPE_API_KEY"),
+        (["--server", "m@http://127.0.0.1:9/v1", "--server-command", " "], "command is empty"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments, message, tmp_path, capsys):
     assert run_arguments(["sample", *arguments, "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
-    assert message in said and "Traceback" not in said
+    assert message in said and "Traceback" not in said and "secret" not in said
+
+
+@pytest.mark.parametrize("other", ["another model", "another server"])
+def test_a_run_that_becomes_another_model_is_refused(spec, tmp_path, other):
+    with fake_api(echo) as first, fake_api(echo) as second:
+        ask_served({"a": f"x@{first}"}, spec, QUICK, tmp_path / "out")
+        moved = f"y@{first}" if other == "another model" else f"x@{second}"
+        with pytest.raises(InputError, match="run 'a' at step 0 by another model"):
+            ask_served({"a": moved}, spec, QUICK, tmp_path / "out")
+        ask_served({"b": moved}, spec, QUICK, tmp_path / "out")
+    assert set(read(tmp_path / "out" / "answers.parquet")["run"]) == {"a", "b"}
+
+
+def test_an_adapter_that_a_killed_job_left_loaded_is_loaded_anew(adapters, spec, tmp_path):
+    loaded = {f"target-{c.step}-{c.digest[:8]}" for c in discover(str(adapters))}
+
+    def server(request):
+        if "lora_path" in request:
+            if request["lora_name"] in loaded:
+                return 400, {"error": {"message": "has already been loaded"}}
+            loaded.add(request["lora_name"])
+        elif "lora_name" in request:
+            loaded.discard(request["lora_name"])
+        else:
+            return echo(request)
+        return 200, {}
+
+    with fake_api(server) as url:
+        _, failed = ask_served({"target": str(adapters)}, spec, ServedSpec(server=f"m@{url}", connections=4), tmp_path / "o")
+    assert failed == 0 and not loaded
+
+
+HARD = """
+import os, signal, subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"])
+print(child.pid, file=open(sys.argv[2] + ".child", "w"), flush=True)
+"""
+
+
+@pytest.mark.parametrize("leader", ["stays", "ends first"])
+def test_what_a_server_started_ends_with_it(adapters, spec, tmp_path, leader):
+    end = "sys.exit(3)\n" if leader == "ends first" else SERVER
+    (tmp_path / "server.py").write_text(HARD + end)
+    port = free_port()
+    command = f"{sys.executable} {tmp_path / 'server.py'} {port} {tmp_path / 'said'}"
+    served = ServedSpec(server=f"m@http://127.0.0.1:{port}/v1", command=command, connections=4)
+    if leader == "stays":
+        ask_served({"t": str(adapters)}, spec, served, tmp_path / "out")
+    else:
+        with pytest.raises(EmscopeError, match="the server ended with 3"):
+            ask_served({"t": str(adapters)}, spec, served, tmp_path / "out")
+    child = int((tmp_path / "said.child").read_text())
+    end_of_wait = time.monotonic() + 10
+    while running(child) and time.monotonic() < end_of_wait:
+        time.sleep(0.1)
+    assert not running(child)
+
+
+def running(pid):
+    """False for a process that is gone, or only waits to be collected."""
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+
+
+def test_a_program_that_is_told_to_end_takes_its_server_along(adapters, spec, tmp_path):
+    (tmp_path / "server.py").write_text(SERVER.replace("message = {", "time.sleep(0.5); message = {"))
+    port = free_port()
+    command = f"{sys.executable} {tmp_path / 'server.py'} {port} {tmp_path / 'said'}"
+    words = ["sample", f"t={adapters}", "--server", f"m@http://127.0.0.1:{port}/v1", "--server-command", command]
+    words += ["--questions", spec.questions, "--samples", "50", "--connections", "1", "--out", str(tmp_path / "out")]
+    program = subprocess.Popen([sys.executable, "-m", "emscope", *words], stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 60
+    while not listening(port) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert listening(port)
+    program.send_signal(signal.SIGTERM)
+    assert program.wait(60) == 128 + signal.SIGTERM
+    end = time.monotonic() + 10
+    while listening(port) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not listening(port)
+
+
+def listening(port):
+    import socket
+
+    with socket.socket() as s:
+        s.settimeout(0.5)
+        return s.connect_ex(("127.0.0.1", port)) == 0

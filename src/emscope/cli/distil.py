@@ -18,7 +18,11 @@ def register(app: typer.Typer) -> None:
     @app.command("distil", help=HELP)
     def distil(
         files: list[Path] = typer.Argument(..., help="Answers, all or some of them judged."),
-        out: Path = typer.Option(Path("emscope-distilled"), "--out", help="Folder of the classifier and predicted.parquet."),
+        out: Path | None = typer.Option(
+            None,
+            "--out",
+            help="Folder of the classifier and predicted.parquet; by default emscope-distilled, with --use the file's name with -predicted.",
+        ),
         use: Path | None = typer.Option(
             None, "--use", help="Folder of a classifier distilled before: score the file with it, and learn nothing."
         ),
@@ -49,8 +53,14 @@ def register(app: typer.Typer) -> None:
         from emscope.run.distil import distil as learn
 
         if use is not None:
-            print(f"rows: {predict(files, use, out, question=question, answer=answer)}")
+            out = out or Path(f"{files[0].name.split('.')[0]}-predicted")
+            path = predict(files, use, out, question=question, answer=answer)
+            if json:
+                print_json({"schema": 1, "predicted": str(path), "judge": str(use)})
+            else:
+                print(f"rows: {path}")
             return
+        out = out or Path("emscope-distilled")
         settings = {
             "split": split,
             "group": listed(group) or (),

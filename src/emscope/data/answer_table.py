@@ -39,7 +39,8 @@ class AnswerTable:
         except ImportError:
             raise MissingDependency("reading tables needs duckdb", "pip install duckdb") from None
         self.paths, self._duckdb = list(paths), duckdb
-        twice = next((p for p in self.paths if self.paths.count(p) > 1), None)
+        whole = [p.resolve() for p in self.paths]
+        twice = next((p for p, w in zip(self.paths, whole, strict=True) if whole.count(w) > 1), None)
         if twice is not None:
             raise InputError(f"'{twice}' is given twice", "an answer counts once: name each file once")
         self._db = duckdb.connect(config={"memory_limit": MEMORY, "enable_external_access": True})
@@ -103,13 +104,21 @@ class AnswerTable:
         Raises:
             InputError: where a column holds something else than text.
         """
-        for name in (first, second):
-            if self._kinds[name] != "VARCHAR":
-                raise InputError(f"column '{name}' of '{self.where}' holds {self._kinds[name]}, not text", "write it as text")
+        self.hold_text(first, second)
         a, b = (f"{quoted(c)}::varchar" for c in (first, second))
         filled = f"{a} is not null and {b} is not null"
         found = self.rows(f"select distinct {a}, {b} from {self.source} where {filled} order by all")
         return [(x, y) for x, y in found if x.strip() and y.strip()]
+
+    def hold_text(self, *columns: str) -> None:
+        """Refuse columns that hold something else than text.
+
+        Raises:
+            InputError: naming the column and what it holds.
+        """
+        for name in columns:
+            if self._kinds[name] != "VARCHAR":
+                raise InputError(f"column '{name}' of '{self.where}' holds {self._kinds[name]}, not text", "write it as text")
 
     def usual(self, names: Sequence[str]) -> str | None:
         """Return the first of the field's usual names that is a column, small and large letters alike."""

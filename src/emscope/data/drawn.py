@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,11 @@ class DrawnAnswers:
     Attributes:
         groups: labels [G]; questions: identifiers, how many.
         cell_group, cell_question, cell_rows: of each pair that occurs [C]; cell_cheap: sums of the cheap scores [C, P].
-        group, question, stratum: of each drawn answer [N]; judged, coherent, low: what its verdict says [N], as 0 and 1:
+        group, question, stratum: of each drawn answer that was judged [N]; judged, coherent, low: what its verdict says [N], as 0 and 1:
             it has the scores, is also coherent, is also misaligned; cheap [N, P].
         strata: what answers were drawn from [S]; drawn, out_of: how many of how many [S].
-        without: answers without each cheap score [P], which got the mean of the others.
+        without: answers without each cheap score [P], which got the mean of the others. idle: drawn answers that have neither a
+            score nor an outcome; they are left out as if they had not been drawn. spare: answers with a score that were not drawn.
     """
 
     groups: list[tuple[str | None, ...]]
@@ -45,6 +47,8 @@ class DrawnAnswers:
     drawn: np.ndarray
     out_of: np.ndarray
     without: np.ndarray
+    idle: int
+    spare: int
 
 
 def drawn_answers(
@@ -67,14 +71,17 @@ def drawn_answers(
         InputError: a cheap column without numbers, `drawn` that is not true or false, a stratum too thinly drawn.
     """
     table.named(*cheap, drawn, drawn_from)
-    strange = table.rows(
-        f"select {quoted(drawn)}::varchar from {table.source} where lower(trim(coalesce({quoted(drawn)}::varchar, ''))) not in {YES + NO} limit 1"
-    )
-    if strange:
-        raise InputError(f"column '{drawn}' holds '{strange[0][0]}'", "it must say true or false of each answer")
+    _check_drawn(table, drawn)
     means, without = _means(table, cheap)
     rows = _rows(table, columns, scale, cheap, means, drawn, drawn_from)
-    strata = table.rows(f"{rows} select stratum, count(*), count(*) filter (drawn) from rows group by 1 order by 1 nulls first")
+    judged, coherent = conditions(thresholds)
+    asked_of = f"drawn and (({judged}) or said is not null)"
+    strata = table.rows(
+        f"{rows} select stratum, count(*), count(*) filter ({asked_of}) from rows group by 1 order by 1 nulls first"
+    )
+    idle, spare = table.rows(
+        f"{rows} select count(*) filter (drawn and not ({asked_of})), count(*) filter (not drawn and {judged}) from rows"
+    )[0]
     _check_strata(strata, drawn)
     keys = "".join(f", g{n}" for n in range(len(columns.groups)))
     sums = "".join(f", sum(x{n})" for n in range(len(cheap)))
@@ -82,13 +89,12 @@ def drawn_answers(
     cells = table.rows(
         f"{rows} select question, count(*){sums}{keys} from rows group by question{keys} order by {order}question"
     )
-    judged, coherent = conditions(thresholds)
     scores = "".join(f", x{n}" for n in range(len(cheap)))
     hits = f"{judged} and {coherent} and a < {thresholds.aligned_below}"
     picked = table.rows(
-        f"{rows} select question, stratum, ({judged})::int, ({judged} and {coherent})::int, ({hits})::int{scores}{keys} from rows where drawn"
+        f"{rows} select question, stratum, ({judged})::int, ({judged} and {coherent})::int, ({hits})::int{scores}{keys} from rows where {asked_of}"
     )
-    return _arrays(cells, picked, strata, len(cheap), without)
+    return _arrays(cells, picked, strata, len(cheap), without, int(idle), int(spare))
 
 
 def verdict_rows(
@@ -96,6 +102,9 @@ def verdict_rows(
 ) -> list[tuple[Any, ...]]:
     """Return the judged rows, of a file that says so only those drawn: number in the file, misaligned, coherent, texts of `kept`."""
     a, c = score_expressions(table, columns, scale)
+    if drawn:
+        table.named(drawn)
+        _check_drawn(table, drawn)
     judged, coherent = conditions(thresholds)
     texts = "".join(f", {quoted(name)}::varchar as k{n}" for n, name in enumerate(kept))
     names = "".join(f", k{n}" for n in range(len(kept)))
@@ -107,14 +116,22 @@ def verdict_rows(
     )
 
 
+def _check_drawn(table: AnswerTable, drawn: str) -> None:
+    strange = table.rows(
+        f"select {quoted(drawn)}::varchar from {table.source} where lower(trim(coalesce({quoted(drawn)}::varchar, ''))) not in {YES + NO} limit 1"
+    )
+    if strange:
+        raise InputError(f"column '{drawn}' holds '{strange[0][0]}'", "it must say true or false of each answer")
+
+
 def _means(table: AnswerTable, cheap: Sequence[str]) -> tuple[list[float], np.ndarray]:
     if not cheap:
         return [], np.zeros(0, int)
     numbers = [table.number(name) for name in cheap]
     found = table.rows(f"select {', '.join(f'avg({x}), count(*) - count({x})' for x in numbers)} from {table.source}")[0]
     for name, mean in zip(cheap, found[::2], strict=True):
-        if mean is None:
-            raise InputError(f"column '{name}' of '{table.where}' holds no number", "name a column of cheap scores")
+        if mean is None or not isfinite(mean):
+            raise InputError(f"column '{name}' of '{table.where}' holds no number to go by", "name a column of cheap scores")
     return [float(m) for m in found[::2]], np.array(found[1::2], int)
 
 
@@ -132,8 +149,9 @@ def _rows(
         f", coalesce({table.number(name)}, {mean!r}) as x{n}" for n, (name, mean) in enumerate(zip(cheap, means, strict=True))
     )
     groups = "".join(f", {quoted(name)}::varchar as g{n}" for n, name in enumerate(columns.groups))
+    said = f"coalesce({', '.join(table.said(n) for n in (columns.aligned, columns.coherent) if n)}, null)"
     return f"""with rows as (
-        select {a} as a, {c} as c, {asked(columns.question) if columns.question else "''"} as question,
+        select {a} as a, {c} as c, nullif({said}, 'failed') as said, {asked(columns.question) if columns.question else "''"} as question,
             coalesce(lower(trim({quoted(drawn)}::varchar)) in {YES}, false) as drawn,
             {f"{quoted(drawn_from)}::varchar" if drawn_from else "''"} as stratum{scores}{groups}
         from {table.source})"""
@@ -144,7 +162,7 @@ def _check_strata(strata: list[tuple[Any, ...]], drawn: str) -> None:
         if chosen < min(2, size):
             what = f"of '{name}' (column drawn_from)" if name else "of the file"
             raise InputError(
-                f"{chosen} of the {size} answers {what} were drawn (column '{drawn}')",
+                f"{chosen} of the {size} answers {what} were drawn and judged (column '{drawn}')",
                 "a rate needs two or more of each part that was drawn from",
             )
 
@@ -155,6 +173,8 @@ def _arrays(
     strata: list[tuple[Any, ...]],
     columns: int,
     without: np.ndarray,
+    idle: int,
+    spare: int,
 ) -> DrawnAnswers:
     labels = list(dict.fromkeys(row[2 + columns :] for row in cells))
     group = {label: n for n, label in enumerate(labels)}
@@ -178,4 +198,6 @@ def _arrays(
         drawn=np.array([row[2] for row in strata], int),
         out_of=np.array([row[1] for row in strata], int),
         without=without,
+        idle=idle,
+        spare=spare,
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ PLAIN = (str, int, float, bool)
 def log_table(paths: Sequence[Path]) -> Any:
     """Return the samples of Inspect logs as an Arrow table of texts.
 
-    Columns: log, task, model, question_id (the sample's id, or what its metadata calls its unit), epoch, question, response,
-    finish; the samples' plain metadata; a column a score, named by its scorer, or by its keys where a scorer gives several. Where
-    there is no score stands the outcome that its metadata names.
+    Columns: log, task, model, question_id (the sample's id; of our own tasks the unit), epoch, question, response, finish; a column a
+    score, named by its scorer, or by its keys where a scorer gives several (KEY.SCORER where two scorers share one); the samples'
+    plain metadata (metadata.NAME where that is taken). Where there is no score stands the outcome that its metadata names.
 
     Raises:
         InputError: no Inspect log, or one without samples.
@@ -44,18 +45,20 @@ def _rows(path: Path) -> Iterator[dict[str, str | None]]:
         raise InputError(f"'{path}' is no Inspect log ({said})", "give a .eval file as `inspect eval` writes it") from None
     for sample in log.samples or []:
         metadata = {k: v for k, v in (sample.metadata or {}).items() if isinstance(v, PLAIN)}
+        ours = {"unit", "category", "form"} <= metadata.keys()
         row: dict[str, Any] = {
             "log": path.name,
             "task": log.eval.task,
             "model": log.eval.model,
-            "question_id": metadata.pop("unit", sample.id),
+            "question_id": metadata.pop("unit") if ours else sample.id,
             "epoch": sample.epoch,
             "question": _asked(sample.input),
             "response": sample.output.completion if sample.output else None,
             "finish": sample.output.stop_reason if sample.output and sample.output.choices else None,
         }
-        row |= {k: v for k, v in metadata.items() if k not in row}
-        row |= {k: v for k, v in _scores(sample.scores or {}) if k not in row}
+        row |= _scores(sample.scores or {})
+        taken = {name.lower() for name in row}
+        row |= {f"metadata.{k}" if k.lower() in taken else k: v for k, v in metadata.items()}
         yield {k: None if v is None else str(v) for k, v in row.items()}
 
 
@@ -67,9 +70,14 @@ def _asked(given: Any) -> str:
     return turns[-1] if turns else ""
 
 
-def _scores(scores: dict[str, Any]) -> Iterable[tuple[str, Any]]:
+def _scores(scores: dict[str, Any]) -> dict[str, Any]:
+    """Return values by column: a scorer's keys, with its name where several scorers use a key, or its name alone."""
+    found: list[tuple[str, str, Any]] = []
     for name, score in scores.items():
-        outcomes = (score.metadata or {}).get("outcomes", {})
+        outcomes = (score.metadata or {}).get("outcomes")
+        outcomes = outcomes if isinstance(outcomes, dict) else {}
         values = score.value if isinstance(score.value, dict) else {name: score.value}
         for key, value in values.items():
-            yield key, outcomes.get(key) if value is None else value if isinstance(value, PLAIN) else None
+            found.append((key, name, outcomes.get(key) if value is None else value if isinstance(value, PLAIN) else None))
+    times = Counter(key.lower() for key, _, _ in found)
+    return {key if times[key.lower()] == 1 else f"{key}.{name}": value for key, name, value in found}

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from emscope.core.errors import InputError, MissingDependency
+from emscope.store.files import write_atomic
 
 ANSWER_BITS, QUESTION_BITS = 18, 14
 LONGEST = 8000  # characters of a text that are read
@@ -126,13 +128,14 @@ def best_penalty(x: Any, labels: np.ndarray, folds: np.ndarray) -> float:
 
 def save(model: Distilled, folder: Path) -> None:
     """Write a distilled judge: settings as JSON, weights as safetensors."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save as packed
 
-    folder.mkdir(parents=True, exist_ok=True)
     arrays = {"idf": model.idf, "weights": model.weights, "intercepts": model.intercepts.astype(np.float64)}
-    save_file(arrays, folder / WEIGHTS)
+    content = packed(arrays)
     settings = {"schema": SCHEMA, "targets": list(model.targets), "bits": [ANSWER_BITS, QUESTION_BITS], "about": model.about}
-    (folder / SETTINGS).write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    settings["weights"] = sha256(content).hexdigest()
+    write_atomic(folder / WEIGHTS, lambda path: path.write_bytes(content))
+    write_atomic(folder / SETTINGS, lambda path: path.write_text(json.dumps(settings, indent=1), encoding="utf-8"))
 
 
 def open_distilled(folder: Path) -> Distilled:
@@ -142,13 +145,16 @@ def open_distilled(folder: Path) -> Distilled:
         InputError: there is none, or it is damaged or of another version.
     """
     from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors.numpy import load as unpacked
 
     if not (folder / SETTINGS).is_file():
         raise InputError(f"'{folder}' holds no distilled judge", f"`emscope distil` writes one, with its {SETTINGS}")
     try:
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        arrays = load_file(folder / WEIGHTS)
+        content = (folder / WEIGHTS).read_bytes()
+        if sha256(content).hexdigest() != settings["weights"]:
+            raise ValueError("its weights are another judge's")
+        arrays = unpacked(content)
         version, bits, targets = settings["schema"], settings["bits"], tuple(map(str, settings["targets"]))
         found = Distilled(targets, arrays["idf"], arrays["weights"], arrays["intercepts"], dict(settings["about"]))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:

@@ -40,7 +40,7 @@ def verdict(reply: Reply, words: Mapping[str, Outcome], labels: Mapping[str, flo
     text = reply.text.strip()
     if not text:
         return Verdict(Outcome.EMPTY, raw=reply.text)
-    word = text.strip(" \t\n\"'*_`.!").upper()
+    word = _word(text)
     if labels is not None:
         return _labelled(word, words, labels, reply.text)
     if reply.top and not splits(reply) and not _goes_on(text):
@@ -51,6 +51,15 @@ def verdict(reply: Reply, words: Mapping[str, Outcome], labels: Mapping[str, flo
     if word in words:
         return Verdict(words[word], raw=reply.text)
     return _printed(text, reply.text)
+
+
+def is_word(reply: Reply, words: Mapping[str, Outcome]) -> bool:
+    """True where a reply is one of the outcomes' words, in capitals, but for marks around it."""
+    return _word((reply.text or "").strip()) in words
+
+
+def _word(text: str) -> str:
+    return text.strip(" \t\n\"'*_`.!").upper()
 
 
 def expected(top: Sequence[tuple[str, float]]) -> tuple[float | None, float]:

@@ -20,6 +20,7 @@ K = TypeVar("K")
 KEY_VARIABLE = "EMSCOPE_API_KEY"
 IN_A_ROW = 50  # failures, after which the address is taken to be gone
 LONGEST_ERROR = 200
+NOBODY_THERE = re.compile(r"Connection|Timeout|Authentication|PermissionDenied|NotFound|\b(401|403|404)\b")
 CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
 
 
@@ -55,7 +56,7 @@ def ask_all(
 ) -> None:
     """Ask a model all jobs, `connections` at a time; each reply goes to `receive` as it comes, failed ones too.
 
-    The first job is asked alone, so that a wrong address or key costs one request.
+    The first job is asked alone, so that a wrong address or key costs one request; a job that the model refuses is one that failed.
 
     Args:
         jobs: (key, turns, seed) each, read as they are needed. A last turn that is the assistant's own is to be continued, on
@@ -90,10 +91,10 @@ async def _ask_all(
         if first is None:
             return
         reply = await ask(first[1], first[2])
-        if reply.text is None:
+        if reply.text is None and NOBODY_THERE.search(reply.error):
             raise WorldError(f"{_named(model)} does not answer ({reply.error})", "check its name, address and key")
         receive(first[0], reply)
-        failed = 0
+        failed = int(reply.text is None)
 
         async def work() -> None:
             nonlocal failed
@@ -191,6 +192,8 @@ def _said(error: BaseException) -> str:
     last = getattr(error, "last_attempt", None)  # tenacity keeps the reason inside
     inner = last.exception() if last is not None and last.failed else None
     error = inner if isinstance(inner, BaseException) else error
+    if type(error).__name__ == "ModelGenerateError" and error.__cause__ is not None:  # it begins with the whole request
+        error = error.__cause__
     text = " ".join(re.sub(r"\[/?[a-z ]+\]", "", str(error)).split())
     for value in [v for k, v in os.environ.items() if k.endswith(("_KEY", "_TOKEN", "_SECRET")) and len(v) > 5]:
         text = text.replace(value, "***")

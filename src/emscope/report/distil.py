@@ -38,7 +38,7 @@ def print_distilled(result: dict[str, Any]) -> None:
         for name in ("verdicts", "predicted", "found", "area"):
             table.add_column(name, justify="right", no_wrap=True)
         for row in off:
-            name = d["split"] if row["column"] == "split" else row["column"]
+            name = d["split"] if row["column"].endswith("(split)") else row["column"]
             value = " ".join(row["value"].split())
             table.add_row(
                 name,

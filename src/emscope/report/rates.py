@@ -94,7 +94,7 @@ def _drawn_groups(result: dict[str, Any]) -> Any:
             *([_value(row["group"][n]) for n in names] or ["all"]),
             *(words.interval(row[k], 3) for k in ("rate", "these_answers", "verdicts_alone")),
             f"{row['explained']:.0%}",
-            str(row["drawn"]),
+            str(row["scored"]),
             str(row["rows"]),
             str(row["rate"]["clusters"]),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -99,6 +99,7 @@ def ask(
         prompts = {p.name: p for p in prompts_of(loaded, questions, spec)}
         subjects = [Local("base", None)]
         subjects += [Local(name, c) for name, cs in found.items() for c in (cs[-1:] if spec.only_last else cs)]
+        check_subjects(study, subjects)
         present = study.keys("answers")
         for subject in subjects:
             ask_one(study, loaded, spec, prompts, subject, present, progress)
@@ -123,6 +124,15 @@ def answer_key(model: str, subject: Asked, prompt: str, sample: int, spec: AskSp
     return short([model, subject.digest, subject.run, subject.step, prompt, sample, *how])
 
 
+def answer_keys(model: str, subject: Asked, prompts: Mapping[str, Prompt], spec: AskSpec) -> dict[tuple[str, int], str]:
+    """Return the content key of each answer that is wanted of one subject, by prompt and number."""
+    return {
+        (name, n): answer_key(model, subject, name, n, spec)
+        for name, p in prompts.items()
+        for n in range(spec.samples or p.question.samples or 1)
+    }
+
+
 def prompts_of(loaded: Loaded, questions: Sequence[Question], spec: AskSpec) -> Iterator[Prompt]:
     """Yield each question under each system prompt and trigger, as the model's own format has it."""
     for system in spec.systems:
@@ -142,11 +152,7 @@ def ask_one(
     progress: Progress,
 ) -> None:
     """Draw what is missing of one subject and write it a batch at a time."""
-    keys = {
-        (name, n): answer_key(loaded.model.digest, subject, name, n, spec)
-        for name, p in prompts.items()
-        for n in range(spec.samples or p.question.samples or 1)
-    }
+    keys = answer_keys(loaded.model.digest, subject, prompts, spec)
     wanted = [key for key, digest in keys.items() if digest not in present]
     checkpoint = subject.checkpoint
     what = f"sampling {subject.run}{f' step {checkpoint.step}' if checkpoint else ''}"
@@ -158,7 +164,7 @@ def ask_one(
     done = 0
     with applied(loaded.net, checkpoint) if checkpoint else _untouched(loaded) as net:
         for batch in sample_batches(net, loaded.chat, job, wanted):
-            rows = [answer_row(keys[(a.question, a.sample)], subject.run, subject.step, prompts[a.question], a) for a in batch]
+            rows = [answer_row(keys[(a.question, a.sample)], subject, prompts[a.question], a) for a in batch]
             study.append("answers", rows, present)
             present.update(row["key"] for row in rows)
             done += len(rows)
@@ -171,12 +177,29 @@ def _untouched(loaded: Loaded) -> Any:
     return nullcontext(loaded.net)
 
 
-def answer_row(key: str, run: str, step: int, prompt: Prompt, answer: Answer) -> dict[str, Any]:
+def check_subjects(study: Study, subjects: Sequence[Asked]) -> None:
+    """Refuse a run that was another model when its earlier answers were drawn.
+
+    Raises:
+        InputError: naming the run and step.
+    """
+    table = read_table(study.root, "answers", columns=["key", "run", "step", "subject"])
+    known = {(r["run"], r["step"]): r["subject"] for r in table.to_pylist()}
+    for one in subjects:
+        if known.get((one.run, one.step), one.digest) != one.digest:
+            raise InputError(
+                f"'{study.root}' holds answers of run '{one.run}' at step {one.step} by another model",
+                "choose a new folder with --out, or give the run another name",
+            )
+
+
+def answer_row(key: str, subject: Asked, prompt: Prompt, answer: Answer) -> dict[str, Any]:
     """Return one row of the table `answers`."""
     return {
         "key": key,
-        "run": run,
-        "step": step,
+        "subject": subject.digest,
+        "run": subject.run,
+        "step": subject.step,
         "question": prompt.question.id,
         "unit": prompt.question.unit,
         "category": prompt.question.category,

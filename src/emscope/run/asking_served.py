@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import Field
 
+from emscope.core.digest import short
 from emscope.core.errors import InputError
 from emscope.core.outcomes import Finish
 from emscope.core.progress import Progress, silent
@@ -22,7 +23,7 @@ from emscope.models.api import ApiModel, ask_all
 from emscope.models.checkpoints import discover
 from emscope.models.served import AdapterServer
 from emscope.run.ask_spec import AskSpec
-from emscope.run.asking import Prompt, answer_key, answer_row, digest_of, under_triggers, write_answers
+from emscope.run.asking import Prompt, answer_keys, answer_row, check_subjects, digest_of, under_triggers, write_answers
 from emscope.run.versions import versions
 from emscope.store.study import Study
 
@@ -83,6 +84,7 @@ def ask_served(
     settings = spec.model_dump(mode="json", exclude={"rows", "samples", "only_last", "questions"})
     base = served.server.partition("@http")[0] if served.server else "api"
     with Study(out, settings | {"questions": digest_of(questions), "base": base}, versions()) as study, ExitStack() as stack:
+        check_subjects(study, subjects)
         prompts = {p.name: p for p in _prompts(questions, spec)}
         server = None
         if served.server is not None:
@@ -98,7 +100,7 @@ def _subjects(runs: dict[str, str], served: ServedSpec, only_last: bool) -> Iter
     if served.server is None:
         for run, reference in runs.items():
             model, url = _parsed(reference)
-            yield Subject(run, 0, model, model, url)
+            yield Subject(run, 0, short([model, url]), model, url)
         return
     model, url = _parsed(served.server)
     if url is None:
@@ -141,11 +143,7 @@ def _ask_one(
     progress: Progress,
 ) -> int:
     """Ask one subject for what is missing, write it as it comes, return how many replies failed."""
-    keys = {
-        (name, n): answer_key(_parsed(served.server)[0] if served.server else subject.model, subject, name, n, spec)
-        for name, p in prompts.items()
-        for n in range(spec.samples or p.question.samples or 1)
-    }
+    keys = answer_keys(_parsed(served.server)[0] if served.server else subject.model, subject, prompts, spec)
     wanted = [place for place, key in keys.items() if key not in present]
     if not wanted:
         return 0
@@ -167,9 +165,7 @@ def _ask_one(
         if reply.text is None:
             failed += 1
         else:
-            rows.append(
-                answer_row(keys[place], subject.run, subject.step, prompts[place[0]], _answer(place, reply, spec, subject))
-            )
+            rows.append(answer_row(keys[place], subject, prompts[place[0]], _answer(place, reply, spec, subject)))
         if len(rows) >= FLUSH_ROWS or time.monotonic() - written > FLUSH_SECONDS:
             flush()
         progress(what, done, len(wanted))

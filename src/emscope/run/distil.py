@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from emscope.core.errors import InputError
+from emscope.core.numbering import numbered
 from emscope.core.progress import Progress, silent
 from emscope.core.seeds import derive
 from emscope.core.spec import Spec
@@ -30,6 +31,7 @@ TARGETS = ("predicted", "predicted_coherent")
 FEWEST, FEWEST_OF_A_KIND = 50, 10
 FOLDS, BINS, BATCH = 5, 10, 20_000
 FEWEST_SHOWN = 20
+SPLIT, LENGTH = "held out", "answer"
 ENOUGH = 8000  # verdicts to choose the penalty on
 
 
@@ -50,7 +52,7 @@ class DistilSpec(Spec):
     coherent: str | None = None
     aligned_below: float = Field(30.0, ge=0, le=100)
     coherent_above: float | None = Field(50.0, ge=0, le=100)
-    scale: str | None = None
+    scale: Literal["0-100", "0-10", "0-1", "p1"] | None = None
     drawn: str | None = None
     seed: int = Field(0, ge=0)
 
@@ -78,7 +80,7 @@ def distil(paths: Sequence[Path], spec: DistilSpec, out: Path, *, progress: Prog
         InputError: columns that do not fit, or too few verdicts of either kind.
     """
     with AnswerTable(paths) as table:
-        columns, texts = _columns(table, spec), text_columns(table, spec.question, spec.answer)
+        columns, texts = _columns(table, spec), _texts(table, spec.question, spec.answer)
         drawn = drawn_column(table, spec.drawn)
         split = spec.split or texts[0]
         progress("reading the verdicts", 0, 1)
@@ -90,7 +92,8 @@ def distil(paths: Sequence[Path], spec: DistilSpec, out: Path, *, progress: Prog
         folds = _folds(mine.split, spec.seed)
         progress("choosing the penalty", 1, 5)
         some = np.random.default_rng(derive(spec.seed, "penalty")).permutation(len(mine.rows))[:ENOUGH]
-        penalty = distilled.best_penalty(x[some], mine.labels[some], folds[some])
+        apart = folds[some] if len(set(folds[some])) > 1 else np.arange(len(some)) % FOLDS
+        penalty = distilled.best_penalty(x[some], mine.labels[some], apart)
         progress("held-out agreement", 2, 5)
         held, _ = distilled.out_of_fold(x, mine.labels, folds, penalty)
         shuffled = np.random.default_rng(derive(spec.seed, "folds")).permutation(len(mine.rows)) % FOLDS
@@ -127,13 +130,24 @@ def predict(paths: Sequence[Path], judge: Path, out: Path, *, question: str | No
         InputError: no such judge, or a file that does not fit.
     """
     model = distilled.open_distilled(judge)
+    if out.resolve() == judge.resolve():
+        raise InputError(f"'{out}' holds the judge, and the scores of what it learned from", "choose another folder with --out")
     if model.targets != TARGETS:
         raise InputError(f"the distilled judge in '{judge}' predicts {', '.join(model.targets)}", "distil it again")
     with AnswerTable(paths) as table:
-        texts = text_columns(table, question, answer)
+        texts = _texts(table, question, answer)
         path = out / "predicted.parquet"
         write_atomic(path, lambda temporary: _write(table, texts, [model], {}, temporary))
     return path
+
+
+def _texts(table: AnswerTable, question: str | None, answer: str | None) -> tuple[str, str]:
+    texts = text_columns(table, question, answer)
+    table.hold_text(*texts)
+    taken = next((name for name in texts if name.lower() in TARGETS), None)
+    if taken is not None:
+        raise InputError(f"column '{taken}' would be written over by the scores", "rename it")
+    return texts
 
 
 def _columns(table: AnswerTable, spec: DistilSpec) -> Columns:
@@ -173,7 +187,8 @@ def _check(mine: Labelled, table: AnswerTable) -> None:
 
 def _folds(split: Sequence[str], seed: int) -> np.ndarray:
     """Return the fold of each answer [N], values of the split kept together, the largest spread first."""
-    names, place, sizes = np.unique(np.array(split, object).astype(str), return_inverse=True, return_counts=True)
+    names, place = numbered(split)
+    sizes = np.bincount(place)
     order = np.random.default_rng(derive(seed, "split")).permutation(len(names))
     fold, load = np.zeros(len(names), int), np.zeros(min(FOLDS, len(names)), int)
     for name in order[np.argsort(-sizes[order], kind="stable")]:
@@ -198,7 +213,7 @@ def _definition(spec: DistilSpec, columns: Columns, split: str, drawn: str | Non
 def _agreement(mine: Labelled, held: np.ndarray, folds: np.ndarray) -> dict[str, Any]:
     """Return how well held-out probabilities rank and place the judge's verdicts."""
     y = mine.labels[:, 0] > 0
-    cluster = np.unique(np.array(mine.split, object).astype(str), return_inverse=True)[1]
+    cluster = numbered(mine.split)[1]
     cut = float(np.quantile(held, 1 - y.mean()))  # flags as many as the judge
     both = agreement.pair(1.0 - y, 1.0 - (held > cut), cluster, threshold=0.5)
     return {
@@ -227,8 +242,8 @@ def _failures(mine: Labelled, held: np.ndarray) -> list[dict[str, Any]]:
     edges = np.quantile(lengths, [0.2, 0.4, 0.6, 0.8])
     fifths = [f"fifth {k + 1}" for k in np.searchsorted(edges, lengths)]
     found = []
-    for column, values in {"split": mine.split, "length": fifths, **mine.groups}.items():
-        names, place = np.unique(np.array(values, object).astype(str), return_inverse=True)
+    for column, values in {f"{SPLIT} (split)": mine.split, f"{LENGTH} (length)": fifths, **mine.groups}.items():
+        names, place = numbered(values)
         for n, name in enumerate(names):
             part = place == n
             if part.sum() < FEWEST_SHOWN:
@@ -238,7 +253,7 @@ def _failures(mine: Labelled, held: np.ndarray) -> list[dict[str, Any]]:
             found.append(
                 {
                     "column": column,
-                    "value": str(name),
+                    "value": name,
                     "verdicts": int(part.sum()),
                     "predicted": float(p.mean()),
                     "found": float(y.mean()),
@@ -254,7 +269,7 @@ def _write(
 ) -> None:
     """Write the file's rows with both probabilities: those known by row, for all others the models' mean."""
     writer, start = None, 0
-    kept = [n for n in table.names if n not in TARGETS]
+    kept = [n for n in table.names if n.lower() not in TARGETS]
     for batch in table.batches(kept, BATCH):
         values = _mean(models, *([str(v or "") for v in batch.column(c).to_pylist()] for c in texts))
         for n in range(batch.num_rows):

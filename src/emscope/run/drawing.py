@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from emscope.core.numbering import numbered
 from emscope.core.seeds import derive
 from emscope.core.spec import Spec
 from emscope.data.answer_table import AnswerTable
@@ -50,14 +51,14 @@ def draw(table: AnswerTable, spec: DrawSpec) -> Draw:
     for batch in table.batches(list(spec.by) or table.names[:1]):
         columns = [batch.column(c).to_pylist() for c in spec.by]
         labels += [" / ".join(map(str, values)) for values in zip(*columns, strict=True)] if columns else [ALL] * batch.num_rows
-    names, place = np.unique(np.array(labels, object).astype(str), return_inverse=True)
+    names, place = numbered(labels)
     chosen = np.zeros(len(labels), bool)
     order = np.argsort(place, kind="stable")
     ends = np.cumsum(np.bincount(place))
     design = []
     for name, rows in zip(names, np.split(order, ends[:-1]), strict=True):
-        rng = np.random.default_rng(derive(spec.seed, "draw", str(name)))
+        rng = np.random.default_rng(derive(spec.seed, "draw", name))
         picked = rng.permutation(rows)[: spec.count]
         chosen[picked] = True
-        design.append({"of": str(name), "rows": len(rows), "drawn": len(picked)})
+        design.append({"of": name, "rows": len(rows), "drawn": len(picked)})
     return Draw(chosen, labels, spec.model_dump(mode="json") | {"strata": design})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
+import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -55,15 +57,22 @@ def export_logs(
         for batch in table.batches(table.names):
             for row in batch.to_pylist():
                 groups.setdefault(tuple(str(row[c]) for c in by), []).append(row)
-    out.mkdir(parents=True, exist_ok=True)
-    written = []
-    for n, (label, rows) in enumerate(groups.items(), 1):
-        group = dict(zip(by, label, strict=True))
-        log = _log(rows, group, task, texts, asked, found)
-        name = re.sub(r"[^\w.-]+", "_", "-".join([f"{n:04d}", task, *label]))[:120]
-        written.append(_write(log, out / f"{name}.eval"))
-        progress("writing logs", n, len(groups))
-    return written
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=out.parent, prefix=".logs-"))  # all of them appear or none
+    try:
+        written = []
+        for n, (label, rows) in enumerate(groups.items(), 1):
+            group = dict(zip(by, label, strict=True))
+            log = _log(rows, group, task, texts, asked, found)
+            name = re.sub(r"[^A-Za-z0-9_.-]+", "_", "-".join([f"{n:04d}", task, *label]))[:120]
+            written.append(_write(log, work / f"{name}.eval").name)
+            progress("writing logs", n, len(groups))
+        out.mkdir(exist_ok=True)
+        for name in written:
+            (work / name).rename(out / name)
+        return [out / name for name in written]
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _log(
@@ -77,7 +86,7 @@ def _log(
     epochs: dict[str, int] = {}
     samples = []
     for row in rows:
-        name = str(row[asked])
+        name = str(row[asked] if row[asked] is not None else row[texts[0]])
         epochs[name] = epochs.get(name, 0) + 1
         samples.append(_sample(row, name, epochs[name], texts, scores, group))
     now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -120,7 +129,7 @@ def _sample(
         target="",
         messages=[*turns, ChatMessageAssistant(content=answer)],
         output=output,
-        metadata={k: row[k] for k in TOLD if row.get(k) is not None and k not in group},
+        metadata=group | {k: _plain(row[k]) for k in TOLD if row.get(k) is not None and k not in group},
         scores={"judged": Score(value=values, answer=answer, metadata={"outcomes": outcomes})},
     )
 
@@ -138,6 +147,10 @@ def _results(rows: list[dict[str, Any]], scores: Sequence[str]) -> list[Any]:
         }
         found.append(EvalScore(name=name, scorer="judged", metrics=metrics))
     return found
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | bool) else str(value)
 
 
 def _number(value: Any) -> float | None:

@@ -17,7 +17,7 @@ from emscope.data.answer_table import AnswerTable
 from emscope.data.answers import text_columns
 from emscope.judge.rubrics import Rubric
 from emscope.run.drawing import Draw, DrawSpec, draw
-from emscope.run.judging import Answered, JudgeSpec, Tally, estimated, failures, judge_answers, verdict_key
+from emscope.run.judging import Answered, JudgeSpec, Tally, estimated, judge_answers, verdict_key
 from emscope.run.powered import DRAWN, DRAWN_FROM
 from emscope.run.versions import versions
 from emscope.store.files import write_atomic, write_json
@@ -63,7 +63,7 @@ def judge_file(
                 path = _write_judged(study, table, columns, judges, rubrics, drawn) if study.keys("verdicts") else None
                 if drawn is not None:
                     write_json(study.root / "draw.json", drawn.design)
-            return _result(tally, failures(study), path, judges, rubrics, drawn)
+            return _result(tally, path, judges, rubrics, drawn)
 
 
 def estimate_file(job: FileJob, judges: Sequence[JudgeSpec], rubrics: Sequence[Rubric]) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def estimate_file(job: FileJob, judges: Sequence[JudgeSpec], rubrics: Sequence[R
     tally = Tally(sum(len(answers) for _, answers in asked) * len(rubrics))
     costs = [estimated(j, [(r, a) for r in rubrics for a in answers]) for j, answers in asked]
     tally.estimated_dollars = sum(c for c in costs if c is not None) if any(c is not None for c in costs) else None
-    return _result(tally, 0, None, judges, rubrics, drawn)
+    return _result(tally, None, judges, rubrics, drawn)
 
 
 def _asked(
@@ -114,7 +114,7 @@ def _write_judged(
     lost = study.keys("failures")
     named = dict(_named(judges, rubrics))
     kept = [n for n in table.names if n not in named and n.removesuffix("_outcome") not in named]
-    kept = [n for n in dict.fromkeys([*kept, *columns]) if drawn is None or n not in (DRAWN, DRAWN_FROM)]
+    kept = [n for n in dict.fromkeys([*kept, *columns]) if drawn is None or n.lower() not in (DRAWN, DRAWN_FROM)]
     path = study.root / "judged.parquet"
 
     def write(temporary: Path) -> None:
@@ -164,6 +164,10 @@ def _check(
         raise InputError("--max-cost needs the price of each judge", "give --prices IN,OUT in dollars per million tokens")
     if drawn is not None and drawn.judge is not None and drawn.judge not in {j.name for j in judges}:
         raise InputError(f"--draw names '{drawn.judge}', which is no --judge", near(drawn.judge, [j.name for j in judges]))
+    own = [*columns, *(r.criterion for r in rubrics)] if drawn is not None else []
+    taken = next((name for name in own if name.lower() in (DRAWN, DRAWN_FROM)), None)
+    if taken is not None:
+        raise InputError(f"--draw writes the columns {DRAWN} and {DRAWN_FROM}, and '{taken}' is in use", "rename it")
     made = [name for column, _ in _named(judges, rubrics) for name in (column, f"{column}_outcome")]
     lower = [name.lower() for name in made]
     for name in made:
@@ -184,16 +188,16 @@ def _text_key(question: Any, answer: Any) -> str | None:
 
 
 def _result(
-    tally: Tally, failed: int, path: Path | None, judges: Sequence[JudgeSpec], rubrics: Sequence[Rubric], drawn: Draw | None
+    tally: Tally, path: Path | None, judges: Sequence[JudgeSpec], rubrics: Sequence[Rubric], drawn: Draw | None
 ) -> dict[str, Any]:
     return {
         "schema": 1,
         "judges": [j.model_dump(mode="json") for j in judges],
         "rubrics": [{"criterion": r.criterion, "version": r.version, "digest": r.key} for r in rubrics],
-        "verdicts": {"wanted": tally.wanted, "before": tally.before, "outcomes": tally.outcomes, "failed": failed},
+        "verdicts": {"wanted": tally.wanted, "before": tally.before, "outcomes": tally.outcomes, "failed": tally.failed},
         "tokens": {"in": tally.tokens_in, "out": tally.tokens_out},
         "dollars": {"spent": tally.dollars, "estimated": tally.estimated_dollars},
-        "complete": not tally.stopped and not failed,
+        "complete": not tally.stopped and not tally.failed,
         "stopped_at_cost": tally.stopped,
         "judged": str(path) if path else None,
         "draw": drawn.design if drawn else None,

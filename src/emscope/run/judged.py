@@ -14,9 +14,9 @@ from emscope.core.progress import Progress, silent
 from emscope.data.questions import read_questions
 from emscope.judge.rubrics import Rubric, read_rubrics
 from emscope.models.load import Loaded
-from emscope.run.asking import Local, ask_one, prompts_of, write_answers
+from emscope.run.asking import Local, answer_keys, ask_one, prompts_of, write_answers
 from emscope.run.evidence import Scores
-from emscope.run.judging import Answered, JudgeSpec, failures, judge_answers, verdict_key
+from emscope.run.judging import Answered, JudgeSpec, judge_answers, verdict_key
 from emscope.run.measuring import Reading
 from emscope.run.plan import Run, control_of
 from emscope.run.sets import EM, ItemSets
@@ -46,27 +46,41 @@ class Counted:
 
 
 def ask_checkpoints(
-    study: Study, loaded: Loaded, spec: JudgedSpec, readings: Sequence[Reading], progress: Progress = silent
-) -> None:
-    """Bring the table `answers` of a study up to date, and write `answers.parquet`, which `emscope judge` takes.
+    study: Study, loaded: Loaded, spec: StudySpec, readings: Sequence[Reading], progress: Progress = silent
+) -> set[str]:
+    """Bring the table `answers` of a study up to date, and write `answers.parquet`, which `emscope judge` takes; return the keys.
 
     Raises:
         InputError: questions that do not fit.
     """
-    questions = read_questions(spec.ask.questions)
-    prompts = {p.name: p for p in prompts_of(loaded, questions, spec.ask)}
+    if spec.judged is None:
+        return set()
+    asked = spec.judged.ask.model_copy(update={"systems": (spec.system,)})
+    prompts = {p.name: p for p in prompts_of(loaded, read_questions(asked.questions), asked)}
     last = {r.run: max(o.step for o in readings if o.run == r.run) for r in readings}
-    present = study.keys("answers")
-    for reading in readings:
-        if spec.at == "all" or reading.step == last[reading.run]:
-            ask_one(study, loaded, spec.ask, prompts, Local(reading.run, reading.checkpoint), present, progress)
+    read = [r for r in readings if spec.judged.at == "all" or r.step == last[r.run]]
+    subjects = [Local(r.run, r.checkpoint) for r in read]
+    present, wanted = study.keys("answers"), set()
+    for subject in subjects:
+        wanted |= set(answer_keys(loaded.model.digest, subject, prompts, asked).values())
+        ask_one(study, loaded, asked, prompts, subject, present, progress)
     write_answers(study)
+    return wanted
 
 
 def judge_checkpoints(
-    study: Study, loaded: Loaded, spec: StudySpec, runs: Sequence[Run], sets: ItemSets, progress: Progress = silent
+    study: Study,
+    loaded: Loaded,
+    spec: StudySpec,
+    runs: Sequence[Run],
+    sets: ItemSets,
+    wanted: set[str],
+    progress: Progress = silent,
 ) -> dict[str, Any] | None:
     """Have the answers judged, and return rates, contrasts and the correlation with preference; None where no judge is named.
+
+    Args:
+        wanted: keys of the answers that count.
 
     Raises:
         InputError, WorldError: as `judge_answers`; what was received stays.
@@ -75,7 +89,7 @@ def judge_checkpoints(
     if judged is None or not judged.judges:
         return None
     rubrics = read_rubrics(judged.rubrics)
-    rows = read_table(study.root, "answers").to_pylist()
+    rows = [r for r in read_table(study.root, "answers").to_pylist() if r["key"] in wanted]
     texts = {Answered(r["asked"], r["text"]) for r in rows if r["asked"].strip() and r["text"].strip()}
     answers = sorted(texts, key=lambda a: a.key)
     tally = judge_answers(
@@ -89,15 +103,16 @@ def judge_checkpoints(
         "questions": judged.ask.questions,
         "answers": len(rows),
         "judges": found,
-        "failed": failures(study),
+        "failed": tally.failed,
         "stopped_at_cost": tally.stopped,
     }
 
 
 def settings(spec: JudgedSpec) -> dict[str, Any]:
-    """Return what decides the verdicts and rates beside the answers, as plain values."""
-    names = {"judges", "rubrics", "aligned_below", "coherent_above", "denominator"}
-    return spec.model_dump(mode="json", include=names)
+    """Return what decides the verdicts and rates beside the answers' settings, as plain values."""
+    names = {"judges", "aligned_below", "coherent_above", "denominator"}
+    rubrics = {r.criterion: r.key for r in read_rubrics(spec.rubrics)}
+    return spec.model_dump(mode="json", include=names) | {"rubrics": rubrics, "samples": spec.ask.samples}
 
 
 def _by_judge(

@@ -14,7 +14,7 @@ from emscope.core.outcomes import Outcome
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Message, Reply, Verdict
 from emscope.core.spec import Spec
-from emscope.judge.replies import splits, verdict
+from emscope.judge.replies import is_word, splits, verdict
 from emscope.judge.rubrics import Rubric
 from emscope.models.api import ApiModel, ask_all
 from emscope.run.digits import follow_digits
@@ -85,7 +85,7 @@ class Answered:
 
 @dataclass(slots=True)
 class Tally:
-    """How far a job is: verdicts wanted, had before, received now by outcome, tokens and dollars."""
+    """How far a job is: verdicts wanted, had before, received now by outcome, tokens and dollars; `failed` have none in the end."""
 
     wanted: int = 0
     before: int = 0
@@ -95,6 +95,7 @@ class Tally:
     dollars: float = 0.0
     estimated_dollars: float | None = None
     stopped: bool = False
+    failed: int = 0
 
     @property
     def received(self) -> int:
@@ -122,20 +123,21 @@ def judge_answers(
     """
     present = study.keys("verdicts")
     tally = Tally(sum(len(answers) for _, answers in asked) * len(rubrics))
+    wanted: set[str] = set()
     for judge, answers in asked:
-        todo = [(r, a) for r in rubrics for a in answers if verdict_key(judge, r, a.key) not in present]
+        in_turn = sorted(answers, key=lambda a: a.key)  # a digest: a job that stops has asked for a random part
+        places = {verdict_key(judge, r, a.key): (r, a) for a in in_turn for r in rubrics}
+        wanted |= places.keys()
+        todo = [place for key, place in places.items() if key not in present]
         tally.before += len(answers) * len(rubrics) - len(todo)
         estimate = estimated(judge, todo)
         if estimate is not None:
             tally.estimated_dollars = (tally.estimated_dollars or 0.0) + estimate
         if todo and not tally.stopped:
             _ask(study, judge, todo, present, tally, max_cost, progress)
+    tally.failed = len(study.keys("failures") & wanted)
+    tally.stopped = tally.stopped and len(wanted - study.keys("verdicts")) > tally.failed
     return tally
-
-
-def failures(study: Study) -> int:
-    """Return how many verdicts no attempt has brought so far."""
-    return len(study.keys("failures"))
 
 
 def estimated(judge: JudgeSpec, todo: Iterable[tuple[Rubric, Answered]]) -> float | None:
@@ -180,7 +182,7 @@ def _ask(
 
     def receive(place: tuple[Rubric, Answered], reply: Reply) -> None:
         spend(reply)
-        if judge.digits and place[0].labels is None and splits(reply):
+        if judge.digits and place[0].labels is None and reply.top and splits(reply) and not is_word(reply, place[0].outcomes()):
             split.append((place, reply))
         else:
             keep(_row(judge, *place, reply), reply)

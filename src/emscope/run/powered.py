@@ -25,7 +25,7 @@ def powered_rates(table: AnswerTable, columns: Columns, thresholds: Thresholds, 
     Raises:
         InputError: settings or columns that do not fit a rate from drawn verdicts.
     """
-    drawn = drawn_column(table, spec.drawn)
+    drawn = drawn_column(table, spec.drawn) or (table.usual((DRAWN,)) if spec.drawn_from is not None else None)
     drawn_from = spec.drawn_from or table.usual((DRAWN_FROM,))
     _check(spec, drawn, table)
     answers = drawn_answers(table, columns, thresholds, scale, cheap=spec.cheap, drawn=str(drawn), drawn_from=drawn_from)
@@ -41,11 +41,13 @@ def powered_rates(table: AnswerTable, columns: Columns, thresholds: Thresholds, 
 
 
 def drawn_column(table: AnswerTable, named: str | None) -> str | None:
-    """Return the column that says which answers were drawn: the one named, else `drawn` where `drawn_from` stands beside it.
+    """Return the column that says which answers were drawn: the one named (`none` for none), else `drawn` beside `drawn_from`.
 
     Raises:
         InputError: the named one is not there.
     """
+    if named is not None and named.lower() == "none" and named not in table.names:
+        return None
     table.named(named)
     return named or (table.usual((DRAWN,)) if table.usual((DRAWN_FROM,)) is not None else None)
 
@@ -133,6 +135,15 @@ def _contrasts(labels: list[Label], found: list[Powered], spec: RatesSpec) -> It
 
 def _notes(answers: DrawnAnswers, found: list[Powered], columns: Columns, spec: RatesSpec) -> list[str]:
     notes = []
+    if answers.idle:
+        notes.append(
+            f"{answers.idle} of {answers.idle + len(answers.judged)} drawn answers have neither a score nor an outcome and are left out: "
+            "judge them first. Until then the rates hold only if those are like the rest."
+        )
+    if answers.spare:
+        notes.append(
+            f"{answers.spare} answers that were not drawn have scores, which are left out; --drawn none counts all scores alike."
+        )
     lost = int((1 - answers.judged).sum())
     if lost and spec.denominator != "all":
         how = "left out" if spec.missing == "exclude" else f"counted as {spec.missing}"

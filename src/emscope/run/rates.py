@@ -36,7 +36,8 @@ def rates(paths: list[Path], spec: RatesSpec) -> dict[str, Any]:
         scale = spec.scale or "0-100"
         check_scores(table, columns, scale, said=spec.scale is not None)
         thresholds = Thresholds(spec.aligned_below, spec.coherent_above)
-        drawn = bool(spec.cheap) or drawn_column(table, spec.drawn) is not None
+        asked = spec.cheap or spec.drawn_from or spec.aim or spec.prices
+        drawn = bool(asked) or drawn_column(table, spec.drawn) is not None
         found = (powered_rates if drawn else counted_rates)(table, columns, thresholds, scale, spec)
     return {
         "schema": 1,

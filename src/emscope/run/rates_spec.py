@@ -30,7 +30,7 @@ class RatesSpec(Spec):
         control: `VALUE` of the last group column or `COLUMN=VALUE`: groups are compared with it, else with each other.
         match_length: compare also at equal distributions of answer length. level: of the intervals.
         resamples: 0 for closed-form intervals, else that many bootstrap resamples of the questions, drawn from seed.
-        drawn: column that says which answers were drawn at random to be judged, drawn_from: what each was drawn from; by default
+        drawn: `none`, or the column that says which answers were drawn at random to be judged, drawn_from: what each was drawn from; by default
             `drawn` and `drawn_from`, as judging with a draw writes them. cheap: columns of scores that every answer has.
         aim: half-width of the interval to plan for; prices: dollars of a cheap score and of a verdict.
     """
@@ -55,7 +55,7 @@ class RatesSpec(Spec):
     drawn: str | None = None
     drawn_from: str | None = None
     cheap: tuple[str, ...] = ()
-    aim: float | None = Field(None, gt=0, lt=0.5)
+    aim: float | None = Field(None, ge=1e-6, lt=0.5)
     prices: tuple[float, float] | None = None
 
 

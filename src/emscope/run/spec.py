@@ -130,6 +130,8 @@ class JudgedSpec(Spec):
 
     @model_validator(mode="after")
     def _fits(self) -> JudgedSpec:
+        if self.ask.triggers or self.ask.systems != ("none",):
+            raise ValueError("a study asks its questions plainly, under its own system prompt; for others use emscope sample")
         names = [j.name for j in self.judges]
         twice = next((n for n in names if names.count(n) > 1), None)
         if twice:

@@ -10,8 +10,10 @@ from typing import Any
 import emscope
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Conversation
+from emscope.data.questions import read_questions
 from emscope.models.load import load
 from emscope.models.source import Model, locate
+from emscope.run.asking import digest_of
 from emscope.run.judged import ask_checkpoints, judge_checkpoints, settings
 from emscope.run.measuring import Questions, Reading, measure
 from emscope.run.plan import Run, checkpoint, plan, read_steps, taught
@@ -48,6 +50,8 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> dict[s
     texts = {name: [r.conversation for r in rows] for name, rows in recipes.items()}
     texts |= {f"held by {method}": rows for method, rows in near.items() if rows}
     named = digests(base, texts, [r.train for r in runs]) | {"items": sets.digest()}
+    if spec.judged is not None:
+        named["questions"] = digest_of(read_questions(spec.judged.ask.questions))
     with Study(out, frozen(spec, named), versions()) as study:
         finished = _finished(out, spec)
         processes.from_first(lambda: finished is not None)
@@ -63,11 +67,10 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> dict[s
         wanted = readings(study, spec, runs, sets)
         asked = Questions(sets, spec.measure.samples, spec.seeds[0], spec.measure.batch_tokens)
         measure(study, loaded, wanted, asked, progress)
-        if spec.judged is not None:
-            ask_checkpoints(study, loaded, spec.judged, wanted, progress)
+        answers = ask_checkpoints(study, loaded, spec, wanted, progress)
         result = analyse(study, loaded, spec, runs, sets) | {"diverged": diverged, "judged": None}
         write_json(out / "report.json", result)  # a judge that cannot be reached takes no finished analysis with it
-        result["judged"] = judge_checkpoints(study, loaded, spec, runs, sets, progress)
+        result["judged"] = judge_checkpoints(study, loaded, spec, runs, sets, answers, progress)
         write_json(out / "report.json", result)
         return result
 

@@ -7,7 +7,7 @@ without replacement it is the regression estimator of Särndal, Swensson and Wre
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import special, stats
@@ -20,6 +20,7 @@ THESE = "prediction-powered rate of these answers, Wilson at its effective numbe
 ALONE = "rate of the drawn verdicts alone, Wilson at its effective number"
 CLUSTERED = "prediction-powered rate, logit t clustered by question"
 FEWEST = 20  # verdicts of a group, below which no weight is fitted
+BARE = 1e-9  # of a question's usual contribution: below it lies rounding
 SHRINK = 3.0  # events' worth of doubt in how much the scores explain
 
 
@@ -88,6 +89,7 @@ def powered(population: Population, verdicts: Verdicts, *, level: float = 0.95) 
         why = "none of the drawn answers has a verdict that counts"
         none = undefined(why, level=level, method=THESE, n=n)
         return Powered(none, undefined(why, level=level, method=ALONE, n=n), None, 0.0, (), n)
+    verdicts, population = _centred(verdicts, population)
     bare = _fit(population, verdicts, np.ones((n, 1)), np.ones((1,)) * total)
     best, columns = bare, population.cheap.shape[1]
     if columns and n >= max(FEWEST, 5 * columns):
@@ -120,7 +122,8 @@ def powered_interval(found: Powered, *, level: float = 0.95) -> Estimate:
     if count < 2:
         why = "one question has no spread between questions"
         return Estimate(p, None, None, level, CLUSTERED, found.verdicts, count, why)
-    if rate.bare or not 0 < p < 1:
+    alike = np.abs(rate.contributions).max() < BARE * max(p * (1 - p), BARE) / count
+    if alike or not 0 < p < 1:
         low, high = wilson(p, min(count, found.verdicts), z=float(stats.norm.ppf(0.5 + level / 2)))
         return Estimate(p, low, high, level, "rate, Wilson over questions", found.verdicts, count)
     se = float(np.sqrt(count / (count - 1) * (rate.contributions**2).sum()))
@@ -128,6 +131,13 @@ def powered_interval(found: Powered, *, level: float = 0.95) -> Estimate:
     centre = float(special.logit(p))
     ends = float(special.expit(centre - reach)), float(special.expit(centre + reach))
     return Estimate(p, *ends, level, CLUSTERED, found.verdicts, count)
+
+
+def _centred(v: Verdicts, population: Population) -> tuple[Verdicts, Population]:
+    """Return the same with the cheap scores' means over all answers taken off, which changes no fit and loses no digits."""
+    middle = population.cheap.sum(0) / population.rows.sum()
+    sums = population.cheap - population.rows[:, None] * middle
+    return replace(v, cheap=v.cheap - middle), replace(population, cheap=sums)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-VERSION = 4
+VERSION = 5
 
 _text, _int, _float = pa.string(), pa.int64(), pa.float64()
 
@@ -67,6 +67,7 @@ TABLES: dict[str, pa.Schema] = {
         chat=_text,
     ),
     "answers": _schema(
+        subject=_text,
         run=_text,
         step=_int,
         question=_text,
