@@ -112,6 +112,9 @@ def _finished(out: Path, spec: StudySpec) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     same = isinstance(report, dict) and report.get("schema") == SCHEMA and report["versions"]["emscope"] == emscope.__version__
+    if same and spec.judged is not None:
+        before = report["spec"].get("judged") or {}
+        same = before.get("ask", {}).get("samples") == spec.judged.ask.samples
     if same and spec.judged is not None and spec.judged.judges:
         judged = report.get("judged") or {}
         same = judged.get("definition") == settings(spec.judged) and not judged["failed"] and not judged["stopped_at_cost"]
