@@ -169,7 +169,7 @@ def test_the_tables_are_those_listed():
 
     text = read(DOCS / "concepts.md")
     for name, schema in TABLES.items():
-        row = re.search(rf"^\| `{name}` \| (`(?:run|response)`.*)\|$", text, re.M)
+        row = re.search(rf"^\| `{name}` \| (`(?:run|response|subject)`.*)\|$", text, re.M)
         assert row, name
         columns = re.findall(r"`(\w+)`", re.sub(r"\(.*?\)", "", row.group(1)))
         assert ["key", *columns] == schema.names, name
