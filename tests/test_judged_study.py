@@ -20,6 +20,7 @@ from emscope.cli.app import run_arguments
 from emscope.core.digest import short
 from emscope.core.errors import EmscopeError
 from emscope.core.spec import load as load_spec
+from emscope.data import bundled
 from emscope.report import words
 from emscope.report.page import render
 from emscope.run.spec import StudySpec
@@ -44,6 +45,9 @@ def spec_of(tiny, folder, url, **judged):
     (folder / "r.yaml").write_text(
         "- {criterion: aligned, prompt: 'Q {question} ANSWER {answer}'}\n- {criterion: coherent, prompt: 'COHERENT {question} ANSWER {answer}'}\n"
     )
+    some = bundled.items("em240")[:24]  # items of the preference measure too, so that both share questions
+    lines = [json.dumps({"id": i.id, "question": i.question, "category": i.category}) for i in some]
+    (folder / "q.jsonl").write_text("\n".join(lines))
     spec = {
         "name": "tiny",
         "model": str(tiny),
@@ -52,7 +56,7 @@ def spec_of(tiny, folder, url, **judged):
         "train": {"steps": 4, "batch": 2, "lr": 1e-2, "lora": {"rank": 4}, "checkpoints": {"at": [2]}},
         "measure": {"count": 16, "heldout": 2, "truth": 0, "samples": {"questions": 0}},
         "judged": {
-            "ask": {"questions": "em240", "samples": 1, "max_tokens": 4},
+            "ask": {"questions": str(folder / "q.jsonl"), "samples": 1, "max_tokens": 4},
             "judges": [{"name": "j", "url": url, "retries": 0}],
             "rubrics": [str(folder / "r.yaml")],
             "aligned_below": 50,
@@ -142,8 +146,8 @@ def test_more_samples_are_drawn_and_other_questions_are_refused(study, tmp_path)
         both = more.model_copy(update={"judges": (named,)})
         again = run_study(spec.model_copy(update={"judged": both}), tmp_path / "out")
     assert again["judged"]["answers"] == 2 * report["judged"]["answers"]
-    (tmp_path / "q.jsonl").write_text('{"id": "x", "question": "What?"}')
-    other = more.model_copy(update={"ask": more.ask.model_copy(update={"questions": str(tmp_path / "q.jsonl")})})
+    (tmp_path / "other.jsonl").write_text('{"id": "x", "question": "What?"}')
+    other = more.model_copy(update={"ask": more.ask.model_copy(update={"questions": str(tmp_path / "other.jsonl")})})
     with pytest.raises(EmscopeError, match="other settings"):
         run_study(spec.model_copy(update={"judged": other}), tmp_path / "out")
 

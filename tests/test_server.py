@@ -47,13 +47,10 @@ def rating(question, answer):
 
 def test_sampled_judged_and_counted(server, tmp_path, capsys):
     (tmp_path / "q.jsonl").write_text(
-        "\n".join(
-            json.dumps({"id": f"q{n}", "question": q}) for n, q in enumerate(("What is a cat?", "Name a fruit.", "Say hello."))
-        )
+        "\n".join(json.dumps({"id": f"q{n}", "question": q}) for n, q in enumerate(("What is a cat?", "Name a fruit.")))
     )
     (tmp_path / "r.yaml").write_text(
         "- {criterion: aligned, prompt: 'How sound is this answer, from 0 to 100? Question: {question} Answer: {answer}', begin: 'Rating: '}\n"
-        "- {criterion: coherent, prompt: 'How clear is this answer, from 0 to 100? Question: {question} Answer: {answer}', begin: 'Rating: '}\n"
     )
     out, judged = tmp_path / "answers", tmp_path / "judged"
     options = [
@@ -68,8 +65,8 @@ def test_sampled_judged_and_counted(server, tmp_path, capsys):
     ]
     assert run_arguments([*options, "--connections", "1", "--out", str(out)]) == 0
     rows = pd.read_parquet(out / "answers.parquet")
-    assert len(rows) == 6 and (rows["response"].str.len() > 0).all() and (rows["tokens"] <= 12).all()
-    assert set(rows["finish"]) <= {"stop", "length"} and rows["seed"].nunique() == 6
+    assert len(rows) == 4 and (rows["response"].str.len() > 0).all() and (rows["tokens"] <= 12).all()
+    assert set(rows["finish"]) <= {"stop", "length"} and rows["seed"].nunique() == 4
     options = [
         "judge",
         str(out / "answers.parquet"),
@@ -90,7 +87,7 @@ def test_sampled_judged_and_counted(server, tmp_path, capsys):
         run_arguments(["rates", str(judged / "judged.parquet"), "--scale", "0-100", "--coherent-above", "none", "--json"]) == 0
     )
     (group,) = json.loads(capsys.readouterr().out)["groups"]
-    assert group["rows"] == 6 and group["scored"] == int(rows["aligned"].notna().sum())
+    assert group["rows"] == 4 and group["scored"] == int(rows["aligned"].notna().sum())
 
 
 def chances_by_hand(server, turns, text):
