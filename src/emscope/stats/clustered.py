@@ -20,6 +20,7 @@ RESAMPLED = "rate, percentile bootstrap over questions"
 DIFFERENCE = "difference of rates, t clustered by question"
 RESAMPLED_DIFFERENCE = "difference of rates, percentile bootstrap over questions"
 FEW_QUESTIONS = 24
+MOST_KEPT = 4000  # groups whose resampled rates are kept, 16 kB each at 2,000 resamples
 MOST_WEIGHTS = 50_000_000  # resamples x questions: their weights stay below 200 MB
 
 COVERAGE = {  # of 95 % intervals by number of questions, over the rates .02 to .5: (least, most) of ours, of the bootstrap
@@ -182,6 +183,7 @@ class Resamples:
     def __init__(self, count: int, seed: int = 0) -> None:
         self.count, self.seed = count, seed
         self._drawn: dict[bytes, np.ndarray] = {}
+        self._known: dict[tuple[int, bytes], tuple[Rate, np.ndarray]] = {}
 
     def values(self, found: Rate, questions: np.ndarray | None = None) -> np.ndarray:
         """Return the rate in each resample [R]; NaN where a resample drew no answers.
@@ -190,6 +192,14 @@ class Resamples:
             questions: the identifiers drawn from, ascending; those of the rate itself by default.
         """
         names = found.questions if questions is None else questions
+        key = id(found), names.tobytes()
+        if key not in self._known:  # a group stands in many contrasts
+            if len(self._known) >= MOST_KEPT:
+                self._known.clear()
+            self._known[key] = found, self._values(found, names)
+        return self._known[key][1]
+
+    def _values(self, found: Rate, names: np.ndarray) -> np.ndarray:
         place = np.searchsorted(names, found.questions)
         top, bottom = np.zeros(len(names)), np.zeros(len(names))
         top[place] = found.hits / found.out_of if found.macro else found.hits
@@ -224,9 +234,9 @@ class Resamples:
         """Return how often each question is drawn in each resample [R, Q]."""
         key = questions.tobytes()
         if key not in self._drawn:
-            if len(self._drawn) > 3:  # the sets in use at one time are few; kept draws are large
-                self._drawn.pop(next(iter(self._drawn)))
             count = len(questions)
+            while self._drawn and sum(w.size for w in self._drawn.values()) + self.count * count > MOST_WEIGHTS:
+                self._drawn.pop(next(iter(self._drawn)))  # the oldest: draws are large
             draw = np.random.default_rng(self.seed).multinomial(count, np.full(count, 1 / count), size=self.count)
             self._drawn[key] = draw.astype(np.float32)
         return self._drawn[key]
