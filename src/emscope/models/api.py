@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from emscope.core.errors import EmscopeError, InputError, MissingDependency, WorldError
@@ -156,16 +156,22 @@ async def _ask(opened: Any, messages: Sequence[Message], config: Any) -> Reply:
         out = await opened.generate([kinds[m.role](content=m.content) for m in messages], config=config)
     except Exception as error:  # whatever it is, it is this one reply that failed
         return Reply(None, error=_said(error))
+    reply = reply_of(out)
+    if reply.text and messages[-1].role == "assistant":
+        return replace(reply, text=reply.text.removeprefix(messages[-1].content))  # some servers give it back, too
+    return reply
+
+
+def reply_of(out: Any) -> Reply:
+    """Return what Inspect's model output says; a reply without choices is empty."""
     usage = (out.usage.input_tokens, out.usage.output_tokens) if out.usage else (0, 0)
     if not out.choices:
         return Reply("", finish="empty", tokens_in=usage[0], tokens_out=usage[1])
     choice = out.choices[0]
     content = choice.logprobs.content if choice.logprobs else []
     top = tuple((t.token, float(t.logprob)) for t in (content[0].top_logprobs or [])) if content else ()
-    text = choice.message.text
-    if messages[-1].role == "assistant":
-        text = text.removeprefix(messages[-1].content)  # some servers give it back, too
-    return Reply(text, tuple(c.token for c in content), top, str(choice.stop_reason), usage[0], usage[1], out.error or "")
+    tokens = tuple(c.token for c in content)
+    return Reply(choice.message.text, tokens, top, str(choice.stop_reason), usage[0], usage[1], out.error or "")
 
 
 def _not_opened(model: ApiModel, error: Exception) -> EmscopeError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -162,19 +163,13 @@ def ask_one(
         {n: p.ids for n, p in prompts.items()}, spec.max_tokens, derive(spec.seed, subject.digest), spec.temperature, spec.rows
     )
     done = 0
-    with applied(loaded.net, checkpoint) if checkpoint else _untouched(loaded) as net:
+    with applied(loaded.net, checkpoint) if checkpoint else nullcontext(loaded.net) as net:
         for batch in sample_batches(net, loaded.chat, job, wanted):
             rows = [answer_row(keys[(a.question, a.sample)], subject, prompts[a.question], a) for a in batch]
             study.append("answers", rows, present)
             present.update(row["key"] for row in rows)
             done += len(rows)
             progress(what, done, len(wanted))
-
-
-def _untouched(loaded: Loaded) -> Any:
-    from contextlib import nullcontext
-
-    return nullcontext(loaded.net)
 
 
 def check_subjects(study: Study, subjects: Sequence[Asked]) -> None:
