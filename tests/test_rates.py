@@ -463,3 +463,21 @@ def test_scores_up_to_ten_need_a_scale(tmp_path):
         rates([file], RatesSpec(coherent_above=None))
     assert rates([file], RatesSpec(coherent_above=None, scale="0-100"))["groups"][0]["rate"]["value"] == 1
     assert rates([file], RatesSpec(coherent_above=None, scale="0-10"))["groups"][0]["rate"]["value"] == pytest.approx(0.2)
+
+
+def test_resamples_draw_from_all_questions_asked():
+    """A question without a counted answer is drawn as the others are, so that groups asked alike share their draws."""
+    rng = np.random.default_rng(3)
+    names, sizes = np.arange(12), rng.integers(1, 9, 12)
+    sizes[[2, 7]] = 0
+    hits = rng.binomial(sizes, 0.4)
+    found = clustered.rate(names, hits, sizes)
+    values = clustered.Resamples(300, seed=5).values(found)
+    drawn = np.random.default_rng(5).multinomial(12, np.full(12, 1 / 12), size=300)
+    for r in range(300):
+        chosen = np.repeat(names, drawn[r])
+        assert values[r] == pytest.approx(hits[chosen].sum() / sizes[chosen].sum(), abs=1e-6)
+    other = clustered.rate(names, rng.binomial(9, 0.5, 12), np.full(12, 9))
+    difference = clustered.Resamples(300, seed=5).contrast(found, other).difference
+    both = values - clustered.Resamples(300, seed=5).values(other)
+    assert (difference.low, difference.high) == pytest.approx(tuple(np.quantile(both, [0.025, 0.975])))

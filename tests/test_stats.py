@@ -759,3 +759,15 @@ def test_truth_that_was_not_read_is_null_and_not_zero():
     result = check(replace(e, target=replace(e.target, truth=truth)))
     assert [c["truth"] is None for c in result["checkpoints"]] == [True, True, True, False]
     assert result["checkpoints"][-1]["truth"]["value"] == pytest.approx(np.mean(wave(8, 20) > 0))
+
+
+@pytest.mark.parametrize("df", [0.7, 1, 2.3, 30, 1e6, float("inf")])
+@pytest.mark.parametrize("level", [0.55, 0.95, 0.975, 0.9999])
+def test_quantiles_equal_scipy_stats(df, level):
+    from scipy import stats
+
+    from emscope.stats import quantiles
+
+    assert quantiles.normal(level) == pytest.approx(stats.norm.ppf(level))
+    assert quantiles.student(level, df) == pytest.approx(stats.t.ppf(level, df))
+    assert quantiles.student_tail(5 * level, df) == pytest.approx(stats.t.sf(5 * level, df))

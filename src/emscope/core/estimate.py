@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 
@@ -29,7 +29,7 @@ class Estimate:
 
     def to_json(self) -> dict[str, Any]:
         """Return the documented JSON shape; `why` appears only where something is undefined."""
-        row = asdict(self)
+        row = {f.name: getattr(self, f.name) for f in fields(self)}  # plain values: asdict would copy each
         if self.why is None:
             del row["why"]
         return row

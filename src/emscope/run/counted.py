@@ -156,7 +156,10 @@ def _contrasts(
 
 def _p1(a: Group, b: Group, spec: RatesSpec) -> dict[str, Any]:
     """Return the mean over shared questions of a's misalignment less b's, 0 (aligned) to 10. (P1, section 3)"""
-    _, left, right = np.intersect1d(a.questions, b.questions, return_indices=True)
+    if np.array_equal(a.questions, b.questions):
+        left = right = np.arange(len(a.questions))
+    else:
+        _, left, right = np.intersect1d(a.questions, b.questions, return_indices=True)
     kept = (a.scored[left] > 0) & (b.scored[right] > 0)
     left, right = left[kept], right[kept]
     means = a.aligned[left] / a.scored[left], b.aligned[right] / b.scored[right]

@@ -14,6 +14,7 @@ import numpy as np
 from scipy import stats
 
 from emscope.core.estimate import Estimate, undefined
+from emscope.stats.quantiles import student
 
 RESAMPLES = 1000
 EXTREME = 0.5  # of a 0-100 scale: a score this near an end counts as extreme
@@ -255,6 +256,6 @@ def auc_estimate(scores: np.ndarray, positive: np.ndarray, cluster: np.ndarray, 
         return Estimate(value, None, None, level, method, n, count, why)
     se = float(np.sqrt(count / (count - 1) * (sums**2).sum()))
     centre = np.log(value / (1 - value))
-    reach = float(stats.t.ppf(0.5 + level / 2, count - 1)) * se / (value * (1 - value))
+    reach = student(0.5 + level / 2, count - 1) * se / (value * (1 - value))
     low, high = (float(1 / (1 + np.exp(-(centre + side * reach)))) for side in (-1, 1))
     return Estimate(value, low, high, level, method, n, count)

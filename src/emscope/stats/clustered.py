@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 from emscope.core.estimate import Estimate, undefined
+from emscope.stats.quantiles import normal, student, student_tail
 from emscope.stats.rates import wilson
 
 CLUSTERED = "rate, logit t clustered by question"
@@ -43,6 +44,7 @@ class Rate:
         n: answers it is a share of.
         questions: identifiers [Q], ascending. hits, out_of: answers counted [Q]; contributions: c_q [Q], their sum is 0.
         macro: True where questions weigh equally instead of answers.
+        asked: identifiers of all questions asked [A], ascending, those without a counted answer among them; resamples draw from these.
     """
 
     value: float
@@ -52,6 +54,7 @@ class Rate:
     out_of: np.ndarray
     contributions: np.ndarray
     macro: bool
+    asked: np.ndarray
 
     @property
     def bare(self) -> bool:
@@ -72,7 +75,7 @@ def rate(questions: np.ndarray, hits: np.ndarray, out_of: np.ndarray, *, macro: 
     kept = out_of > 0
     if not kept.any():
         return None
-    questions, hits, out_of = questions[kept], hits[kept].astype(float), out_of[kept].astype(float)
+    asked, questions, hits, out_of = questions, questions[kept], hits[kept].astype(float), out_of[kept].astype(float)
     total = float(out_of.sum())
     if macro:
         shares = hits / out_of
@@ -81,7 +84,7 @@ def rate(questions: np.ndarray, hits: np.ndarray, out_of: np.ndarray, *, macro: 
     else:
         value = float(hits.sum() / total)
         parts = (hits - value * out_of) / total
-    return Rate(value, int(total), questions, hits, out_of, parts, macro)
+    return Rate(value, int(total), questions, hits, out_of, parts, macro, asked)
 
 
 def rate_estimate(found: Rate | None, *, level: float = 0.95) -> Estimate:
@@ -98,15 +101,15 @@ def rate_estimate(found: Rate | None, *, level: float = 0.95) -> Estimate:
     if count < 2:
         return _without_interval(found, level, CLUSTERED)
     if found.bare:
-        low, high = wilson(p, count, z=float(stats.norm.ppf(0.5 + level / 2)))
+        low, high = wilson(p, count, z=normal(0.5 + level / 2))
         return Estimate(p, low, high, level, "rate, Wilson over questions", found.n, count)
     se, df = _spread(found.contributions)
-    reach = float(stats.t.ppf(0.5 + level / 2, df)) * se / (p * (1 - p))
+    reach = student(0.5 + level / 2, df) * se / (p * (1 - p))
     centre = float(special.logit(p))
     ends = float(special.expit(centre - reach)), float(special.expit(centre + reach))
     sizes = np.ones(count) if found.macro else found.out_of
     alike = float(sizes.sum() ** 2 / (sizes**2).sum())  # Kish's number of questions of equal size
-    widest = wilson(p, alike, z=float(stats.t.ppf(0.5 + level / 2, count - 1)))
+    widest = wilson(p, alike, z=student(0.5 + level / 2, count - 1))
     return Estimate(p, max(ends[0], widest[0]), min(ends[1], widest[1]), level, CLUSTERED, found.n, count)
 
 
@@ -156,8 +159,8 @@ def contrast(a: Rate | None, b: Rate | None, *, level: float = 0.95) -> Contrast
     variance = sum(v for v, _ in pieces)
     df = variance**2 / sum(v * v / max(f, 1) for v, f in pieces)  # Satterthwaite 1946
     se = float(np.sqrt(variance))
-    reach = float(stats.t.ppf(0.5 + level / 2, df)) * se
-    p = float(2 * stats.t.sf(abs(value) / se, df))
+    reach = student(0.5 + level / 2, df) * se
+    p = 2 * student_tail(abs(value) / se, df)
     low, high = max(-1.0, value - reach), min(1.0, value + reach)
     return Contrast(Estimate(value, low, high, level, DIFFERENCE, n, len(names)), p)
 
@@ -189,9 +192,9 @@ class Resamples:
         """Return the rate in each resample [R]; NaN where a resample drew no answers.
 
         Args:
-            questions: the identifiers drawn from, ascending; those of the rate itself by default.
+            questions: the identifiers drawn from, ascending; those asked by default.
         """
-        names = found.questions if questions is None else questions
+        names = found.asked if questions is None else questions
         key = id(found), names.tobytes()
         if key not in self._known:  # a group stands in many contrasts
             if len(self._known) >= MOST_KEPT:
@@ -200,13 +203,13 @@ class Resamples:
         return self._known[key][1]
 
     def _values(self, found: Rate, names: np.ndarray) -> np.ndarray:
+        counts = np.zeros((len(names), 2), np.float32)  # of the weights' own kind, which are not copied then
         place = np.searchsorted(names, found.questions)
-        top, bottom = np.zeros(len(names)), np.zeros(len(names))
-        top[place] = found.hits / found.out_of if found.macro else found.hits
-        bottom[place] = 1.0 if found.macro else found.out_of
-        weights = self._weights(names)
+        counts[place, 0] = found.hits / found.out_of if found.macro else found.hits
+        counts[place, 1] = 1.0 if found.macro else found.out_of
+        top, bottom = (self._weights(names) @ counts).T.astype(float)
         with np.errstate(invalid="ignore"):
-            return (weights @ top) / (weights @ bottom)
+            return top / bottom
 
     def estimate(self, found: Rate | None, *, level: float = 0.95) -> Estimate:
         """Return the interval of a rate between the resamples' percentiles."""
@@ -220,7 +223,7 @@ class Resamples:
         """Return a - b with percentiles of the resampled differences; p is twice the smaller tail's share."""
         if a is None or b is None:
             return Contrast(undefined("a side has no answers", level=level, method=RESAMPLED_DIFFERENCE), None)
-        names = np.union1d(a.questions, b.questions)
+        names = a.asked if np.array_equal(a.asked, b.asked) else np.union1d(a.asked, b.asked)
         drawn = self.values(a, names) - self.values(b, names)
         drawn = drawn[np.isfinite(drawn)]
         bare = Estimate(a.value - b.value, None, None, level, RESAMPLED_DIFFERENCE, a.n + b.n, len(names))
@@ -251,10 +254,11 @@ def coverage_at(questions: int, *, resampled: bool = False) -> tuple[float, floa
 
 def _between(drawn: np.ndarray, bare: Estimate) -> Estimate:
     """Return `bare` with the percentiles of what was drawn [R]; draws that are all the same know no interval."""
-    known = drawn[np.isfinite(drawn)]
-    if not len(known) or np.ptp(known) < 1e-9:
+    known = np.sort(drawn[np.isfinite(drawn)])
+    if not len(known) or known[-1] - known[0] < 1e-9:
         return replace(bare, why="all resamples are the same; the closed form, without resamples, has an interval")
-    low, high = np.quantile(known, [0.5 - bare.level / 2, 0.5 + bare.level / 2])
+    places = (len(known) - 1) * np.array([0.5 - bare.level / 2, 0.5 + bare.level / 2])
+    low, high = np.interp(places, np.arange(len(known)), known)  # numpy.quantile's value, at a tenth of its overhead
     return replace(bare, low=float(low), high=float(high))
 
 
@@ -265,7 +269,7 @@ def _spread(parts: np.ndarray) -> tuple[float, float]:
 
 def _bare_variance(found: Rate) -> float:
     """Return the variance that Wilson's 95 % interval over the questions gives to a rate whose questions all agree."""
-    z = float(stats.norm.ppf(0.975))
+    z = normal(0.975)
     low, high = wilson(found.value, len(found.questions), z=z)
     return (max(high - found.value, found.value - low) / z) ** 2
 

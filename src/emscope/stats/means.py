@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from emscope.core.estimate import Estimate, undefined
+from emscope.stats.quantiles import normal, student
 
 STRATIFIED = "mean of category means, stratified t over items"
 FIELLER = "ratio of paired means over items, Fieller"
@@ -30,11 +30,11 @@ class Mean:
 
     def bound(self, level: float, side: int) -> float:
         """Return the one-sided `level` bound; `side` -1 lower, +1 upper."""
-        return float(self.value + side * stats.t.ppf(level, self.df) * self.se)
+        return float(self.value + side * student(level, self.df) * self.se)
 
     def estimate(self, level: float = 0.95, method: str = STRATIFIED) -> Estimate:
         """Return the two-sided interval."""
-        reach = float(stats.t.ppf(0.5 + level / 2, self.df)) * self.se
+        reach = student(0.5 + level / 2, self.df) * self.se
         return Estimate(self.value, self.value - reach, self.value + reach, level, method, self.n, self.n)
 
     def items_to_settle(self, threshold: float, level: float) -> int | None:
@@ -45,7 +45,7 @@ class Mean:
         gap = abs(self.value - threshold)
         if gap == 0:
             return None
-        reach = float(stats.norm.ppf(level)) * self.se
+        reach = normal(level) * self.se
         return max(self.n + 1, int(np.ceil(self.n * (reach / gap) ** 2)))
 
 
@@ -124,7 +124,7 @@ def ratio_of_means(top: Mean, bottom: Mean, *, level: float = 0.95) -> Estimate:
 def _fieller(means: tuple[float, float], cov: np.ndarray, df: float, level: float, method: str, n: int) -> Estimate:
     """Return the ratio of two means [2] with covariance [2, 2]."""
     a, b = means
-    t = float(stats.t.ppf(0.5 + level / 2, df))
+    t = student(0.5 + level / 2, df)
     square = b * b - t * t * cov[1, 1]
     if b <= 0 or square <= 0:
         return undefined(f"the denominator ({b:.3g}) is not clearly above 0", level=level, method=method, n=n, clusters=n)

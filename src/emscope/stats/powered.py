@@ -10,10 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 from emscope.core.estimate import Estimate, undefined
 from emscope.stats.clustered import Rate, freedom
+from emscope.stats.quantiles import normal, student
 from emscope.stats.rates import wilson
 
 THESE = "prediction-powered rate of these answers, Wilson at its effective number"
@@ -124,10 +125,10 @@ def powered_interval(found: Powered, *, level: float = 0.95) -> Estimate:
         return Estimate(p, None, None, level, CLUSTERED, found.verdicts, count, why)
     alike = np.abs(rate.contributions).max() < BARE * max(p * (1 - p), BARE) / count
     if alike or not 0 < p < 1:
-        low, high = wilson(p, min(count, found.verdicts), z=float(stats.norm.ppf(0.5 + level / 2)))
+        low, high = wilson(p, min(count, found.verdicts), z=normal(0.5 + level / 2))
         return Estimate(p, low, high, level, "rate, Wilson over questions", found.verdicts, count)
     se = float(np.sqrt(count / (count - 1) * (rate.contributions**2).sum()))
-    reach = float(stats.t.ppf(0.5 + level / 2, freedom(rate.contributions))) * se / (p * (1 - p))
+    reach = student(0.5 + level / 2, freedom(rate.contributions)) * se / (p * (1 - p))
     centre = float(special.logit(p))
     ends = float(special.expit(centre - reach)), float(special.expit(centre + reach))
     return Estimate(p, *ends, level, CLUSTERED, found.verdicts, count)
@@ -191,7 +192,7 @@ def _these(fit: _Fitted, v: Verdicts, left: float, level: float, method: str) ->
     number, questions = len(v.hits), len(np.unique(v.question))
     if open_share <= 0:
         return Estimate(fit.value, fit.value, fit.value, level, method, number, questions)
-    z = float(stats.t.ppf(0.5 + level / 2, max(alike - 1, 1)))
+    z = student(0.5 + level / 2, max(alike - 1, 1))
     low, high = wilson(fit.value, alike / (left * open_share), z=z)
     return Estimate(fit.value, low, high, level, method, number, questions)
 
@@ -207,7 +208,7 @@ def _rate(population: Population, v: Verdicts, fit: _Fitted) -> Rate:
     for k in (0, 1):
         sums[:, k] += np.bincount(place, weights=rest[:, k], minlength=len(population.questions))
     parts = (sums[:, 0] - fit.value * sums[:, 1]) / fit.bottom
-    return Rate(fit.value, len(v.hits), population.questions, sums[:, 0], sums[:, 1], parts, False)
+    return Rate(fit.value, len(v.hits), population.questions, sums[:, 0], sums[:, 1], parts, False, population.questions)
 
 
 def verdicts_needed(p: float, explained: float, half: float, answers: int, *, level: float = 0.95) -> tuple[int, int]:
@@ -216,7 +217,7 @@ def verdicts_needed(p: float, explained: float, half: float, answers: int, *, le
     n = n0 / (1 + n0 / N), n0 = p (1 - p) (1 - R) (z / half)^2, R the variance explained by scores of all N. (Cochran 1977,
     sections 4.4 and 7.3)
     """
-    z = float(stats.norm.ppf(0.5 + level / 2))
+    z = normal(0.5 + level / 2)
     p = min(max(p, half / 2), 1 - half / 2)
     counts = []
     for left in (1.0, 1 - explained):
@@ -247,7 +248,7 @@ def plan(p: float, explained: float, half: float, prices: tuple[float, float], *
     Args:
         prices: dollars of an answer with a cheap score, and of a verdict.
     """
-    z = float(stats.norm.ppf(0.5 + level / 2))
+    z = normal(0.5 + level / 2)
     p = min(max(p, half / 2), 1 - half / 2)
     alone = p * (1 - p) * (z / half) ** 2
     cheap, dear = prices

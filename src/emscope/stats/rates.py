@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import stats
 
 from emscope.core.estimate import Estimate, undefined
+from emscope.stats.quantiles import normal
 
 WILSON = "share, Wilson"
 
@@ -19,7 +19,7 @@ def share(hits: np.ndarray, *, level: float = 0.95) -> Estimate:
     if n == 0:
         return undefined("no items", level=level, method=WILSON)
     p = float(np.mean(hits))
-    low, high = wilson(p, n, z=float(stats.norm.ppf(0.5 + level / 2)))
+    low, high = wilson(p, n, z=normal(0.5 + level / 2))
     return Estimate(p, low, high, level, WILSON, n, n)
 
 
