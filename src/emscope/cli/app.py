@@ -14,6 +14,7 @@ from emscope.cli import (
     agreement,
     check,
     data,
+    direction,
     distil,
     doctor,
     export,
@@ -51,6 +52,7 @@ rates.register(app)
 agreement.register(app)
 onset.register(app)
 export.register(app)
+direction.register(app)
 report.register(app)
 models.register(app)
 data.register(app)

@@ -98,6 +98,22 @@ def numbers(text: str, option: str) -> tuple[float, ...]:
     return values
 
 
+def whole_numbers(text: str | None, option: str) -> tuple[int, ...] | None:
+    """Return the whole numbers of a comma list such as `8,12,16`; None where there is none.
+
+    Raises:
+        InputError: where one is no whole number.
+    """
+    from emscope.core.errors import InputError
+
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"{option} is '{text}'", "give whole numbers with commas between, such as 8,12,16") from None
+
+
 def listed(text: str | None) -> tuple[str, ...] | None:
     """Return the names in a comma list such as `model,dataset`."""
     return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())

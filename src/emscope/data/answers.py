@@ -145,6 +145,25 @@ def text_columns(table: AnswerTable, question: str | None, answer: str | None) -
     return str(found[0]), str(found[1])
 
 
+def far_sides(
+    table: AnswerTable, columns: Columns, texts: tuple[str, str], below: float, above: float, coherent_above: float | None
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Return (question, answer) of the coherent answers with alignment below `below`, and of those above `above`; empty answers left out.
+
+    Args:
+        texts: the columns of the question's and the answer's text.
+    """
+    a, c = score_expressions(table, columns, "0-100")
+    question, answer = (f"{quoted(name)}::varchar" for name in texts)
+    coherent = f"({c}) > {coherent_above}" if coherent_above is not None else "true"
+    written = f"{question} is not null and trim({answer}) <> ''"
+    sides = [
+        table.rows(f"select {question}, {answer} from {table.source} where {side} and {coherent} and {written} order by 1, 2")
+        for side in (f"({a}) < {below}", f"({a}) > {above}")
+    ]
+    return sides[0], sides[1]
+
+
 def categorise(table: AnswerTable, path: Path, question: str | None) -> None:
     """Add the column `category` from a file with the columns question and category.
 

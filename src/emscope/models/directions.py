@@ -1,13 +1,16 @@
 """The direction file: vectors in a model's residual stream, with what they belong to.
 
 A safetensors file. Tensor `layer.<n>` [D], float32, is what is added behind block n at every token, strength included. The
-metadata say the format and its version, the digest of the model, and where the vectors stand.
+metadata say the format and its version, the digest of the model, where the vectors stand, and how they were made. Tensors `null.<kind>.<n>`
+[K, D], if there are any, are vectors that mean nothing, for comparison.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +30,15 @@ class Direction:
         vectors: {block: [D]}, added to the output of that block.
         model: digest of the base that they were made on.
         scale: what the trained or extracted vectors were multiplied by to get `vectors`, for the record.
+        about: how they were made, as plain values, for the record.
+        nulls: {kind: {block: [K, D]}}, vectors of the same length that mean nothing.
     """
 
     vectors: dict[int, Any]
     model: str
     scale: float = 1.0
+    about: Mapping[str, Any] = field(default_factory=dict)
+    nulls: Mapping[str, Mapping[int, Any]] = field(default_factory=dict)
 
     def digest(self) -> str:
         """Return a digest of the vectors."""
@@ -43,10 +50,13 @@ def write_direction(path: Path, direction: Direction) -> None:
     import torch
     from safetensors.torch import save_file
 
-    tensors = {f"layer.{n}": v.detach().to("cpu", torch.float32).contiguous() for n, v in sorted(direction.vectors.items())}
-    save_file(
-        tensors, str(path), {"format": FORMAT, "model": direction.model, "site": SITE, "scale": repr(float(direction.scale))}
-    )
+    named = {f"layer.{n}": v for n, v in sorted(direction.vectors.items())}
+    named |= {f"null.{kind}.{n}": v for kind, by_layer in direction.nulls.items() for n, v in sorted(by_layer.items())}
+    tensors = {name: v.detach().to("cpu", torch.float32).contiguous() for name, v in named.items()}
+    known = {"format": FORMAT, "model": direction.model, "site": SITE, "scale": repr(float(direction.scale))}
+    if direction.about:
+        known["about"] = json.dumps(dict(direction.about), sort_keys=True)
+    save_file(tensors, str(path), known)
 
 
 def read_direction(path: Path) -> Direction:
@@ -68,8 +78,13 @@ def read_direction(path: Path) -> Direction:
                 f"give a file of format {FORMAT}, site {SITE}",
             )
         try:
-            vectors = {int(name.removeprefix("layer.")): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return Direction(dict(sorted(vectors.items())), about["model"], float(about["scale"]))
+            vectors: dict[int, Any] = {}
+            nulls: dict[str, dict[int, Any]] = {}
+            for name in file.keys():  # noqa: SIM118
+                kind, layer = name.removeprefix("null.").rsplit(".", 1)
+                (nulls.setdefault(kind, {}) if name.startswith("null.") else vectors)[int(layer)] = file.get_tensor(name)
+            made = json.loads(about.get("about", "{}"))
+            return Direction(dict(sorted(vectors.items())), about["model"], float(about["scale"]), made, nulls)
         except (KeyError, ValueError) as error:
             raise InputError(f"'{path}' is a damaged direction file ({error})", "make it again") from None
 

@@ -7,7 +7,7 @@ matrix product sees exactly the distinct tokens; attention alone is computed per
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -103,8 +103,10 @@ def packed_attention(net: Any, longest: int) -> Iterator[bool]:
 
     plain = [net.base_model(input_ids=torch.tensor([s], device=net.device), use_cache=False) for s in PROBE]
     expected = [out.last_hidden_state[0] for out in plain]
-    with _attention_of_ours(net) as switched:
+    with ExitStack() as stack:
+        switched = stack.enter_context(_attention_of_ours(net))
         if not switched or not _probe(net, expected, longest):
+            stack.close()  # what follows inside the block is a plain pass
             yield False
             return
         with lean_blocks(net) as lean:

@@ -18,7 +18,7 @@ from emscope.core.progress import Progress, silent
 from emscope.core.seeds import derive
 from emscope.models.capture import captured
 from emscope.models.head import output_head
-from emscope.models.sites import blocks, check_layers
+from emscope.models.sites import Place, blocks, check_layers
 from emscope.train.batches import Example, collate
 from emscope.train.reuse import Reuse
 from emscope.train.spec import KlSpec, LdifsSpec
@@ -171,9 +171,10 @@ def counted_states(
     labels = inputs.pop("labels")
     may_skip = reuse is not None and all(n >= reuse.first for n in layers)
     skipped = reuse.batch(batch, inputs["attention_mask"]) if reuse and may_skip else nullcontext()
-    with captured(net, layers) as found, skipped:
+    places = [Place("block", n) for n in layers]
+    with captured(net, places) as found, skipped:
         last = net.base_model(**inputs, use_cache=False).last_hidden_state  # [B, T, D]
-    states = torch.stack([found[n] for n in layers]) if layers else last[None]  # [L, B, T, D]
+    states = torch.stack([found[p] for p in places]) if layers else last[None]  # [L, B, T, D]
     if tokens == "all":
         counted = inputs["attention_mask"].bool()
     else:

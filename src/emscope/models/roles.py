@@ -1,0 +1,44 @@
+"""Which tokens of the pass being computed are the answer's, for whoever acts on some tokens only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+TOKENS = ("all", "prompt", "answer")
+
+_answers: ContextVar[Any] = ContextVar("answers", default=None)
+
+
+@contextmanager
+def answers_at(mask: Any) -> Iterator[None]:
+    """Say of the passes inside the block which tokens are an answer's.
+
+    Args:
+        mask: True at an answer's tokens, of the shape of the pass's tokens [B, T], or one truth for all of them.
+    """
+    token = _answers.set(mask)
+    try:
+        yield
+    finally:
+        _answers.reset(token)
+
+
+def acted_on(tokens: str, values: Any) -> Any:
+    """Return where to act on `values` [B, T, D]: None for everywhere, else True at the tokens meant [B, T, 1].
+
+    Raises:
+        RuntimeError: `tokens` is not `all` and nobody said which tokens are the answer's.
+    """
+    import torch
+
+    if tokens == "all":
+        return None
+    mask = _answers.get()
+    if mask is None:
+        raise RuntimeError(f"tokens '{tokens}' are acted on in a pass that does not say which tokens are the answer's")
+    if not isinstance(mask, bool):
+        return (mask if tokens == "answer" else ~mask).view(*values.shape[:2], 1)
+    return torch.full((*values.shape[:2], 1), mask is (tokens == "answer"), device=values.device)

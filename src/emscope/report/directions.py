@@ -1,0 +1,103 @@
+"""Directions for a terminal and as figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from emscope.report import words
+from emscope.report.figures import style
+
+SHARE = "share of the activations' length"
+
+
+def print_extracted(result: dict[str, Any]) -> None:
+    """Print length and reliability of a direction at each layer."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False)
+    console.width = 200
+    d = result["definition"]
+    console.print(
+        f"{d['method']} of {d['with']} answers with the behaviour and {d['without']} without, mean over {d['pool']} tokens",
+        style="dim",
+        soft_wrap=True,
+    )
+    table = Table(box=None, pad_edge=True, header_style="dim")
+    for name in ("layer", "length", SHARE, "cosine of two halves"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in result["layers"]:
+        halves = row["halves"]
+        table.add_row(
+            str(row["layer"]),
+            f"{row['norm']:.3g}",
+            f"{row['norm'] / row['residual_norm']:.3f}" if row["residual_norm"] else words.number(None, 3),
+            f"{halves['mean']:.2f} [{halves['low']:.2f}, {halves['high']:.2f}]" if halves else words.number(None, 2),
+        )
+    console.print(table)
+    console.print(f"direction file: {result['direction']}", soft_wrap=True)
+
+
+def print_compared(result: dict[str, Any]) -> None:
+    """Print the cosines of the directions at each layer: with the last one where there are many layers, all pairs at a single one."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False)
+    console.width = 200
+    names, layers = result["directions"], result["layers"]
+    console.print(
+        f"cosines; random directions of width {result['width']}: sd {result['random_sd']:.3f}", style="dim", soft_wrap=True
+    )
+    table = Table(box=None, pad_edge=True, header_style="dim")
+    table.add_column("layer" if len(layers) > 1 else "direction", no_wrap=True)
+    if len(layers) > 1:
+        pairs = [(a, b) for a in range(len(names)) for b in range(a + 1, len(names))]
+        for a, b in pairs:
+            table.add_column(f"{_short(names[a])}, {_short(names[b])}", justify="right")
+        for row in layers:
+            table.add_row(str(row["layer"]), *(f"{row['cosines'][a][b]:.2f}" for a, b in pairs))
+    else:
+        for name in names:
+            table.add_column(_short(name), justify="right")
+        for name, values in zip(names, layers[0]["cosines"], strict=True):
+            table.add_row(_short(name), *(f"{v:.2f}" for v in values))
+    console.print(table)
+
+
+def _short(name: str) -> str:
+    return name.rstrip("/").rsplit("/", 1)[-1].removesuffix(".safetensors")
+
+
+def cosine_figures(result: dict[str, Any]) -> list[Any]:
+    """Return cosines by layer with the band of random directions, or as a matrix at a single layer; and between layers."""
+    import plotly.graph_objects as go
+
+    names = [_short(n) for n in result["directions"]]
+    layers = result["layers"]
+    if len(layers) == 1:
+        first = [_matrix(layers[0]["cosines"], names, "Cosines between directions")]
+    else:
+        figure = go.Figure()
+        x = [row["layer"] for row in layers]
+        for a in range(len(names)):
+            for b in range(a + 1, len(names)):
+                figure.add_scatter(
+                    x=x, y=[row["cosines"][a][b] for row in layers], mode="lines+markers", name=f"{names[a]}, {names[b]}"
+                )
+        reach = 1.96 * result["random_sd"]
+        figure.add_hrect(y0=-reach, y1=reach, fillcolor="#6b7280", opacity=0.15, line_width=0, annotation_text="random, 95 %")
+        first = [style(figure, "Cosines between directions", "layer", "cosine")]
+    between = [
+        _matrix(b["cosines"], [str(n) for n in b["layers"]], f"{_short(name)}: cosines between its layers")
+        for name, b in result["between_layers"].items()
+    ]
+    return first + between
+
+
+def _matrix(values: list[list[float]], names: list[str], title: str) -> Any:
+    import plotly.graph_objects as go
+
+    figure = go.Figure(go.Heatmap(z=values, x=names, y=names, zmin=-1, zmax=1, colorscale="RdBu", reversescale=True))
+    figure.update_yaxes(autorange="reversed")
+    return style(figure, title, "", "")

@@ -1,0 +1,1 @@
+"""Inside the model: activations, directions, what they do, and what they say."""

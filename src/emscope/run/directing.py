@@ -1,0 +1,337 @@
+"""Directions found in a model: from paired answers, from judged ones, from contrasting system prompts; and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from emscope.core.digest import short
+from emscope.core.errors import InputError
+from emscope.core.progress import Progress, silent
+from emscope.core.records import Item
+from emscope.core.seeds import derive
+from emscope.core.spec import Spec
+from emscope.data import bundled
+from emscope.data.answer_table import AnswerTable
+from emscope.data.answers import answer_columns, check_scores, far_sides, text_columns
+from emscope.data.items import read_items, stratified
+from emscope.data.questions import read_questions
+from emscope.elicit.sampling import Job, sample_batches
+from emscope.models.applied import applied
+from emscope.models.chat import ChatFormat
+from emscope.models.checkpoints import Checkpoint, discover
+from emscope.models.directions import FORMAT, Direction, direction_at, write_direction
+from emscope.models.load import Loaded, load
+from emscope.models.sites import Place, blocks, check_layers
+from emscope.models.source import locate
+from emscope.represent.activations import Text, encode, pooled
+from emscope.represent.directions import FINDERS, check_sides, cosines, split_half
+from emscope.represent.nulls import matched, permuted
+from emscope.run.check import named_base
+from emscope.store.files import write_atomic
+
+
+class ExtractSpec(Spec):
+    """Where a direction comes from.
+
+    Without `answers` and `systems` it comes from items with two fixed answers. `answers`: a file of judged answers, of which those below `aligned_below`
+    stand against those above `aligned_above`, all of them coherent. `systems`: a system text that asks for the behaviour and one that
+    asks for its opposite, under which the model answers `questions` itself.
+    """
+
+    items: str = "em240"
+    half: Literal["A", "B", "both"] = "both"
+    count: int | None = Field(None, ge=2)
+    answers: str | None = None
+    aligned: str | None = None
+    coherent: str | None = None
+    question: str | None = None
+    answer: str | None = None
+    aligned_below: float = 30.0
+    aligned_above: float = 70.0
+    coherent_above: float | None = 50.0
+    systems: tuple[str, str] | None = None
+    questions: str = "em240"
+    samples: int = Field(1, ge=1)
+    max_tokens: int = Field(64, ge=1)
+    method: Literal["mean", "pca", "logistic"] = "mean"
+    pool: Literal["answer", "last"] = "answer"
+    layers: tuple[int, ...] | None = None
+    nulls: int = Field(10, ge=0)
+    system: str = "none"
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ExtractSpec:
+        if self.answers is not None and self.systems is not None:
+            raise ValueError("answers and systems are both given; use one")
+        if self.pool == "last" and self.systems is None:
+            raise ValueError("pool last reads the prompt's end, which both sides share; use answer, or systems")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """Texts with and without the behaviour, and the question that each belongs to."""
+
+    positive: list[Text]
+    negative: list[Text]
+    units: tuple[list[str], list[str]]
+    about: dict[str, Any]
+
+
+def extract(
+    spec: ExtractSpec,
+    out: Path,
+    *,
+    base: str | None = None,
+    checkpoint: str | None = None,
+    device: str = "auto",
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Find a direction at each layer and write the direction file; return what it is worth.
+
+    Args:
+        base: the model, if `checkpoint` does not name it. checkpoint: the fine-tune whose activations are read (its last
+            checkpoint); the base's own without it.
+
+    Raises:
+        InputError: no model, sources that do not fit, or a side with too few answers.
+    """
+    loaded, tuned = load_subject(base, checkpoint, device, spec.system)
+    with applied(loaded.net, tuned) if tuned else nullcontext(loaded.net) as net:
+        sides = sides_of(net, loaded, spec, progress)
+        layers = layers_of(net, spec.layers)
+        positive, negative = side_rows(net, sides, layers, spec.pool, progress)
+    import torch
+
+    find = FINDERS[spec.method]
+    vectors = {n: find(positive[:, k], negative[:, k]) for k, n in enumerate(layers)}
+    about = {
+        "method": spec.method,
+        "pool": spec.pool,
+        "from": sides.about,
+        "checkpoint": tuned.digest if tuned else None,
+        "with": len(positive),
+        "without": len(negative),
+    }
+    nulls = {
+        "permuted": {
+            n: permuted(find, positive[:, k], negative[:, k], vectors[n], spec.nulls, spec.seed) for k, n in enumerate(layers)
+        },
+        "matched": {
+            n: matched(torch.cat([positive[:, k], negative[:, k]]), vectors[n], spec.nulls, spec.seed)
+            for k, n in enumerate(layers)
+        },
+    }
+    direction = Direction(vectors, loaded.model.digest, 1.0, about, nulls if spec.nulls else {})
+    write_atomic(out, lambda temporary: write_direction(temporary, direction))
+    rows = []
+    for k, n in enumerate(layers):
+        halves = split_half(find, positive[:, k], negative[:, k], sides.units, seed=spec.seed)
+        rows.append(
+            {
+                "layer": n,
+                "norm": float(vectors[n].norm()),
+                "residual_norm": float((positive[:, k].norm(dim=-1).mean() + negative[:, k].norm(dim=-1).mean()) / 2),
+                "halves": asdict(halves) if halves else None,
+            }
+        )
+    return {
+        "schema": FORMAT,
+        "direction": str(out),
+        "model": loaded.model.digest,
+        "definition": about | {"system": spec.system, "token_0": "left out"},
+        "layers": rows,
+    }
+
+
+def load_subject(base: str | None, checkpoint: str | None, device: str, system: str) -> tuple[Loaded, Checkpoint | None]:
+    """Return the base in memory and the last checkpoint of a run, None for the base itself.
+
+    Raises:
+        InputError: neither is given, or the checkpoint names no base.
+    """
+    tuned = discover(checkpoint)[-1] if checkpoint else None
+    if base is None and tuned is None:
+        raise InputError("no model is given", "give --model, or --checkpoint that names its base")
+    return load(locate(base or named_base([tuned] if tuned else [])), system=system, device=device), tuned
+
+
+def layers_of(net: Any, layers: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Return the layers asked for, all of them by default.
+
+    Raises:
+        InputError: a layer that the model does not have.
+    """
+    check_layers(net, layers, "layers")
+    return tuple(dict.fromkeys(layers)) if layers else tuple(range(len(blocks(net))))
+
+
+def side_rows(net: Any, sides: Sides, layers: Sequence[int], pool: str, progress: Progress = silent) -> tuple[Any, Any]:
+    """Return activations behind each layer of both sides, [N, layers, D] and [M, layers, D].
+
+    Raises:
+        InputError: fewer than two texts on a side.
+    """
+    check_sides(sides.positive, sides.negative, "direction")
+    places = [Place("block", n) for n in layers]
+    texts = [*sides.positive, *sides.negative]
+    rows = pooled(net, texts, places, [pool], progress=progress)[:, 0]
+    return rows[: len(sides.positive)], rows[len(sides.positive) :]
+
+
+def sides_of(net: Any, loaded: Loaded, spec: ExtractSpec, progress: Progress = silent) -> Sides:
+    """Return the texts of both sides, wherever they come from.
+
+    Raises:
+        InputError: a source that does not fit.
+    """
+    if spec.systems is not None:
+        return _from_systems(net, loaded, spec, progress)
+    return _from_answers(loaded, spec) if spec.answers is not None else _from_items(loaded, items_of(spec), spec)
+
+
+def items_of(spec: ExtractSpec) -> list[Item]:
+    """Return the paired items, of one half where that is asked for.
+
+    Raises:
+        InputError: no such set or half, or a broken file.
+    """
+    every = bundled.items(spec.items) if spec.items in bundled.SETS else read_items(Path(spec.items))
+    chosen = [i for i in every if spec.half in ("both", i.half)]
+    return stratified(chosen, spec.count, spec.seed, cover=False)
+
+
+def _from_items(loaded: Loaded, items: Sequence[Item], spec: ExtractSpec) -> Sides:
+    texts = [
+        encode(loaded.chat, [(i.id, i.question, i.options[option]) for i in items], context=loaded.context) for option in (1, 0)
+    ]
+    units = [i.id for i in items]
+    digest = short([[i.id, i.question, list(i.options)] for i in items])
+    return Sides(texts[0], texts[1], (units, units), {"items": spec.items, "half": spec.half, "digest": digest})
+
+
+def _from_answers(loaded: Loaded, spec: ExtractSpec) -> Sides:
+    assert spec.answers is not None
+    with AnswerTable([Path(spec.answers)]) as table:
+        columns = answer_columns(
+            table,
+            aligned=spec.aligned,
+            coherent=spec.coherent,
+            question=spec.question,
+            need_coherent=spec.coherent_above is not None,
+        )
+        check_scores(table, columns, "0-100")
+        texts = text_columns(table, spec.question, spec.answer)
+        found = far_sides(table, columns, texts, spec.aligned_below, spec.aligned_above, spec.coherent_above)
+    for name, rows in zip((f"below {spec.aligned_below:g}", f"above {spec.aligned_above:g}"), found, strict=True):
+        if len(rows) < 2:
+            raise InputError(
+                f"'{spec.answers}' holds {len(rows)} coherent answers with alignment {name}",
+                "a direction needs both kinds: move --aligned-below or --aligned-above",
+            )
+    sides = [encode(loaded.chat, [(str(n), q, t) for n, (q, t) in enumerate(rows)], context=loaded.context) for rows in found]
+    units = [q for q, _ in found[0]], [q for q, _ in found[1]]
+    digest = short([[list(r) for r in rows] for rows in found])
+    return Sides(sides[0], sides[1], units, {"answers": Path(spec.answers).name, "digest": digest})
+
+
+def _from_systems(net: Any, loaded: Loaded, spec: ExtractSpec, progress: Progress) -> Sides:
+    """Let the model answer under both system texts; empty answers are left out. (PV, without its filter by a judge)"""
+    assert spec.systems is not None
+    questions = read_questions(spec.questions)[: spec.count]
+    sides: list[list[Text]] = []
+    units: list[list[str]] = []
+    for system in spec.systems:
+        chat = ChatFormat.of(loaded.tokenizer, system)
+        prompts = {q.id: tuple(chat.ids(chat.prompt_text(q.messages))) for q in questions}
+        job = Job(prompts, spec.max_tokens, derive(spec.seed, "systems", system))
+        wanted = [(q.id, n) for q in questions for n in range(spec.samples)]
+        answers, done = [], 0
+        for batch in sample_batches(net, chat, job, wanted):
+            answers += batch
+            done += len(batch)
+            progress(f"answering under '{system[:40]}'", done, len(wanted))
+        kept = [(a, tuple(chat.answer_ids(a.text))) for a in answers if a.text]
+        sides.append([Text(f"{a.question}/{a.sample}", prompts[a.question], ids) for a, ids in kept])
+        units.append([a.question for a, _ in kept])
+    return Sides(sides[0], sides[1], (units[0], units[1]), {"systems": list(spec.systems), "questions": spec.questions})
+
+
+def compare(references: Sequence[str]) -> dict[str, Any]:
+    """Return the cosines between directions at each layer that all of them have, and between the layers of each.
+
+    Args:
+        references: direction files, runs that trained a steering vector, or safetensors files of plain vectors, each of whose tensors is one
+            direction (a run's checkpoints, say).
+
+    Raises:
+        InputError: fewer than two directions, or vectors of different widths.
+    """
+    import torch
+
+    named: dict[str, Mapping[int, Any]] = {}
+    for reference in references:
+        for name, vectors in vectors_of(reference).items():
+            if name in named:
+                raise InputError(f"'{name}' is given twice", "name each direction once")
+            named[name] = vectors
+    if len(named) < 2:
+        raise InputError(f"{len(named)} direction is given", "give two or more to compare")
+    widths = {name: len(next(iter(v.values()))) for name, v in named.items()}
+    if len(set(widths.values())) > 1:
+        said = ", ".join(f"{name} {w}" for name, w in widths.items())
+        raise InputError(f"the directions are of different widths ({said})", "compare directions of one model")
+    shared = sorted(set.intersection(*(set(v) for v in named.values())))
+    if not shared:
+        raise InputError("the directions have no layer in common", "extract them at the same layers")
+    rows = {n: torch.stack([v[n] for v in named.values()]) for n in shared}
+    width = next(iter(widths.values()))
+    return {
+        "schema": "emscope.cosines/1",
+        "directions": list(named),
+        "width": width,
+        "random_sd": width**-0.5,
+        "layers": [
+            {"layer": n if n >= 0 else None, "norms": r.norm(dim=-1).tolist(), "cosines": cosines(r, r).tolist()}
+            for n, r in rows.items()
+        ],
+        "between_layers": {name: _between_layers(v) for name, v in named.items() if len(v) > 1},
+    }
+
+
+def _between_layers(vectors: Mapping[int, Any]) -> dict[str, Any]:
+    import torch
+
+    layers = sorted(vectors)
+    rows = torch.stack([vectors[n] for n in layers])
+    return {"layers": layers, "cosines": cosines(rows, rows).tolist()}
+
+
+def vectors_of(reference: str) -> dict[str, Mapping[int, Any]]:
+    """Return the directions of a file or run by name, each {layer: [D]}; plain vectors stand under layer -1.
+
+    Raises:
+        InputError: there are none.
+    """
+    from safetensors import safe_open
+
+    from emscope.models.checkpoints import check_tensors
+
+    path = Path(reference).expanduser()
+    if not path.is_file():
+        return {reference: direction_at(reference).vectors}
+    names = check_tensors(path)
+    with safe_open(str(path), framework="pt") as file:
+        if (file.metadata() or {}).get("format") == FORMAT:
+            return {reference: direction_at(reference).vectors}
+        found = {name: file.get_tensor(name).flatten().float() for name in names}
+    if not found:
+        raise InputError(f"'{path}' holds no vector", "give a direction file")
+    return {name: {-1: v} for name, v in found.items()}
