@@ -232,9 +232,9 @@ def test_interventions_act_on_the_tokens_meant(tokens):
             with answers_at(answer), change:
                 net(input_ids=ids)
             torch.testing.assert_close(found[Place("before", 1)], torch.where(meant[..., None], expected, plain))
-    if tokens != "all":
-        with pytest.raises(RuntimeError, match="does not say which tokens"), added(net, {0: vector}, tokens=tokens):
+        with added(net, {0: vector}, tokens=tokens):  # what nobody calls an answer is a prompt
             net(input_ids=ids)
+        torch.testing.assert_close(found[Place("before", 1)], plain if tokens == "answer" else plain + vector)
     assert hooks(net) == 0
 
 

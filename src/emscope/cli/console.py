@@ -98,6 +98,25 @@ def numbers(text: str, option: str) -> tuple[float, ...]:
     return values
 
 
+def real_numbers(text: str, option: str) -> tuple[float, ...]:
+    """Return the different numbers of a comma list such as `-1,0.5,2`.
+
+    Raises:
+        InputError: where one is no finite number, or stands twice.
+    """
+    from math import isfinite
+
+    from emscope.core.errors import InputError
+
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or not all(map(isfinite, values)) or len(set(values)) < len(values):
+        raise InputError(f"{option} is '{text}'", "give different numbers with commas between, such as -1,0.5,2")
+    return values
+
+
 def whole_numbers(text: str | None, option: str) -> tuple[int, ...] | None:
     """Return the whole numbers of a comma list such as `8,12,16`; None where there is none.
 

@@ -17,6 +17,7 @@ from emscope.elicit import size
 from emscope.models.chat import ChatFormat
 from emscope.models.head import output_head
 from emscope.models.packed import hidden_states, pack, packed_attention
+from emscope.models.roles import answers_at
 
 HEAD_ROWS = 256
 
@@ -128,7 +129,8 @@ def score_plain(
         for e in encoded:
             for k, option in zip(e.which, e.options, strict=True):
                 ids = torch.tensor([[*e.prompt, *option]], device=net.device)
-                logits = net(input_ids=ids, use_cache=False).logits[0, len(e.prompt) - 1 : -1]
+                with answers_at(torch.arange(ids.shape[1], device=net.device)[None] >= len(e.prompt)):
+                    logits = net(input_ids=ids, use_cache=False).logits[0, len(e.prompt) - 1 : -1]
                 logp = torch.log_softmax(logits.float() if logits.dtype != torch.float64 else logits, -1)
                 target = torch.tensor(option, device=net.device)
                 found.append(OptionScore(e.item, k, float(logp.gather(1, target[:, None]).sum()), len(option)))
@@ -162,7 +164,8 @@ def _score_batch(net: Any, head: Any, batch: Sequence[Encoded]) -> list[float]:
 
     flat = _flat(batch)
     packed = pack([(*e.prompt, *option[:-1]) for e, _, option in flat], net.device)
-    hidden = hidden_states(net, packed)  # [T, D]
+    with answers_at(_answer_nodes(packed, flat)[None]):
+        hidden = hidden_states(net, packed)  # [T, D]
     # An option's tokens are predicted by the end of the prompt and by the option's own tokens but the last.
     rows = [n for n, (_, _, option) in enumerate(flat) for _ in option]
     places = [len(e.prompt) - 1 + j for e, _, option in flat for j in range(len(option))]
@@ -172,6 +175,16 @@ def _score_batch(net: Any, head: Any, batch: Sequence[Encoded]) -> list[float]:
     logp = _token_logp(head, hidden, nodes, targets)
     sums = torch.zeros(len(flat), dtype=torch.float64).index_add_(0, owner.cpu(), logp.cpu().double())  # MPS has no float64
     return [float(v) for v in sums]
+
+
+def _answer_nodes(packed: Any, flat: Sequence[tuple[Encoded, int, tuple[int, ...]]]) -> Any:
+    """Return which nodes hold an answer's tokens [T]."""
+    import torch
+
+    nodes = [packed.paths[n, len(e.prompt) : len(e.prompt) + len(option) - 1] for n, (e, _, option) in enumerate(flat)]
+    mask = torch.zeros(len(packed.ids), dtype=torch.bool, device=packed.ids.device)
+    mask[torch.cat(nodes)] = True
+    return mask
 
 
 def _token_logp(head: Any, hidden: Any, nodes: Any, targets: Any) -> Any:

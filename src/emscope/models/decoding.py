@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from emscope.models.packed import Pack, hidden_states, pack
+from emscope.models.roles import answers_at
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Decoding:
         self._head = head
         read = pack(prompts, net.device)
         held = Prompts(read.ids, read.positions, read.paths, read.home, read.longest + most)
-        states = hidden_states(net, held)
+        with answers_at(False):
+            states = hidden_states(net, held)
         self.longest = held.longest
         self._net, self._written, self._most = net, 0, most
         self._lengths = torch.tensor([len(p) for p in prompts], device=net.device)
@@ -72,7 +74,8 @@ class Decoding:
         """Give each row its next token [R] and compute `logits`."""
         positions = self._lengths[self._of] + self._written
         self._written += 1
-        out = self._net.base_model(input_ids=tokens[None], position_ids=positions[None], use_cache=False, emscope_pack=self)
+        with answers_at(True):
+            out = self._net.base_model(input_ids=tokens[None], position_ids=positions[None], use_cache=False, emscope_pack=self)
         self.logits = self._head(out.last_hidden_state[0])
 
     def keep(self, rows: Any) -> None:
@@ -132,7 +135,8 @@ class CachedDecoding:
         ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=net.device)
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=net.device)
         self._cache = DynamicCache(config=net.config)
-        logits = self._pass(ids, mask, (mask.cumsum(1) - 1).clamp(min=0))
+        with answers_at(False):
+            logits = self._pass(ids, mask, (mask.cumsum(1) - 1).clamp(min=0))
         self._cache.batch_select_indices(rows)
         self.logits, self._mask = logits[rows], mask[rows]
         self._positions = self._mask.sum(1)
@@ -145,7 +149,8 @@ class CachedDecoding:
         import torch
 
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], 1)
-        self.logits = self._pass(tokens[:, None], self._mask, self._positions[:, None])
+        with answers_at(True):
+            self.logits = self._pass(tokens[:, None], self._mask, self._positions[:, None])
         self._positions = self._positions + 1
 
     def keep(self, rows: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 TOKENS = ("all", "prompt", "answer")
 
-_answers: ContextVar[Any] = ContextVar("answers", default=None)
+_answers: ContextVar[Any] = ContextVar("answers", default=False)
 
 
 @contextmanager
@@ -29,16 +29,13 @@ def answers_at(mask: Any) -> Iterator[None]:
 def acted_on(tokens: str, values: Any) -> Any:
     """Return where to act on `values` [B, T, D]: None for everywhere, else True at the tokens meant [B, T, 1].
 
-    Raises:
-        RuntimeError: `tokens` is not `all` and nobody said which tokens are the answer's.
+    Tokens that nobody called an answer's are a prompt's.
     """
     import torch
 
     if tokens == "all":
         return None
     mask = _answers.get()
-    if mask is None:
-        raise RuntimeError(f"tokens '{tokens}' are acted on in a pass that does not say which tokens are the answer's")
     if not isinstance(mask, bool):
         return (mask if tokens == "answer" else ~mask).view(*values.shape[:2], 1)
     return torch.full((*values.shape[:2], 1), mask is (tokens == "answer"), device=values.device)

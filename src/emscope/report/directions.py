@@ -65,6 +65,86 @@ def print_compared(result: dict[str, Any]) -> None:
     console.print(table)
 
 
+def print_steered(result: dict[str, Any]) -> None:
+    """Print the effect at each place and strength beside the bands of what means nothing."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False)
+    console.width = 200
+    rows, kinds = result["rows"], list(result["rows"][0]["nulls"])
+    console.print(
+        f"effect: {result['definition']['effect']}, above 0 is towards the behaviour; bands: least and most of meaningless directions",
+        style="dim",
+        soft_wrap=True,
+    )
+    table = Table(box=None, pad_edge=True, header_style="dim")
+    for name in ("layer", "scale", "effect", *kinds, "neutral text"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        bands = [row["nulls"][k] for k in kinds]
+        table.add_row(
+            _layers(row["layers"]),
+            "out" if row["scale"] is None else f"{row['scale']:g}",
+            words.interval(row["effect"], 3),
+            *(f"{b['low']:.3f} to {b['high']:.3f}" for b in bands),
+            words.interval(row["neutral"], 3) if row["neutral"] else words.number(None, 3),
+        )
+    console.print(table)
+
+
+def _layers(layers: list[int]) -> str:
+    return ",".join(map(str, layers)) if len(layers) <= 4 else f"{layers[0]} to {layers[-1]} ({len(layers)})"
+
+
+NULL_COLOURS = {"isotropic": "#6b7280", "matched": "#2563eb", "permuted": "#b6900a", "control": "#0f766e"}
+
+
+def dose_figures(result: dict[str, Any]) -> list[Any]:
+    """Return the effect with its interval over strength at each place, or over layers where nothing has a strength, beside the bands."""
+    by_place: dict[str, list[dict[str, Any]]] = {}
+    for row in result["rows"]:
+        by_place.setdefault("" if row["scale"] is None else _layers(row["layers"]), []).append(row)
+    return [_dose(rows, f"layer {place}" if place else "taken out") for place, rows in by_place.items()]
+
+
+def _dose(rows: list[dict[str, Any]], title: str) -> Any:
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    strength = rows[0]["scale"] is not None
+    x = [row["scale"] if strength else _layers(row["layers"]) for row in rows]
+    for kind, colour in NULL_COLOURS.items():
+        points = [
+            (place, draw) for place, row in zip(x, rows, strict=True) for draw in row["nulls"].get(kind, {"draws": []})["draws"]
+        ]
+        if points:
+            figure.add_scatter(
+                x=[p for p, _ in points],
+                y=[d for _, d in points],
+                mode="markers",
+                name=kind,
+                marker={"color": colour, "size": 7, "opacity": 0.55, "symbol": "line-ew-open"},
+            )
+    effects = [row["effect"] for row in rows]
+    figure.add_scatter(
+        x=x,
+        y=[e["value"] for e in effects],
+        error_y={
+            "type": "data",
+            "symmetric": False,
+            "array": [e["high"] - e["value"] for e in effects],
+            "arrayminus": [e["value"] - e["low"] for e in effects],
+        },
+        mode="lines+markers" if strength else "markers",
+        name="direction",
+        line={"color": "#c2410c"},
+        marker={"size": 9},
+    )
+    figure.add_hline(y=0, line={"color": "#6b7280", "width": 1})
+    return style(figure, title, "scale" if strength else "layer", "towards the behaviour [nats per token]")
+
+
 def _short(name: str) -> str:
     return name.rstrip("/").rsplit("/", 1)[-1].removesuffix(".safetensors")
 

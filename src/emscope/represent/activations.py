@@ -17,6 +17,7 @@ from emscope.core.progress import Progress, silent
 from emscope.models.capture import modules_at, watched
 from emscope.models.chat import ChatFormat
 from emscope.models.packed import hidden_states, pack, packed_attention
+from emscope.models.roles import answers_at
 from emscope.models.sites import Place
 
 POOLS = ("last", "prompt", "answer")
@@ -61,6 +62,15 @@ class Laid:
 
     at: Any
     nodes: int
+
+    def answers(self, texts: Sequence[Text]) -> Any:
+        """Return True at the nodes that hold an answer's token, [nodes]."""
+        import torch
+
+        mask = torch.zeros(self.nodes, dtype=torch.bool, device=self.at.device)
+        for row, text in enumerate(texts):
+            mask[self.at[row, len(text.prompt) : len(text)]] = True
+        return mask
 
     def weights(self, spans: Sequence[range]) -> Any:
         """Return the matrix [spans, nodes] that takes the mean over each span; the spans are of the texts in turn, equally many each."""
@@ -223,9 +233,10 @@ def _passes(
         for batch in _batches(texts, most):
             ids = [(*texts[n].prompt, *texts[n].answer) for n in batch]
             laid, run = (_packed if fits else _padded)(net, ids)
+            answers = laid.answers([texts[n] for n in batch])
 
-            def flow(see: See, run: Callable[[], None] = run) -> None:
-                with _until_seen(modules, see):
+            def flow(see: See, run: Callable[[], None] = run, answers: Any = answers) -> None:
+                with _until_seen(modules, see), answers_at(answers):
                     run()
 
             read(batch, laid, flow)

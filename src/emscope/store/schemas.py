@@ -1,4 +1,4 @@
-"""The columns of each table. VERSION counts up with every change; a study written by another version is not mixed with this one."""
+"""The columns of each table. VERSION counts up when they change; a study written by another version is not mixed with this one."""
 
 from __future__ import annotations
 
@@ -53,6 +53,23 @@ TABLES: dict[str, pa.Schema] = {
         logprob=_float,
         tokens=_int,
         chat=_text,
+    ),
+    "steered": _schema(
+        run=_text,
+        step=_int,
+        direction=_text,
+        kind=_text,
+        draw=_int,
+        way=_text,
+        layers=_text,
+        scale=_float,
+        set=_text,
+        item=_text,
+        category=_text,
+        half=_text,
+        option=_int,
+        logprob=_float,
+        tokens=_int,
     ),
     "responses": _schema(
         run=_text,

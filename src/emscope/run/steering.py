@@ -1,0 +1,354 @@
+"""What a direction does: added at a layer with a strength, or taken out, beside directions that mean nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from emscope.core.digest import short
+from emscope.core.errors import InputError
+from emscope.core.progress import Progress, part_of, silent
+from emscope.core.records import Item
+from emscope.core.seeds import derive
+from emscope.core.spec import Spec
+from emscope.data import bundled
+from emscope.data.items import read_items, stratified
+from emscope.elicit import preference
+from emscope.models.applied import applied
+from emscope.models.checkpoints import Checkpoint, discover
+from emscope.models.directions import Direction, check_direction, direction_at
+from emscope.models.interventions import ablated, added
+from emscope.models.load import Loaded, load
+from emscope.models.source import locate
+from emscope.represent.nulls import isotropic
+from emscope.run.check import named_base
+from emscope.run.versions import versions
+from emscope.stats.means import mean_estimate, stratified_mean
+from emscope.store.files import write_json
+from emscope.store.study import Study, read_table
+
+SCHEMA = "emscope.steered/1"
+REAL, NOTHING = "direction", "nothing"
+EM, NEUTRAL = "em", "neutral"
+WHAT = "steering"
+
+
+class SteerSpec(Spec):
+    """How a direction is tried.
+
+    `way`: `add` adds scale times the direction to the residual stream behind a layer, `ablate` takes its component out. Each layer is tried
+    alone, or with `together` all of them at once. `nulls` directions of each kind that mean nothing are tried the same way.
+    """
+
+    way: Literal["add", "ablate"] = "add"
+    layers: tuple[int, ...] | None = None
+    together: bool = False
+    scales: tuple[float, ...] = (-2.0, -1.0, 1.0, 2.0)
+    tokens: Literal["all", "prompt", "answer"] = "all"
+    items: str = "em240"
+    half: Literal["A", "B", "both"] = "both"
+    count: int | None = Field(None, ge=2)
+    neutral: int = Field(0, ge=0)
+    nulls: int = Field(5, ge=0)
+    system: str = "none"
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A direction and the model it is tried on: the base, or a fine-tune of it."""
+
+    name: str
+    direction: Direction
+    nulls: Mapping[str, Mapping[int, Any]]
+    run: str
+    checkpoint: Checkpoint | None
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One way of acting: vectors {layer: [D]} of a kind, or nothing at all; `digest` is theirs."""
+
+    subject: Subject
+    kind: str
+    draw: int
+    layers: tuple[int, ...]
+    scale: float
+    vectors: Mapping[int, Any]
+    digest: str
+
+    def key(self, spec: SteerSpec, model: str, item: Item, option: int) -> str:
+        """Return the content key of one score under this condition."""
+        tuned = self.subject.checkpoint.digest if self.subject.checkpoint else "base"
+        acted = [self.kind] if self.kind == NOTHING else [spec.way, spec.tokens, self.layers, self.scale, self.digest]
+        return short([model, tuned, spec.system, *acted, item.question, item.options[option]])
+
+
+def steer(
+    directions: Sequence[str],
+    spec: SteerSpec,
+    out: Path,
+    *,
+    base: str | None = None,
+    checkpoints: Sequence[str] = (),
+    controls: Sequence[str] = (),
+    device: str = "auto",
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Score the items with each direction added or taken out; return effects beside the bands of what means nothing.
+
+    Called again, it does only what is missing.
+
+    Args:
+        directions: direction files or runs that trained a steering vector; several are tried one by one and averaged (seeds, say).
+        checkpoints: fine-tunes to act in: none for the base, one for all directions, or one for each.
+        controls: directions of harmless fine-tunes, the null kind `control`; they are given the tried direction's length.
+
+    Raises:
+        InputError: directions, models and settings that do not fit together.
+    """
+    tuned = [discover(c)[-1] for c in checkpoints]
+    if len(tuned) not in (0, 1, len(directions)):
+        raise InputError(
+            f"{len(tuned)} checkpoints for {len(directions)} directions",
+            "give one for all of them, or one for each in the same order",
+        )
+    items, neutral = _items(spec)
+    model = locate(base or named_base(tuned))
+    found = [direction_at(d) for d in directions]
+    control = [direction_at(c) for c in controls]
+    frozen = spec.model_dump(mode="json") | {
+        "base": model.digest,
+        "directions": [d.digest() for d in found],
+        "controls": [d.digest() for d in control],
+        "checkpoints": [c.digest for c in tuned],
+    }
+    with Study(out, frozen, versions()) as study:
+        loaded = load(model, system=spec.system, device=device)
+        subjects = []
+        for n, (name, direction) in enumerate(zip(directions, found, strict=True)):
+            check_direction(loaded.net, direction, name)
+            _check_model(direction, name, loaded)
+            place = n if len(tuned) > 1 else 0
+            nulls = _nulls(direction, control, spec, n)
+            subjects.append(
+                Subject(name, direction, nulls, checkpoints[place] if tuned else "base", tuned[place] if tuned else None)
+            )
+        conditions = [c for s in subjects for c in _conditions(s, spec)]
+        _measure(study, loaded, conditions, spec, {EM: items, NEUTRAL: neutral}, progress)
+        result = _analyse(study, loaded, subjects, conditions, spec, items, neutral)
+        write_json(out / "report.json", result)
+    return result
+
+
+def _items(spec: SteerSpec) -> tuple[list[Item], list[Item]]:
+    every = bundled.items(spec.items) if spec.items in bundled.SETS else read_items(Path(spec.items))
+    items = stratified([i for i in every if spec.half in ("both", i.half)], spec.count, spec.seed, cover=False)
+    if len(items) < 2:
+        raise InputError(f"'{spec.items}' holds {len(items)} items of half {spec.half}", "give two or more")
+    return items, [Item(str(n), "text", "", (t,)) for n, t in enumerate(bundled.texts()[: spec.neutral])]
+
+
+def _check_model(direction: Direction, name: str, loaded: Loaded) -> None:
+    if direction.model not in (loaded.model.digest, "not recorded"):
+        raise InputError(
+            f"'{name}' was made on model {direction.model[:12]}, and this is {loaded.model.digest[:12]}",
+            "give the model that it was made on with --model",
+        )
+
+
+def _nulls(direction: Direction, control: Sequence[Direction], spec: SteerSpec, place: int) -> dict[str, dict[int, Any]]:
+    """Return {kind: {layer: [K, D]}}, each of the direction's length at that layer; random ones are others for each `place` among several."""
+    import torch
+
+    seed = derive(spec.seed, "subject", place)
+    nulls = {"isotropic": {n: isotropic(v, spec.nulls, seed) for n, v in direction.vectors.items()}}
+    nulls |= {kind: {n: v[: spec.nulls].double() for n, v in by_layer.items()} for kind, by_layer in direction.nulls.items()}
+    if control:
+        lacking = [n for n in direction.vectors for c in control if n not in c.vectors]
+        if lacking:
+            raise InputError(f"a control direction has no vector for layer {lacking[0]}", "extract it at the same layers")
+        nulls["control"] = {
+            n: torch.stack([c.vectors[n].double() / c.vectors[n].double().norm() * v.double().norm() for c in control])
+            for n, v in direction.vectors.items()
+        }
+    return nulls if spec.nulls else {}
+
+
+def _conditions(subject: Subject, spec: SteerSpec) -> Iterator[Condition]:
+    """Yield nothing, then the direction and what means nothing at each place and strength."""
+    yield Condition(subject, NOTHING, 0, (), 0.0, {}, "")
+    vectors = subject.direction.vectors
+    wanted = tuple(vectors) if spec.layers is None else spec.layers
+    lacking = [n for n in wanted if n not in vectors]
+    if lacking:
+        said = ", ".join(map(str, vectors))
+        raise InputError(f"'{subject.name}' has no vector for layer {lacking[0]}", f"it has layers {said}")
+    for layers in [wanted] if spec.together else [(n,) for n in wanted]:
+        tried = [(REAL, 0, {n: vectors[n] for n in layers})]
+        for kind, by_layer in subject.nulls.items():
+            tried += [(kind, k, {n: by_layer[n][k] for n in layers}) for k in range(len(by_layer[layers[0]]))]
+        for kind, draw, acted in tried:
+            digest = _digest(acted)
+            for scale in spec.scales if spec.way == "add" else (1.0,):
+                yield Condition(subject, kind, draw, layers, scale, acted, digest)
+
+
+def _measure(
+    study: Study,
+    loaded: Loaded,
+    conditions: Sequence[Condition],
+    spec: SteerSpec,
+    sets: Mapping[str, Sequence[Item]],
+    progress: Progress,
+) -> None:
+    encoded = {
+        EM: preference.encode(loaded.chat, sets[EM], context=loaded.context),
+        NEUTRAL: preference.encode_texts(loaded.tokenizer, sets[NEUTRAL], context=loaded.context),
+    }
+    present, done = study.keys("steered"), 0
+    for subject in dict.fromkeys(id(c.subject) for c in conditions):
+        mine = [c for c in conditions if id(c.subject) == subject]
+        checkpoint = mine[0].subject.checkpoint
+        with applied(loaded.net, checkpoint) if checkpoint else nullcontext(loaded.net) as net:
+            for condition in mine:
+                part = part_of(progress, WHAT, done, len(conditions))
+                rows = _score(net, loaded, condition, spec, sets, encoded, present)
+                study.append("steered", rows, present)
+                present |= {row["key"] for row in rows}
+                done += 1
+                part(WHAT, 1, 1)
+
+
+def _score(
+    net: Any,
+    loaded: Loaded,
+    condition: Condition,
+    spec: SteerSpec,
+    sets: Mapping[str, Sequence[Item]],
+    encoded: Mapping[str, Sequence[preference.Encoded]],
+    present: set[str],
+) -> list[dict[str, Any]]:
+    rows = []
+    for name, items in sets.items():
+        keys = {(i.id, k): condition.key(spec, loaded.model.digest, i, k) for i in items for k in range(len(i.options))}
+        if not items or all(key in present for key in keys.values()):
+            continue
+        by_id = {i.id: i for i in items}
+        with _acting(net, condition, spec):
+            scores = preference.score(net, encoded[name])
+        for s in scores:
+            item = by_id[s.item]
+            rows.append(
+                {
+                    "key": keys[(s.item, s.option)],
+                    "run": condition.subject.run,
+                    "step": condition.subject.checkpoint.step if condition.subject.checkpoint else 0,
+                    "direction": condition.subject.name,
+                    "kind": condition.kind,
+                    "draw": condition.draw,
+                    "way": spec.way,
+                    "layers": ",".join(map(str, condition.layers)),
+                    "scale": condition.scale,
+                    "set": name,
+                    "item": item.id,
+                    "category": item.category,
+                    "half": item.half,
+                    "option": s.option,
+                    "logprob": s.logprob,
+                    "tokens": s.tokens,
+                }
+            )
+    return rows
+
+
+def _acting(net: Any, condition: Condition, spec: SteerSpec) -> AbstractContextManager[Any]:
+    if condition.kind == NOTHING:
+        return nullcontext()
+    if spec.way == "add":
+        return added(net, condition.vectors, condition.scale, tokens=spec.tokens)
+    return ablated(net, condition.vectors, tokens=spec.tokens)
+
+
+def _analyse(
+    study: Study,
+    loaded: Loaded,
+    subjects: Sequence[Subject],
+    conditions: Sequence[Condition],
+    spec: SteerSpec,
+    items: Sequence[Item],
+    neutral: Sequence[Item],
+) -> dict[str, Any]:
+    """Join the scores to effects: margin as it is less margin under the condition, item by item; above 0 is towards the behaviour."""
+    table = read_table(study.root, "steered", columns=["key", "logprob", "tokens"]).to_pylist()
+    per_token = {row["key"]: row["logprob"] / row["tokens"] for row in table}
+    strata = np.array([i.category for i in items])
+
+    def values(condition: Condition) -> np.ndarray:
+        scores = [[per_token[condition.key(spec, loaded.model.digest, i, k)] for k in (0, 1)] for i in items]
+        return np.array([a - b for a, b in scores])
+
+    def plain_text(condition: Condition) -> np.ndarray:
+        return np.array([per_token[condition.key(spec, loaded.model.digest, t, 0)] for t in neutral])
+
+    start = {id(c.subject): (values(c), plain_text(c)) for c in conditions if c.kind == NOTHING}
+    effects: dict[tuple[Any, ...], list[tuple[np.ndarray, np.ndarray]]] = {}
+    for c in conditions:
+        if c.kind != NOTHING:
+            before, text = start[id(c.subject)]
+            effects.setdefault((c.layers, c.scale, c.kind, c.draw), []).append((before - values(c), plain_text(c) - text))
+    rows = []
+    for layers, scale in sorted({(k[0], k[1]) for k in effects}):
+        real = effects[(layers, scale, REAL, 0)]
+        mean = np.mean([e for e, _ in real], 0)
+        row: dict[str, Any] = {
+            "layers": list(layers),
+            "scale": scale if spec.way == "add" else None,
+            "effect": mean_estimate(mean, strata).to_json(),
+            "by_direction": [_centre(e, strata) for e, _ in real],
+            "neutral": mean_estimate(np.mean([t for _, t in real], 0)).to_json() if neutral else None,
+            "nulls": {},
+        }
+        for kind in dict.fromkeys(k[2] for k in effects if k[2] != REAL):
+            draws = [
+                _centre(np.mean([e for e, _ in v], 0), strata) for k, v in effects.items() if k[:3] == (layers, scale, kind)
+            ]
+            row["nulls"][kind] = _band(draws, row["effect"]["value"])
+        rows.append(row)
+    margins = np.mean([before for before, _ in start.values()], 0)
+    return {
+        "schema": SCHEMA,
+        "definition": spec.model_dump(mode="json")
+        | {"effect": "margin as it is - margin under the direction [nats per token]"},
+        "directions": [{"direction": s.name, "acts_in": s.run, "digest": s.direction.digest()} for s in subjects],
+        "margin": mean_estimate(margins, strata).to_json(),
+        "rows": rows,
+        "versions": versions(),
+    }
+
+
+def _centre(values: np.ndarray, strata: np.ndarray) -> float:
+    return stratified_mean(values, strata).value
+
+
+def _band(draws: Sequence[float], value: float | None) -> dict[str, Any]:
+    """Return what meaningless directions do, and the share of them that do as much in either way, the direction itself counted in."""
+    spread = np.array(draws)
+    p = None if value is None else float((1 + (np.abs(spread) >= abs(value)).sum()) / (1 + len(spread)))
+    return {
+        "draws": [float(d) for d in draws],
+        "low": float(spread.min()),
+        "high": float(spread.max()),
+        "mean": float(spread.mean()),
+        "p": p,
+    }
+
+
+def _digest(vectors: Mapping[int, Any]) -> str:
+    return short([[n, v.double().tolist()] for n, v in vectors.items()])
