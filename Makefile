@@ -16,6 +16,7 @@ $(VENV)/.runtime: pyproject.toml constraints.txt
 
 $(VENV)/.test: $(VENV)/.runtime
 	$(PIP) -e '.[test]'
+	$(PIP) --no-deps steering-vectors==0.12.2  # it pins transformers < 5 and works with 5
 	touch $@
 
 quickstart: $(VENV)/.runtime
@@ -38,6 +39,7 @@ bench: $(VENV)/.test
 	$(BIN)/python bench/training.py
 	$(BIN)/python bench/sampling.py
 	$(BIN)/python bench/rates.py
+	$(BIN)/python bench/activations.py
 
 docs: $(VENV)/.runtime
 	$(BIN)/python docs/make_cli.py
