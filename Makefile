@@ -40,6 +40,7 @@ bench: $(VENV)/.test
 	$(BIN)/python bench/sampling.py
 	$(BIN)/python bench/rates.py
 	$(BIN)/python bench/activations.py
+	$(BIN)/python bench/probe.py
 
 docs: $(VENV)/.runtime
 	$(BIN)/python docs/make_cli.py
