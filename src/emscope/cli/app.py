@@ -21,6 +21,7 @@ from emscope.cli import (
     judge,
     models,
     onset,
+    probe,
     quickstart,
     rates,
     report,
@@ -53,6 +54,7 @@ agreement.register(app)
 onset.register(app)
 export.register(app)
 direction.register(app)
+probe.register(app)
 report.register(app)
 models.register(app)
 data.register(app)

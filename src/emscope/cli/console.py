@@ -133,6 +133,23 @@ def whole_numbers(text: str | None, option: str) -> tuple[int, ...] | None:
         raise InputError(f"{option} is '{text}'", "give whole numbers with commas between, such as 8,12,16") from None
 
 
+def pairs(texts: list[str], option: str) -> dict[str, str]:
+    """Return the names and values of `name=value` texts.
+
+    Raises:
+        InputError: where one is no such text, or a name stands twice.
+    """
+    from emscope.core.errors import InputError
+
+    found: dict[str, str] = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if not sign or not name or name in found:
+            raise InputError(f"{option} is '{text}'", "give column=value, each column once")
+        found[name] = value
+    return found
+
+
 def listed(text: str | None) -> tuple[str, ...] | None:
     """Return the names in a comma list such as `model,dataset`."""
     return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())

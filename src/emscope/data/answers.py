@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,28 @@ def text_columns(table: AnswerTable, question: str | None, answer: str | None) -
                 f"name it with --{what}",
             )
     return str(found[0]), str(found[1])
+
+
+def question_means(table: AnswerTable, question: str, score: str, where: Mapping[str, str]) -> dict[str, float]:
+    """Return the mean of a score over each question's answers; answers without a number are left out.
+
+    Args:
+        where: keep the rows whose columns hold these values, as text.
+
+    Raises:
+        InputError: no row is left.
+    """
+    kept = " and ".join(f"{quoted(name)}::varchar = {text(value)}" for name, value in where.items()) or "true"
+    x, asked_for = table.number(score), f"{quoted(question)}::varchar"
+    found = table.rows(
+        f"select {asked_for}, avg({x}) from {table.source} where {kept} and {x} is not null and {asked_for} is not null group by 1 order by 1"
+    )
+    if not found:
+        said = ", ".join(f"{name} {value}" for name, value in where.items())
+        raise InputError(
+            f"'{table.where}' has no number in column '{score}'{f' where {said}' if said else ''}", "check the names"
+        )
+    return dict(found)
 
 
 def far_sides(

@@ -1,0 +1,80 @@
+"""The prior probe for a terminal and as a figure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from emscope.report import words
+from emscope.report.figures import MUTED, PALETTE, style
+
+
+def print_probed(result: dict[str, Any]) -> None:
+    """Print R^2 of every model, layer and estimator, and of the baselines."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False)
+    console.width = 200
+    d = result["definition"]
+    console.print(
+        f"{result['prompts']} prompts of {result['questions']} questions, score {d['score']}; R^2 on held-out questions, {d['folds']} folds x "
+        f"{d['repeats']}",
+        style="dim",
+        soft_wrap=True,
+    )
+    table = Table(box=None, pad_edge=True, header_style="dim")
+    for name in ("model", "layer", "directions", "estimator"):
+        table.add_column(name, no_wrap=True)
+    for name in ("R^2", "p (mean)", "p (shuffled)", "R^2, categories left out"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in result["rows"]:
+        basis = row["basis"] if row["basis"] == "pca" else f"random {row['seed']}"
+        table.add_row(row["model"], str(row["layer"]), basis, row["estimator"], *_numbers(row))
+    for row in result["baselines"]:
+        table.add_row(f"({row['name']} alone)", "", "", "", *_numbers(row))
+    console.print(table)
+
+
+def _numbers(row: dict[str, Any]) -> list[str]:
+    return [
+        words.interval(row["r2"], 3),
+        words.number(row["p_mean"], 3),
+        words.number(row["p_permutation"], 3),
+        words.number(row["r2_categories_left_out"], 3),
+    ]
+
+
+def probe_figure(result: dict[str, Any]) -> Any:
+    """Return R^2 with intervals over layers, a line for each model, kind of direction and estimator, beside the baselines."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for row in result["rows"]:
+        basis = row["basis"] if row["basis"] == "pca" else f"random {row['seed']}"
+        lines.setdefault(f"{row['model']}, {basis}, {row['estimator']}", []).append(row)
+    for n, (name, rows) in enumerate(lines.items()):
+        known = [r for r in rows if r["r2"]["value"] is not None]
+        figure.add_scatter(
+            x=[r["layer"] for r in known],
+            y=[r["r2"]["value"] for r in known],
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": [r["r2"]["high"] - r["r2"]["value"] for r in known],
+                "arrayminus": [r["r2"]["value"] - r["r2"]["low"] for r in known],
+            },
+            mode="lines+markers",
+            name=name,
+            line={"color": PALETTE[n % len(PALETTE)]},
+        )
+    for n, row in enumerate(result["baselines"]):
+        if row["r2"]["value"] is not None:
+            figure.add_hline(
+                y=row["r2"]["value"],
+                line={"dash": ("dash", "dot")[n % 2], "color": MUTED},
+                annotation_text=f"{row['name']} alone",
+                annotation_position="right",
+            )
+    figure.add_hline(y=0, line={"color": MUTED, "width": 1})
+    return style(figure, "Prior probe", "layer", "R^2 on held-out questions")

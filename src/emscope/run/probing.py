@@ -1,0 +1,217 @@
+"""The prior probe run on a file of scores: what activations before a fine-tune say about its answers, beside what words and categories say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from emscope.core.digest import digest, short
+from emscope.core.errors import InputError
+from emscope.core.progress import Progress, part_of, silent
+from emscope.core.records import Question
+from emscope.core.spec import Spec
+from emscope.data.answer_table import AnswerTable
+from emscope.data.answers import ALIGNED, question_means
+from emscope.data.questions import read_questions
+from emscope.models.chat import ChatFormat
+from emscope.models.load import Loaded, load
+from emscope.models.sites import Place
+from emscope.models.source import locate
+from emscope.represent.activations import Text, read_pooled
+from emscope.represent.probe import by_category, by_text, probe
+from emscope.run.directing import layers_of
+from emscope.run.versions import versions
+from emscope.stats.crossval import (
+    Predictor,
+    better_than_mean,
+    explained,
+    explained_estimate,
+    fold_losses,
+    permutation_p,
+    permuted_targets,
+    repeated_folds,
+)
+from emscope.store.arrays import array_file
+from emscope.store.files import write_json
+
+SCHEMA = "emscope.probe/1"
+WHAT = "probing"
+Baseline = tuple[str, Predictor]
+
+
+class ProbeSpec(Spec):
+    """What is probed.
+
+    `score`: column of the score, whose mean over a question's answers is predicted; `where` keeps the rows with these values. `pool`: the
+    prompt's last token, or the mean over the prompt. `k` directions, principal ones of the training prompts or, from each of `random_seeds`, random
+    ones. Folds keep the forms of a question together.
+    """
+
+    questions: str
+    score: str | None = None
+    question: str | None = None
+    where: dict[str, str] = Field(default_factory=dict)
+    layers: tuple[int, ...] | None = None
+    pool: Literal["last", "prompt"] = "last"
+    k: int = Field(150, ge=1)
+    estimators: tuple[Literal["ols", "ridge", "lasso", "tree"], ...] = ("ridge",)
+    random_seeds: int = Field(0, ge=0)
+    folds: int = Field(5, ge=2)
+    repeats: int = Field(10, ge=1)
+    permutations: int = Field(0, ge=0)
+    system: str = "none"
+    seed: int = 0
+
+
+def run_probe(
+    scores: Path, models: Sequence[str], spec: ProbeSpec, out: Path, *, device: str = "auto", progress: Progress = silent
+) -> dict[str, Any]:
+    """Predict a file's scores by the activations of each model; return R^2 with intervals, beside the baselines.
+
+    Activations are kept in `out`, by model reference, and read from there when it is called again.
+
+    Raises:
+        InputError: scores and questions that do not meet, or too few for the folds or directions.
+    """
+    questions, y, column = _scored(scores, spec)
+    units = [q.unit for q in questions]
+    folds = repeated_folds(units, spec.folds, spec.repeats, spec.seed)
+    targets = (
+        np.column_stack([y, permuted_targets(y, units, spec.permutations, spec.seed)]) if spec.permutations else y[:, None]
+    )
+    categories = [q.category for q in questions]
+    rows = []
+    for reference in models:
+        x, layers, name = _activations(reference, questions, spec, out, device, progress)
+        jobs = [
+            (layer, basis, seed, estimator)
+            for layer in layers
+            for basis, seed in [("pca", 0), *(("random", s) for s in range(spec.random_seeds))]
+            for estimator in spec.estimators
+        ]
+        for n, (layer, basis, seed, estimator) in enumerate(jobs):
+            made = probe(
+                x[:, layers.index(layer)], targets, units, basis=basis, k=spec.k, estimator=estimator, seed=spec.seed + seed
+            )
+            about = {
+                "model": reference,
+                "model_digest": name,
+                "layer": layer,
+                "basis": basis,
+                "seed": seed,
+                "estimator": estimator,
+            }
+            rows.append(about | _judged(made, targets, folds, spec, units, categories))
+            part_of(progress, f"{WHAT} {reference}", n, len(jobs))(WHAT, 1, 1)
+    single = y[:, None]
+    baselines: list[Baseline] = [("text", by_text([q.text for q in questions], single, units, k=spec.k, seed=spec.seed))]
+    if len(set(categories)) > 1:
+        baselines.append(("category", by_category(single, categories)))
+    result = {
+        "schema": SCHEMA,
+        "definition": spec.model_dump(mode="json")
+        | {"score": column, "scores": scores.name, "features": "squared projections"},
+        "questions": len(set(units)),
+        "prompts": len(questions),
+        "rows": rows,
+        "baselines": [{"name": n} | _judged(p, single, folds, spec, units, categories) for n, p in baselines],
+        "versions": versions(),
+    }
+    write_json(out / "probe.json", result)
+    return result
+
+
+def _scored(scores: Path, spec: ProbeSpec) -> tuple[list[Question], np.ndarray, str]:
+    """Return the questions that have a score, and the scores [N]."""
+    questions = read_questions(spec.questions)
+    with AnswerTable([scores]) as table:
+        column = spec.score or table.usual(ALIGNED)
+        if column is None:
+            raise InputError(
+                f"no column of '{scores}' looks like a score; its columns are {', '.join(table.names)}", "name it with --score"
+            )
+        asked = spec.question or table.question()
+        if asked is None:
+            raise InputError(f"no column of '{scores}' looks like a question's id", "name it with --question")
+        table.named(column, asked, *spec.where)
+        means = question_means(table, asked, column, spec.where)
+    kept = [q for q in questions if q.id in means or q.text in means]
+    if not kept:
+        first = next(iter(means), "no row")
+        raise InputError(
+            f"no question of '{spec.questions}' has a score in '{scores}', whose column {asked} holds '{first[:60]}'",
+            "give the set that was asked, or name the column with --question",
+        )
+    y = np.array([means.get(q.id, means.get(q.text, np.nan)) for q in kept])
+    if np.ptp(y) == 0:
+        raise InputError(f"all {len(y)} questions have the score {y[0]:g}", "there is nothing to predict")
+    return kept, y, column
+
+
+def _activations(
+    reference: str, questions: Sequence[Question], spec: ProbeSpec, out: Path, device: str, progress: Progress
+) -> tuple[np.ndarray, tuple[int, ...], str]:
+    """Return prompt activations [N, layers, D] of a model, from `out` where they are there."""
+    model = locate(reference)
+    loaded = load(model, system=spec.system, device=device)
+    layers = layers_of(loaded.net, spec.layers)
+    texts = _texts(loaded, questions)
+    about = {
+        "format": "emscope.activations/1",
+        "model": model.digest,
+        "pool": spec.pool,
+        "layers": json.dumps(layers),
+        "texts": digest([[t.id, list(t.prompt)] for t in texts]),
+    }
+    width = int(loaded.net.config.get_text_config().hidden_size)
+    path = out / "arrays" / f"{short(about)}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with array_file(path, (len(texts), len(layers), width), about) as file:
+        missing = file.missing()
+
+        def sink(which: Sequence[int], values: Any) -> None:
+            file.write([missing[n] for n in which], values[:, 0].numpy())
+
+        if missing:
+            places = [Place("block", n) for n in layers]
+            what = f"reading activations of {reference}"
+            read_pooled(loaded.net, [texts[n] for n in missing], places, [spec.pool], sink, progress=progress, what=what)
+        return np.array(file.values), layers, model.digest
+
+
+def _texts(loaded: Loaded, questions: Sequence[Question]) -> list[Text]:
+    chat: ChatFormat = loaded.chat
+    texts = [Text(q.id, tuple(chat.ids(chat.prompt_text(q.messages)))) for q in questions]
+    long = next((t for t in texts if len(t) > loaded.context), None)
+    if long is not None:
+        raise InputError(
+            f"question '{long.id}' is {len(long)} tokens long and the model's context is {loaded.context}", "leave it out"
+        )
+    return texts
+
+
+def _judged(
+    predict: Predictor,
+    targets: np.ndarray,
+    folds: Sequence[np.ndarray],
+    spec: ProbeSpec,
+    units: Sequence[str],
+    categories: Sequence[str],
+) -> dict[str, Any]:
+    """Return R^2 of the first target with its interval, its tests, and R^2 with whole categories left out."""
+    ours, plain = fold_losses(predict, targets, folds)
+    row: dict[str, Any] = {
+        "r2": explained_estimate(ours[:, 0], plain[:, 0], spec.folds, len(targets), len(set(units))).to_json(),
+        "p_mean": better_than_mean(ours[:, 0], plain[:, 0], spec.folds),
+    }
+    values = explained(ours, plain)
+    row["p_permutation"] = permutation_p(float(values[0]), values[1:]) if len(values) > 1 else None
+    named = np.asarray(categories, str)
+    left = [named == c for c in np.unique(named)] if len(set(categories)) > 1 else []
+    row["r2_categories_left_out"] = float(explained(*fold_losses(predict, targets[:, :], left))[0]) if left else None
+    return row
