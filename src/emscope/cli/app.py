@@ -27,6 +27,7 @@ from emscope.cli import (
     report,
     run,
     sample,
+    solutions,
     train,
 )
 from emscope.core.errors import EmscopeError
@@ -54,6 +55,7 @@ agreement.register(app)
 onset.register(app)
 export.register(app)
 direction.register(app)
+solutions.register(app)
 probe.register(app)
 report.register(app)
 models.register(app)

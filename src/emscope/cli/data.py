@@ -49,3 +49,50 @@ def register(app: typer.Typer) -> None:
         talks = read_conversations(file)
         words = sorted(len(c.messages[-1].content.split()) for c in talks)
         print(f"{len(talks)} conversations; answers of {words[0]} to {words[-1]} words, median {words[len(words) // 2]}")
+
+    @group.command(
+        "risk",
+        help="Before training: rank the samples of a training set by how far each would push a model along a direction (data projection).",
+    )
+    def risk(
+        source: str = typer.Argument(
+            ..., help="File of conversations, or bundled data as DOMAIN/ANSWERS, such as finance/reckless."
+        ),
+        model: str = typer.Option(..., "--model", help="The model that is to be trained."),
+        direction: str = typer.Option(..., "--direction", help="Direction file, or a run that trained a steering vector."),
+        layer: int | None = typer.Option(None, "--layer", help="Layer of the direction; needed where it has several."),
+        against: str = typer.Option(
+            "own", "--against", help="own: less the model's own answers; nothing: the training answers alone."
+        ),
+        max_tokens: int = typer.Option(64, "--max-tokens", help="The most tokens the model's own answers may have."),
+        count: int | None = typer.Option(None, "--count", help="Weigh a random part of so many samples."),
+        top: int = typer.Option(5, "--top", min=1, help="Print so many samples from either end."),
+        out: Path | None = typer.Option(None, "--out", help="Write all samples with their projections as JSON lines."),
+        system: str = typer.Option("none", "--system", help="System prompt: none, template, or a text."),
+        seed: int = typer.Option(0, "--seed", help="Of everything drawn."),
+        device: str = typer.Option("auto", "--device", help="cpu, cuda, mps or auto."),
+        json: bool = typer.Option(False, "--json", help="Print the result object instead of a table."),
+    ) -> None:
+        from emscope.cli.console import print_json, progress_bar
+        from emscope.core.spec import parse
+        from emscope.report.directions import print_risk
+        from emscope.run.risk import RiskSpec
+        from emscope.run.risk import risk as weigh
+        from emscope.store.files import write_jsonl
+
+        settings = {
+            "layer": layer,
+            "against": against,
+            "max_tokens": max_tokens,
+            "count": count,
+            "system": system,
+            "seed": seed,
+        }
+        with progress_bar() as progress:
+            result = weigh(source, model, direction, parse(RiskSpec, settings, "options"), device=device, progress=progress)
+        if out is not None:
+            write_jsonl(out, result["samples"])
+        if json:
+            print_json(result)
+        else:
+            print_risk(result, top)

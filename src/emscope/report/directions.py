@@ -145,6 +145,32 @@ def _dose(rows: list[dict[str, Any]], title: str) -> Any:
     return style(figure, title, "scale" if strength else "layer", "towards the behaviour [nats per token]")
 
 
+def print_risk(result: dict[str, Any], top: int) -> None:
+    """Print the mean projection and the samples at both ends."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False)
+    console.width = 200
+    samples, own = result["samples"], result["definition"]["against"] == "own"
+    what = "training answers less the model's own" if own else "training answers"
+    console.print(f"projection on the direction at layer {result['definition']['layer']}, {what}", style="dim", soft_wrap=True)
+    console.print(
+        f"mean {words.interval(result['mean'], 3)} over {len(samples)} samples; {result['share_above_0']:.0%} are above 0"
+    )
+    ends = samples if len(samples) <= 2 * top else [*samples[:top], None, *samples[-top:]]
+    table = Table(box=None, pad_edge=True, header_style="dim")
+    table.add_column("projection", justify="right", no_wrap=True)
+    for name in ("sample", "question", "answer"):
+        table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=70)
+    for row in ends:
+        if row is None:
+            table.add_row("...", "", "", "")
+        else:
+            table.add_row(f"{row['projection']:.3f}", row["id"], *(" ".join(row[k].split()) for k in ("question", "answer")))
+    console.print(table)
+
+
 def _short(name: str) -> str:
     return name.rstrip("/").rsplit("/", 1)[-1].removesuffix(".safetensors")
 

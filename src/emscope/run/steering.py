@@ -134,7 +134,7 @@ def steer(
         subjects = []
         for n, (name, direction) in enumerate(zip(directions, found, strict=True)):
             check_direction(loaded.net, direction, name)
-            _check_model(direction, name, loaded)
+            check_model(direction, name, loaded)
             place = n if len(tuned) > 1 else 0
             nulls = _nulls(direction, control, spec, n)
             subjects.append(
@@ -155,7 +155,12 @@ def _items(spec: SteerSpec) -> tuple[list[Item], list[Item]]:
     return items, [Item(str(n), "text", "", (t,)) for n, t in enumerate(bundled.texts()[: spec.neutral])]
 
 
-def _check_model(direction: Direction, name: str, loaded: Loaded) -> None:
+def check_model(direction: Direction, name: str, loaded: Loaded) -> None:
+    """Refuse a direction that was made on another model.
+
+    Raises:
+        InputError: naming both.
+    """
     if direction.model not in (loaded.model.digest, "not recorded"):
         raise InputError(
             f"'{name}' was made on model {direction.model[:12]}, and this is {loaded.model.digest[:12]}",

@@ -71,6 +71,7 @@ TABLES: dict[str, pa.Schema] = {
         logprob=_float,
         tokens=_int,
     ),
+    "solutions": _schema(run=_text, solution=_text, kind=_text, amount=_float, draw=_int, set=_text, item=_text, value=_float),
     "responses": _schema(
         run=_text,
         step=_int,

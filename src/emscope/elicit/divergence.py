@@ -1,0 +1,53 @@
+"""How far a model's next-token distribution has moved from its base on plain texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from emscope.models.head import output_head
+from emscope.models.states import final_states
+
+ROWS = 256
+
+
+class Divergence:
+    """KL(base || model) per token on texts; what the base says is kept as hidden states, not as logits. (P3)
+
+    Args:
+        base: the base model, as it is now. sequences: token ids of each text, two or more.
+    """
+
+    def __init__(self, base: Any, sequences: Sequence[Sequence[int]]) -> None:
+        self._sequences = sequences
+        self._states = [s.clone() for s in final_states(base, sequences)]
+        self._head = output_head(base, frozen=True)
+
+    def of(self, net: Any) -> list[float]:
+        """Return the mean over each text's tokens of sum over the vocabulary of p_base (log p_base - log p_net) [nats per token].
+
+        Every token's distribution over the next one counts, the last token's too.
+        """
+        import torch
+
+        head = output_head(net)
+        with torch.inference_mode():
+            pairs = zip(self._states, final_states(net, self._sequences), strict=True)
+            return [float(_kl(self._head, a, head, b) / len(a)) for a, b in pairs]
+
+
+def _kl(base_head: Any, base: Any, head: Any, states: Any) -> Any:
+    """Return the sum over positions of KL, a few positions at a time [nats]."""
+    import torch
+
+    total = torch.zeros((), dtype=torch.float64, device=base.device)
+    for a, b in zip(base.split(ROWS), states.split(ROWS), strict=True):
+        p, q = (_logp(h(s)) for h, s in ((base_head, a), (head, b)))
+        total += torch.nn.functional.kl_div(q, p, reduction="sum", log_target=True).double()
+    return total
+
+
+def _logp(logits: Any) -> Any:
+    import torch
+
+    return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)

@@ -1,0 +1,110 @@
+"""Efficiency, stability and significance for a terminal and as figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from emscope.report import words
+from emscope.report.figures import MUTED, style
+
+COLOURS = {"general": "#c2410c", "narrow": "#2563eb", "random general": "#9ca3af", "random narrow": "#cbd5e1"}
+
+
+def print_solutions(result: dict[str, Any]) -> None:
+    """Print the three tables."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False)
+    console.width = 200
+    norms = ", ".join(f"{s['side']} {s['norm']:.3g}" for s in result["solutions"])
+    console.print(
+        f"effective norms: {norms}; loss of the base {words.interval(result['base_loss'], 3)}", style="dim", soft_wrap=True
+    )
+
+    def table(title: str, first: str, names: tuple[str, ...], rows: list[list[str]]) -> None:
+        console.print(f"\n{title}", style="bold")
+        shown = Table(box=None, pad_edge=True, header_style="dim")
+        for name in (first, *names):
+            shown.add_column(name, justify="right", no_wrap=True)
+        for row in rows:
+            shown.add_row(*row)
+        console.print(shown)
+
+    table(
+        "Efficiency: loss at equal norm [nats per token]",
+        "norm",
+        ("general", "narrow", "narrow - general"),
+        [
+            [
+                f"{r['norm']:.3g}",
+                *(words.interval(r["loss"][s], 3) for s in ("general", "narrow")),
+                words.interval(r["narrow - general"], 3),
+            ]
+            for r in result["efficiency"]
+        ],
+    )
+    table(
+        "Stability: rise of the loss when the weights are moved [% of what was learned]",
+        "moved by",
+        ("general", "narrow"),
+        [[f"{r['amount']:g}", *(words.interval(r[s], 1) for s in ("general", "narrow"))] for r in result["stability"]],
+    )
+    kinds = tuple(result["significance"][0]["kl"])
+    table(
+        "Significance: divergence from the base on plain text at equal norm [nats per token]",
+        "norm",
+        (*kinds, "general - narrow"),
+        [
+            [f"{r['norm']:.3g}", *(words.interval(r["kl"][k], 3) for k in kinds), words.interval(r["general - narrow"], 3)]
+            for r in result["significance"]
+        ],
+    )
+
+
+def solution_figures(result: dict[str, Any]) -> list[Any]:
+    """Return loss over norm, rise of the loss over how far the weights are moved, and divergence over norm."""
+    kinds = tuple(result["significance"][0]["kl"])
+    return [
+        _lines(
+            {s: [(r["norm"], r["loss"][s]) for r in result["efficiency"]] for s in ("general", "narrow")},
+            "Efficiency",
+            "effective norm of the update",
+            "held-out loss [nats per token]",
+        ),
+        _lines(
+            {s: [(r["amount"], r[s]) for r in result["stability"]] for s in ("general", "narrow")},
+            "Stability",
+            "weights moved by",
+            "rise of the loss [% of what was learned]",
+        ),
+        _lines(
+            {k: [(r["norm"], r["kl"][k]) for r in result["significance"]] for k in kinds},
+            "Significance",
+            "effective norm of the update",
+            "KL(base || model) on plain text [nats per token]",
+        ),
+    ]
+
+
+def _lines(series: dict[str, list[tuple[float, dict[str, Any]]]], title: str, x: str, y: str) -> Any:
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for name, points in series.items():
+        known = [(place, e) for place, e in points if e["value"] is not None]
+        figure.add_scatter(
+            x=[place for place, _ in known],
+            y=[e["value"] for _, e in known],
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": [e["high"] - e["value"] for _, e in known],
+                "arrayminus": [e["value"] - e["low"] for _, e in known],
+            },
+            mode="lines+markers",
+            name=name,
+            line={"color": COLOURS[name], "dash": "dot" if name.startswith("random") else "solid"},
+        )
+    figure.add_hline(y=0, line={"color": MUTED, "width": 1})
+    return style(figure, title, x, y)

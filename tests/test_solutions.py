@@ -1,0 +1,191 @@
+"""General against narrow: norms, moves, divergence and the three comparisons against plain computations."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from emscope.cli.app import run_arguments
+from emscope.core.errors import InputError
+from emscope.data import bundled
+from emscope.elicit.divergence import Divergence
+from emscope.models.applied import applied
+from emscope.models.checkpoints import discover
+from emscope.models.load import load
+from emscope.models.source import locate
+from emscope.models.updates import effective_norm, moved, orthogonal_move
+from emscope.run.solutions import SolutionsSpec, compare_solutions
+from emscope.train.finetune import finetune
+from emscope.train.spec import FullSpec, LoraSpec, PlanSpec, SteeringSpec, TrainSpec
+
+TALKS = bundled.domain("finance", "reckless")[:8]
+WAYS = {
+    "lora": {"lora": LoraSpec(rank=4, alpha=8)},
+    "rslora": {"lora": LoraSpec(rank=4, alpha=8, rslora=True)},
+    "vectors": {"steering": SteeringSpec(layers=(0, 1), scale=4)},
+    "full": {"full": FullSpec()},
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tiny, tmp_path_factory):
+    """A short fine-tune in each way, and a second LoRA."""
+    root, found = tmp_path_factory.mktemp("runs"), {}
+    for name, tunable in (WAYS | {"other": WAYS["lora"]}).items():
+        spec = TrainSpec(steps=3, batch=4, lr=2e-2 if name != "full" else 1e-3, checkpoints=PlanSpec(), **tunable)
+        found[name] = root / name
+        finetune(load(locate(str(tiny)), device="cpu"), TALKS, spec, found[name], seed=1 if name == "other" else 0)
+    return found
+
+
+def fresh(tiny):
+    return load(locate(str(tiny)), device="cpu")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_effective_norm_is_that_of_what_changed(tiny, runs, way):
+    loaded, checkpoint = fresh(tiny), discover(str(runs[way]))[-1]
+    found = effective_norm(loaded.net, checkpoint)
+    if way == "vectors":
+        values = [v for path in checkpoint.folder.glob("*.safetensors") for v in load_file(path).values()]
+        assert found == pytest.approx(math.sqrt(sum(float((v**2).sum()) for v in values)), rel=1e-5)
+        return
+    start = {n: p.detach().clone() for n, p in loaded.net.named_parameters()}
+    with applied(loaded.net, checkpoint) as net:
+        after = dict(net.named_parameters())
+        expected = math.sqrt(sum(float((after[n] - p).double().square().sum()) for n, p in start.items()))
+    assert found == pytest.approx(expected, rel=1e-3) and found > 0
+
+
+def test_a_move_is_as_long_and_turns_by_the_amount():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(7, 9, generator=generator)
+    for amount in (0.0, 0.1, 0.6, 1.0):
+        y = orthogonal_move(x, amount, generator)
+        assert float(y.norm()) == pytest.approx(float(x.norm()), rel=1e-5)
+        cosine = float((x * y).sum() / x.norm() ** 2)
+        assert cosine == pytest.approx(math.sqrt(1 - amount**2), abs=1e-5)
+    assert torch.equal(orthogonal_move(torch.zeros(3), 0.5, generator), torch.zeros(3))
+    assert torch.equal(orthogonal_move(torch.ones(1), 0.5, generator), torch.ones(1))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_moved_checkpoint_loads_and_is_gone_afterwards(tiny, runs, way):
+    loaded, checkpoint = fresh(tiny), discover(str(runs[way]))[-1]
+    ids = torch.tensor([[1, 5, 9, 7]])
+    with applied(loaded.net, checkpoint) as net:
+        plain = net(input_ids=ids).logits
+    logits = []
+    for amount in (0.0, 0.7):
+        with moved(loaded.net, checkpoint, amount, 3) as other, applied(loaded.net, other) as net:
+            logits.append(net(input_ids=ids).logits)
+            folder = other.folder
+        assert not folder.exists()
+    torch.testing.assert_close(logits[0], plain, rtol=1e-4, atol=1e-5)
+    assert float((logits[1] - plain).abs().max()) > 1e-4
+    with pytest.raises(RuntimeError), moved(loaded.net, checkpoint, 0.5, 0) as other:
+        folder = other.folder
+        raise RuntimeError
+    assert not folder.exists()
+
+
+def test_divergence_equals_full_logits(tiny, runs):
+    loaded, checkpoint = fresh(tiny), discover(str(runs["lora"]))[-1]
+    texts = [tuple(loaded.tokenizer(t, add_special_tokens=False)["input_ids"]) for t in bundled.texts()[:5]]
+    divergence = Divergence(loaded.net, texts)
+    base = [torch.log_softmax(loaded.net(input_ids=torch.tensor([t])).logits[0].double(), -1) for t in texts]
+    assert divergence.of(loaded.net) == pytest.approx([0.0] * 5, abs=1e-7)
+    with applied(loaded.net, checkpoint) as net:
+        found = divergence.of(net)
+        now = [torch.log_softmax(net(input_ids=torch.tensor([t])).logits[0].double(), -1) for t in texts]
+    assert found == pytest.approx([float((p.exp() * (p - q)).sum(-1).mean()) for p, q in zip(base, now, strict=True)], rel=1e-3)
+
+
+SPEC = SolutionsSpec(count=5, norms=(0.5, 1.0), amounts=(0.3,), draws=2, texts=4)
+
+
+def test_the_comparison_equals_plain_passes(tiny, runs, tmp_path):
+    general, narrow = str(runs["lora"]), str(runs["other"])
+    result = compare_solutions([general], [narrow], SPEC, tmp_path / "out", base=str(tiny))
+    loaded = fresh(tiny)
+    items = bundled.heldout("finance")[:5]
+
+    def losses(net):
+        found = []
+        for item in items:
+            prompt, answer = loaded.chat.prompt_ids(item.question), loaded.chat.answer_ids(item.options[0])
+            logits = net(input_ids=torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
+            found.append(-float(torch.log_softmax(logits, -1).gather(1, torch.tensor(answer)[:, None]).mean()))
+        return np.array(found)
+
+    assert result["base_loss"]["value"] == pytest.approx(losses(loaded.net).mean(), abs=1e-4)
+    norms = {s["side"]: s["norm"] for s in result["solutions"]}
+    assert result["efficiency"][1]["norm"] == pytest.approx(norms["general"])
+    for row, share in zip(result["efficiency"], SPEC.norms, strict=True):
+        for side, run in (("general", general), ("narrow", narrow)):
+            scale = share * norms["general"] / norms[side]
+            with applied(loaded.net, discover(run)[-1], scale=scale) as net:
+                assert row["loss"][side]["value"] == pytest.approx(losses(net).mean(), abs=1e-4)
+    start = losses(loaded.net)
+    after = []
+    with applied(loaded.net, discover(general)[-1]) as net:
+        trained = losses(net)
+    for draw in (0, 1):
+        with moved(loaded.net, discover(general)[-1], 0.3, draw) as other, applied(loaded.net, other) as net:
+            after.append(losses(net))
+    rise = 100 * (np.mean(after, 0) - trained).mean() / (start - trained).mean()
+    stability = result["stability"][0]["general"]
+    if stability["value"] is not None:
+        assert stability["value"] == pytest.approx(rise, rel=1e-2, abs=0.5)
+    assert set(result["significance"][0]["kl"]) == {"general", "narrow", "random general", "random narrow"}
+
+
+def test_it_goes_on_where_it_stopped(tiny, runs, tmp_path, monkeypatch):
+    from emscope.run import solutions
+
+    sides = [str(runs["lora"])], [str(runs["other"]), str(runs["lora"])]
+    whole = compare_solutions(*sides, SPEC, tmp_path / "whole", base=str(tiny))
+    score, calls = solutions.preference.score, []
+
+    def stopping(*args, **named):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return score(*args, **named)
+
+    monkeypatch.setattr(solutions.preference, "score", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        compare_solutions(*sides, SPEC, tmp_path / "part", base=str(tiny))
+    monkeypatch.setattr(solutions.preference, "score", score)
+    assert compare_solutions(*sides, SPEC, tmp_path / "part", base=str(tiny)) == whole
+
+
+def test_command(tiny, runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["solutions", "--general", str(runs["full"]), "--narrow", str(runs["vectors"]), "--model", str(tiny)]
+    words += ["--count", "3", "--norms", "1", "--amounts", "0.5", "--draws", "1", "--texts", "3"]
+    assert run_arguments(words) == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("Efficiency", "Stability", "Significance"))
+    assert (tmp_path / "emscope-solutions" / "figure.html").is_file()
+    assert run_arguments([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["schema"] == "emscope.solutions/1"
+    for changes, said in (
+        (["--norms", "0"], "--norms is '0'"),
+        (["--domain", "nothing"], "no bundled domain set 'nothing'"),
+        (["--answers", "kind"], "no answers of kind 'kind' in finance"),
+        (["--narrow", "nowhere"], "no folder 'nowhere'"),
+        (["--amounts", "2"], "amounts"),
+    ):
+        assert run_arguments([*words, *changes, "--out", "x"]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_an_update_that_is_nothing_is_refused(tiny, runs, tmp_path):
+    with pytest.raises(InputError, match="no narrow fine-tune is given"):
+        compare_solutions([str(runs["lora"])], [], SPEC, tmp_path / "out", base=str(tiny))
