@@ -117,11 +117,11 @@ def _talks(source: str, spec: RiskSpec) -> list[Conversation]:
 def _layer(vectors: Any, spec: RiskSpec, name: str) -> int:
     if spec.layer is None and len(vectors) == 1:
         return int(next(iter(vectors)))
-    if spec.layer not in vectors:
+    if spec.layer is None or spec.layer not in vectors:
         said = ", ".join(map(str, vectors))
         what = "has several layers" if spec.layer is None else f"has no vector for layer {spec.layer}"
         raise InputError(f"'{name}' {what}", f"choose one with --layer ({said})")
-    return int(spec.layer)
+    return spec.layer
 
 
 def _check_lengths(texts: Sequence[Text], loaded: Loaded) -> None:

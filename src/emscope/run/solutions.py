@@ -247,13 +247,11 @@ def _analyse(study: Study, solutions: Sequence[Solution], spec: SolutionsSpec, u
         )
     stability = []
     for amount in spec.amounts:
-        row: dict[str, Any] = {"amount": amount}
-        shares = {}
+        rises: dict[str, Any] = {}
         for side in sides:
             start, after = mean(side, MOVED, 0.0, TASK), mean(side, MOVED, amount, TASK)
-            shares[side] = (after - start, base - start)
-            row[side] = ratio_estimate(100 * shares[side][0], shares[side][1]).to_json()
-        stability.append(row)
+            rises[side] = ratio_estimate(100 * (after - start), base - start).to_json()
+        stability.append({"amount": amount} | rises)
     return {
         "schema": SCHEMA,
         "definition": spec.model_dump(mode="json")
