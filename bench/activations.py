@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from emscope.data import bundled
+from emscope.models import size
 from emscope.models.load import Loaded, load
 from emscope.models.sites import Place, blocks
 from emscope.models.source import locate
@@ -34,7 +35,7 @@ def prompts(loaded: Loaded, count: int) -> list[Text]:
 def padded(loaded: Loaded, texts: list[Text]) -> list[tuple[Any, Any, list[int]]]:
     """Return (ids, mask, which) of the batches that `pooled` makes, padded on the right."""
     made = []
-    for batch in activations._batches(texts, activations.CPU_TOKENS):
+    for batch in activations._batches(texts, size.CPU_TOKENS):
         longest = max(len(texts[n]) for n in batch)
         ids = torch.tensor([[*texts[n].prompt, *([0] * (longest - len(texts[n])))] for n in batch])
         mask = torch.tensor([[1] * len(texts[n]) + [0] * (longest - len(texts[n])) for n in batch])

@@ -120,7 +120,7 @@ def test_a_model_that_cannot_be_packed_is_read_the_slow_way(loaded, monkeypatch,
 def test_a_gpu_gets_more_at_once_and_a_wide_model_less_of_it():
     from types import SimpleNamespace
 
-    from emscope.elicit import size
+    from emscope.models import size
 
     def net(device, width):
         return SimpleNamespace(device=SimpleNamespace(type=device), config=SimpleNamespace(hidden_size=width))

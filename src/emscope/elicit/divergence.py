@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from emscope.models.head import output_head
+from emscope.models.head import kl_sum, output_head
 from emscope.models.states import final_states
-
-ROWS = 256
 
 
 class Divergence:
@@ -33,21 +31,4 @@ class Divergence:
         head = output_head(net)
         with torch.inference_mode():
             pairs = zip(self._states, final_states(net, self._sequences), strict=True)
-            return [float(_kl(self._head, a, head, b) / len(a)) for a, b in pairs]
-
-
-def _kl(base_head: Any, base: Any, head: Any, states: Any) -> Any:
-    """Return the sum over positions of KL, a few positions at a time [nats]."""
-    import torch
-
-    total = torch.zeros((), dtype=torch.float64, device=base.device)
-    for a, b in zip(base.split(ROWS), states.split(ROWS), strict=True):
-        p, q = (_logp(h(s)) for h, s in ((base_head, a), (head, b)))
-        total += torch.nn.functional.kl_div(q, p, reduction="sum", log_target=True).double()
-    return total
-
-
-def _logp(logits: Any) -> Any:
-    import torch
-
-    return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)
+            return [float(kl_sum(self._head, [a], head, [b])) / len(a) for a, b in pairs]

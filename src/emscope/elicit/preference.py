@@ -13,7 +13,7 @@ from typing import Any
 from emscope.core.errors import InputError
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Item, OptionScore
-from emscope.elicit import size
+from emscope.models import size
 from emscope.models.chat import ChatFormat
 from emscope.models.head import output_head
 from emscope.models.packed import hidden_states, pack, packed_attention

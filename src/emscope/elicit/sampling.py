@@ -9,7 +9,7 @@ from typing import Any
 from emscope.core.outcomes import Finish
 from emscope.core.records import Answer
 from emscope.core.seeds import derive
-from emscope.elicit import size
+from emscope.models import size
 from emscope.models.chat import ChatFormat
 from emscope.models.decoding import CachedDecoding, Decoding
 from emscope.models.head import output_head

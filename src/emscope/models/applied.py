@@ -15,8 +15,8 @@ from emscope.models.lora import is_plain_lora, merged_lora
 
 
 @contextmanager
-def applied(net: Any, checkpoint: Checkpoint, *, scale: float = 1.0) -> Iterator[Any]:
-    """Yield a model that behaves as `checkpoint` does; `net` is bit-equal to before on every exit.
+def applied(net: Any, checkpoint: Checkpoint | None, *, scale: float = 1.0) -> Iterator[Any]:
+    """Yield a model that behaves as `checkpoint` does, `net` itself where that is None; `net` is bit-equal to before on every exit.
 
     An adapter is merged into `net` where its kind can be (the forward pass then costs what the base's does), else it runs
     beside it. `scale` multiplies the update: base + scale * (checkpoint - base).
@@ -24,6 +24,9 @@ def applied(net: Any, checkpoint: Checkpoint, *, scale: float = 1.0) -> Iterator
     Raises:
         InputError: where the adapter was made for another model (a module is missing or a shape differs).
     """
+    if checkpoint is None:
+        yield net
+        return
     if checkpoint.kind == "full":
         yield _full(net, checkpoint, scale)
         return

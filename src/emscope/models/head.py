@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from emscope.core.errors import InputError
+
+ROWS = 256
 
 
 def output_head(net: Any, *, frozen: bool = False) -> Callable[[Any], Any]:
@@ -64,3 +66,30 @@ def logits_at(net: Any, places: Any) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def kl_sum(start_head: Any, start: Sequence[Any], head: Any, now: Sequence[Any]) -> Any:
+    """Return the sum over positions and vocabulary of p_start (log p_start - log p_now) [nats].
+
+    The logits exist for `ROWS` positions at a time. Over the number of positions it is the KL per token; P3's public code
+    divides by tokens x vocabulary instead.
+    """
+    import torch
+    from torch.utils.checkpoint import checkpoint
+
+    before, after = torch.cat(list(start)), torch.cat(list(now))
+
+    def part(a: Any, b: Any) -> Any:
+        p, q = _logp(start_head(a)), _logp(head(b))
+        return torch.nn.functional.kl_div(q, p, reduction="sum", log_target=True)
+
+    pairs = zip(before.split(ROWS), after.split(ROWS), strict=True)
+    # Logits are computed again in the backward pass rather than kept.
+    parts = [checkpoint(part, a, b, use_reentrant=False) for a, b in pairs]
+    return torch.stack(parts).sum()
+
+
+def _logp(logits: Any) -> Any:
+    import torch
+
+    return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)

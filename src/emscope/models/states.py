@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from emscope.models import size
 from emscope.models.packed import hidden_states, pack, packed_attention
 
 
-def final_states(net: Any, sequences: Sequence[Sequence[int]], *, batch_tokens: int = 3072) -> list[Any]:
+def final_states(net: Any, sequences: Sequence[Sequence[int]]) -> list[Any]:
     """Return the states behind the final norm [T, D] of each sequence, which the output head turns into logits."""
     import torch
 
     found: list[Any] = [None] * len(sequences)
     longest = max(map(len, sequences), default=0)
     with torch.inference_mode(), packed_attention(net, longest) as fits:
-        for batch in _batches(sequences, batch_tokens if fits else 1):
+        for batch in _batches(sequences, size.batch_tokens(net) if fits else 1):
             if fits:
                 trie = pack([sequences[n] for n in batch], net.device)
                 states = hidden_states(net, trie)

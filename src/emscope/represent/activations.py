@@ -8,12 +8,13 @@ Nothing is computed above the highest place.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from emscope.core.errors import InputError, near
 from emscope.core.progress import Progress, silent
+from emscope.models import size
 from emscope.models.capture import modules_at, watched
 from emscope.models.chat import ChatFormat
 from emscope.models.packed import hidden_states, pack, packed_attention
@@ -21,7 +22,6 @@ from emscope.models.roles import answers_at
 from emscope.models.sites import Place
 
 POOLS = ("last", "prompt", "answer")
-CPU_TOKENS, GPU_TOKENS = 3072, 16_384
 WHAT = "reading activations"
 
 See = Callable[[Place, Any], None]
@@ -226,7 +226,7 @@ def _passes(
     import torch
 
     modules = modules_at(net, places)
-    most = batch_tokens or (CPU_TOKENS if net.device.type == "cpu" else GPU_TOKENS)
+    most = batch_tokens or size.batch_tokens(net)
     longest = max(map(len, texts), default=0)
     total, done = sum(map(len, texts)), 0
     with torch.inference_mode(), packed_attention(net, longest) as fits:
@@ -255,11 +255,8 @@ def _until_seen(modules: Mapping[Place, Any], see: See) -> Iterator[None]:
         if not missing:
             raise _Enough
 
-    try:
-        with watched(modules, once):
-            yield
-    except _Enough:
-        pass
+    with suppress(_Enough), watched(modules, once):
+        yield
 
 
 def _packed(net: Any, ids: Sequence[tuple[int, ...]]) -> tuple[Laid, Callable[[], None]]:

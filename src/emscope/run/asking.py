@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -163,7 +162,7 @@ def ask_one(
         {n: p.ids for n, p in prompts.items()}, spec.max_tokens, derive(spec.seed, subject.digest), spec.temperature, spec.rows
     )
     done = 0
-    with applied(loaded.net, checkpoint) if checkpoint else nullcontext(loaded.net) as net:
+    with applied(loaded.net, checkpoint) as net:
         for batch in sample_batches(net, loaded.chat, job, wanted):
             rows = [answer_row(keys[(a.question, a.sample)], subject, prompts[a.question], a) for a in batch]
             study.append("answers", rows, present)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -104,7 +103,7 @@ def extract(
         InputError: no model, sources that do not fit, or a side with too few answers.
     """
     loaded, tuned = load_subject(base, checkpoint, device, spec.system)
-    with applied(loaded.net, tuned) if tuned else nullcontext(loaded.net) as net:
+    with applied(loaded.net, tuned) as net:
         sides = sides_of(net, loaded, spec, progress)
         layers = layers_of(net, spec.layers)
         positive, negative = side_rows(net, sides, layers, spec.pool, progress)

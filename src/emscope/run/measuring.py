@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
@@ -74,20 +73,11 @@ def measure(study: Study, loaded: Loaded, readings: Sequence[Reading], asked: Qu
     for job in jobs:
         if not job.scores and not job.questions:
             continue
-        with _as_read(loaded, job.reading) as net:
+        with applied(loaded.net, job.reading.checkpoint, scale=job.reading.scale) as net:
             study.append("preferences", _score(net, loaded, job, asked, part_of(progress, WHAT, done, total)))
             study.append("responses", _sample(net, loaded, job, asked))
         done += job.cost
     progress(WHAT, total, total)
-
-
-@contextmanager
-def _as_read(loaded: Loaded, reading: Reading) -> Iterator[Any]:
-    if reading.checkpoint is None:
-        yield loaded.net
-    else:
-        with applied(loaded.net, reading.checkpoint, scale=reading.scale) as net:
-            yield net
 
 
 def _score(net: Any, loaded: Loaded, job: Todo, asked: Questions, progress: Progress) -> list[dict[str, Any]]:

@@ -221,7 +221,7 @@ def _measure(
     for subject in dict.fromkeys(id(c.subject) for c in conditions):
         mine = [c for c in conditions if id(c.subject) == subject]
         checkpoint = mine[0].subject.checkpoint
-        with applied(loaded.net, checkpoint) if checkpoint else nullcontext(loaded.net) as net:
+        with applied(loaded.net, checkpoint) as net:
             for condition in mine:
                 part = part_of(progress, WHAT, done, len(conditions))
                 rows = _score(net, loaded, condition, spec, sets, encoded, present)

@@ -17,13 +17,11 @@ from emscope.core.errors import InputError
 from emscope.core.progress import Progress, silent
 from emscope.core.seeds import derive
 from emscope.models.capture import captured
-from emscope.models.head import output_head
+from emscope.models.head import kl_sum, output_head
 from emscope.models.sites import Place, blocks, check_layers
 from emscope.train.batches import Example, collate
 from emscope.train.reuse import Reuse
 from emscope.train.spec import KlSpec, LdifsSpec
-
-ROWS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,30 +196,3 @@ def feature_distance(start: Sequence[Any], now: Sequence[Any], everything: Seque
     before, after, whole = (torch.cat(list(s), 1) for s in (start, now, everything))
     before, after, whole = (s.to(torch.promote_types(s.dtype, torch.float32)) for s in (before, after, whole))
     return ((after - before).square().sum((1, 2)) / whole.square().sum((1, 2))).mean()
-
-
-def kl_sum(start_head: Any, start: Sequence[Any], head: Any, now: Sequence[Any]) -> Any:
-    """Return the sum over positions and vocabulary of p_start (log p_start - log p_now) [nats].
-
-    The logits exist for `ROWS` positions at a time. Over the number of positions it is the KL per token; P3's public code
-    divides by tokens x vocabulary instead.
-    """
-    import torch
-    from torch.utils.checkpoint import checkpoint
-
-    before, after = torch.cat(list(start)), torch.cat(list(now))
-
-    def part(a: Any, b: Any) -> Any:
-        p, q = _logp(start_head(a)), _logp(head(b))
-        return torch.nn.functional.kl_div(q, p, reduction="sum", log_target=True)
-
-    pairs = zip(before.split(ROWS), after.split(ROWS), strict=True)
-    # Logits are computed again in the backward pass rather than kept.
-    parts = [checkpoint(part, a, b, use_reentrant=False) for a, b in pairs]
-    return torch.stack(parts).sum()
-
-
-def _logp(logits: Any) -> Any:
-    import torch
-
-    return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)
