@@ -28,6 +28,7 @@ from emscope.cli import (
     run,
     sample,
     solutions,
+    subspaces,
     train,
 )
 from emscope.core.errors import EmscopeError
@@ -56,6 +57,7 @@ onset.register(app)
 export.register(app)
 direction.register(app)
 solutions.register(app)
+subspaces.register(app)
 probe.register(app)
 report.register(app)
 models.register(app)

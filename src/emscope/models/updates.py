@@ -14,6 +14,7 @@ from emscope.core.errors import InputError
 from emscope.core.seeds import derive
 from emscope.models.checkpoints import DIRECTION, WEIGHTS, Checkpoint, adapter_settings, read_checkpoint
 from emscope.models.lora import PREFIX, A, B
+from emscope.models.sites import layer_of
 
 
 def effective_norm(net: Any, checkpoint: Checkpoint) -> float:
@@ -29,6 +30,18 @@ def effective_norm(net: Any, checkpoint: Checkpoint) -> float:
         InputError: a kind of adapter whose update is neither.
     """
     return math.sqrt(sum(_squares(net, checkpoint)))
+
+
+def first_changed(net: Any, checkpoint: Checkpoint) -> int:
+    """Return the lowest block whose output a checkpoint changes; 0 where that cannot be told from the names of its tensors."""
+    if checkpoint.kind == "full":
+        return 0
+    layers = [
+        int(name.rsplit(".", 1)[1]) if checkpoint.kind == "vectors" else layer_of(net, name)
+        for name in _tensors(checkpoint)
+        if not name.startswith("null.")
+    ]
+    return min((n for n in layers if n is not None), default=0) if None not in layers else 0
 
 
 def _squares(net: Any, checkpoint: Checkpoint) -> Iterator[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from emscope.report import words
-from emscope.report.figures import style
+from emscope.report.figures import error_bars, style
 
 SHARE = "share of the activations' length"
 
@@ -130,12 +130,7 @@ def _dose(rows: list[dict[str, Any]], title: str) -> Any:
     figure.add_scatter(
         x=x,
         y=[e["value"] for e in effects],
-        error_y={
-            "type": "data",
-            "symmetric": False,
-            "array": [e["high"] - e["value"] for e in effects],
-            "arrayminus": [e["value"] - e["low"] for e in effects],
-        },
+        error_y=error_bars(effects),
         mode="lines+markers" if strength else "markers",
         name="direction",
         line={"color": "#c2410c"},

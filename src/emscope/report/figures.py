@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -333,6 +334,12 @@ def _band(figure: Any, steps: list[int], estimates: list[dict[str, Any]], name: 
         customdata=list(zip(low, high, strict=True)),
         hovertemplate="step %{x}: %{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra>" + name + "</extra>",
     )
+
+
+def error_bars(estimates: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return estimates' intervals as plotly's error bars; none where a value is unknown."""
+    known = [(0.0, 0.0) if e["value"] is None else (e["high"] - e["value"], e["value"] - e["low"]) for e in estimates]
+    return {"type": "data", "symmetric": False, "array": [a for a, _ in known], "arrayminus": [b for _, b in known]}
 
 
 def style(figure: Any, title: str, x: str, y: str, *, legend: bool = True) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from emscope.report import words
-from emscope.report.figures import MUTED, PALETTE, style
+from emscope.report.figures import MUTED, PALETTE, error_bars, style
 
 
 def print_probed(result: dict[str, Any]) -> None:
@@ -58,12 +58,7 @@ def probe_figure(result: dict[str, Any]) -> Any:
         figure.add_scatter(
             x=[r["layer"] for r in known],
             y=[r["r2"]["value"] for r in known],
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": [r["r2"]["high"] - r["r2"]["value"] for r in known],
-                "arrayminus": [r["r2"]["value"] - r["r2"]["low"] for r in known],
-            },
+            error_y=error_bars([r["r2"] for r in known]),
             mode="lines+markers",
             name=name,
             line={"color": PALETTE[n % len(PALETTE)]},

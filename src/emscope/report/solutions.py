@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from emscope.report import words
-from emscope.report.figures import MUTED, style
+from emscope.report.figures import MUTED, error_bars, style
 
 COLOURS = {"general": "#c2410c", "narrow": "#2563eb", "random general": "#9ca3af", "random narrow": "#cbd5e1"}
 
@@ -96,12 +96,7 @@ def _lines(series: dict[str, list[tuple[float, dict[str, Any]]]], title: str, x:
         figure.add_scatter(
             x=[place for place, _ in known],
             y=[e["value"] for _, e in known],
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": [e["high"] - e["value"] for _, e in known],
-                "arrayminus": [e["value"] - e["low"] for _, e in known],
-            },
+            error_y=error_bars([e for _, e in known]),
             mode="lines+markers",
             name=name,
             line={"color": COLOURS[name], "dash": "dot" if name.startswith("random") else "solid"},

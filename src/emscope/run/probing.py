@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +9,6 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from emscope.core.digest import digest, short
 from emscope.core.errors import InputError
 from emscope.core.progress import Progress, part_of, silent
 from emscope.core.records import Question
@@ -18,13 +16,11 @@ from emscope.core.spec import Spec
 from emscope.data.answer_table import AnswerTable
 from emscope.data.answers import ALIGNED, question_means
 from emscope.data.questions import read_questions
-from emscope.models.chat import ChatFormat
-from emscope.models.load import Loaded, load
-from emscope.models.sites import Place
+from emscope.models.load import load
 from emscope.models.source import locate
-from emscope.represent.activations import Text, read_pooled
 from emscope.represent.probe import by_category, by_text, probe
 from emscope.run.directing import layers_of
+from emscope.run.reading import prompt_activations, prompt_texts
 from emscope.run.versions import versions
 from emscope.stats.crossval import (
     Predictor,
@@ -36,7 +32,6 @@ from emscope.stats.crossval import (
     permuted_targets,
     repeated_folds,
 )
-from emscope.store.arrays import array_file
 from emscope.store.files import write_json
 
 SCHEMA = "emscope.probe/1"
@@ -157,42 +152,11 @@ def _activations(
     reference: str, questions: Sequence[Question], spec: ProbeSpec, out: Path, device: str, progress: Progress
 ) -> tuple[np.ndarray, tuple[int, ...], str]:
     """Return prompt activations [N, layers, D] of a model, from `out` where they are there."""
-    model = locate(reference)
-    loaded = load(model, system=spec.system, device=device)
+    loaded = load(locate(reference), system=spec.system, device=device)
     layers = layers_of(loaded.net, spec.layers)
-    texts = _texts(loaded, questions)
-    about = {
-        "format": "emscope.activations/1",
-        "model": model.digest,
-        "pool": spec.pool,
-        "layers": json.dumps(layers),
-        "texts": digest([[t.id, list(t.prompt)] for t in texts]),
-    }
-    width = int(loaded.net.config.get_text_config().hidden_size)
-    path = out / "arrays" / f"{short(about)}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with array_file(path, (len(texts), len(layers), width), about) as file:
-        missing = file.missing()
-
-        def sink(which: Sequence[int], values: Any) -> None:
-            file.write([missing[n] for n in which], values[:, 0].numpy())
-
-        if missing:
-            places = [Place("block", n) for n in layers]
-            what = f"reading activations of {reference}"
-            read_pooled(loaded.net, [texts[n] for n in missing], places, [spec.pool], sink, progress=progress, what=what)
-        return np.array(file.values), layers, model.digest
-
-
-def _texts(loaded: Loaded, questions: Sequence[Question]) -> list[Text]:
-    chat: ChatFormat = loaded.chat
-    texts = [Text(q.id, tuple(chat.ids(chat.prompt_text(q.messages)))) for q in questions]
-    long = next((t for t in texts if len(t) > loaded.context), None)
-    if long is not None:
-        raise InputError(
-            f"question '{long.id}' is {len(long)} tokens long and the model's context is {loaded.context}", "leave it out"
-        )
-    return texts
+    texts, what = prompt_texts(loaded, questions), f"reading activations of {reference}"
+    values = prompt_activations(loaded, None, texts, layers, spec.pool, out, progress=progress, what=what)
+    return values, layers, loaded.model.digest
 
 
 def _judged(

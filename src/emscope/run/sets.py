@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from emscope.core.digest import short
 from emscope.core.errors import InputError
@@ -13,6 +14,7 @@ from emscope.data import bundled
 from emscope.data.items import read_items, stratified
 from emscope.run.spec import MeasureSpec
 
+T = TypeVar("T")
 EM, HELDOUT, TRUTH, NEUTRAL = "em", "heldout", "truth", "neutral"
 
 
@@ -69,7 +71,7 @@ def _neutral(count: int | None) -> list[Item]:
     return [] if count == 0 else even(texts, count)
 
 
-def even(items: Sequence[Item], count: int | None) -> list[Item]:
+def even(items: Sequence[T], count: int | None) -> list[T]:
     """Return `count` items spread evenly over the list, which is ordered by topic."""
     if count is None or count >= len(items):
         return list(items)

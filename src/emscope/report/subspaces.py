@@ -1,0 +1,141 @@
+"""Subspaces of shifts for a terminal and as figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from emscope.report import words
+from emscope.report.figures import MUTED, PALETTE, error_bars, style
+
+
+def print_subspaces(result: dict[str, Any]) -> None:
+    """Print each run at each layer at the largest k, and how much of their subspaces runs share."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False)
+    console.width = 220
+    n = result["prompts"]
+    k = max(result["definition"]["ks"])
+    console.print(
+        f"subspaces of {k} directions from {n['train']} training prompts; {n['held']} training prompts held out, {n['other']} others. "
+        "r: correlation over the other prompts with how alike their shift is to the mean training shift",
+        style="dim",
+        soft_wrap=True,
+    )
+    table = Table(box=None, pad_edge=True, header_style="dim")
+    table.add_column("run", no_wrap=True)
+    for name in ("layer", "overlap", "held out", "random", "similarity", "r (overlap)", "r (prompt overlap)", "r (cosine)"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in result["rows"]:
+        at = next((p for p in row["ks"] if p["k"] == k), row["ks"][-1] if row["ks"] else None)
+        if at is None:
+            table.add_row(_short(row["run"]), str(row["layer"]), "unchanged")
+            continue
+        drawn = at["overlap_random"]["draws"]
+        table.add_row(
+            _short(row["run"]),
+            str(row["layer"]),
+            words.interval(at["overlap"], 2),
+            words.interval(at["overlap_held"], 2),
+            f"{sum(drawn) / len(drawn):.2f}",
+            words.interval(row["similarity"], 2),
+            words.interval(at["r"]["overlap"], 2),
+            words.interval(at["r"]["prompt_overlap"], 2),
+            words.interval(row["r_cosine"], 2),
+        )
+    console.print(table)
+    shared = [a for a in result["angles"] if a["k"] == k]
+    if shared:
+        console.print("\nShared by two runs: mean squared cosine of principal angles", style="bold")
+        pairs = Table(box=None, pad_edge=True, header_style="dim")
+        for name in ("runs", "layer", "shared", "random", "largest cosine"):
+            pairs.add_column(name, justify="left" if name == "runs" else "right", no_wrap=True)
+        for a in shared:
+            names = " and ".join(_short(r) for r in a["runs"])
+            pairs.add_row(names, str(a["layer"]), f"{a['shared']:.2f}", f"{a['random']:.2f}", f"{a['largest']:.2f}")
+        console.print(pairs)
+
+
+def subspace_figures(result: dict[str, Any]) -> list[Any]:
+    """Return overlap over k, overlap and similarity over layers, and both by prompt, at the middle of the layers where one has to be chosen."""
+    rows = [r for r in result["rows"] if r["ks"]]
+    if not rows:
+        return []
+    layers = sorted({r["layer"] for r in rows})
+    middle = layers[len(layers) // 2]
+    at = [r for r in rows if r["layer"] == middle]
+    return [_sweep(at, middle), *([_over_layers(rows)] if len(layers) > 1 else []), _by_prompt(at, middle, result["questions"])]
+
+
+def _sweep(rows: list[dict[str, Any]], layer: int) -> Any:
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for n, row in enumerate(rows):
+        colour = PALETTE[n % len(PALETTE)]
+        ks = [p["k"] for p in row["ks"]]
+        figure.add_scatter(
+            x=ks, y=[p["overlap"]["value"] for p in row["ks"]], error_y=error_bars([p["overlap"] for p in row["ks"]]), name=_short(row["run"]),
+            mode="lines+markers", line={"color": colour},
+        )  # fmt: skip
+        figure.add_scatter(
+            x=ks, y=[p["overlap_held"]["value"] for p in row["ks"]], name=f"{_short(row['run'])}, training prompts held out",
+            mode="lines", line={"color": colour, "dash": "dot"},
+        )  # fmt: skip
+    first = rows[0]["ks"]
+    drawn = [sum(p["overlap_random"]["draws"]) / len(p["overlap_random"]["draws"]) for p in first]
+    figure.add_scatter(
+        x=[p["k"] for p in first], y=drawn, name="random subspaces", mode="lines", line={"color": MUTED, "dash": "dash"}
+    )
+    return style(
+        figure,
+        f"Overlap with the space of training shifts, layer {layer}",
+        "directions k",
+        "share of the shift's length inside",
+    )
+
+
+def _over_layers(rows: list[dict[str, Any]]) -> Any:
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for n, run in enumerate(dict.fromkeys(r["run"] for r in rows)):
+        mine = [r for r in rows if r["run"] == run]
+        colour = PALETTE[n % len(PALETTE)]
+        for name, key, dash in (("overlap", "overlap", "solid"), ("similarity", "similarity", "dot")):
+            values = [r["ks"][-1][key] if key == "overlap" else r[key] for r in mine]
+            figure.add_scatter(
+                x=[r["layer"] for r in mine],
+                y=[v["value"] for v in values],
+                error_y=error_bars(values),
+                mode="lines+markers",
+                name=f"{_short(run)}, {name}",
+                line={"color": colour, "dash": dash},
+            )
+    return style(figure, "Overlap and shift similarity over layers", "layer", "0 to 1")
+
+
+def _by_prompt(rows: list[dict[str, Any]], layer: int, questions: list[str]) -> Any:
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for n, row in enumerate(rows):
+        inside = row["ks"][-1]["by_question"]
+        if inside is not None:
+            figure.add_scatter(
+                x=inside,
+                y=row["by_question"],
+                mode="markers",
+                name=_short(row["run"]),
+                text=questions,
+                hovertemplate="%{text}: overlap %{x:.2f}, similarity %{y:.2f}<extra></extra>",
+                marker={"color": PALETTE[n % len(PALETTE)], "size": 6, "opacity": 0.6},
+            )
+    return style(
+        figure, f"By prompt, layer {layer}", "overlap with the space of training shifts", "cosine with the mean training shift"
+    )
+
+
+def _short(name: str) -> str:
+    return "/".join(name.rstrip("/").rsplit("/", 2)[-2:]) if "/" in name else name
