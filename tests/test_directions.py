@@ -96,10 +96,10 @@ def test_a_direction_file_keeps_what_it_was_given(tmp_path):
 def test_extract_equals_a_plain_loop(tiny, tmp_path):
     result = extract(ExtractSpec(half="A", count=12, nulls=3), tmp_path / "d.safetensors", base=str(tiny))
     loaded = load(locate(str(tiny)), device="cpu")
-    from emscope.run.directing import items_of
+    from emscope.run.sets import chosen_items
 
     expected = []
-    for item in items_of(ExtractSpec(half="A", count=12)):
+    for item in chosen_items("em240", "A", 12, 0):
         assert item.half == "A"
         prompt = loaded.chat.prompt_ids(item.question)
         means = []
@@ -193,9 +193,9 @@ def test_steering_equals_a_plain_hook(tiny, tmp_path, files):
             values.append(float(logp.mean()))
         return values[0] - values[1]
 
-    from emscope.run.steering import _items
+    from emscope.run.sets import chosen_items
 
-    items, _ = _items(spec)
+    items = chosen_items(spec.items, spec.half, spec.count, spec.seed)
     plain = [margin(i) for i in items]
     block = loaded.net.model.layers[1]
     handle = block.register_forward_hook(lambda module, given, output: output + vector)

@@ -12,12 +12,13 @@ from emscope.data import bundled
 from emscope.models.directions import Direction, read_direction, write_direction
 from emscope.models.load import load, load_net
 from emscope.models.source import locate
+from emscope.models.updates import effective_rank
 from emscope.report.page import write_page
 from emscope.run.spec import load_study
 from emscope.run.study import run_study
 from emscope.stats.phase import phase
 from emscope.train.finetune import finetune, finished_geometry
-from emscope.train.geometry import along, effective_rank, rotation
+from emscope.train.geometry import along, rotation
 from emscope.train.spec import FullSpec, LoraSpec, PlanSpec, ReadingsSpec, SteeringSpec, TrainSpec
 
 TALKS = bundled.domain("finance", "reckless")[:12]

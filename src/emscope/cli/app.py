@@ -14,6 +14,7 @@ from emscope.cli import (
     agreement,
     check,
     data,
+    diff,
     direction,
     distil,
     doctor,
@@ -58,6 +59,7 @@ export.register(app)
 direction.register(app)
 solutions.register(app)
 subspaces.register(app)
+diff.register(app)
 probe.register(app)
 report.register(app)
 models.register(app)

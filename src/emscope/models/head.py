@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from emscope.core.errors import InputError
+from emscope.models.sites import final_norm
 
 ROWS = 256
 
@@ -46,6 +47,25 @@ def output_head(net: Any, *, frozen: bool = False) -> Callable[[Any], Any]:
     )
 
 
+class Lens:
+    """The logit lens: residual stream [..., D] to logits [..., V] by the model's own last norm and output head, whatever block it stands behind.
+
+    (nostalgebraist 2020)
+
+    Args:
+        frozen: keep copies of both, which later changes of `net` do not reach.
+    """
+
+    def __init__(self, net: Any, *, frozen: bool = False) -> None:
+        norm = final_norm(net)
+        self._norm = copy.deepcopy(norm) if frozen else norm
+        self._head = output_head(net, frozen=frozen)
+
+    def __call__(self, stream: Any) -> Any:
+        """Return logits [..., V]."""
+        return self._head(self._norm(stream))
+
+
 @contextmanager
 def logits_at(net: Any, places: Any) -> Iterator[None]:
     """Within the block, `net` computes logits at these positions alone and returns them as [N, V], row by row.
@@ -80,13 +100,19 @@ def kl_sum(start_head: Any, start: Sequence[Any], head: Any, now: Sequence[Any])
     before, after = torch.cat(list(start)), torch.cat(list(now))
 
     def part(a: Any, b: Any) -> Any:
-        p, q = _logp(start_head(a)), _logp(head(b))
-        return torch.nn.functional.kl_div(q, p, reduction="sum", log_target=True)
+        return kl_rows(start_head(a), head(b))
 
     pairs = zip(before.split(ROWS), after.split(ROWS), strict=True)
     # Logits are computed again in the backward pass rather than kept.
     parts = [checkpoint(part, a, b, use_reentrant=False) for a, b in pairs]
-    return torch.stack(parts).sum()
+    return torch.cat(parts).sum()
+
+
+def kl_rows(start: Any, now: Any) -> Any:
+    """Return KL(start || now) of each row [N] of two sets of logits [N, V], in nats."""
+    import torch
+
+    return torch.nn.functional.kl_div(_logp(now), _logp(start), reduction="none", log_target=True).sum(-1)
 
 
 def _logp(logits: Any) -> Any:

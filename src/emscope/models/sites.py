@@ -210,6 +210,55 @@ def stream_in(given: Sequence[Any], named: Mapping[str, Any]) -> Any:
     return given[0] if given else named["hidden_states"]
 
 
+def final_norm(net: Any) -> Any:
+    """Return the module between the last block and the output head, found beside the blocks and checked on a small probe.
+
+    Raises:
+        InputError: none of the modules there is it, with how to name it.
+    """
+    import torch
+
+    where = blocks_name(net).rpartition(".")[0]
+    beside, seen = net.get_submodule(where), {}
+
+    def keep(module: Any, given: Any, output: Any) -> None:
+        seen["stream"] = tensor_of(output)
+
+    handle = blocks(net)[-1].register_forward_hook(keep)
+    try:
+        with torch.no_grad():
+            probe = torch.arange(1, 5, device=net.device)[None]
+            last = net.base_model(input_ids=probe, use_cache=False).last_hidden_state
+    finally:
+        handle.remove()
+    named = getattr(net.config, "emscope_final_norm", None)
+    others = [(n, m) for n, m in beside.named_children() if not isinstance(m, torch.nn.ModuleList | torch.nn.Embedding)]
+    for name, module in others:
+        if named in (None, name) and _gives(module, seen["stream"], last):
+            return module
+    if torch.equal(seen["stream"], last):
+        return torch.nn.Identity()
+    raise InputError(
+        f"{type(net).__name__} has no norm behind its blocks that emscope can find",
+        f'name it in the model\'s config.json, such as "emscope_final_norm": "norm"; there are {", ".join(n for n, _ in others)}',
+    )
+
+
+def _gives(module: Any, given: Any, expected: Any) -> bool:
+    import torch
+
+    try:
+        with torch.no_grad():
+            found = module(given)
+    except Exception:  # a module of another kind, called with what it does not take
+        return False
+    return (
+        isinstance(found, torch.Tensor)
+        and found.shape == expected.shape
+        and torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
+    )
+
+
 def tensor_of(output: Any) -> Any:
     """Return the tensor of a module's output, which some give alone and some first of several."""
     return output[0] if isinstance(output, tuple) else output

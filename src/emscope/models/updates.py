@@ -1,11 +1,12 @@
-"""What a checkpoint changes, as one object: its effective norm, and copies of it moved a little away."""
+"""What a checkpoint adds to its base, as one object: its norm and spectrum, its angle with another, and copies of it moved a little away."""
 
 from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,55 +18,136 @@ from emscope.models.lora import PREFIX, A, B
 from emscope.models.sites import layer_of
 
 
-def effective_norm(net: Any, checkpoint: Checkpoint) -> float:
-    """Return the Frobenius norm of everything that a checkpoint adds to its base, over all matrices and vectors together.
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a checkpoint adds to one matrix or vector of its base: left @ right, or left alone.
 
-    LoRA: sqrt(sum of s^2 ||B A||_F^2), s = alpha / r, or alpha / sqrt(r) with rsLoRA. Vectors: ||alpha v||. Full: ||W' - W||. (P3; the sum
-    over modules: ours)
+    Attributes:
+        name: the module's, or `block.<n>` for a vector added behind block n.
+        layer: the block that it stands in, None outside of blocks.
+        left: [out, r], its scale included; right: [r, in], or None.
+    """
+
+    name: str
+    layer: int | None
+    left: Any
+    right: Any | None
+
+    def inner(self, other: Change) -> float:
+        """Return the Frobenius inner product of both, through matrices of the rank's size where there is a rank."""
+        if self.right is None and other.right is not None:
+            return other.inner(self)
+        if self.right is None:
+            return float((self.left * other.left).sum())
+        across = self.left.T @ other.left
+        if other.right is None:
+            return float((across * self.right).sum())
+        return float((across * (self.right @ other.right.T)).sum())
+
+    def singular_values(self) -> list[float]:
+        """Return the singular values, largest first."""
+        import torch
+
+        if self.right is None:
+            return torch.linalg.svdvals(self.left).tolist()
+        core = torch.linalg.qr(self.left).R @ torch.linalg.qr(self.right.T).R.T
+        return torch.linalg.svdvals(core).tolist()
+
+
+def changes(net: Any, checkpoint: Checkpoint) -> Iterator[Change]:
+    """Yield everything that a checkpoint adds to its base, in float64.
+
+    LoRA: s B A, s = alpha / r, or alpha / sqrt(r) with rsLoRA. Vectors: alpha v. Full: W' - W.
 
     Args:
         net: the base.
 
     Raises:
-        InputError: a kind of adapter whose update is neither.
+        InputError: a kind of adapter whose update is none of these.
     """
-    return math.sqrt(sum(_squares(net, checkpoint)))
+    tensors = _tensors(checkpoint)
+    if checkpoint.kind == "full":
+        held = dict(net.named_parameters())
+        modules = dict(net.named_modules())
+        for name, value in tensors.items():
+            if name in held:
+                module = name.rpartition(".")[0]
+                delta = value.double() - held[name].detach().cpu().double()
+                turned = type(modules[module]).__name__ == "Conv1D" and delta.ndim == 2  # GPT-2 keeps its matrices [in, out]
+                whole = delta.T if turned else delta.reshape(len(delta), -1)
+                yield Change(module if name.endswith(".weight") else name, layer_of(net, name), whole, None)
+    elif checkpoint.kind == "vectors":
+        for name, value in tensors.items():
+            if not name.startswith("null."):
+                block = int(name.rsplit(".", 1)[1])
+                yield Change(f"block.{block}", block, value.double().reshape(-1, 1), None)
+    elif _kind(checkpoint) == "BEFT":
+        for name, value in tensors.items():
+            layer = layer_of(net, name)
+            yield Change(f"block.{layer}", layer, value.double().reshape(-1, 1), None)
+    elif _kind(checkpoint) == "LORA" and all(n.endswith((A, B)) for n in tensors):
+        settings = adapter_settings(checkpoint.folder)
+        s = settings["lora_alpha"] / (math.sqrt(settings["r"]) if settings.get("use_rslora") else settings["r"])
+        for name in tensors:
+            if name.endswith(A):
+                module = name.removesuffix(A)
+                yield Change(module, layer_of(net, module), s * tensors[module + B].double(), tensors[name].double())
+    else:
+        raise InputError(
+            f"'{checkpoint.folder}' is no plain LoRA adapter, steering vector or full checkpoint",
+            "what it adds to its base is not defined here",
+        )
+
+
+def effective_norm(net: Any, checkpoint: Checkpoint) -> float:
+    """Return the Frobenius norm of everything that a checkpoint adds to its base, over all matrices and vectors together.
+
+    (P3; the sum over modules: ours)
+
+    Raises:
+        InputError: as `changes`.
+    """
+    return math.sqrt(sum(max(c.inner(c), 0.0) for c in changes(net, checkpoint)))
+
+
+def gram(net: Any, checkpoints: Sequence[Checkpoint]) -> Any:
+    """Return the inner products of what checkpoints add to one base, [N, N], over all that they add.
+
+    Raises:
+        InputError: as `changes`, or updates of other shapes than this base's.
+    """
+    import torch
+
+    found = torch.zeros(len(checkpoints), len(checkpoints), dtype=torch.float64)
+    kept = [{c.name: c for c in changes(net, checkpoint)} for checkpoint in checkpoints]
+    for i, mine in enumerate(kept):
+        for j, theirs in enumerate(kept[: i + 1]):
+            try:
+                found[i, j] = found[j, i] = sum(c.inner(theirs[name]) for name, c in mine.items() if name in theirs)
+            except RuntimeError:
+                raise InputError(
+                    f"'{checkpoints[i].folder}' and '{checkpoints[j].folder}' are of different widths", "compare one base's"
+                ) from None
+    return found
+
+
+def effective_rank(singular_values: Sequence[float]) -> float:
+    """Return exp(-sum p log p) with p the singular values' shares; 0 for nothing. (Roy and Vetterli 2007)"""
+    import torch
+
+    values = torch.tensor(singular_values, dtype=torch.float64)
+    shares = values[values > 0] / values.sum() if float(values.sum()) > 0 else values[:0]
+    return float(torch.exp(-(shares * shares.log()).sum())) if len(shares) else 0.0
 
 
 def first_changed(net: Any, checkpoint: Checkpoint) -> int:
     """Return the lowest block whose output a checkpoint changes; 0 where that cannot be told from the names of its tensors."""
     if checkpoint.kind == "full":
         return 0
-    layers = [
-        int(name.rsplit(".", 1)[1]) if checkpoint.kind == "vectors" else layer_of(net, name)
-        for name in _tensors(checkpoint)
-        if not name.startswith("null.")
-    ]
-    return min((n for n in layers if n is not None), default=0) if None not in layers else 0
-
-
-def _squares(net: Any, checkpoint: Checkpoint) -> Iterator[float]:
-    tensors = _tensors(checkpoint)
-    if checkpoint.kind == "full":
-        held = dict(net.named_parameters())
-        for name, value in tensors.items():
-            if name in held:
-                yield float((value.float() - held[name].detach().cpu().float()).square().sum())
-    elif checkpoint.kind == "vectors" or _kind(checkpoint) == "BEFT":
-        for value in tensors.values():
-            yield float(value.float().square().sum())
-    elif _kind(checkpoint) == "LORA" and all(n.endswith((A, B)) for n in tensors):
-        settings = adapter_settings(checkpoint.folder)
-        s = settings["lora_alpha"] / (math.sqrt(settings["r"]) if settings.get("use_rslora") else settings["r"])
-        for name in tensors:
-            if name.endswith(A):
-                a, b = tensors[name].double(), tensors[name.removesuffix(A) + B].double()
-                yield s * s * float(((b.T @ b) * (a @ a.T)).sum())  # ||B A||^2 through matrices of the rank's size
-    else:
-        raise InputError(
-            f"'{checkpoint.folder}' is no plain LoRA adapter, steering vector or full checkpoint",
-            "its effective norm is not defined here",
-        )
+    names = [n for n in _tensors(checkpoint) if not n.startswith("null.")]
+    vectors = checkpoint.kind == "vectors"
+    layers = [int(n.rsplit(".", 1)[1]) if vectors else layer_of(net, n) for n in names]
+    return 0 if None in layers else min(n for n in layers if n is not None)
 
 
 def orthogonal_move(x: Any, amount: float, generator: Any) -> Any:

@@ -86,7 +86,7 @@ def run_check(request: CheckRequest, out: Path | None = None, progress: Progress
         return result, out
 
 
-def named_base(checkpoints: Sequence[Checkpoint]) -> str:
+def named_base(checkpoints: Sequence[Checkpoint], option: str = "--base") -> str:
     """Return the base that the adapters name.
 
     Raises:
@@ -94,9 +94,9 @@ def named_base(checkpoints: Sequence[Checkpoint]) -> str:
     """
     names = sorted({c.base for c in checkpoints if c.base})
     if not names:
-        raise InputError("the checkpoints do not name their base model", "give it with --base")
+        raise InputError("the checkpoints do not name their base model", f"give it with {option}")
     if len(names) > 1:
-        raise InputError(f"the checkpoints name different bases ({', '.join(names)})", "give the right one with --base")
+        raise InputError(f"the checkpoints name different bases ({', '.join(names)})", f"give the right one with {option}")
     return names[0]
 
 

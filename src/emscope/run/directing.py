@@ -15,10 +15,8 @@ from emscope.core.progress import Progress, silent
 from emscope.core.records import Item
 from emscope.core.seeds import derive
 from emscope.core.spec import Spec
-from emscope.data import bundled
 from emscope.data.answer_table import AnswerTable
 from emscope.data.answers import answer_columns, check_scores, far_sides, text_columns
-from emscope.data.items import read_items, stratified
 from emscope.data.questions import read_questions
 from emscope.elicit.sampling import Job, sample_batches
 from emscope.models.applied import applied
@@ -32,6 +30,7 @@ from emscope.represent.activations import Text, encode, pooled
 from emscope.represent.directions import FINDERS, check_sides, cosines, split_half
 from emscope.represent.nulls import matched, permuted
 from emscope.run.check import named_base
+from emscope.run.sets import chosen_items
 from emscope.store.files import write_atomic
 
 
@@ -159,7 +158,7 @@ def load_subject(base: str | None, checkpoint: str | None, device: str, system: 
     tuned = discover(checkpoint)[-1] if checkpoint else None
     if base is None and tuned is None:
         raise InputError("no model is given", "give --model, or --checkpoint that names its base")
-    return load(locate(base or named_base([tuned] if tuned else [])), system=system, device=device), tuned
+    return load(locate(base or named_base([tuned] if tuned else [], "--model")), system=system, device=device), tuned
 
 
 def layers_of(net: Any, layers: tuple[int, ...] | None) -> tuple[int, ...]:
@@ -193,18 +192,9 @@ def sides_of(net: Any, loaded: Loaded, spec: ExtractSpec, progress: Progress = s
     """
     if spec.systems is not None:
         return _from_systems(net, loaded, spec, progress)
-    return _from_answers(loaded, spec) if spec.answers is not None else _from_items(loaded, items_of(spec), spec)
-
-
-def items_of(spec: ExtractSpec) -> list[Item]:
-    """Return the paired items, of one half where that is asked for.
-
-    Raises:
-        InputError: no such set or half, or a broken file.
-    """
-    every = bundled.items(spec.items) if spec.items in bundled.SETS else read_items(Path(spec.items))
-    chosen = [i for i in every if spec.half in ("both", i.half)]
-    return stratified(chosen, spec.count, spec.seed, cover=False)
+    if spec.answers is not None:
+        return _from_answers(loaded, spec)
+    return _from_items(loaded, chosen_items(spec.items, spec.half, spec.count, spec.seed), spec)
 
 
 def _from_items(loaded: Loaded, items: Sequence[Item], spec: ExtractSpec) -> Sides:

@@ -66,6 +66,19 @@ def study_sets(measure: MeasureSpec, domain: str | None, seed: int = 0) -> ItemS
     )
 
 
+def chosen_items(name: str, half: str, count: int | None, seed: int) -> list[Item]:
+    """Return paired items of a bundled set or a file, of half A or B or both, `count` of them drawn by category.
+
+    Raises:
+        InputError: no such set, a broken file, or fewer than two items.
+    """
+    every = bundled.items(name) if name in bundled.SETS else read_items(Path(name))
+    items = stratified([i for i in every if half in ("both", i.half)], count, seed, cover=False)
+    if len(items) < 2:
+        raise InputError(f"'{name}' holds {len(items)} items of half {half}", "give two or more")
+    return items
+
+
 def _neutral(count: int | None) -> list[Item]:
     texts = [Item(f"generic-{n}", "neutral", "", (text,)) for n, text in enumerate(bundled.texts(), 1)]
     return [] if count == 0 else even(texts, count)

@@ -105,7 +105,7 @@ def compare_solutions(
     for side, checkpoints in found.items():
         if not checkpoints:
             raise InputError(f"no {side} fine-tune is given", f"give one with --{side}")
-    model = locate(base or named_base([c for cs in found.values() for c in cs]))
+    model = locate(base or named_base([c for cs in found.values() for c in cs], "--model"))
     items, option = _items(spec)
     frozen = (
         spec.model_dump(mode="json") | {"base": model.digest} | {side: [c.digest for c in cs] for side, cs in found.items()}

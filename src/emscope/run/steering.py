@@ -18,7 +18,6 @@ from emscope.core.records import Item
 from emscope.core.seeds import derive
 from emscope.core.spec import Spec
 from emscope.data import bundled
-from emscope.data.items import read_items, stratified
 from emscope.elicit import preference
 from emscope.models.applied import applied
 from emscope.models.checkpoints import Checkpoint, discover
@@ -28,6 +27,7 @@ from emscope.models.load import Loaded, load
 from emscope.models.source import locate
 from emscope.represent.nulls import isotropic
 from emscope.run.check import named_base
+from emscope.run.sets import chosen_items
 from emscope.run.versions import versions
 from emscope.stats.means import mean_estimate, stratified_mean
 from emscope.store.files import write_json
@@ -119,8 +119,9 @@ def steer(
             f"{len(tuned)} checkpoints for {len(directions)} directions",
             "give one for all of them, or one for each in the same order",
         )
-    items, neutral = _items(spec)
-    model = locate(base or named_base(tuned))
+    items = chosen_items(spec.items, spec.half, spec.count, spec.seed)
+    neutral = [Item(str(n), "text", "", (t,)) for n, t in enumerate(bundled.texts()[: spec.neutral])]
+    model = locate(base or named_base(tuned, "--model"))
     found = [direction_at(d) for d in directions]
     control = [direction_at(c) for c in controls]
     frozen = spec.model_dump(mode="json") | {
@@ -145,14 +146,6 @@ def steer(
         result = _analyse(study, loaded, subjects, conditions, spec, items, neutral)
         write_json(out / "report.json", result)
     return result
-
-
-def _items(spec: SteerSpec) -> tuple[list[Item], list[Item]]:
-    every = bundled.items(spec.items) if spec.items in bundled.SETS else read_items(Path(spec.items))
-    items = stratified([i for i in every if spec.half in ("both", i.half)], spec.count, spec.seed, cover=False)
-    if len(items) < 2:
-        raise InputError(f"'{spec.items}' holds {len(items)} items of half {spec.half}", "give two or more")
-    return items, [Item(str(n), "text", "", (t,)) for n, t in enumerate(bundled.texts()[: spec.neutral])]
 
 
 def check_model(direction: Direction, name: str, loaded: Loaded) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from emscope.core.errors import InputError
 from emscope.models.directions import check_direction, direction_at
 from emscope.models.load import Loaded
+from emscope.models.updates import effective_rank
 from emscope.train.spec import ReadingsSpec
 from emscope.train.tunables import Part
 
@@ -141,15 +142,6 @@ def along(unit: Any, left: Any, right: Any | None) -> float:
         gram = right.float() @ right.float().T
         whole, part = ((u.T @ u) * gram).sum().clamp(min=0).sqrt(), (row @ gram @ row).clamp(min=0).sqrt()
     return float(part / whole) if float(whole) > 0 else 0.0
-
-
-def effective_rank(singular_values: Sequence[float]) -> float:
-    """Return exp(-sum p log p) with p the singular values' shares; 0 for nothing. (Roy and Vetterli 2007)"""
-    import torch
-
-    values = torch.tensor(singular_values, dtype=torch.float64)
-    shares = values[values > 0] / values.sum() if float(values.sum()) > 0 else values[:0]
-    return float(torch.exp(-(shares * shares.log()).sum())) if len(shares) else 0.0
 
 
 def _singular_values(matrix: Any) -> list[float]:

@@ -1,0 +1,142 @@
+"""A base and a fine-tune side by side, for a terminal and as figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from emscope.report import words
+from emscope.report.figures import MUTED, PALETTE, error_bars, style
+
+TOP, MODULES = 12, 12
+
+
+def print_diff(result: dict[str, Any]) -> None:
+    """Print divergence by block, the tokens and places that it falls on, the largest updates, and what scalars tell."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False)
+    console.width = 200
+
+    def table(title: str, names: tuple[str, ...], rows: list[list[str]], texts: tuple[str, ...] = ()) -> None:
+        console.print(f"\n{title}", style="bold")
+        shown = Table(box=None, pad_edge=True, header_style="dim")
+        for name in names:
+            wide = name in texts
+            shown.add_column(name, justify="left" if wide else "right", no_wrap=True, overflow="ellipsis", max_width=60)
+        for row in rows:
+            shown.add_row(*row)
+        console.print(shown)
+
+    table(
+        f"Predictions behind each block, {result['items']} items, both answers [nats per token]",
+        ("layer", "KL(base || fine-tune)", "same likeliest token"),
+        [[str(r["layer"]), words.interval(r["kl"], 3), words.interval(r["same_top"], 3)] for r in result["layers"]],
+    )
+    table(
+        "Where in the answer",
+        ("token", "KL"),
+        [[str(r["place"] + 1), words.interval(r["kl"], 3)] for r in result["positions"]],
+    )
+    table(
+        "On which tokens",
+        ("token", "share", "times", "mean KL"),
+        [[repr(r["token"]), f"{r['share']:.1%}", str(r["times"]), f"{r['mean']:.2f}"] for r in result["tokens"][:TOP]],
+    )
+    table(
+        "Single places",
+        ("KL", "after", "written", "the base says", "the fine-tune says"),
+        [
+            [f"{r['kl']:.2f}", _line(r["after"]), *(repr(r[k]) for k in ("written", "base_says", "tuned_says"))]
+            for r in result["places"][:TOP]
+        ],
+        ("after", "written", "the base says", "the fine-tune says"),
+    )
+    largest = sorted(result["update"], key=lambda u: u["norm"], reverse=True)[:MODULES]
+    if largest:
+        table(
+            "Largest updates",
+            ("module", "norm", "effective rank", "largest singular values"),
+            [
+                [
+                    u["module"],
+                    f"{u['norm']:.3g}",
+                    f"{u['effective_rank']:.1f}",
+                    " ".join(f"{v:.2g}" for v in u["singular_values"][:4]),
+                ]
+                for u in largest
+            ],
+            ("module", "largest singular values"),
+        )
+    scalars = result["scalars"]
+    if scalars is not None:
+        console.print(
+            f"\nScalars of {len(scalars['adapters'])} rank-1 adapters tell misaligned from aligned answers with AUC {scalars['auc']:.3f} "
+            f"(labels shuffled: {scalars['low']:.3f} to {scalars['high']:.3f})"
+        )
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def diff_figures(result: dict[str, Any]) -> list[Any]:
+    """Return divergence over blocks, over the answer, by token, and the update's norms over blocks."""
+    found = [
+        _line_figure(result["layers"], "layer", "kl", "Divergence behind each block (logit lens)", "layer"),
+        _line_figure(result["positions"], "place", "kl", "Divergence along the answer", "token of the answer"),
+        _tokens(result["tokens"][:25]),
+    ]
+    return [*found, _norms(result["update"])] if any(u["layer"] is not None for u in result["update"]) else found
+
+
+def _line_figure(rows: list[dict[str, Any]], x: str, y: str, title: str, name: str) -> Any:
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[r[x] for r in rows],
+        y=[r[y]["value"] for r in rows],
+        error_y=error_bars([r[y] for r in rows]),
+        mode="lines+markers",
+        line={"color": PALETTE[0]},
+        showlegend=False,
+    )
+    figure.add_hline(y=0, line={"color": MUTED, "width": 1})
+    return style(figure, title, name, "KL(base || fine-tune) [nats per token]")
+
+
+def _tokens(rows: list[dict[str, Any]]) -> Any:
+    import plotly.graph_objects as go
+
+    figure = go.Figure(
+        go.Bar(
+            x=[r["share"] for r in rows],
+            y=[f"{r['token']!r} ({r['times']})" for r in rows],
+            orientation="h",
+            marker={"color": PALETTE[1]},
+            customdata=[r["mean"] for r in rows],
+            hovertemplate="%{y}: %{x:.1%} of the divergence, %{customdata:.2f} nats each<extra></extra>",
+        )
+    )
+    figure.update_yaxes(autorange="reversed")
+    return style(figure, "On which tokens the divergence falls", "share of all divergence", "")
+
+
+def _norms(rows: list[dict[str, Any]]) -> Any:
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    kinds = dict.fromkeys(r["module"].rsplit(".", 1)[-1] for r in rows if r["layer"] is not None)
+    for n, kind in enumerate(kinds):
+        mine = [r for r in rows if r["layer"] is not None and r["module"].rsplit(".", 1)[-1] == kind]
+        figure.add_scatter(
+            x=[r["layer"] for r in mine],
+            y=[r["norm"] for r in mine],
+            mode="lines+markers",
+            name="vector" if kind.isdigit() else kind,
+            line={"color": PALETTE[n % len(PALETTE)]},
+            customdata=[r["effective_rank"] for r in mine],
+            hovertemplate="layer %{x}: norm %{y:.3g}, effective rank %{customdata:.1f}<extra></extra>",
+        )
+    return style(figure, "Size of the update", "layer", "Frobenius norm")
