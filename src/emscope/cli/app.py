@@ -31,6 +31,7 @@ from emscope.cli import (
     solutions,
     subspaces,
     train,
+    trajectories,
 )
 from emscope.core.errors import EmscopeError
 
@@ -60,6 +61,7 @@ direction.register(app)
 solutions.register(app)
 subspaces.register(app)
 diff.register(app)
+trajectories.register(app)
 probe.register(app)
 report.register(app)
 models.register(app)

@@ -7,13 +7,14 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from emscope.core.errors import InputError
 from emscope.core.seeds import derive
-from emscope.models.checkpoints import DIRECTION, WEIGHTS, Checkpoint, adapter_settings, read_checkpoint
+from emscope.models.checkpoints import DIRECTION, WEIGHTS, Checkpoint, adapter_settings, check_tensors, read_checkpoint
 from emscope.models.lora import PREFIX, A, B
 from emscope.models.sites import layer_of
 
@@ -55,7 +56,7 @@ class Change:
 
 
 def changes(net: Any, checkpoint: Checkpoint) -> Iterator[Change]:
-    """Yield everything that a checkpoint adds to its base, in float64.
+    """Yield everything that a checkpoint adds to its base, in float64, by name; each tensor is read when its turn comes.
 
     LoRA: s B A, s = alpha / r, or alpha / sqrt(r) with rsLoRA. Vectors: alpha v. Full: W' - W.
 
@@ -65,33 +66,30 @@ def changes(net: Any, checkpoint: Checkpoint) -> Iterator[Change]:
     Raises:
         InputError: a kind of adapter whose update is none of these.
     """
-    tensors = _tensors(checkpoint)
+    tensors = _readers(checkpoint)
     if checkpoint.kind == "full":
         held = dict(net.named_parameters())
         modules = dict(net.named_modules())
-        for name, value in tensors.items():
+        for name, read in sorted(tensors.items()):
             if name in held:
                 module = name.rpartition(".")[0]
-                delta = value.double() - held[name].detach().cpu().double()
+                delta = read().double() - held[name].detach().cpu().double()
                 turned = type(modules[module]).__name__ == "Conv1D" and delta.ndim == 2  # GPT-2 keeps its matrices [in, out]
                 whole = delta.T if turned else delta.reshape(len(delta), -1)
                 yield Change(module if name.endswith(".weight") else name, layer_of(net, name), whole, None)
     elif checkpoint.kind == "vectors":
-        for name, value in tensors.items():
-            if not name.startswith("null."):
-                block = int(name.rsplit(".", 1)[1])
-                yield Change(f"block.{block}", block, value.double().reshape(-1, 1), None)
+        found = {f"block.{n.rsplit('.', 1)[1]}": n for n in tensors if not n.startswith("null.")}
+        for name, tensor in sorted(found.items()):
+            yield Change(name, int(name.rpartition(".")[2]), tensors[tensor]().double().reshape(-1, 1), None)
     elif _kind(checkpoint) == "BEFT":
-        for name, value in tensors.items():
-            layer = layer_of(net, name)
-            yield Change(f"block.{layer}", layer, value.double().reshape(-1, 1), None)
+        found = {f"block.{layer_of(net, n)}": n for n in tensors}
+        for name, tensor in sorted(found.items()):
+            yield Change(name, int(name.rpartition(".")[2]), tensors[tensor]().double().reshape(-1, 1), None)
     elif _kind(checkpoint) == "LORA" and all(n.endswith((A, B)) for n in tensors):
         settings = adapter_settings(checkpoint.folder)
         s = settings["lora_alpha"] / (math.sqrt(settings["r"]) if settings.get("use_rslora") else settings["r"])
-        for name in tensors:
-            if name.endswith(A):
-                module = name.removesuffix(A)
-                yield Change(module, layer_of(net, module), s * tensors[module + B].double(), tensors[name].double())
+        for module in sorted(n.removesuffix(A) for n in tensors if n.endswith(A)):
+            yield Change(module, layer_of(net, module), s * tensors[module + B]().double(), tensors[module + A]().double())
     else:
         raise InputError(
             f"'{checkpoint.folder}' is no plain LoRA adapter, steering vector or full checkpoint",
@@ -113,22 +111,39 @@ def effective_norm(net: Any, checkpoint: Checkpoint) -> float:
 def gram(net: Any, checkpoints: Sequence[Checkpoint]) -> Any:
     """Return the inner products of what checkpoints add to one base, [N, N], over all that they add.
 
+    All are walked through side by side, so that one matrix of each is in memory.
+
     Raises:
-        InputError: as `changes`, or updates of other shapes than this base's.
+        InputError: as `changes`, or updates of different widths.
     """
     import torch
 
     found = torch.zeros(len(checkpoints), len(checkpoints), dtype=torch.float64)
-    kept = [{c.name: c for c in changes(net, checkpoint)} for checkpoint in checkpoints]
-    for i, mine in enumerate(kept):
-        for j, theirs in enumerate(kept[: i + 1]):
-            try:
-                found[i, j] = found[j, i] = sum(c.inner(theirs[name]) for name, c in mine.items() if name in theirs)
-            except RuntimeError:
-                raise InputError(
-                    f"'{checkpoints[i].folder}' and '{checkpoints[j].folder}' are of different widths", "compare one base's"
-                ) from None
-    return found
+    walks = [changes(net, checkpoint) for checkpoint in checkpoints]
+    heads = {n: change for n, walk in enumerate(walks) if (change := next(walk, None)) is not None}
+    while heads:
+        name = min(change.name for change in heads.values())
+        here = {n: change for n, change in heads.items() if change.name == name}
+        for i, mine in here.items():
+            for j, theirs in here.items():
+                if j <= i:
+                    found[i, j] += _inner(mine, theirs, checkpoints[i], checkpoints[j])
+        for n in here:
+            following = next(walks[n], None)
+            if following is None:
+                del heads[n]
+            else:
+                heads[n] = following
+    return found + found.tril(-1).T
+
+
+def _inner(mine: Change, theirs: Change, one: Checkpoint, other: Checkpoint) -> float:
+    try:
+        return mine.inner(theirs)
+    except RuntimeError:
+        raise InputError(
+            f"'{one.folder}' and '{other.folder}' are of different widths", "compare checkpoints of one base"
+        ) from None
 
 
 def effective_rank(singular_values: Sequence[float]) -> float:
@@ -144,7 +159,7 @@ def first_changed(net: Any, checkpoint: Checkpoint) -> int:
     """Return the lowest block whose output a checkpoint changes; 0 where that cannot be told from the names of its tensors."""
     if checkpoint.kind == "full":
         return 0
-    names = [n for n in _tensors(checkpoint) if not n.startswith("null.")]
+    names = [n for n in _readers(checkpoint) if not n.startswith("null.")]
     vectors = checkpoint.kind == "vectors"
     layers = [int(n.rsplit(".", 1)[1]) if vectors else layer_of(net, n) for n in names]
     return 0 if None in layers else min(n for n in layers if n is not None)
@@ -211,13 +226,19 @@ def _files(checkpoint: Checkpoint) -> list[Path]:
     return [checkpoint.folder / (DIRECTION if checkpoint.kind == "vectors" else WEIGHTS)]
 
 
-def _tensors(checkpoint: Checkpoint) -> dict[str, Any]:
-    from safetensors.torch import load_file
+def _readers(checkpoint: Checkpoint) -> dict[str, Callable[[], Any]]:
+    """Return what reads each tensor of a checkpoint, by name."""
+    prefix = "" if checkpoint.kind == "full" else PREFIX
+    return {
+        name.removeprefix(prefix): partial(_read, path, name) for path in _files(checkpoint) for name in check_tensors(path)
+    }
 
-    found: dict[str, Any] = {}
-    for path in _files(checkpoint):
-        found |= load_file(str(path))
-    return {name.removeprefix(PREFIX) if checkpoint.kind != "full" else name: v for name, v in found.items()}
+
+def _read(path: Path, name: str) -> Any:
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="pt") as file:
+        return file.get_tensor(name)
 
 
 def _kind(checkpoint: Checkpoint) -> str:

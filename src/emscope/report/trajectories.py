@@ -1,0 +1,66 @@
+"""The ways of fine-tunes for a terminal and as figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from emscope.report.figures import INK, PALETTE, style
+
+
+def print_trajectories(result: dict[str, Any]) -> None:
+    """Print each checkpoint's norm, place on the first two axes, and cosine with each run's end."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False)
+    console.width = 220
+    points, shares = result["checkpoints"], result["shares"]
+    ends = list(points[0]["cosine_with_end"])
+    console.print("the axes hold " + ", ".join(f"{s:.0%}" for s in shares) + " of all updates", style="dim", soft_wrap=True)
+    table = Table(box=None, pad_edge=True, header_style="dim")
+    table.add_column("run", no_wrap=True)
+    for name in ("step", "norm", "axis 1", "axis 2", *(f"cosine with {short(e)}" for e in ends)):
+        table.add_column(name, justify="right")
+    for p in points:
+        axes = [f"{v:.3f}" for v in [*p["point"], 0.0, 0.0][:2]]
+        cosines = [f"{p['cosine_with_end'][e]:.2f}" for e in ends]
+        table.add_row(short(p["run"]), str(p["step"]), f"{p['norm']:.3g}", *axes, *cosines)
+    console.print(table)
+
+
+def trajectory_figures(result: dict[str, Any]) -> list[Any]:
+    """Return the ways on the first two axes from the base, and the cosine with each run's end along training."""
+    import plotly.graph_objects as go
+
+    points, shares = result["checkpoints"], result["shares"]
+    runs = list(dict.fromkeys(p["run"] for p in points))
+    ways, turns = go.Figure(), go.Figure()
+    for n, run in enumerate(runs):
+        mine = [p for p in points if p["run"] == run]
+        places = [[0.0, 0.0], *([*p["point"], 0.0, 0.0][:2] for p in mine)]
+        ways.add_scatter(
+            x=[p[0] for p in places],
+            y=[p[1] for p in places],
+            mode="lines+markers",
+            name=short(run),
+            line={"color": PALETTE[n % len(PALETTE)]},
+            text=["base", *(f"step {p['step']}, norm {p['norm']:.3g}" for p in mine)],
+            hovertemplate="%{text}<extra></extra>",
+        )
+        for end in runs:
+            if end != run:
+                turns.add_scatter(
+                    x=[p["step"] for p in mine],
+                    y=[p["cosine_with_end"][end] for p in mine],
+                    mode="lines+markers",
+                    name=f"{short(run)} with the end of {short(end)}",
+                )
+    ways.add_scatter(x=[0], y=[0], mode="markers", name="base", marker={"color": INK, "size": 11, "symbol": "x"})
+    axes = [f"axis {n + 1} ({s:.0%})" for n, s in enumerate([*shares, 0.0][:2])]
+    found = [style(ways, "Updates on their main axes", axes[0], axes[1])]
+    return [*found, style(turns, "Cosine with the ends of other runs", "optimiser step", "cosine")] if len(runs) > 1 else found
+
+
+def short(name: str) -> str:
+    """Return the last two parts of a folder's name."""
+    return "/".join(name.rstrip("/").rsplit("/", 2)[-2:])
