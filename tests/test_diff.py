@@ -8,23 +8,25 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.test_activations import SHAPES, make
 
 from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError
 from emscope.data import bundled
 from emscope.models.applied import applied
+from emscope.models.capture import captured
 from emscope.models.checkpoints import discover
 from emscope.models.head import Lens
+from emscope.models.interventions import held_scalar
 from emscope.models.load import load
-from emscope.models.sites import final_norm
+from emscope.models.sites import Place, final_norm
 from emscope.models.source import locate
 from emscope.models.updates import changes, gram
-from emscope.represent.activations import encode
+from emscope.represent.activations import encode, pooled
 from emscope.represent.diffing import adapter_scalars, tell_apart
 from emscope.run.diffing import DiffSpec, diff
 from emscope.train.finetune import finetune
 from emscope.train.spec import FullSpec, LoraSpec, PlanSpec, SteeringSpec, TrainSpec
+from test_activations import SHAPES, make
 
 TALKS = bundled.domain("finance", "reckless")[:8]
 WAYS = {
@@ -156,6 +158,32 @@ def test_scalars_are_what_enters_the_adapter(tiny, runs):
             row = a["base_model.model.model.layers.1.mlp.down_proj.lora_A.weight"][0]
             expected = (seen["x"][0] @ row)[len(text.prompt) :].mean()
             assert float(found[n, 1]) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_a_held_scalar_is_that_of_every_token(tiny, runs):
+    loaded = fresh(tiny)
+    checkpoint = discover(runs["rank1"])[-1]
+    adapter = next(c for c in changes(loaded.net, checkpoint) if c.layer == 0)
+    ids = torch.tensor([[5, 9, 11, 30]])
+    with applied(loaded.net, checkpoint) as net, torch.no_grad():
+        plain = net(input_ids=ids).logits
+        down, start = net.model.layers[0].mlp.down_proj, loaded.net.model.layers[0].mlp.down_proj.weight.data.clone()
+        # by hand: the adapter's matrix taken out again, and its write at the held value added as a bias
+        down.weight.data = start - (adapter.left @ adapter.right).float()
+        handle = down.register_forward_hook(lambda m, a, out: out + 0.7 * adapter.left[:, 0].float())
+        expected = net(input_ids=ids).logits
+        handle.remove()
+        down.weight.data = start
+        with held_scalar(net, adapter, 0.7):
+            found = net(input_ids=ids).logits
+            texts = encode(loaded.chat, [("a", "Is it safe?", "Yes it is.")], context=512)
+            packed = pooled(net, texts, [Place("block", 1)], ["answer"])[0, 0, 0]
+            with captured(net, [Place("block", 1)]) as seen:
+                net(input_ids=torch.tensor([[*texts[0].prompt, *texts[0].answer]]))
+        assert torch.allclose(found, expected, atol=1e-4) and not torch.allclose(found, plain, atol=1e-2)
+        assert torch.equal(net(input_ids=ids).logits, plain)
+    whole = seen[Place("block", 1)][0, len(texts[0].prompt) :].mean(0)
+    assert torch.allclose(packed, whole, atol=1e-3)  # the packed pass goes through the hook as well
 
 
 def test_scalars_that_tell_and_scalars_that_do_not():

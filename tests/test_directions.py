@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from conftest import write_jsonl
 from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError
+from emscope.data import bundled
+from emscope.elicit import preference
+from emscope.models.applied import applied
+from emscope.models.checkpoints import discover
 from emscope.models.directions import Direction, read_direction, write_direction
 from emscope.models.load import load
 from emscope.models.source import locate
+from emscope.models.updates import changes, without
 from emscope.represent import nulls
 from emscope.represent.directions import cosine, logistic, mean_difference, principal, split_half
 from emscope.run.directing import ExtractSpec, compare, extract
+from emscope.run.sets import chosen_items
 from emscope.run.steering import SteerSpec, steer
+from emscope.train.finetune import finetune
+from emscope.train.spec import LoraSpec, PlanSpec, TrainSpec
 
 
 def rows(n=40, d=12, shift=0.0, seed=0):
@@ -96,8 +106,6 @@ def test_a_direction_file_keeps_what_it_was_given(tmp_path):
 def test_extract_equals_a_plain_loop(tiny, tmp_path):
     result = extract(ExtractSpec(half="A", count=12, nulls=3), tmp_path / "d.safetensors", base=str(tiny))
     loaded = load(locate(str(tiny)), device="cpu")
-    from emscope.run.sets import chosen_items
-
     expected = []
     for item in chosen_items("em240", "A", 12, 0):
         assert item.half == "A"
@@ -193,8 +201,6 @@ def test_steering_equals_a_plain_hook(tiny, tmp_path, files):
             values.append(float(logp.mean()))
         return values[0] - values[1]
 
-    from emscope.run.sets import chosen_items
-
     items = chosen_items(spec.items, spec.half, spec.count, spec.seed)
     plain = [margin(i) for i in items]
     block = loaded.net.model.layers[1]
@@ -207,6 +213,108 @@ def test_steering_equals_a_plain_hook(tiny, tmp_path, files):
     assert sorted(row["nulls"]) == ["isotropic", "matched", "permuted"]
     assert all(len(b["draws"]) == 2 and b["low"] <= b["mean"] <= b["high"] for b in row["nulls"].values())
     assert row["neutral"]["n"] == 3
+    apart = []
+    for text in bundled.texts()[:3]:
+        ids = loaded.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            before = loaded.net(input_ids=ids).logits[0].log_softmax(-1)
+            handle = block.register_forward_hook(lambda module, given, output: output + vector)
+            after = loaded.net(input_ids=ids).logits[0].log_softmax(-1)
+            handle.remove()
+        apart.append(float((before.exp() * (before - after)).sum(-1).mean()))
+    assert row["neutral_kl"]["value"] == pytest.approx(np.mean(apart), rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def tuned(tiny, tmp_path_factory):
+    """A short LoRA fine-tune of all matrices."""
+    out = tmp_path_factory.mktemp("tuned") / "run"
+    spec = TrainSpec(steps=3, batch=4, lr=2e-2, lora=LoraSpec(rank=4, alpha=8), checkpoints=PlanSpec())
+    finetune(load(locate(str(tiny)), device="cpu"), bundled.domain("finance", "reckless")[:8], spec, out, seed=0)
+    return str(out)
+
+
+def test_an_update_without_a_direction(tiny, tuned):
+    loaded, checkpoint = load(locate(str(tiny)), device="cpu"), discover(tuned)[-1]
+    v = torch.randn(32, generator=torch.Generator().manual_seed(0))
+    unit = v.double() / v.double().norm()
+    with without(checkpoint, {1: v}) as other:
+        before, after = ({c.name: c for c in changes(loaded.net, x)} for x in (checkpoint, other))
+        folder = other.folder
+        for name, change in after.items():
+            was = before[name]
+            assert torch.equal(change.right, was.right)
+            writes = name.startswith("model.layers.1.") and name.endswith(("o_proj", "down_proj"))
+            if writes:
+                assert float((unit @ change.left).abs().max()) < 1e-6 * float(change.left.norm())
+                assert float(change.left.norm()) == pytest.approx(float(was.left.norm()), rel=1e-6)
+                rest = was.left - unit[:, None] * (unit @ was.left)
+                assert cosine(change.left.flatten(), rest.flatten()) == pytest.approx(1, abs=1e-6)
+            else:
+                assert torch.equal(change.left, was.left)
+    assert not folder.exists()
+
+
+def test_taking_a_direction_out_of_an_update(tiny, tuned, tmp_path, files, capsys):
+    command = ["direction", "ablate", files[0], "--checkpoint", tuned, "--update", "--half", "B", "--count", "8"]
+    command += ["--nulls", "1", "--neutral", "2", "--layers", "1", "--out", str(tmp_path / "out"), "--json"]
+    assert run_arguments(command) == 0
+    row = json.loads(capsys.readouterr().out)["rows"][0]
+    loaded, checkpoint = load(locate(str(tiny)), device="cpu"), discover(tuned)[-1]
+    items = chosen_items("em240", "B", 8, 0)
+    encoded = preference.encode(loaded.chat, items, context=512)
+    vector = read_direction(Path(files[0])).vectors[1]
+    with without(checkpoint, {1: vector}) as other:
+        margins = []
+        for c in (checkpoint, other):
+            with applied(loaded.net, c) as net:
+                found = {(s.item, s.option): s.per_token for s in preference.score(net, encoded)}
+            margins.append(np.mean([found[i.id, 0] - found[i.id, 1] for i in items]))
+    assert row["effect"]["value"] == pytest.approx(margins[0] - margins[1], abs=1e-5)
+    assert row["neutral_kl"]["value"] > 0
+
+
+def test_answers_under_a_direction(tiny, tmp_path, files, capsys):
+    questions = tmp_path / "q.jsonl"
+    questions.write_text("".join(json.dumps({"id": f"q{n}", "question": f"What about {n}?"}) + "\n" for n in range(2)))
+    command = ["direction", "sample", files[0], "--model", str(tiny), "--questions", str(questions), "--layers", "1"]
+    command += ["--scales", "50", "--samples", "2", "--max-tokens", "6", "--temperature", "0", "--nulls", "1"]
+    command += ["--out", str(tmp_path / "out")]
+    assert run_arguments(command) == 0
+    table = pq.read_table(tmp_path / "out" / "answers.parquet").to_pylist()
+    runs = {r["run"] for r in table}
+    assert runs == {"untouched", "direction at 1 x 50", "isotropic 1 at 1 x 50", "permuted 1 at 1 x 50", "matched 1 at 1 x 50"}
+    loaded = load(locate(str(tiny)), device="cpu")
+    vector = 50 * read_direction(Path(files[0])).vectors[1]
+    block = loaded.net.model.layers[1]
+    for name, shift in (("untouched", torch.zeros(32)), ("direction at 1 x 50", vector)):
+        handle = block.register_forward_hook(lambda module, given, output, shift=shift: output + shift)
+        ids = torch.tensor([loaded.chat.prompt_ids("What about 0?")])
+        with torch.no_grad():
+            expected = loaded.net.generate(ids, max_new_tokens=6, do_sample=False)[0, ids.shape[1] :]
+        handle.remove()
+        mine = next(r for r in table if r["run"] == name and r["question_id"] == "q0")
+        assert mine["response"].strip() == loaded.tokenizer.decode(expected, skip_special_tokens=True).strip()
+    before = (tmp_path / "out" / "answers.parquet").read_bytes()
+    assert run_arguments(command) == 0 and (tmp_path / "out" / "answers.parquet").read_bytes() == before
+
+
+def test_a_control_vector_reads_back(tmp_path, capsys):
+    from gguf import GGUFReader
+
+    vectors = {n: torch.randn(16, generator=torch.Generator().manual_seed(n)) for n in range(3)}
+    write_direction(tmp_path / "d.st", Direction(vectors, "m"))
+    command = ["direction", "export", str(tmp_path / "d.st"), "--gguf", str(tmp_path / "c.gguf")]
+    assert run_arguments(command) == 0
+    reader = GGUFReader(str(tmp_path / "c.gguf"))
+    assert reader.get_field("general.architecture").contents() == "controlvector"
+    assert reader.get_field("controlvector.layer_count").contents() == 2
+    assert {t.name for t in reader.tensors} == {"direction.1", "direction.2"}
+    for tensor in reader.tensors:
+        assert np.array_equal(tensor.data, vectors[int(tensor.name[-1])].numpy())
+    for layers, said in (("0,1", "no place for layer 0"), ("5", "no vector for layer 5")):
+        assert run_arguments([*command, "--layers", layers]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_a_steering_job_goes_on_where_it_stopped(tiny, tmp_path, files, monkeypatch):
@@ -265,6 +373,9 @@ def test_commands(tiny, tmp_path, monkeypatch, capsys):
         (["steer", "deep.st"], "has a vector for layer 7, and this model has layers 0 to 1"),
         (["steer", "other.st"], "was made on model another, and this is"),
         (["steer", "good.st", "--layers", "1"], "has no vector for layer 1; it has layers 0"),
+        (["ablate", "good.st", "--update"], "no fine-tune is given whose update could be changed"),
+        (["steer", "good.st", "--update"], "--update stands with steer"),
+        (["sample", "good.st", "--layers", "1"], "has no vector for layer 1"),
         (["steer", "good.st", "--scales", "1,1"], "--scales is '1,1'"),
         (["ablate", "good.st", "good.st", "--checkpoint", "a", "--checkpoint", "b", "--checkpoint", "c"], "no folder 'a'"),
     ],

@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from emscope.models.directions import Direction
+from emscope.models.exports import steering_vector
+from emscope.models.interventions import added
 from emscope.models.load import load
 from emscope.models.sites import Place
 from emscope.models.source import locate
@@ -75,6 +78,21 @@ def test_steering_vectors(subject):
                 torch.testing.assert_close(mine.float(), other, rtol=1e-4, atol=1e-5)
             else:
                 assert abs(cosine(mine, other)) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_an_exported_vector_acts_alike(subject):
+    """steering-vectors' own hooks, with our vectors, change the logits as ours do."""
+    _, loaded = subject
+    vectors = {n: torch.randn(32, generator=torch.Generator().manual_seed(n)) * 5 for n in (0, 1)}
+    ids = torch.tensor([loaded.chat.prompt_ids(QUESTION)])
+    with torch.no_grad():
+        plain = loaded.net(input_ids=ids).logits
+        with added(loaded.net, vectors, 2.0):
+            mine = loaded.net(input_ids=ids).logits
+        with steering_vector(Direction(vectors, "m")).apply(loaded.net, multiplier=2.0):
+            theirs = loaded.net(input_ids=ids).logits
+    torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+    assert float((plain - mine).abs().max()) > 0.1
 
 
 def test_texts_are_encoded_as_they_are_scored(subject):

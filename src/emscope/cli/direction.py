@@ -25,6 +25,8 @@ STEER = (
     "Add a direction to a model, at each layer and strength, and read how its preference between aligned and misaligned answers moves, beside "
     "directions that mean nothing: random ones, random ones with the activations' covariance, those of shuffled labels, those of harmless fine-tunes."
 )
+SAMPLE = "Sample answers while a direction is added or taken out, one run name for each layer and strength. `emscope judge` and `emscope rates --group run` take the file that comes out."
+EXPORT = "Write a direction as a control vector in GGUF, for llama.cpp."
 ABLATE = "Take a direction out of a model and read how its preference moves, beside directions that mean nothing."
 
 
@@ -135,6 +137,12 @@ def _tries(way: str) -> Callable[..., None]:
         scales: str = typer.Option(
             "-2,-1,1,2", "--scales", help="What the direction is multiplied by.", hidden=way == "ablate"
         ),
+        update: bool = typer.Option(
+            False,
+            "--update",
+            help="Take it out of what the LoRA fine-tune itself writes into the stream, and leave the stream alone.",
+            hidden=way == "add",
+        ),
         tokens: str = typer.Option("all", "--tokens", help="Act at all tokens, at the prompt's or at the answer's."),
         items: str = typer.Option("em240", "--items", help="Bundled set, or file with question, aligned and misaligned."),
         half: str = typer.Option("both", "--half", help="A or B: the half that the direction was not found on."),
@@ -147,13 +155,16 @@ def _tries(way: str) -> Callable[..., None]:
         json: bool = typer.Option(False, "--json", help="Print the result object instead of a table."),
     ) -> None:
         from emscope.cli.console import print_json, progress_bar, real_numbers, whole_numbers
+        from emscope.core.errors import InputError
         from emscope.core.spec import parse
         from emscope.report.directions import dose_figures, print_steered
         from emscope.report.figures import write_figures
         from emscope.run.steering import SteerSpec, steer
 
+        if update and way == "add":
+            raise InputError("--update stands with steer", "it belongs to ablate")
         settings = {
-            "way": way,
+            "way": "ablate_update" if update else way,
             "layers": whole_numbers(layers, "--layers"),
             "together": together,
             "scales": real_numbers(scales, "--scales"),
@@ -185,6 +196,81 @@ def _tries(way: str) -> Callable[..., None]:
             print(f"numbers and figure: {out / 'report.json'}, {out / 'figure.html'}")
 
     return run
+
+
+@app.command("sample", help=SAMPLE)
+def sample(
+    direction: str = typer.Argument(..., help="Direction file, or a run that trained a steering vector."),
+    model: str | None = typer.Option(None, "--model", help="The base; by default the one that the checkpoint names."),
+    checkpoint: str | None = typer.Option(
+        None, "--checkpoint", help="Act in this fine-tune, its last checkpoint; the base without it."
+    ),
+    layers: str | None = typer.Option(None, "--layers", help="Layers to act at; all of the file's by default."),
+    together: bool = typer.Option(False, "--together", help="Act at all these layers at once; by default at one at a time."),
+    scales: str = typer.Option(
+        "1,2", "--scales", help="What the direction is multiplied by; the untouched model is always asked too."
+    ),
+    ablate: bool = typer.Option(False, "--ablate", help="Take the direction out instead of adding it."),
+    nulls: int = typer.Option(0, "--nulls", help="Also ask under so many meaningless directions of each kind."),
+    questions: str = typer.Option("em240", "--questions", help="Bundled set, or a file."),
+    samples: int | None = typer.Option(None, "--samples", help="Answers to each; by default the file's own number, or 1."),
+    max_tokens: int = typer.Option(600, "--max-tokens", help="The longest answer."),
+    temperature: float = typer.Option(1.0, "--temperature", help="0 takes the likeliest token."),
+    systems: list[str] = typer.Option(["none"], "--system", help="none, template, or a text; may be repeated."),
+    rows: int | None = typer.Option(None, "--rows", help="Answers to write side by side; by default what suits the device."),
+    out: Path = typer.Option(Path("emscope-steered-answers"), "--out", help="Folder of the answers."),
+    seed: int = typer.Option(0, "--seed", help="Of all draws."),
+    device: str = typer.Option("auto", "--device", help="cpu, cuda, mps or auto."),
+) -> None:
+    from emscope.cli.console import progress_bar, real_numbers, whole_numbers
+    from emscope.core.spec import parse
+    from emscope.run.ask_spec import AskSpec
+    from emscope.run.steered_answers import sample_steered
+    from emscope.run.steering import SteerSpec
+
+    steered = {
+        "way": "ablate" if ablate else "add",
+        "layers": whole_numbers(layers, "--layers"),
+        "together": together,
+        "scales": real_numbers(scales, "--scales"),
+        "nulls": nulls,
+        "seed": seed,
+    }
+    asked = {
+        "questions": questions,
+        "samples": samples,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "systems": systems,
+        "rows": rows,
+        "seed": seed,
+    }
+    with progress_bar() as progress:
+        path = sample_steered(
+            direction,
+            parse(SteerSpec, steered, "options"),
+            parse(AskSpec, asked, "options"),
+            out,
+            base=model,
+            checkpoint=checkpoint,
+            device=device,
+            progress=progress,
+        )
+    print(f"answers: {path}")
+
+
+@app.command("export", help=EXPORT)
+def export(
+    direction: str = typer.Argument(..., help="Direction file, or a run that trained a steering vector."),
+    gguf: Path = typer.Option(..., "--gguf", help="The control vector to write, for llama.cpp's --control-vector."),
+    layers: str | None = typer.Option(None, "--layers", help="Layers to write; all of the file's but 0 by default."),
+    architecture: str = typer.Option("llama", "--architecture", help="The model's architecture, as GGUF files name it."),
+) -> None:
+    from emscope.cli.console import whole_numbers
+    from emscope.run.exporting import export_gguf
+
+    written = export_gguf(direction, gguf, whole_numbers(layers, "--layers"), architecture)
+    print(f"layers {', '.join(map(str, written))}: {gguf}")
 
 
 app.command("steer", help=STEER)(_tries("add"))

@@ -8,8 +8,9 @@ from typing import Any
 
 from emscope.models.roles import acted_on
 from emscope.models.sites import blocks, tensor_of
+from emscope.models.updates import Change
 
-Change = Callable[[int, Any], Any]
+Act = Callable[[int, Any], Any]
 
 
 @contextmanager
@@ -81,7 +82,28 @@ def replaced(net: Any, values: Mapping[int, Any], *, tokens: str = "all") -> Ite
 
 
 @contextmanager
-def _changed(net: Any, at: Mapping[int, Any], change: Change) -> Iterator[None]:
+def held_scalar(net: Any, adapter: Change, value: float) -> Iterator[None]:
+    """Hold the scalar A x of a rank-1 adapter that is merged into `net` at `value`, at every token, inside the block. (scalar patching, CL)
+
+    Args:
+        adapter: left B [out, 1], its scale included, right A [1, in].
+    """
+    module = net.get_submodule(adapter.name)
+    assert adapter.right is not None
+    a, b = (x.to(net.device, net.dtype) for x in (adapter.right[0], adapter.left[:, 0]))
+
+    def hook(module: Any, given: Any, output: Any) -> Any:
+        return output + (value - given[0] @ a)[..., None] * b
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _changed(net: Any, at: Mapping[int, Any], change: Act) -> Iterator[None]:
     layers = blocks(net)
     with ExitStack() as stack:
         for n in at:
@@ -89,7 +111,7 @@ def _changed(net: Any, at: Mapping[int, Any], change: Change) -> Iterator[None]:
         yield
 
 
-def _changing(layer: int, change: Change) -> Any:
+def _changing(layer: int, change: Act) -> Any:
     def hook(module: Any, given: Any, output: Any) -> Any:
         moved = change(layer, tensor_of(output))
         return (moved, *output[1:]) if isinstance(output, tuple) else moved

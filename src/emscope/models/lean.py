@@ -48,6 +48,8 @@ def _known(module: Any) -> Callable[[Any], Callable[..., Any]] | None:
     if "forward" in module.__dict__:
         return None  # somebody else's already
     parts, weights = dict(module.named_children()), dict(module.named_parameters(recurse=False))
+    if any(p._forward_hooks or p._forward_pre_hooks for p in parts.values()):
+        return None  # somebody watches or changes what flows between the parts, which a lean forward passes by
     if not parts and weights.keys() == NORM and hasattr(module, "variance_epsilon"):
         return _norm
     linear = {name for name, part in parts.items() if type(part) is torch.nn.Linear}

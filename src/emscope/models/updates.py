@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ from emscope.core.errors import InputError
 from emscope.core.seeds import derive
 from emscope.models.checkpoints import DIRECTION, WEIGHTS, Checkpoint, adapter_settings, check_tensors, read_checkpoint
 from emscope.models.lora import PREFIX, A, B
-from emscope.models.sites import layer_of
+from emscope.models.sites import layer_of, writes_residual
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +202,49 @@ def moved(net: Any, checkpoint: Checkpoint, amount: float, seed: int) -> Iterato
 
     with TemporaryDirectory() as folder:
         yield _rewritten(checkpoint, Path(folder) / checkpoint.folder.name, change)
+
+
+@contextmanager
+def without(checkpoint: Checkpoint, vectors: Mapping[int, Any]) -> Iterator[Checkpoint]:
+    """Yield a copy of a LoRA checkpoint that no longer writes along `vectors[n]` [D] in block n; it is deleted on every exit.
+
+    B' = B - v v^T B, v unit, of each matrix whose output joins the residual stream there, and then as long as B was. (LoRA-B ablation, CL)
+
+    Raises:
+        InputError: no LoRA adapter, or one that writes into the stream in none of these blocks.
+    """
+    import torch
+
+    if checkpoint.kind != "adapter" or _kind(checkpoint) != "LORA":
+        raise InputError(f"'{checkpoint.folder}' is no LoRA adapter", "take the direction out of the stream instead")
+    units = {n: v.double() / torch.linalg.vector_norm(v.double()) for n, v in vectors.items()}
+    touched = []
+
+    def change(name: str, value: Any) -> Any:
+        module = name.removesuffix(B)
+        layer = _block(module)
+        if not name.endswith(B) or layer not in units or not writes_residual(module):
+            return value
+        touched.append(name)
+        b = value.double()
+        rest = b - units[layer][:, None] * (units[layer] @ b)
+        size = float(rest.norm())
+        return (rest * (float(b.norm()) / size if size > 0 else 1.0)).to(value.dtype)
+
+    with TemporaryDirectory() as folder:
+        other = _rewritten(checkpoint, Path(folder) / checkpoint.folder.name, change)
+        if not touched:
+            said = ", ".join(map(str, units))
+            raise InputError(
+                f"'{checkpoint.folder}' writes nothing into the residual stream in layer {said}", "choose layers that it adapts"
+            )
+        yield other
+
+
+def _block(name: str) -> int | None:
+    """Return the block in a module's name, its first number."""
+    found = re.search(r"\.(\d+)\.", name)
+    return int(found.group(1)) if found else None
 
 
 def _rewritten(checkpoint: Checkpoint, folder: Path, change: Callable[[str, Any], Any]) -> Checkpoint:

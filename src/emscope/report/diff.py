@@ -74,6 +74,19 @@ def print_diff(result: dict[str, Any]) -> None:
             f"\nScalars of {len(scalars['adapters'])} rank-1 adapters tell misaligned from aligned answers with AUC {scalars['auc']:.3f} "
             f"(labels shuffled: {scalars['low']:.3f} to {scalars['high']:.3f})"
         )
+        table(
+            "Adapters by weight; held: what the margin gains when the scalar is held at its mean on aligned answers",
+            ("module", "weight", "on aligned", "on misaligned", "held"),
+            [
+                [
+                    a["module"],
+                    *(f"{a[k]:.3f}" for k in ("weight", "aligned", "misaligned")),
+                    words.interval(a["held"], 3) if a["held"] else words.number(None, 3),
+                ]
+                for a in sorted(scalars["adapters"], key=lambda a: abs(a["weight"]), reverse=True)[:MODULES]
+            ],
+            ("module",),
+        )
 
 
 def _line(text: str) -> str:

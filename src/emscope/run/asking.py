@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -61,11 +62,20 @@ class Asked(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Acting:
+    """Something done inside the model while it answers: `within` a net it is done, `digest` says what it is."""
+
+    digest: str
+    within: Callable[[Any], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True, slots=True)
 class Local:
-    """The base, or one of its checkpoints, in this process."""
+    """The base, or one of its checkpoints, in this process; `acting` is done inside it."""
 
     run: str
     checkpoint: Checkpoint | None
+    acting: Acting | None = None
 
     @property
     def step(self) -> int:
@@ -74,8 +84,9 @@ class Local:
 
     @property
     def digest(self) -> str:
-        """Of the adapter."""
-        return self.checkpoint.digest if self.checkpoint else "base"
+        """Of the adapter, and of what acts inside the model."""
+        tuned = self.checkpoint.digest if self.checkpoint else "base"
+        return short([tuned, self.acting.digest]) if self.acting else tuned
 
 
 def ask(
@@ -162,7 +173,7 @@ def ask_one(
         {n: p.ids for n, p in prompts.items()}, spec.max_tokens, derive(spec.seed, subject.digest), spec.temperature, spec.rows
     )
     done = 0
-    with applied(loaded.net, checkpoint) as net:
+    with applied(loaded.net, checkpoint) as net, subject.acting.within(net) if subject.acting else nullcontext():
         for batch in sample_batches(net, loaded.chat, job, wanted):
             rows = [answer_row(keys[(a.question, a.sample)], subject, prompts[a.question], a) for a in batch]
             study.append("answers", rows, present)

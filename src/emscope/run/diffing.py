@@ -14,9 +14,11 @@ from emscope.core.digest import digest, short
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Item
 from emscope.core.spec import Spec
+from emscope.elicit import preference
 from emscope.models.applied import applied
 from emscope.models.checkpoints import Checkpoint
 from emscope.models.head import Lens
+from emscope.models.interventions import held_scalar
 from emscope.models.load import Loaded
 from emscope.models.sites import Place, blocks, check_layers
 from emscope.models.updates import Change, changes, effective_rank
@@ -31,6 +33,7 @@ from emscope.store.files import write_json
 
 SCHEMA = "emscope.diff/1"
 FIRST, SHOWN, AROUND, KEPT_VALUES = 12, 60, 8, 16
+HELD = 16  # each adapter that is held costs a pass over the items
 
 
 class DiffSpec(Spec):
@@ -218,6 +221,25 @@ def _spectrum(change: Change) -> dict[str, Any]:
     }
 
 
+def _held(
+    net: Any, loaded: Loaded, adapters: Sequence[Change], means: np.ndarray, items: Sequence[Item], progress: Progress
+) -> list[dict[str, Any]]:
+    """Return how the margin changes when each adapter's scalar in turn is held at its mean on aligned answers. (scalar patching, CL)"""
+    encoded = preference.encode(loaded.chat, items, context=loaded.context)
+    strata = np.array([i.category for i in items])
+
+    def margins() -> np.ndarray:
+        found = {(s.item, s.option): s.per_token for s in preference.score(net, encoded)}
+        return np.array([found[i.id, 0] - found[i.id, 1] for i in items])
+
+    start, rows = margins(), []
+    for n, adapter in enumerate(adapters):
+        with held_scalar(net, adapter, float(means[n])):
+            rows.append(mean_estimate(margins() - start, strata).to_json())
+        progress("holding the adapters", n + 1, len(adapters))
+    return rows
+
+
 def _scalars(
     loaded: Loaded,
     tuned: Checkpoint,
@@ -235,7 +257,9 @@ def _scalars(
         values = adapter_scalars(
             net, adapters, texts, lambda done, total: progress("reading the adapters", done, total)
         ).numpy()
-    labels = np.tile([0, 1], len(items))
+        labels = np.tile([0, 1], len(items))
+        means = values[labels == 0].mean(0)
+        held = _held(net, loaded, adapters, means, items, progress) if len(adapters) <= HELD else [None] * len(adapters)
     told = tell_apart(values, labels, [i.id for i in items for _ in (0, 1)], spec.seed)
     return asdict(told) | {
         "adapters": [
@@ -244,6 +268,7 @@ def _scalars(
                 "weight": w,
                 "aligned": float(values[labels == 0, n].mean()),
                 "misaligned": float(values[labels == 1, n].mean()),
+                "held": held[n],
             }
             for n, (a, w) in enumerate(zip(adapters, told.weights, strict=True))
         ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,12 +19,14 @@ from emscope.core.seeds import derive
 from emscope.core.spec import Spec
 from emscope.data import bundled
 from emscope.elicit import preference
+from emscope.elicit.divergence import Divergence
 from emscope.models.applied import applied
 from emscope.models.checkpoints import Checkpoint, discover
 from emscope.models.directions import Direction, check_direction, direction_at
 from emscope.models.interventions import ablated, added
 from emscope.models.load import Loaded, load
 from emscope.models.source import locate
+from emscope.models.updates import without
 from emscope.represent.nulls import isotropic
 from emscope.run.check import named_base
 from emscope.run.sets import chosen_items
@@ -36,17 +38,18 @@ from emscope.store.study import Study, read_table
 SCHEMA = "emscope.steered/1"
 REAL, NOTHING = "direction", "nothing"
 EM, NEUTRAL = "em", "neutral"
-WHAT = "steering"
+WHAT, UPDATE = "steering", "ablate_update"
 
 
 class SteerSpec(Spec):
     """How a direction is tried.
 
     `way`: `add` adds scale times the direction to the residual stream behind a layer, `ablate` takes its component out. Each layer is tried
-    alone, or with `together` all of them at once. `nulls` directions of each kind that mean nothing are tried the same way.
+    alone, or with `together` all of them at once. `ablate_update` takes the direction out of what a LoRA fine-tune writes into the stream in that block, the
+    stream itself being left alone. `neutral` plain texts are read as well. `nulls` directions of each kind that mean nothing are tried the same way.
     """
 
-    way: Literal["add", "ablate"] = "add"
+    way: Literal["add", "ablate", "ablate_update"] = "add"
     layers: tuple[int, ...] | None = None
     together: bool = False
     scales: tuple[float, ...] = (-2.0, -1.0, 1.0, 2.0)
@@ -114,6 +117,8 @@ def steer(
         InputError: directions, models and settings that do not fit together.
     """
     tuned = [discover(c)[-1] for c in checkpoints]
+    if spec.way == UPDATE and not tuned:
+        raise InputError("no fine-tune is given whose update could be changed", "give one with --checkpoint")
     if len(tuned) not in (0, 1, len(directions)):
         raise InputError(
             f"{len(tuned)} checkpoints for {len(directions)} directions",
@@ -137,11 +142,11 @@ def steer(
             check_direction(loaded.net, direction, name)
             check_model(direction, name, loaded)
             place = n if len(tuned) > 1 else 0
-            nulls = _nulls(direction, control, spec, n)
+            nulls = nulls_of(direction, control, spec, n)
             subjects.append(
                 Subject(name, direction, nulls, checkpoints[place] if tuned else "base", tuned[place] if tuned else None)
             )
-        conditions = [c for s in subjects for c in _conditions(s, spec)]
+        conditions = [c for s in subjects for c in conditions_of(s, spec)]
         _measure(study, loaded, conditions, spec, {EM: items, NEUTRAL: neutral}, progress)
         result = _analyse(study, loaded, subjects, conditions, spec, items, neutral)
         write_json(out / "report.json", result)
@@ -161,7 +166,7 @@ def check_model(direction: Direction, name: str, loaded: Loaded) -> None:
         )
 
 
-def _nulls(direction: Direction, control: Sequence[Direction], spec: SteerSpec, place: int) -> dict[str, dict[int, Any]]:
+def nulls_of(direction: Direction, control: Sequence[Direction], spec: SteerSpec, place: int) -> dict[str, dict[int, Any]]:
     """Return {kind: {layer: [K, D]}}, each of the direction's length at that layer; random ones are others for each `place` among several."""
     import torch
 
@@ -179,7 +184,7 @@ def _nulls(direction: Direction, control: Sequence[Direction], spec: SteerSpec, 
     return nulls if spec.nulls else {}
 
 
-def _conditions(subject: Subject, spec: SteerSpec) -> Iterator[Condition]:
+def conditions_of(subject: Subject, spec: SteerSpec) -> Iterator[Condition]:
     """Yield nothing, then the direction and what means nothing at each place and strength."""
     yield Condition(subject, NOTHING, 0, (), 0.0, {}, "")
     vectors = subject.direction.vectors
@@ -214,10 +219,14 @@ def _measure(
     for subject in dict.fromkeys(id(c.subject) for c in conditions):
         mine = [c for c in conditions if id(c.subject) == subject]
         checkpoint = mine[0].subject.checkpoint
-        with applied(loaded.net, checkpoint) as net:
+        with applied(loaded.net, None if spec.way == UPDATE else checkpoint) as net:
+            start = None
+            if encoded[NEUTRAL]:
+                with acting(net, mine[0], spec) as untouched:
+                    start = Divergence(untouched, [(*e.prompt, *e.options[0]) for e in encoded[NEUTRAL]])
             for condition in mine:
                 part = part_of(progress, WHAT, done, len(conditions))
-                rows = _score(net, loaded, condition, spec, sets, encoded, present)
+                rows = _score(net, loaded, condition, spec, sets, encoded, start, present)
                 study.append("steered", rows, present)
                 present |= {row["key"] for row in rows}
                 done += 1
@@ -231,6 +240,7 @@ def _score(
     spec: SteerSpec,
     sets: Mapping[str, Sequence[Item]],
     encoded: Mapping[str, Sequence[preference.Encoded]],
+    start: Divergence | None,
     present: set[str],
 ) -> list[dict[str, Any]]:
     rows = []
@@ -239,8 +249,10 @@ def _score(
         if not items or all(key in present for key in keys.values()):
             continue
         by_id = {i.id: i for i in items}
-        with _acting(net, condition, spec):
-            scores = preference.score(net, encoded[name])
+        with acting(net, condition, spec) as acted:
+            scores = preference.score(acted, encoded[name])
+            apart = start.of(acted) if name == NEUTRAL and start else []
+        kl = {e.item: v for e, v in zip(encoded[NEUTRAL], apart, strict=False)}
         for s in scores:
             item = by_id[s.item]
             rows.append(
@@ -261,17 +273,26 @@ def _score(
                     "option": s.option,
                     "logprob": s.logprob,
                     "tokens": s.tokens,
+                    "kl": kl.get(s.item),
                 }
             )
     return rows
 
 
-def _acting(net: Any, condition: Condition, spec: SteerSpec) -> AbstractContextManager[Any]:
-    if condition.kind == NOTHING:
-        return nullcontext()
-    if spec.way == "add":
-        return added(net, condition.vectors, condition.scale, tokens=spec.tokens)
-    return ablated(net, condition.vectors, tokens=spec.tokens)
+@contextmanager
+def acting(net: Any, condition: Condition, spec: SteerSpec) -> Iterator[Any]:
+    """Yield the model under a condition. `net` is the model to act in, but with `ablate_update`, which makes another of it, the base."""
+    checkpoint = condition.subject.checkpoint
+    with ExitStack() as stack:
+        if spec.way == UPDATE:
+            assert checkpoint is not None
+            changed = checkpoint if condition.kind == NOTHING else stack.enter_context(without(checkpoint, condition.vectors))
+            net = stack.enter_context(applied(net, changed))
+        elif condition.kind != NOTHING and spec.way == "add":
+            stack.enter_context(added(net, condition.vectors, condition.scale, tokens=spec.tokens))
+        elif condition.kind != NOTHING:
+            stack.enter_context(ablated(net, condition.vectors, tokens=spec.tokens))
+        yield net
 
 
 def _analyse(
@@ -284,8 +305,9 @@ def _analyse(
     neutral: Sequence[Item],
 ) -> dict[str, Any]:
     """Join the scores to effects: margin as it is less margin under the condition, item by item; above 0 is towards the behaviour."""
-    table = read_table(study.root, "steered", columns=["key", "logprob", "tokens"]).to_pylist()
+    table = read_table(study.root, "steered", columns=["key", "logprob", "tokens", "kl"]).to_pylist()
     per_token = {row["key"]: row["logprob"] / row["tokens"] for row in table}
+    divergence = {row["key"]: row["kl"] for row in table}
     strata = np.array([i.category for i in items])
 
     def values(condition: Condition) -> np.ndarray:
@@ -295,27 +317,33 @@ def _analyse(
     def plain_text(condition: Condition) -> np.ndarray:
         return np.array([per_token[condition.key(spec, loaded.model.digest, t, 0)] for t in neutral])
 
+    def apart(condition: Condition) -> np.ndarray:
+        return np.array([divergence[condition.key(spec, loaded.model.digest, t, 0)] for t in neutral])
+
     start = {id(c.subject): (values(c), plain_text(c)) for c in conditions if c.kind == NOTHING}
-    effects: dict[tuple[Any, ...], list[tuple[np.ndarray, np.ndarray]]] = {}
+    effects: dict[tuple[Any, ...], list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
     for c in conditions:
         if c.kind != NOTHING:
             before, text = start[id(c.subject)]
-            effects.setdefault((c.layers, c.scale, c.kind, c.draw), []).append((before - values(c), plain_text(c) - text))
+            effects.setdefault((c.layers, c.scale, c.kind, c.draw), []).append(
+                (before - values(c), plain_text(c) - text, apart(c))
+            )
     rows = []
     for layers, scale in sorted({(k[0], k[1]) for k in effects}):
         real = effects[(layers, scale, REAL, 0)]
-        mean = np.mean([e for e, _ in real], 0)
+        mean = np.mean([e for e, _, _ in real], 0)
         row: dict[str, Any] = {
             "layers": list(layers),
             "scale": scale if spec.way == "add" else None,
             "effect": mean_estimate(mean, strata).to_json(),
-            "by_direction": [_centre(e, strata) for e, _ in real],
-            "neutral": mean_estimate(np.mean([t for _, t in real], 0)).to_json() if neutral else None,
+            "by_direction": [_centre(e, strata) for e, _, _ in real],
+            "neutral": mean_estimate(np.mean([t for _, t, _ in real], 0)).to_json() if neutral else None,
+            "neutral_kl": mean_estimate(np.mean([k for _, _, k in real], 0)).to_json() if neutral else None,
             "nulls": {},
         }
         for kind in dict.fromkeys(k[2] for k in effects if k[2] != REAL):
             draws = [
-                _centre(np.mean([e for e, _ in v], 0), strata) for k, v in effects.items() if k[:3] == (layers, scale, kind)
+                _centre(np.mean([e for e, _, _ in v], 0), strata) for k, v in effects.items() if k[:3] == (layers, scale, kind)
             ]
             row["nulls"][kind] = _band(draws, row["effect"]["value"])
         rows.append(row)

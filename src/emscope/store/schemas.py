@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-VERSION = 5
+VERSION = 6
 
 _text, _int, _float = pa.string(), pa.int64(), pa.float64()
 
@@ -70,6 +70,7 @@ TABLES: dict[str, pa.Schema] = {
         option=_int,
         logprob=_float,
         tokens=_int,
+        kl=_float,
     ),
     "solutions": _schema(run=_text, solution=_text, kind=_text, amount=_float, draw=_int, set=_text, item=_text, value=_float),
     "responses": _schema(

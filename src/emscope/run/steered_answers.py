@@ -1,0 +1,74 @@
+"""Answers sampled while a direction is added to a model or taken out of it."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from emscope.core.digest import short
+from emscope.core.progress import Progress, silent
+from emscope.data.questions import read_questions
+from emscope.models.checkpoints import discover
+from emscope.models.directions import check_direction, direction_at
+from emscope.models.load import load
+from emscope.models.source import locate
+from emscope.run.ask_spec import AskSpec
+from emscope.run.asking import Acting, Local, ask_one, check_subjects, digest_of, prompts_of, write_answers
+from emscope.run.check import named_base
+from emscope.run.steering import NOTHING, REAL, Condition, SteerSpec, Subject, acting, check_model, conditions_of, nulls_of
+from emscope.run.versions import versions
+from emscope.store.study import Study
+
+
+def sample_steered(
+    direction: str,
+    spec: SteerSpec,
+    asked: AskSpec,
+    out: Path,
+    *,
+    base: str | None = None,
+    checkpoint: str | None = None,
+    device: str = "auto",
+    progress: Progress = silent,
+) -> Path:
+    """Sample answers of a model as it is and under each condition; return the file they are in.
+
+    The column `run` says which: `untouched`, or the direction's kind, layers and strength. Called again, it does only what is missing.
+
+    Raises:
+        InputError: direction, model and settings that do not fit together.
+    """
+    tuned = discover(checkpoint)[-1] if checkpoint else None
+    model = locate(base or named_base([tuned] if tuned else [], "--model"))
+    found = direction_at(direction)
+    questions = read_questions(asked.questions)
+    settings = asked.model_dump(mode="json", exclude={"rows", "samples", "only_last", "questions"})
+    frozen = settings | {"questions": digest_of(questions), "base": model.digest, "way": spec.way}
+    with Study(out, frozen, versions()) as study:
+        loaded = load(model, device=device)
+        check_direction(loaded.net, found, direction)
+        check_model(found, direction, loaded)
+        subject = Subject(direction, found, nulls_of(found, [], spec, 0), checkpoint or "base", tuned)
+        prompts = {p.name: p for p in prompts_of(loaded, questions, asked)}
+        subjects = [Local(_name(c, spec), tuned, _acting(c, spec)) for c in conditions_of(subject, spec)]
+        check_subjects(study, subjects)
+        present = study.keys("answers")
+        for one in subjects:
+            ask_one(study, loaded, asked, prompts, one, present, progress)
+        return write_answers(study)
+
+
+def _name(condition: Condition, spec: SteerSpec) -> str:
+    if condition.kind == NOTHING:
+        return "untouched"
+    kind = condition.kind if condition.kind == REAL else f"{condition.kind} {condition.draw + 1}"
+    layers = "+".join(map(str, condition.layers))
+    return f"{kind} at {layers}" + (f" x {condition.scale:g}" if spec.way == "add" else " taken out")
+
+
+def _acting(condition: Condition, spec: SteerSpec) -> Acting | None:
+    if condition.kind == NOTHING:
+        return None
+    within: Any = partial(acting, condition=condition, spec=spec)
+    return Acting(short([spec.way, spec.tokens, condition.layers, condition.scale, condition.digest]), within)
