@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -254,3 +257,33 @@ def test_an_array_file_fills_up_row_by_row_and_is_safetensors(tmp_path):
     path.write_bytes(b"\x05\0\0\0\0\0\0\0{{{{{")
     with pytest.raises(InputError, match="is damaged"), array_file(path, (5, 2, 3), about):
         pass
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_prompts(tiny):
+    """The peak of 3,000 prompts at all places beside that of 300, each in a process of its own."""
+    program = (
+        "import resource, sys, torch\n"
+        "from emscope.models.load import load\n"
+        "from emscope.models.sites import Place\n"
+        "from emscope.models.source import locate\n"
+        "from emscope.represent.activations import Text, read_pooled\n"
+        "net, count = load(locate(sys.argv[1]), device='cpu').net, int(sys.argv[2])\n"
+        "draw = torch.Generator().manual_seed(0)\n"
+        "texts = [Text(str(n), tuple(torch.randint(1, 90, (120,), generator=draw).tolist())) for n in range(count)]\n"
+        "places = [Place(site, n) for site in ('block', 'attention', 'mlp') for n in (0, 1)]\n"
+        "seen = []\n"
+        "read_pooled(net, texts, places, ['last', 'prompt'], lambda which, values: seen.append(len(which)))\n"
+        "assert sum(seen) == count\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+    peaks = [
+        int(
+            subprocess.run(
+                [sys.executable, "-c", program, str(tiny), str(n)], capture_output=True, text=True, check=True
+            ).stdout
+        )
+        for n in (300, 3000)
+    ]
+    held = 2700 * 120 * 16 / 1024  # the texts themselves, a pointer and a share of an object a token [KiB]
+    assert peaks[1] - peaks[0] < held + 20_000, peaks

@@ -90,8 +90,9 @@ def run_probe(
             for estimator in spec.estimators
         ]
         for n, (layer, basis, seed, estimator) in enumerate(jobs):
-            made = probe(
-                x[:, layers.index(layer)], targets, units, basis=basis, k=spec.k, estimator=estimator, seed=spec.seed + seed
+            made, alone = (
+                probe(x[:, layers.index(layer)], t, units, basis=basis, k=spec.k, estimator=estimator, seed=spec.seed + seed)
+                for t in (targets, targets[:, :1])
             )
             about = {
                 "model": reference,
@@ -101,7 +102,7 @@ def run_probe(
                 "seed": seed,
                 "estimator": estimator,
             }
-            rows.append(about | _judged(made, targets, folds, spec, units, categories))
+            rows.append(about | _judged(made, alone, targets, folds, spec, units, categories))
             part_of(progress, f"{WHAT} {reference}", n, len(jobs))(WHAT, 1, 1)
     single = y[:, None]
     baselines: list[Baseline] = [("text", by_text([q.text for q in questions], single, units, k=spec.k, seed=spec.seed))]
@@ -114,7 +115,7 @@ def run_probe(
         "questions": len(set(units)),
         "prompts": len(questions),
         "rows": rows,
-        "baselines": [{"name": n} | _judged(p, single, folds, spec, units, categories) for n, p in baselines],
+        "baselines": [{"name": n} | _judged(p, p, single, folds, spec, units, categories) for n, p in baselines],
         "versions": versions(),
     }
     write_json(out / "probe.json", result)
@@ -161,13 +162,18 @@ def _activations(
 
 def _judged(
     predict: Predictor,
+    alone: Predictor,
     targets: np.ndarray,
     folds: Sequence[np.ndarray],
     spec: ProbeSpec,
     units: Sequence[str],
     categories: Sequence[str],
 ) -> dict[str, Any]:
-    """Return R^2 of the first target with its interval, its tests, and R^2 with whole categories left out."""
+    """Return R^2 of the first target with its interval, its tests, and R^2 with whole categories left out.
+
+    Args:
+        predict: of all targets. alone: of the first one, for what needs no permutations.
+    """
     ours, plain = fold_losses(predict, targets, folds)
     row: dict[str, Any] = {
         "r2": explained_estimate(ours[:, 0], plain[:, 0], spec.folds, len(targets), len(set(units))).to_json(),
@@ -177,5 +183,5 @@ def _judged(
     row["p_permutation"] = permutation_p(float(values[0]), values[1:]) if len(values) > 1 else None
     named = np.asarray(categories, str)
     left = [named == c for c in np.unique(named)] if len(set(categories)) > 1 else []
-    row["r2_categories_left_out"] = float(explained(*fold_losses(predict, targets[:, :], left))[0]) if left else None
+    row["r2_categories_left_out"] = float(explained(*fold_losses(alone, targets[:, :1], left))[0]) if left else None
     return row
