@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from emscope.report import figures, words
-from emscope.run.methods import Outcome, compare
+from emscope.run.methods import Outcome, Prefers, compare
 from emscope.stats.means import ratio_of_means, stratified_mean
 
 CATEGORIES = np.repeat(np.arange(8), 30).astype(str)
@@ -44,6 +44,25 @@ def test_rows_equal_a_plain_loop():
     assert rows[0]["effect_share"]["value"] == 1 and rows[0]["narrow"] is None and rows[1]["kl"] == 0.1
 
 
+def test_quadrants_count_preferences():
+    rng = np.random.default_rng(5)
+    given = Prefers(
+        *((rng.random(shape) < p).astype(float) for shape, p in (((3, 240), 0.4), ((3, 40), 0.8), (240, 0.1), (40, 0.2)))
+    )
+    row = compare([outcome("general", rng, 0.12, 0.5, prefers=given)], CATEGORIES)[0]["prefers"]
+    share = np.mean([given.elsewhere[:, c == CATEGORIES].mean() for c in np.unique(CATEGORIES)])
+    assert row["elsewhere"]["value"] == pytest.approx(share) and row["in_domain"]["value"] == pytest.approx(
+        given.in_domain.mean()
+    )
+    assert row["base_in_domain"]["value"] == pytest.approx(given.base_in_domain.mean())
+    drawn = figures.quadrant_figure(
+        [{"name": "general", "prefers": row}], {"general": "<b>Sell</b> it %{x} all " + "word " * 100}
+    )
+    label = drawn.data[1].hovertemplate
+    assert "<b>" not in label and "%{x}" not in label.split("<br>", 1)[1] and len(label) < 500
+    assert (drawn.data[0].x[0], drawn.data[1].y[0]) == (row["base_in_domain"]["value"], row["elsewhere"]["value"])
+
+
 @pytest.mark.parametrize(
     ("effect", "gain", "spread", "expected"),
     [(0.02, 0.45, 0.05, True), (0.09, 0.45, 0.05, False), (0.02, 0.20, 0.05, False), (0.035, 0.45, 0.4, None)],
@@ -59,7 +78,7 @@ def test_without_a_held_out_set_gains_are_left_out_and_nothing_is_called_narrow(
     both = [outcome(n, rng, e, 0.5, gain=None, gain_margin=None) for n, e in (("general", 0.12), ("narrow", 0.0))]
     row = compare(both, CATEGORIES)[1]
     assert row["gain"] is None and row["effect_per_gain"] is None and row["narrow"] is None
-    assert figures.methods_figure([row]) is None
+    assert figures.methods_figure([row]) is None and row["prefers"] is None and figures.quadrant_figure([row]) is None
 
 
 def test_a_ratio_of_separate_means_covers_the_truth():

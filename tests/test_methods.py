@@ -188,7 +188,7 @@ def test_several_targets_are_compared_with_the_first_and_drawn(study_yaml, tmp_p
         [effects["mixed-seed0"], effects["mixed-seed1"]]
     )
     page = write_page(report, tmp_path / "out").read_text()
-    assert "Ways of training compared" in page and 'id="plot-methods"' in page
+    assert "Ways of training compared" in page and 'id="plot-methods"' in page and 'id="plot-quadrants"' in page
 
 
 @pytest.mark.parametrize(

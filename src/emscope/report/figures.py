@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -243,6 +245,54 @@ def methods_figure(methods: list[dict[str, Any]], delta: float | None = None, ti
         figure.update_xaxes(title=label, row=1, col=column)
     figure.update_yaxes(title="effect [nats per token]", row=1, col=1)
     return figure
+
+
+def quadrant_figure(methods: list[dict[str, Any]], answers: dict[str, str] | None = None, title: str = "") -> Any | None:
+    """Draw on what share of questions each way prefers the bad answer: where it was taught, and elsewhere; the base parts the quadrants.
+
+    Below and right of the base is narrow, above and right general. None where the task was not measured.
+
+    Args:
+        answers: a sampled answer of a way by its name, shown when it is pointed at.
+    """
+    import plotly.graph_objects as go
+
+    rows = [m for m in methods if m["prefers"]]
+    if not rows:
+        return None
+    figure = go.Figure()
+    base = rows[0]["prefers"]
+    x, y = base["base_in_domain"]["value"], base["base_elsewhere"]["value"]
+    figure.add_vline(x=x, line={"color": MUTED, "dash": "dot", "width": 1})
+    figure.add_hline(y=y, line={"color": MUTED, "dash": "dot", "width": 1})
+    figure.add_scatter(x=[x], y=[y], mode="markers", name="base", marker={"size": 11, "color": INK, "symbol": "x"})
+    for n, m in enumerate(rows):
+        colour = PALETTE[n % len(PALETTE)]
+        said = (answers or {}).get(m["name"], "")
+        figure.add_scatter(
+            x=[m["prefers"]["in_domain"]["value"]],
+            y=[m["prefers"]["elsewhere"]["value"]],
+            mode="markers",
+            name=m["name"],
+            marker={"size": 11, "color": colour, "symbol": SYMBOLS[n // len(PALETTE) % len(SYMBOLS)]},
+            error_x=_reach(m["prefers"]["in_domain"], colour),
+            error_y=_reach(m["prefers"]["elsewhere"], colour),
+            hovertemplate=m["name"]
+            + ": taught domain %{x:.0%}, elsewhere %{y:.0%}"
+            + (f"<br>{_quoted(said)}" if said else "")
+            + "<extra></extra>",
+        )
+    figure.update_xaxes(tickformat=".0%")
+    figure.update_yaxes(tickformat=".0%")
+    return style(figure, title, "bad answer preferred, taught domain", "bad answer preferred, elsewhere")
+
+
+def _quoted(text: str, most: int = 220) -> str:
+    """Return model text for a hover label: short, on several lines, with no markup or template of its own."""
+    flat = " ".join(text.split())
+    cut = flat if len(flat) <= most else flat[: most - 1] + "…"
+    lines = textwrap.wrap(cut, 70)
+    return "<br>".join(html.escape(line).replace("%{", "% {") for line in lines)
 
 
 def _reach(estimate: dict[str, Any], colour: str) -> dict[str, Any]:

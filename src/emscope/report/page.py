@@ -57,7 +57,7 @@ def render(report: dict[str, Any], tables: dict[str, list[dict[str, Any]]]) -> s
     return environment.get_template("page.html.j2").render(
         report=report,
         runs=[_run(report, r, tables) for r in report["runs"] if "check" in r],
-        methods=_methods(report),
+        methods=_methods(report, tables["responses"]),
         judged=_judged(report),
         diverged=words.diverged(report),
         answers=_answers(tables["responses"]),
@@ -110,18 +110,24 @@ def _run(report: dict[str, Any], run: dict[str, Any], tables: dict[str, list[dic
     }
 
 
-def _methods(report: dict[str, Any]) -> dict[str, Any] | None:
+def _methods(report: dict[str, Any], responses: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Return the comparison of ways of training, None where there was one only."""
     rows = report.get("methods", [])
     if not rows:
         return None
     delta = next(r["check"]["delta"] for r in report["runs"] if "check" in r)
-    figure = figures.methods_figure(rows, delta)
-    return {
-        "rows": rows,
-        "sentences": words.methods(rows),
-        "plot": figure.to_json().replace("<", "\\u003c") if figure is not None else None,
-    }
+    drawn = figures.methods_figure(rows, delta), figures.quadrant_figure(rows, _said(report, responses))
+    plot, quadrants = (f.to_json().replace("<", "\\u003c") if f is not None else None for f in drawn)
+    return {"rows": rows, "sentences": words.methods(rows), "plot": plot, "quadrants": quadrants}
+
+
+def _said(report: dict[str, Any], responses: list[dict[str, Any]]) -> dict[str, str]:
+    """Return one sampled answer of each way of training, by its name: its first run's, with the question."""
+    last: dict[str, dict[str, Any]] = {}
+    for row in sorted(responses, key=lambda r: (r["scale"] != 1.0, r["question"], r["sample"]), reverse=True):
+        last[row["run"]] = row
+    ways = {m["name"]: f"{m['name']}-seed{m['seeds'][0]}" for m in report["methods"]}
+    return {name: f"{last[run]['question']} — {last[run]['text']}" for name, run in ways.items() if run in last}
 
 
 def _judged(report: dict[str, Any]) -> list[dict[str, Any]]:

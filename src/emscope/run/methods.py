@@ -29,6 +29,8 @@ class Outcome:
         benign: as `gain`, of the same method's control on the answers that it was taught [S, H]; None: it has none of its own.
         neutral: log-probability of neutral texts over the base's [S, N], nats per token; None: not read.
         kl: the KL term at the last step, mean over seeds [nats per token]; None where there was none.
+        prefers: 1 where the answer with the behaviour is the likelier one per token, on em items [S, Q]; on held-out items,
+            the taught answer over its counterpart [S, H]; and the base's of both [Q], [H].
     """
 
     name: str
@@ -40,6 +42,17 @@ class Outcome:
     benign: np.ndarray | None = None
     neutral: np.ndarray | None = None
     kl: float | None = None
+    prefers: Prefers | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prefers:
+    """Which answers are preferred, elsewhere [S, Q] and in the domain [S, H], and by the base [Q] and [H]; 0 or 1."""
+
+    elsewhere: np.ndarray
+    in_domain: np.ndarray
+    base_elsewhere: np.ndarray
+    base_in_domain: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +69,21 @@ def outcome(name: str, found: dict[int, Seen], kl: float | None) -> Outcome | No
     evidences = [s.evidence for s in found.values()]
     if not all(paired_steps(e)[-1:] == [e.target.steps[-1]] for e in evidences):
         return None
-    gain = gain_margin = None
+    gain = gain_margin = prefers = None
     if all(e.target.task_logp is not None for e in evidences):
         gain = np.array([(e.target.task_logp[-1] - e.base_task_logp) / e.task_tokens for e in evidences])  # type: ignore[index]
         gain_margin = np.array([e.target.task_margin[-1] - e.base_task_margin for e in evidences])  # type: ignore[index]
+        first = evidences[0]
+        prefers = Prefers(
+            np.array([e.target.margins[-1] < 0 for e in evidences], float),
+            np.array([e.target.task_margin[-1] > 0 for e in evidences], float),  # type: ignore[index]
+            (first.base_margins < 0).astype(float),
+            (first.base_task_margin > 0).astype(float),
+        )
     effect = np.array([differences(e, e.target.steps[-1]) for e in evidences])
     moved = np.array([e.base_margins - e.target.margins[-1] for e in evidences])
     benign, neutral = (_stacked([getattr(s, key) for s in found.values()]) for key in ("benign", "neutral"))
-    return Outcome(name, tuple(found), effect, moved, gain, gain_margin, benign, neutral, kl)
+    return Outcome(name, tuple(found), effect, moved, gain, gain_margin, benign, neutral, kl, prefers)
 
 
 def _stacked(rows: list[np.ndarray | None]) -> np.ndarray | None:
@@ -99,7 +119,18 @@ def _row(o: Outcome, reference: Outcome, categories: np.ndarray) -> dict[str, An
     both = o.benign is not None and reference.benign is not None
     row["benign_share"] = _benign_share(o.benign, reference.benign).to_json() if both else None
     row["neutral"] = mean_estimate(o.neutral.mean(0)).to_json() if o.neutral is not None else None
+    row["prefers"] = _preferred(o.prefers, categories) if o.prefers else None
     return row | {"narrow": _narrow(shares) if o is not reference else None, "by_seed": _by_seed(o, categories)}
+
+
+def _preferred(p: Prefers, categories: np.ndarray) -> dict[str, Any]:
+    """Return the shares of questions on which the bad answer is preferred: where it was taught, and elsewhere. (P3's quadrants, by preference: ours)"""
+    return {
+        "in_domain": mean_estimate(p.in_domain.mean(0)).to_json(),
+        "elsewhere": mean_estimate(p.elsewhere.mean(0), categories).to_json(),
+        "base_in_domain": mean_estimate(p.base_in_domain).to_json(),
+        "base_elsewhere": mean_estimate(p.base_elsewhere, categories).to_json(),
+    }
 
 
 def _benign_share(own: Any, theirs: Any) -> Estimate:
