@@ -23,7 +23,7 @@ from emscope.models.source import locate
 from emscope.models.updates import changes, gram
 from emscope.represent.activations import encode, pooled
 from emscope.represent.diffing import adapter_scalars, tell_apart
-from emscope.run.diffing import DiffSpec, diff
+from emscope.run.inside.diffing import DiffSpec, diff
 from emscope.train.finetune import finetune
 from emscope.train.spec import FullSpec, LoraSpec, PlanSpec, SteeringSpec, TrainSpec
 from test_activations import SHAPES, make
@@ -209,7 +209,7 @@ def test_the_command(tiny, runs, tmp_path, capsys, way):
 
 def test_it_reads_the_base_once(runs, tmp_path, monkeypatch):
     first = diff(runs["lora"], DiffSpec(count=4), tmp_path)
-    from emscope.run import diffing
+    from emscope.run.inside import diffing
 
     def only_the_fine_tune(net, texts, places, sink, **given):
         assert given["what"] == "reading the fine-tune"

@@ -23,9 +23,9 @@ from emscope.models.source import locate
 from emscope.models.updates import changes, without
 from emscope.represent import nulls
 from emscope.represent.directions import cosine, logistic, mean_difference, principal, split_half
-from emscope.run.directing import ExtractSpec, compare, extract
+from emscope.run.inside.directing import ExtractSpec, compare, extract
+from emscope.run.inside.steering import SteerSpec, steer
 from emscope.run.sets import chosen_items
-from emscope.run.steering import SteerSpec, steer
 from emscope.train.finetune import finetune
 from emscope.train.spec import LoraSpec, PlanSpec, TrainSpec
 
@@ -318,7 +318,7 @@ def test_a_control_vector_reads_back(tmp_path, capsys):
 
 
 def test_a_steering_job_goes_on_where_it_stopped(tiny, tmp_path, files, monkeypatch):
-    from emscope.run import steering
+    from emscope.run.inside import steering
 
     score, calls, stop_at = steering.preference.score, [], None
 

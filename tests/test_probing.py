@@ -12,7 +12,7 @@ from emscope.cli.app import run_arguments
 from emscope.models.load import load
 from emscope.models.source import locate
 from emscope.represent.probe import probe
-from emscope.run.probing import ProbeSpec, run_probe
+from emscope.run.inside.probing import ProbeSpec, run_probe
 from emscope.stats.crossval import explained, fold_losses, repeated_folds
 
 

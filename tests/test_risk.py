@@ -14,7 +14,7 @@ from emscope.data import bundled
 from emscope.models.directions import Direction, write_direction
 from emscope.models.load import load
 from emscope.models.source import locate
-from emscope.run.risk import RiskSpec, risk
+from emscope.run.inside.risk import RiskSpec, risk
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from emscope.models.checkpoints import discover
 from emscope.models.load import load
 from emscope.models.source import locate
 from emscope.models.updates import effective_norm, moved, orthogonal_move
-from emscope.run.solutions import SolutionsSpec, compare_solutions
+from emscope.run.inside.solutions import SolutionsSpec, compare_solutions
 from emscope.train.finetune import finetune
 from emscope.train.spec import FullSpec, LoraSpec, PlanSpec, SteeringSpec, TrainSpec
 
@@ -146,7 +146,7 @@ def test_the_comparison_equals_plain_passes(tiny, runs, tmp_path):
 
 
 def test_it_goes_on_where_it_stopped(tiny, runs, tmp_path, monkeypatch):
-    from emscope.run import solutions
+    from emscope.run.inside import solutions
 
     sides = [str(runs["lora"])], [str(runs["other"]), str(runs["lora"])]
     whole = compare_solutions(*sides, SPEC, tmp_path / "whole", base=str(tiny))

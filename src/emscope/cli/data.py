@@ -76,8 +76,8 @@ def register(app: typer.Typer) -> None:
         from emscope.cli.console import print_json, progress_bar
         from emscope.core.spec import parse
         from emscope.report.directions import print_risk
-        from emscope.run.risk import RiskSpec
-        from emscope.run.risk import risk as weigh
+        from emscope.run.inside.risk import RiskSpec
+        from emscope.run.inside.risk import risk as weigh
         from emscope.store.files import write_jsonl
 
         settings = {

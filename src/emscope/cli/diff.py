@@ -35,8 +35,8 @@ def register(app: typer.Typer) -> None:
         from emscope.core.spec import parse
         from emscope.report.diff import diff_figures, print_diff
         from emscope.report.figures import write_figures
-        from emscope.run.diffing import DiffSpec
-        from emscope.run.diffing import diff as compare
+        from emscope.run.inside.diffing import DiffSpec
+        from emscope.run.inside.diffing import diff as compare
 
         settings = {
             "items": items,

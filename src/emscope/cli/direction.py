@@ -75,8 +75,8 @@ def extract(
     from emscope.cli.console import number_or_none, print_json, progress_bar, whole_numbers
     from emscope.core.spec import parse
     from emscope.report.directions import print_extracted
-    from emscope.run.directing import ExtractSpec
-    from emscope.run.directing import extract as find
+    from emscope.run.inside.directing import ExtractSpec
+    from emscope.run.inside.directing import extract as find
 
     settings = {
         "items": items,
@@ -159,7 +159,7 @@ def _tries(way: str) -> Callable[..., None]:
         from emscope.core.spec import parse
         from emscope.report.directions import dose_figures, print_steered
         from emscope.report.figures import write_figures
-        from emscope.run.steering import SteerSpec, steer
+        from emscope.run.inside.steering import SteerSpec, steer
 
         if update and way == "add":
             raise InputError("--update stands with steer", "it belongs to ablate")
@@ -225,8 +225,8 @@ def sample(
     from emscope.cli.console import progress_bar, real_numbers, whole_numbers
     from emscope.core.spec import parse
     from emscope.run.ask_spec import AskSpec
-    from emscope.run.steered_answers import sample_steered
-    from emscope.run.steering import SteerSpec
+    from emscope.run.inside.steered_answers import sample_steered
+    from emscope.run.inside.steering import SteerSpec
 
     steered = {
         "way": "ablate" if ablate else "add",
@@ -267,7 +267,7 @@ def export(
     architecture: str = typer.Option("llama", "--architecture", help="The model's architecture, as GGUF files name it."),
 ) -> None:
     from emscope.cli.console import whole_numbers
-    from emscope.run.exporting import export_gguf
+    from emscope.run.inside.exporting import export_gguf
 
     written = export_gguf(direction, gguf, whole_numbers(layers, "--layers"), architecture)
     print(f"layers {', '.join(map(str, written))}: {gguf}")
@@ -286,7 +286,7 @@ def compare(
     from emscope.cli.console import print_json
     from emscope.report.directions import cosine_figures, print_compared
     from emscope.report.figures import write_figures
-    from emscope.run.directing import compare as compared
+    from emscope.run.inside.directing import compare as compared
 
     result = compared(directions)
     if plot is not None:

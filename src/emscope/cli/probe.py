@@ -43,7 +43,7 @@ def register(app: typer.Typer) -> None:
         from emscope.core.spec import parse
         from emscope.report.figures import write_figures
         from emscope.report.probe import print_probed, probe_figure
-        from emscope.run.probing import ProbeSpec, run_probe
+        from emscope.run.inside.probing import ProbeSpec, run_probe
 
         settings = {
             "questions": questions,

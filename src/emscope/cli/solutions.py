@@ -45,7 +45,7 @@ def register(app: typer.Typer) -> None:
         from emscope.core.spec import parse
         from emscope.report.figures import write_figures
         from emscope.report.solutions import print_solutions, solution_figures
-        from emscope.run.solutions import SolutionsSpec, compare_solutions
+        from emscope.run.inside.solutions import SolutionsSpec, compare_solutions
 
         settings = {
             "domain": domain,

@@ -41,7 +41,7 @@ def register(app: typer.Typer) -> None:
         from emscope.core.spec import parse
         from emscope.report.figures import write_figures
         from emscope.report.subspaces import print_subspaces, subspace_figures
-        from emscope.run.subspaces import SubspaceSpec, compare_subspaces
+        from emscope.run.inside.subspaces import SubspaceSpec, compare_subspaces
 
         settings = {
             "train": train,

@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
         from emscope.cli.console import print_json
         from emscope.report.figures import write_figures
         from emscope.report.trajectories import print_trajectories, trajectory_figures
-        from emscope.run.trajectories import trajectories as made
+        from emscope.run.inside.trajectories import trajectories as made
 
         result = made(runs, out, base=model, device=device)
         write_figures(trajectory_figures(result), out / "figure.html", "Ways of fine-tunes")

@@ -76,9 +76,9 @@ def outcome(name: str, found: dict[int, Seen], kl: float | None) -> Outcome | No
         first = evidences[0]
         prefers = Prefers(
             np.array([e.target.margins[-1] < 0 for e in evidences], float),
-            np.array([e.target.task_margin[-1] > 0 for e in evidences], float),  # type: ignore[index]
+            np.array([np.asarray(e.target.task_margin)[-1] > 0 for e in evidences], float),
             (first.base_margins < 0).astype(float),
-            (first.base_task_margin > 0).astype(float),
+            (np.asarray(first.base_task_margin) > 0).astype(float),
         )
     effect = np.array([differences(e, e.target.steps[-1]) for e in evidences])
     moved = np.array([e.base_margins - e.target.margins[-1] for e in evidences])

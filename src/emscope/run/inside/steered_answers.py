@@ -16,7 +16,17 @@ from emscope.models.source import locate
 from emscope.run.ask_spec import AskSpec
 from emscope.run.asking import Acting, Local, ask_one, check_subjects, digest_of, prompts_of, write_answers
 from emscope.run.check import named_base
-from emscope.run.steering import NOTHING, REAL, Condition, SteerSpec, Subject, acting, check_model, conditions_of, nulls_of
+from emscope.run.inside.steering import (
+    NOTHING,
+    REAL,
+    Condition,
+    SteerSpec,
+    Subject,
+    acting,
+    check_model,
+    conditions_of,
+    nulls_of,
+)
 from emscope.run.versions import versions
 from emscope.store.study import Study
 
