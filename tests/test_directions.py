@@ -260,6 +260,11 @@ def test_taking_a_direction_out_of_an_update(tiny, tuned, tmp_path, files, capsy
     command += ["--nulls", "1", "--neutral", "2", "--layers", "1", "--out", str(tmp_path / "out"), "--json"]
     assert run_arguments(command) == 0
     row = json.loads(capsys.readouterr().out)["rows"][0]
+    narrow = str(tmp_path / "narrow")
+    spec = TrainSpec(steps=1, batch=2, lr=1e-2, lora=LoraSpec(rank=2, alpha=4, layers=(0,)), checkpoints=PlanSpec())
+    finetune(load(locate(str(tiny)), device="cpu"), bundled.domain("finance", "reckless")[:4], spec, Path(narrow), seed=0)
+    assert run_arguments([*command[:4], narrow, *command[5:], "--out", str(tmp_path / "other")]) == 2
+    assert "writes nothing into the residual stream in layer 1; choose layers that it adapts (0)" in capsys.readouterr().err
     loaded, checkpoint = load(locate(str(tiny)), device="cpu"), discover(tuned)[-1]
     items = chosen_items("em240", "B", 8, 0)
     encoded = preference.encode(loaded.chat, items, context=512)

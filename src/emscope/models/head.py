@@ -60,10 +60,11 @@ class Lens:
         norm = final_norm(net)
         self._norm = copy.deepcopy(norm) if frozen else norm
         self._head = output_head(net, frozen=frozen)
+        self._dtype = net.dtype
 
     def __call__(self, stream: Any) -> Any:
         """Return logits [..., V]."""
-        return self._head(self._norm(stream))
+        return self._head(self._norm(stream.to(self._dtype)))
 
 
 @contextmanager

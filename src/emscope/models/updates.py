@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -204,6 +204,33 @@ def moved(net: Any, checkpoint: Checkpoint, amount: float, seed: int) -> Iterato
         yield _rewritten(checkpoint, Path(folder) / checkpoint.folder.name, change)
 
 
+def written_blocks(checkpoint: Checkpoint) -> list[int]:
+    """Return the blocks in which a LoRA checkpoint writes into the residual stream.
+
+    Raises:
+        InputError: it is no LoRA adapter.
+    """
+    if checkpoint.kind != "adapter" or _kind(checkpoint) != "LORA":
+        raise InputError(f"'{checkpoint.folder}' is no LoRA adapter", "take the direction out of the stream instead")
+    modules = [n.removesuffix(B) for n in _readers(checkpoint) if n.endswith(B)]
+    return sorted({n for m in modules if writes_residual(m) and (n := _block(m)) is not None})
+
+
+def check_written(checkpoint: Checkpoint, layers: Iterable[int]) -> None:
+    """Refuse blocks in which a LoRA checkpoint does not write into the residual stream.
+
+    Raises:
+        InputError: naming one, and those where it does.
+    """
+    written = written_blocks(checkpoint)
+    lacking = [n for n in layers if n not in written]
+    if lacking:
+        raise InputError(
+            f"'{checkpoint.folder}' writes nothing into the residual stream in layer {lacking[0]}",
+            f"choose layers that it adapts ({', '.join(map(str, written))})",
+        )
+
+
 @contextmanager
 def without(checkpoint: Checkpoint, vectors: Mapping[int, Any]) -> Iterator[Checkpoint]:
     """Yield a copy of a LoRA checkpoint that no longer writes along `vectors[n]` [D] in block n; it is deleted on every exit.
@@ -211,34 +238,25 @@ def without(checkpoint: Checkpoint, vectors: Mapping[int, Any]) -> Iterator[Chec
     B' = B - v v^T B, v unit, of each matrix whose output joins the residual stream there, and then as long as B was. (LoRA-B ablation, CL)
 
     Raises:
-        InputError: no LoRA adapter, or one that writes into the stream in none of these blocks.
+        InputError: no LoRA adapter, or one that does not write into the stream in one of these blocks.
     """
     import torch
 
-    if checkpoint.kind != "adapter" or _kind(checkpoint) != "LORA":
-        raise InputError(f"'{checkpoint.folder}' is no LoRA adapter", "take the direction out of the stream instead")
+    check_written(checkpoint, vectors)
     units = {n: v.double() / torch.linalg.vector_norm(v.double()) for n, v in vectors.items()}
-    touched = []
 
     def change(name: str, value: Any) -> Any:
         module = name.removesuffix(B)
         layer = _block(module)
         if not name.endswith(B) or layer not in units or not writes_residual(module):
             return value
-        touched.append(name)
         b = value.double()
         rest = b - units[layer][:, None] * (units[layer] @ b)
         size = float(rest.norm())
         return (rest * (float(b.norm()) / size if size > 0 else 1.0)).to(value.dtype)
 
     with TemporaryDirectory() as folder:
-        other = _rewritten(checkpoint, Path(folder) / checkpoint.folder.name, change)
-        if not touched:
-            said = ", ".join(map(str, units))
-            raise InputError(
-                f"'{checkpoint.folder}' writes nothing into the residual stream in layer {said}", "choose layers that it adapts"
-            )
-        yield other
+        yield _rewritten(checkpoint, Path(folder) / checkpoint.folder.name, change)
 
 
 def _block(name: str) -> int | None:

@@ -67,7 +67,7 @@ def compare_streams(before_lens: Lens, after_lens: Lens, before: Any, after: Any
 def adapter_scalars(
     net: Any, adapters: Sequence[Change], texts: Sequence[Text], seen: Callable[[int, int], None] = lambda done, total: None
 ) -> Any:
-    """Return A x of each rank-1 adapter, its mean over each text's answer tokens, [N, adapters] in float64. (CL)
+    """Return A x of each rank-1 adapter, its mean over each text's answer tokens, [N, adapters]. (CL)
 
     Args:
         net: the model with the adapters merged into it, so that x is what it would be. adapters: of rank 1, `right` being A [1, in].
@@ -80,7 +80,7 @@ def adapter_scalars(
 
     def watch(n: int, a: Any) -> Any:
         def hook(module: Any, given: Any) -> None:
-            rows[n] = given[0][0].double() @ a
+            rows[n] = given[0][0].float() @ a
 
         return hook
 
@@ -88,7 +88,7 @@ def adapter_scalars(
     try:
         for n, adapter in enumerate(adapters):
             assert adapter.right is not None
-            a = adapter.right[0].to(net.device)
+            a = adapter.right[0].float().to(net.device)
             handles.append(modules[adapter.name].register_forward_pre_hook(watch(n, a)))
         with torch.inference_mode():
             for k, text in enumerate(texts):

@@ -26,7 +26,7 @@ from emscope.models.directions import Direction, check_direction, direction_at
 from emscope.models.interventions import ablated, added
 from emscope.models.load import Loaded, load
 from emscope.models.source import locate
-from emscope.models.updates import without
+from emscope.models.updates import check_written, without
 from emscope.represent.nulls import isotropic
 from emscope.run.check import named_base
 from emscope.run.sets import chosen_items
@@ -189,6 +189,9 @@ def conditions_of(subject: Subject, spec: SteerSpec) -> Iterator[Condition]:
     yield Condition(subject, NOTHING, 0, (), 0.0, {}, "")
     vectors = subject.direction.vectors
     wanted = tuple(vectors) if spec.layers is None else spec.layers
+    if spec.way == UPDATE:
+        assert subject.checkpoint is not None
+        check_written(subject.checkpoint, wanted)
     lacking = [n for n in wanted if n not in vectors]
     if lacking:
         said = ", ".join(map(str, vectors))
