@@ -15,6 +15,7 @@ from emscope.models.applied import applied
 from emscope.models.checkpoints import discover
 from emscope.models.load import load
 from emscope.models.source import locate
+from emscope.models.updates import gram
 from emscope.represent.trajectory import trajectory
 from emscope.train.finetune import finetune
 from emscope.train.spec import FullSpec, LoraSpec, PlanSpec, TrainSpec
@@ -56,6 +57,26 @@ def test_points_equal_an_svd_of_whole_updates(tiny, runs, tmp_path, capsys):
     cosine = u[0] @ u[-1] / np.linalg.norm(u[0]) / np.linalg.norm(u[-1])
     assert result["checkpoints"][0]["cosine_with_end"][runs["full"]] == pytest.approx(cosine, abs=2e-3)
     assert "Updates on their main axes" in (tmp_path / "figure.html").read_text()
+
+
+def test_matrices_that_have_biases_meet_across_kinds(tiny_gpt2, tmp_path):
+    """A full fine-tune holds biases, whose names lie between those of the matrices; an adapter does not."""
+    loaded = load(locate(str(tiny_gpt2)), device="cpu")
+    ways = {"lora": {"lora": LoraSpec(rank=2, alpha=4)}, "full": {"full": FullSpec()}}
+    deltas, checkpoints = [], []
+    start = torch.cat([p.detach().double().flatten() for p in loaded.net.parameters()])
+    for name, tunable in ways.items():
+        spec = TrainSpec(steps=2, batch=4, lr=1e-3 if name == "full" else 2e-2, checkpoints=PlanSpec(), **tunable)
+        finetune(load(locate(str(tiny_gpt2)), device="cpu"), TALKS, spec, tmp_path / name, seed=0)
+        checkpoints.append(discover(str(tmp_path / name))[-1])
+        with applied(loaded.net, checkpoints[-1]) as net:
+            deltas.append(torch.cat([p.detach().double().flatten() for p in net.parameters()]) - start)
+    expected = torch.stack(deltas) @ torch.stack(deltas).T
+    scale = float(deltas[0].norm() * deltas[1].norm())
+    found = gram(loaded.net, checkpoints)
+    assert abs(float(expected[0, 1])) > 1e-3 * scale, "nothing to tell a missed matrix by"
+    assert float(found[0, 1]) == pytest.approx(float(expected[0, 1]), abs=1e-4 * scale)
+    assert float(found[1, 1]) == pytest.approx(float(expected[1, 1]), rel=1e-4)
 
 
 def test_nothing_and_a_line():

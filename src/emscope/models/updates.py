@@ -71,13 +71,12 @@ def changes(net: Any, checkpoint: Checkpoint) -> Iterator[Change]:
     if checkpoint.kind == "full":
         held = dict(net.named_parameters())
         modules = dict(net.named_modules())
-        for name, read in sorted(tensors.items()):
-            if name in held:
-                module = name.rpartition(".")[0]
-                delta = read().double() - held[name].detach().cpu().double()
-                turned = type(modules[module]).__name__ == "Conv1D" and delta.ndim == 2  # GPT-2 keeps its matrices [in, out]
-                whole = delta.T if turned else delta.reshape(len(delta), -1)
-                yield Change(module if name.endswith(".weight") else name, layer_of(net, name), whole, None)
+        found = {n.removesuffix(".weight"): n for n in tensors if n in held}
+        for name, tensor in sorted(found.items()):  # by the name that is yielded: `gram` walks several side by side
+            delta = tensors[tensor]().double() - held[tensor].detach().cpu().double()
+            turned = type(modules[tensor.rpartition(".")[0]]).__name__ == "Conv1D" and delta.ndim == 2  # GPT-2: [in, out]
+            whole = delta.T if turned else delta.reshape(len(delta), -1)
+            yield Change(name, layer_of(net, tensor), whole, None)
     elif checkpoint.kind == "vectors":
         found = {f"block.{n.rsplit('.', 1)[1]}": n for n in tensors if not n.startswith("null.")}
         for name, tensor in sorted(found.items()):
