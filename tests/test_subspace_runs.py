@@ -18,7 +18,7 @@ from emscope.models.checkpoints import discover
 from emscope.models.load import load
 from emscope.models.source import locate
 from emscope.models.updates import first_changed
-from emscope.run.inside.reading import prompt_activations, prompt_texts
+from emscope.run.inside.reading import PromptActivations, prompt_texts
 from emscope.run.inside.subspaces import SubspaceSpec, compare_subspaces, pearson
 from emscope.train.finetune import finetune
 from emscope.train.spec import FullSpec, LoraSpec, PlanSpec, SteeringSpec, TrainSpec
@@ -92,10 +92,10 @@ def test_what_a_checkpoint_leaves_alone_is_the_bases(tiny, runs, tmp_path):
     from emscope.data.questions import read_questions
 
     texts = prompt_texts(loaded, read_questions("em240")[:5])
-    base = prompt_activations(loaded, None, texts, (0, 1), "last", tmp_path)
-    upper = prompt_activations(loaded, discover(runs["upper"])[-1], texts, (0, 1), "last", tmp_path)
+    both = PromptActivations(loaded, texts, (0, 1), "last", tmp_path)
+    base, upper = both.of(None, "reading"), both.of(discover(runs["upper"])[-1], "reading")
     assert np.array_equal(base[:, 0], upper[:, 0]) and not np.allclose(base[:, 1], upper[:, 1])
-    alone = prompt_activations(loaded, discover(runs["upper"])[-1], texts, (1,), "last", tmp_path / "alone")
+    alone = PromptActivations(loaded, texts, (1,), "last", tmp_path / "alone").of(discover(runs["upper"])[-1], "reading")
     assert np.allclose(alone[:, 0], upper[:, 1], atol=1e-6)
 
 

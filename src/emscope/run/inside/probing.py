@@ -20,7 +20,7 @@ from emscope.models.load import load
 from emscope.models.source import locate
 from emscope.represent.probe import by_category, by_text, probe
 from emscope.run.inside.directing import layers_of
-from emscope.run.inside.reading import prompt_activations, prompt_texts
+from emscope.run.inside.reading import PromptActivations, prompt_texts
 from emscope.run.versions import versions
 from emscope.stats.crossval import (
     Predictor,
@@ -155,9 +155,8 @@ def _activations(
     """Return prompt activations [N, layers, D] of a model, from `out` where they are there."""
     loaded = load(locate(reference), system=spec.system, device=device)
     layers = layers_of(loaded.net, spec.layers)
-    texts, what = prompt_texts(loaded, questions), f"reading activations of {reference}"
-    values = prompt_activations(loaded, None, texts, layers, spec.pool, out, progress=progress, what=what)
-    return values, layers, loaded.model.digest
+    activations = PromptActivations(loaded, prompt_texts(loaded, questions), layers, spec.pool, out, progress)
+    return activations.of(None, f"reading activations of {reference}"), layers, loaded.model.digest
 
 
 def _judged(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,70 +39,62 @@ def prompt_texts(loaded: Loaded, questions: Sequence[Question]) -> list[Text]:
     return texts
 
 
-def prompt_activations(
-    loaded: Loaded,
-    checkpoint: Checkpoint | None,
-    texts: Sequence[Text],
-    layers: Sequence[int],
-    pool: str,
-    out: Path,
-    *,
-    progress: Progress = silent,
-    what: str = "reading activations",
-) -> np.ndarray:
-    """Return activations [N, layers, D] behind blocks, of the base or of a checkpoint of it, from `out` where they are there.
+@dataclass(frozen=True, slots=True)
+class PromptActivations:
+    """Activations behind `layers` of a base and of checkpoints of it on the same prompts, in files under `out`.
 
-    Behind the blocks below the first one that a checkpoint changes, its activations are the base's: they are taken from there, not computed
-    again.
-
-    Args:
-        pool: `last` or `prompt`.
-
-    Raises:
-        InputError: a file of the same name that holds something else.
+    `pool` is `last` (the prompt's last token) or `prompt` (the mean over it).
     """
-    shared = [n for n in layers if checkpoint and n < first_changed(loaded.net, checkpoint)]
-    own = [n for n in layers if n not in shared]
-    parts = {}
-    if shared:
-        base = prompt_activations(loaded, None, texts, layers, pool, out, progress=progress, what=f"{what} of the base")
-        parts = {n: base[:, list(layers).index(n)] for n in shared}
-    if own:
-        read = _kept(loaded, checkpoint, texts, own, pool, out, progress, what)
-        parts |= {n: read[:, k] for k, n in enumerate(own)}
-    return np.stack([parts[n] for n in layers], 1)
 
+    loaded: Loaded
+    texts: Sequence[Text]
+    layers: Sequence[int]
+    pool: str
+    out: Path
+    progress: Progress = silent
 
-def _kept(
-    loaded: Loaded,
-    checkpoint: Checkpoint | None,
-    texts: Sequence[Text],
-    layers: Sequence[int],
-    pool: str,
-    out: Path,
-    progress: Progress,
-    what: str,
-) -> np.ndarray:
-    about = {
-        "format": "emscope.activations/1",
-        "model": loaded.model.digest,
-        "pool": pool,
-        "layers": json.dumps(list(layers)),
-        "texts": digest([[t.id, list(t.prompt)] for t in texts]),
-    }
-    if checkpoint:
-        about["checkpoint"] = checkpoint.digest
-    width = int(loaded.net.config.get_text_config().hidden_size)
-    path = out / "arrays" / f"{short(about)}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with array_file(path, (len(texts), len(layers), width), about) as file:
-        missing = file.missing()
+    def of(self, checkpoint: Checkpoint | None, what: str) -> np.ndarray:
+        """Return activations [N, layers, D] of a checkpoint, None for the base, from the files where they are there.
 
-        def sink(which: Sequence[int], values: Any) -> None:
-            file.write([missing[n] for n in which], values[:, 0].numpy())
+        Behind the blocks below the first one that a checkpoint changes, its activations are the base's: they are taken from there, not
+        computed again.
 
-        if missing:
-            places = [Place("block", n) for n in layers]
-            with applied(loaded.net, checkpoint) as net:
-                read_pooled(net, [texts[n] for n in missing], places, [pool], sink, progress=progress, what=what)
-        return np.array(file.values)
+        Args:
+            what: is read, for the progress.
+
+        Raises:
+            InputError: a file of the same name that holds something else.
+        """
+        first = first_changed(self.loaded.net, checkpoint) if checkpoint else 0
+        own = [n for n in self.layers if n >= first]
+        parts: dict[int, np.ndarray] = {}
+        if len(own) < len(self.layers):
+            parts = dict(zip(self.layers, np.moveaxis(self.of(None, f"{what}, the base"), 1, 0), strict=True))
+        if own:
+            parts |= zip(own, np.moveaxis(self._kept(checkpoint, own, what), 1, 0), strict=True)
+        return np.stack([parts[n] for n in self.layers], 1)
+
+    def _kept(self, checkpoint: Checkpoint | None, layers: Sequence[int], what: str) -> np.ndarray:
+        about = {
+            "format": "emscope.activations/1",
+            "model": self.loaded.model.digest,
+            "pool": self.pool,
+            "layers": json.dumps(list(layers)),
+            "texts": digest([[t.id, list(t.prompt)] for t in self.texts]),
+        }
+        if checkpoint:
+            about["checkpoint"] = checkpoint.digest
+        width = int(self.loaded.net.config.get_text_config().hidden_size)
+        path = self.out / "arrays" / f"{short(about)}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with array_file(path, (len(self.texts), len(layers), width), about) as file:
+            missing = file.missing()
+
+            def sink(which: Sequence[int], values: Any) -> None:
+                file.write([missing[n] for n in which], values[:, 0].numpy())
+
+            if missing:
+                places, texts = [Place("block", n) for n in layers], [self.texts[n] for n in missing]
+                with applied(self.loaded.net, checkpoint) as net:
+                    read_pooled(net, texts, places, [self.pool], sink, progress=self.progress, what=what)
+            return np.array(file.values)

@@ -37,7 +37,7 @@ from emscope.represent.subspaces import (
 )
 from emscope.run.check import named_base
 from emscope.run.inside.directing import layers_of
-from emscope.run.inside.reading import prompt_activations, prompt_texts
+from emscope.run.inside.reading import PromptActivations, prompt_texts
 from emscope.run.sets import even
 from emscope.run.versions import versions
 from emscope.stats.means import mean_estimate
@@ -107,13 +107,11 @@ def compare_subspaces(
     prompts = Prompts(is_train & ~held, held, ~is_train, np.array([q.category for q in other]))
     check_rank(max(spec.ks), min(int(prompts.fitted.sum()) - 1, loaded.net.config.get_text_config().hidden_size))
 
-    def read(checkpoint: Any, what: str) -> np.ndarray:
-        return prompt_activations(loaded, checkpoint, texts, layers, spec.pool, out, progress=progress, what=f"reading {what}")
-
-    before = read(None, "the base")
+    activations = PromptActivations(loaded, texts, layers, spec.pool, out, progress)
+    before = activations.of(None, "reading the base")
     rows, spaces = [], {}
     for name, checkpoint in tuned.items():
-        shifts = read(checkpoint, name) - before
+        shifts = activations.of(checkpoint, f"reading {name}") - before
         for n, layer in enumerate(layers):
             if not np.any(shifts[:, n]):
                 rows.append({"run": name, "step": checkpoint.step, "layer": layer, "shift": 0.0, "ks": []})
