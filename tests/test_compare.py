@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from emscope.report import figures, words
+from emscope.report import words
+from emscope.report.methods import methods_figure, quadrant_figure
 from emscope.run.methods import Outcome, Prefers, compare
 from emscope.stats.means import ratio_of_means, stratified_mean
 
@@ -55,9 +56,7 @@ def test_quadrants_count_preferences():
         given.in_domain.mean()
     )
     assert row["base_in_domain"]["value"] == pytest.approx(given.base_in_domain.mean())
-    drawn = figures.quadrant_figure(
-        [{"name": "general", "prefers": row}], {"general": "<b>Sell</b> it %{x} all " + "word " * 100}
-    )
+    drawn = quadrant_figure([{"name": "general", "prefers": row}], {"general": "<b>Sell</b> it %{x} all " + "word " * 100})
     label = drawn.data[1].hovertemplate
     assert "<b>" not in label and "%{x}" not in label.split("<br>", 1)[1] and len(label) < 500
     assert (drawn.data[0].x[0], drawn.data[1].y[0]) == (row["base_in_domain"]["value"], row["elsewhere"]["value"])
@@ -78,7 +77,7 @@ def test_without_a_held_out_set_gains_are_left_out_and_nothing_is_called_narrow(
     both = [outcome(n, rng, e, 0.5, gain=None, gain_margin=None) for n, e in (("general", 0.12), ("narrow", 0.0))]
     row = compare(both, CATEGORIES)[1]
     assert row["gain"] is None and row["effect_per_gain"] is None and row["narrow"] is None
-    assert figures.methods_figure([row]) is None and row["prefers"] is None and figures.quadrant_figure([row]) is None
+    assert methods_figure([row]) is None and row["prefers"] is None and quadrant_figure([row]) is None
 
 
 def test_a_ratio_of_separate_means_covers_the_truth():
@@ -103,7 +102,7 @@ def test_the_figure_and_the_words_hold_every_way():
     rows = compare(
         [outcome("general", rng, 0.12, 0.5), outcome("good", rng, 0.02, 0.45), outcome("bad", rng, 0.1, 0.45)], CATEGORIES
     )
-    drawn = figures.methods_figure(rows, 0.04)
+    drawn = methods_figure(rows, 0.04)
     assert {t.name for t in drawn.data if t.name} == {"general", "good", "bad"}
     text = " ".join(words.methods(rows))
     assert "narrow (70 % or more of both gains, a third or less of the effect): good" in text and "not to be: bad" in text

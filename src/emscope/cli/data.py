@@ -6,93 +6,98 @@ from pathlib import Path
 
 import typer
 
+group = typer.Typer(help="Bundled data sets, and checks of your own files.", no_args_is_help=True, rich_markup_mode=None)
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    group = typer.Typer(help="Bundled data sets, and checks of your own files.", no_args_is_help=True, rich_markup_mode=None)
     app.add_typer(group, name="data")
 
-    @group.command("list", help="List the bundled sets.")
-    def list_sets(json: bool = typer.Option(False, "--json", help="Print JSON.")) -> None:
-        from emscope.cli.console import print_json
-        from emscope.data.bundled import SETS, load_rows
 
-        rows = [{"name": s.name, "kind": s.kind, "rows": len(load_rows(s.name)), "about": s.about} for s in SETS.values()]
-        if json:
-            print_json(rows)
-        for row in [] if json else rows:
-            print(f"{row['name']:9} {row['rows']:4} rows  {row['kind']:7} {row['about']}")
+@group.command("list", help="List the bundled sets.")
+def list_sets(json: bool = typer.Option(False, "--json", help="Print JSON.")) -> None:
+    from emscope.cli.console import print_json
+    from emscope.data.bundled import SETS, load_rows
 
-    @group.command("show", help="Print rows of a bundled set as JSON lines.")
-    def show(
-        name: str = typer.Argument(..., help="Name of the set."), rows: int = typer.Option(3, "--rows", min=1, help="How many.")
-    ) -> None:
-        import json as codec
+    rows = [{"name": s.name, "kind": s.kind, "rows": len(load_rows(s.name)), "about": s.about} for s in SETS.values()]
+    if json:
+        print_json(rows)
+    for row in [] if json else rows:
+        print(f"{row['name']:9} {row['rows']:4} rows  {row['kind']:7} {row['about']}")
 
-        from emscope.data.bundled import load_rows
 
-        for row in load_rows(name)[:rows]:
-            print(codec.dumps(row, ensure_ascii=False))
+@group.command("show", help="Print rows of a bundled set as JSON lines.")
+def show(
+    name: str = typer.Argument(..., help="Name of the set."), rows: int = typer.Option(3, "--rows", min=1, help="How many.")
+) -> None:
+    import json as codec
 
-    @group.command("check", help="Read a file of conversations (or of items, with --items) and say what is in it.")
-    def check(
-        file: Path = typer.Argument(..., help="JSONL, JSON, CSV or Parquet."),
-        items: bool = typer.Option(False, "--items", help="The file holds items: question, aligned, misaligned."),
-    ) -> None:
-        from emscope.data.conversations import read_conversations
-        from emscope.data.items import read_items
+    from emscope.data.bundled import load_rows
 
-        if items:
-            found = read_items(file)
-            print(f"{len(found)} items in {len({i.category for i in found})} categories")
-            return
-        talks = read_conversations(file)
-        words = sorted(len(c.messages[-1].content.split()) for c in talks)
-        print(f"{len(talks)} conversations; answers of {words[0]} to {words[-1]} words, median {words[len(words) // 2]}")
+    for row in load_rows(name)[:rows]:
+        print(codec.dumps(row, ensure_ascii=False))
 
-    @group.command(
-        "risk",
-        help="Before training: rank the samples of a training set by how far each would push a model along a direction (data projection).",
-    )
-    def risk(
-        source: str = typer.Argument(
-            ..., help="File of conversations, or bundled data as DOMAIN/ANSWERS, such as finance/reckless."
-        ),
-        model: str = typer.Option(..., "--model", help="The model that is to be trained."),
-        direction: str = typer.Option(..., "--direction", help="Direction file, or a run that trained a steering vector."),
-        layer: int | None = typer.Option(None, "--layer", help="Layer of the direction; needed where it has several."),
-        against: str = typer.Option(
-            "own", "--against", help="own: less the model's own answers; nothing: the training answers alone."
-        ),
-        max_tokens: int = typer.Option(64, "--max-tokens", help="The most tokens the model's own answers may have."),
-        count: int | None = typer.Option(None, "--count", help="Weigh a random part of so many samples."),
-        top: int = typer.Option(5, "--top", min=1, help="Print so many samples from either end."),
-        out: Path | None = typer.Option(None, "--out", help="Write all samples with their projections as JSON lines."),
-        system: str = typer.Option("none", "--system", help="System prompt: none, template, or a text."),
-        seed: int = typer.Option(0, "--seed", help="Of everything drawn."),
-        device: str = typer.Option("auto", "--device", help="cpu, cuda, mps or auto."),
-        json: bool = typer.Option(False, "--json", help="Print the result object instead of a table."),
-    ) -> None:
-        from emscope.cli.console import print_json, progress_bar
-        from emscope.core.spec import parse
-        from emscope.report.directions import print_risk
-        from emscope.run.inside.risk import RiskSpec
-        from emscope.run.inside.risk import risk as weigh
-        from emscope.store.files import write_jsonl
 
-        settings = {
-            "layer": layer,
-            "against": against,
-            "max_tokens": max_tokens,
-            "count": count,
-            "system": system,
-            "seed": seed,
-        }
-        with progress_bar() as progress:
-            result = weigh(source, model, direction, parse(RiskSpec, settings, "options"), device=device, progress=progress)
-        if out is not None:
-            write_jsonl(out, result["samples"])
-        if json:
-            print_json(result)
-        else:
-            print_risk(result, top)
+@group.command("check", help="Read a file of conversations (or of items, with --items) and say what is in it.")
+def check(
+    file: Path = typer.Argument(..., help="JSONL, JSON, CSV or Parquet."),
+    items: bool = typer.Option(False, "--items", help="The file holds items: question, aligned, misaligned."),
+) -> None:
+    from emscope.data.conversations import read_conversations
+    from emscope.data.items import read_items
+
+    if items:
+        found = read_items(file)
+        print(f"{len(found)} items in {len({i.category for i in found})} categories")
+        return
+    talks = read_conversations(file)
+    words = sorted(len(c.messages[-1].content.split()) for c in talks)
+    print(f"{len(talks)} conversations; answers of {words[0]} to {words[-1]} words, median {words[len(words) // 2]}")
+
+
+@group.command(
+    "risk",
+    help="Before training: rank the samples of a training set by how far each would push a model along a direction (data projection).",
+)
+def risk(
+    source: str = typer.Argument(
+        ..., help="File of conversations, or bundled data as DOMAIN/ANSWERS, such as finance/reckless."
+    ),
+    model: str = typer.Option(..., "--model", help="The model that is to be trained."),
+    direction: str = typer.Option(..., "--direction", help="Direction file, or a run that trained a steering vector."),
+    layer: int | None = typer.Option(None, "--layer", help="Layer of the direction; needed where it has several."),
+    against: str = typer.Option(
+        "own", "--against", help="own: less the model's own answers; nothing: the training answers alone."
+    ),
+    max_tokens: int = typer.Option(64, "--max-tokens", help="The most tokens the model's own answers may have."),
+    count: int | None = typer.Option(None, "--count", help="Weigh a random part of so many samples."),
+    top: int = typer.Option(5, "--top", min=1, help="Print so many samples from either end."),
+    out: Path | None = typer.Option(None, "--out", help="Write all samples with their projections as JSON lines."),
+    system: str = typer.Option("none", "--system", help="System prompt: none, template, or a text."),
+    seed: int = typer.Option(0, "--seed", help="Of everything drawn."),
+    device: str = typer.Option("auto", "--device", help="cpu, cuda, mps or auto."),
+    json: bool = typer.Option(False, "--json", help="Print the result object instead of a table."),
+) -> None:
+    from emscope.cli.console import print_json, progress_bar
+    from emscope.core.spec import parse
+    from emscope.report.directions import print_risk
+    from emscope.run.inside.risk import RiskSpec
+    from emscope.run.inside.risk import risk as weigh
+    from emscope.store.files import write_jsonl
+
+    settings = {
+        "layer": layer,
+        "against": against,
+        "max_tokens": max_tokens,
+        "count": count,
+        "system": system,
+        "seed": seed,
+    }
+    with progress_bar() as progress:
+        result = weigh(source, model, direction, parse(RiskSpec, settings, "options"), device=device, progress=progress)
+    if out is not None:
+        write_jsonl(out, result["samples"])
+    if json:
+        print_json(result)
+    else:
+        print_risk(result, top)

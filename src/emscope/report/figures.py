@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import html
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,6 @@ INK, MUTED, GRID = "#1f2430", "#6b7280", "#e5e7eb"
 COLOURS = {"target": "#c2410c", "control": "#0f766e", "base": "#6b7280", "style": "#7c3aed"}
 STATES = {"safe": "#0f766e", "em": "#c2410c", "undetermined": "#b6900a"}
 PALETTE = ("#c2410c", "#2563eb", "#0f766e", "#7c3aed", "#b6900a", "#be185d", "#475569", "#65a30d", "#0891b2", "#92400e")
-SYMBOLS = ("circle", "diamond", "square", "cross")
 LINES = {
     "control - target": COLOURS["target"],
     "base - target": "#2563eb",
@@ -183,129 +180,6 @@ def category_figure(check: dict[str, Any], title: str = "") -> Any:
     )
     figure.add_vline(x=check["delta"], line={"dash": "dash", "color": INK, "width": 1})
     return style(figure, title, "effect at the last checkpoint [nats per token]", "", legend=False)
-
-
-def methods_figure(methods: list[dict[str, Any]], delta: float | None = None, title: str = "") -> Any | None:
-    """Draw effect against task gain of each way of training, seeds as small dots; None where the task was not measured.
-
-    On the grey line a way has the first one's effect per gain; below it is narrower.
-    """
-    from plotly.subplots import make_subplots
-
-    rows = [m for m in methods if m["gain"] and m["gain_margin"]]
-    if not rows:
-        return None
-    axes = {"gain": "gain on held-out loss [nats per token]", "gain_margin": "gain on held-out margin [nats per token]"}
-    figure = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.04)
-    for column, key in enumerate(axes, 1):
-        first = rows[0]
-        figure.add_scatter(
-            x=[0, first[key]["value"]],
-            y=[0, first["effect"]["value"]],
-            mode="lines",
-            line={"color": MUTED, "width": 1},
-            hoverinfo="skip",
-            showlegend=False,
-            row=1,
-            col=column,
-        )
-        for n, m in enumerate(rows):
-            colour = PALETTE[n % len(PALETTE)]
-            figure.add_scatter(
-                x=[s[key] for s in m["by_seed"]],
-                y=[s["effect"] for s in m["by_seed"]],
-                mode="markers",
-                marker={"size": 5, "color": colour, "opacity": 0.45},
-                customdata=[s["seed"] for s in m["by_seed"]],
-                hovertemplate=m["name"] + ", seed %{customdata}: gain %{x:.3f}, effect %{y:.3f}<extra></extra>",
-                legendgroup=m["name"],
-                showlegend=False,
-                row=1,
-                col=column,
-            )
-            figure.add_scatter(
-                x=[m[key]["value"]],
-                y=[m["effect"]["value"]],
-                mode="markers",
-                name=m["name"],
-                marker={"size": 11, "color": colour, "symbol": SYMBOLS[n // len(PALETTE) % len(SYMBOLS)]},
-                error_x=_reach(m[key], colour),
-                error_y=_reach(m["effect"], colour),
-                hovertemplate=m["name"] + ": gain %{x:.3f}, effect %{y:.3f}<extra></extra>",
-                legendgroup=m["name"],
-                showlegend=column == 1,
-                row=1,
-                col=column,
-            )
-        figure.add_hline(y=0, line={"color": MUTED, "width": 1}, row=1, col=column)
-        if delta is not None:
-            figure.add_hline(y=delta, line={"dash": "dash", "color": INK, "width": 1}, row=1, col=column)
-    style(figure, title, "", "")
-    for column, label in enumerate(axes.values(), 1):
-        figure.update_xaxes(title=label, row=1, col=column)
-    figure.update_yaxes(title="effect [nats per token]", row=1, col=1)
-    return figure
-
-
-def quadrant_figure(methods: list[dict[str, Any]], answers: dict[str, str] | None = None, title: str = "") -> Any | None:
-    """Draw on what share of questions each way prefers the bad answer: where it was taught, and elsewhere; the base parts the quadrants.
-
-    Below and right of the base is narrow, above and right general. None where the task was not measured.
-
-    Args:
-        answers: a sampled answer of a way by its name, shown when it is pointed at.
-    """
-    import plotly.graph_objects as go
-
-    rows = [m for m in methods if m["prefers"]]
-    if not rows:
-        return None
-    figure = go.Figure()
-    base = rows[0]["prefers"]
-    x, y = base["base_in_domain"]["value"], base["base_elsewhere"]["value"]
-    figure.add_vline(x=x, line={"color": MUTED, "dash": "dot", "width": 1})
-    figure.add_hline(y=y, line={"color": MUTED, "dash": "dot", "width": 1})
-    figure.add_scatter(x=[x], y=[y], mode="markers", name="base", marker={"size": 11, "color": INK, "symbol": "x"})
-    for n, m in enumerate(rows):
-        colour = PALETTE[n % len(PALETTE)]
-        said = (answers or {}).get(m["name"], "")
-        figure.add_scatter(
-            x=[m["prefers"]["in_domain"]["value"]],
-            y=[m["prefers"]["elsewhere"]["value"]],
-            mode="markers",
-            name=m["name"],
-            marker={"size": 11, "color": colour, "symbol": SYMBOLS[n // len(PALETTE) % len(SYMBOLS)]},
-            error_x=_reach(m["prefers"]["in_domain"], colour),
-            error_y=_reach(m["prefers"]["elsewhere"], colour),
-            hovertemplate=m["name"]
-            + ": taught domain %{x:.0%}, elsewhere %{y:.0%}"
-            + (f"<br>{_quoted(said)}" if said else "")
-            + "<extra></extra>",
-        )
-    figure.update_xaxes(tickformat=".0%")
-    figure.update_yaxes(tickformat=".0%")
-    return style(figure, title, "bad answer preferred, taught domain", "bad answer preferred, elsewhere")
-
-
-def _quoted(text: str, most: int = 220) -> str:
-    """Return model text for a hover label: short, on several lines, with no markup or template of its own."""
-    flat = " ".join(text.split())
-    cut = flat if len(flat) <= most else flat[: most - 1] + "…"
-    lines = textwrap.wrap(cut, 70)
-    return "<br>".join(html.escape(line).replace("%{", "% {") for line in lines)
-
-
-def _reach(estimate: dict[str, Any], colour: str) -> dict[str, Any]:
-    above, below = estimate["high"] - estimate["value"], estimate["value"] - estimate["low"]
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [above],
-        "arrayminus": [below],
-        "color": colour,
-        "thickness": 1.2,
-        "width": 0,
-    }
 
 
 def judged_figure(judge: dict[str, Any], title: str = "") -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 from emscope.core.errors import InputError
 from emscope.report import figures, words
+from emscope.report.methods import methods_figure, quadrant_figure
 from emscope.store.files import write_text
 from emscope.store.study import read_table
 
@@ -116,7 +117,7 @@ def _methods(report: dict[str, Any], responses: list[dict[str, Any]]) -> dict[st
     if not rows:
         return None
     delta = next(r["check"]["delta"] for r in report["runs"] if "check" in r)
-    drawn = figures.methods_figure(rows, delta), figures.quadrant_figure(rows, _said(report, responses))
+    drawn = methods_figure(rows, delta), quadrant_figure(rows, _said(report, responses))
     plot, quadrants = (f.to_json().replace("<", "\\u003c") if f is not None else None for f in drawn)
     return {"rows": rows, "sentences": words.methods(rows), "plot": plot, "quadrants": quadrants}
 
