@@ -56,6 +56,9 @@ def test_points_equal_an_svd_of_whole_updates(tiny, runs, tmp_path, capsys):
     assert result["shares"] == pytest.approx(svd.singular_values_**2 / (u**2).sum(), rel=1e-2)
     cosine = u[0] @ u[-1] / np.linalg.norm(u[0]) / np.linalg.norm(u[-1])
     assert result["checkpoints"][0]["cosine_with_end"][runs["full"]] == pytest.approx(cosine, abs=2e-3)
+    assert run_arguments(command[:-1]) == 0
+    shown = capsys.readouterr().out
+    assert "cos 3" in shown and all(run.rsplit("/", 1)[1] in shown for run in runs.values())
     assert "Updates on their main axes" in (tmp_path / "figure.html").read_text()
 
 

@@ -17,14 +17,16 @@ def print_trajectories(result: dict[str, Any]) -> None:
     points, shares = result["checkpoints"], result["shares"]
     ends = list(points[0]["cosine_with_end"])
     console.print("the axes hold " + ", ".join(f"{s:.0%}" for s in shares) + " of all updates", style="dim", soft_wrap=True)
+    console.print("cosines are with the ends of the runs, by their numbers", style="dim", soft_wrap=True)
     table = Table(box=None, pad_edge=True, header_style="dim")
-    table.add_column("run", no_wrap=True)
-    for name in ("step", "norm", "axis 1", "axis 2", *(f"cosine with {short(e)}" for e in ends)):
-        table.add_column(name, justify="right")
+    for name in ("", "run"):
+        table.add_column(name, no_wrap=True)
+    for name in ("step", "norm", "axis 1", "axis 2", *(f"cos {n}" for n in range(1, len(ends) + 1))):
+        table.add_column(name, justify="right", no_wrap=True)
     for p in points:
         axes = [f"{v:.3f}" for v in [*p["point"], 0.0, 0.0][:2]]
         cosines = [f"{p['cosine_with_end'][e]:.2f}" for e in ends]
-        table.add_row(short(p["run"]), str(p["step"]), f"{p['norm']:.3g}", *axes, *cosines)
+        table.add_row(str(ends.index(p["run"]) + 1), short(p["run"]), str(p["step"]), f"{p['norm']:.3g}", *axes, *cosines)
     console.print(table)
 
 
