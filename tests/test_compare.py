@@ -9,7 +9,7 @@ from scipy import stats
 from emscope.report import words
 from emscope.report.methods import methods_figure, quadrant_figure
 from emscope.run.methods import Outcome, Prefers, compare
-from emscope.stats.means import ratio_of_means, stratified_mean
+from emscope.stats.means import difference_of_means, ratio_of_means, stratified_mean
 
 CATEGORIES = np.repeat(np.arange(8), 30).astype(str)
 
@@ -106,3 +106,23 @@ def test_the_figure_and_the_words_hold_every_way():
     assert {t.name for t in drawn.data if t.name} == {"general", "good", "bad"}
     text = " ".join(words.methods(rows))
     assert "narrow (70 % or more of both gains, a third or less of the effect): good" in text and "not to be: bad" in text
+
+
+def test_a_difference_of_runs_is_welchs():
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        a, b = rng.normal(size=rng.integers(2, 6)), 2 + 3 * rng.normal(size=rng.integers(2, 6))
+        found, plain = difference_of_means(a, b), stats.ttest_ind(a, b, equal_var=False).confidence_interval()
+        assert found.value == pytest.approx(a.mean() - b.mean())
+        assert (found.low, found.high) == pytest.approx((plain.low, plain.high), rel=1e-6)
+    assert difference_of_means([1.0], [2.0, 3.0]).value is None
+    same = difference_of_means([1.0, 1.0], [2.0, 2.0])
+    assert same.value == -1 and same.low is None and same.why
+
+
+def test_one_side_may_vary_alone():
+    found, plain = (
+        difference_of_means([1.0, 1.0, 1.0], [2.0, 3.0, 4.0]),
+        stats.ttest_1samp([2.0, 3.0, 4.0], 1).confidence_interval(),
+    )
+    assert (-found.high, -found.low) == pytest.approx((plain.low - 1, plain.high - 1))

@@ -19,6 +19,7 @@ from emscope.models.checkpoints import discover
 from emscope.models.load import load
 from emscope.models.source import locate
 from emscope.models.updates import effective_norm, moved, orthogonal_move
+from emscope.represent import solutions
 from emscope.run.inside.solutions import SolutionsSpec, compare_solutions
 from emscope.train.finetune import finetune
 from emscope.train.spec import FullSpec, LoraSpec, PlanSpec, SteeringSpec, TrainSpec
@@ -145,12 +146,79 @@ def test_the_comparison_equals_plain_passes(tiny, runs, tmp_path):
     assert set(result["significance"][0]["kl"]) == {"general", "narrow", "random general", "random narrow"}
 
 
+def test_single_runs_and_the_norm_for_half_by_hand():
+    """Two runs a side, two items, losses on a straight line in the norm: what each run needs for half is plain arithmetic."""
+    base, steep = {"a": 4.0, "b": 6.0}, {"g1": 1.0, "g2": 0.8, "n1": 0.5, "n2": 0.1}
+    rows = [
+        {"run": "base", "solution": "base", "kind": "base", "amount": 0.0, "draw": 0, "set": "task", "item": i, "value": v}
+        for i, v in base.items()
+    ]
+    for run, slope in steep.items():
+        side = "general" if run[0] == "g" else "narrow"
+        for kind, amount, factor in (
+            ("scaled", 0.5, 0.5),
+            ("scaled", 1.0, 1.0),
+            ("moved", 0.0, 1.0),
+            ("moved", 0.3, 0.9),
+            ("moved", 1.0, 0.0),
+        ):
+            about = {"run": run, "solution": side, "kind": kind, "amount": amount, "draw": 0}
+            rows += [about | {"set": "task", "item": i, "value": v - 2 * slope * factor} for i, v in base.items()]
+            if kind == "scaled":
+                rows += [about | {"set": "kl", "item": str(n), "value": slope * amount + n} for n in range(2)]
+                rows += [about | {"kind": "random", "set": "kl", "item": str(n), "value": 0.01} for n in range(2)]
+    values = solutions.Values(rows)
+    start = values.items("base", "base", 0.0, "task")
+    assert start.tolist() == [4.0, 6.0]
+    row = solutions.efficiency(values, start, 0.5, 10)
+    assert row["by_run"] == {"general": pytest.approx({"g1": 4.0, "g2": 4.2}), "narrow": pytest.approx({"n1": 4.5, "n2": 4.9})}
+    assert row["narrow - general, over runs"]["value"] == pytest.approx(0.6)
+    half = solutions.norm_for_half(values, start, (1.0, 0.5), 10)
+    assert half["loss"] == pytest.approx(5 - 0.9)  # the general ones learned 1.8 on average
+    assert half["by_run"]["general"] == pytest.approx({"g1": 10 * 0.9 / 2, "g2": 10 * 0.9 / 1.6})
+    assert half["by_run"]["narrow"]["n1"] == pytest.approx(9.0) and half["by_run"]["narrow"]["n2"] is None
+    assert half["narrow - general, over runs"]["value"] is None
+    moved = solutions.stability(values, start, 0.3)
+    assert moved["by_run"]["general"] == pytest.approx({"g1": 10.0, "g2": 10.0})
+    assert moved["narrow"]["value"] == pytest.approx(10.0)
+    meant = solutions.significance(values, 1.0, 10)
+    assert meant["by_run"]["general"] == pytest.approx({"g1": 1.5, "g2": 1.3})
+    assert meant["general - narrow, over runs"]["value"] == pytest.approx(1.4 - 0.8)
+
+
+def test_a_run_that_learned_nothing_has_no_stability():
+    rows = [
+        {
+            "run": r,
+            "solution": s,
+            "kind": k,
+            "amount": a,
+            "draw": 0,
+            "set": "task",
+            "item": i,
+            "value": 2.0 + (s == "general" and a > 0),
+        }
+        for r, s, k, a in (
+            ("base", "base", "base", 0.0),
+            ("g", "general", "moved", 0.0),
+            ("g", "general", "moved", 0.5),
+            ("n", "narrow", "moved", 0.0),
+            ("n", "narrow", "moved", 0.5),
+        )
+        for i in "ab"
+    ]
+    values = solutions.Values(rows)
+    row = solutions.stability(values, values.items("base", "base", 0.0, "task"), 0.5)
+    assert row["by_run"] == {"general": {"g": None}, "narrow": {"n": None}}
+    assert row["general"]["value"] is None and row["narrow - general, over runs"]["value"] is None
+
+
 def test_it_goes_on_where_it_stopped(tiny, runs, tmp_path, monkeypatch):
-    from emscope.run.inside import solutions
+    from emscope.run.inside import solutions as measuring
 
     sides = [str(runs["lora"])], [str(runs["other"]), str(runs["lora"])]
     whole = compare_solutions(*sides, SPEC, tmp_path / "whole", base=str(tiny))
-    score, calls = solutions.preference.score, []
+    score, calls = measuring.preference.score, []
 
     def stopping(*args, **named):
         calls.append(1)
@@ -158,10 +226,10 @@ def test_it_goes_on_where_it_stopped(tiny, runs, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return score(*args, **named)
 
-    monkeypatch.setattr(solutions.preference, "score", stopping)
+    monkeypatch.setattr(measuring.preference, "score", stopping)
     with pytest.raises(KeyboardInterrupt):
         compare_solutions(*sides, SPEC, tmp_path / "part", base=str(tiny))
-    monkeypatch.setattr(solutions.preference, "score", score)
+    monkeypatch.setattr(measuring.preference, "score", score)
     assert compare_solutions(*sides, SPEC, tmp_path / "part", base=str(tiny)) == whole
 
 

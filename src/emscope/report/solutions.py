@@ -34,32 +34,56 @@ def print_solutions(result: dict[str, Any]) -> None:
     table(
         "Efficiency: loss at equal norm [nats per token]",
         "norm",
-        ("general", "narrow", "narrow - general"),
+        ("general", "narrow", "narrow - general", "over runs"),
         [
             [
                 f"{r['norm']:.3g}",
                 *(words.interval(r["loss"][s], 3) for s in ("general", "narrow")),
                 words.interval(r["narrow - general"], 3),
+                words.interval(r["narrow - general, over runs"], 3),
             ]
             for r in result["efficiency"]
         ],
     )
+    half = result["norm_for_half"]
+    console.print(
+        f"norm at which half is learned (loss {half['loss']:.3f}): "
+        + "; ".join(
+            f"{side} " + ", ".join(words.number(v, 2) for v in half["by_run"][side].values()) for side in ("general", "narrow")
+        )
+        + f"; narrow - general {words.interval(half['narrow - general, over runs'], 2)}",
+        style="dim",
+        soft_wrap=True,
+    )
     table(
         "Stability: rise of the loss when the weights are moved [% of what was learned]",
         "moved by",
-        ("general", "narrow"),
-        [[f"{r['amount']:g}", *(words.interval(r[s], 1) for s in ("general", "narrow"))] for r in result["stability"]],
+        ("general", "narrow", "narrow - general over runs"),
+        [
+            [
+                f"{r['amount']:g}",
+                *(words.interval(r[s], 1) for s in ("general", "narrow")),
+                words.interval(r["narrow - general, over runs"], 1),
+            ]
+            for r in result["stability"]
+        ],
     )
     kinds = tuple(result["significance"][0]["kl"])
     table(
         "Significance: divergence from the base on plain text at equal norm [nats per token]",
         "norm",
-        (*kinds, "general - narrow"),
+        (*kinds, "general - narrow", "over runs"),
         [
-            [f"{r['norm']:.3g}", *(words.interval(r["kl"][k], 3) for k in kinds), words.interval(r["general - narrow"], 3)]
+            [
+                f"{r['norm']:.3g}",
+                *(words.interval(r["kl"][k], 3) for k in kinds),
+                words.interval(r["general - narrow"], 3),
+                words.interval(r["general - narrow, over runs"], 3),
+            ]
             for r in result["significance"]
         ],
     )
+    console.print("[ ] 95 % over items at these runs; 'over runs': over runs like these (Welch)", style="dim")
 
 
 def solution_figures(result: dict[str, Any]) -> list[Any]:

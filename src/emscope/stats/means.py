@@ -17,6 +17,7 @@ STRATIFIED = "mean of category means, stratified t over items"
 FIELLER = "ratio of paired means over items, Fieller"
 STRATIFIED_FIELLER = "ratio of means of category means over items, Fieller"
 SEPARATE = "ratio of means over two sets of items, Fieller"
+WELCH = "difference of means over two sets of runs, Welch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,25 @@ def ratio_estimate(top: np.ndarray, bottom: np.ndarray, strata: np.ndarray | Non
     cov = np.array([[means[0].se ** 2, crossed], [crossed, means[1].se ** 2]])
     df = min(m.df for m in means)
     return _fieller((means[0].value, means[1].value), cov, df, level, STRATIFIED_FIELLER, n)
+
+
+def difference_of_means(left: np.ndarray, right: np.ndarray, *, level: float = 0.95) -> Estimate:
+    """Return mean(left) - mean(right) of two separate sets of runs [A], [B] with Welch's interval.
+
+    Runs are the unit of resampling here ("seeds like these"); of two runs a side the interval is very wide, as it should be.
+    Undefined below two a side, and without an interval where no side varies.
+    """
+    a, b = np.asarray(left, float), np.asarray(right, float)
+    n = len(a) + len(b)
+    if min(len(a), len(b)) < 2:
+        return undefined("fewer than two runs on a side", level=level, method=WELCH, n=n, clusters=n)
+    parts = np.array([a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)])
+    value, total = float(a.mean() - b.mean()), float(parts.sum())
+    if total == 0:
+        return Estimate(value, None, None, level, WELCH, n, n, "the runs of neither side vary")
+    shares = parts / total
+    df = float(1 / (shares**2 / [len(a) - 1, len(b) - 1]).sum())
+    return Mean(value, total**0.5, df, n).estimate(level, WELCH)
 
 
 def ratio_of_means(top: Mean, bottom: Mean, *, level: float = 0.95) -> Estimate:

@@ -27,16 +27,28 @@ from emscope.models.checkpoints import Checkpoint, discover
 from emscope.models.load import Loaded, load
 from emscope.models.source import locate
 from emscope.models.updates import effective_norm, moved
+from emscope.represent.solutions import (
+    BASE,
+    GENERAL,
+    KL,
+    MOVED,
+    NARROW,
+    RANDOM,
+    SCALED,
+    TASK,
+    Values,
+    efficiency,
+    norm_for_half,
+    significance,
+    stability,
+)
 from emscope.run.check import named_base
 from emscope.run.versions import versions
-from emscope.stats.means import mean_estimate, ratio_estimate
+from emscope.stats.means import mean_estimate
 from emscope.store.files import write_json
 from emscope.store.study import Study, read_table
 
 SCHEMA = "emscope.solutions/1"
-GENERAL, NARROW = "general", "narrow"
-TASK, KL = "task", "kl"
-BASE, SCALED, MOVED, RANDOM = "base", "scaled", "moved", "random"
 WHAT = "comparing solutions"
 
 
@@ -209,57 +221,17 @@ def _rows(about: Mapping[str, Any], name: str, values: Mapping[str, float]) -> l
 
 
 def _analyse(study: Study, solutions: Sequence[Solution], spec: SolutionsSpec, unit: float) -> dict[str, Any]:
-    table = read_table(study.root, "solutions").to_pylist()
-    cells: dict[tuple[Any, ...], dict[str, list[float]]] = {}
-    for row in sorted(table, key=lambda r: (r["run"], r["draw"], r["item"])):
-        cell = cells.setdefault((row["solution"], row["kind"], row["amount"], row["set"]), {})
-        cell.setdefault(row["item"], []).append(row["value"])
-
-    def mean(*key: Any) -> np.ndarray:
-        """Return the mean over seeds and draws for each item, items in one order."""
-        cell = cells[key]
-        return np.array([np.mean(cell[item]) for item in sorted(cell)])
-
-    base = mean(BASE, BASE, 0.0, TASK)
-    sides = (GENERAL, NARROW)
-    efficiency, significance = [], []
-    for norm in spec.norms:
-        losses = {side: mean(side, SCALED, norm, TASK) for side in sides}
-        efficiency.append(
-            {
-                "norm": norm * unit,
-                "loss": {side: mean_estimate(v).to_json() for side, v in losses.items()},
-                "narrow - general": mean_estimate(losses[NARROW] - losses[GENERAL]).to_json(),
-                "gain_per_squared_norm": {
-                    side: mean_estimate((base - v) / (norm * unit) ** 2).to_json() for side, v in losses.items()
-                },
-            }
-        )
-        kl = {side: mean(side, SCALED, norm, KL) for side in sides}
-        control = {f"random {side}": mean(side, RANDOM, norm, KL) for side in sides}
-        significance.append(
-            {
-                "norm": norm * unit,
-                "kl": {side: mean_estimate(v).to_json() for side, v in (kl | control).items()},
-                "general - narrow": mean_estimate(kl[GENERAL] - kl[NARROW]).to_json(),
-                "general / narrow": ratio_estimate(kl[GENERAL], kl[NARROW]).to_json(),
-            }
-        )
-    stability = []
-    for amount in spec.amounts:
-        rises: dict[str, Any] = {}
-        for side in sides:
-            start, after = mean(side, MOVED, 0.0, TASK), mean(side, MOVED, amount, TASK)
-            rises[side] = ratio_estimate(100 * (after - start), base - start).to_json()
-        stability.append({"amount": amount} | rises)
+    values = Values(read_table(study.root, "solutions").to_pylist())
+    base = values.items(BASE, BASE, 0.0, TASK)
     return {
         "schema": SCHEMA,
         "definition": spec.model_dump(mode="json")
         | {"stability": "100 (L moved - L) / (L base - L), in per cent", "unit_norm": unit},
         "solutions": [{"side": s.side, "run": s.run, "step": s.checkpoint.step, "norm": s.norm} for s in solutions],
         "base_loss": mean_estimate(base).to_json(),
-        "efficiency": efficiency,
-        "stability": stability,
-        "significance": significance,
+        "efficiency": [efficiency(values, base, norm, unit) for norm in spec.norms],
+        "norm_for_half": norm_for_half(values, base, spec.norms, unit),
+        "stability": [stability(values, base, amount) for amount in spec.amounts],
+        "significance": [significance(values, norm, unit) for norm in spec.norms],
         "versions": versions(),
     }
