@@ -6,9 +6,11 @@ matrix product sees exactly the distinct tokens; attention alone is computed per
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from emscope.models.lean import lean_blocks
@@ -29,6 +31,7 @@ class Pack:
     paths [S, L]: the nodes of each sequence, right-padded with node 0.
     home [T]: for each node one place in the flattened `paths` that holds it.
     longest: tokens of the longest sequence that the attention has to reach over.
+    lasting: whether what is computed of it may be kept for another pass. (`models.kept`)
     """
 
     ids: Any
@@ -36,6 +39,15 @@ class Pack:
     paths: Any
     home: Any
     longest: int
+    lasting: bool = True
+
+    @cached_property
+    def key(self) -> bytes:
+        """What the lower blocks give depends on this alone, for one model."""
+        told = hashlib.sha256()
+        for part in (self.ids, self.positions, self.paths):
+            told.update(f"{tuple(part.shape)}".encode() + part.cpu().numpy().tobytes())
+        return told.digest()
 
     def attend(self, layer: int, q: Any, k: Any, v: Any, scale: float | None) -> Any:
         """Return causal attention along each path [T, H, d] of q [T, H, d] over k, v [T, K, d].
@@ -136,7 +148,7 @@ def _probe(net: Any, expected: Sequence[Any], longest: int) -> bool:
     """True where a packed pass over the sequences of `PROBE` gives the hidden states of one plain pass each."""
     import torch
 
-    packed = replace(pack(PROBE, net.device), longest=longest)
+    packed = replace(pack(PROBE, net.device), longest=longest, lasting=False)
     try:
         mine = hidden_states(net, packed)
     except (_CannotPack, TypeError):  # TypeError: a forward that takes no further arguments

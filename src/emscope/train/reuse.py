@@ -6,10 +6,11 @@ blocks below.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from emscope.models.kept import passed
 from emscope.models.sites import blocks
 from emscope.train.batches import Example
 from emscope.train.tunables import Part
@@ -33,7 +34,7 @@ class Reuse:
         layers = blocks(net)
         self._below = [layers[n] for n in range(first)]
         for block in self._below:
-            block.forward = self._skipping(block.forward)
+            block.forward = passed(block.forward, lambda _: self._given is not None)
         self._hook = layers[first].register_forward_pre_hook(self._entering, with_kwargs=True)
 
     def close(self) -> None:
@@ -64,18 +65,6 @@ class Reuse:
                 self.kept |= {e.ids: states[n][real[n]].cpu() for n, e in enumerate(examples)}
         finally:
             self._given = self._seen = None
-
-    def _skipping(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        shape: list[type] = []
-
-        def run(hidden: Any, *args: Any, **kwargs: Any) -> Any:
-            if self._given is not None and shape:
-                return (hidden,) if shape[0] is tuple else hidden
-            out = forward(hidden, *args, **kwargs)
-            shape[:] = [type(out)]
-            return out
-
-        return run
 
     def _entering(self, block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._given is not None:

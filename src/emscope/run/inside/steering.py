@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from emscope.models.applied import applied
 from emscope.models.checkpoints import Checkpoint, discover
 from emscope.models.directions import Direction, check_direction, direction_at
 from emscope.models.interventions import ablated, added
+from emscope.models.kept import kept_behind
 from emscope.models.load import Loaded, load
 from emscope.models.source import locate
 from emscope.models.updates import check_written, without
@@ -227,13 +229,15 @@ def _measure(
             if encoded[NEUTRAL]:
                 with acting(net, mine[0], spec) as untouched:
                     start = Divergence(untouched, [(*e.prompt, *e.options[0]) for e in encoded[NEUTRAL]])
-            for condition in mine:
-                part = part_of(progress, WHAT, done, len(conditions))
-                rows = _score(net, loaded, condition, spec, sets, encoded, start, present)
-                study.append("steered", rows, present)
-                present |= {row["key"] for row in rows}
-                done += 1
-                part(WHAT, 1, 1)
+            for lowest, group in groupby(mine, lambda c: min(c.layers, default=0)):
+                with nullcontext() if spec.way == UPDATE else kept_behind(net, lowest):
+                    for condition in group:
+                        part = part_of(progress, WHAT, done, len(conditions))
+                        rows = _score(net, loaded, condition, spec, sets, encoded, start, present)
+                        study.append("steered", rows, present)
+                        present |= {row["key"] for row in rows}
+                        done += 1
+                        part(WHAT, 1, 1)
 
 
 def _score(
