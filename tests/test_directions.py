@@ -14,6 +14,7 @@ from conftest import write_jsonl
 from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError
 from emscope.data import bundled
+from emscope.data.questions import read_questions
 from emscope.elicit import preference
 from emscope.models.applied import applied
 from emscope.models.checkpoints import discover
@@ -25,7 +26,7 @@ from emscope.represent import nulls
 from emscope.represent.directions import cosine, logistic, mean_difference, principal, split_half
 from emscope.run.inside.directing import ExtractSpec, compare, extract
 from emscope.run.inside.steering import SteerSpec, steer
-from emscope.run.sets import chosen_items
+from emscope.run.sets import chosen_items, even
 from emscope.train.finetune import finetune
 from emscope.train.spec import LoraSpec, PlanSpec, TrainSpec
 
@@ -279,6 +280,57 @@ def test_taking_a_direction_out_of_an_update(tiny, tuned, tmp_path, files, capsy
     assert row["neutral_kl"]["value"] > 0
 
 
+def test_how_far_a_fine_tune_moved_along_a_direction(tiny, tuned, tmp_path, files, capsys):
+    command = ["direction", "shift", files[0], "--checkpoint", tuned, "--control", files[1], "--every", "--count", "9"]
+    command += ["--nulls", "2", "--out", str(tmp_path / "out")]
+    assert run_arguments(command) == 0
+    said = capsys.readouterr().out
+    assert "moved along" in said and (tmp_path / "out" / "figure.html").is_file()
+    assert run_arguments([*command, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    steps = [c.step for c in discover(tuned)]
+    assert [(r["step"], r["layer"]) for r in result["rows"]] == [(s, n) for s in steps for n in (0, 1)]
+    loaded, direction = load(locate(str(tiny)), device="cpu"), read_direction(Path(files[0]))
+    control = read_direction(Path(files[1])).vectors
+    questions = even(read_questions("em240"), 9)
+
+    def ends(net):
+        found = []
+        for q in questions:
+            ids = torch.tensor([loaded.chat.prompt_ids(q.messages[-1].content)])
+            found.append([s[0, -1].double() for s in net(input_ids=ids, output_hidden_states=True).hidden_states])
+        return found
+
+    before = ends(loaded.net)
+    for row in result["rows"]:
+        if row["layer"] == 1:
+            continue  # what stands last in hidden_states is behind the final norm
+        checkpoint = next(c for c in discover(tuned) if c.step == row["step"])
+        with applied(loaded.net, checkpoint) as net:
+            after = ends(net)
+        moved = torch.stack([a[1] - b[1] for a, b in zip(after, before, strict=True)])
+        v = direction.vectors[0].double()
+        by_category = {}
+        for q, shift in zip(questions, moved, strict=True):
+            by_category.setdefault(q.category, []).append(float(shift @ v / (v @ v)))
+        expected = np.mean([np.mean(c) for c in by_category.values()])
+        assert row["along"]["value"] == pytest.approx(expected, rel=1e-3, abs=1e-5)
+        assert row["cosine"] == pytest.approx(cosine(moved.mean(0), v), rel=1e-3, abs=1e-4)
+        other = control[0].double() / control[0].double().norm() * v.norm()
+        by_category = {}
+        for q, shift in zip(questions, moved, strict=True):
+            by_category.setdefault(q.category, []).append(float(shift @ other / (v @ v)))
+        assert row["nulls"]["control"]["draws"] == pytest.approx(
+            [np.mean([np.mean(c) for c in by_category.values()])], rel=1e-3, abs=1e-5
+        )
+        assert {k: len(b["draws"]) for k, b in row["nulls"].items()} == {
+            "isotropic": 2,
+            "permuted": 2,
+            "matched": 2,
+            "control": 1,
+        }
+
+
 def test_answers_under_a_direction(tiny, tmp_path, files, capsys):
     questions = tmp_path / "q.jsonl"
     questions.write_text("".join(json.dumps({"id": f"q{n}", "question": f"What about {n}?"}) + "\n" for n in range(2)))
@@ -381,6 +433,7 @@ def test_commands(tiny, tmp_path, monkeypatch, capsys):
         (["ablate", "good.st", "--update"], "no fine-tune is given whose update could be changed"),
         (["steer", "good.st", "--update"], "--update stands with steer"),
         (["sample", "good.st", "--layers", "1"], "has no vector for layer 1"),
+        (["shift", "good.st", "--checkpoint", "nowhere"], "no folder 'nowhere'"),
         (["steer", "good.st", "--scales", "1,1"], "--scales is '1,1'"),
         (["ablate", "good.st", "good.st", "--checkpoint", "a", "--checkpoint", "b", "--checkpoint", "c"], "no folder 'a'"),
     ],

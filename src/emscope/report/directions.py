@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from emscope.report import words
-from emscope.report.figures import error_bars, style
+from emscope.report.figures import PALETTE, error_bars, style
 
 SHARE = "share of the activations' length"
 
@@ -138,6 +138,78 @@ def _dose(rows: list[dict[str, Any]], title: str) -> Any:
     )
     figure.add_hline(y=0, line={"color": "#6b7280", "width": 1})
     return style(figure, title, "scale" if strength else "layer", "towards the behaviour [nats per token]")
+
+
+def print_shift(result: dict[str, Any]) -> None:
+    """Print how far each checkpoint has moved along the direction, beside the bands of what means nothing."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False)
+    console.width = 200
+    rows = result["rows"]
+    kinds = list(rows[0]["nulls"])
+    console.print(
+        f"moved along {_short(result['direction'])} on {result['questions']} prompts, in lengths of the direction; bands: least and most of meaningless directions",
+        style="dim",
+        soft_wrap=True,
+    )
+    table = Table(box=None, pad_edge=True, header_style="dim")
+    table.add_column("run", no_wrap=True)
+    for name in ("step", "layer", "moved along", *kinds, "length of the shift", "cosine"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        bands = [row["nulls"][k] for k in kinds]
+        table.add_row(
+            _short(row["run"]),
+            str(row["step"]),
+            str(row["layer"]),
+            words.interval(row["along"], 3),
+            *(f"{b['low']:.3f} to {b['high']:.3f}" for b in bands),
+            f"{row['length']:.3g}",
+            words.number(row["cosine"], 2),
+        )
+    console.print(table)
+
+
+def shift_figures(result: dict[str, Any]) -> list[Any]:
+    """Return the shift along the direction over layers at each run's last checkpoint, and over steps where several were read."""
+    rows = result["rows"]
+    last = {run: max(r["step"] for r in rows if r["run"] == run) for run in dict.fromkeys(r["run"] for r in rows)}
+    ends = [r for r in rows if r["step"] == last[r["run"]]]
+    figures = [_moved(ends, "layer", "At the end of each run")] if len({r["layer"] for r in rows}) > 1 else []
+    if len(ends) < len(rows) or not figures:
+        for layer in dict.fromkeys(r["layer"] for r in rows):
+            figures.append(_moved([r for r in rows if r["layer"] == layer], "step", f"Along training, layer {layer}"))
+    return figures
+
+
+def _moved(rows: list[dict[str, Any]], x: str, title: str) -> Any:
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for kind, colour in NULL_COLOURS.items():
+        points = [(row[x], draw) for row in rows for draw in row["nulls"].get(kind, {"draws": []})["draws"]]
+        if points:
+            figure.add_scatter(
+                x=[p for p, _ in points],
+                y=[d for _, d in points],
+                mode="markers",
+                name=kind,
+                marker={"color": colour, "size": 7, "opacity": 0.4, "symbol": "line-ew-open"},
+            )
+    for n, run in enumerate(dict.fromkeys(row["run"] for row in rows)):
+        mine = [row for row in rows if row["run"] == run]
+        figure.add_scatter(
+            x=[row[x] for row in mine],
+            y=[row["along"]["value"] for row in mine],
+            error_y=error_bars([row["along"] for row in mine]),
+            mode="lines+markers",
+            name=_short(run),
+            line={"color": PALETTE[n % len(PALETTE)]},
+        )
+    figure.add_hline(y=0, line={"color": "#6b7280", "width": 1})
+    return style(figure, title, x, "moved along the direction [its lengths]")
 
 
 def print_risk(result: dict[str, Any], top: int) -> None:

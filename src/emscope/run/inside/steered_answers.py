@@ -8,6 +8,7 @@ from typing import Any
 
 from emscope.core.digest import short
 from emscope.core.progress import Progress, silent
+from emscope.core.seeds import derive
 from emscope.data.questions import read_questions
 from emscope.models.checkpoints import discover
 from emscope.models.directions import check_direction, direction_at
@@ -16,6 +17,7 @@ from emscope.models.source import locate
 from emscope.run.ask_spec import AskSpec
 from emscope.run.asking import Acting, Local, ask_one, check_subjects, digest_of, prompts_of, write_answers
 from emscope.run.check import named_base
+from emscope.run.inside.bands import nulls_of
 from emscope.run.inside.steering import (
     NOTHING,
     REAL,
@@ -25,7 +27,6 @@ from emscope.run.inside.steering import (
     acting,
     check_model,
     conditions_of,
-    nulls_of,
 )
 from emscope.run.versions import versions
 from emscope.store.study import Study
@@ -59,7 +60,9 @@ def sample_steered(
         loaded = load(model, device=device)
         check_direction(loaded.net, found, direction)
         check_model(found, direction, loaded)
-        subject = Subject(direction, found, nulls_of(found, [], spec, 0), checkpoint or "base", tuned)
+        subject = Subject(
+            direction, found, nulls_of(found, [], spec.nulls, derive(spec.seed, "subject", 0)), checkpoint or "base", tuned
+        )
         prompts = {p.name: p for p in prompts_of(loaded, questions, asked)}
         subjects = [Local(_name(c, spec), tuned, _acting(c, spec)) for c in conditions_of(subject, spec)]
         check_subjects(study, subjects)

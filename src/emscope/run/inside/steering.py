@@ -29,8 +29,8 @@ from emscope.models.kept import kept_behind
 from emscope.models.load import Loaded, load
 from emscope.models.source import locate
 from emscope.models.updates import check_written, without
-from emscope.represent.nulls import isotropic
 from emscope.run.check import named_base
+from emscope.run.inside.bands import band, nulls_of
 from emscope.run.sets import chosen_items
 from emscope.run.versions import versions
 from emscope.stats.means import mean_estimate, stratified_mean
@@ -144,7 +144,7 @@ def steer(
             check_direction(loaded.net, direction, name)
             check_model(direction, name, loaded)
             place = n if len(tuned) > 1 else 0
-            nulls = nulls_of(direction, control, spec, n)
+            nulls = nulls_of(direction, control, spec.nulls, derive(spec.seed, "subject", n))
             subjects.append(
                 Subject(name, direction, nulls, checkpoints[place] if tuned else "base", tuned[place] if tuned else None)
             )
@@ -166,24 +166,6 @@ def check_model(direction: Direction, name: str, loaded: Loaded) -> None:
             f"'{name}' was made on model {direction.model[:12]}, and this is {loaded.model.digest[:12]}",
             "give the model that it was made on with --model",
         )
-
-
-def nulls_of(direction: Direction, control: Sequence[Direction], spec: SteerSpec, place: int) -> dict[str, dict[int, Any]]:
-    """Return {kind: {layer: [K, D]}}, each of the direction's length at that layer; random ones are others for each `place` among several."""
-    import torch
-
-    seed = derive(spec.seed, "subject", place)
-    nulls = {"isotropic": {n: isotropic(v, spec.nulls, seed) for n, v in direction.vectors.items()}}
-    nulls |= {kind: {n: v[: spec.nulls].double() for n, v in by_layer.items()} for kind, by_layer in direction.nulls.items()}
-    if control:
-        lacking = [n for n in direction.vectors for c in control if n not in c.vectors]
-        if lacking:
-            raise InputError(f"a control direction has no vector for layer {lacking[0]}", "extract it at the same layers")
-        nulls["control"] = {
-            n: torch.stack([c.vectors[n].double() / c.vectors[n].double().norm() * v.double().norm() for c in control])
-            for n, v in direction.vectors.items()
-        }
-    return nulls if spec.nulls else {}
 
 
 def conditions_of(subject: Subject, spec: SteerSpec) -> Iterator[Condition]:
@@ -352,7 +334,7 @@ def _analyse(
             draws = [
                 _centre(np.mean([e for e, _, _ in v], 0), strata) for k, v in effects.items() if k[:3] == (layers, scale, kind)
             ]
-            row["nulls"][kind] = _band(draws, row["effect"]["value"])
+            row["nulls"][kind] = band(draws, row["effect"]["value"])
         rows.append(row)
     margins = np.mean([before for before, _ in start.values()], 0)
     return {
@@ -368,19 +350,6 @@ def _analyse(
 
 def _centre(values: np.ndarray, strata: np.ndarray) -> float:
     return stratified_mean(values, strata).value
-
-
-def _band(draws: Sequence[float], value: float | None) -> dict[str, Any]:
-    """Return what meaningless directions do, and the share of them that do as much in either way, the direction itself counted in."""
-    spread = np.array(draws)
-    p = None if value is None else float((1 + (np.abs(spread) >= abs(value)).sum()) / (1 + len(spread)))
-    return {
-        "draws": [float(d) for d in draws],
-        "low": float(spread.min()),
-        "high": float(spread.max()),
-        "mean": float(spread.mean()),
-        "p": p,
-    }
 
 
 def _digest(vectors: Mapping[int, Any]) -> str:
