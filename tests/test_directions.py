@@ -280,6 +280,61 @@ def test_taking_a_direction_out_of_an_update(tiny, tuned, tmp_path, files, capsy
     assert row["neutral_kl"]["value"] > 0
 
 
+@pytest.mark.parametrize("pool", ["last", "answer"])
+def test_what_separates_two_models_on_the_same_texts(tiny, tuned, tmp_path, pool):
+    spec = ExtractSpec(half="A", count=8, minus="base", pool=pool, nulls=3)
+    told = extract(spec, tmp_path / "d.st", checkpoint=tuned, base=str(tiny))
+    assert told["definition"]["from"]["minus"] == "base"
+    loaded, found = load(locate(str(tiny)), device="cpu"), read_direction(tmp_path / "d.st")
+    items = chosen_items("em240", "A", 8, 0)
+    texts = [(loaded.chat.prompt_ids(i.question), loaded.chat.answer_ids(o)) for i in items for o in i.options]
+
+    def means(net):
+        rows = []
+        for prompt, answer in texts:
+            ids = torch.tensor([[*prompt, *answer]])
+            states = net(input_ids=ids, output_hidden_states=True).hidden_states[1][0]  # behind block 0
+            rows.append(states[len(prompt) - 1] if pool == "last" else states[len(prompt) :].mean(0))
+        return torch.stack(rows).mean(0)  # each question stands here twice: the mean over prompts is the same
+
+    with applied(loaded.net, discover(tuned)[-1]) as net:
+        after = means(net)
+    expected = after - means(loaded.net)
+    torch.testing.assert_close(found.vectors[0].float(), expected, rtol=1e-3, atol=1e-5)
+    assert {k: tuple(v[0].shape) for k, v in found.nulls.items()} == {"permuted": (3, 32), "matched": (3, 32)}
+
+
+def test_layers_where_two_models_are_the_same_have_no_direction(tiny, tmp_path, capsys):
+    run = tmp_path / "upper"
+    spec = TrainSpec(steps=1, batch=2, lr=1e-2, lora=LoraSpec(rank=2, alpha=4, layers=(1,)), checkpoints=PlanSpec())
+    finetune(load(locate(str(tiny)), device="cpu"), bundled.domain("finance", "reckless")[:4], spec, run, seed=0)
+    command = [
+        "direction",
+        "extract",
+        "--checkpoint",
+        str(run),
+        "--model",
+        str(tiny),
+        "--count",
+        "4",
+        "--pool",
+        "last",
+        "--out",
+        str(tmp_path / "d.st"),
+    ]
+    assert run_arguments([*command, "--minus", "base"]) == 0
+    assert "what separates two models on 4 texts" in capsys.readouterr().out
+    assert list(read_direction(tmp_path / "d.st").vectors) == [1]
+    for more, said in (
+        (["--minus", "base", "--layers", "0,1"], "at layer 0 both models are the same; choose layers from 1 on"),
+        (["--minus", str(run)], "which is the same model"),
+        (["--minus", "nowhere"], "no folder 'nowhere'"),
+        (["--minus", "base", "--systems", "a", "b"], "leave answers and systems out"),
+    ):
+        assert run_arguments([*command, *more]) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_how_far_a_fine_tune_moved_along_a_direction(tiny, tuned, tmp_path, files, capsys):
     command = ["direction", "shift", files[0], "--checkpoint", tuned, "--control", files[1], "--every", "--count", "9"]
     command += ["--nulls", "2", "--out", str(tmp_path / "out")]

@@ -18,8 +18,13 @@ def print_extracted(result: dict[str, Any]) -> None:
     console = Console(highlight=False, markup=False)
     console.width = 200
     d = result["definition"]
+    told = (
+        f"{d['method']} of what separates two models on {d['with']} texts"
+        if "minus" in d["from"]
+        else f"{d['method']} of {d['with']} answers with the behaviour and {d['without']} without"
+    )
     console.print(
-        f"{d['method']} of {d['with']} answers with the behaviour and {d['without']} without, mean over {d['pool']} tokens",
+        f"{told}, {'last prompt token' if d['pool'] == 'last' else 'mean over answer tokens'}",
         style="dim",
         soft_wrap=True,
     )

@@ -7,8 +7,9 @@ from pathlib import Path
 import typer
 
 HELP = (
-    "Find a direction at each layer: from questions with an aligned and a misaligned answer, from judged answers (--answers), or from what the model "
-    "answers under two system texts (--systems). Writes a direction file, with the directions of shuffled labels beside it."
+    "Find a direction at each layer: from questions with an aligned and a misaligned answer, from judged answers (--answers), from what the model "
+    "answers under two system texts (--systems), or from what separates two models on the same texts (--minus). Writes a direction file, with the "
+    "directions of shuffled labels beside it."
 )
 
 
@@ -39,6 +40,11 @@ def register(app: typer.Typer) -> None:
         systems: tuple[str, str] | None = typer.Option(
             None, "--systems", help="Two system texts, the first asking for the behaviour, the second for its opposite."
         ),
+        minus: str | None = typer.Option(
+            None,
+            "--minus",
+            help="A fine-tune, or base: what separates the model of --checkpoint from that one on the same texts, the items' questions (--pool last) or answers.",
+        ),
         questions: str = typer.Option(
             "em240", "--questions", help="With --systems: bundled set or file of questions to answer."
         ),
@@ -47,7 +53,9 @@ def register(app: typer.Typer) -> None:
         count: int | None = typer.Option(None, "--count", help="Use so many items or questions."),
         method: str = typer.Option("mean", "--method", help="mean (difference of means), pca or logistic."),
         pool: str = typer.Option(
-            "answer", "--pool", help="Tokens to take the mean over: answer; with --systems also last, the prompt's last token."
+            "answer",
+            "--pool",
+            help="Tokens to take the mean over: answer; with --systems and --minus also last, the prompt's last token.",
         ),
         layers: str | None = typer.Option(None, "--layers", help="Such as 8,12,16; 0 is the first block. All by default."),
         nulls: int = typer.Option(10, "--nulls", help="Meaningless directions of each kind to keep beside it."),
@@ -75,6 +83,7 @@ def register(app: typer.Typer) -> None:
             "aligned_above": aligned_above,
             "coherent_above": number_or_none(coherent_above, "--coherent-above"),
             "systems": systems,
+            "minus": minus,
             "questions": questions,
             "samples": samples,
             "max_tokens": max_tokens,

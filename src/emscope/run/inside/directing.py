@@ -26,6 +26,7 @@ from emscope.models.directions import FORMAT, Direction, direction_at, write_dir
 from emscope.models.load import Loaded, load
 from emscope.models.sites import Place, blocks, check_layers
 from emscope.models.source import locate
+from emscope.models.updates import first_changed
 from emscope.represent.activations import Text, encode, pooled
 from emscope.represent.directions import FINDERS, check_sides, cosines, split_half
 from emscope.represent.nulls import matched, permuted
@@ -39,7 +40,8 @@ class ExtractSpec(Spec):
 
     Without `answers` and `systems` it comes from items with two fixed answers. `answers`: a file of judged answers, of which those below `aligned_below`
     stand against those above `aligned_above`, all of them coherent. `systems`: a system text that asks for the behaviour and one that
-    asks for its opposite, under which the model answers `questions` itself.
+    asks for its opposite, under which the model answers `questions` itself. `minus`: another fine-tune or `base`, whose activations on the same texts are
+    taken away: what separates two models, not two kinds of answers; with `pool` last the texts are the items' questions, with answer both their answers.
     """
 
     items: str = "em240"
@@ -54,6 +56,7 @@ class ExtractSpec(Spec):
     aligned_above: float = 70.0
     coherent_above: float | None = 50.0
     systems: tuple[str, str] | None = None
+    minus: str | None = None
     questions: str = "em240"
     samples: int = Field(1, ge=1)
     max_tokens: int = Field(64, ge=1)
@@ -68,8 +71,10 @@ class ExtractSpec(Spec):
     def _one_source(self) -> ExtractSpec:
         if self.answers is not None and self.systems is not None:
             raise ValueError("answers and systems are both given; use one")
-        if self.pool == "last" and self.systems is None:
-            raise ValueError("pool last reads the prompt's end, which both sides share; use answer, or systems")
+        if self.minus is not None and (self.answers is not None or self.systems is not None):
+            raise ValueError("minus compares two models on the texts of items; leave answers and systems out")
+        if self.pool == "last" and self.systems is None and self.minus is None:
+            raise ValueError("pool last reads the prompt's end, which both sides share; use answer, or systems or minus")
         return self
 
 
@@ -102,10 +107,13 @@ def extract(
         InputError: no model, sources that do not fit, or a side with too few answers.
     """
     loaded, tuned = load_subject(base, checkpoint, device, spec.system)
-    with applied(loaded.net, tuned) as net:
-        sides = sides_of(net, loaded, spec, progress)
-        layers = layers_of(net, spec.layers)
-        positive, negative = side_rows(net, sides, layers, spec.pool, progress)
+    layers = layers_of(loaded.net, spec.layers)
+    if spec.minus is not None:
+        layers, sides, positive, negative = _between_models(loaded, tuned, spec, layers, progress)
+    else:
+        with applied(loaded.net, tuned) as net:
+            sides = sides_of(net, loaded, spec, progress)
+            positive, negative = side_rows(net, sides, layers, spec.pool, progress)
     import torch
 
     find = FINDERS[spec.method]
@@ -195,6 +203,29 @@ def sides_of(net: Any, loaded: Loaded, spec: ExtractSpec, progress: Progress = s
     if spec.answers is not None:
         return _from_answers(loaded, spec)
     return _from_items(loaded, chosen_items(spec.items, spec.half, spec.count, spec.seed), spec)
+
+
+def _between_models(
+    loaded: Loaded, tuned: Checkpoint | None, spec: ExtractSpec, layers: tuple[int, ...], progress: Progress
+) -> tuple[tuple[int, ...], Sides, Any, Any]:
+    """Return the layers at which two models differ, the texts that both read, and their activations there [N, layers, D] each."""
+    assert spec.minus is not None
+    other = None if spec.minus == "base" else discover(spec.minus)[-1]
+    if tuned is None or (other is not None and other.digest == tuned.digest):
+        raise InputError(f"--minus is '{spec.minus}', which is the same model", "give another fine-tune with --checkpoint")
+    first = min(first_changed(loaded.net, c) for c in (tuned, other) if c is not None)
+    if spec.layers is not None and min(layers) < first:
+        raise InputError(f"at layer {min(layers)} both models are the same", f"choose layers from {first} on")
+    layers = tuple(n for n in layers if n >= first)
+    items = chosen_items(spec.items, spec.half, spec.count, spec.seed)
+    asked = [(i.id, i.question, a) for i in items for a in (i.options[:2] if spec.pool == "answer" else ("",))]
+    texts, units = encode(loaded.chat, asked, context=loaded.context), [id for id, _, _ in asked]
+    places, rows = [Place("block", n) for n in layers], []
+    for checkpoint in (tuned, other):
+        with applied(loaded.net, checkpoint) as net:
+            rows.append(pooled(net, texts, places, [spec.pool], progress=progress)[:, 0])
+    about = {"items": spec.items, "half": spec.half, "minus": other.digest if other else "base", "digest": short(asked)}
+    return layers, Sides(texts, texts, (units, units), about), rows[0], rows[1]
 
 
 def _from_items(loaded: Loaded, items: Sequence[Item], spec: ExtractSpec) -> Sides:
