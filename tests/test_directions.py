@@ -484,6 +484,8 @@ def test_commands(tiny, tmp_path, monkeypatch, capsys):
         (["steer", "wide.st"], "has vectors of shape (8,), and this model's residual stream is 32 wide"),
         (["steer", "deep.st"], "has a vector for layer 7, and this model has layers 0 to 1"),
         (["steer", "other.st"], "was made on model another, and this is"),
+        (["steer", "zero.st"], "has a vector of length 0 for layer 0"),
+        (["sample", "nan.st"], "has a vector of length nan for layer 0"),
         (["steer", "good.st", "--layers", "1"], "has no vector for layer 1; it has layers 0"),
         (["ablate", "good.st", "--update"], "no fine-tune is given whose update could be changed"),
         (["steer", "good.st", "--update"], "--update stands with steer"),
@@ -501,6 +503,8 @@ def test_bad_input(tiny, tmp_path, monkeypatch, capsys, arguments, said):
         ("deep.st", {7: torch.ones(32)}, digest),
         ("other.st", {0: torch.ones(32)}, "another"),
         ("good.st", {0: torch.ones(32)}, digest),
+        ("zero.st", {0: torch.zeros(32)}, digest),
+        ("nan.st", {0: torch.full((32,), float("nan"))}, digest),
     ):
         write_direction(tmp_path / name, Direction(vectors, model))
     before = sorted(p.name for p in tmp_path.iterdir())

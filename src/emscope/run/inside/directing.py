@@ -22,7 +22,7 @@ from emscope.elicit.sampling import Job, sample_batches
 from emscope.models.applied import applied
 from emscope.models.chat import ChatFormat
 from emscope.models.checkpoints import Checkpoint, discover
-from emscope.models.directions import FORMAT, Direction, direction_at, write_direction
+from emscope.models.directions import FORMAT, Direction, check_direction, direction_at, write_direction
 from emscope.models.load import Loaded, load
 from emscope.models.sites import Place, blocks, check_layers
 from emscope.models.source import locate
@@ -167,6 +167,26 @@ def load_subject(base: str | None, checkpoint: str | None, device: str, system: 
     if base is None and tuned is None:
         raise InputError("no model is given", "give --model, or --checkpoint that names its base")
     return load(locate(base or named_base([tuned] if tuned else [], "--model")), system=system, device=device), tuned
+
+
+def check_fits(loaded: Loaded, direction: Direction, name: str) -> None:
+    """Refuse a direction of another shape, one that was made on another model, and one that points nowhere.
+
+    Raises:
+        InputError: naming both sides, or the layer.
+    """
+    check_direction(loaded.net, direction, name)
+    if direction.model not in (loaded.model.digest, "not recorded"):
+        raise InputError(
+            f"'{name}' was made on model {direction.model[:12]}, and this is {loaded.model.digest[:12]}",
+            "give the model that it was made on with --model",
+        )
+    for layer, vector in direction.vectors.items():
+        length = float(vector.double().norm())
+        if not 0 < length < float("inf"):
+            raise InputError(
+                f"'{name}' has a vector of length {length:g} for layer {layer}", "it points nowhere: make it again"
+            )
 
 
 def layers_of(net: Any, layers: tuple[int, ...] | None) -> tuple[int, ...]:

@@ -17,12 +17,12 @@ from emscope.core.spec import Spec
 from emscope.data import bundled
 from emscope.data.conversations import read_conversations
 from emscope.elicit.sampling import Job, sample_batches
-from emscope.models.directions import check_direction, direction_at
+from emscope.models.directions import direction_at
 from emscope.models.load import Loaded, load
 from emscope.models.sites import Place
 from emscope.models.source import locate
 from emscope.represent.activations import Text, pooled
-from emscope.run.inside.steering import check_model
+from emscope.run.inside.directing import check_fits
 from emscope.stats.means import mean_estimate
 
 SCHEMA = "emscope.risk/1"
@@ -62,8 +62,7 @@ def risk(
     found = direction_at(direction)
     base = locate(model)
     loaded = load(base, system=spec.system, device=device)
-    check_direction(loaded.net, found, direction)
-    check_model(found, direction, loaded)
+    check_fits(loaded, found, direction)
     layer = _layer(found.vectors, spec, direction)
     unit = found.vectors[layer].double() / found.vectors[layer].double().norm()
     prompts = [tuple(loaded.chat.ids(loaded.chat.prompt_text(t.messages[:-1]))) for t in talks]

@@ -15,13 +15,13 @@ from emscope.core.seeds import derive
 from emscope.core.spec import Spec
 from emscope.data.questions import read_questions
 from emscope.models.checkpoints import discover
-from emscope.models.directions import check_direction, direction_at
+from emscope.models.directions import direction_at
 from emscope.models.load import load
 from emscope.models.source import locate
 from emscope.run.check import named_base
 from emscope.run.inside.bands import band, nulls_of
+from emscope.run.inside.directing import check_fits
 from emscope.run.inside.reading import PromptActivations, prompt_texts
-from emscope.run.inside.steering import check_model
 from emscope.run.sets import even
 from emscope.run.versions import versions
 from emscope.stats.means import mean_estimate, stratified_mean
@@ -75,8 +75,7 @@ def read_shift(
     layers = _layers(found.vectors, spec.layers, direction)
     questions = even(read_questions(spec.questions), spec.count)
     loaded = load(locate(base or named_base([c for _, c in tuned], "--model")), system=spec.system, device=device)
-    check_direction(loaded.net, found, direction)
-    check_model(found, direction, loaded)
+    check_fits(loaded, found, direction)
     nulls = nulls_of(found, [direction_at(c) for c in controls], spec.nulls, derive(spec.seed, "shift"))
 
     activations = PromptActivations(loaded, prompt_texts(loaded, questions), layers, spec.pool, out, progress)

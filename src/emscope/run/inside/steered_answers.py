@@ -11,13 +11,14 @@ from emscope.core.progress import Progress, silent
 from emscope.core.seeds import derive
 from emscope.data.questions import read_questions
 from emscope.models.checkpoints import discover
-from emscope.models.directions import check_direction, direction_at
+from emscope.models.directions import direction_at
 from emscope.models.load import load
 from emscope.models.source import locate
 from emscope.run.ask_spec import AskSpec
 from emscope.run.asking import Acting, Local, ask_one, check_subjects, digest_of, prompts_of, write_answers
 from emscope.run.check import named_base
 from emscope.run.inside.bands import nulls_of
+from emscope.run.inside.directing import check_fits
 from emscope.run.inside.steering import (
     NOTHING,
     REAL,
@@ -25,7 +26,6 @@ from emscope.run.inside.steering import (
     SteerSpec,
     Subject,
     acting,
-    check_model,
     conditions_of,
 )
 from emscope.run.versions import versions
@@ -58,8 +58,7 @@ def sample_steered(
     frozen = settings | {"questions": digest_of(questions), "base": model.digest, "way": spec.way}
     with Study(out, frozen, versions()) as study:
         loaded = load(model, device=device)
-        check_direction(loaded.net, found, direction)
-        check_model(found, direction, loaded)
+        check_fits(loaded, found, direction)
         subject = Subject(
             direction, found, nulls_of(found, [], spec.nulls, derive(spec.seed, "subject", 0)), checkpoint or "base", tuned
         )

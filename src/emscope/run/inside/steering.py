@@ -23,7 +23,7 @@ from emscope.elicit import preference
 from emscope.elicit.divergence import Divergence
 from emscope.models.applied import applied
 from emscope.models.checkpoints import Checkpoint, discover
-from emscope.models.directions import Direction, check_direction, direction_at
+from emscope.models.directions import Direction, direction_at
 from emscope.models.interventions import ablated, added
 from emscope.models.kept import kept_behind
 from emscope.models.load import Loaded, load
@@ -31,6 +31,7 @@ from emscope.models.source import locate
 from emscope.models.updates import check_written, without
 from emscope.run.check import named_base
 from emscope.run.inside.bands import band, nulls_of
+from emscope.run.inside.directing import check_fits
 from emscope.run.sets import chosen_items
 from emscope.run.versions import versions
 from emscope.stats.means import mean_estimate, stratified_mean
@@ -141,8 +142,7 @@ def steer(
         loaded = load(model, system=spec.system, device=device)
         subjects = []
         for n, (name, direction) in enumerate(zip(directions, found, strict=True)):
-            check_direction(loaded.net, direction, name)
-            check_model(direction, name, loaded)
+            check_fits(loaded, direction, name)
             place = n if len(tuned) > 1 else 0
             nulls = nulls_of(direction, control, spec.nulls, derive(spec.seed, "subject", n))
             subjects.append(
@@ -153,19 +153,6 @@ def steer(
         result = _analyse(study, loaded, subjects, conditions, spec, items, neutral)
         write_json(out / "report.json", result)
     return result
-
-
-def check_model(direction: Direction, name: str, loaded: Loaded) -> None:
-    """Refuse a direction that was made on another model.
-
-    Raises:
-        InputError: naming both.
-    """
-    if direction.model not in (loaded.model.digest, "not recorded"):
-        raise InputError(
-            f"'{name}' was made on model {direction.model[:12]}, and this is {loaded.model.digest[:12]}",
-            "give the model that it was made on with --model",
-        )
 
 
 def conditions_of(subject: Subject, spec: SteerSpec) -> Iterator[Condition]:
