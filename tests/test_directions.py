@@ -188,25 +188,32 @@ def test_compare_refuses_what_cannot_be_compared(files, tmp_path):
 
 
 def test_steering_equals_a_plain_hook(tiny, tmp_path, files):
-    spec = SteerSpec(layers=(1,), scales=(30.0,), half="B", count=8, nulls=2, neutral=3)
+    spec = SteerSpec(layers=(1,), scales=(30.0,), half="B", count=8, nulls=2, neutral=3, truth=12)
     result = steer([files[0]], spec, tmp_path / "out", base=str(tiny))
     loaded = load(locate(str(tiny)), device="cpu")
     vector = read_direction(tmp_path / "A.safetensors").vectors[1] * 30
 
-    def margin(item):
+    def per_token(item):
         values = []
         for option in item.options:
             prompt, answer = loaded.chat.prompt_ids(item.question), loaded.chat.answer_ids(option)
             logits = loaded.net(input_ids=torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
             logp = torch.log_softmax(logits, -1).gather(1, torch.tensor(answer)[:, None])
             values.append(float(logp.mean()))
-        return values[0] - values[1]
+        return values
+
+    def margin(item):
+        aligned, misaligned = per_token(item)
+        return aligned - misaligned
+
+    def right():
+        return np.mean([np.argmax(per_token(i)) == 0 for i in even(bundled.truth(), 12)])
 
     items = chosen_items(spec.items, spec.half, spec.count, spec.seed)
-    plain = [margin(i) for i in items]
+    plain, knew = [margin(i) for i in items], right()
     block = loaded.net.model.layers[1]
     handle = block.register_forward_hook(lambda module, given, output: output + vector)
-    moved = [margin(i) for i in items]
+    moved, knows = [margin(i) for i in items], right()
     handle.remove()
     row = result["rows"][0]
     assert row["effect"]["value"] == pytest.approx(np.mean(np.array(plain) - np.array(moved)), abs=1e-4)
@@ -214,6 +221,8 @@ def test_steering_equals_a_plain_hook(tiny, tmp_path, files):
     assert sorted(row["nulls"]) == ["isotropic", "matched", "permuted"]
     assert all(len(b["draws"]) == 2 and b["low"] <= b["mean"] <= b["high"] for b in row["nulls"].values())
     assert row["neutral"]["n"] == 3
+    assert result["truth"]["value"] == pytest.approx(knew)
+    assert row["truth"]["value"] == pytest.approx(knows - knew) and row["truth"]["n"] == 12
     apart = []
     for text in bundled.texts()[:3]:
         ids = loaded.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]

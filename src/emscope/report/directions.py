@@ -84,7 +84,7 @@ def print_steered(result: dict[str, Any]) -> None:
         soft_wrap=True,
     )
     table = Table(box=None, pad_edge=True, header_style="dim")
-    for name in ("layer", "scale", "effect", *kinds, "neutral text", "KL on it"):
+    for name in ("layer", "scale", "effect", *kinds, "neutral text", "KL on it", "truth"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         bands = [row["nulls"][k] for k in kinds]
@@ -93,7 +93,7 @@ def print_steered(result: dict[str, Any]) -> None:
             "out" if row["scale"] is None else f"{row['scale']:g}",
             words.interval(row["effect"], 3),
             *(f"{b['low']:.3f} to {b['high']:.3f}" for b in bands),
-            *(words.interval(row[k], 3) if row[k] else words.number(None, 3) for k in ("neutral", "neutral_kl")),
+            *(words.interval(row[k], 3) if row[k] else words.number(None, 3) for k in ("neutral", "neutral_kl", "truth")),
         )
     console.print(table)
 

@@ -57,6 +57,9 @@ def _tries(way: str) -> Callable[..., None]:
         half: str = typer.Option("both", "--half", help="A or B: the half that the direction was not found on."),
         count: int | None = typer.Option(None, "--count", help="Use so many items."),
         neutral: int = typer.Option(0, "--neutral", help="Also read so many neutral texts: what it does to anything else."),
+        truth: int = typer.Option(
+            0, "--truth", help="Also read so many questions on misconceptions: is the true answer the likeliest?"
+        ),
         nulls: int = typer.Option(5, "--nulls", help="Try so many meaningless directions of each kind."),
         system: str = typer.Option("none", "--system", help="System prompt: none, template, or a text."),
         seed: int = typer.Option(0, "--seed", help="Of everything drawn."),
@@ -82,6 +85,7 @@ def _tries(way: str) -> Callable[..., None]:
             "half": half,
             "count": count,
             "neutral": neutral,
+            "truth": truth,
             "nulls": nulls,
             "system": system,
             "seed": seed,

@@ -32,7 +32,7 @@ from emscope.models.updates import check_written, without
 from emscope.run.check import named_base
 from emscope.run.inside.bands import band, nulls_of
 from emscope.run.inside.directing import check_fits
-from emscope.run.sets import chosen_items
+from emscope.run.sets import chosen_items, even
 from emscope.run.versions import versions
 from emscope.stats.means import mean_estimate, stratified_mean
 from emscope.store.files import write_json
@@ -40,7 +40,7 @@ from emscope.store.study import Study, read_table
 
 SCHEMA = "emscope.steered/1"
 REAL, NOTHING = "direction", "nothing"
-EM, NEUTRAL = "em", "neutral"
+EM, NEUTRAL, TRUTH = "em", "neutral", "truth"
 WHAT, UPDATE = "steering", "ablate_update"
 
 
@@ -49,7 +49,7 @@ class SteerSpec(Spec):
 
     `way`: `add` adds scale times the direction to the residual stream behind a layer, `ablate` takes its component out. Each layer is tried
     alone, or with `together` all of them at once. `ablate_update` takes the direction out of what a LoRA fine-tune writes into the stream in that block, the
-    stream itself being left alone. `neutral` plain texts are read as well. `nulls` directions of each kind that mean nothing are tried the same way.
+    stream itself being left alone. `neutral` plain texts and `truth` questions on misconceptions are read as well. `nulls` directions of each kind that mean nothing are tried the same way.
     """
 
     way: Literal["add", "ablate", "ablate_update"] = "add"
@@ -61,6 +61,7 @@ class SteerSpec(Spec):
     half: Literal["A", "B", "both"] = "both"
     count: int | None = Field(None, ge=2)
     neutral: int = Field(0, ge=0)
+    truth: int = Field(0, ge=0)
     nulls: int = Field(5, ge=0)
     system: str = "none"
     seed: int = 0
@@ -96,6 +97,20 @@ class Condition:
         return short([model, tuned, spec.system, *acted, item.question, item.options[option]])
 
 
+@dataclass(frozen=True, slots=True)
+class Effects:
+    """What one model says of each item: margin [items], log-probability per token of plain texts and KL on them [texts], and whether the true answer is the likeliest [questions]."""
+
+    margin: np.ndarray
+    neutral: np.ndarray
+    kl: np.ndarray
+    truth: np.ndarray
+
+    def since(self, start: Effects) -> Effects:
+        """Return what changed: margin lost, log-probability and truth gained; the KL is from `start` as it is."""
+        return Effects(start.margin - self.margin, self.neutral - start.neutral, self.kl, self.truth - start.truth)
+
+
 def steer(
     directions: Sequence[str],
     spec: SteerSpec,
@@ -127,8 +142,11 @@ def steer(
             f"{len(tuned)} checkpoints for {len(directions)} directions",
             "give one for all of them, or one for each in the same order",
         )
-    items = chosen_items(spec.items, spec.half, spec.count, spec.seed)
-    neutral = [Item(str(n), "text", "", (t,)) for n, t in enumerate(bundled.texts()[: spec.neutral])]
+    sets = {
+        EM: chosen_items(spec.items, spec.half, spec.count, spec.seed),
+        NEUTRAL: [Item(str(n), "text", "", (t,)) for n, t in enumerate(bundled.texts()[: spec.neutral])],
+        TRUTH: even(bundled.truth(), spec.truth) if spec.truth else [],
+    }
     model = locate(base or named_base(tuned, "--model"))
     found = [direction_at(d) for d in directions]
     control = [direction_at(c) for c in controls]
@@ -149,8 +167,8 @@ def steer(
                 Subject(name, direction, nulls, checkpoints[place] if tuned else "base", tuned[place] if tuned else None)
             )
         conditions = [c for s in subjects for c in conditions_of(s, spec)]
-        _measure(study, loaded, conditions, spec, {EM: items, NEUTRAL: neutral}, progress)
-        result = _analyse(study, loaded, subjects, conditions, spec, items, neutral)
+        _measure(study, loaded, conditions, spec, sets, progress)
+        result = _analyse(study, loaded, subjects, conditions, spec, sets)
         write_json(out / "report.json", result)
     return result
 
@@ -187,6 +205,7 @@ def _measure(
 ) -> None:
     encoded = {
         EM: preference.encode(loaded.chat, sets[EM], context=loaded.context),
+        TRUTH: preference.encode(loaded.chat, sets[TRUTH], context=loaded.context),
         NEUTRAL: preference.encode_texts(loaded.tokenizer, sets[NEUTRAL], context=loaded.context),
     }
     present, done = study.keys("steered"), 0
@@ -277,59 +296,60 @@ def _analyse(
     subjects: Sequence[Subject],
     conditions: Sequence[Condition],
     spec: SteerSpec,
-    items: Sequence[Item],
-    neutral: Sequence[Item],
+    sets: Mapping[str, Sequence[Item]],
 ) -> dict[str, Any]:
     """Join the scores to effects: margin as it is less margin under the condition, item by item; above 0 is towards the behaviour."""
     table = read_table(study.root, "steered", columns=["key", "logprob", "tokens", "kl"]).to_pylist()
     per_token = {row["key"]: row["logprob"] / row["tokens"] for row in table}
     divergence = {row["key"]: row["kl"] for row in table}
-    strata = np.array([i.category for i in items])
+    strata = np.array([i.category for i in sets[EM]])
 
-    def values(condition: Condition) -> np.ndarray:
-        scores = [[per_token[condition.key(spec, loaded.model.digest, i, k)] for k in (0, 1)] for i in items]
-        return np.array([a - b for a, b in scores])
+    def scores(condition: Condition, name: str) -> list[list[float]]:
+        """Return what each option of each item of a set has per token."""
+        keys = [[condition.key(spec, loaded.model.digest, i, k) for k in range(len(i.options))] for i in sets[name]]
+        return [[per_token[key] for key in row] for row in keys]
 
-    def plain_text(condition: Condition) -> np.ndarray:
-        return np.array([per_token[condition.key(spec, loaded.model.digest, t, 0)] for t in neutral])
+    def read(condition: Condition) -> Effects:
+        return Effects(
+            margin=np.array([s[0] - s[1] for s in scores(condition, EM)]),
+            neutral=np.array([s[0] for s in scores(condition, NEUTRAL)]),
+            kl=np.array([divergence[condition.key(spec, loaded.model.digest, t, 0)] for t in sets[NEUTRAL]], float),
+            truth=np.array([s[0] == max(s) and s.count(s[0]) == 1 for s in scores(condition, TRUTH)], float),
+        )
 
-    def apart(condition: Condition) -> np.ndarray:
-        return np.array([divergence[condition.key(spec, loaded.model.digest, t, 0)] for t in neutral])
-
-    start = {id(c.subject): (values(c), plain_text(c)) for c in conditions if c.kind == NOTHING}
-    effects: dict[tuple[Any, ...], list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
+    start = {id(c.subject): read(c) for c in conditions if c.kind == NOTHING}
+    effects: dict[tuple[Any, ...], list[Effects]] = {}
     for c in conditions:
         if c.kind != NOTHING:
-            before, text = start[id(c.subject)]
-            effects.setdefault((c.layers, c.scale, c.kind, c.draw), []).append(
-                (before - values(c), plain_text(c) - text, apart(c))
-            )
+            effects.setdefault((c.layers, c.scale, c.kind, c.draw), []).append(read(c).since(start[id(c.subject)]))
     rows = []
     for layers, scale in sorted({(k[0], k[1]) for k in effects}):
         real = effects[(layers, scale, REAL, 0)]
-        mean = np.mean([e for e, _, _ in real], 0)
+        mean = np.mean([e.margin for e in real], 0)
         row: dict[str, Any] = {
             "layers": list(layers),
             "scale": scale if spec.way == "add" else None,
             "effect": mean_estimate(mean, strata).to_json(),
-            "by_direction": [_centre(e, strata) for e, _, _ in real],
-            "neutral": mean_estimate(np.mean([t for _, t, _ in real], 0)).to_json() if neutral else None,
-            "neutral_kl": mean_estimate(np.mean([k for _, _, k in real], 0)).to_json() if neutral else None,
+            "by_direction": [_centre(e.margin, strata) for e in real],
+            "neutral": mean_estimate(np.mean([e.neutral for e in real], 0)).to_json() if sets[NEUTRAL] else None,
+            "neutral_kl": mean_estimate(np.mean([e.kl for e in real], 0)).to_json() if sets[NEUTRAL] else None,
+            "truth": mean_estimate(np.mean([e.truth for e in real], 0)).to_json() if sets[TRUTH] else None,
             "nulls": {},
         }
         for kind in dict.fromkeys(k[2] for k in effects if k[2] != REAL):
             draws = [
-                _centre(np.mean([e for e, _, _ in v], 0), strata) for k, v in effects.items() if k[:3] == (layers, scale, kind)
+                _centre(np.mean([e.margin for e in v], 0), strata) for k, v in effects.items() if k[:3] == (layers, scale, kind)
             ]
             row["nulls"][kind] = band(draws, row["effect"]["value"])
         rows.append(row)
-    margins = np.mean([before for before, _ in start.values()], 0)
+    margins = np.mean([e.margin for e in start.values()], 0)
     return {
         "schema": SCHEMA,
         "definition": spec.model_dump(mode="json")
         | {"effect": "margin as it is - margin under the direction [nats per token]"},
         "directions": [{"direction": s.name, "acts_in": s.run, "digest": s.direction.digest()} for s in subjects],
         "margin": mean_estimate(margins, strata).to_json(),
+        "truth": mean_estimate(np.mean([e.truth for e in start.values()], 0)).to_json() if sets[TRUTH] else None,
         "rows": rows,
         "versions": versions(),
     }
