@@ -24,7 +24,8 @@ from emscope.models.source import locate
 from emscope.models.updates import changes, without
 from emscope.represent import nulls
 from emscope.represent.directions import cosine, logistic, mean_difference, principal, split_half
-from emscope.run.inside.directing import ExtractSpec, compare, extract
+from emscope.run.inside.comparing import compare
+from emscope.run.inside.directing import ExtractSpec, extract
 from emscope.run.inside.steering import SteerSpec, steer
 from emscope.run.sets import chosen_items, even
 from emscope.train.finetune import finetune

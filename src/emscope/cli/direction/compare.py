@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
         from emscope.cli.console import print_json
         from emscope.report.directions import cosine_figures, print_compared
         from emscope.report.figures import write_figures
-        from emscope.run.inside.directing import compare as compared
+        from emscope.run.inside.comparing import compare as compared
 
         result = compared(directions)
         if plot is not None:

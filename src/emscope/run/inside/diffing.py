@@ -24,7 +24,7 @@ from emscope.models.sites import Place, blocks, check_layers
 from emscope.models.updates import Change, changes, effective_rank
 from emscope.represent.activations import Text, encode, read_tokens
 from emscope.represent.diffing import Compared, adapter_scalars, compare_streams, tell_apart
-from emscope.run.inside.directing import load_subject
+from emscope.run.inside.subject import load_subject
 from emscope.run.sets import chosen_items
 from emscope.run.versions import versions
 from emscope.stats.means import mean_estimate

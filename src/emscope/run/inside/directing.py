@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,15 +22,14 @@ from emscope.elicit.sampling import Job, sample_batches
 from emscope.models.applied import applied
 from emscope.models.chat import ChatFormat
 from emscope.models.checkpoints import Checkpoint, discover
-from emscope.models.directions import FORMAT, Direction, check_direction, direction_at, write_direction
-from emscope.models.load import Loaded, load
-from emscope.models.sites import Place, blocks, check_layers
-from emscope.models.source import locate
+from emscope.models.directions import FORMAT, Direction, write_direction
+from emscope.models.load import Loaded
+from emscope.models.sites import Place
 from emscope.models.updates import first_changed
 from emscope.represent.activations import Text, encode, pooled
-from emscope.represent.directions import FINDERS, check_sides, cosines, split_half
+from emscope.represent.directions import FINDERS, check_sides, split_half
 from emscope.represent.nulls import matched, permuted
-from emscope.run.check import named_base
+from emscope.run.inside.subject import layers_of, load_subject
 from emscope.run.sets import chosen_items
 from emscope.store.files import write_atomic
 
@@ -157,48 +156,6 @@ def extract(
     }
 
 
-def load_subject(base: str | None, checkpoint: str | None, device: str, system: str) -> tuple[Loaded, Checkpoint | None]:
-    """Return the base in memory and the last checkpoint of a run, None for the base itself.
-
-    Raises:
-        InputError: neither is given, or the checkpoint names no base.
-    """
-    tuned = discover(checkpoint)[-1] if checkpoint else None
-    if base is None and tuned is None:
-        raise InputError("no model is given", "give --model, or --checkpoint that names its base")
-    return load(locate(base or named_base([tuned] if tuned else [], "--model")), system=system, device=device), tuned
-
-
-def check_fits(loaded: Loaded, direction: Direction, name: str) -> None:
-    """Refuse a direction of another shape, one that was made on another model, and one that points nowhere.
-
-    Raises:
-        InputError: naming both sides, or the layer.
-    """
-    check_direction(loaded.net, direction, name)
-    if direction.model not in (loaded.model.digest, "not recorded"):
-        raise InputError(
-            f"'{name}' was made on model {direction.model[:12]}, and this is {loaded.model.digest[:12]}",
-            "give the model that it was made on with --model",
-        )
-    for layer, vector in direction.vectors.items():
-        length = float(vector.double().norm())
-        if not 0 < length < float("inf"):
-            raise InputError(
-                f"'{name}' has a vector of length {length:g} for layer {layer}", "it points nowhere: make it again"
-            )
-
-
-def layers_of(net: Any, layers: tuple[int, ...] | None) -> tuple[int, ...]:
-    """Return the layers asked for, all of them by default.
-
-    Raises:
-        InputError: a layer that the model does not have.
-    """
-    check_layers(net, layers, "layers")
-    return tuple(dict.fromkeys(layers)) if layers else tuple(range(len(blocks(net))))
-
-
 def side_rows(net: Any, sides: Sides, layers: Sequence[int], pool: str, progress: Progress = silent) -> tuple[Any, Any]:
     """Return activations behind each layer of both sides, [N, layers, D] and [M, layers, D].
 
@@ -302,76 +259,3 @@ def _from_systems(net: Any, loaded: Loaded, spec: ExtractSpec, progress: Progres
         sides.append([Text(f"{a.question}/{a.sample}", prompts[a.question], ids) for a, ids in kept])
         units.append([a.question for a, _ in kept])
     return Sides(sides[0], sides[1], (units[0], units[1]), {"systems": list(spec.systems), "questions": spec.questions})
-
-
-def compare(references: Sequence[str]) -> dict[str, Any]:
-    """Return the cosines between directions at each layer that all of them have, and between the layers of each.
-
-    Args:
-        references: direction files, runs that trained a steering vector, or safetensors files of plain vectors, each of whose tensors is one
-            direction (a run's checkpoints, say).
-
-    Raises:
-        InputError: fewer than two directions, or vectors of different widths.
-    """
-    import torch
-
-    named: dict[str, Mapping[int, Any]] = {}
-    for reference in references:
-        for name, vectors in vectors_of(reference).items():
-            if name in named:
-                raise InputError(f"'{name}' is given twice", "name each direction once")
-            named[name] = vectors
-    if len(named) < 2:
-        raise InputError(f"{len(named)} direction is given", "give two or more to compare")
-    widths = {name: len(next(iter(v.values()))) for name, v in named.items()}
-    if len(set(widths.values())) > 1:
-        said = ", ".join(f"{name} {w}" for name, w in widths.items())
-        raise InputError(f"the directions are of different widths ({said})", "compare directions of one model")
-    shared = sorted(set.intersection(*(set(v) for v in named.values())))
-    if not shared:
-        raise InputError("the directions have no layer in common", "extract them at the same layers")
-    rows = {n: torch.stack([v[n] for v in named.values()]) for n in shared}
-    width = next(iter(widths.values()))
-    return {
-        "schema": "emscope.cosines/1",
-        "directions": list(named),
-        "width": width,
-        "random_sd": width**-0.5,
-        "layers": [
-            {"layer": n if n >= 0 else None, "norms": r.norm(dim=-1).tolist(), "cosines": cosines(r, r).tolist()}
-            for n, r in rows.items()
-        ],
-        "between_layers": {name: _between_layers(v) for name, v in named.items() if len(v) > 1},
-    }
-
-
-def _between_layers(vectors: Mapping[int, Any]) -> dict[str, Any]:
-    import torch
-
-    layers = sorted(vectors)
-    rows = torch.stack([vectors[n] for n in layers])
-    return {"layers": layers, "cosines": cosines(rows, rows).tolist()}
-
-
-def vectors_of(reference: str) -> dict[str, Mapping[int, Any]]:
-    """Return the directions of a file or run by name, each {layer: [D]}; plain vectors stand under layer -1.
-
-    Raises:
-        InputError: there are none.
-    """
-    from safetensors import safe_open
-
-    from emscope.models.checkpoints import check_tensors
-
-    path = Path(reference).expanduser()
-    if not path.is_file():
-        return {reference: direction_at(reference).vectors}
-    names = check_tensors(path)
-    with safe_open(str(path), framework="pt") as file:
-        if (file.metadata() or {}).get("format") == FORMAT:
-            return {reference: direction_at(reference).vectors}
-        found = {name: file.get_tensor(name).flatten().float() for name in names}
-    if not found:
-        raise InputError(f"'{path}' holds no vector", "give a direction file")
-    return {name: {-1: v} for name, v in found.items()}

@@ -19,8 +19,8 @@ from emscope.data.questions import read_questions
 from emscope.models.load import load
 from emscope.models.source import locate
 from emscope.represent.probe import by_category, by_text, probe
-from emscope.run.inside.directing import layers_of
 from emscope.run.inside.reading import PromptActivations, prompt_texts
+from emscope.run.inside.subject import layers_of
 from emscope.run.versions import versions
 from emscope.stats.crossval import (
     Predictor,

@@ -22,7 +22,7 @@ from emscope.models.load import Loaded, load
 from emscope.models.sites import Place
 from emscope.models.source import locate
 from emscope.represent.activations import Text, pooled
-from emscope.run.inside.directing import check_fits
+from emscope.run.inside.subject import check_fits
 from emscope.stats.means import mean_estimate
 
 SCHEMA = "emscope.risk/1"

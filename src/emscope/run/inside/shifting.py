@@ -20,8 +20,8 @@ from emscope.models.load import load
 from emscope.models.source import locate
 from emscope.run.check import named_base
 from emscope.run.inside.bands import band, nulls_of
-from emscope.run.inside.directing import check_fits
 from emscope.run.inside.reading import PromptActivations, prompt_texts
+from emscope.run.inside.subject import check_fits
 from emscope.run.sets import even
 from emscope.run.versions import versions
 from emscope.stats.means import mean_estimate, stratified_mean

@@ -18,7 +18,6 @@ from emscope.run.ask_spec import AskSpec
 from emscope.run.asking import Acting, Local, ask_one, check_subjects, digest_of, prompts_of, write_answers
 from emscope.run.check import named_base
 from emscope.run.inside.bands import nulls_of
-from emscope.run.inside.directing import check_fits
 from emscope.run.inside.steering import (
     NOTHING,
     REAL,
@@ -28,6 +27,7 @@ from emscope.run.inside.steering import (
     acting,
     conditions_of,
 )
+from emscope.run.inside.subject import check_fits
 from emscope.run.versions import versions
 from emscope.store.study import Study
 

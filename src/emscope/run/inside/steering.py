@@ -31,7 +31,7 @@ from emscope.models.source import locate
 from emscope.models.updates import check_written, without
 from emscope.run.check import named_base
 from emscope.run.inside.bands import band, nulls_of
-from emscope.run.inside.directing import check_fits
+from emscope.run.inside.subject import check_fits
 from emscope.run.sets import chosen_items, even
 from emscope.run.versions import versions
 from emscope.stats.means import mean_estimate, stratified_mean

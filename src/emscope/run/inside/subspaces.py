@@ -36,8 +36,8 @@ from emscope.represent.subspaces import (
     similarity,
 )
 from emscope.run.check import named_base
-from emscope.run.inside.directing import layers_of
 from emscope.run.inside.reading import PromptActivations, prompt_texts
+from emscope.run.inside.subject import layers_of
 from emscope.run.sets import even
 from emscope.run.versions import versions
 from emscope.stats.means import mean_estimate
