@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from conftest import make_model
+from emscope.cli.app import run_arguments
 from emscope.data import bundled
 from emscope.elicit import preference
 from emscope.elicit.divergence import Divergence
@@ -15,6 +16,10 @@ from emscope.models.load import load
 from emscope.models.sites import blocks
 from emscope.models.source import locate
 from emscope.models.states import final_states
+from emscope.run import measuring
+from emscope.store.study import read_table
+from emscope.train.finetune import finetune
+from emscope.train.spec import LoraSpec, PlanSpec, SteeringSpec, TrainSpec
 from test_activations import SHAPES, TEXTS, make
 
 ITEMS = bundled.items("em240")[:5]
@@ -95,3 +100,34 @@ def test_blocks_are_as_before_after_a_fault(tiny_deep):
 @pytest.fixture
 def tiny_deep(tmp_path):
     return load(locate(str(make_model(tmp_path / "deep", layers=4))), device="cpu")
+
+
+@pytest.mark.parametrize("way", ["lora", "steering"])
+def test_checkpoints_that_leave_lower_blocks_alone_are_read_the_same(tiny_deep, tmp_path, monkeypatch, way):
+    """The preferences of a whole check, with the unchanged blocks computed once and with every block computed each time."""
+    tunable = {
+        "lora": {"lora": LoraSpec(rank=1, alpha=4, modules=("down_proj",), layers=(2,))},
+        "steering": {"steering": SteeringSpec(layers=(2,), scale=16)},
+    }[way]
+    spec = TrainSpec(steps=4, batch=2, lr=5e-2, checkpoints=PlanSpec(every=1), **tunable)
+    finetune(tiny_deep, bundled.domain("finance", "reckless")[:4], spec, tmp_path / "run", seed=0)
+    base, below = str(tiny_deep.model.folder), []
+    block = measuring.kept_behind
+
+    def watched(net, layer):
+        below.append(layer)
+        return block(net, layer)
+
+    def read(name):
+        words = ["check", str(tmp_path / "run"), "--base", base, "--out", str(tmp_path / name)]
+        assert run_arguments([*words, "--count", "16", "--truth", "0"]) in (0, 4)
+        rows = read_table(tmp_path / name, "preferences").to_pylist()
+        return {(r["step"], r["set"], r["item"], r["option"]): r["logprob"] for r in rows}
+
+    monkeypatch.setattr(measuring, "kept_behind", watched)
+    kept = read("kept")
+    monkeypatch.setattr(measuring, "_lowest", lambda net, checkpoint: 0)
+    whole = read("whole")
+    assert below == [1], "blocks 0 and 1 are the base's"
+    assert {step for step, *_ in kept} == {0, 1, 2, 3, 4} and kept.keys() == whole.keys()
+    assert [kept[k] for k in whole] == pytest.approx(list(whole.values()), rel=1e-5, abs=1e-4)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from emscope.models.packed import Pack
 from emscope.models.sites import blocks, tensor_of
 
 LIMIT = 4 << 30  # bytes
@@ -27,7 +28,7 @@ def kept_behind(net: Any, layer: int) -> Iterator[None]:
 
     def key(given: Mapping[str, Any]) -> bytes | None:
         packed = given.get("emscope_pack")
-        return packed.key if packed is not None and packed.lasting else None
+        return packed.key if isinstance(packed, Pack) and packed.lasting else None  # a decoding has blocks of its own to keep
 
     def last(forward: Callable[..., Any]) -> Callable[..., Any]:
         passing = passed(forward, lambda given: key(given) in kept)

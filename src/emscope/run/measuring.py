@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import groupby
 from math import isfinite
 from typing import Any
 
@@ -16,7 +18,9 @@ from emscope.elicit import preference
 from emscope.elicit.sampling import sample
 from emscope.models.applied import applied
 from emscope.models.checkpoints import Checkpoint
+from emscope.models.kept import kept_behind
 from emscope.models.load import Loaded
+from emscope.models.updates import first_changed
 from emscope.run.sets import ItemSets
 from emscope.run.spec import SampleSpec
 from emscope.store.study import Study
@@ -69,15 +73,21 @@ def measure(study: Study, loaded: Loaded, readings: Sequence[Reading], asked: Qu
     """Bring the tables `preferences` and `responses` up to `readings`; each reading is written as soon as it is done."""
     present = study.keys("preferences") | study.keys("responses")
     jobs = [_todo(loaded, reading, asked, present) for reading in readings]
+    jobs = [job for job in jobs if job.scores or job.questions]
     total, done = sum(job.cost for job in jobs) or 1, 0
-    for job in jobs:
-        if not job.scores and not job.questions:
-            continue
-        with applied(loaded.net, job.reading.checkpoint, scale=job.reading.scale) as net:
-            study.append("preferences", _score(net, loaded, job, asked, part_of(progress, WHAT, done, total)))
-            study.append("responses", _sample(net, loaded, job, asked))
-        done += job.cost
+    for lowest, group in groupby(jobs, lambda job: _lowest(loaded.net, job.reading.checkpoint)):
+        # what none of these checkpoints changes is computed once for all of them
+        with kept_behind(loaded.net, lowest - 1) if lowest else nullcontext():
+            for job in group:
+                with applied(loaded.net, job.reading.checkpoint, scale=job.reading.scale) as net:
+                    study.append("preferences", _score(net, loaded, job, asked, part_of(progress, WHAT, done, total)))
+                    study.append("responses", _sample(net, loaded, job, asked))
+                done += job.cost
     progress(WHAT, total, total)
+
+
+def _lowest(net: Any, checkpoint: Checkpoint | None) -> int:
+    return first_changed(net, checkpoint) if checkpoint else 0
 
 
 def _score(net: Any, loaded: Loaded, job: Todo, asked: Questions, progress: Progress) -> list[dict[str, Any]]:
