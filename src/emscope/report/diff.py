@@ -97,7 +97,13 @@ def diff_figures(result: dict[str, Any]) -> list[Any]:
     """Return divergence over blocks, over the answer, by token, and the update's norms over blocks."""
     found = [
         _line_figure(result["layers"], "layer", "kl", "Divergence behind each block (logit lens)", "layer"),
-        _line_figure(result["positions"], "place", "kl", "Divergence along the answer", "token of the answer"),
+        _line_figure(
+            [r | {"place": r["place"] + 1} for r in result["positions"]],
+            "place",
+            "kl",
+            "Divergence along the answer",
+            "token of the answer",
+        ),
         _tokens(result["tokens"][:25]),
     ]
     return [*found, _norms(result["update"])] if any(u["layer"] is not None for u in result["update"]) else found

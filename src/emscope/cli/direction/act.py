@@ -36,7 +36,11 @@ def _tries(way: str) -> Callable[..., None]:
         control: list[str] = typer.Option(
             [], "--control", help="Direction of a harmless fine-tune, to compare with; may be given several times."
         ),
-        out: Path = typer.Option(Path(f"emscope-{way}"), "--out", help="Folder of scores, report.json and figure.html."),
+        out: Path = typer.Option(
+            Path("emscope-steer" if way == "add" else "emscope-ablate"),
+            "--out",
+            help="Folder of scores, report.json and figure.html.",
+        ),
         layers: str | None = typer.Option(
             None, "--layers", help="Such as 8,12,16; 0 is the first block. All of the file's by default."
         ),
