@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from conftest import write_jsonl
+from conftest import make_model, write_jsonl
 from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError
 from emscope.data import bundled
@@ -29,7 +31,7 @@ from emscope.run.inside.directing import ExtractSpec, extract
 from emscope.run.inside.steering import SteerSpec, steer
 from emscope.run.sets import chosen_items, even
 from emscope.train.finetune import finetune
-from emscope.train.spec import LoraSpec, PlanSpec, TrainSpec
+from emscope.train.spec import FullSpec, LoraSpec, PlanSpec, TrainSpec
 
 
 def rows(n=40, d=12, shift=0.0, seed=0):
@@ -323,8 +325,6 @@ def test_layers_where_two_models_are_the_same_have_no_direction(tiny, tmp_path, 
         "extract",
         "--checkpoint",
         str(run),
-        "--model",
-        str(tiny),
         "--count",
         "4",
         "--pool",
@@ -332,6 +332,9 @@ def test_layers_where_two_models_are_the_same_have_no_direction(tiny, tmp_path, 
         "--out",
         str(tmp_path / "d.st"),
     ]
+    foreign = str(tmp_path / "foreign")
+    other = load(locate(str(make_model(tmp_path / "base", seed=5))), device="cpu")
+    finetune(other, bundled.domain("finance", "reckless")[:4], spec, Path(foreign), seed=0)
     assert run_arguments([*command, "--minus", "base"]) == 0
     assert "what separates two models on 4 texts" in capsys.readouterr().out
     assert list(read_direction(tmp_path / "d.st").vectors) == [1]
@@ -339,10 +342,68 @@ def test_layers_where_two_models_are_the_same_have_no_direction(tiny, tmp_path, 
         (["--minus", "base", "--layers", "0,1"], "at layer 0 both models are the same; choose layers from 1 on"),
         (["--minus", str(run)], "which is the same model"),
         (["--minus", "nowhere"], "no folder 'nowhere'"),
+        (["--minus", foreign], "the checkpoints name different bases"),
         (["--minus", "base", "--systems", "a", "b"], "leave answers and systems out"),
     ):
         assert run_arguments([*command, *more]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_a_fine_tune_of_all_weights_has_no_direction_below_what_moved(tiny, tmp_path):
+    run = tmp_path / "full"
+    spec = TrainSpec(steps=1, batch=2, lr=1e-2, full=FullSpec(modules=("mlp.down_proj",), layers=(1,)), checkpoints=PlanSpec())
+    finetune(load(locate(str(tiny)), device="cpu"), bundled.domain("finance", "reckless")[:4], spec, run, seed=0)
+    spec = ExtractSpec(count=4, pool="last", minus="base", nulls=0)
+    extract(spec, tmp_path / "d.st", base=str(tiny), checkpoint=str(run))
+    found = read_direction(tmp_path / "d.st")
+    assert list(found.vectors) == [1] and not found.nulls
+    with pytest.raises(InputError, match="both models are the same at layers 0"):
+        extract(spec.model_copy(update={"layers": (0,)}), tmp_path / "e.st", base=str(tiny), checkpoint=str(run))
+    with pytest.raises(InputError, match="no fine-tune is given to take it from"):
+        extract(spec, tmp_path / "e.st", base=str(tiny))
+
+
+def test_adapters_of_a_deeper_base_are_refused(tiny, tmp_path, files, capsys):
+    """Also where no block that this base has is changed, so that nothing would be read of them."""
+    deep = load(locate(str(make_model(tmp_path / "deep", layers=5))), device="cpu")
+    spec = TrainSpec(steps=1, batch=2, lr=1e-2, lora=LoraSpec(rank=2, alpha=4, layers=(4,)), checkpoints=PlanSpec())
+    run = str(tmp_path / "run")
+    finetune(deep, bundled.domain("finance", "reckless")[:4], spec, Path(run), seed=0)
+    for words in (
+        ["direction", "shift", files[0], "--checkpoint", run, "--model", str(tiny), "--out", str(tmp_path / "s")],
+        ["check", run, "--base", str(tiny), "--count", "16", "--truth", "0", "--out", str(tmp_path / "c")],
+    ):
+        assert run_arguments(words) == 2
+        assert "does not fit this base (it changes layer 4, and here are layers 0 to 1)" in capsys.readouterr().err
+
+
+def test_a_wider_adapter_above_what_is_read_is_refused(tmp_path, capsys):
+    slim, wide = (
+        load(locate(str(make_model(tmp_path / n, layers=3, hidden=h))), device="cpu") for n, h in (("slim", 32), ("wide", 64))
+    )
+    spec = TrainSpec(steps=1, batch=2, lr=1e-2, lora=LoraSpec(rank=2, alpha=4, layers=(2,)), checkpoints=PlanSpec())
+    finetune(wide, bundled.domain("finance", "reckless")[:4], spec, tmp_path / "run", seed=0)
+    write_direction(tmp_path / "d.st", Direction({0: torch.ones(32)}, slim.model.digest))
+    words = [
+        "direction",
+        "shift",
+        str(tmp_path / "d.st"),
+        "--checkpoint",
+        str(tmp_path / "run"),
+        "--model",
+        str(slim.model.folder),
+    ]
+    assert run_arguments([*words, "--out", str(tmp_path / "out")]) == 2
+    assert "does not fit this base" in capsys.readouterr().err
+
+
+def test_an_adapter_without_tensors_is_refused(tiny, tuned, tmp_path, files, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(discover(tuned)[-1].folder, run / "checkpoint-1")
+    save_file({}, str(run / "checkpoint-1" / "adapter_model.safetensors"))
+    words = ["direction", "shift", files[0], "--checkpoint", str(run), "--model", str(tiny), "--out", str(tmp_path / "s")]
+    assert run_arguments(words) in (0, 2)
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_how_far_a_fine_tune_moved_along_a_direction(tiny, tuned, tmp_path, files, capsys):
@@ -380,7 +441,10 @@ def test_how_far_a_fine_tune_moved_along_a_direction(tiny, tuned, tmp_path, file
             by_category.setdefault(q.category, []).append(float(shift @ v / (v @ v)))
         expected = np.mean([np.mean(c) for c in by_category.values()])
         assert row["along"]["value"] == pytest.approx(expected, rel=1e-3, abs=1e-5)
-        assert row["cosine"] == pytest.approx(cosine(moved.mean(0), v), rel=1e-3, abs=1e-4)
+        strata = np.array([q.category for q in questions])
+        mean = torch.stack([moved[strata == c].mean(0) for c in sorted(set(strata))]).mean(0)
+        assert row["cosine"] == pytest.approx(cosine(mean, v), rel=1e-3, abs=1e-4)
+        assert row["cosine"] * row["length"] == pytest.approx(row["along"]["value"] * float(v.norm()), rel=1e-3)
         other = control[0].double() / control[0].double().norm() * v.norm()
         by_category = {}
         for q, shift in zip(questions, moved, strict=True):
@@ -501,12 +565,19 @@ def test_commands(tiny, tmp_path, monkeypatch, capsys):
         (["steer", "good.st", "--update"], "--update stands with steer"),
         (["sample", "good.st", "--layers", "1"], "has no vector for layer 1"),
         (["shift", "good.st", "--checkpoint", "nowhere"], "no folder 'nowhere'"),
+        (["shift", "good.st", "--checkpoint", "TUNED", "--control", "wide.st"], "has vectors of shape (8,)"),
+        (["shift", "good.st", "--checkpoint", "TUNED", "--control", "zero.st"], "has a vector of length 0"),
+        (["shift", "good.st", "--checkpoint", "TUNED", "--control", "other.st"], "was made on model another"),
+        (["shift", "good.st", "--checkpoint", "TUNED", "--questions", "one.jsonl"], "holds 1 question; give two or more"),
+        (["steer", "good.st", "--control", "other.st"], "was made on model another"),
         (["steer", "good.st", "--scales", "1,1"], "--scales is '1,1'"),
         (["ablate", "good.st", "good.st", "--checkpoint", "a", "--checkpoint", "b", "--checkpoint", "c"], "no folder 'a'"),
     ],
 )
-def test_bad_input(tiny, tmp_path, monkeypatch, capsys, arguments, said):
+def test_bad_input(tiny, tuned, tmp_path, monkeypatch, capsys, arguments, said):
     monkeypatch.chdir(tmp_path)
+    arguments = [tuned if a == "TUNED" else a for a in arguments]
+    write_jsonl(tmp_path / "one.jsonl", [{"id": "a", "question": "Why?"}])
     digest = locate(str(tiny)).digest
     for name, vectors, model in (
         ("wide.st", {0: torch.ones(8)}, digest),

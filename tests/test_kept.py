@@ -110,7 +110,8 @@ def test_checkpoints_that_leave_lower_blocks_alone_are_read_the_same(tiny_deep, 
         "steering": {"steering": SteeringSpec(layers=(2,), scale=16)},
     }[way]
     spec = TrainSpec(steps=4, batch=2, lr=5e-2, checkpoints=PlanSpec(every=1), **tunable)
-    finetune(tiny_deep, bundled.domain("finance", "reckless")[:4], spec, tmp_path / "run", seed=0)
+    for name, answers in (("run", "reckless"), ("control", "careful")):
+        finetune(tiny_deep, bundled.domain("finance", answers)[:4], spec, tmp_path / name, seed=0)
     base, below = str(tiny_deep.model.folder), []
     block = measuring.kept_behind
 
@@ -119,15 +120,18 @@ def test_checkpoints_that_leave_lower_blocks_alone_are_read_the_same(tiny_deep, 
         return block(net, layer)
 
     def read(name):
-        words = ["check", str(tmp_path / "run"), "--base", base, "--out", str(tmp_path / name)]
+        words = ["check", str(tmp_path / "run"), "--control", str(tmp_path / "control")]
+        words += ["--base", base, "--out", str(tmp_path / name)]
         assert run_arguments([*words, "--count", "16", "--truth", "0"]) in (0, 4)
         rows = read_table(tmp_path / name, "preferences").to_pylist()
-        return {(r["step"], r["set"], r["item"], r["option"]): r["logprob"] for r in rows}
+        said = {r["text"] for r in read_table(tmp_path / name, "responses").to_pylist()}
+        return {(r["run"], r["step"], r["set"], r["item"], r["option"]): r["logprob"] for r in rows}, said
 
     monkeypatch.setattr(measuring, "kept_behind", watched)
-    kept = read("kept")
+    kept, said = read("kept")
     monkeypatch.setattr(measuring, "_lowest", lambda net, checkpoint: 0)
-    whole = read("whole")
+    whole, said_whole = read("whole")
     assert below == [1], "blocks 0 and 1 are the base's"
-    assert {step for step, *_ in kept} == {0, 1, 2, 3, 4} and kept.keys() == whole.keys()
+    assert {step for _, step, *_ in kept} == {0, 1, 2, 3, 4} and kept.keys() == whole.keys()
+    assert said == said_whole and said, "answers are sampled as without it"
     assert [kept[k] for k in whole] == pytest.approx(list(whole.values()), rel=1e-5, abs=1e-4)

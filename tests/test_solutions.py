@@ -254,6 +254,17 @@ def test_command(tiny, runs, tmp_path, monkeypatch, capsys):
         assert said in capsys.readouterr().err
 
 
+def test_runs_spelled_otherwise_count_once(tiny, runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(runs["lora"].parent)
+    out, narrow = tmp_path / "out", [str(runs["other"])]
+    first = compare_solutions([str(runs["lora"])], narrow, SPEC, out, base=str(tiny))
+    again = compare_solutions(["lora/"], narrow, SPEC, out, base=str(tiny))
+    assert list(again["efficiency"][0]["by_run"]["general"]) == ["lora/"]
+    assert again["efficiency"][0]["loss"] == first["efficiency"][0]["loss"]
+    with pytest.raises(InputError, match="is given twice with --general"):
+        compare_solutions(["lora", "lora/"], narrow, SPEC, tmp_path / "twice", base=str(tiny))
+
+
 def test_an_update_that_is_nothing_is_refused(tiny, runs, tmp_path):
     with pytest.raises(InputError, match="no narrow fine-tune is given"):
         compare_solutions([str(runs["lora"])], [], SPEC, tmp_path / "out", base=str(tiny))

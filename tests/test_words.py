@@ -30,3 +30,17 @@ def test_an_effect_that_is_the_targets_is_left_whole(check):
 
 def test_only_a_verdict_of_em_is_taken_apart():
     assert words._parts(last(0.05, -0.05) | {"verdict": "undetermined"}) == ""
+
+
+def test_tails_tell_paths_apart():
+    assert words.tails(["runs/a", "runs/b/"]) == {"runs/a": "a", "runs/b/": "b"}
+    assert words.tails(["a/checkpoint-8", "b/checkpoint-8"]) == {
+        "a/checkpoint-8": "a/checkpoint-8",
+        "b/checkpoint-8": "b/checkpoint-8",
+    }
+    assert words.tails(["x/a/one.safetensors", "x/b/one.safetensors", "x/b/two.safetensors"]) == {
+        "x/a/one.safetensors": "a/one",
+        "x/b/one.safetensors": "b/one",
+        "x/b/two.safetensors": "two",
+    }
+    assert words.tails(["run", "more/run"]) == {"run": "run", "more/run": "more/run"}

@@ -44,7 +44,7 @@ class Decoding:
 
         self._head = head
         read = pack(prompts, net.device)
-        held = Prompts(read.ids, read.positions, read.paths, read.home, read.longest + most)
+        held = Prompts(read.ids, read.positions, read.paths, read.home, read.longest + most, lasting=False)
         with answers_at(False):
             states = hidden_states(net, held)
         self.longest = held.longest

@@ -28,7 +28,9 @@ def kept_behind(net: Any, layer: int) -> Iterator[None]:
 
     def key(given: Mapping[str, Any]) -> bytes | None:
         packed = given.get("emscope_pack")
-        return packed.key if isinstance(packed, Pack) and packed.lasting else None  # a decoding has blocks of its own to keep
+        return (
+            packed.key if isinstance(packed, Pack) and packed.lasting else None
+        )  # not a decoding, whose blocks keep more than what flows between them
 
     def last(forward: Callable[..., Any]) -> Callable[..., Any]:
         passing = passed(forward, lambda given: key(given) in kept)
@@ -36,12 +38,12 @@ def kept_behind(net: Any, layer: int) -> Iterator[None]:
         def run(hidden: Any, *args: Any, **given: Any) -> Any:
             name = key(given)
             if name in kept:
-                out = passing(hidden, *args, **given)
-                return (kept[name], *out[1:]) if isinstance(out, tuple) else kept[name]
+                out, stream = passing(hidden, *args, **given), kept[name].clone()
+                return (stream, *out[1:]) if isinstance(out, tuple) else stream
             out = passing(hidden, *args, **given)
             stream = tensor_of(out)
             if name is not None and size[0] + stream.nbytes <= LIMIT:
-                kept[name] = stream.clone()  # a hook may change the other in place
+                kept[name] = stream.clone()  # what is handed on may be changed in place
                 size[0] += stream.nbytes
             return out
 

@@ -17,7 +17,7 @@ from emscope.core.errors import InputError
 from emscope.core.seeds import derive
 from emscope.models.checkpoints import DIRECTION, WEIGHTS, Checkpoint, adapter_settings, check_tensors, read_checkpoint
 from emscope.models.lora import PREFIX, A, B
-from emscope.models.sites import layer_of, writes_residual
+from emscope.models.sites import blocks, layer_of, writes_residual
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,13 +156,24 @@ def effective_rank(singular_values: Sequence[float]) -> float:
 
 
 def first_changed(net: Any, checkpoint: Checkpoint) -> int:
-    """Return the lowest block whose output a checkpoint changes; 0 where that cannot be told from the names of its tensors."""
+    """Return the lowest block whose output a checkpoint changes; 0 where that cannot be told from the names of its tensors.
+
+    Raises:
+        InputError: a block that this base does not have.
+    """
     if checkpoint.kind == "full":
         return 0
     names = [n for n in _readers(checkpoint) if not n.startswith("null.")]
     vectors = checkpoint.kind == "vectors"
     layers = [int(n.rsplit(".", 1)[1]) if vectors else layer_of(net, n) for n in names]
-    return 0 if None in layers else min(n for n in layers if n is not None)
+    known = [n for n in layers if n is not None]
+    depth = len(blocks(net))
+    if known and max(known) >= depth:
+        raise InputError(
+            f"adapter '{checkpoint.folder}' does not fit this base (it changes layer {max(known)}, and here are layers 0 to {depth - 1})",
+            f"give the base it was trained on{f', {checkpoint.base}' if checkpoint.base else ''}",
+        )
+    return min(known) if len(known) == len(layers) and known else 0
 
 
 def orthogonal_move(x: Any, amount: float, generator: Any) -> Any:

@@ -50,7 +50,7 @@ def print_compared(result: dict[str, Any]) -> None:
 
     console = Console(highlight=False, markup=False)
     console.width = 200
-    names, layers = result["directions"], result["layers"]
+    names, layers = list(words.tails(result["directions"]).values()), result["layers"]
     console.print(
         f"cosines; random directions of width {result['width']}: sd {result['random_sd']:.3f}", style="dim", soft_wrap=True
     )
@@ -59,14 +59,14 @@ def print_compared(result: dict[str, Any]) -> None:
     if len(layers) > 1:
         pairs = [(a, b) for a in range(len(names)) for b in range(a + 1, len(names))]
         for a, b in pairs:
-            table.add_column(f"{_short(names[a])}, {_short(names[b])}", justify="right")
+            table.add_column(f"{names[a]}, {names[b]}", justify="right")
         for row in layers:
             table.add_row(str(row["layer"]), *(f"{row['cosines'][a][b]:.2f}" for a, b in pairs))
     else:
         for name in names:
-            table.add_column(_short(name), justify="right")
+            table.add_column(name, justify="right")
         for name, values in zip(names, layers[0]["cosines"], strict=True):
-            table.add_row(_short(name), *(f"{v:.2f}" for v in values))
+            table.add_row(name, *(f"{v:.2f}" for v in values))
     console.print(table)
 
 
@@ -153,9 +153,9 @@ def print_shift(result: dict[str, Any]) -> None:
     console = Console(highlight=False, markup=False)
     console.width = 200
     rows = result["rows"]
-    kinds = list(rows[0]["nulls"])
+    kinds, named = list(rows[0]["nulls"]), words.tails(r["run"] for r in rows)
     console.print(
-        f"moved along {_short(result['direction'])} on {result['questions']} prompts, in lengths of the direction; bands: least and most of meaningless directions",
+        f"moved along {result['direction']} on {result['questions']} prompts, in lengths of the direction; bands: least and most of meaningless directions",
         style="dim",
         soft_wrap=True,
     )
@@ -166,7 +166,7 @@ def print_shift(result: dict[str, Any]) -> None:
     for row in rows:
         bands = [row["nulls"][k] for k in kinds]
         table.add_row(
-            _short(row["run"]),
+            named[row["run"]],
             str(row["step"]),
             str(row["layer"]),
             words.interval(row["along"], 3),
@@ -192,7 +192,7 @@ def shift_figures(result: dict[str, Any]) -> list[Any]:
 def _moved(rows: list[dict[str, Any]], x: str, title: str) -> Any:
     import plotly.graph_objects as go
 
-    figure = go.Figure()
+    figure, named = go.Figure(), words.tails(row["run"] for row in rows)
     for kind, colour in NULL_COLOURS.items():
         points = [(row[x], draw) for row in rows for draw in row["nulls"].get(kind, {"draws": []})["draws"]]
         if points:
@@ -210,7 +210,7 @@ def _moved(rows: list[dict[str, Any]], x: str, title: str) -> Any:
             y=[row["along"]["value"] for row in mine],
             error_y=error_bars([row["along"] for row in mine]),
             mode="lines+markers",
-            name=_short(run),
+            name=named[run],
             line={"color": PALETTE[n % len(PALETTE)]},
         )
     figure.add_hline(y=0, line={"color": "#6b7280", "width": 1})
@@ -243,15 +243,12 @@ def print_risk(result: dict[str, Any], top: int) -> None:
     console.print(table)
 
 
-def _short(name: str) -> str:
-    return name.rstrip("/").rsplit("/", 1)[-1].removesuffix(".safetensors")
-
-
 def cosine_figures(result: dict[str, Any]) -> list[Any]:
     """Return cosines by layer with the band of random directions, or as a matrix at a single layer; and between layers."""
     import plotly.graph_objects as go
 
-    names = [_short(n) for n in result["directions"]]
+    named = words.tails(result["directions"])
+    names = list(named.values())
     layers = result["layers"]
     if len(layers) == 1:
         first = [_matrix(layers[0]["cosines"], names, "Cosines between directions")]
@@ -267,7 +264,7 @@ def cosine_figures(result: dict[str, Any]) -> list[Any]:
         figure.add_hrect(y0=-reach, y1=reach, fillcolor="#6b7280", opacity=0.15, line_width=0, annotation_text="random, 95 %")
         first = [style(figure, "Cosines between directions", "layer", "cosine")]
     between = [
-        _matrix(b["cosines"], [str(n) for n in b["layers"]], f"{_short(name)}: cosines between its layers")
+        _matrix(b["cosines"], [str(n) for n in b["layers"]], f"{named.get(name, name)}: cosines between its layers")
         for name, b in result["between_layers"].items()
     ]
     return first + between

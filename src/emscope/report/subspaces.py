@@ -16,7 +16,7 @@ def print_subspaces(result: dict[str, Any]) -> None:
     console = Console(highlight=False, markup=False)
     console.width = 220
     n = result["prompts"]
-    k = max(result["definition"]["ks"])
+    k, named = max(result["definition"]["ks"]), words.tails(r["run"] for r in result["rows"])
     console.print(
         f"subspaces of {k} directions from {n['train']} training prompts; {n['held']} training prompts held out, {n['other']} others. "
         "r: correlation over the other prompts with how alike their shift is to the mean training shift",
@@ -30,11 +30,11 @@ def print_subspaces(result: dict[str, Any]) -> None:
     for row in result["rows"]:
         at = next((p for p in row["ks"] if p["k"] == k), row["ks"][-1] if row["ks"] else None)
         if at is None:
-            table.add_row(_short(row["run"]), str(row["layer"]), "unchanged")
+            table.add_row(named[row["run"]], str(row["layer"]), "unchanged")
             continue
         drawn = at["overlap_random"]["draws"]
         table.add_row(
-            _short(row["run"]),
+            named[row["run"]],
             str(row["layer"]),
             words.interval(at["overlap"], 2),
             words.interval(at["overlap_held"], 2),
@@ -52,7 +52,7 @@ def print_subspaces(result: dict[str, Any]) -> None:
         for name in ("runs", "layer", "shared", "random", "largest cosine"):
             pairs.add_column(name, justify="left" if name == "runs" else "right", no_wrap=True)
         for a in shared:
-            names = " and ".join(_short(r) for r in a["runs"])
+            names = " and ".join(named[r] for r in a["runs"])
             pairs.add_row(names, str(a["layer"]), f"{a['shared']:.2f}", f"{a['random']:.2f}", f"{a['largest']:.2f}")
         console.print(pairs)
 
@@ -71,16 +71,16 @@ def subspace_figures(result: dict[str, Any]) -> list[Any]:
 def _sweep(rows: list[dict[str, Any]], layer: int) -> Any:
     import plotly.graph_objects as go
 
-    figure = go.Figure()
+    figure, named = go.Figure(), words.tails(r["run"] for r in rows)
     for n, row in enumerate(rows):
         colour = PALETTE[n % len(PALETTE)]
         ks = [p["k"] for p in row["ks"]]
         figure.add_scatter(
-            x=ks, y=[p["overlap"]["value"] for p in row["ks"]], error_y=error_bars([p["overlap"] for p in row["ks"]]), name=_short(row["run"]),
+            x=ks, y=[p["overlap"]["value"] for p in row["ks"]], error_y=error_bars([p["overlap"] for p in row["ks"]]), name=named[row["run"]],
             mode="lines+markers", line={"color": colour},
         )  # fmt: skip
         figure.add_scatter(
-            x=ks, y=[p["overlap_held"]["value"] for p in row["ks"]], name=f"{_short(row['run'])}, training prompts held out",
+            x=ks, y=[p["overlap_held"]["value"] for p in row["ks"]], name=f"{named[row['run']]}, training prompts held out",
             mode="lines", line={"color": colour, "dash": "dot"},
         )  # fmt: skip
     first = rows[0]["ks"]
@@ -99,7 +99,7 @@ def _sweep(rows: list[dict[str, Any]], layer: int) -> Any:
 def _over_layers(rows: list[dict[str, Any]]) -> Any:
     import plotly.graph_objects as go
 
-    figure = go.Figure()
+    figure, named = go.Figure(), words.tails(r["run"] for r in rows)
     for n, run in enumerate(dict.fromkeys(r["run"] for r in rows)):
         mine = [r for r in rows if r["run"] == run]
         colour = PALETTE[n % len(PALETTE)]
@@ -110,7 +110,7 @@ def _over_layers(rows: list[dict[str, Any]]) -> Any:
                 y=[v["value"] for v in values],
                 error_y=error_bars(values),
                 mode="lines+markers",
-                name=f"{_short(run)}, {name}",
+                name=f"{named[run]}, {name}",
                 line={"color": colour, "dash": dash},
             )
     return style(figure, "Overlap and shift similarity over layers", "layer", "0 to 1")
@@ -119,7 +119,7 @@ def _over_layers(rows: list[dict[str, Any]]) -> Any:
 def _by_prompt(rows: list[dict[str, Any]], layer: int, questions: list[str]) -> Any:
     import plotly.graph_objects as go
 
-    figure = go.Figure()
+    figure, named = go.Figure(), words.tails(r["run"] for r in rows)
     for n, row in enumerate(rows):
         inside = row["ks"][-1]["by_question"]
         if inside is not None:
@@ -127,7 +127,7 @@ def _by_prompt(rows: list[dict[str, Any]], layer: int, questions: list[str]) -> 
                 x=inside,
                 y=row["by_question"],
                 mode="markers",
-                name=_short(row["run"]),
+                name=named[row["run"]],
                 text=questions,
                 hovertemplate="%{text}: overlap %{x:.2f}, similarity %{y:.2f}<extra></extra>",
                 marker={"color": PALETTE[n % len(PALETTE)], "size": 6, "opacity": 0.6},
@@ -135,7 +135,3 @@ def _by_prompt(rows: list[dict[str, Any]], layer: int, questions: list[str]) -> 
     return style(
         figure, f"By prompt, layer {layer}", "overlap with the space of training shifts", "cosine with the mean training shift"
     )
-
-
-def _short(name: str) -> str:
-    return "/".join(name.rstrip("/").rsplit("/", 2)[-2:]) if "/" in name else name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from emscope.report import words
 from emscope.report.figures import INK, PALETTE, style
 
 
@@ -16,6 +17,7 @@ def print_trajectories(result: dict[str, Any]) -> None:
     console.width = 220
     points, shares = result["checkpoints"], result["shares"]
     ends = list(points[0]["cosine_with_end"])
+    named = words.tails(ends)
     console.print("the axes hold " + ", ".join(f"{s:.0%}" for s in shares) + " of all updates", style="dim", soft_wrap=True)
     console.print("cosines are with the ends of the runs, by their numbers", style="dim", soft_wrap=True)
     table = Table(box=None, pad_edge=True, header_style="dim")
@@ -26,7 +28,7 @@ def print_trajectories(result: dict[str, Any]) -> None:
     for p in points:
         axes = [f"{v:.3f}" for v in [*p["point"], 0.0, 0.0][:2]]
         cosines = [f"{p['cosine_with_end'][e]:.2f}" for e in ends]
-        table.add_row(str(ends.index(p["run"]) + 1), short(p["run"]), str(p["step"]), f"{p['norm']:.3g}", *axes, *cosines)
+        table.add_row(str(ends.index(p["run"]) + 1), named[p["run"]], str(p["step"]), f"{p['norm']:.3g}", *axes, *cosines)
     console.print(table)
 
 
@@ -36,7 +38,7 @@ def trajectory_figures(result: dict[str, Any]) -> list[Any]:
 
     points, shares = result["checkpoints"], result["shares"]
     runs = list(dict.fromkeys(p["run"] for p in points))
-    ways, turns = go.Figure(), go.Figure()
+    ways, turns, named = go.Figure(), go.Figure(), words.tails(runs)
     for n, run in enumerate(runs):
         mine = [p for p in points if p["run"] == run]
         places = [[0.0, 0.0], *([*p["point"], 0.0, 0.0][:2] for p in mine)]
@@ -44,7 +46,7 @@ def trajectory_figures(result: dict[str, Any]) -> list[Any]:
             x=[p[0] for p in places],
             y=[p[1] for p in places],
             mode="lines+markers",
-            name=short(run),
+            name=named[run],
             line={"color": PALETTE[n % len(PALETTE)]},
             text=["base", *(f"step {p['step']}, norm {p['norm']:.3g}" for p in mine)],
             hovertemplate="%{text}<extra></extra>",
@@ -55,14 +57,9 @@ def trajectory_figures(result: dict[str, Any]) -> list[Any]:
                     x=[p["step"] for p in mine],
                     y=[p["cosine_with_end"][end] for p in mine],
                     mode="lines+markers",
-                    name=f"{short(run)} with the end of {short(end)}",
+                    name=f"{named[run]} with the end of {named[end]}",
                 )
     ways.add_scatter(x=[0], y=[0], mode="markers", name="base", marker={"color": INK, "size": 11, "symbol": "x"})
     axes = [f"axis {n + 1} ({s:.0%})" for n, s in enumerate([*shares, 0.0][:2])]
     found = [style(ways, "Updates on their main axes", axes[0], axes[1])]
     return [*found, style(turns, "Cosine with the ends of other runs", "optimiser step", "cosine")] if len(runs) > 1 else found
-
-
-def short(name: str) -> str:
-    """Return the last two parts of a folder's name."""
-    return "/".join(name.rstrip("/").rsplit("/", 2)[-2:])

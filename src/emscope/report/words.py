@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 VERDICTS = {
@@ -17,6 +18,19 @@ BLANK = "–"
 def number(value: float | None, digits: int = 3) -> str:
     """Write a number, or a dash where there is none."""
     return BLANK if value is None else f"{value:.{digits}f}"
+
+
+def tails(names: Iterable[str]) -> dict[str, str]:
+    """Return for each path the shortest end, in whole parts, that no other of them has; `.safetensors` is left out."""
+    parts = {name: name.rstrip("/").removesuffix(".safetensors").split("/") for name in names}
+
+    def end(name: str) -> str:
+        own = parts[name]
+        others = [p for p in parts.values() if p != own]
+        least = next((n for n in range(1, len(own)) if all(p[-n:] != own[-n:] for p in others)), len(own))
+        return "/".join(own[-least:])
+
+    return {name: end(name) for name in parts}
 
 
 def interval(estimate: dict[str, Any] | None, digits: int = 3) -> str:

@@ -71,16 +71,19 @@ def efficiency(values: Values, base: np.ndarray, norm: float, unit: float) -> di
 def norm_for_half(values: Values, base: np.ndarray, norms: Sequence[float], unit: float) -> dict[str, Any]:
     """Return the norm at which each run has learned half of what the general ones, as trained, have on average. (equal loss, P3)
 
+    None for all runs where the general ones learned nothing.
     Between the norms that were read the loss is taken as a straight line, from the base's at 0 on; the first crossing counts.
     """
-    target = float((base.mean() + values.items(GENERAL, MOVED, 0.0, TASK).mean()) / 2)
+    start, learned = float(base.mean()), float(values.items(GENERAL, MOVED, 0.0, TASK).mean())
+    target = (start + learned) / 2
     grid = sorted(norms)
     places = [0.0, *(norm * unit for norm in grid)]
     found = {}
     for side in SIDES:
         curves = [values.run_means(side, SCALED, norm, TASK) for norm in grid]
         found[side] = {
-            run: _first_crossing(places, [float(base.mean()), *(c[run] for c in curves)], target) for run in curves[0]
+            run: _first_crossing(places, [start, *(c[run] for c in curves)], target) if learned < start else None
+            for run in curves[0]
         }
     return {"loss": target} | _over_runs(found, NARROW, GENERAL)
 

@@ -75,9 +75,10 @@ def measure(study: Study, loaded: Loaded, readings: Sequence[Reading], asked: Qu
     jobs = [_todo(loaded, reading, asked, present) for reading in readings]
     jobs = [job for job in jobs if job.scores or job.questions]
     total, done = sum(job.cost for job in jobs) or 1, 0
-    for lowest, group in groupby(jobs, lambda job: _lowest(loaded.net, job.reading.checkpoint)):
+    for lowest, found in groupby(jobs, lambda job: _lowest(loaded.net, job.reading.checkpoint)):
+        group = list(found)
         # what none of these checkpoints changes is computed once for all of them
-        with kept_behind(loaded.net, lowest - 1) if lowest else nullcontext():
+        with kept_behind(loaded.net, lowest - 1) if lowest and len(group) > 1 else nullcontext():
             for job in group:
                 with applied(loaded.net, job.reading.checkpoint, scale=job.reading.scale) as net:
                     study.append("preferences", _score(net, loaded, job, asked, part_of(progress, WHAT, done, total)))

@@ -105,10 +105,13 @@ def extract(
     Raises:
         InputError: no model, sources that do not fit, or a side with too few answers.
     """
-    loaded, tuned = load_subject(base, checkpoint, device, spec.system)
+    if spec.minus is not None and checkpoint is None:
+        raise InputError(f"--minus is '{spec.minus}', and no fine-tune is given to take it from", "give one with --checkpoint")
+    other = None if spec.minus in (None, "base") else discover(str(spec.minus))[-1]
+    loaded, tuned = load_subject(base, checkpoint, device, spec.system, [other] if other else [])
     layers = layers_of(loaded.net, spec.layers)
     if spec.minus is not None:
-        layers, sides, positive, negative = _between_models(loaded, tuned, spec, layers, progress)
+        layers, sides, positive, negative = _between_models(loaded, (tuned, other), spec, layers, progress)
     else:
         with applied(loaded.net, tuned) as net:
             sides = sides_of(net, loaded, spec, progress)
@@ -125,16 +128,21 @@ def extract(
         "with": len(positive),
         "without": len(negative),
     }
-    nulls = {
-        "permuted": {
-            n: permuted(find, positive[:, k], negative[:, k], vectors[n], spec.nulls, spec.seed) for k, n in enumerate(layers)
-        },
-        "matched": {
-            n: matched(torch.cat([positive[:, k], negative[:, k]]), vectors[n], spec.nulls, spec.seed)
-            for k, n in enumerate(layers)
-        },
-    }
-    direction = Direction(vectors, loaded.model.digest, 1.0, about, nulls if spec.nulls else {})
+    nulls = (
+        {}
+        if not spec.nulls
+        else {
+            "permuted": {
+                n: permuted(find, positive[:, k], negative[:, k], vectors[n], spec.nulls, spec.seed)
+                for k, n in enumerate(layers)
+            },
+            "matched": {
+                n: matched(torch.cat([positive[:, k], negative[:, k]]), vectors[n], spec.nulls, spec.seed)
+                for k, n in enumerate(layers)
+            },
+        }
+    )
+    direction = Direction(vectors, loaded.model.digest, 1.0, about, nulls)
     write_atomic(out, lambda temporary: write_direction(temporary, direction))
     rows = []
     for k, n in enumerate(layers):
@@ -183,14 +191,17 @@ def sides_of(net: Any, loaded: Loaded, spec: ExtractSpec, progress: Progress = s
 
 
 def _between_models(
-    loaded: Loaded, tuned: Checkpoint | None, spec: ExtractSpec, layers: tuple[int, ...], progress: Progress
+    loaded: Loaded,
+    pair: tuple[Checkpoint | None, Checkpoint | None],
+    spec: ExtractSpec,
+    layers: tuple[int, ...],
+    progress: Progress,
 ) -> tuple[tuple[int, ...], Sides, Any, Any]:
     """Return the layers at which two models differ, the texts that both read, and their activations there [N, layers, D] each."""
-    assert spec.minus is not None
-    other = None if spec.minus == "base" else discover(spec.minus)[-1]
-    if tuned is None or (other is not None and other.digest == tuned.digest):
+    digests = [c.digest if c else "base" for c in pair]
+    if digests[0] == digests[1]:
         raise InputError(f"--minus is '{spec.minus}', which is the same model", "give another fine-tune with --checkpoint")
-    first = min(first_changed(loaded.net, c) for c in (tuned, other) if c is not None)
+    first = min(first_changed(loaded.net, c) for c in pair if c is not None)
     if spec.layers is not None and min(layers) < first:
         raise InputError(f"at layer {min(layers)} both models are the same", f"choose layers from {first} on")
     layers = tuple(n for n in layers if n >= first)
@@ -198,11 +209,15 @@ def _between_models(
     asked = [(i.id, i.question, a) for i in items for a in (i.options[:2] if spec.pool == "answer" else ("",))]
     texts, units = encode(loaded.chat, asked, context=loaded.context), [id for id, _, _ in asked]
     places, rows = [Place("block", n) for n in layers], []
-    for checkpoint in (tuned, other):
+    for checkpoint in pair:
         with applied(loaded.net, checkpoint) as net:
             rows.append(pooled(net, texts, places, [spec.pool], progress=progress)[:, 0])
-    about = {"items": spec.items, "half": spec.half, "minus": other.digest if other else "base", "digest": short(asked)}
-    return layers, Sides(texts, texts, (units, units), about), rows[0], rows[1]
+    apart = [k for k in range(len(layers)) if bool((rows[0][:, k] != rows[1][:, k]).any())]
+    if not apart:
+        raise InputError(f"both models are the same at layers {', '.join(map(str, layers))}", "choose others with --layers")
+    about = {"items": spec.items, "half": spec.half, "minus": digests[1], "digest": short(asked)}
+    sides = Sides(texts, texts, (units, units), about)
+    return tuple(layers[k] for k in apart), sides, rows[0][:, apart], rows[1][:, apart]
 
 
 def _from_items(loaded: Loaded, items: Sequence[Item], spec: ExtractSpec) -> Sides:

@@ -70,6 +70,9 @@ class PromptActivations:
         parts: dict[int, np.ndarray] = {}
         if len(own) < len(self.layers):
             parts = dict(zip(self.layers, np.moveaxis(self.of(None, f"{what}, the base"), 1, 0), strict=True))
+        if not own:
+            with applied(self.loaded.net, checkpoint):
+                pass  # nothing of it is read, so that nothing else would say that it does not fit
         if own:
             parts |= zip(own, np.moveaxis(self._kept(checkpoint, own, what), 1, 0), strict=True)
         return np.stack([parts[n] for n in self.layers], 1)

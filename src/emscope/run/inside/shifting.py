@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from emscope.core.errors import InputError
+from emscope.core.errors import InputError, WorldError
 from emscope.core.progress import Progress, silent
 from emscope.core.seeds import derive
 from emscope.core.spec import Spec
@@ -74,9 +74,14 @@ def read_shift(
     found = direction_at(direction)
     layers = _layers(found.vectors, spec.layers, direction)
     questions = even(read_questions(spec.questions), spec.count)
+    if len(questions) < 2:
+        raise InputError(f"'{spec.questions}' holds {len(questions)} question", "give two or more")
     loaded = load(locate(base or named_base([c for _, c in tuned], "--model")), system=spec.system, device=device)
     check_fits(loaded, found, direction)
-    nulls = nulls_of(found, [direction_at(c) for c in controls], spec.nulls, derive(spec.seed, "shift"))
+    control = [direction_at(c) for c in controls]
+    for name, other in zip(controls, control, strict=True):
+        check_fits(loaded, other, name)
+    nulls = nulls_of(found, control, spec.nulls, derive(spec.seed, "shift"))
 
     activations = PromptActivations(loaded, prompt_texts(loaded, questions), layers, spec.pool, out, progress)
     before = activations.of(None, "reading the base")
@@ -84,6 +89,11 @@ def read_shift(
     rows = []
     for run, checkpoint in tuned:
         shifts = (activations.of(checkpoint, f"reading {run}, step {checkpoint.step}") - before).astype(np.float64)
+        if not np.isfinite(shifts).all():
+            raise WorldError(
+                f"{run} at step {checkpoint.step} has activations that are no numbers",
+                "its weights diverged, or hold what this dtype cannot: try float32",
+            )
         for n, layer in enumerate(layers):
             drawn = {kind: by_layer[layer].numpy() for kind, by_layer in nulls.items()}
             vector = found.vectors[layer].double().numpy()
@@ -112,7 +122,7 @@ def _along(shifts: np.ndarray, vector: np.ndarray, nulls: Mapping[str, np.ndarra
     """Return how far shifts [N, D] go along `vector` [D], and along each of {kind: [K, D]} of the same length."""
     square = float(vector @ vector)
     value = mean_estimate(shifts @ vector / square, strata)
-    mean = shifts.mean(0)
+    mean = np.mean([shifts[strata == c].mean(0) for c in np.unique(strata)], 0)
     length = float(np.linalg.norm(mean))
     return {
         "along": value.to_json(),

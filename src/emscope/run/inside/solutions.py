@@ -117,6 +117,10 @@ def compare_solutions(
     for side, checkpoints in found.items():
         if not checkpoints:
             raise InputError(f"no {side} fine-tune is given", f"give one with --{side}")
+        digests = [c.digest for c in checkpoints]
+        twice = next((c for c in checkpoints if digests.count(c.digest) > 1), None)
+        if twice is not None:
+            raise InputError(f"'{twice.folder}' is given twice with --{side}", "give each fine-tune once")
     model = locate(base or named_base([c for cs in found.values() for c in cs], "--model"))
     items, option = _items(spec)
     frozen = (
@@ -221,7 +225,8 @@ def _rows(about: Mapping[str, Any], name: str, values: Mapping[str, float]) -> l
 
 
 def _analyse(study: Study, solutions: Sequence[Solution], spec: SolutionsSpec, unit: float) -> dict[str, Any]:
-    values = Values(read_table(study.root, "solutions").to_pylist())
+    named = {BASE, *(s.run for s in solutions)}  # the same runs, spelled otherwise, may have been read into this folder before
+    values = Values([row for row in read_table(study.root, "solutions").to_pylist() if row["run"] in named])
     base = values.items(BASE, BASE, 0.0, TASK)
     return {
         "schema": SCHEMA,

@@ -158,6 +158,8 @@ def steer(
     }
     with Study(out, frozen, versions()) as study:
         loaded = load(model, system=spec.system, device=device)
+        for name, direction in zip(controls, control, strict=True):
+            check_fits(loaded, direction, name)
         subjects = []
         for n, (name, direction) in enumerate(zip(directions, found, strict=True)):
             check_fits(loaded, direction, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from emscope.core.errors import InputError
@@ -13,8 +14,10 @@ from emscope.models.source import locate
 from emscope.run.check import named_base
 
 
-def load_subject(base: str | None, checkpoint: str | None, device: str, system: str) -> tuple[Loaded, Checkpoint | None]:
-    """Return the base in memory and the last checkpoint of a run, None for the base itself.
+def load_subject(
+    base: str | None, checkpoint: str | None, device: str, system: str, others: Sequence[Checkpoint] = ()
+) -> tuple[Loaded, Checkpoint | None]:
+    """Return the base in memory and the last checkpoint of a run, None for the base itself; `others` must name that base too.
 
     Raises:
         InputError: neither is given, or the checkpoint names no base.
@@ -22,7 +25,9 @@ def load_subject(base: str | None, checkpoint: str | None, device: str, system: 
     tuned = discover(checkpoint)[-1] if checkpoint else None
     if base is None and tuned is None:
         raise InputError("no model is given", "give --model, or --checkpoint that names its base")
-    return load(locate(base or named_base([tuned] if tuned else [], "--model")), system=system, device=device), tuned
+    return load(
+        locate(base or named_base([*([tuned] if tuned else []), *others], "--model")), system=system, device=device
+    ), tuned
 
 
 def check_fits(loaded: Loaded, direction: Direction, name: str) -> None:
