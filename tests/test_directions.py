@@ -27,7 +27,7 @@ from emscope.models.updates import changes, without
 from emscope.represent import nulls
 from emscope.represent.directions import cosine, logistic, mean_difference, principal, split_half
 from emscope.run.inside.comparing import compare
-from emscope.run.inside.directing import ExtractSpec, extract
+from emscope.run.inside.directing import ExtractSpec, _nulls, extract
 from emscope.run.inside.steering import SteerSpec, steer
 from emscope.run.sets import chosen_items, even
 from emscope.train.finetune import finetune
@@ -313,7 +313,22 @@ def test_what_separates_two_models_on_the_same_texts(tiny, tuned, tmp_path, pool
         after = means(net)
     expected = after - means(loaded.net)
     torch.testing.assert_close(found.vectors[0].float(), expected, rtol=1e-3, atol=1e-5)
-    assert {k: tuple(v[0].shape) for k, v in found.nulls.items()} == {"permuted": (3, 32), "matched": (3, 32)}
+    assert {k: tuple(v[0].shape) for k, v in found.nulls.items()} == {"matched": (3, 32)}
+
+
+def test_nulls_between_two_models_do_not_hold_their_difference():
+    """Between models that differ by one constant vector both usual kinds would give that vector again."""
+    generator = torch.Generator().manual_seed(0)
+    negative = torch.randn(200, 1, 64, generator=generator, dtype=torch.float64)
+    shift = torch.zeros(64, dtype=torch.float64)
+    shift[0] = 20.0
+    positive = negative + shift + 0.01 * torch.randn(200, 1, 64, generator=generator, dtype=torch.float64)
+    spec = ExtractSpec(minus="base", pool="last", nulls=20)
+    found = _nulls(positive, negative, {3: mean_difference(positive[:, 0], negative[:, 0])}, spec)
+    assert list(found) == ["matched"]
+    assert max(abs(cosine(v, shift)) for v in found["matched"][3]) < 0.5  # sd 1/8
+    usual = _nulls(positive, negative, {3: shift}, ExtractSpec(nulls=20))
+    assert min(abs(cosine(v, shift)) for v in usual["permuted"][3]) > 0.9
 
 
 def test_layers_where_two_models_are_the_same_have_no_direction(tiny, tmp_path, capsys):

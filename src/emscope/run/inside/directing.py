@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -116,8 +116,6 @@ def extract(
         with applied(loaded.net, tuned) as net:
             sides = sides_of(net, loaded, spec, progress)
             positive, negative = side_rows(net, sides, layers, spec.pool, progress)
-    import torch
-
     find = FINDERS[spec.method]
     vectors = {n: find(positive[:, k], negative[:, k]) for k, n in enumerate(layers)}
     about = {
@@ -128,20 +126,7 @@ def extract(
         "with": len(positive),
         "without": len(negative),
     }
-    nulls = (
-        {}
-        if not spec.nulls
-        else {
-            "permuted": {
-                n: permuted(find, positive[:, k], negative[:, k], vectors[n], spec.nulls, spec.seed)
-                for k, n in enumerate(layers)
-            },
-            "matched": {
-                n: matched(torch.cat([positive[:, k], negative[:, k]]), vectors[n], spec.nulls, spec.seed)
-                for k, n in enumerate(layers)
-            },
-        }
-    )
+    nulls = _nulls(positive, negative, vectors, spec) if spec.nulls else {}
     direction = Direction(vectors, loaded.model.digest, 1.0, about, nulls)
     write_atomic(out, lambda temporary: write_direction(temporary, direction))
     rows = []
@@ -162,6 +147,25 @@ def extract(
         "definition": about | {"system": spec.system, "token_0": "left out"},
         "layers": rows,
     }
+
+
+def _nulls(positive: Any, negative: Any, vectors: Mapping[int, Any], spec: ExtractSpec) -> dict[str, dict[int, Any]]:
+    """Return directions that mean nothing for each of `vectors`, in its length; the sides are [N, layers, D] and [M, layers, D].
+
+    What separates two models is nearly the same on every text. Turning pairs round by a coin would give that same axis again, and the covariance of both
+    models' activations together holds it: between models nothing is permuted, and the covariance is that of one model. (ours)
+    """
+    import torch
+
+    find = FINDERS[spec.method]
+    rows = negative if spec.minus is not None else torch.cat([positive, negative])
+    found = {"matched": {n: matched(rows[:, k], v, spec.nulls, spec.seed) for k, (n, v) in enumerate(vectors.items())}}
+    if spec.minus is None:
+        found["permuted"] = {
+            n: permuted(find, positive[:, k], negative[:, k], v, spec.nulls, spec.seed)
+            for k, (n, v) in enumerate(vectors.items())
+        }
+    return found
 
 
 def side_rows(net: Any, sides: Sides, layers: Sequence[int], pool: str, progress: Progress = silent) -> tuple[Any, Any]:
