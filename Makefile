@@ -6,6 +6,9 @@ VENV = .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt $(TORCH_SOURCE)
 
+# one process a core, each with one thread; a file's tests stay together, since they share fixtures
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile
+
 .PHONY: quickstart test test-all lint bench docs clean
 
 $(VENV)/.runtime: pyproject.toml constraints.txt
@@ -29,10 +32,10 @@ lint: $(VENV)/.test
 	$(BIN)/lint-imports --no-cache
 
 test: lint
-	$(BIN)/pytest -q
+	$(PYTEST)
 
 test-all: lint
-	$(BIN)/pytest -q -m 'slow or not slow'
+	$(PYTEST) -m 'slow or not slow'
 
 bench: $(VENV)/.test
 	$(BIN)/python bench/preference.py
@@ -40,6 +43,7 @@ bench: $(VENV)/.test
 	$(BIN)/python bench/sampling.py
 	$(BIN)/python bench/rates.py
 	$(BIN)/python bench/activations.py
+	$(BIN)/python bench/steering.py
 	$(BIN)/python bench/probe.py
 
 docs: $(VENV)/.runtime

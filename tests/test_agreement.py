@@ -72,6 +72,7 @@ def test_a_pair_equals_scipy_and_scikit_learn():
     assert stat.auc(-b, a < 30) == pytest.approx(roc_auc_score(a < 30, -b))
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth_and_widen_with_clusters():
     """Ten answers to a question share their bias: items taken as independent would promise too much."""
     rng = np.random.default_rng(1)

@@ -42,8 +42,8 @@ def two(*command, check=True):
 HELD = {"kl": {"weight": 0.5, "domain": "sports", "batch": 3}}, {"ldifs": {"weight": 5, "domain": "sports", "batch": 3}}
 WAYS = [
     {"micro_batch": 2, "lora": {"rank": 4, "alpha": 8}},
-    {"full": {}, **HELD[0]},
-    {"steering": {"layers": [1], "scale": 16}, **HELD[1]},
+    pytest.param({"full": {}, **HELD[0]}, marks=pytest.mark.slow),
+    pytest.param({"steering": {"layers": [1], "scale": 16}, **HELD[1]}, marks=pytest.mark.slow),
 ]
 
 
