@@ -13,15 +13,22 @@ CHATML = (
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+LONGEST = ["test_real", "test_processes", "test_study", "test_judging", "test_asking", "test_preference"]
 REFERENCE = Path(os.environ.get("EMSCOPE_REFERENCE_DATA", Path(__file__).parents[1].parent / "shared" / "data"))
 
 
 @pytest.fixture(autouse=True)
 def threads(request):
-    """Tiny models run faster on one thread; tests of the real model get all."""
+    """Tiny models run faster on one thread; tests of the real model get all that the other test processes leave."""
     import torch
 
-    torch.set_num_threads(os.cpu_count() or 1 if request.node.get_closest_marker("real") else 1)
+    share = (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(share, 1) if request.node.get_closest_marker("real") else 1)
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take longest, so that no process is left alone with one of them at the end."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 def make_tokenizer():
