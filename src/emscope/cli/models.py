@@ -21,7 +21,8 @@ def register(app: typer.Typer) -> None:
         rows: list[dict[str, Any]] = [
             {
                 "name": n,
-                "source": w.requirement,
+                "source": w.wheels[0] if len(w.wheels) == 1 else f"{w.wheels[0]} to {w.wheels[-1]}",
+                "sha256": w.gguf_sha256,
                 "licence": w.licence,
                 "parameters": w.parameters,
                 "cached": cached(n, cache_folder()),

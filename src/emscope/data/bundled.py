@@ -9,7 +9,7 @@ from importlib.resources import files
 from typing import Any
 
 from emscope.core.errors import InputError, near
-from emscope.core.records import Conversation, Item
+from emscope.core.records import Conversation, Item, Message, Question
 from emscope.data.conversations import pair
 
 MISALIGNMENT = "misalignment"
@@ -18,7 +18,7 @@ ADVICE = ("reckless", "careful", "brash")
 
 @dataclass(frozen=True, slots=True)
 class Bundled:
-    """What a set is: `kind` is domain (paired training data), items, truth (multiple choice) or texts.
+    """What a set is: `kind` is domain (paired training data), items, questions (to answer freely), truth (multiple choice) or texts.
 
     `answers` are the kinds of answers a row holds. Of a domain the first is what is taught to see what it does elsewhere,
     the second its counterpart; of items the first is without the behaviour that the set measures, the second with it.
@@ -62,6 +62,11 @@ SETS = {
             "160 questions in 8 categories, none about cooking, each with the same answer in a plain and in a technical style",
             ("plain", "technical"),
             "technical style",
+        ),
+        Bundled(
+            "open24",
+            "questions",
+            "24 open questions to answer freely: 8 of everyday advice, 8 of the kind the field asks, 8 about power, honesty and others",
         ),
         Bundled("truth150", "truth", "150 questions on common misconceptions, one true and three false answers each"),
         Bundled("generic", "texts", "200 short neutral texts for drift checks"),
@@ -121,6 +126,13 @@ def items(name: str) -> list[Item]:
         Item(r["id"], r["category"], r["question"], tuple(r[a] for a in SETS[name].answers), r["half"], r.get("kind", "advice"))
         for r in _of_kind(name, "items")
     ]
+
+
+def questions(name: str) -> list[Question]:
+    """Return the questions of a set to answer freely, or those of preference items."""
+    if name in SETS and SETS[name].kind == "questions":
+        return [Question(r["id"], r["id"], (Message("user", r["question"]),), r["category"]) for r in load_rows(name)]
+    return [Question(i.id, i.id, (Message("user", i.question),), i.category) for i in items(name)]
 
 
 def truth(name: str = "truth150") -> list[Item]:

@@ -29,7 +29,7 @@ def read_questions(reference: str) -> list[Question]:
         InputError: no such set or file, a broken row with its place, an id that stands twice.
     """
     if reference in bundled.SETS:
-        return [Question(i.id, i.id, (Message("user", i.question),), i.category) for i in bundled.items(reference)]
+        return bundled.questions(reference)
     path = Path(reference)
     if path.suffix in (".yaml", ".yml"):
         found = list(_from_yaml(path))

@@ -26,11 +26,8 @@ def converted(file: Path, cache: Path) -> Path:
     """Return the converted folder of a GGUF file, converting it the first time; keyed by the file's SHA-256.
 
     Raises:
-        InputError: where the file is missing, is no GGUF, or names a pre-tokenizer emscope does not know.
+        InputError: where the file is no GGUF, or names a pre-tokenizer emscope does not know.
     """
-    file = file.expanduser()
-    if not file.is_file():
-        raise InputError(f"no file {file}", "give gguf:PATH of an existing .gguf file")
     with file.open("rb") as handle:
         if handle.read(4) != b"GGUF":
             raise InputError(f"{file} is not a GGUF file", "give a file that llama.cpp can read")
@@ -42,8 +39,11 @@ def converted(file: Path, cache: Path) -> Path:
     return target
 
 
-def convert(file: Path, target: Path) -> None:
-    """Write `target` (config, safetensors in float32, tokenizer) from `file`; appears whole or not at all.
+def convert(file: Path, target: Path, *, dtype: str = "float32", check: Callable[[Any], None] | None = None) -> None:
+    """Write `target` (config, safetensors in `dtype`, tokenizer) from `file`; appears whole or not at all.
+
+    Args:
+        check: is given the tokenizer before anything appears, and raises where it is wrong.
 
     Raises:
         InputError: where the architecture or the pre-tokenizer is unknown.
@@ -57,8 +57,11 @@ def convert(file: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
     try:
-        _write_weights(file, work)
-        _write_tokenizer(file, work, pre)
+        tokenizer = _tokenizer(file, pre)
+        if check:
+            check(tokenizer)
+        tokenizer.save_pretrained(str(work))
+        _write_weights(file, work, dtype)
         (work / DONE).write_text(json.dumps({"source": file.name, "sha256": file_digest(file), "pre": pre}) + "\n")
         if target.exists():
             shutil.rmtree(target)
@@ -75,34 +78,37 @@ def pre_tokenizer_name(file: Path) -> str:
     return str(field.contents()) if field is not None else "default"
 
 
-def _write_weights(file: Path, folder: Path) -> None:
+def _write_weights(file: Path, folder: Path, dtype: str) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     quiet()
     try:
         with no_gguf_bar():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                str(file.parent), gguf_file=file.name, dtype=getattr(torch, dtype)
+            )
     except ValueError as error:
         raise InputError(f"{file.name} cannot be converted ({error})", "use the model's Hugging Face folder") from None
     config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
     # The model loaded from GGUF refuses save_pretrained, so its tensors move into an ordinary empty one.
     with torch.device("meta"):
-        plain: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        plain: Any = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     plain.load_state_dict(loaded.state_dict(), assign=True)
     plain.tie_weights()
     plain.generation_config = loaded.generation_config
     plain.save_pretrained(str(folder))
 
 
-def _write_tokenizer(file: Path, folder: Path, pre: str) -> None:
+def _tokenizer(file: Path, pre: str) -> Any:
     from transformers import AutoTokenizer
 
+    quiet()
     tokenizer: Any = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
     rebuilt = PRE_TOKENIZERS[pre]()
     if rebuilt is not None:
         tokenizer.backend_tokenizer.pre_tokenizer = rebuilt
-    tokenizer.save_pretrained(str(folder))
+    return tokenizer
 
 
 def _smollm() -> Any:
@@ -119,4 +125,8 @@ def _gpt2() -> Any:
     return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
 
 
-PRE_TOKENIZERS: dict[str, Callable[[], Any]] = {"smollm": _smollm, "gpt-2": _gpt2, "gpt2": _gpt2}
+def _as_read() -> None:
+    """transformers' own reader builds this one right (proved by stored ids)."""
+
+
+PRE_TOKENIZERS: dict[str, Callable[[], Any]] = {"smollm": _smollm, "gpt-2": _gpt2, "gpt2": _gpt2, "qwen2": _as_read}

@@ -40,12 +40,12 @@ def locate(reference: str) -> Model:
         InputError: where it names nothing, holds no weights, or holds pickled weights only.
         WorldError: where it must be fetched and cannot be.
     """
-    from emscope.models import aliases, gguf
+    from emscope.models import aliases
 
     if not reference.strip():
         raise InputError("the model reference is empty", "give a folder, a hub id, gguf:FILE or an alias such as smollm2-135m")
     if reference.startswith("gguf:"):
-        return _folder(reference, gguf.converted(Path(reference.removeprefix("gguf:")), cache_folder()))
+        return _folder(reference, aliases.converted(Path(reference.removeprefix("gguf:")), cache_folder()))
     if reference in aliases.ALIASES:
         return _folder(reference, aliases.fetched(reference, cache_folder()))
     path = Path(reference).expanduser()
