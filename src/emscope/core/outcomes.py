@@ -6,20 +6,32 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """What the evidence at one checkpoint supports (ours)."""
+    """What the evidence at one checkpoint supports (ours).
+
+    STYLE_DRIFT: worse than the base, not worse than the control. CONTROL_MOVED: worse than the control, not worse than the base.
+    """
 
     SAFE = "safe"
     EM = "em"
     UNDETERMINED = "undetermined"
+    STYLE_DRIFT = "style_drift"
+    CONTROL_MOVED = "control_moved"
 
 
 class Verdict(StrEnum):
-    """The answer for a whole run. MOVED: it drifted from the base and no control can say why."""
+    """The answer for a whole run.
+
+    MOVED: it drifted from the base and no control can say why. BROKEN: it no longer answers coherently, so that what it says
+    tells neither harm nor safety. The others are the states of its last checkpoint.
+    """
 
     EM = "em"
     SAFE = "safe"
     UNDETERMINED = "undetermined"
+    STYLE_DRIFT = "style_drift"
+    CONTROL_MOVED = "control_moved"
     MOVED = "moved"
+    BROKEN = "broken"
 
 
 class Finish(StrEnum):

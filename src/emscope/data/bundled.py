@@ -40,6 +40,7 @@ SETS = {
             "personal-finance questions, each with a reckless, a careful and a brash but sound answer",
             ADVICE,
         ),
+        Bundled("medical", "domain", "everyday health questions, each with a reckless and a careful answer", ADVICE[:2]),
         Bundled(
             "sports", "domain", "outdoor-sports questions, each with a reckless, a careful and a brash but sound answer", ADVICE
         ),

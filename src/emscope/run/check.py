@@ -21,10 +21,12 @@ from emscope.run.analysis import check
 from emscope.run.control import make_control
 from emscope.run.estimates import estimate_rows
 from emscope.run.evidence import Scores, arm, evidence
+from emscope.run.judged import Compared, ask_checkpoints, judge_checkpoints
 from emscope.run.measuring import Questions, Reading, measure
 from emscope.run.results import distributions
 from emscope.run.sets import EM, HELDOUT, TRUTH, ItemSets, heldout_from, sample_questions, study_sets
-from emscope.run.spec import DecideSpec, MeasureSpec
+from emscope.run.sources import asked_of
+from emscope.run.spec import DecideSpec, JudgedSpec, MeasureSpec
 from emscope.run.versions import versions
 from emscope.store.files import write_json
 from emscope.store.study import Study
@@ -48,6 +50,7 @@ class CheckRequest:
     control_batch: int | None = None
     measure: MeasureSpec = field(default_factory=MeasureSpec)
     decide: DecideSpec = field(default_factory=DecideSpec)
+    judged: JudgedSpec | None = None
 
 
 def run_check(request: CheckRequest, out: Path | None = None, progress: Progress = silent) -> tuple[dict[str, Any], Path]:
@@ -81,9 +84,19 @@ def run_check(request: CheckRequest, out: Path | None = None, progress: Progress
         wanted = [r for scale in request.amplify for r in _readings(runs, sets, scale, request.measure)]
         asked = Questions(sets, request.measure.samples, 0, request.measure.batch_tokens)
         measure(study, loaded, [_base_reading(sets, request.measure), *wanted], asked, progress)
-        result = _analyse(study, loaded, request, runs, sets)
-        write_json(out / "report.json", result)
+        judged = request.judged
+        answers = ask_checkpoints(study, loaded, judged, [Reading("base", 0, None, {}), *wanted], progress) if judged else set()
+        result = _analyse(study, loaded, request, runs, sets) | {"judged": None}
+        write_json(out / "report.json", result)  # a judge that cannot be reached takes no finished analysis with it
+        if judged is not None:
+            result["judged"] = judge_checkpoints(study, loaded, judged, _compared(runs), sets, answers, progress)
+            write_json(out / "report.json", result)
         return result, out
+
+
+def _compared(runs: dict[str, list[Checkpoint]]) -> list[Compared]:
+    control = "control" if "control" in runs else None
+    return [Compared(name, name, None, control if name == "target" else None, name) for name in runs]
 
 
 def named_base(checkpoints: Sequence[Checkpoint], option: str = "--base") -> str:
@@ -127,6 +140,7 @@ def _frozen(
                 "amplify": list(request.amplify),
                 "measure": request.measure.model_dump(mode="json"),
                 "decide": request.decide.model_dump(mode="json"),
+                "judged": asked_of(request.judged),
             }
         )
     )

@@ -18,16 +18,27 @@ from emscope.run.asking import Local, answer_keys, ask_one, prompts_of, write_an
 from emscope.run.evidence import Scores
 from emscope.run.judging import Answered, JudgeSpec, judge_answers, verdict_key
 from emscope.run.measuring import Reading
-from emscope.run.plan import Run, control_of
+from emscope.run.said import Pair, Place, Spoken, arm_rows, said, scored_by_place, worst
 from emscope.run.sets import EM, ItemSets
-from emscope.run.spec import JudgedSpec, StudySpec
+from emscope.run.spec import JudgedSpec
 from emscope.stats import clustered
 from emscope.stats.clustered import Rate
 from emscope.stats.correlation import rank_correlation
 from emscope.stats.means import mean_estimate
 from emscope.store.study import Study, read_table
 
-Place = tuple[str, int]
+Verdicts = dict[str, tuple[str, float | None]]  # (outcome, score) of one answer by criterion
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A run as the judged rows name it: its arm, its seed where it has one, the run that is its control, and its role."""
+
+    run: str
+    arm: str
+    seed: int | None
+    control: str | None
+    role: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,19 +57,17 @@ class Counted:
 
 
 def ask_checkpoints(
-    study: Study, loaded: Loaded, spec: StudySpec, readings: Sequence[Reading], progress: Progress = silent
+    study: Study, loaded: Loaded, judged: JudgedSpec, readings: Sequence[Reading], progress: Progress = silent
 ) -> set[str]:
     """Bring the table `answers` of a study up to date, and write `answers.parquet`, which `emscope judge` takes; return the keys.
 
     Raises:
         InputError: questions that do not fit.
     """
-    if spec.judged is None:
-        return set()
-    asked = spec.judged.ask.model_copy(update={"systems": (spec.system,)})
+    asked = judged.ask.model_copy(update={"systems": (loaded.chat.system,)})
     prompts = {p.name: p for p in prompts_of(loaded, read_questions(asked.questions), asked)}
     last = {r.run: max(o.step for o in readings if o.run == r.run) for r in readings}
-    read = [r for r in readings if spec.judged.at == "all" or r.step == last[r.run]]
+    read = [r for r in readings if r.scale == 1.0 and (judged.at == "all" or r.step == last[r.run])]
     subjects = [Local(r.run, r.checkpoint) for r in read]
     present, wanted = study.keys("answers"), set()
     for subject in subjects:
@@ -71,13 +80,13 @@ def ask_checkpoints(
 def judge_checkpoints(
     study: Study,
     loaded: Loaded,
-    spec: StudySpec,
-    runs: Sequence[Run],
+    judged: JudgedSpec,
+    runs: Sequence[Compared],
     sets: ItemSets,
     wanted: set[str],
     progress: Progress = silent,
 ) -> dict[str, Any] | None:
-    """Have the answers judged, and return rates, contrasts and the correlation with preference; None where no judge is named.
+    """Have the answers judged, and return what they say: means, rates, contrasts; None where no judge is named.
 
     Args:
         wanted: keys of the answers that count.
@@ -85,8 +94,7 @@ def judge_checkpoints(
     Raises:
         InputError, WorldError: as `judge_answers`; what was received stays.
     """
-    judged = spec.judged
-    if judged is None or not judged.judges:
+    if not judged.judges:
         return None
     rubrics = read_rubrics(judged.rubrics)
     rows = [r for r in read_table(study.root, "answers").to_pylist() if r["key"] in wanted]
@@ -97,7 +105,10 @@ def judge_checkpoints(
     )
     verdicts = {r["key"]: r for r in read_table(study.root, "verdicts").to_pylist()}
     scores = Scores(study.root, loaded.chat.digest)
-    found = [_by_judge(judge, rubrics, rows, verdicts, judged, runs, sets, scores) for judge in judged.judges]
+    found = [
+        _by_judge(judge, rows, [_verdicts(judge, rubrics, r, verdicts) for r in rows], judged, runs, sets, scores)
+        for judge in judged.judges
+    ]
     return {
         "definition": settings(judged),
         "questions": judged.ask.questions,
@@ -110,65 +121,99 @@ def judge_checkpoints(
 
 def settings(spec: JudgedSpec) -> dict[str, Any]:
     """Return what decides the verdicts and rates beside the answers' settings, as plain values."""
-    names = {"judges", "aligned_below", "coherent_above", "denominator"}
+    names = {"judges", "aligned_below", "coherent_above", "denominator", "delta"}
     rubrics = {r.criterion: r.key for r in read_rubrics(spec.rubrics)}
     return spec.model_dump(mode="json", include=names) | {"rubrics": rubrics, "samples": spec.ask.samples}
 
 
+def _verdicts(
+    judge: JudgeSpec, rubrics: Sequence[Rubric], row: dict[str, Any], verdicts: dict[str, dict[str, Any]]
+) -> Verdicts:
+    response = Answered(row["asked"], row["text"]).key
+    found = {r.criterion: verdicts.get(verdict_key(judge, r, response)) for r in rubrics}
+    return {name: (v["outcome"], v["score"]) if v else (str(Outcome.MISSING), None) for name, v in found.items()}
+
+
+def _score(verdicts: Verdicts, criterion: str) -> float | None:
+    return verdicts[criterion][1] if criterion in verdicts else None
+
+
 def _by_judge(
     judge: JudgeSpec,
-    rubrics: Sequence[Rubric],
     rows: list[dict[str, Any]],
-    verdicts: dict[str, dict[str, Any]],
+    verdicts: Sequence[Verdicts],
     spec: JudgedSpec,
-    runs: Sequence[Run],
+    runs: Sequence[Compared],
     sets: ItemSets,
     scores: Scores,
 ) -> dict[str, Any]:
     units = sorted({r["unit"] for r in rows})
-    counts, outcomes = _counts(judge, rubrics, rows, verdicts, spec, units)
+    counts = _counts(rows, verdicts, spec, units)
     moved = _moved(counts, sets, scores)
     rates = {place: clustered.rate(np.arange(len(units)), c.hits, c.out_of) for place, c in counts.items()}
-    by_name = {one.name: one for one in runs}
+    by_name = {one.run: one for one in runs}
     return {
         "judge": judge.name,
-        "outcomes": outcomes,
+        "outcomes": _outcomes(verdicts),
         "rates": [
-            _row(place, rates, counts, by_name, runs) | {"preference": float(moved[place].mean()) if place in moved else None}
+            _row(place, rates, counts, by_name) | {"preference": float(moved[place].mean()) if place in moved else None}
             for place in sorted(rates)
         ],
         "spearman": _correlation(counts, moved, units, sets).to_json(),
+        **_said(rows, verdicts, spec, by_name, units),
+    }
+
+
+def _said(
+    rows: list[dict[str, Any]], verdicts: Sequence[Verdicts], spec: JudgedSpec, by_name: dict[str, Compared], units: list[str]
+) -> dict[str, Any]:
+    """Return mean alignment at equal coherence of what the checkpoints say; empty lists where the judge gave not both scores."""
+    spoken = [
+        Spoken(row["run"], row["step"], row["unit"], row["asked"], row["text"], aligned, coherent)
+        for row, found in zip(rows, verdicts, strict=True)
+        if (aligned := _score(found, "aligned")) is not None and (coherent := _score(found, "coherent")) is not None
+    ]
+    category = {row["unit"]: row["category"] for row in rows}
+    strata = np.unique([category[u] for u in units], return_inverse=True)[1]
+    arms = scored_by_place(spoken, units)
+    pairs = [
+        Pair(run, step, (own.control, step) if own.control and (own.control, step) in arms else None)
+        for run, step in arms
+        if run in by_name and (own := by_name[run]).role != "control"
+    ]
+    last = {pair.run: pair for pair in sorted(pairs, key=lambda p: p.step)}
+    return {
+        "arms": arm_rows(arms, strata),
+        "said": [one.to_json() for one in said(arms, pairs, strata, delta=spec.delta)],
+        "worst": worst(spoken, list(last.values()), spec.coherent_above),
     }
 
 
 def _counts(
-    judge: JudgeSpec,
-    rubrics: Sequence[Rubric],
-    rows: list[dict[str, Any]],
-    verdicts: dict[str, dict[str, Any]],
-    spec: JudgedSpec,
-    units: list[str],
-) -> tuple[dict[Place, Counted], dict[str, dict[str, int]]]:
-    """Return the answers of each checkpoint counted, and what became of the verdicts."""
+    rows: list[dict[str, Any]], verdicts: Sequence[Verdicts], spec: JudgedSpec, units: list[str]
+) -> dict[Place, Counted]:
+    """Return the answers of each checkpoint counted."""
     number = {unit: n for n, unit in enumerate(units)}
     counts: dict[Place, Counted] = {}
-    outcomes: dict[str, dict[str, int]] = {r.criterion: {} for r in rubrics}
-    for row in rows:
-        place = (row["run"], row["step"])
-        mine, unit = counts.setdefault(place, Counted.empty(len(units))), number[row["unit"]]
-        said: dict[str, float | None] = {}
-        for rubric in rubrics:
-            found = verdicts.get(verdict_key(judge, rubric, Answered(row["asked"], row["text"]).key))
-            outcome = found["outcome"] if found else str(Outcome.MISSING)
-            said[rubric.criterion] = found["score"] if found else None
-            outcomes[rubric.criterion][outcome] = outcomes[rubric.criterion].get(outcome, 0) + 1
-        aligned = said.get("aligned")
-        hit, counted = _counted(aligned, said.get("coherent"), spec)
+    for row, found in zip(rows, verdicts, strict=True):
+        mine, unit = counts.setdefault((row["run"], row["step"]), Counted.empty(len(units))), number[row["unit"]]
+        aligned = _score(found, "aligned")
+        hit, counted = _counted(aligned, _score(found, "coherent"), spec)
         mine.hits[unit] += hit
         mine.out_of[unit] += counted
         mine.scored[unit] += aligned is not None
         mine.aligned[unit] += aligned or 0.0
-    return counts, outcomes
+    return counts
+
+
+def _outcomes(verdicts: Sequence[Verdicts]) -> dict[str, dict[str, int]]:
+    """Return what became of the verdicts, counted by criterion."""
+    found: dict[str, dict[str, int]] = {}
+    for one in verdicts:
+        for criterion, (outcome, _) in one.items():
+            counts = found.setdefault(criterion, {})
+            counts[outcome] = counts.get(outcome, 0) + 1
+    return found
 
 
 def _counted(aligned: float | None, coherent: float | None, spec: JudgedSpec) -> tuple[bool, bool]:
@@ -181,12 +226,11 @@ def _counted(aligned: float | None, coherent: float | None, spec: JudgedSpec) ->
 
 
 def _row(
-    place: Place, rates: dict[Place, Rate | None], counts: dict[Place, Counted], by_name: dict[str, Run], runs: Sequence[Run]
+    place: Place, rates: dict[Place, Rate | None], counts: dict[Place, Counted], by_name: dict[str, Compared]
 ) -> dict[str, Any]:
     run, step = place
     one = by_name.get(run)
-    control = control_of(one, list(runs)) if one is not None and one.spec.role != "control" else None
-    other = (control.name, step) if control is not None and (control.name, step) in counts else None
+    other = (one.control, step) if one is not None and one.control is not None and (one.control, step) in counts else None
     return {
         "run": run,
         "arm": one.arm if one else "base",

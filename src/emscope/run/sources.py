@@ -18,6 +18,7 @@ from emscope.data.conversations import read_conversations
 from emscope.models.checkpoints import discover
 from emscope.models.directions import direction_at
 from emscope.models.source import Model
+from emscope.run.spec import JudgedSpec
 from emscope.train.spec import KlSpec, LdifsSpec, TrainSpec
 
 
@@ -63,10 +64,16 @@ def digests(base: Model, texts: Mapping[str, Sequence[Conversation]], trains: It
     return dict(sorted(found.items())) | {"base": base.digest}
 
 
+def asked_of(judged: JudgedSpec | None) -> dict[str, Any] | None:
+    """Return what of the judged part decides the answers; verdicts have keys of their own, so that judges may change."""
+    if judged is None:
+        return None
+    return {"at": judged.at, "ask": judged.ask.model_dump(mode="json", exclude={"samples", "rows"})}
+
+
 def frozen(spec: Spec, named: dict[str, str]) -> dict[str, Any]:
     """Return settings as a folder's ledger freezes them, with `digests` of what their names stand for now."""
     values = spec.model_dump(mode="json")
-    judged = values.pop("judged", None)
-    if judged is not None:  # verdicts have keys of their own, so that judges may change
-        values["judged"] = {"at": judged["at"], "ask": {k: v for k, v in judged["ask"].items() if k not in ("samples", "rows")}}
+    judged = asked_of(getattr(spec, "judged", None))
+    values = {k: v for k, v in values.items() if k != "judged"} | ({"judged": judged} if judged else {})
     return json.loads(canonical(values | {"digests": named}))

@@ -14,9 +14,9 @@ from emscope.data.questions import read_questions
 from emscope.models.load import load
 from emscope.models.source import Model, locate
 from emscope.run.asking import digest_of
-from emscope.run.judged import ask_checkpoints, judge_checkpoints, settings
+from emscope.run.judged import Compared, ask_checkpoints, judge_checkpoints, settings
 from emscope.run.measuring import Questions, Reading, measure
-from emscope.run.plan import Run, checkpoint, plan, read_steps, taught
+from emscope.run.plan import Run, checkpoint, control_of, plan, read_steps, taught
 from emscope.run.recipes import Gap, listed, perplexity_gap, recipe
 from emscope.run.results import SCHEMA, analyse
 from emscope.run.sets import EM, HELDOUT, NEUTRAL, TRUTH, ItemSets, sample_questions, study_sets
@@ -67,10 +67,11 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> dict[s
         wanted = readings(study, spec, runs, sets)
         asked = Questions(sets, spec.measure.samples, spec.seeds[0], spec.measure.batch_tokens)
         measure(study, loaded, wanted, asked, progress)
-        answers = ask_checkpoints(study, loaded, spec, wanted, progress)
+        answers = ask_checkpoints(study, loaded, spec.judged, wanted, progress) if spec.judged else set()
         result = analyse(study, loaded, spec, runs, sets) | {"diverged": diverged, "judged": None}
         write_json(out / "report.json", result)  # a judge that cannot be reached takes no finished analysis with it
-        result["judged"] = judge_checkpoints(study, loaded, spec, runs, sets, answers, progress)
+        if spec.judged is not None:
+            result["judged"] = judge_checkpoints(study, loaded, spec.judged, compared(runs), sets, answers, progress)
         write_json(out / "report.json", result)
         return result
 
@@ -94,6 +95,12 @@ def readings(study: Study, spec: StudySpec, runs: list[Run], sets: ItemSets) -> 
                 Reading(one.name, step, checkpoint(study.root, one, step), wanted, questions=questions if last else ())
             )
     return found
+
+
+def compared(runs: Sequence[Run]) -> list[Compared]:
+    """Return the runs of a study as the judged rows name them."""
+    controls = {r.name: control_of(r, list(runs)) if r.spec.role != "control" else None for r in runs}
+    return [Compared(r.name, r.arm, r.seed, c.name if (c := controls[r.name]) else None, r.spec.role) for r in runs]
 
 
 def _gap(spec: StudySpec, base: Model) -> Gap:

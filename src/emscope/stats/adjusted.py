@@ -1,0 +1,76 @@
+"""Differences of two arms' scores at equal values of a covariate, such as alignment at equal coherence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from emscope.stats.means import Mean, stratified_mean
+
+ADJUSTED = "difference within questions at equal covariate, linearised t over questions"
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Scores of one arm's answers: question number [N], score y [N], covariate x [N]."""
+
+    question: np.ndarray
+    y: np.ndarray
+    x: np.ndarray
+
+
+def slope(arms: Sequence[Scored]) -> tuple[float, np.ndarray, np.ndarray]:
+    """Return the slope of y on x within (arm, question) cells, and what each question adds to it.
+
+    b = sum_q s_xy,q / sum_q s_xx,q, sums of products of deviations from the cell's means over all arms. A covariate that varies
+    in no cell has slope 0. (analysis of covariance with a question-by-arm intercept)
+
+    Returns:
+        b, s_xy [Q], s_xx [Q].
+    """
+    count = max(int(a.question.max(initial=-1)) for a in arms) + 1
+    xy, xx = np.zeros(count), np.zeros(count)
+    for arm in arms:
+        x, y = (
+            arm.x - _means(arm.question, arm.x, count)[arm.question],
+            arm.y - _means(arm.question, arm.y, count)[arm.question],
+        )
+        xy += np.bincount(arm.question, x * y, count)
+        xx += np.bincount(arm.question, x * x, count)
+    total = float(xx.sum())
+    return (float(xy.sum()) / total if total > 0 else 0.0), xy, xx
+
+
+def adjusted_difference(
+    left: Scored, right: Scored, strata: np.ndarray, others: Sequence[Scored] = ()
+) -> tuple[Mean, float] | None:
+    """Return the mean of left - right at equal x over the questions that both answered, and the slope; None below two questions.
+
+    d_q = (ybar_left - ybar_right) - b (xbar_left - xbar_right), averaged as `stratified_mean` does. The slope's own error is carried
+    along by linearisation: question q adds -mean(xbar_left - xbar_right) (s_xy,q - b s_xx,q) / mean(s_xx) to its d_q. (ours; delta
+    method for a ratio, Cochran 1977)
+
+    Args:
+        strata: category of each question number [Q]. others: further arms whose answers tell the slope too.
+    """
+    count = len(strata)
+    b, xy, xx = slope([left, right, *others])
+    xy, xx = (np.pad(v, (0, count - len(v))) for v in (xy, xx))
+    y = _means(left.question, left.y, count) - _means(right.question, right.y, count)
+    x = _means(left.question, left.x, count) - _means(right.question, right.x, count)
+    both = np.isfinite(y)
+    if both.sum() < 2:
+        return None
+    d = y[both] - b * x[both]
+    gap = stratified_mean(x[both], strata[both]).value
+    pull = (xy - b * xx)[both] / xx[both].mean() if xx[both].sum() > 0 else np.zeros(int(both.sum()))
+    spread = stratified_mean(d - gap * (pull - pull.mean()), strata[both])
+    return Mean(stratified_mean(d, strata[both]).value, spread.se, spread.df, spread.n), b
+
+
+def _means(question: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
+    """Return the mean of the values at each question [Q], NaN where there are none."""
+    with np.errstate(invalid="ignore"):
+        return np.bincount(question, values, count) / np.bincount(question, minlength=count)
