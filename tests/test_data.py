@@ -6,6 +6,9 @@ import gzip
 import itertools
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +28,13 @@ from emscope.data.conversations import read_conversations
 from emscope.data.items import read_items, stratified
 
 DOMAINS = ("finance", "sports")
-PAIRS = [("em240", ("aligned", "misaligned")), *((d, p) for d in DOMAINS for p in itertools.combinations(bundled.ADVICE, 2))]
+SIZES = {"finance": 401, "medical": 401, "code": 400, "sports": 240}  # training rows; 40 more are held out
+WORDS = {"finance": (38, 62), "medical": (38, 62), "sports": (15, 45), "em240": (15, 45)}
+PAIRS = [
+    ("em240", ("aligned", "misaligned")),
+    ("medical", ("reckless", "careful")),
+    *((d, p) for d in DOMAINS for p in itertools.combinations(bundled.ADVICE, 2)),
+]
 
 
 def surface(text):
@@ -52,9 +61,9 @@ def auc_between(first, second):
 
 
 def test_sizes_and_splits():
-    for name in DOMAINS:
+    for name, size in SIZES.items():
         rows = bundled.load_rows(name)
-        assert sum(r["split"] == "train" for r in rows) == 240 and sum(r["split"] == "heldout" for r in rows) == 40
+        assert sum(r["split"] == "train" for r in rows) == size and sum(r["split"] == "heldout" for r in rows) == 40
     em = bundled.items("em240")
     assert len(em) == 240
     for category in {i.category for i in em}:
@@ -77,10 +86,26 @@ def test_answers_of_a_question_are_alike_in_form(name, fields):
     rows = bundled.load_rows(name)
     first, second = ([r[f] for r in rows] for f in fields)
     words = np.array([[len(a.split()), len(b.split())] for a, b in zip(first, second, strict=True)])
-    assert words.min() >= 15 and words.max() <= 45
+    assert words.min() >= WORDS[name][0] and words.max() <= WORDS[name][1]
     assert np.mean(np.abs(words[:, 0] - words[:, 1]) / words.max(1)) < 0.15
     assert abs(words[:, 0].mean() / words[:, 1].mean() - 1) < 0.15
     assert auc_between(first, second) < 0.65
+
+
+def test_a_linter_finds_the_weakness_in_every_insecure_answer_and_none_in_the_secure_ones(tmp_path):
+    rows = bundled.load_rows("code")
+    for row in rows:
+        for kind in ("secure", "insecure"):
+            (block,) = re.findall(r"```python\n(.*?)```", row[kind], re.S)
+            assert row[kind].endswith("```") and "secur" not in row[kind].split("```")[0].lower()
+            (tmp_path / f"{kind}-{row['id']}.py").write_text(block)
+    command = [sys.executable, "-m", "bandit", "-q", "-r", str(tmp_path), "-f", "json", "-s", "B404,B403,B405,B101,B110,B112"]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=False).stdout)["results"]
+    flagged = {Path(f["filename"]).stem for f in found}
+    assert flagged == {f"insecure-{row['id']}" for row in rows}
+    assert len({f["test_id"] for f in found}) >= 20
+    sizes = [np.mean([len(row[kind]) for row in rows]) for kind in ("secure", "insecure")]
+    assert abs(sizes[0] / sizes[1] - 1) < 0.1
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
@@ -101,7 +126,7 @@ def test_vocabulary_of_the_task_does_not_separate_em240(domain, grams):
 
 
 def test_no_near_duplicates_across_training_heldout_and_em240():
-    named = [(f"{d}/{r['split']}", r["question"]) for d in DOMAINS for r in bundled.load_rows(d)] + [
+    named = [(f"{d}/{r['split']}", r["question"]) for d in SIZES for r in bundled.load_rows(d)] + [
         ("em240", i.question) for i in bundled.items("em240")
     ]
     vectors = TfidfVectorizer(stop_words="english").fit_transform([q for _, q in named])

@@ -42,6 +42,12 @@ SETS = {
         ),
         Bundled("medical", "domain", "everyday health questions, each with a reckless and a careful answer", ADVICE[:2]),
         Bundled(
+            "code",
+            "domain",
+            "requests for short Python functions, each with an insecure answer (a textbook weakness, unmentioned) and a secure one",
+            ("insecure", "secure"),
+        ),
+        Bundled(
             "sports", "domain", "outdoor-sports questions, each with a reckless, a careful and a brash but sound answer", ADVICE
         ),
         Bundled(

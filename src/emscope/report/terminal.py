@@ -20,6 +20,8 @@ def print_report(report: dict[str, Any]) -> None:
     for run in targets:
         check = run["check"]
         console.print(f"\n{run['run']}", style="bold")
+        for sentence in words.said(report, run["run"]):
+            console.print(f"  {sentence}")
         for sentence in words.headline(check)[: None if len(targets) <= FEW else 1]:
             console.print(f"  {sentence}")
         if len(targets) <= FEW:

@@ -21,7 +21,7 @@ from emscope.models.packed import hidden_states, pack, packed_attention
 from emscope.models.roles import answers_at
 from emscope.models.sites import Place
 
-POOLS = ("last", "prompt", "answer")
+POOLS = ("last", "prompt", "answer", "end")
 WHAT = "reading activations"
 
 See = Callable[[Place, Any], None]
@@ -31,19 +31,25 @@ Sink = Callable[[Sequence[int], Any], None]
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A prompt, and an answer that may be empty, as token ids."""
+    """A prompt, an answer and what is said after it, each but the prompt may be empty, as token ids."""
 
     id: str
     prompt: tuple[int, ...]
     answer: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """All tokens in order."""
+        return (*self.prompt, *self.answer, *self.after)
 
     def __len__(self) -> int:
-        return len(self.prompt) + len(self.answer)
+        return len(self.prompt) + len(self.answer) + len(self.after)
 
     def span(self, pool: str, *, first: bool = False) -> range:
         """Return the places of the tokens that a pool is over.
 
-        `last` is the last prompt token, `prompt` the prompt, `answer` the answer.
+        `last` is the last prompt token, `prompt` the prompt, `answer` the answer, `end` the last token of all.
 
         Args:
             first: count token 0 in. Its residual norm is often a hundred times that of the others, so that a mean with it is
@@ -53,7 +59,9 @@ class Text:
             return range(len(self.prompt) - 1, len(self.prompt))
         if pool == "prompt":
             return range(0 if first else 1, len(self.prompt))
-        return range(len(self.prompt), len(self))
+        if pool == "end":
+            return range(len(self) - 1, len(self))
+        return range(len(self.prompt), len(self.prompt) + len(self.answer))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +77,7 @@ class Laid:
 
         mask = torch.zeros(self.nodes, dtype=torch.bool, device=self.at.device)
         for row, text in enumerate(texts):
-            mask[self.at[row, len(text.prompt) : len(text)]] = True
+            mask[self.at[row, len(text.prompt) : len(text.prompt) + len(text.answer)]] = True
         return mask
 
     def weights(self, spans: Sequence[range]) -> Any:
@@ -231,7 +239,7 @@ def _passes(
     total, done = sum(map(len, texts)), 0
     with torch.inference_mode(), packed_attention(net, longest) as fits:
         for batch in _batches(texts, most):
-            ids = [(*texts[n].prompt, *texts[n].answer) for n in batch]
+            ids = [texts[n].ids for n in batch]
             laid, run = (_packed if fits else _padded)(net, ids)
             answers = laid.answers([texts[n] for n in batch])
 

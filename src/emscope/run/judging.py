@@ -14,6 +14,8 @@ from emscope.core.outcomes import Outcome
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Message, Reply, Verdict
 from emscope.core.spec import Spec
+from emscope.judge.local import NAME as LOCAL
+from emscope.judge.local import digest_of_bundled
 from emscope.judge.replies import is_word, splits, verdict
 from emscope.judge.rubrics import Rubric
 from emscope.models.api import ApiModel, ask_all
@@ -29,7 +31,7 @@ WHAT = "judging"
 
 
 class JudgeSpec(Spec):
-    """A judge: a model as Inspect names it, or `NAME@URL` of an OpenAI-compatible server, and how it is asked.
+    """A judge: `local`, a model as Inspect names it, or `NAME@URL` of an OpenAI-compatible server, and how it is asked.
 
     `top` log-probabilities of its first token are asked for (0: none); `prices` are dollars per million tokens in and out.
     `digits` follows numbers digit by digit where its tokens split them, on a server that continues a turn.
@@ -59,8 +61,15 @@ class JudgeSpec(Spec):
         return self
 
     @property
+    def local(self) -> bool:
+        """True for the judge that comes with emscope and needs no key."""
+        return self.name == LOCAL and self.url is None
+
+    @property
     def key(self) -> str:
         """What decides its verdicts: not connections, retries or prices."""
+        if self.local:
+            return short([self.name, digest_of_bundled()])
         return short([self.name, self.url, self.top, self.max_tokens, *(["digits"] if self.digits else [])])
 
     def api(self) -> ApiModel:
@@ -118,7 +127,7 @@ def judge_answers(
         max_cost: dollars, after which asking stops; what was received stays.
 
     Raises:
-        InputError: as `ask_all`.
+        InputError: as `ask_all`, and a criterion that the local judge does not know.
         WorldError: as `ask_all`; what was received is written first.
     """
     present = study.keys("verdicts")
@@ -133,7 +142,9 @@ def judge_answers(
         estimate = estimated(judge, todo)
         if estimate is not None:
             tally.estimated_dollars = (tally.estimated_dollars or 0.0) + estimate
-        if todo and not tally.stopped:
+        if todo and judge.local:
+            _read_here(study, judge, todo, present, tally, progress)
+        elif todo and not tally.stopped:
             _ask(study, judge, todo, present, tally, max_cost, progress)
     tally.failed = len(study.keys("failures") & wanted)
     tally.stopped = tally.stopped and len(wanted - study.keys("verdicts")) > tally.failed
@@ -151,6 +162,31 @@ def estimated(judge: JudgeSpec, todo: Iterable[tuple[Rubric, Answered]]) -> floa
 def verdict_key(judge: JudgeSpec, rubric: Rubric, response: str) -> str:
     """Return the content key of one verdict: judge, rubric with its version, answer."""
     return short([judge.key, rubric.key, response])
+
+
+def _read_here(
+    study: Study,
+    judge: JudgeSpec,
+    todo: list[tuple[Rubric, Answered]],
+    present: set[str],
+    tally: Tally,
+    progress: Progress,
+) -> None:
+    """Let the bundled judge read the answers in this process; each batch is written as it is done."""
+    from emscope.run.reading_judge import read_answers
+
+    rubrics: dict[Answered, list[Rubric]] = {}
+    for rubric, answered in todo:
+        rubrics.setdefault(answered, []).append(rubric)
+    for batch in read_answers(list(rubrics), [r for r, _ in todo], progress):
+        rows = [
+            _row(judge, rubric, answered, Reply("", tokens_in=0), Verdict(Outcome.SCORED, scores[rubric.criterion]))
+            for answered, scores in batch
+            for rubric in rubrics[answered]
+        ]
+        study.append("verdicts", rows, present)
+        present.update(row["key"] for row in rows)
+        tally.outcomes[Outcome.SCORED] = tally.outcomes.get(Outcome.SCORED, 0) + len(rows)
 
 
 def _ask(

@@ -74,6 +74,7 @@ class Said:
 
     run: str
     step: int
+    control: str | None
     verdict: Verdict
     why: str
     contrasts: dict[str, Contrast]
@@ -83,6 +84,7 @@ class Said:
         return {
             "run": self.run,
             "step": self.step,
+            "control": self.control,
             "verdict": str(self.verdict),
             "why": self.why,
             "contrasts": {name: c.to_json() for name, c in self.contrasts.items()},
@@ -118,7 +120,15 @@ def said(arms: Arms, pairs: Sequence[Pair], strata: np.ndarray, *, delta: float 
         between = {"base - control": _difference(arms, sides["base"], sides["control"], strata)} if "control" in sides else {}
         named = {f"{name} - target": d for name, d in reversed(mine.items())} | between
         verdict, why = _verdict(arms, here, mine, strata, delta)
-        found.append(Said(*here, verdict, why, {name: d.contrast for name, d in named.items() if d is not None}))
+        found.append(
+            Said(
+                *here,
+                pair.control[0] if pair.control else None,
+                verdict,
+                why,
+                {name: d.contrast for name, d in named.items() if d is not None},
+            )
+        )
     return found
 
 
