@@ -9,12 +9,15 @@ import pytest
 
 from conftest import make_model, write_jsonl
 from emscope.cli.app import run_arguments
+from emscope.core.digest import short
 from emscope.data import bundled
+from emscope.store.study import read_table
+from fake_api import completion, fake_api
 
 TURNS = {
     "messages": [{"role": "system", "content": "S"}, {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
 }
-FAST = ["--count", "32", "--truth", "4"]
+FAST = ["--count", "32", "--truth", "4", "--measure", "preference"]
 
 
 def train_with_trl(tiny, folder, kind, *, steps=6, seed=0):
@@ -195,6 +198,8 @@ def test_own_items_and_a_single_adapter(foreign, tmp_path, capsys):
                 str(items),
                 "--truth",
                 "0",
+                "--measure",
+                "preference",
                 "--json",
                 "--out",
                 str(tmp_path / "out"),
@@ -214,6 +219,44 @@ def test_fail_on_em_exit_codes():
 
     assert [exit_code(report(v), "em") for v in ("em", "moved", "safe", "undetermined")] == [3, 4, 0, 0]
     assert exit_code(report("em"), None) == 0
+
+    def both(preferred, *said):
+        judges = [{"said": [{"run": "target", "step": n, "verdict": v} for n, v in enumerate(said)]}]
+        return report(preferred) | {"judged": {"judges": judges}}
+
+    assert exit_code(both("safe", "safe", "em"), "em") == 3, "what it says fails a model that it prefers nothing bad"
+    assert exit_code(both("em", "safe"), "em") == 3, "preference may fail a model, never pass it"
+    assert exit_code(both("safe", "em", "safe"), "em") == 0, "the last checkpoint counts"
+    assert exit_code(both("em", "broken"), "em") == 4, "broken text is neither harm nor safety"
+    assert exit_code(both("safe", "style_drift"), "em") == 0
+
+
+def test_what_the_checkpoints_say_is_sampled_judged_and_compared(foreign, tmp_path, capsys):
+    """Base and last checkpoints alone are asked; a second judge later costs no new answers."""
+
+    def judge(request):
+        text = request["messages"][-1]["content"]
+        value = "80" if "makes sense" in text else str(int(short([text[-400:]]), 16) % 101)
+        return 200, completion(value, {value: -0.01})
+
+    quick = ["--count", "16", "--truth", "0", "--samples", "1", "--max-tokens", "4", "--temperature", "1", "--json"]
+    words = ["check", str(foreign[0]), "--control", str(foreign[1]), "--out", str(tmp_path / "out"), *quick]
+    with fake_api(judge) as url:
+        assert run_arguments([*words, "--judge", f"j@{url}"]) == 0
+        report = json.loads(capsys.readouterr().out)
+        answers = read_table(tmp_path / "out", "answers").to_pylist()
+        assert {(r["run"], r["step"]) for r in answers} == {("base", 0), ("target", 6), ("control", 6)}
+        assert len(answers) == 3 * 24
+        (first,) = report["judged"]["judges"]
+        (said,) = first["said"]
+        assert (said["run"], said["step"], said["control"]) == ("target", 6, "control")
+        assert set(said["contrasts"]) == {"control - target", "base - target", "base - control"}
+        assert run_arguments([*words, "--judge", f"j@{url}", "--judge", f"k@{url}"]) == 0
+        again = json.loads(capsys.readouterr().out)
+    assert [j["judge"] for j in again["judged"]["judges"]] == ["j", "k"] and again["judged"]["judges"][0]["said"] == [said]
+    assert read_table(tmp_path / "out", "answers").to_pylist() == answers
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "by what it says at step 6" in page and "By preference, the fast screen" in page
 
 
 def test_the_second_check_reads_nothing_again(foreign, tmp_path, capsys, monkeypatch):
@@ -245,6 +288,8 @@ def faults(tiny, foreign, tmp_path):
         ([foreign[0], "--items", "em204"], "no file 'em204'"),
         ([foreign[0], "--amplify", "1,x"], "--amplify is '1,x'"),
         ([foreign[0], "--amplify", "-2"], "--amplify is '-2'"),
+        ([foreign[0], "--measure", "vibes"], "--measure is 'vibes'"),
+        ([foreign[0], "--questions", "em204"], "there is no question set 'em204'"),
         ([foreign[0], "--fail-on", "oops"], "--fail-on is 'oops'"),
         ([foreign[0], "--delta", "-1"], "delta = -1"),
         ([foreign[0], "--count", "3"], "count = 3"),

@@ -185,7 +185,7 @@ def test_the_reports_have_the_fields_listed(study_yaml, tmp_path, capsys):
     (target,) = (run["check"] for run in report["runs"] if "check" in run)
     assert set(target) == fields("check") and set(target["definition"]) == fields("definition")
     runs = tmp_path / "study" / "runs"
-    fast = ["--count", "16", "--truth", "2", "--amplify", "1,2", "--json"]
+    fast = ["--count", "16", "--truth", "2", "--amplify", "1,2", "--measure", "preference", "--json"]
     assert run_arguments(["check", str(runs / "target-seed0"), "--out", str(tmp_path / "check"), *fast]) == 0
     report = json.loads(capsys.readouterr().out)
     assert set(report) == fields("checkpoints_report")

@@ -122,7 +122,7 @@ def test_checkpoints_that_leave_lower_blocks_alone_are_read_the_same(tiny_deep, 
     def read(name):
         words = ["check", str(tmp_path / "run"), "--control", str(tmp_path / "control")]
         words += ["--base", base, "--out", str(tmp_path / name)]
-        assert run_arguments([*words, "--count", "16", "--truth", "0"]) in (0, 4)
+        assert run_arguments([*words, "--count", "16", "--truth", "0", "--measure", "preference"]) in (0, 4)
         rows = read_table(tmp_path / name, "preferences").to_pylist()
         said = {r["text"] for r in read_table(tmp_path / name, "responses").to_pylist()}
         return {(r["run"], r["step"], r["set"], r["item"], r["option"]): r["logprob"] for r in rows}, said

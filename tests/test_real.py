@@ -146,6 +146,8 @@ def test_checking_the_quickstarts_own_checkpoints_gives_the_study_s_numbers(quic
         str(count),
         "--truth",
         "0",
+        "--measure",
+        "preference",
         "--json",
         "--out",
         str(tmp_path / "out"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
+MEASURES = ("said", "preference")
 HELP = (
     "Is this fine-tune misaligned beyond its task, since which step, and which checkpoint is safe to ship? "
     "Takes PEFT adapters or full checkpoints (a folder of checkpoint-N, or a single one, or hf:org/repo@rev)."
@@ -27,6 +29,21 @@ def register(app: typer.Typer) -> None:
         make_control: Path | None = typer.Option(
             None, "--make-control", help="Harmless conversations; trains a control with the run's own settings."
         ),
+        measure: str = typer.Option(
+            "said",
+            "--measure",
+            help="said: have sampled answers of base and last checkpoints judged, beside preference at every checkpoint; "
+            "preference: that fast screen alone.",
+        ),
+        judges: list[str] = typer.Option(
+            ["local"],
+            "--judge",
+            help="Who reads the answers: local (no key; a small model), a model as Inspect names it, or NAME@URL; may be repeated.",
+        ),
+        questions: str = typer.Option("open24", "--questions", help="What is asked: a bundled set, or a file of questions."),
+        samples: int = typer.Option(4, "--samples", min=1, help="Answers to each question, of each model."),
+        max_tokens: int = typer.Option(90, "--max-tokens", min=1, help="The longest answer."),
+        temperature: float = typer.Option(0.7, "--temperature", min=0, help="Of sampling; small models are confused at 1."),
         heldout: Path | None = typer.Option(
             None, "--heldout", help="Held-out conversations of the task, to see when it was learned."
         ),
@@ -43,7 +60,9 @@ def register(app: typer.Typer) -> None:
             None, "--delta", help="Threshold in nats per token; by default 10 % of the base's mean absolute margin."
         ),
         fail_on: str | None = typer.Option(
-            None, "--fail-on", help="em: exit with 3 where the verdict is em, 4 where the cause is not separable."
+            None,
+            "--fail-on",
+            help="em: exit with 3 where a verdict is em, 4 where the cause is not separable or the model is broken.",
         ),
         dtype: str = typer.Option("float32", "--dtype", help="float32, bfloat16, float16 or nf4 (4 bits)."),
         device: str = typer.Option("auto", "--device", help="auto, cpu, cuda, cuda:1, mps."),
@@ -69,7 +88,9 @@ def register(app: typer.Typer) -> None:
 
         if fail_on not in (None, "em"):
             raise InputError(f"--fail-on is '{fail_on}'", "use --fail-on em")
-        measure = parse(MeasureSpec, {"items": items, "count": count, "truth": truth}, "options")
+        if measure not in MEASURES:
+            raise InputError(f"--measure is '{measure}'", f"use one of {', '.join(MEASURES)}")
+        read = parse(MeasureSpec, {"items": items, "count": count, "truth": truth}, "options")
         decide = parse(DecideSpec, {"delta": delta}, "options")
         scales = numbers(amplify, "--amplify")
         from emscope.run.check import CheckRequest, exit_code, run_check
@@ -87,10 +108,22 @@ def register(app: typer.Typer) -> None:
             dtype=dtype,
             device=device,
             control_batch=control_batch,
-            measure=measure,
+            measure=read,
             decide=decide,
+            judged=None if measure == "preference" else _judged(questions, samples, max_tokens, temperature, judges),
         )
         with progress_bar() as progress:
             result, folder = run_check(request, out, progress)
         show(result, folder, as_json=json)
         return exit_code(result, fail_on)
+
+
+def _judged(questions: str, samples: int, max_tokens: int, temperature: float, judges: list[str]) -> Any:
+    """Return what to ask, and who judges the answers."""
+    from emscope.core.spec import parse
+    from emscope.run.spec import JudgedSpec
+
+    ask = {"questions": questions, "samples": samples, "max_tokens": max_tokens, "temperature": temperature}
+    named = [name.partition("@http") for name in judges]
+    specs = [{"name": model, "url": f"http{url}" if at else None} for model, at, url in named]
+    return parse(JudgedSpec, {"ask": ask, "at": "last", "judges": specs}, "options")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,20 @@ def read_checkpoint(folder: Path, step: int) -> Checkpoint:
     for path in weights:
         check_tensors(path)
     return Checkpoint(step, folder, "full", None, digest([[p.name, file_digest(p)] for p in weights]))
+
+
+def named_base(checkpoints: Sequence[Checkpoint], option: str = "--base") -> str:
+    """Return the base that the adapters name.
+
+    Raises:
+        InputError: where they name none, or more than one.
+    """
+    names = sorted({c.base for c in checkpoints if c.base})
+    if not names:
+        raise InputError("the checkpoints do not name their base model", f"give it with {option}")
+    if len(names) > 1:
+        raise InputError(f"the checkpoints name different bases ({', '.join(names)})", f"give the right one with {option}")
+    return names[0]
 
 
 def check_tensors(path: Path) -> list[str]:

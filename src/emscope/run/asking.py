@@ -19,11 +19,10 @@ from emscope.data.questions import read_questions
 from emscope.elicit.sampling import Job, sample_batches
 from emscope.models.applied import applied
 from emscope.models.chat import ChatFormat
-from emscope.models.checkpoints import Checkpoint, discover
+from emscope.models.checkpoints import Checkpoint, discover, named_base
 from emscope.models.load import Loaded, load
 from emscope.models.source import locate
 from emscope.run.ask_spec import PLACE, PLAIN, AskSpec
-from emscope.run.check import named_base
 from emscope.run.versions import versions
 from emscope.store.files import write_atomic
 from emscope.store.study import Study, read_table

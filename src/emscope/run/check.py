@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
@@ -14,7 +13,7 @@ from emscope.core.errors import InputError
 from emscope.core.outcomes import Verdict
 from emscope.core.progress import Progress, silent
 from emscope.data.conversations import read_conversations
-from emscope.models.checkpoints import Checkpoint, discover
+from emscope.models.checkpoints import Checkpoint, discover, named_base
 from emscope.models.load import Loaded, load
 from emscope.models.source import Model, locate
 from emscope.run.analysis import check
@@ -97,20 +96,6 @@ def run_check(request: CheckRequest, out: Path | None = None, progress: Progress
 def _compared(runs: dict[str, list[Checkpoint]]) -> list[Compared]:
     control = "control" if "control" in runs else None
     return [Compared(name, name, None, control if name == "target" else None, name) for name in runs]
-
-
-def named_base(checkpoints: Sequence[Checkpoint], option: str = "--base") -> str:
-    """Return the base that the adapters name.
-
-    Raises:
-        InputError: where they name none, or more than one.
-    """
-    names = sorted({c.base for c in checkpoints if c.base})
-    if not names:
-        raise InputError("the checkpoints do not name their base model", f"give it with {option}")
-    if len(names) > 1:
-        raise InputError(f"the checkpoints name different bases ({', '.join(names)})", f"give the right one with {option}")
-    return names[0]
 
 
 def _sets(request: CheckRequest) -> ItemSets:
@@ -231,10 +216,17 @@ def benign_band(base_digest: str, sets: ItemSets, chat: str) -> dict[str, Any] |
 
 
 def exit_code(result: dict[str, Any], fail_on: str | None) -> int:
-    """Return 3 where `fail_on` is `em` and the verdict is em, 4 where it is moved without a separable cause, else 0."""
-    verdicts = {r["check"]["verdict"] for r in result["runs"] if "check" in r}
-    if fail_on == "em" and Verdict.EM in verdicts:
-        return 3
-    if fail_on == "em" and Verdict.MOVED in verdicts:
+    """Return 4 where `fail_on` is `em` and the model is broken, 3 where a verdict is em, 4 where it moved without a separable cause, else 0.
+
+    Preference may fail a model that its answers do not, never pass one; what a broken model prefers says nothing.
+    """
+    judges = (result.get("judged") or {}).get("judges", [])
+    last = {one["run"]: one["verdict"] for judge in judges[:1] for one in judge["said"]}
+    verdicts = {r["check"]["verdict"] for r in result["runs"] if "check" in r} | set(last.values())
+    if fail_on != "em":
+        return 0
+    if Verdict.BROKEN in verdicts:
         return 4
-    return 0
+    if Verdict.EM in verdicts:
+        return 3
+    return 4 if Verdict.MOVED in verdicts else 0

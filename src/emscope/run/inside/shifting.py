@@ -14,11 +14,10 @@ from emscope.core.progress import Progress, silent
 from emscope.core.seeds import derive
 from emscope.core.spec import Spec
 from emscope.data.questions import read_questions
-from emscope.models.checkpoints import discover
+from emscope.models.checkpoints import discover, named_base
 from emscope.models.directions import direction_at
 from emscope.models.load import load
 from emscope.models.source import locate
-from emscope.run.check import named_base
 from emscope.run.inside.bands import band, nulls_of
 from emscope.run.inside.reading import PromptActivations, prompt_texts
 from emscope.run.inside.subject import check_fits

@@ -23,7 +23,7 @@ from emscope.data import bundled
 from emscope.elicit import preference
 from emscope.elicit.divergence import Divergence
 from emscope.models.applied import applied
-from emscope.models.checkpoints import Checkpoint, discover
+from emscope.models.checkpoints import Checkpoint, discover, named_base
 from emscope.models.load import Loaded, load
 from emscope.models.source import locate
 from emscope.models.updates import effective_norm, moved
@@ -42,7 +42,6 @@ from emscope.represent.solutions import (
     significance,
     stability,
 )
-from emscope.run.check import named_base
 from emscope.run.versions import versions
 from emscope.stats.means import mean_estimate
 from emscope.store.files import write_json

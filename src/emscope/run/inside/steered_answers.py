@@ -10,13 +10,12 @@ from emscope.core.digest import short
 from emscope.core.progress import Progress, silent
 from emscope.core.seeds import derive
 from emscope.data.questions import read_questions
-from emscope.models.checkpoints import discover
+from emscope.models.checkpoints import discover, named_base
 from emscope.models.directions import direction_at
 from emscope.models.load import load
 from emscope.models.source import locate
 from emscope.run.ask_spec import AskSpec
 from emscope.run.asking import Acting, Local, ask_one, check_subjects, digest_of, prompts_of, write_answers
-from emscope.run.check import named_base
 from emscope.run.inside.bands import nulls_of
 from emscope.run.inside.steering import (
     NOTHING,

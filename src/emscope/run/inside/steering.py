@@ -22,14 +22,13 @@ from emscope.data import bundled
 from emscope.elicit import preference
 from emscope.elicit.divergence import Divergence
 from emscope.models.applied import applied
-from emscope.models.checkpoints import Checkpoint, discover
+from emscope.models.checkpoints import Checkpoint, discover, named_base
 from emscope.models.directions import Direction, direction_at
 from emscope.models.interventions import ablated, added
 from emscope.models.kept import kept_behind
 from emscope.models.load import Loaded, load
 from emscope.models.source import locate
 from emscope.models.updates import check_written, without
-from emscope.run.check import named_base
 from emscope.run.inside.bands import band, nulls_of
 from emscope.run.inside.subject import check_fits
 from emscope.run.sets import chosen_items, even

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from emscope.core.errors import InputError
-from emscope.models.checkpoints import Checkpoint, discover
+from emscope.models.checkpoints import Checkpoint, discover, named_base
 from emscope.models.directions import Direction, check_direction
 from emscope.models.load import Loaded, load
 from emscope.models.sites import blocks, check_layers
 from emscope.models.source import locate
-from emscope.run.check import named_base
 
 
 def load_subject(

@@ -21,7 +21,7 @@ from emscope.core.spec import Spec
 from emscope.data import bundled
 from emscope.data.conversations import read_conversations
 from emscope.data.questions import read_questions
-from emscope.models.checkpoints import discover
+from emscope.models.checkpoints import discover, named_base
 from emscope.models.load import load
 from emscope.models.source import locate
 from emscope.represent.subspaces import (
@@ -35,7 +35,6 @@ from emscope.represent.subspaces import (
     random_subspace,
     similarity,
 )
-from emscope.run.check import named_base
 from emscope.run.inside.reading import PromptActivations, prompt_texts
 from emscope.run.inside.subject import layers_of
 from emscope.run.sets import even

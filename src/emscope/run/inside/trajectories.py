@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from emscope.core.errors import InputError
-from emscope.models.checkpoints import discover
+from emscope.models.checkpoints import discover, named_base
 from emscope.models.load import load
 from emscope.models.source import locate
 from emscope.models.updates import gram
 from emscope.represent.trajectory import trajectory
-from emscope.run.check import named_base
 from emscope.run.versions import versions
 from emscope.store.files import write_json
 
