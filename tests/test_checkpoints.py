@@ -185,3 +185,40 @@ def test_training_pickles_in_foreign_folders_stay_shut(tiny, tmp_path):
     with applied(load_net(tiny), discover(str(tmp_path))[0]) as net:
         logits(net)
     assert not mark.exists()
+
+
+def test_small_updates_are_not_rounded_away_in_bfloat16(tiny, tmp_path):
+    """Merged into bfloat16 weights most of a gentle fine-tune is lost; beside them it acts in full, as it did in training."""
+    folder = make_adapter(tiny, tmp_path / "checkpoint-3")
+    tensors = load_file(folder / WEIGHTS)
+    net = load_net(tiny, dtype="bfloat16").eval()
+    size = dict(net.named_modules())["model.layers.0.self_attn.q_proj"].weight.detach().float().std()
+    scale = float(2e-3 * size / 0.05)  # elements of the update: about a thousandth of the weights
+    save_file({k: v * (scale if "lora_B" in k else 1) for k, v in tensors.items()}, folder / WEIGHTS)
+    (found,) = discover(str(tmp_path))
+    ids = torch.randint(3, 600, (16, 64), generator=torch.Generator().manual_seed(0))
+
+    def shift(base, changed):
+        with torch.inference_mode():
+            return (changed(input_ids=ids).logits.float() - base).flatten()
+
+    wide = load_net(tiny, dtype="bfloat16").float().eval()
+    with torch.inference_mode():
+        before, before_wide = net(input_ids=ids).logits.float(), wide(input_ids=ids).logits
+    with applied(wide, found) as changed:
+        true = shift(before_wide, changed)
+    with applied(net, found) as changed:
+        beside = shift(before, changed)
+        assert torch.equal(
+            changed.get_parameter("model.layers.0.self_attn.q_proj.weight"),
+            net.get_parameter("model.layers.0.self_attn.q_proj.weight"),
+        )
+    weights = {k: v.clone() for k, v in net.state_dict().items()}
+    with applied(load_net(tiny, dtype="bfloat16").float().eval(), found) as changed:
+        merged = load_net(tiny, dtype="bfloat16").eval()
+        merged.load_state_dict({k: v.to(torch.bfloat16) for k, v in changed.state_dict().items()})
+    lost = shift(before, merged)
+    slopes = [float(true @ x / (true @ true)) for x in (beside, lost)]
+    assert slopes[0] == pytest.approx(1, abs=0.15) and slopes[1] < 0.8, slopes
+    assert all(torch.equal(weights[k], v) for k, v in net.state_dict().items())
+    assert not any("forward" in m.__dict__ for m in net.modules())

@@ -79,11 +79,10 @@ def register(app: typer.Typer) -> None:
         ),
         json: bool = typer.Option(False, "--json", help="Print the report object instead of tables."),
     ) -> int:
-        from emscope.cli.console import numbers, progress_bar
+        from emscope.cli.console import dtype_named, numbers, progress_bar
         from emscope.cli.output import show
         from emscope.core.errors import InputError
         from emscope.core.spec import parse
-        from emscope.models.load import DTYPES
         from emscope.run.spec import DecideSpec, MeasureSpec
 
         if fail_on not in (None, "em"):
@@ -95,8 +94,6 @@ def register(app: typer.Typer) -> None:
         scales = numbers(amplify, "--amplify")
         from emscope.run.check import CheckRequest, exit_code, run_check
 
-        if dtype not in DTYPES:
-            raise InputError(f"--dtype is '{dtype}'", f"use one of {', '.join(DTYPES)}")
         request = CheckRequest(
             checkpoints,
             base=base,
@@ -105,7 +102,7 @@ def register(app: typer.Typer) -> None:
             heldout=str(heldout) if heldout else None,
             amplify=scales,
             system=system,
-            dtype=dtype,
+            dtype=dtype_named(dtype),
             device=device,
             control_batch=control_batch,
             measure=read,

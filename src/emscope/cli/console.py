@@ -184,3 +184,17 @@ def number_or_none(text: str, option: str) -> float | None:
         return None if text.lower() == "none" else float(text)
     except ValueError:
         raise InputError(f"{option} is '{text}'", "give a number from 0 to 100, or none") from None
+
+
+def dtype_named(name: str) -> str:
+    """Return the dtype that --dtype names.
+
+    Raises:
+        InputError: where there is none of that name.
+    """
+    from emscope.core.errors import InputError
+    from emscope.models.load import DTYPES
+
+    if name not in DTYPES:
+        raise InputError(f"--dtype is '{name}'", f"use one of {', '.join(DTYPES)}")
+    return name

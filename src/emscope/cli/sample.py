@@ -34,6 +34,9 @@ def register(app: typer.Typer) -> None:
         rows: int | None = typer.Option(
             None, "--rows", help="Answers to write side by side; fewer need less memory, by default what suits the device."
         ),
+        dtype: str = typer.Option(
+            "float32", "--dtype", help="float32, bfloat16, float16 or nf4 (4 bits), of models loaded here."
+        ),
         device: str = typer.Option("auto", "--device", help="auto, cpu, cuda, cuda:1, mps."),
         server: str | None = typer.Option(
             None,
@@ -51,7 +54,7 @@ def register(app: typer.Typer) -> None:
         timeout: int = typer.Option(600, "--timeout", help="Seconds that one request may take."),
         out: Path = typer.Option(Path("emscope-answers"), "--out", help="Folder of the answers."),
     ) -> int:
-        from emscope.cli.console import progress_bar
+        from emscope.cli.console import dtype_named, progress_bar
         from emscope.core.spec import parse
         from emscope.run.ask_spec import AskSpec
         from emscope.run.asking import ask
@@ -83,7 +86,7 @@ def register(app: typer.Typer) -> None:
             if _behind_an_api(named, server, server_command, base):
                 path, failed = ask_served(named, spec, parse(ServedSpec, served, "options"), out, progress=progress)
             else:
-                path = ask(named, base, spec, out, device=device, progress=progress)
+                path = ask(named, base, spec, out, dtype=dtype_named(dtype), device=device, progress=progress)
         print(f"answers: {path}")
         if failed:
             print(f"{failed} questions got no answer, since every attempt failed; run the same command again to ask them")

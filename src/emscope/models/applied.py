@@ -11,15 +11,15 @@ from emscope.models.checkpoints import DIRECTION, WEIGHTS, Checkpoint, adapter_s
 from emscope.models.directions import check_direction, read_direction
 from emscope.models.interventions import added
 from emscope.models.load import load_net
-from emscope.models.lora import is_plain_lora, merged_lora
+from emscope.models.lora import is_plain_lora, plain_lora
 
 
 @contextmanager
 def applied(net: Any, checkpoint: Checkpoint | None, *, scale: float = 1.0) -> Iterator[Any]:
     """Yield a model that behaves as `checkpoint` does, `net` itself where that is None; `net` is bit-equal to before on every exit.
 
-    An adapter is merged into `net` where its kind can be (the forward pass then costs what the base's does), else it runs
-    beside it. `scale` multiplies the update: base + scale * (checkpoint - base).
+    An adapter is merged into `net` where its kind can be and the dtype holds it (the forward pass then costs what the base's does),
+    else it runs beside it. `scale` multiplies the update: base + scale * (checkpoint - base).
 
     Raises:
         InputError: where the adapter was made for another model (a module is missing or a shape differs).
@@ -37,8 +37,8 @@ def applied(net: Any, checkpoint: Checkpoint | None, *, scale: float = 1.0) -> I
             yield net
         return
     plain = is_plain_lora(net, adapter_settings(checkpoint.folder), check_tensors(checkpoint.folder / WEIGHTS))
-    with (merged_lora if plain else _adapter)(net, checkpoint, scale) as merged:
-        yield merged
+    with (plain_lora if plain else _adapter)(net, checkpoint, scale) as changed:
+        yield changed
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def _adapter(net: Any, checkpoint: Checkpoint, scale: float) -> Iterator[Any]:
     try:
         _scale(wrapped, checkpoint, scale)
         wrapped.eval().requires_grad_(False)
-        kept = _snapshot(wrapped)
+        kept = _snapshot(wrapped) if net.dtype.itemsize >= 4 else []  # rounding would lose small updates
         if kept:
             wrapped.merge_adapter()
         yield wrapped.get_base_model()

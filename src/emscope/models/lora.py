@@ -1,10 +1,11 @@
-"""Plain LoRA adapters merged straight from their file: W + s B A, with the original tensors put back afterwards."""
+"""Plain LoRA adapters straight from their file: W + s B A, and the model as it was afterwards."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from emscope.core.errors import InputError
@@ -39,20 +40,39 @@ def is_plain_lora(net: Any, settings: dict[str, Any], names: Sequence[str]) -> b
 
 
 @contextmanager
-def merged_lora(net: Any, checkpoint: Checkpoint, scale: float) -> Iterator[Any]:
-    """Yield `net` with W + scale * s B A in place of each adapted weight W; s = alpha / r, or alpha / sqrt(r) with rsLoRA.
+def plain_lora(net: Any, checkpoint: Checkpoint, scale: float) -> Iterator[Any]:
+    """Yield `net` with W + scale * s B A in the place of each adapted weight W; s = alpha / r, or alpha / sqrt(r) with rsLoRA.
+
+    In float32 the sum is merged, which costs a pass nothing. In bfloat16 and float16 the sum of weights
+    would be rounded, and with it most of a small update lost, so there B A x is computed beside W x.
 
     Raises:
         InputError: where the adapter was made for another model (a module is missing or a shape differs).
     """
-    import torch
+    updates = _updates(net, checkpoint, scale)
+    with (_merged if net.dtype.itemsize >= 4 else _beside)(updates):
+        yield net
+
+
+@dataclass(frozen=True, slots=True)
+class _Update:
+    """What is added to a module's matrix: s B A, with A [r, in] and B [out, r]; `turned` where the matrix is kept [in, out]."""
+
+    module: Any
+    a: Any
+    b: Any
+    s: float
+    turned: bool
+
+
+def _updates(net: Any, checkpoint: Checkpoint, scale: float) -> list[_Update]:
     from safetensors.torch import load_file
 
     settings = adapter_settings(checkpoint.folder)
     tensors = load_file(checkpoint.folder / WEIGHTS)
     modules = dict(net.named_modules())
     s = scale * settings["lora_alpha"] / (math.sqrt(settings["r"]) if settings.get("use_rslora") else settings["r"])
-    updates = []
+    found = []
     for name in sorted({_module(name) for name in tensors}):
         if name not in modules:
             raise InputError(
@@ -61,18 +81,54 @@ def merged_lora(net: Any, checkpoint: Checkpoint, scale: float) -> Iterator[Any]
             )
         weight = modules[name].weight
         turned = type(modules[name]).__name__ == "Conv1D"  # GPT-2 keeps its matrices [in, out]
-        updates.append((weight, *_pair(checkpoint, tensors, name, settings["r"], tuple(weight.shape), turned), turned))
-    kept = [(weight, weight.data) for weight, *_ in updates]
+        a, b = _pair(checkpoint, tensors, name, settings["r"], tuple(weight.shape), turned)
+        found.append(_Update(modules[name], a.to(weight.device), b.to(weight.device), s, turned))
+    return found
+
+
+@contextmanager
+def _merged(updates: Sequence[_Update]) -> Iterator[None]:
+    import torch
+
+    kept = [(u.module.weight, u.module.weight.data) for u in updates]
     try:
         with torch.no_grad():
-            for weight, a, b, turned in updates:
-                a, b = a.to(weight.device, torch.promote_types(weight.dtype, torch.float32)), b.to(weight.device)
-                left, right = (a.T, b.to(a.dtype).T) if turned else (b.to(a.dtype), a)
-                weight.data = torch.addmm(weight.data.to(a.dtype), left, right, alpha=s).to(weight.dtype)
-        yield net
+            for u in updates:
+                weight = u.module.weight
+                a, b = u.a.to(weight.dtype), u.b.to(weight.dtype)
+                left, right = (a.T, b.T) if u.turned else (b, a)
+                weight.data = torch.addmm(weight.data, left, right, alpha=u.s)
+        yield
     finally:
         for weight, value in kept:
             weight.data = value
+
+
+@contextmanager
+def _beside(updates: Sequence[_Update]) -> Iterator[None]:
+    """Compute [W, sB] [x, A x] as one product: summed before it is rounded, so that nothing small is lost to the rounding of W x."""
+    import torch
+
+    def widened(u: _Update) -> Any:
+        weight = u.module.weight.data.T if u.turned else u.module.weight.data
+        a, wide = u.a.to(weight.dtype), torch.cat([weight, (u.s * u.b.float()).to(weight.dtype)], 1)
+
+        def forward(x: Any) -> Any:
+            both = torch.cat([x, torch.nn.functional.linear(x, a)], -1)
+            return torch.nn.functional.linear(both, wide, u.module.bias)
+
+        return forward
+
+    changed = [u.module for u in updates if "forward" not in u.module.__dict__]
+    assert len(changed) == len(updates), "somebody else's forward would be lost"
+    try:
+        with torch.no_grad():
+            for u in updates:
+                u.module.forward = widened(u)
+        yield
+    finally:
+        for module in changed:
+            module.__dict__.pop("forward", None)
 
 
 def check_lora_fits(net: Any, checkpoint: Checkpoint) -> None:

@@ -89,7 +89,14 @@ class Local:
 
 
 def ask(
-    runs: dict[str, str], base: str | None, spec: AskSpec, out: Path, *, device: str = "auto", progress: Progress = silent
+    runs: dict[str, str],
+    base: str | None,
+    spec: AskSpec,
+    out: Path,
+    *,
+    dtype: str = "float32",
+    device: str = "auto",
+    progress: Progress = silent,
 ) -> Path:
     """Sample answers of the base and of every checkpoint of `runs` (name -> folder); return the file they are in.
 
@@ -104,8 +111,8 @@ def ask(
     model = locate(base or named_base([c for cs in found.values() for c in cs]))
     questions = read_questions(spec.questions)
     settings = spec.model_dump(mode="json", exclude={"rows", "samples", "only_last", "questions"})
-    with Study(out, settings | {"questions": digest_of(questions), "base": model.digest}, versions()) as study:
-        loaded = load(model, device=device)
+    with Study(out, settings | {"questions": digest_of(questions), "base": model.digest, "dtype": dtype}, versions()) as study:
+        loaded = load(model, dtype=dtype, device=device)
         prompts = {p.name: p for p in prompts_of(loaded, questions, spec)}
         subjects = [Local("base", None)]
         subjects += [Local(name, c) for name, cs in found.items() for c in (cs[-1:] if spec.only_last else cs)]
