@@ -15,14 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from emscope.cli.console import progress_bar
-from emscope.core.spec import load
 from emscope.data import bundled
 from emscope.elicit.preference import encode, score
 from emscope.models.applied import applied
 from emscope.models.checkpoints import discover
 from emscope.models.load import load as load_model
 from emscope.models.source import locate
-from emscope.run.spec import StudySpec
+from emscope.run.spec import load_study
 from emscope.stats.means import stratified_mean
 from emscope.train.finetune import finetune
 
@@ -36,7 +35,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, default=Path("benign-runs"))
     arguments = parser.parse_args()
-    spec = load(StudySpec, FILES / "quickstart.yaml")
+    spec = load_study(FILES / "quickstart.yaml", small=True)
     loaded = load_model(locate(arguments.model), system=spec.system)
     items = bundled.items("em240")
     categories = np.array([i.category for i in items])

@@ -15,7 +15,7 @@ from emscope.models.capture import captured, modules_at, watched
 from emscope.models.interventions import ablated, added, replaced
 from emscope.models.roles import answers_at
 from emscope.models.sites import Place, blocks
-from emscope.represent.activations import Text, pooled, read_pooled, read_tokens
+from emscope.represent.activations import POOLS, Text, pooled, read_pooled, read_tokens
 from emscope.store.arrays import array_file
 
 SMALL = {
@@ -44,7 +44,7 @@ TEXTS = [
     Text("a", (1, 2, 3, 4, 5), (6, 7)),
     Text("b", (1, 2, 3, 9), (8, 8, 8, 4, 4)),
     Text("c", (1, 2), (5,)),
-    Text("d", (1, 2, 3, 4, 5), (6, 9, 9)),
+    Text("d", (1, 2, 3, 4, 5), (6, 9, 9), (7, 3)),
 ]
 
 
@@ -61,7 +61,7 @@ def make(kind, dtype=torch.float32):
 
 
 def hidden_states(net, text):
-    ids = torch.tensor([[*text.prompt, *text.answer]])
+    ids = torch.tensor([[*text.prompt, *text.answer, *text.after]])
     return net(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
 
 
@@ -70,11 +70,13 @@ def test_pooled_activations_equal_means_of_hidden_states(kind):
     """hidden_states[n] stands in front of block n; its last entry is behind the final norm, so the last block is not in it."""
     net = make(kind)
     places = [Place("block", 0), Place("before", 2), Place("before", 0)]
-    values = pooled(net, TEXTS, places, ("last", "prompt", "answer"), batch_tokens=12)
+    values = pooled(net, TEXTS, places, POOLS, batch_tokens=12)
     for n, text in enumerate(TEXTS):
         states = [hidden_states(net, text)[k][0] for k in (1, 2, 0)]
-        spans = [text.span(pool) for pool in ("last", "prompt", "answer")]
-        expected = torch.stack([torch.stack([s[r.start : r.stop].mean(0) for s in states]) for r in spans])
+        answered = len(text.prompt) + len(text.answer)
+        spans = [(len(text.prompt) - 1, len(text.prompt)), (1, len(text.prompt)), (len(text.prompt), answered)]
+        spans.append((len(text) - 1, len(text)))
+        expected = torch.stack([torch.stack([s[start:stop].mean(0) for s in states]) for start, stop in spans])
         torch.testing.assert_close(values[n], expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 

@@ -12,15 +12,14 @@ from emscope.run.recipes import recipe
 from emscope.run.spec import load_study
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.yaml"))
-WITH_SMALL = [p for p in EXAMPLES if p.stem != "quickstart"]
 
 
-@pytest.mark.parametrize("path", WITH_SMALL, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
 @pytest.mark.parametrize("small", [False, True], ids=["whole", "small"])
 def test_it_unfolds_into_runs(path, small):
     spec = load_study(path, small)
     runs = plan(spec)
-    assert spec.name == path.stem
+    assert spec.name.removesuffix("-small") == path.stem
     assert len({r.name for r in runs}) == len(runs) >= 2
     assert {r.spec.role for r in runs} >= {"target", "control"}
     for arm in spec.arms.values():

@@ -51,7 +51,7 @@ def quickstart(tmp_path_factory) -> Path:
     named = os.environ.get("EMSCOPE_TEST_STUDY")
     out = Path(named) if named else tmp_path_factory.mktemp("quickstart") / "study"
     process = psutil.Popen(
-        [sys.executable, "-m", "emscope", "quickstart", "--out", str(out), "--json"], stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "emscope", "quickstart", "--small", "--out", str(out), "--json"], stdout=subprocess.DEVNULL
     )
     peak = 0
     while process.poll() is None:

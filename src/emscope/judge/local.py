@@ -30,6 +30,7 @@ QUESTION_TOKENS, ANSWER_TOKENS = 64, 128
 POOLS = ("answer", "end")
 SCHEMA = 1
 WEIGHTS, CARD = "local_judge.safetensors", "local_judge.json"
+FOLDER = Path(str(files("emscope.judge") / "files"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ def write_judge(judge: LocalJudge, folder: Path) -> None:
 @cache
 def bundled_judge() -> LocalJudge:
     """Return the judge that comes with emscope."""
-    return read_judge(Path(str(files("emscope.judge") / "files")))
+    return read_judge(FOLDER)
 
 
 def read_judge(folder: Path) -> LocalJudge:
@@ -135,5 +136,5 @@ def read_judge(folder: Path) -> LocalJudge:
 
 def digest_of_bundled() -> str:
     """Return what decides the bundled judge's verdicts: its model, weights and layers, by digest."""
-    settings = json.loads((files("emscope.judge") / "files" / CARD).read_text(encoding="utf-8"))
+    settings = json.loads((FOLDER / CARD).read_text(encoding="utf-8"))
     return sha256(json.dumps([settings[k] for k in ("digest", "layers", "weights")]).encode()).hexdigest()[:16]

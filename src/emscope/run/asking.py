@@ -111,7 +111,8 @@ def ask(
     model = locate(base or named_base([c for cs in found.values() for c in cs]))
     questions = read_questions(spec.questions)
     settings = spec.model_dump(mode="json", exclude={"rows", "samples", "only_last", "questions"})
-    with Study(out, settings | {"questions": digest_of(questions), "base": model.digest, "dtype": dtype}, versions()) as study:
+    other = {"dtype": dtype} if dtype != "float32" else {}
+    with Study(out, settings | {"questions": digest_of(questions), "base": model.digest} | other, versions()) as study:
         loaded = load(model, dtype=dtype, device=device)
         prompts = {p.name: p for p in prompts_of(loaded, questions, spec)}
         subjects = [Local("base", None)]
