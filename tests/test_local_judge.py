@@ -62,7 +62,7 @@ def test_features_equal_a_plain_forward(reader):
         with torch.inference_mode():
             states = reader.net(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
         seen: list[torch.Tensor] = []
-        handle = reader.net.model.layers[1].register_forward_hook(lambda m, given, out: seen.append(out[0]))
+        handle = reader.net.model.layers[1].register_forward_hook(lambda m, given, out, seen=seen: seen.append(out[0]))
         with torch.inference_mode():
             reader.net(input_ids=ids, use_cache=False)
         handle.remove()
