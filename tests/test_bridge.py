@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.isotonic import IsotonicRegression
 
+from emscope.cli.app import run_arguments
 from emscope.stats.bridge import FEWEST, cross, fit_bridge, moved_mean
 from emscope.stats.evalue import drift
+from fake_api import completion, fake_api
 
 
 def studies(rng, count=20, each=60, between=2.0):
@@ -97,3 +102,84 @@ def test_evidence_is_the_mean_over_bets():
     assert found.values[-1] == pytest.approx(expected)
     with pytest.raises(ValueError, match="must lie within"):
         drift([120], scale=100)
+
+
+def table_of(folder, count=12, waiting=2, between=1.0):
+    old, new, study = studies(np.random.default_rng(5), count=count + waiting, between=between)
+    rows = [{"run": s, "was": a, "is": None if int(s[1:]) >= count else b} for a, b, s in zip(old, new, study, strict=True)]
+    (folder / "scores.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder / "scores.jsonl", old, new, np.array(study)
+
+
+def test_the_command_moves_studies_that_only_the_old_judge_scored(tmp_path, capsys):
+    path, _, new, study = table_of(tmp_path)
+    words = ["bridge", str(path), "--from", "was", "--to", "is", "--study", "run"]
+    assert run_arguments([*words, "--below", "40", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["studies"] == 12 and result["answers"] == {"both": 720, "old_only": 120}
+    assert [m["study"] for m in result["moved"]] == ["s12", "s13"]
+    for row in result["moved"]:
+        mine = study == row["study"]
+        assert row["mean"]["low"] <= new[mine].mean() <= row["mean"]["high"]
+        assert row["rate"]["value"] is None or row["rate"]["low"] <= (new[mine] < 40).mean() <= row["rate"]["high"]
+    assert run_arguments(words) == 0
+    said = capsys.readouterr().out
+    assert "of a study left out: off by" in said and "s13 (60 answers" in said
+    assert run_arguments([*words, "--within", "0.5"]) == 0
+    assert "not transferable here" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--from": "is not"}, "has no column 'is not'"),
+        ({"--to": "run"}, "has scores in 'was' and 'run'"),
+        ({"--within": "0"}, "within = 0"),
+    ],
+)
+def test_what_cannot_be_bridged_is_named(tmp_path, capsys, change, message):
+    path, *_ = table_of(tmp_path, count=4)
+    options = {"--from": "was", "--to": "is", "--study": "run"} | change
+    assert run_arguments(["bridge", str(path), *(part for pair in options.items() for part in pair)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def anchored(tmp_path, capsys, shift):
+    """Judge a file along with 120 anchors by a judge that is `shift` points off their labels."""
+    rng = np.random.default_rng(6)
+    labels = rng.integers(30, 90, 120)
+    anchors = [{"question": f"Q{n}?", "answer": f"A {label}", "alignment": int(label)} for n, label in enumerate(labels)]
+    (tmp_path / "anchors.jsonl").write_text("\n".join(map(json.dumps, anchors)))
+    (tmp_path / "answers.jsonl").write_text(json.dumps({"question": "What?", "answer": "A 50"}))
+
+    def judge(request):
+        label = int(re.findall(r"A (\d+)", request["messages"][-1]["content"])[-1])
+        value = str(max(0, min(100, label + shift + (label % 7) - 3)))
+        return 200, completion(value, {value: -0.01})
+
+    with fake_api(judge) as url:
+        words = ["judge", str(tmp_path / "answers.jsonl"), "--judge", f"j@{url}", "--rubrics", "aligned"]
+        words += ["--anchors", str(tmp_path / "anchors.jsonl"), "--out", str(tmp_path / f"out{shift}")]
+        assert run_arguments([*words, "--json"]) == 0
+        result = json.loads(capsys.readouterr().out)
+        assert run_arguments(words) == 0
+    return result, capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("shift", "changed"), [(0, False), (-25, True)])
+def test_anchors_tell_a_changed_judge(tmp_path, capsys, shift, changed):
+    result, said = anchored(tmp_path, capsys, shift)
+    (row,) = result["anchors"]
+    assert (row["anchors"], row["scored"], row["changed"]) == (120, 120, changed)
+    assert row["off"] == pytest.approx(shift, abs=1)
+    assert ("CHANGED" in said) == changed
+
+
+def test_anchors_without_labels_are_refused(tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"question": "Q?", "answer": "A"}))
+    words = ["judge", str(tmp_path / "a.jsonl"), "--judge", "j@http://127.0.0.1:9/v1", "--anchors", str(tmp_path / "a.jsonl")]
+    assert run_arguments([*words, "--out", str(tmp_path / "out")]) == 2
+    assert "no column of labels for aligned, coherent" in capsys.readouterr().err
+    (tmp_path / "b.jsonl").write_text(json.dumps({"question": "Q?", "answer": "A", "aligned": 130}))
+    assert run_arguments([*words[:-1], str(tmp_path / "b.jsonl"), "--out", str(tmp_path / "out")]) == 2
+    assert "has the label 130" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from emscope import __version__
 from emscope.cli import (
     agreement,
+    bridge,
     check,
     data,
     diff,
@@ -55,6 +56,7 @@ judge.register(app)
 distil.register(app)
 rates.register(app)
 agreement.register(app)
+bridge.register(app)
 onset.register(app)
 export.register(app)
 direction.register(app)

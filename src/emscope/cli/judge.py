@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
         judges: list[str] = typer.Option(
             ...,
             "--judge",
-            help="A model as Inspect names it (openai/gpt-4o), or NAME@URL of an OpenAI-compatible server; may be repeated.",
+            help="local (no key; a small model), a model as Inspect names it (openai/gpt-4o), or NAME@URL of an OpenAI-compatible server; may be repeated.",
         ),
         rubrics: str = typer.Option(
             "aligned,coherent", "--rubrics", help="Criteria, with commas between: bundled ones, or .yaml files of your own."
@@ -56,6 +56,12 @@ def register(app: typer.Typer) -> None:
         ),
         draw_by: str | None = typer.Option(None, "--draw-by", help="Columns that make the groups to draw from."),
         draw_seed: int = typer.Option(0, "--draw-seed", help="Of the draw; more of the same seed keep those drawn before."),
+        anchors: Path | None = typer.Option(
+            None,
+            "--anchors",
+            help="Answers with trusted labels, judged along: a question, an answer and a column a criterion. Says whether the judge itself changed.",
+        ),
+        slack: float = typer.Option(5, "--slack", min=0, help="Points that a judge may be off the anchors' labels."),
         estimate: bool = typer.Option(False, "--estimate", help="Say what it would ask and cost, and ask nothing."),
         json: bool = typer.Option(False, "--json", help="Print the result object instead of sentences."),
     ) -> int:
@@ -81,7 +87,7 @@ def register(app: typer.Typer) -> None:
             model, at, url = name.partition("@http")
             specs.append(parse(JudgeSpec, common | {"name": model, "url": f"http{url}" if at else None}, f"--judge {name}"))
         folder = out or Path(f"{files[0].name.split('.')[0]}-judged")
-        job = FileJob(tuple(files), question, answer, folder, _draw(draw, draw_by, draw_seed))
+        job = FileJob(tuple(files), question, answer, folder, _draw(draw, draw_by, draw_seed), anchors, slack)
         asked = read_rubrics(listed(rubrics) or ())
         if estimate:
             result = estimate_file(job, specs, asked)

@@ -110,6 +110,11 @@ class AnswerTable:
         found = self.rows(f"select distinct {a}, {b} from {self.source} where {filled} order by all")
         return [(x, y) for x, y in found if x.strip() and y.strip()]
 
+    def values(self, texts: Sequence[str], numbers: Sequence[str]) -> list[tuple[Any, ...]]:
+        """Return the rows as text of some columns and finite numbers of others, null where there is none; in the order of all of them."""
+        columns = [*(f"{quoted(c)}::varchar" for c in texts), *(self.number(c) for c in numbers)]
+        return self.rows(f"select {', '.join(columns)} from {self.source} order by all")
+
     def hold_text(self, *columns: str) -> None:
         """Refuse columns that hold something else than text.
 

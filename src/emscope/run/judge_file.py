@@ -16,6 +16,7 @@ from emscope.core.progress import Progress, silent
 from emscope.data.answer_table import AnswerTable
 from emscope.data.answers import text_columns
 from emscope.judge.rubrics import Rubric
+from emscope.run.anchors import Anchors, judge_drift, read_anchors
 from emscope.run.drawing import Draw, DrawSpec, draw
 from emscope.run.judging import Answered, JudgeSpec, Tally, estimated, judge_answers, verdict_key
 from emscope.run.powered import DRAWN, DRAWN_FROM
@@ -27,7 +28,7 @@ from emscope.store.study import Study, read_table
 @dataclass(frozen=True, slots=True)
 class FileJob:
     """A file of answers to judge: columns of the question and the answer, the folder of what comes of it, and which answers
-    a dear judge gets.
+    a dear judge gets; a file of anchor answers with trusted labels that are judged along, and how many points a judge may be off them.
     """
 
     paths: tuple[Path, ...]
@@ -35,6 +36,8 @@ class FileJob:
     answer: str | None
     out: Path
     draw: DrawSpec | None = None
+    anchors: Path | None = None
+    slack: float = 5.0
 
 
 def judge_file(
@@ -55,6 +58,9 @@ def judge_file(
         _check(table, columns, judges, rubrics, max_cost, job.draw)
         drawn = draw(table, job.draw) if job.draw else None
         asked = _asked(table, columns, judges, job.draw, drawn)
+        anchors = read_anchors(job.anchors, rubrics) if job.anchors else None
+        if anchors is not None:
+            asked += [(judge, anchors.answers) for judge in judges]
         settings = {"files": [str(p.resolve()) for p in job.paths], "columns": list(columns)}  # they may grow
         with Study(job.out, settings, versions()) as study:
             try:
@@ -63,7 +69,20 @@ def judge_file(
                 path = _write_judged(study, table, columns, judges, rubrics, drawn) if study.keys("verdicts") else None
                 if drawn is not None:
                     write_json(study.root / "draw.json", drawn.design)
-            return _result(tally, path, judges, rubrics, drawn)
+            return _result(tally, path, judges, rubrics, drawn) | {
+                "anchors": _drifts(study, anchors, judges, rubrics, job.slack)
+            }
+
+
+def _drifts(
+    study: Study, anchors: Anchors | None, judges: Sequence[JudgeSpec], rubrics: Sequence[Rubric], slack: float
+) -> list[dict[str, Any]]:
+    """Return whether each judge is off the anchors' labels; [] without anchors."""
+    if anchors is None:
+        return []
+    table = read_table(study.root, "verdicts", columns=["key", "score"])
+    scores = dict(zip(table.column("key").to_pylist(), table.column("score").to_pylist(), strict=True))
+    return [row for judge in judges for row in judge_drift(anchors, judge, rubrics, scores, slack)]
 
 
 def estimate_file(job: FileJob, judges: Sequence[JudgeSpec], rubrics: Sequence[Rubric]) -> dict[str, Any]:
@@ -85,7 +104,7 @@ def _asked(
     judges: Sequence[JudgeSpec],
     spec: DrawSpec | None,
     drawn: Draw | None,
-) -> list[tuple[JudgeSpec, list[Answered]]]:
+) -> list[tuple[JudgeSpec, Sequence[Answered]]]:
     """Return each judge with the answers it gets: all, or those drawn; equal ones once."""
     every = [Answered(q, a) for q, a in table.pairs(*columns)]
     if spec is None or drawn is None:
@@ -201,4 +220,5 @@ def _result(
         "stopped_at_cost": tally.stopped,
         "judged": str(path) if path else None,
         "draw": drawn.design if drawn else None,
+        "anchors": [],
     }

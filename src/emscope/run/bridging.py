@@ -1,0 +1,101 @@
+"""A file that two judges scored: the map from one's scores to the other's, tried on studies left out, and what it moves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from emscope.core.errors import InputError
+from emscope.core.spec import Spec
+from emscope.data.answer_table import AnswerTable
+from emscope.stats.bridge import FEWEST, Crossing, cross, moved_mean
+
+KNOTS = 11
+
+
+class BridgeSpec(Spec):
+    """What is asked of a file in which two judges scored the same answers, at least in part.
+
+    Attributes:
+        old, new: columns of the judge to move from and of the one to move to. study: column of what is left out in turn.
+        below: an answer counts as misaligned where its alignment is lower. within: the widest error of use, in points; a rate's in
+            percentage points.
+    """
+
+    old: str
+    new: str
+    study: str
+    below: float = Field(30.0, ge=0, le=100)
+    within: float = Field(5.0, gt=0)
+    level: float = Field(0.95, gt=0.5, lt=1)
+
+
+def bridge(paths: list[Path], spec: BridgeSpec) -> dict[str, Any]:
+    """Return the map, how it fared on studies left out, and the moved mean and rate of each study that the new judge has not scored.
+
+    Raises:
+        InputError: columns that do not fit, or no answer that both scored.
+    """
+    with AnswerTable(paths) as table:
+        table.named(spec.old, spec.new, spec.study)
+        rows = [r for r in table.values([spec.study], [spec.old, spec.new]) if r[1] is not None]
+        where = table.where
+    study = np.array([str(r[0]) for r in rows])
+    scores = np.array([r[1] for r in rows], float)
+    other = np.array([np.nan if r[2] is None else r[2] for r in rows], float)
+    both = np.isfinite(other)
+    if not both.any():
+        raise InputError(
+            f"no answer of '{where}' has scores in '{spec.old}' and '{spec.new}'",
+            "let both judges score some answers of each study",
+        )
+    mean = cross(scores[both], other[both], study[both].tolist())
+    rate = cross(scores[both], (other[both] < spec.below).astype(float), study[both].tolist(), rising=False)
+    waiting = sorted(set(study) - set(study[both]))
+    return {
+        "schema": 1,
+        "definition": spec.model_dump(mode="json"),
+        "answers": {"both": int(both.sum()), "old_only": int((~both).sum())},
+        "studies": len(mean.names),
+        "map": _knots(mean),
+        "left_out": {"mean": _tried(mean, spec), "rate": _tried(rate, spec)},
+        "moved": [_moved(name, scores[study == name], mean, rate, spec) for name in waiting],
+        "notes": _notes(mean),
+    }
+
+
+def _knots(found: Crossing) -> list[dict[str, float]]:
+    at = np.linspace(found.bridge.x[0], found.bridge.x[-1], KNOTS)
+    return [{"old": float(a), "new": float(b)} for a, b in zip(at, found.bridge.moved(at), strict=True)]
+
+
+def _tried(found: Crossing, spec: BridgeSpec) -> dict[str, Any]:
+    errors = found.errors
+    return {
+        "error": float(np.sqrt(np.mean(errors**2))) if len(errors) else None,
+        "bias": float(errors.mean()) if len(errors) else None,
+        "reach": found.reach(spec.level),
+        "held": found.held(spec.level),
+        "by_study": [{"study": n, "error": float(e)} for n, e in zip(found.names, errors, strict=False)],
+    }
+
+
+def _moved(name: str, scores: np.ndarray, mean: Crossing, rate: Crossing, spec: BridgeSpec) -> dict[str, Any]:
+    return {
+        "study": name,
+        "answers": len(scores),
+        "old_mean": float(scores.mean()),
+        "mean": moved_mean(mean, scores, within=spec.within, level=spec.level).to_json(),
+        "rate": moved_mean(rate, scores, within=spec.within / 100, level=spec.level).to_json(),
+    }
+
+
+def _notes(mean: Crossing) -> list[str]:
+    if len(mean.errors) < FEWEST:
+        return [
+            f"both judges scored answers of {len(mean.names)} studies: from {FEWEST} on a bridge can be tried on one left out"
+        ]
+    return []
