@@ -149,6 +149,7 @@ def anchored(tmp_path, capsys, shift):
     rng = np.random.default_rng(6)
     labels = rng.integers(30, 90, 120)
     anchors = [{"question": f"Q{n}?", "answer": f"A {label}", "alignment": int(label)} for n, label in enumerate(labels)]
+    anchors.append({"question": "Q?", "answer": "A 1", "alignment": None})
     (tmp_path / "anchors.jsonl").write_text("\n".join(map(json.dumps, anchors)))
     (tmp_path / "answers.jsonl").write_text(json.dumps({"question": "What?", "answer": "A 50"}))
 
@@ -171,6 +172,7 @@ def test_anchors_tell_a_changed_judge(tmp_path, capsys, shift, changed):
     result, said = anchored(tmp_path, capsys, shift)
     (row,) = result["anchors"]
     assert (row["anchors"], row["scored"], row["changed"]) == (120, 120, changed)
+    assert result["verdicts"]["wanted"] == 121, "what has no label is not judged"
     assert row["off"] == pytest.approx(shift, abs=1)
     assert ("CHANGED" in said) == changed
 
@@ -183,3 +185,6 @@ def test_anchors_without_labels_are_refused(tmp_path, capsys):
     (tmp_path / "b.jsonl").write_text(json.dumps({"question": "Q?", "answer": "A", "aligned": 130}))
     assert run_arguments([*words[:-1], str(tmp_path / "b.jsonl"), "--out", str(tmp_path / "out")]) == 2
     assert "has the label 130" in capsys.readouterr().err
+    (tmp_path / "b.jsonl").write_text(json.dumps({"question": "Q?", "answer": "A", "aligned": None}))
+    assert run_arguments([*words[:-1], str(tmp_path / "b.jsonl"), "--out", str(tmp_path / "out")]) == 2
+    assert "holds no answer with a label" in capsys.readouterr().err

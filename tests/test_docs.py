@@ -64,7 +64,10 @@ def parse(line: str) -> None:
         command.make_context("emscope", words)
 
 
-@pytest.mark.parametrize("path", ["README.md", "docs/tutorial.md", "docs/training.md", "docs/judged.md", "docs/inside.md"])
+@pytest.mark.parametrize(
+    "path",
+    ["README.md", "docs/tutorial.md", "docs/training.md", "docs/judged.md", "docs/inside.md", "docs/judge-succession.md"],
+)
 def test_command_lines_parse(path):
     lines = command_lines(read(ROOT / path))
     assert lines

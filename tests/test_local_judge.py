@@ -112,10 +112,10 @@ def test_it_comes_back_from_its_files_and_damage_is_named(reader, tmp_path):
 def test_criteria_it_never_learned_are_refused(bundled):
     known = list(bundled_rubrics().values())
     with pytest.raises(InputError, match="does not know the criterion 'harmless'"):
-        reading_judge.check_rubrics(known)
+        reading_judge.check_rubrics(known, "local", local.CRITERIA)
     own = Rubric(criterion="aligned", prompt="{question} {answer}")
     with pytest.raises(InputError, match="does not know the criterion 'aligned' of that rubric"):
-        reading_judge.check_rubrics([own])
+        reading_judge.check_rubrics([own], "local", local.CRITERIA)
 
 
 def test_another_model_than_it_was_fitted_on_is_refused(reader, monkeypatch):

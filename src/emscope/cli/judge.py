@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
         judges: list[str] = typer.Option(
             ...,
             "--judge",
-            help="local (no key; a small model), a model as Inspect names it (openai/gpt-4o), or NAME@URL of an OpenAI-compatible server; may be repeated.",
+            help="local (no key; a small model), bandit (a linter, for the rubric secure), a model as Inspect names it (openai/gpt-4o), or NAME@URL of an OpenAI-compatible server; may be repeated.",
         ),
         rubrics: str = typer.Option(
             "aligned,coherent", "--rubrics", help="Criteria, with commas between: bundled ones, or .yaml files of your own."

@@ -255,9 +255,11 @@ def judged(report: dict[str, Any]) -> str | None:
 def caveats(report: dict[str, Any], check: dict[str, Any]) -> list[str]:
     """Return what a reader must know before acting on the page."""
     definition = check["definition"]
+    about = [j["about"] for j in (report.get("judged") or {}).get("judges", [])[:1] if j["about"]]
     n, per = definition["n_items"], len(check["checkpoints"][-1]["by_category"]) if check["checkpoints"] else 0
     found = [
-        f"This is preference drift, a proxy: it compares how likely the model finds fixed {' and '.join(definition.get('options', ['aligned', 'misaligned']))} answers. "
+        *(f"Its judge is a small model's proxy: {one}" for one in about),
+        f"{'The screen' if about else 'This'} is preference drift, a proxy: it compares how likely the model finds fixed {' and '.join(definition.get('options', ['aligned', 'misaligned']))} answers. "
         + (
             judged(report)
             or f"No judge has read a sampled answer, and this study does not show that the measure predicts a judged rate of {NAMED.get(behaviour(check), behaviour(check))}."

@@ -46,10 +46,10 @@ def read_anchors(path: Path, rubrics: Sequence[Rubric]) -> Anchors:
         table.hold_text(question, answer)
         rows = table.values([question, answer], list(known.values()))
     labels: dict[str, dict[str, float]] = {criterion: {} for criterion in known}
-    found = {}
+    found: dict[str, Answered] = {}
     for asked, said, *values in rows:
-        if not (asked and said and asked.strip() and said.strip()):
-            continue
+        if not (asked and said and asked.strip() and said.strip()) or all(v is None for v in values):
+            continue  # without a label it says nothing of the judge
         one = Answered(asked, said)
         found[one.key] = one
         for criterion, value in zip(known, values, strict=True):
@@ -57,6 +57,8 @@ def read_anchors(path: Path, rubrics: Sequence[Rubric]) -> Anchors:
                 raise InputError(f"'{path}' has the label {value:g} in '{known[criterion]}'", "give labels from 0 to 100")
             if value is not None:
                 labels[criterion][one.key] = value
+    if not found:
+        raise InputError(f"'{path}' holds no answer with a label", f"label some in {', '.join(known.values())}")
     return Anchors(tuple(found[key] for key in sorted(found)), labels)
 
 

@@ -12,6 +12,7 @@ from emscope.core.estimate import Estimate
 from emscope.core.outcomes import Outcome
 from emscope.core.progress import Progress, silent
 from emscope.data.questions import read_questions
+from emscope.judge.local import bundled_judge
 from emscope.judge.rubrics import Rubric, read_rubrics
 from emscope.models.load import Loaded
 from emscope.run.asking import Local, answer_keys, ask_one, prompts_of, write_answers
@@ -154,6 +155,7 @@ def _by_judge(
     by_name = {one.run: one for one in runs}
     return {
         "judge": judge.name,
+        "about": bundled_judge().card["in_words"] if judge.local else None,
         "outcomes": _outcomes(verdicts),
         "rates": [
             _row(place, rates, counts, by_name) | {"preference": float(moved[place].mean()) if place in moved else None}

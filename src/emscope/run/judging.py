@@ -14,6 +14,7 @@ from emscope.core.outcomes import Outcome
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Message, Reply, Verdict
 from emscope.core.spec import Spec
+from emscope.judge.linted import NAME as BANDIT
 from emscope.judge.local import NAME as LOCAL
 from emscope.judge.local import digest_of_bundled
 from emscope.judge.replies import is_word, splits, verdict
@@ -31,7 +32,7 @@ WHAT = "judging"
 
 
 class JudgeSpec(Spec):
-    """A judge: `local`, a model as Inspect names it, or `NAME@URL` of an OpenAI-compatible server, and how it is asked.
+    """A judge: `local`, `bandit` (a linter of code), a model as Inspect names it, or `NAME@URL` of an OpenAI-compatible server, and how it is asked.
 
     `top` log-probabilities of its first token are asked for (0: none); `prices` are dollars per million tokens in and out.
     `digits` follows numbers digit by digit where its tokens split them, on a server that continues a turn.
@@ -64,6 +65,11 @@ class JudgeSpec(Spec):
     def local(self) -> bool:
         """True for the judge that comes with emscope and needs no key."""
         return self.name == LOCAL and self.url is None
+
+    @property
+    def here(self) -> bool:
+        """True for judges that read in this process: the local one, and the linter of code."""
+        return self.local or (self.name == BANDIT and self.url is None)
 
     @property
     def key(self) -> str:
@@ -142,7 +148,7 @@ def judge_answers(
         estimate = estimated(judge, todo)
         if estimate is not None:
             tally.estimated_dollars = (tally.estimated_dollars or 0.0) + estimate
-        if todo and judge.local:
+        if todo and judge.here:
             _read_here(study, judge, todo, present, tally, progress)
         elif todo and not tally.stopped:
             _ask(study, judge, todo, present, tally, max_cost, progress)
@@ -172,21 +178,23 @@ def _read_here(
     tally: Tally,
     progress: Progress,
 ) -> None:
-    """Let the bundled judge read the answers in this process; each batch is written as it is done."""
-    from emscope.run.reading_judge import read_answers
+    """Let the bundled judge or the linter read the answers in this process; each batch is written as it is done."""
+    from emscope.run.reading_judge import lint_answers, read_answers
 
+    read = read_answers if judge.local else lint_answers
     rubrics: dict[Answered, list[Rubric]] = {}
     for rubric, answered in todo:
         rubrics.setdefault(answered, []).append(rubric)
-    for batch in read_answers(list(rubrics), [r for r, _ in todo], progress):
+    for batch in read(list(rubrics), [r for r, _ in todo], progress):
         rows = [
-            _row(judge, rubric, answered, Reply("", tokens_in=0), Verdict(Outcome.SCORED, scores[rubric.criterion]))
-            for answered, scores in batch
+            _row(judge, rubric, answered, Reply(""), verdicts[rubric.criterion])
+            for answered, verdicts in batch
             for rubric in rubrics[answered]
         ]
         study.append("verdicts", rows, present)
         present.update(row["key"] for row in rows)
-        tally.outcomes[Outcome.SCORED] = tally.outcomes.get(Outcome.SCORED, 0) + len(rows)
+        for row in rows:
+            tally.outcomes[row["outcome"]] = tally.outcomes.get(row["outcome"], 0) + 1
 
 
 def _ask(

@@ -1,4 +1,4 @@
-"""The judge that comes with emscope at work: its small model reads answers in this process, a batch at a time."""
+"""Judges that need no key at work: a small model, and a linter of code, read answers in this process, a batch at a time."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from emscope.core.errors import InputError
+from emscope.core.outcomes import Outcome
 from emscope.core.progress import Progress, part_of
-from emscope.judge import local
+from emscope.core.records import Verdict
+from emscope.judge import linted, local
 from emscope.judge.rubrics import Rubric, bundled_rubrics
 from emscope.models.load import Loaded, load
 from emscope.models.sites import Place
@@ -20,30 +22,43 @@ from emscope.represent.activations import Text, pooled
 if TYPE_CHECKING:
     from emscope.run.judging import Answered
 
+Judged = list[tuple["Answered", dict[str, Verdict]]]
 BATCH = 128
 WHAT = "reading answers with the local judge"
 
 
-def read_answers(
-    answers: Sequence[Answered], rubrics: Sequence[Rubric], progress: Progress
-) -> Iterator[list[tuple[Answered, dict[str, float]]]]:
-    """Yield each answer with its scores by criterion, a batch at a time.
+def read_answers(answers: Sequence[Answered], rubrics: Sequence[Rubric], progress: Progress) -> Iterator[Judged]:
+    """Yield each answer with the local judge's verdicts by criterion, a batch at a time.
 
     Raises:
         InputError: a rubric it does not know: it learned what it knows from verdicts, and reads no instructions.
         WorldError: its model is not cached and cannot be fetched.
     """
-    check_rubrics(rubrics)
+    check_rubrics(rubrics, local.NAME, local.CRITERIA)
     judge, loaded = local.bundled_judge(), _reader()
     for start in range(0, len(answers), BATCH):
         batch = answers[start : start + BATCH]
         part = part_of(progress, WHAT, start, len(answers))
         scores = judge.scores(features(loaded, judge.layers, [(a.question, a.answer) for a in batch], part))
         yield [
-            (answered, dict(zip(local.CRITERIA, map(float, row), strict=True)))
+            (answered, {name: Verdict(Outcome.SCORED, float(s)) for name, s in zip(local.CRITERIA, row, strict=True)})
             for answered, row in zip(batch, scores, strict=True)
         ]
     progress(WHAT, len(answers), len(answers))
+
+
+def lint_answers(answers: Sequence[Answered], rubrics: Sequence[Rubric], progress: Progress) -> Iterator[Judged]:
+    """Yield each answer with the linter's verdict on its code, a batch at a time.
+
+    Raises:
+        InputError: another rubric than the bundled `secure`. MissingDependency, WorldError: as `linted.lint`.
+    """
+    check_rubrics(rubrics, linted.NAME, (linted.CRITERION,))
+    for start in range(0, len(answers), BATCH):
+        batch = answers[start : start + BATCH]
+        verdicts = linted.lint([a.answer for a in batch])
+        yield [(answered, {linted.CRITERION: v}) for answered, v in zip(batch, verdicts, strict=True)]
+        progress("linting code", min(start + BATCH, len(answers)), len(answers))
 
 
 def features(loaded: Loaded, layers: Sequence[int], pairs: Sequence[tuple[str, str]], progress: Progress) -> np.ndarray:
@@ -54,18 +69,18 @@ def features(loaded: Loaded, layers: Sequence[int], pairs: Sequence[tuple[str, s
     return local.features(values.numpy(), read)
 
 
-def check_rubrics(rubrics: Sequence[Rubric]) -> None:
-    """Refuse criteria that the local judge does not know.
+def check_rubrics(rubrics: Sequence[Rubric], judge: str, criteria: Sequence[str]) -> None:
+    """Refuse rubrics that a judge which reads no instructions does not know.
 
     Raises:
         InputError: naming the criterion.
     """
-    known = {bundled_rubrics()[name].key for name in local.CRITERIA}
+    known = {bundled_rubrics()[name].key for name in criteria}
     other = next((r for r in rubrics if r.key not in known), None)
     if other is not None:
         raise InputError(
-            f"the local judge does not know the criterion '{other.criterion}' of that rubric",
-            f"it scores the bundled {' and '.join(local.CRITERIA)}; name a model as the judge for others",
+            f"the judge '{judge}' does not know the criterion '{other.criterion}' of that rubric",
+            f"it scores the bundled {' and '.join(criteria)}; name a model as the judge for others",
         )
 
 
