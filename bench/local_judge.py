@@ -19,7 +19,7 @@ CHUNK = 128
 IN_WORDS = "?"
 
 
-def texts(rows: int, read: list[Path]) -> pd.DataFrame:
+def texts(rows: int) -> pd.DataFrame:
     """Return source, run, unit, question, response, aligned, coherent; first what is held apart, then public rows in random order."""
     names = ["source", "run", "unit", "question", "response", "aligned", "coherent"]
 
@@ -40,8 +40,7 @@ def texts(rows: int, read: list[Path]) -> pd.DataFrame:
         coherent=(blind.coherent_reader_1 + blind.coherent_reader_2) / 2,
     )[names]
     personas = public("apoorvabatham", "model_or_condition", "question_id", "question_id", 400)
-    own = [pd.read_parquet(file)[names] for file in read]
-    return pd.concat([*own, blind, mixed, personas]).reset_index(drop=True)
+    return pd.concat([blind, mixed, personas]).reset_index(drop=True)
 
 
 def activations(table: pd.DataFrame, model: str, layers: tuple[int, ...], work: Path, part: int, of: int) -> np.ndarray:
@@ -66,7 +65,7 @@ def activations(table: pd.DataFrame, model: str, layers: tuple[int, ...], work: 
             file.with_suffix(".part").rename(file)
             print(f"{start + len(rows)} of {len(table)}", flush=True)
         found.append(np.load(file).astype(np.float32) if file.exists() else None)
-    width = next(f.shape[1] for f in found if f is not None)
+    width = next((f.shape[1] for f in found if f is not None), 1)
     sizes = [min(CHUNK, len(table) - s) for s in range(0, len(table), CHUNK)]
     return np.concatenate([f if f is not None else np.full((n, width), np.nan) for f, n in zip(found, sizes, strict=True)])
 
@@ -203,9 +202,11 @@ if __name__ == "__main__":
     parser.add_argument("--write", action="store_true", help="put the judge into the package")
     given = parser.parse_args()
     part, of = map(int, (given.part or "0/1").split("/"))
-    table = texts(given.rows, given.read)
+    tables = [*(pd.read_parquet(file) for file in given.read), texts(given.rows)]
+    layers = tuple(int(n) for n in given.layers.split(","))
+    x = np.concatenate([activations(t, given.model, layers, given.work, part, of) for t in tables])
+    table = pd.concat(tables).reset_index(drop=True)
     print(table.source.value_counts().to_dict(), flush=True)
-    x = activations(table, given.model, tuple(int(n) for n in given.layers.split(",")), given.work, part, of)
     if given.part is None:
         known = np.isfinite(x[:, 0])
         table, x = table[known].reset_index(drop=True), x[known].astype(np.float64)

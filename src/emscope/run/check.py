@@ -20,7 +20,7 @@ from emscope.run.analysis import check
 from emscope.run.control import make_control
 from emscope.run.estimates import estimate_rows
 from emscope.run.evidence import Scores, arm, evidence
-from emscope.run.judged import Compared, ask_checkpoints, judge_checkpoints
+from emscope.run.judged import Compared, ask_checkpoints, judge_checkpoints, prepare_judges
 from emscope.run.measuring import Questions, Reading, measure
 from emscope.run.results import distributions
 from emscope.run.sets import EM, HELDOUT, TRUTH, ItemSets, heldout_from, sample_questions, study_sets
@@ -67,6 +67,7 @@ def run_check(request: CheckRequest, out: Path | None = None, progress: Progress
     target = discover(request.checkpoints)
     control = discover(request.control) if request.control else []
     base = locate(request.base or named_base([*target, *control]))
+    prepare_judges(request.judged)
     sets = _sets(request)
     harmless = read_conversations(Path(request.make_control)) if request.make_control else []
     frozen = _frozen(request, base, target, control, sets, harmless)

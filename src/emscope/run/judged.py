@@ -12,13 +12,15 @@ from emscope.core.estimate import Estimate
 from emscope.core.outcomes import Outcome
 from emscope.core.progress import Progress, silent
 from emscope.data.questions import read_questions
-from emscope.judge.local import bundled_judge
+from emscope.judge.local import CRITERIA, bundled_judge
+from emscope.judge.local import NAME as LOCAL
 from emscope.judge.rubrics import Rubric, read_rubrics
 from emscope.models.load import Loaded
 from emscope.run.asking import Local, answer_keys, ask_one, prompts_of, write_answers
 from emscope.run.evidence import Scores
 from emscope.run.judging import Answered, JudgeSpec, judge_answers, verdict_key
 from emscope.run.measuring import Reading
+from emscope.run.reading_judge import check_rubrics, readers_model
 from emscope.run.said import Pair, Place, Spoken, arm_rows, said, scored_by_place, worst
 from emscope.run.sets import EM, ItemSets
 from emscope.run.spec import JudgedSpec
@@ -55,6 +57,18 @@ class Counted:
     def empty(cls, units: int) -> Counted:
         """Return counts of nothing."""
         return cls(*(np.zeros(units) for _ in range(4)))
+
+
+def prepare_judges(judged: JudgedSpec | None) -> None:
+    """Refuse, before hours of work, a judge that could not read what comes of them.
+
+    Raises:
+        InputError, WorldError: the local judge's model is not to be had, or a rubric is not one it knows.
+    """
+    if judged is None or not any(judge.local for judge in judged.judges):
+        return
+    check_rubrics(read_rubrics(judged.rubrics), LOCAL, CRITERIA)
+    readers_model()
 
 
 def ask_checkpoints(

@@ -16,7 +16,7 @@ from emscope.judge import linted, local
 from emscope.judge.rubrics import Rubric, bundled_rubrics
 from emscope.models.load import Loaded, load
 from emscope.models.sites import Place
-from emscope.models.source import locate
+from emscope.models.source import Model, locate
 from emscope.represent.activations import Text, pooled
 
 if TYPE_CHECKING:
@@ -89,7 +89,17 @@ def _reader() -> Loaded:
     """Load the model that the bundled judge reads with.
 
     Raises:
+        InputError, WorldError: as `readers_model`.
+    """
+    return load(readers_model(), system="none", dtype="bfloat16")
+
+
+def readers_model() -> Model:
+    """Return the model that the bundled judge reads with, fetched where it is not cached: better before hours of work than after.
+
+    Raises:
         InputError: the model is another one than the judge was fitted on.
+        WorldError: it is not cached and cannot be fetched.
     """
     judge = local.bundled_judge()
     model = locate(judge.model)
@@ -98,4 +108,4 @@ def _reader() -> Loaded:
             f"the local judge was fitted on weights {judge.digest[:12]}… and '{judge.model}' has {model.digest[:12]}…",
             "fetch the model again, with the versions in constraints.txt",
         )
-    return load(model, system="none", dtype="bfloat16")
+    return model

@@ -14,7 +14,7 @@ from emscope.data.questions import read_questions
 from emscope.models.load import load
 from emscope.models.source import Model, locate
 from emscope.run.asking import digest_of
-from emscope.run.judged import Compared, ask_checkpoints, judge_checkpoints, settings
+from emscope.run.judged import Compared, ask_checkpoints, judge_checkpoints, prepare_judges, settings
 from emscope.run.measuring import Questions, Reading, measure
 from emscope.run.plan import Run, checkpoint, control_of, plan, read_steps, taught
 from emscope.run.recipes import Gap, listed, perplexity_gap, recipe
@@ -43,6 +43,7 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> dict[s
     near = {one.method: held_near(one.train.held) for one in runs}
     progress("finding the model", 0, 1)
     base = processes.from_first(lambda: locate(spec.model))  # one process fetches and converts
+    processes.from_first(lambda: prepare_judges(spec.judged))
     progress("finding the model", 1, 1)
     recipes = processes.from_first(lambda: {name: recipe(spec, a, _gap(spec, base)) for name, a in spec.arms.items()})
     if not processes.is_first():
