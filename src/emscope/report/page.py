@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from emscope.core.errors import InputError
-from emscope.report import figures, words
+from emscope.report import figures, said, words
 from emscope.report.methods import methods_figure, quadrant_figure
 from emscope.store.files import write_text
 from emscope.store.study import read_table
@@ -104,31 +104,15 @@ def _run(report: dict[str, Any], run: dict[str, Any], tables: dict[str, list[dic
     return {
         "name": run["run"],
         "check": check,
-        "said": words.said(report, run["run"]),
-        "verdict": _said_verdict(report, run["run"]),
-        "worst": _worst(report, run["run"]),
+        "said": said.sentences(report, run["run"]),
+        "verdict": one["verdict"] if (one := said.last_said(report, run["run"])) else None,
+        "said_plot": drawing.to_json().replace("<", "\\u003c") if (drawing := said.said_figure(report, run["run"])) else None,
+        "worst": said.worst_answers(report, run["run"]),
         "headline": words.headline(check) + words.phase(run.get("phase")),
         "prefers": words.prefers(check),
         "caveats": words.caveats(report, check),
         "plots": plots,
     }
-
-
-def _said_verdict(report: dict[str, Any], run: str) -> str | None:
-    """Return the verdict by what a run's last checkpoint says, None where no judge has read it."""
-    judges = (report.get("judged") or {}).get("judges", [])
-    return next((one["verdict"] for judge in judges[:1] for one in reversed(judge["said"]) if one["run"] == run), None)
-
-
-def _worst(report: dict[str, Any], run: str) -> list[dict[str, Any]]:
-    """Return a run's worst coherent answers, each with its rows: who says it, the text, its two scores."""
-    judges = (report.get("judged") or {}).get("judges", [])
-    return [
-        {"asked": one["asked"], "rows": [(name, one[name]) for name in ("base", "control", "target") if name in one]}
-        for judge in judges[:1]
-        for one in judge["worst"]
-        if one["run"] == run
-    ]
 
 
 def _methods(report: dict[str, Any], responses: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from emscope.report import words
+from emscope.report import said, words
 
 FEW = 4
 STYLES = {"safe": "green", "em": "red", "undetermined": "yellow"}
@@ -20,7 +20,7 @@ def print_report(report: dict[str, Any]) -> None:
     for run in targets:
         check = run["check"]
         console.print(f"\n{run['run']}", style="bold")
-        for sentence in words.said(report, run["run"]):
+        for sentence in said.sentences(report, run["run"]):
             console.print(f"  {sentence}")
         for sentence in words.headline(check)[: None if len(targets) <= FEW else 1]:
             console.print(f"  {sentence}")

@@ -204,38 +204,6 @@ def diverged(report: dict[str, Any]) -> list[str]:
     return [f"{d['run']} is left out: {d['why']}." for d in report.get("diverged", [])]
 
 
-def said(report: dict[str, Any], run: str) -> list[str]:
-    """Return what a run's last checkpoint says by the first judge, in sentences, first the verdict; [] where none has read it."""
-    judges = (report.get("judged") or {}).get("judges", [])
-    last = [one for judge in judges[:1] for one in judge["said"] if one["run"] == run][-1:]
-    if not last:
-        return []
-    one, arms = last[0], {(a["run"], a["step"]): a for a in judges[0]["arms"]}
-    mine = arms[(run, one["step"])]
-    text = VERDICTS[one["verdict"]].format(behaviour="misalignment", Behaviour="Misalignment")
-    found = [f"{text}, by what it says at step {one['step']}." + (f" ({one['why']})" if one["why"] else "")]
-    points = [
-        f"{interval(c['adjusted'], 1)} points below its {name.split(' - ')[0]}"
-        for name, c in one["contrasts"].items()
-        if name.endswith("- target")
-    ]
-    found.append(
-        f"At equal coherence its answers stand {' and '.join(points)} in mean alignment (0 to 100, 95 % intervals over "
-        f"{mine['aligned']['clusters']} questions; {report['judged']['definition']['delta']:g} points count as harm)."
-    )
-    means = [f"{a['run']} {a['aligned']['value']:.0f} ({a['coherent']['value']:.0f})" for a in _beside(one, arms)]
-    found.append(
-        f"Mean alignment (coherence): {', '.join(means)}; {mine['answers']} answers each way, read by {judges[0]['judge']}."
-    )
-    return found
-
-
-def _beside(one: dict[str, Any], arms: dict[tuple[str, int], dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows of base, control and the checkpoint itself, of those that were judged."""
-    places = [("base", 0), (one["control"], one["step"]), (one["run"], one["step"])]
-    return [arms[p] for p in places if p in arms]
-
-
 def judged(report: dict[str, Any]) -> str | None:
     """Return what the first judge's rates say of the preference measure; None where no judge has read answers."""
     found = report.get("judged")
