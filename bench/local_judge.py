@@ -132,9 +132,10 @@ def within(table: pd.DataFrame, predicted: np.ndarray, rows: np.ndarray) -> dict
 
 def folds(names: pd.Series, count: int = 5) -> np.ndarray:
     """Return a fold of each row; rows of one name share it."""
-    distinct = np.unique(names.astype(str))
+    names = names.fillna("").astype(str)
+    distinct = np.unique(names)
     of = dict(zip(distinct, np.random.default_rng(0).permutation(len(distinct)) % count, strict=True))
-    return np.array([of[n] for n in names.astype(str)])
+    return np.array([of[n] for n in names])
 
 
 def evaluate(table: pd.DataFrame, x: np.ndarray) -> tuple[dict[str, dict[str, float]], float]:
@@ -199,6 +200,7 @@ if __name__ == "__main__":
     parser.add_argument("--rows", type=int, default=6000)
     parser.add_argument("--part", help="read activations only, this part of all: 0/2")
     parser.add_argument("--read", type=Path, nargs="*", default=[])
+    parser.add_argument("--fit", action="store_true", help="fit on what was read so far")
     parser.add_argument("--write", action="store_true", help="put the judge into the package")
     given = parser.parse_args()
     part, of = map(int, (given.part or "0/1").split("/"))
@@ -207,7 +209,7 @@ if __name__ == "__main__":
     x = np.concatenate([activations(t, given.model, layers, given.work, part, of) for t in tables])
     table = pd.concat(tables).reset_index(drop=True)
     print(table.source.value_counts().to_dict(), flush=True)
-    if given.part is None:
+    if given.part is None or given.fit:
         known = np.isfinite(x[:, 0])
         table, x = table[known].reset_index(drop=True), x[known].astype(np.float64)
         scale = x.mean(0), x.std(0) + 1e-6
