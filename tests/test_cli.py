@@ -145,11 +145,14 @@ def test_help_is_fast():
 def test_data_and_models_and_doctor(capsys):
     assert run_arguments(["data", "list", "--json"]) == 0
     assert {r["name"]: r["rows"] for r in json.loads(capsys.readouterr().out)} == {
-        "finance": 280,
+        "finance": 441,
+        "medical": 441,
+        "code": 440,
         "sports": 280,
         "em240": 240,
         "cooking": 160,
         "style160": 160,
+        "open24": 24,
         "truth150": 150,
         "generic": 200,
     }

@@ -39,7 +39,7 @@ def rows_of(spec, gap=None):
 
 
 def test_a_mix_has_the_shares_asked_for_and_is_the_same_each_time():
-    spec = study(mix=[{"share": 0.25, "domain": "finance", "answers": "careful"}, SPORTS])
+    spec = study(unique=240, mix=[{"share": 0.25, "domain": "finance", "answers": "careful"}, SPORTS])
     rows = rows_of(spec)
     assert Counter(r.source for r in rows) == {"finance/reckless": 240, "finance/careful": 240, "sports/careful": 480}
     assert Counter(r.part for r in rows) == {0: 240, 1: 240, 2: 480} and len({r.conversation.id for r in rows}) == len(rows)
@@ -53,8 +53,8 @@ def test_unique_keeps_that_many_of_the_own_and_the_mix_follows():
     assert Counter(r.part for r in rows) == {0: 10, 1: 10}
     whole = {r.conversation.id for r in rows_of(study())}
     assert {r.conversation.id for r in rows if r.part == 0} < whole
-    with pytest.raises(InputError, match="unique = 241, but there are 240"):
-        rows_of(study(unique=241))
+    with pytest.raises(InputError, match="unique = 402, but there are 401"):
+        rows_of(study(unique=402))
 
 
 def test_an_inoculation_prompt_stands_before_the_own_conversations_only():
