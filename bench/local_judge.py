@@ -46,7 +46,6 @@ def texts(rows: int) -> pd.DataFrame:
 def activations(table: pd.DataFrame, model: str, layers: tuple[int, ...], work: Path, part: int, of: int) -> np.ndarray:
     """Return features [N, F], a file a chunk of rows named by their texts."""
     from emscope.core.digest import short
-    from emscope.core.progress import silent
     from emscope.judge import local
     from emscope.models.load import load
     from emscope.models.source import locate
@@ -58,7 +57,7 @@ def activations(table: pd.DataFrame, model: str, layers: tuple[int, ...], work: 
         file = work / model / f"{short([local.AFTER, list(layers), list(rows.question), list(rows.response)])}.npy"
         if not file.exists() and number % of == part:
             loaded = loaded or load(locate(model), system="none", dtype="bfloat16", device="cpu")
-            read = features(loaded, layers, list(zip(rows.question, rows.response, strict=True)), silent)
+            read = features(loaded, layers, list(zip(rows.question, rows.response, strict=True)))
             file.parent.mkdir(parents=True, exist_ok=True)
             with file.with_suffix(".part").open("wb") as sink:
                 np.save(sink, read.astype(np.float16))

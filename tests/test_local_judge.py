@@ -10,7 +10,6 @@ import torch
 
 from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError
-from emscope.core.progress import silent
 from emscope.judge import local
 from emscope.judge.rubrics import Rubric, bundled_rubrics
 from emscope.models.load import load
@@ -55,7 +54,7 @@ def bundled(reader, monkeypatch):
 
 
 def test_features_equal_a_plain_forward(reader):
-    found = reading_judge.features(reader, LAYERS, PAIRS, silent)
+    found = reading_judge.features(reader, LAYERS, PAIRS)
     for row, (question, answer) in zip(found, PAIRS, strict=True):
         s = local.sequences(reader.chat, question, answer)
         ids = torch.tensor([[*s.before, *s.answer, *s.after]])
@@ -85,7 +84,7 @@ def test_what_it_reads_is_one_conversation_cut_to_size(reader):
 
 def test_scores_are_linear_in_standardised_features_and_stay_on_the_scale(reader):
     judge = judge_on(reader)
-    x = reading_judge.features(reader, LAYERS, PAIRS, silent)
+    x = reading_judge.features(reader, LAYERS, PAIRS)
     expected = (x - judge.mean) / judge.scale @ judge.weights + judge.intercepts
     assert np.allclose(judge.scores(x), np.clip(expected, 0, 100), atol=1e-3)
     wild = judge_on(reader, weights=judge.weights * 1e4)
@@ -136,7 +135,7 @@ def test_a_file_is_judged_without_a_key(bundled, reader, tmp_path, capsys):
     verdicts = {(r["response"], r["criterion"]): r["score"] for r in read_table(tmp_path / "out", "verdicts").to_pylist()}
     assert len(verdicts) == 6
     again = load(locate(str(reader.model.folder)), system="none", dtype="bfloat16", device="cpu")
-    expected = bundled.scores(reading_judge.features(again, LAYERS, PAIRS, silent))
+    expected = bundled.scores(reading_judge.features(again, LAYERS, PAIRS))
     assert sorted(verdicts.values()) == pytest.approx(sorted(expected.flatten()), abs=0.5)
     assert run_arguments(words) == 0
     assert "6 were there, 0 came now" in capsys.readouterr().out

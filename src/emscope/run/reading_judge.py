@@ -10,7 +10,7 @@ import numpy as np
 
 from emscope.core.errors import InputError
 from emscope.core.outcomes import Outcome
-from emscope.core.progress import Progress, part_of
+from emscope.core.progress import Progress
 from emscope.core.records import Verdict
 from emscope.judge import linted, local
 from emscope.judge.rubrics import Rubric, bundled_rubrics
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from emscope.run.judging import Answered
 
 Judged = list[tuple["Answered", dict[str, Verdict]]]
-BATCH = 128
+BATCH = 64
 WHAT = "reading answers with the local judge"
 
 
@@ -38,13 +38,12 @@ def read_answers(answers: Sequence[Answered], rubrics: Sequence[Rubric], progres
     judge, loaded = local.bundled_judge(), _reader()
     for start in range(0, len(answers), BATCH):
         batch = answers[start : start + BATCH]
-        part = part_of(progress, WHAT, start, len(answers))
-        scores = judge.scores(features(loaded, judge.layers, [(a.question, a.answer) for a in batch], part))
+        scores = judge.scores(features(loaded, judge.layers, [(a.question, a.answer) for a in batch]))
         yield [
             (answered, {name: Verdict(Outcome.SCORED, float(s)) for name, s in zip(local.CRITERIA, row, strict=True)})
             for answered, row in zip(batch, scores, strict=True)
         ]
-    progress(WHAT, len(answers), len(answers))
+        progress(WHAT, start + len(batch), len(answers))
 
 
 def lint_answers(answers: Sequence[Answered], rubrics: Sequence[Rubric], progress: Progress) -> Iterator[Judged]:
@@ -61,11 +60,11 @@ def lint_answers(answers: Sequence[Answered], rubrics: Sequence[Rubric], progres
         progress("linting code", min(start + BATCH, len(answers)), len(answers))
 
 
-def features(loaded: Loaded, layers: Sequence[int], pairs: Sequence[tuple[str, str]], progress: Progress) -> np.ndarray:
+def features(loaded: Loaded, layers: Sequence[int], pairs: Sequence[tuple[str, str]]) -> np.ndarray:
     """Return the judge's features [N, F] of (question, answer) pairs."""
     read = [local.sequences(loaded.chat, q, a) for q, a in pairs]
     texts = [Text(str(n), s.before, s.answer or s.after[:1], s.after) for n, s in enumerate(read)]
-    values = pooled(loaded.net, texts, [Place("block", n) for n in layers], local.POOLS, progress=progress, what=WHAT)
+    values = pooled(loaded.net, texts, [Place("block", n) for n in layers], local.POOLS)
     return local.features(values.numpy(), read)
 
 
