@@ -40,7 +40,7 @@ def test_a_short_chain_on_the_real_model(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     check = next(r for r in json.loads(done.stdout)["runs"] if "check" in r)["check"]
     assert [c["step"] for c in check["checkpoints"]] == [1, 2]
-    assert 3 < check["base_reading"]["loss"]["per_token"] < 6, "SmolLM2 finds the held-out answers about this likely"
+    assert 2 < check["base_reading"]["loss"]["per_token"] < 4, "SmolLM2 finds the held-out answers about this likely"
     assert check["checkpoints"][1]["loss"]["per_token"] < check["base_reading"]["loss"]["per_token"]
     assert (tmp_path / "out" / "report.html").stat().st_size > 1_000_000
 
