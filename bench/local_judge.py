@@ -138,8 +138,9 @@ def folds(names: pd.Series, count: int = 5) -> np.ndarray:
     return np.array([of[n] for n in names])
 
 
-def evaluate(table: pd.DataFrame, x: np.ndarray) -> tuple[dict[str, dict[str, float]], float]:
-    """Return agreement on held-out runs, on studies not fitted on, and on small models' answers held out by question; and the penalty."""
+def evaluate(table: pd.DataFrame, x: np.ndarray) -> tuple[dict[str, dict[str, float]], float, np.ndarray]:
+    """Return agreement on held-out runs, on studies not fitted on, and on small models' answers held out by question; the penalty; and
+    the scores of public answers held out by run [N, 2]."""
     y = table[["aligned", "coherent"]].to_numpy(float)
     source = table.source.to_numpy()
     public = np.isin(source, ["em_generalization_text_sample", "clarifying_em"])
@@ -170,7 +171,7 @@ def evaluate(table: pd.DataFrame, x: np.ndarray) -> tuple[dict[str, dict[str, fl
         found[f"{s}, held out by question"] = agreement(table, by_question, source == s) | within(
             table, by_question, source == s
         )
-    return found, best
+    return found, best, by_run[best]
 
 
 def in_words(found: dict[str, dict[str, float]], small: list[str]) -> str:
@@ -215,6 +216,7 @@ if __name__ == "__main__":
     parser.add_argument("--rows", type=int, default=6000)
     parser.add_argument("--part", help="read activations only, this part of all: 0/2")
     parser.add_argument("--read", type=Path, nargs="*", default=[])
+    parser.add_argument("--scores", type=Path, help="write the public answers' scores, held out by run, without texts")
     parser.add_argument("--fit", action="store_true", help="fit on what was read so far")
     parser.add_argument("--write", action="store_true", help="put the judge into the package")
     given = parser.parse_args()
@@ -229,7 +231,13 @@ if __name__ == "__main__":
         table, x = table[known].reset_index(drop=True), x[known].astype(np.float64)
         scale = x.mean(0), x.std(0) + 1e-6
         x = (x - scale[0]) / scale[1]
-        found, penalty = evaluate(table, x)
+        found, penalty, held = evaluate(table, x)
+        if given.scores:
+            public = np.isfinite(held[:, 0])
+            kept = table[public].drop(columns=["question", "response"])
+            kept.assign(local=held[public, 0].clip(0, 100), local_coherent=held[public, 1].clip(0, 100)).to_parquet(
+                given.scores
+            )
         for name, numbers in found.items():
             print(name, numbers)
         print("penalty", penalty)

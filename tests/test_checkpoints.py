@@ -222,3 +222,30 @@ def test_small_updates_are_not_rounded_away_in_bfloat16(tiny, tmp_path):
     assert slopes[0] == pytest.approx(1, abs=0.15) and slopes[1] < 0.8, slopes
     assert all(torch.equal(weights[k], v) for k, v in net.state_dict().items())
     assert not any("forward" in m.__dict__ for m in net.modules())
+
+
+@pytest.mark.parametrize(
+    ("which", "settings"),
+    [
+        ("tiny", {}),
+        ("tiny", {"use_rslora": True, "layers_to_transform": [1], "target_modules": ["q_proj", "down_proj"]}),
+        ("tiny_gpt2", {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}),
+        ("tiny", {"use_dora": True}),
+    ],
+)
+def test_in_bfloat16_adapters_do_what_they_do_in_float32(which, settings, tmp_path, request):
+    """Each kind moves the logits as in float32, up to rounding, at scale 1 and doubled; the base is bit-equal afterwards."""
+    tiny = request.getfixturevalue(which)
+    make_adapter(tiny, tmp_path / "checkpoint-3", **settings)
+    (found,) = discover(str(tmp_path))
+    net, wide = load_net(tiny, dtype="bfloat16").eval(), load_net(tiny, dtype="bfloat16").float().eval()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    for scale in (1.0, 2.0):
+        with applied(wide, found, scale=scale) as changed:
+            true = logits(changed) - 0
+        with applied(net, found, scale=scale) as changed:
+            mine = logits(changed).float()
+        moved = float((true - logits(wide)).abs().max())
+        assert float((mine - true).abs().max()) < 0.1 * moved, "rounding is small beside what the adapter does"
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+    assert not any("forward" in m.__dict__ for m in net.modules())
