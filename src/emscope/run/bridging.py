@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from emscope.core.errors import InputError
+from emscope.core.estimate import Estimate
 from emscope.core.spec import Spec
 from emscope.data.answer_table import AnswerTable
 from emscope.stats.bridge import FEWEST, Crossing, cross, moved_mean
@@ -89,8 +91,15 @@ def _moved(name: str, scores: np.ndarray, mean: Crossing, rate: Crossing, spec: 
         "answers": len(scores),
         "old_mean": float(scores.mean()),
         "mean": moved_mean(mean, scores, within=spec.within, level=spec.level).to_json(),
-        "rate": moved_mean(rate, scores, within=spec.within / 100, level=spec.level).to_json(),
+        "rate": _share(moved_mean(rate, scores, within=spec.within / 100, level=spec.level)).to_json(),
     }
+
+
+def _share(found: Estimate) -> Estimate:
+    """Keep the ends of a share's interval within 0 and 1."""
+    if found.low is None or found.high is None:
+        return found
+    return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
 
 
 def _notes(mean: Crossing) -> list[str]:
