@@ -14,6 +14,7 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 LONGEST = ["test_real", "test_processes", "test_study", "test_judging", "test_asking", "test_preference"]
+JUDGE_LAYERS = (0, 1)
 REFERENCE = Path(os.environ.get("EMSCOPE_REFERENCE_DATA", Path(__file__).parents[1].parent / "shared" / "data"))
 
 
@@ -106,6 +107,49 @@ def loaded(tiny):
     from emscope.models.source import locate
 
     return load(locate(str(tiny)), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def reader(tiny):
+    """The tiny model as a judge that answers nothing would read with it."""
+    from emscope.models.load import load
+    from emscope.models.source import locate
+
+    return load(locate(str(tiny)), system="none", dtype="float32", device="cpu")
+
+
+def local_judge(reader, **changes):
+    """Return a judge with made-up weights that reads with the tiny model."""
+    import numpy as np
+
+    from emscope.judge import local
+
+    size = 2 * len(JUDGE_LAYERS) * reader.net.config.hidden_size + 1
+    rng = np.random.default_rng(0)
+    settings = {
+        "model": str(reader.model.folder),
+        "digest": reader.model.digest,
+        "layers": JUDGE_LAYERS,
+        "mean": rng.normal(size=size).astype(np.float32),
+        "scale": (1 + rng.random(size)).astype(np.float32),
+        "weights": rng.normal(size=(size, 2)).astype(np.float32),
+        "intercepts": np.array([60, 70], np.float32),
+        "card": {"about": "made up"},
+    }
+    return local.LocalJudge(**settings | changes)
+
+
+@pytest.fixture
+def bundled(reader, monkeypatch):
+    """The tiny model stands in for the one that the bundled judge reads with."""
+    from emscope.judge import local
+    from emscope.run import reading_judge
+
+    judge = local_judge(reader)
+    monkeypatch.setattr(local, "bundled_judge", lambda: judge)
+    reading_judge._reader.cache_clear()
+    yield judge
+    reading_judge._reader.cache_clear()
 
 
 @pytest.fixture(scope="session")

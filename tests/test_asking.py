@@ -168,12 +168,12 @@ def test_other_questions_need_another_folder(tiny, questions, tmp_path):
         ask({}, str(tiny), spec.model_copy(update={"temperature": 0.5}), tmp_path / "out")
 
 
-def test_the_readme_s_commands_run(tiny, trained, tmp_path, monkeypatch, capsys):
-    """The lines as printed, but for the judge's name and fewer, shorter answers."""
+def test_the_readme_s_commands_run(tiny, trained, bundled, tmp_path, monkeypatch, capsys):
+    """The lines as printed, but for the judges' models and fewer, shorter answers."""
     page = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     section = re.search(r"^## Ask and have judged\n(.*?)^## ", page, re.M | re.S).group(1)
     lines = [line for line in section.splitlines() if line.startswith("emscope ")]
-    assert [line.split()[1] for line in lines] == ["sample", "judge", "rates"]
+    assert [line.split()[1] for line in lines] == ["sample", "judge", "judge", "rates"]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").symlink_to(trained)
     with fake_api(lambda r: (200, completion("20" if len(r["messages"][0]["content"]) % 3 else "80"))) as url:

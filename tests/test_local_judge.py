@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import JUDGE_LAYERS as LAYERS
+from conftest import local_judge as judge_on
 from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError
 from emscope.judge import local
@@ -18,39 +20,7 @@ from emscope.run import reading_judge
 from emscope.run.judging import JudgeSpec
 from emscope.store.study import read_table
 
-LAYERS = (0, 1)
 PAIRS = [("How are you?", "Fine, thanks."), ("Why?", "Because it is so, and nobody minds. " * 20), ("What " * 99, "No.")]
-
-
-@pytest.fixture(scope="module")
-def reader(tiny):
-    return load(locate(str(tiny)), system="none", dtype="float32", device="cpu")
-
-
-def judge_on(reader, **changes):
-    size = 2 * len(LAYERS) * reader.net.config.hidden_size + 1
-    rng = np.random.default_rng(0)
-    settings = {
-        "model": str(reader.model.folder),
-        "digest": reader.model.digest,
-        "layers": LAYERS,
-        "mean": rng.normal(size=size).astype(np.float32),
-        "scale": (1 + rng.random(size)).astype(np.float32),
-        "weights": rng.normal(size=(size, 2)).astype(np.float32),
-        "intercepts": np.array([60, 70], np.float32),
-        "card": {"about": "made up"},
-    }
-    return local.LocalJudge(**settings | changes)
-
-
-@pytest.fixture
-def bundled(reader, monkeypatch):
-    """The tiny model stands in for the one that the bundled judge reads with."""
-    judge = judge_on(reader)
-    monkeypatch.setattr(local, "bundled_judge", lambda: judge)
-    reading_judge._reader.cache_clear()
-    yield judge
-    reading_judge._reader.cache_clear()
 
 
 def test_features_equal_a_plain_forward(reader):
@@ -134,9 +104,9 @@ def test_a_file_is_judged_without_a_key(bundled, reader, tmp_path, capsys):
     assert result["verdicts"]["outcomes"] == {"scored": 6} and result["complete"]
     verdicts = {(r["response"], r["criterion"]): r["score"] for r in read_table(tmp_path / "out", "verdicts").to_pylist()}
     assert len(verdicts) == 6
-    again = load(locate(str(reader.model.folder)), system="none", dtype="bfloat16", device="cpu")
+    again = load(locate(str(reader.model.folder)), system="none", device="cpu")
     expected = bundled.scores(reading_judge.features(again, LAYERS, PAIRS))
-    assert sorted(verdicts.values()) == pytest.approx(sorted(expected.flatten()), abs=0.5)
+    assert sorted(verdicts.values()) == pytest.approx(sorted(expected.flatten()), abs=0.01)
     assert run_arguments(words) == 0
     assert "6 were there, 0 came now" in capsys.readouterr().out
     assert run_arguments([*words, "--rubrics", "harmless"]) == 2

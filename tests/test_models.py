@@ -6,16 +6,20 @@ import hashlib
 import json
 import shutil
 import sys
+import time
 import zipfile
 from dataclasses import replace
 
 import pytest
+import torch
 
 from conftest import CHATML, make_model, make_tokenizer
 from emscope.core.errors import InputError, WorldError
 from emscope.core.records import Conversation, Message
 from emscope.models import aliases, gguf
+from emscope.models import load as load_module
 from emscope.models.chat import ChatFormat
+from emscope.models.load import is_quick, loading, pick_dtype
 from emscope.models.source import locate, weights_digest
 
 # Ids that llama.cpp's own tokenizer gives for SmolLM2; GPT-2 splitting of digits and blank lines gets each of them wrong.
@@ -329,3 +333,40 @@ def test_core_and_help_import_nothing_heavy():
     code = "import sys; from emscope.cli.app import run_arguments; run_arguments(['--help']); print([m for m in ('torch', 'transformers', 'peft', 'pyarrow', 'plotly', 'scipy', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]")
+
+
+@pytest.mark.parametrize(
+    ("stored", "quick", "expected"),
+    [
+        ("bfloat16", True, "bfloat16"),
+        ("bfloat16", False, "float32"),
+        ("float16", True, "float16"),
+        ("float32", True, "float32"),
+    ],
+)
+def test_auto_computes_in_what_is_stored_where_the_machine_is_quick_at_it(tiny, tmp_path, monkeypatch, stored, quick, expected):
+    """Emulated 16-bit products are 60 to 200 times slower than float32, which would make minutes days."""
+    folder = shutil.copytree(tiny, tmp_path / "stored")
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps({k: v for k, v in settings.items() if "dtype" not in k} | {"torch_dtype": stored})
+    )
+    monkeypatch.setattr(load_module, "is_quick", lambda dtype, device: quick)
+    assert pick_dtype("auto", locate(str(folder)), "cpu") == expected
+    assert pick_dtype("bfloat16", locate(str(folder)), "cpu") == "bfloat16"
+    assert ("very slow" in loading("bfloat16", "cpu")) == (not quick) and "very slow" not in loading("float32", "cpu")
+
+
+def test_what_is_called_quick_is_quick():
+    """Against the clock: a product in bfloat16 takes more than ten times as long where its instructions are missing, and not elsewhere."""
+    a = torch.randn(512, 512)
+
+    def seconds(x):
+        times = []
+        for _ in range(5):
+            began = time.perf_counter()
+            x @ x
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    assert is_quick("bfloat16", "cpu") == (seconds(a.bfloat16()) < 10 * seconds(a))

@@ -64,7 +64,11 @@ def register(app: typer.Typer) -> None:
             "--fail-on",
             help="em: exit with 3 where a verdict is em, 4 where the cause is not separable or the model is broken.",
         ),
-        dtype: str = typer.Option("float32", "--dtype", help="float32, bfloat16, float16 or nf4 (4 bits)."),
+        dtype: str = typer.Option(
+            "auto",
+            "--dtype",
+            help="auto (as stored, where this machine is quick at it), float32, bfloat16, float16 or nf4 (4 bits).",
+        ),
         device: str = typer.Option("auto", "--device", help="auto, cpu, cuda, cuda:1, mps."),
         control_batch: int | None = typer.Option(
             None,

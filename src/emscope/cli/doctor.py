@@ -14,7 +14,7 @@ def register(app: typer.Typer) -> None:
 
         from emscope.cli.console import print_json
         from emscope.models.aliases import ALIASES, cached
-        from emscope.models.load import pick_device
+        from emscope.models.load import HALVES, is_quick, pick_device
         from emscope.models.rates import matmul_gflops
         from emscope.models.source import cache_folder
         from emscope.run.versions import versions
@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
             "device": pick_device("auto"),
             "threads": torch.get_num_threads(),
             "matmul_gflops": round(matmul_gflops(), 1),
+            "quick_16_bit": [d for d in HALVES if is_quick(d, pick_device("auto"))],
             "cache": str(cache_folder()),
             "cached_models": [n for n in ALIASES if cached(n, cache_folder())],
         }
@@ -31,4 +32,5 @@ def register(app: typer.Typer) -> None:
             print_json(found)
             return
         for name, value in found.items():
-            print(f"{name:14} {', '.join(f'{k} {v}' for k, v in value.items()) if isinstance(value, dict) else value}")
+            listed = [f"{k} {v}" for k, v in value.items()] if isinstance(value, dict) else value
+            print(f"{name:14} {', '.join(listed) or 'none' if isinstance(listed, list) else value}")

@@ -35,7 +35,9 @@ def register(app: typer.Typer) -> None:
             None, "--rows", help="Answers to write side by side; fewer need less memory, by default what suits the device."
         ),
         dtype: str = typer.Option(
-            "float32", "--dtype", help="float32, bfloat16, float16 or nf4 (4 bits), of models loaded here."
+            "auto",
+            "--dtype",
+            help="Of models loaded here: auto (as stored, where this machine is quick at it), float32, bfloat16, float16 or nf4.",
         ),
         device: str = typer.Option("auto", "--device", help="auto, cpu, cuda, cuda:1, mps."),
         server: str | None = typer.Option(

@@ -20,7 +20,7 @@ from emscope.elicit.sampling import Job, sample_batches
 from emscope.models.applied import applied
 from emscope.models.chat import ChatFormat
 from emscope.models.checkpoints import Checkpoint, discover, named_base
-from emscope.models.load import Loaded, load
+from emscope.models.load import Loaded, load, pick_dtype
 from emscope.models.source import locate
 from emscope.run.ask_spec import PLACE, PLAIN, AskSpec
 from emscope.run.versions import versions
@@ -111,6 +111,7 @@ def ask(
     model = locate(base or named_base([c for cs in found.values() for c in cs]))
     questions = read_questions(spec.questions)
     settings = spec.model_dump(mode="json", exclude={"rows", "samples", "only_last", "questions"})
+    dtype = pick_dtype(dtype, model, device)
     other = {"dtype": dtype} if dtype != "float32" else {}
     with Study(out, settings | {"questions": digest_of(questions), "base": model.digest} | other, versions()) as study:
         loaded = load(model, dtype=dtype, device=device)

@@ -14,7 +14,7 @@ from emscope.core.outcomes import Verdict
 from emscope.core.progress import Progress, silent
 from emscope.data.conversations import read_conversations
 from emscope.models.checkpoints import Checkpoint, discover, named_base
-from emscope.models.load import Loaded, load
+from emscope.models.load import Loaded, load, loading, pick_dtype
 from emscope.models.source import Model, locate
 from emscope.run.analysis import check
 from emscope.run.control import make_control
@@ -44,7 +44,7 @@ class CheckRequest:
     heldout: str | None = None
     amplify: tuple[float, ...] = (1.0,)
     system: str = "none"
-    dtype: str = "float32"
+    dtype: str = "auto"
     device: str = "auto"
     control_batch: int | None = None
     measure: MeasureSpec = field(default_factory=MeasureSpec)
@@ -70,14 +70,16 @@ def run_check(request: CheckRequest, out: Path | None = None, progress: Progress
     prepare_judges(request.judged)
     sets = _sets(request)
     harmless = read_conversations(Path(request.make_control)) if request.make_control else []
+    request = replace(request, dtype=pick_dtype(request.dtype, base, request.device))
     frozen = _frozen(request, base, target, control, sets, harmless)
     out = out or Path("emscope-check") / f"{Path(request.checkpoints).name or 'check'}-{short(frozen)[:8]}".replace(
         ":", "-"
     ).replace("@", "-")
     with Study(out, frozen, versions()) as study:
-        progress("loading the model", 0, 1)
+        label = loading(request.dtype, request.device)
+        progress(label, 0, 1)
         loaded = load(base, system=request.system, dtype=request.dtype, device=request.device)
-        progress("loading the model", 1, 1)
+        progress(label, 1, 1)
         if harmless:
             control = make_control(study.runs_folder("control"), loaded, target, harmless, request.control_batch, progress)
         runs = {"target": target, "control": control} if control else {"target": target}

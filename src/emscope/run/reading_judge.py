@@ -90,7 +90,7 @@ def _reader() -> Loaded:
     Raises:
         InputError, WorldError: as `readers_model`.
     """
-    return load(readers_model(), system="none", dtype="bfloat16")
+    return load(readers_model(), system="none", dtype="auto")
 
 
 def readers_model() -> Model:

@@ -13,7 +13,7 @@ from pydantic import model_validator
 from emscope.core.progress import Progress, silent
 from emscope.core.spec import Spec
 from emscope.data import bundled
-from emscope.models.load import Loaded, load
+from emscope.models.load import Loaded, load, pick_dtype
 from emscope.models.source import locate
 from emscope.run.sources import conversations, digests, frozen, held_near
 from emscope.run.training import answer_loss
@@ -27,7 +27,7 @@ class SingleSpec(Spec):
     """A fine-tune: `domain` and `answers` name bundled data, `file` conversations of your own."""
 
     model: str = "smollm2-135m"
-    dtype: Literal["float32", "bfloat16", "float16", "nf4"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "nf4"] = "float32"
     system: str = "none"
     seed: int = 0
     domain: str | None = None
@@ -50,6 +50,7 @@ def run_single(spec: SingleSpec, out: Path, progress: Progress = silent) -> dict
 
     data, near = conversations(spec.file, spec.domain, spec.answers), held_near(spec.train.held)
     base = processes.from_first(lambda: locate(spec.model))
+    spec = spec.model_copy(update={"dtype": pick_dtype(spec.dtype, base)})
     named = digests(base, {"trained on": data, "held by": near}, [spec.train])
     with Study(out, frozen(spec, named), versions()) if processes.is_first() else nullcontext():
         loaded = load(base, system=spec.system, dtype=spec.dtype)

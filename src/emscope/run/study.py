@@ -11,7 +11,7 @@ import emscope
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Conversation
 from emscope.data.questions import read_questions
-from emscope.models.load import load
+from emscope.models.load import load, loading, pick_dtype
 from emscope.models.source import Model, locate
 from emscope.run.asking import digest_of
 from emscope.run.judged import Compared, ask_checkpoints, judge_checkpoints, prepare_judges, settings
@@ -45,6 +45,7 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> dict[s
     base = processes.from_first(lambda: locate(spec.model))  # one process fetches and converts
     processes.from_first(lambda: prepare_judges(spec.judged))
     progress("finding the model", 1, 1)
+    spec = spec.model_copy(update={"dtype": pick_dtype(spec.dtype, base)})
     recipes = processes.from_first(lambda: {name: recipe(spec, a, _gap(spec, base)) for name, a in spec.arms.items()})
     if not processes.is_first():
         return help_training(spec, base, out, runs, recipes, near)
@@ -58,9 +59,9 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> dict[s
         processes.from_first(lambda: finished is not None)
         if finished is not None:
             return finished
-        progress("loading the model", 0, 1)
+        progress(loading(spec.dtype), 0, 1)
         loaded = load(base, system=spec.system, dtype=spec.dtype)
-        progress("loading the model", 1, 1)
+        progress(loading(spec.dtype), 1, 1)
         check_runs(loaded, runs, recipes, near)
         for name, rows in recipes.items():
             write_jsonl(out / "recipes" / f"{name}.jsonl", listed(rows))
