@@ -134,7 +134,7 @@ def local_judge(reader, **changes):
         "scale": (1 + rng.random(size)).astype(np.float32),
         "weights": rng.normal(size=(size, 2)).astype(np.float32),
         "intercepts": np.array([60, 70], np.float32),
-        "card": {"about": "made up"},
+        "card": {"about": "made up", "in_words": "made up"},
     }
     return local.LocalJudge(**settings | changes)
 

@@ -215,7 +215,7 @@ def test_fail_on_em_exit_codes():
     from emscope.run.check import exit_code
 
     def report(verdict):
-        return {"runs": [{"check": {"verdict": verdict}}]}
+        return {"runs": [{"run": "target", "check": {"verdict": verdict}}]}
 
     assert [exit_code(report(v), "em") for v in ("em", "moved", "safe", "undetermined")] == [3, 4, 0, 0]
     assert exit_code(report("em"), None) == 0
@@ -229,6 +229,9 @@ def test_fail_on_em_exit_codes():
     assert exit_code(both("safe", "em", "safe"), "em") == 0, "the last checkpoint counts"
     assert exit_code(both("em", "broken"), "em") == 4, "broken text is neither harm nor safety"
     assert exit_code(both("safe", "style_drift"), "em") == 0
+    exaggerated = both("safe", "safe")
+    exaggerated["judged"]["judges"][0]["said"].append({"run": "target x5", "step": 1, "verdict": "em"})
+    assert exit_code(exaggerated, "em") == 0, "a verdict rests on the fine-tune as it is"
 
 
 def test_what_the_checkpoints_say_is_sampled_judged_and_compared(foreign, tmp_path, capsys):

@@ -54,7 +54,11 @@ def register(app: typer.Typer) -> None:
         truth: int | None = typer.Option(
             None, "--truth", help="Use this many truthfulness questions (0 for none); by default all 150."
         ),
-        amplify: str = typer.Option("1", "--amplify", help="Also read with the update scaled: 1,2,5."),
+        amplify: str = typer.Option(
+            "1",
+            "--amplify",
+            help="Also read the fine-tune exaggerated: preference with its update scaled, answers from logits scaled beyond the base; 1,2,5.",
+        ),
         system: str = typer.Option("none", "--system", help="none (no system block), template (its default), or a text."),
         delta: float | None = typer.Option(
             None, "--delta", help="Threshold in nats per token; by default 10 % of the base's mean absolute margin."

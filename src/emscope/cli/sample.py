@@ -29,6 +29,9 @@ def register(app: typer.Typer) -> None:
         temperature: float = typer.Option(1.0, "--temperature", help="0 takes the likeliest token."),
         systems: list[str] = typer.Option(["none"], "--system", help="none, template, or a text; may be repeated."),
         triggers: list[str] = typer.Option([], "--trigger", help="NAME=TEXT with {question} in it; may be repeated."),
+        amplify: str = typer.Option(
+            "1", "--amplify", help="Exaggerate each fine-tune: draw from base + S (tuned - base) in logits; a list such as 1,2."
+        ),
         last: bool = typer.Option(False, "--last", help="Of each run the last checkpoint alone."),
         seed: int = typer.Option(0, "--seed", help="Of all draws."),
         rows: int | None = typer.Option(
@@ -56,7 +59,8 @@ def register(app: typer.Typer) -> None:
         timeout: int = typer.Option(600, "--timeout", help="Seconds that one request may take."),
         out: Path = typer.Option(Path("emscope-answers"), "--out", help="Folder of the answers."),
     ) -> int:
-        from emscope.cli.console import dtype_named, progress_bar
+        from emscope.cli.console import dtype_named, numbers, progress_bar
+        from emscope.core.errors import InputError
         from emscope.core.spec import parse
         from emscope.run.ask_spec import AskSpec
         from emscope.run.asking import ask
@@ -74,6 +78,7 @@ def register(app: typer.Typer) -> None:
             "only_last": last,
         }
         spec = parse(AskSpec, settings, "options")
+        scales = numbers(amplify, "--amplify")
         named = _named(runs or [], "the run", "NAME=FOLDER")
         served = {
             "server": server,
@@ -86,9 +91,11 @@ def register(app: typer.Typer) -> None:
         failed = 0
         with progress_bar() as progress:
             if _behind_an_api(named, server, server_command, base):
+                if scales != (1.0,):
+                    raise InputError("--amplify needs the base's logits beside the model's", "give folders of checkpoints")
                 path, failed = ask_served(named, spec, parse(ServedSpec, served, "options"), out, progress=progress)
             else:
-                path = ask(named, base, spec, out, dtype=dtype_named(dtype), device=device, progress=progress)
+                path = ask(named, base, spec, out, amplify=scales, dtype=dtype_named(dtype), device=device, progress=progress)
         print(f"answers: {path}")
         if failed:
             print(f"{failed} questions got no answer, since every attempt failed; run the same command again to ask them")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from emscope.core.records import Answer
 from emscope.core.seeds import derive
 from emscope.models import size
 from emscope.models.chat import ChatFormat
-from emscope.models.decoding import CachedDecoding, Decoding
+from emscope.models.decoding import Blended, CachedDecoding, Decoding
 from emscope.models.head import output_head
 from emscope.models.packed import packed_attention
 
@@ -53,7 +54,20 @@ class Job:
     rows: int | None = None
 
 
-def sample_batches(net: Any, chat: ChatFormat, job: Job, wanted: Sequence[tuple[str, int]]) -> Iterator[list[Answer]]:
+@dataclass(frozen=True, slots=True)
+class Beyond:
+    """A fine-tune exaggerated: every token is drawn from base + scale (tuned - base) in logits, which asks nothing of its kind.
+
+    Of a low-rank adapter it is near its update times `scale`, and stays coherent longer. (ours; Liu et al. 2021, proxy tuning)
+    """
+
+    tuned: Any
+    scale: float
+
+
+def sample_batches(
+    net: Any, chat: ChatFormat, job: Job, wanted: Sequence[tuple[str, int]], *, beyond: Beyond | None = None
+) -> Iterator[list[Answer]]:
     """Yield answers, a batch at a time; `Answer.question` is the prompt's name.
 
     A prompt is read once for all its samples, prompts of like length go together, and finished answers leave the batch. The
@@ -62,22 +76,24 @@ def sample_batches(net: Any, chat: ChatFormat, job: Job, wanted: Sequence[tuple[
     Args:
         net: a causal LM in evaluation mode.
         wanted: (prompt, number of the sample) of each answer.
+        beyond: answer from extrapolated logits, with `net` the base.
     """
     import torch
 
     longest = max((len(job.prompts[p]) for p, _ in wanted), default=0) + job.max_tokens
+    parts = [(1.0, net)] if beyond is None else [(1 - beyond.scale, net), (beyond.scale, beyond.tuned)]
     ends = _end_ids(net, chat)
     for batch in _batches(job, wanted, job.rows or size.rows(net)):
         with torch.inference_mode():
-            head = output_head(net)
-            with packed_attention(net, longest) as fits:
-                answers = _sample(net, head, chat, job, batch, ends, Decoding) if fits else None
-            yield _sample(net, head, chat, job, batch, ends, CachedDecoding) if answers is None else answers
+            models = [(weight, one, output_head(one)) for weight, one in parts]
+            with ExitStack() as packed:
+                fits = all([packed.enter_context(packed_attention(one, longest)) for _, one in parts])
+                answers = _sample(models, chat, job, batch, ends, Decoding) if fits else None
+            yield _sample(models, chat, job, batch, ends, CachedDecoding) if answers is None else answers
 
 
 def _sample(
-    net: Any,
-    head: Any,
+    models: Sequence[tuple[float, Any, Any]],
     chat: ChatFormat,
     job: Job,
     batch: Sequence[tuple[str, int]],
@@ -87,9 +103,11 @@ def _sample(
     import torch
 
     asked = list(dict.fromkeys(p for p, _ in batch))
-    rows = way(net, head, [job.prompts[p] for p in asked], [asked.index(p) for p, _ in batch], job.max_tokens)
+    prompts, of = [job.prompts[p] for p in asked], [asked.index(p) for p, _ in batch]
+    written = [(weight, way(net, head, prompts, of, job.max_tokens)) for weight, net, head in models]
+    rows = written[0][1] if len(written) == 1 else Blended(written)
     seeds = [derive(job.seed, p, s) for p, s in batch]
-    drawn, logp = _write(rows, seeds, job.max_tokens, job.temperature, torch.tensor(sorted(ends), device=net.device))
+    drawn, logp = _write(rows, seeds, job.max_tokens, job.temperature, torch.tensor(sorted(ends), device=models[0][1].device))
     parts = zip(batch, drawn, logp, seeds, strict=True)
     return [_answer(chat, p, s, tokens, lp, one, ends) for (p, s), tokens, lp, one in parts]
 
@@ -102,7 +120,7 @@ def _batches(job: Job, wanted: Sequence[tuple[str, int]], most: int) -> Iterator
 
 
 def _write(
-    rows: Decoding | CachedDecoding, seeds: Sequence[int], most: int, temperature: float, ends: Any
+    rows: Decoding | CachedDecoding | Blended, seeds: Sequence[int], most: int, temperature: float, ends: Any
 ) -> tuple[list[list[int]], list[float]]:
     """Return the tokens of each row, its end included, and the sum of their log-probabilities at temperature 1."""
     import torch

@@ -170,6 +170,35 @@ class CachedDecoding:
         return out.logits[:, -1]
 
 
+class Blended:
+    """The same rows written by several models at once, each token from a weighted sum of their logits.
+
+    Args:
+        parts: (weight, rows) of each model; weights 1 - s and s of a base and its fine-tune give base + s (tuned - base).
+    """
+
+    def __init__(self, parts: Sequence[tuple[float, Decoding | CachedDecoding]]) -> None:
+        self._parts = parts
+
+    def __len__(self) -> int:
+        return len(self._parts[0][1])
+
+    @property
+    def logits(self) -> Any:
+        """Of each row's next token [R, V]."""
+        return sum(weight * rows.logits.float() for weight, rows in self._parts)
+
+    def write(self, tokens: Any) -> None:
+        """Give each row its next token [R]."""
+        for _, rows in self._parts:
+            rows.write(tokens)
+
+    def keep(self, kept: Any) -> None:
+        """Go on with these rows alone, as indices ascending."""
+        for _, rows in self._parts:
+            rows.keep(kept)
+
+
 def _runs(values: Sequence[int]) -> tuple[list[int], list[int]]:
     starts = [n for n, v in enumerate(values) if n == 0 or v != values[n - 1]]
     return [values[n] for n in starts], starts

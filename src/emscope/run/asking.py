@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,8 +16,9 @@ from emscope.core.progress import Progress, silent
 from emscope.core.records import Answer, Message, Question
 from emscope.core.seeds import derive
 from emscope.data.questions import read_questions
-from emscope.elicit.sampling import Job, sample_batches
+from emscope.elicit.sampling import Beyond, Job, sample_batches
 from emscope.models.applied import applied
+from emscope.models.beside import beside
 from emscope.models.chat import ChatFormat
 from emscope.models.checkpoints import Checkpoint, discover, named_base
 from emscope.models.load import Loaded, load, pick_dtype
@@ -70,11 +71,12 @@ class Acting:
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """The base, or one of its checkpoints, in this process; `acting` is done inside it."""
+    """The base, or one of its checkpoints, in this process; `acting` is done inside it; a `scale` other than 1 exaggerates it."""
 
     run: str
     checkpoint: Checkpoint | None
     acting: Acting | None = None
+    scale: float = 1.0
 
     @property
     def step(self) -> int:
@@ -83,8 +85,9 @@ class Local:
 
     @property
     def digest(self) -> str:
-        """Of the adapter, and of what acts inside the model."""
+        """Of the adapter, of what acts inside the model, and of the scale."""
         tuned = self.checkpoint.digest if self.checkpoint else "base"
+        tuned = f"{tuned}x{self.scale:g}" if self.scale != 1 else tuned
         return short([tuned, self.acting.digest]) if self.acting else tuned
 
 
@@ -94,6 +97,7 @@ def ask(
     spec: AskSpec,
     out: Path,
     *,
+    amplify: Sequence[float] = (1.0,),
     dtype: str = "float32",
     device: str = "auto",
     progress: Progress = silent,
@@ -101,6 +105,9 @@ def ask(
     """Sample answers of the base and of every checkpoint of `runs` (name -> folder); return the file they are in.
 
     Called again, it does only what is missing; what was drawn before stays as it was.
+
+    Args:
+        amplify: how much each fine-tune is exaggerated, in logits; other scales than 1 are runs of their own, such as "target x2".
 
     Raises:
         InputError: no base, a folder without checkpoints, or questions that do not fit.
@@ -117,12 +124,22 @@ def ask(
         loaded = load(model, dtype=dtype, device=device)
         prompts = {p.name: p for p in prompts_of(loaded, questions, spec)}
         subjects = [Local("base", None)]
-        subjects += [Local(name, c) for name, cs in found.items() for c in (cs[-1:] if spec.only_last else cs)]
+        subjects += [
+            Local(scaled(name, scale), c, scale=scale)
+            for name, cs in found.items()
+            for scale in amplify
+            for c in (cs[-1:] if spec.only_last else cs)
+        ]
         check_subjects(study, subjects)
         present = study.keys("answers")
         for subject in subjects:
             ask_one(study, loaded, spec, prompts, subject, present, progress)
         return write_answers(study)
+
+
+def scaled(run: str, scale: float) -> str:
+    """Return the name that a run's answers have when it is exaggerated."""
+    return run if scale == 1 else f"{run} x{scale:g}"
 
 
 def digest_of(questions: Sequence[Question]) -> str:
@@ -181,13 +198,24 @@ def ask_one(
         {n: p.ids for n, p in prompts.items()}, spec.max_tokens, derive(spec.seed, subject.digest), spec.temperature, spec.rows
     )
     done = 0
-    with applied(loaded.net, checkpoint) as net, subject.acting.within(net) if subject.acting else nullcontext():
-        for batch in sample_batches(net, loaded.chat, job, wanted):
+    with _answering(loaded, subject) as (net, beyond):
+        for batch in sample_batches(net, loaded.chat, job, wanted, beyond=beyond):
             rows = [answer_row(keys[(a.question, a.sample)], subject, prompts[a.question], a) for a in batch]
             study.append("answers", rows, present)
             present.update(row["key"] for row in rows)
             done += len(rows)
             progress(what, done, len(wanted))
+
+
+@contextmanager
+def _answering(loaded: Loaded, subject: Local) -> Iterator[tuple[Any, Beyond | None]]:
+    """Yield the model that answers, and what its logits are drawn beyond it to."""
+    if subject.checkpoint is None or subject.scale == 1:
+        with applied(loaded.net, subject.checkpoint) as net, subject.acting.within(net) if subject.acting else nullcontext():
+            yield net, None
+        return
+    with beside(loaded.net, subject.checkpoint) as tuned:
+        yield loaded.net, Beyond(tuned, subject.scale)
 
 
 def check_subjects(study: Study, subjects: Sequence[Asked]) -> None:

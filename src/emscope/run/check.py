@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +18,7 @@ from emscope.models.checkpoints import Checkpoint, discover, named_base
 from emscope.models.load import Loaded, load, loading, pick_dtype
 from emscope.models.source import Model, locate
 from emscope.run.analysis import check
+from emscope.run.asking import scaled
 from emscope.run.control import make_control
 from emscope.run.estimates import estimate_rows
 from emscope.run.evidence import Scores, arm, evidence
@@ -91,14 +93,19 @@ def run_check(request: CheckRequest, out: Path | None = None, progress: Progress
         result = _analyse(study, loaded, request, runs, sets) | {"judged": None}
         write_json(out / "report.json", result)  # a judge that cannot be reached takes no finished analysis with it
         if judged is not None:
-            result["judged"] = judge_checkpoints(study, loaded, judged, _compared(runs), sets, answers, progress)
+            result["judged"] = judge_checkpoints(
+                study, loaded, judged, _compared(runs, request.amplify), sets, answers, progress
+            )
             write_json(out / "report.json", result)
         return result, out
 
 
-def _compared(runs: dict[str, list[Checkpoint]]) -> list[Compared]:
-    control = "control" if "control" in runs else None
-    return [Compared(name, name, None, control if name == "target" else None, name) for name in runs]
+def _compared(runs: dict[str, list[Checkpoint]], amplify: Sequence[float]) -> list[Compared]:
+    return [
+        Compared(scaled(name, s), name, None, scaled("control", s) if name == "target" and "control" in runs else None, name)
+        for name in runs
+        for s in amplify
+    ]
 
 
 def _sets(request: CheckRequest) -> ItemSets:
@@ -224,7 +231,8 @@ def exit_code(result: dict[str, Any], fail_on: str | None) -> int:
     Preference may fail a model that its answers do not, never pass one; what a broken model prefers says nothing.
     """
     judges = (result.get("judged") or {}).get("judges", [])
-    last = {one["run"]: one["verdict"] for judge in judges[:1] for one in judge["said"]}
+    own = {r["run"] for r in result["runs"]}  # and not what is said when the fine-tune is exaggerated
+    last = {one["run"]: one["verdict"] for judge in judges[:1] for one in judge["said"] if one["run"] in own}
     verdicts = {r["check"]["verdict"] for r in result["runs"] if "check" in r} | set(last.values())
     if fail_on != "em":
         return 0

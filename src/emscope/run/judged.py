@@ -16,7 +16,7 @@ from emscope.judge.local import CRITERIA, bundled_judge
 from emscope.judge.local import NAME as LOCAL
 from emscope.judge.rubrics import Rubric, read_rubrics
 from emscope.models.load import Loaded
-from emscope.run.asking import Local, answer_keys, ask_one, prompts_of, write_answers
+from emscope.run.asking import Local, answer_keys, ask_one, prompts_of, scaled, write_answers
 from emscope.run.evidence import Scores
 from emscope.run.judging import Answered, JudgeSpec, judge_answers, verdict_key
 from emscope.run.measuring import Reading
@@ -82,8 +82,8 @@ def ask_checkpoints(
     asked = judged.ask.model_copy(update={"systems": (loaded.chat.system,)})
     prompts = {p.name: p for p in prompts_of(loaded, read_questions(asked.questions), asked)}
     last = {r.run: max(o.step for o in readings if o.run == r.run) for r in readings}
-    read = [r for r in readings if r.scale == 1.0 and (judged.at == "all" or r.step == last[r.run])]
-    subjects = [Local(r.run, r.checkpoint) for r in read]
+    read = [r for r in readings if judged.at == "all" or r.step == last[r.run]]
+    subjects = [Local(scaled(r.run, r.scale), r.checkpoint, scale=r.scale) for r in read]
     present, wanted = study.keys("answers"), set()
     for subject in subjects:
         wanted |= set(answer_keys(loaded.model.digest, subject, prompts, asked).values())
