@@ -87,7 +87,7 @@ def sample_batches(
         with torch.inference_mode():
             models = [(weight, one, output_head(one)) for weight, one in parts]
             with ExitStack() as packed:
-                fits = all([packed.enter_context(packed_attention(one, longest)) for _, one in parts])
+                fits = all(packed.enter_context(packed_attention(one, longest)) for _, one in parts)
                 answers = _sample(models, chat, job, batch, ends, Decoding) if fits else None
             yield _sample(models, chat, job, batch, ends, CachedDecoding) if answers is None else answers
 
