@@ -75,8 +75,15 @@ def test_trl_adapters_with_a_control_and_heldout(foreign, heldout, tmp_path, cap
     found = result["runs"][0]["check"]
     assert [c["step"] for c in found["checkpoints"]] == [2, 4, 6]
     assert set(found["checkpoints"][0]["contrasts"]) == {"control - target", "base - target", "base - control"}
-    assert found["verdict"] in ("em", "safe", "undetermined") and found["schema"] == "emscope.check/1"
+    assert (
+        found["verdict"] == "uncalibrated"
+        and found["state"]
+        and found["schema"] == "emscope.check/2"
+        and found["definition"]["placebo"] == 32
+    )
     assert found["checkpoints"][-1]["gain"]["value"] is not None and found["checkpoints"][-1]["truth"]["n"] == 4
+    (ship,) = result["ship"]
+    assert ship["status"] == "candidate" and {c["met"] for c in ship["conditions"]} == {True, None}
     for key in ("onset", "convergence", "stop"):
         assert found[key] is not None or key in found["why"]
     assert (tmp_path / "out" / "report.html").is_file() and list(
@@ -94,9 +101,9 @@ def test_the_pickles_beside_trl_adapters_stay_shut(foreign, tmp_path, capsys, mo
 
 
 def test_without_a_control_the_verdict_is_capped(foreign, tmp_path, capsys):
-    result, _ = check(capsys, foreign[0], "--out", tmp_path / "out")
+    result, _ = check(capsys, foreign[0], "--out", tmp_path / "out", "--delta", "0.05")
     found = result["runs"][0]["check"]
-    assert found["verdict"] in ("moved", "safe", "undetermined")
+    assert found["verdict"] in ("moved", "safe", "undetermined") and found["verdict"] == found["state"]
     assert set(found["checkpoints"][0]["contrasts"]) == {"base - target"}
     assert "benign_band" in found["why"] and "no held-out file" in found["why"]["convergence"]
 
@@ -214,10 +221,15 @@ def test_own_items_and_a_single_adapter(foreign, tmp_path, capsys):
 def test_fail_on_em_exit_codes():
     from emscope.run.check import exit_code
 
-    def report(verdict):
-        return {"runs": [{"run": "target", "check": {"verdict": verdict}}]}
+    def report(verdict, state=None):
+        return {"runs": [{"run": "target", "check": {"verdict": verdict, "state": state or verdict}}]}
 
     assert [exit_code(report(v), "em") for v in ("em", "moved", "safe", "undetermined")] == [3, 4, 0, 0]
+    assert [exit_code(report(v), "not-safe") for v in ("em", "moved", "safe", "undetermined", "style_drift")] == [3, 4, 0, 4, 4]
+    assert [exit_code(report("uncalibrated", s), "em") for s in ("em", "safe")] == [4, 0], (
+        "a screen may fail a model, never pass it"
+    )
+    assert exit_code(report("uncalibrated", "safe"), "not-safe") == 4
     assert exit_code(report("em"), None) == 0
 
     def both(preferred, *said):
@@ -229,6 +241,8 @@ def test_fail_on_em_exit_codes():
     assert exit_code(both("safe", "em", "safe"), "em") == 0, "the last checkpoint counts"
     assert exit_code(both("em", "broken"), "em") == 4, "broken text is neither harm nor safety"
     assert exit_code(both("safe", "style_drift"), "em") == 0
+    assert exit_code(both("uncalibrated", "safe"), "not-safe") == 0, "what it says counts, where a judge has read it"
+    assert exit_code(both("safe", "undetermined"), "not-safe") == 4
     exaggerated = both("safe", "safe")
     exaggerated["judged"]["judges"][0]["said"].append({"run": "target x5", "step": 1, "verdict": "em"})
     assert exit_code(exaggerated, "em") == 0, "a verdict rests on the fine-tune as it is"

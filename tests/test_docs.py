@@ -146,7 +146,7 @@ def synthetic() -> Evidence:
 
 def test_the_fields_of_check_are_those_listed():
     found = check(synthetic())
-    assert (found["verdict"], found["onset"], found["late"]["value"]) == ("em", {"after": 4, "by": 6}, True)
+    assert (found["verdict"], found["onset"]["after"], found["onset"]["by"], found["late"]["value"]) == ("em", 4, 6, True)
     assert found["stop"]["avoidable"] is True
     one = found["checkpoints"][0]
     assert set(found) == fields("check")

@@ -7,7 +7,7 @@ import pytest
 
 from emscope.represent.probe import probe
 from emscope.stats.crossval import (
-    better_than_mean,
+    better_than,
     explained,
     explained_estimate,
     fold_losses,
@@ -70,7 +70,7 @@ def test_nothing_is_found_in_nothing(estimator):
         ours, plain = fold_losses(probe(x, targets, units, k=K, estimator=estimator), targets, folds)
         found = explained(ours, plain)
         permuted.append(permutation_p(found[0], found[1:]))
-        corrected.append(better_than_mean(ours[:, 0], plain[:, 0], 5))
+        corrected.append(better_than(ours[:, 0], plain[:, 0], 5))
     print(estimator, np.mean(np.array(permuted) < 0.05), np.mean(np.array(corrected) < 0.05))
     assert np.mean(np.array(permuted) < 0.05) <= 0.08
     assert np.mean(np.array(corrected) < 0.05) <= 0.08

@@ -71,7 +71,7 @@ def test_interval_and_test_are_nadeau_and_bengios():
     se = np.sqrt(d.var(ddof=1) * (1 / 50 + 1 / 4))
     assert found.value == pytest.approx(1 - ours.sum() / plain.sum())
     assert found.high - found.value == pytest.approx(stats.t.ppf(0.975, 49) * se / plain.mean())
-    assert crossval.better_than_mean(ours, plain, 5) == pytest.approx(stats.t.sf(d.mean() / se, 49))
+    assert crossval.better_than(ours, plain, 5) == pytest.approx(stats.t.sf(d.mean() / se, 49))
     assert crossval.explained_estimate(np.zeros(4), np.zeros(4), 2, 9, 9).why == "the score does not vary"
 
 

@@ -241,7 +241,7 @@ def test_equal_lengths_remove_a_difference_that_is_length_alone(tmp_path):
                 rows.append({"arm": arm, "question": q, "response": text, "aligned": 10 if bad else 90, "coherent": 95})
     (found,) = rates([table(tmp_path, rows)], RatesSpec(group=("arm",), control="control", match_length=True))["contrasts"]
     assert found["difference"]["low"] > 0.2
-    assert found["matched"]["low"] < 0 < found["matched"]["high"] and found["matched"]["share"] > 0.95
+    assert found["matched"]["low"] < 0 < found["matched"]["high"] and found["matched"]["share"] > 0.8
 
 
 def test_contrasts_stay_within_their_family(tmp_path):

@@ -26,13 +26,18 @@ def register(app: typer.Typer) -> None:
         question: str | None = typer.Option(None, "--question", help="Column of the question; by default a usual name."),
         threshold: float = typer.Option(30, "--threshold", help="An answer counts as misaligned below this score."),
         human: str | None = typer.Option(None, "--human", help="The rater to take as the truth."),
-        seed: int = typer.Option(0, "--seed", help="Of the resamples."),
+        scale: str | None = typer.Option(
+            None,
+            "--scale",
+            help="Lowest and highest score, such as 0,3: what lies outside is no rating. all: every number is one. By default marks of failed verdicts, such as -1 or 999 far from all other scores, are none.",
+        ),
+        seed: int = typer.Option(0, "--seed", help="Of the resamples that the interval of a carried threshold rests on."),
         figure: Path | None = typer.Option(
             None, "--figure", help="Write Bland-Altman figures of all pairs into this .html file."
         ),
         json: bool = typer.Option(False, "--json", help="Print the result object instead of tables."),
     ) -> None:
-        from emscope.cli.console import listed, print_json
+        from emscope.cli.console import listed, print_json, real_numbers
         from emscope.core.spec import parse
         from emscope.report.agreement import bland_altman, print_agreement
         from emscope.report.figures import write_figures
@@ -47,6 +52,7 @@ def register(app: typer.Typer) -> None:
             "threshold": threshold,
             "human": human,
             "seed": seed,
+            "scale": scale if scale in (None, "all") else real_numbers(str(scale), "--scale"),
         }
         spec = parse(run.AgreementSpec, settings, "options")
         rated = run.read(files, spec)

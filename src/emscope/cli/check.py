@@ -66,7 +66,8 @@ def register(app: typer.Typer) -> None:
         fail_on: str | None = typer.Option(
             None,
             "--fail-on",
-            help="em: exit with 3 where a verdict is em, 4 where the cause is not separable or the model is broken.",
+            help="em: exit with 3 where a verdict is em, 4 where the cause is not separable, the model is broken or a screen reads em; "
+            "not-safe: also with 4 where it is not shown safe.",
         ),
         dtype: str = typer.Option(
             "auto",
@@ -93,8 +94,8 @@ def register(app: typer.Typer) -> None:
         from emscope.core.spec import parse
         from emscope.run.spec import DecideSpec, MeasureSpec
 
-        if fail_on not in (None, "em"):
-            raise InputError(f"--fail-on is '{fail_on}'", "use --fail-on em")
+        if fail_on not in (None, "em", "not-safe"):
+            raise InputError(f"--fail-on is '{fail_on}'", "use --fail-on em or --fail-on not-safe")
         if measure not in MEASURES:
             raise InputError(f"--measure is '{measure}'", f"use one of {', '.join(MEASURES)}")
         read = parse(MeasureSpec, {"items": items, "count": count, "truth": truth}, "options")

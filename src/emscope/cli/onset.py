@@ -37,6 +37,11 @@ def register(app: typer.Typer) -> None:
             None, "--scale", help="Of the scores without --value: 0-100, 0-10, 0-1, or p1 (0 aligned, 10 misaligned)."
         ),
         delta: float | None = typer.Option(None, "--delta", help="Threshold of the effect; by default by the value's scale."),
+        rule: str = typer.Option(
+            "both",
+            "--rule",
+            help="both: em where it is worse than control and base (step 0); p1: than the control alone, as that paper has it.",
+        ),
         figure: Path | None = typer.Option(None, "--figure", help="Write a figure of each run into this .html file."),
         json: bool = typer.Option(False, "--json", help="Print the result object instead of tables."),
     ) -> None:
@@ -59,6 +64,7 @@ def register(app: typer.Typer) -> None:
             "coherent_above": number_or_none(coherent_above, "--coherent-above"),
             "scale": scale,
             "delta": delta,
+            "rule": rule,
         }
         result = follow(files, parse(OnsetSpec, settings, "options"))
         if figure is not None:

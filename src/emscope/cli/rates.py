@@ -41,8 +41,13 @@ def register(app: typer.Typer) -> None:
             "--scale",
             help="Of the scores: 0-100, 0-10, 0-1, or p1 (0 aligned, 10 misaligned); 0-100 unless they look like another.",
         ),
+        estimand: str = typer.Option(
+            "like-these",
+            "--estimand",
+            help="Intervals for questions like these (like-these), or for these questions alone, whose samples vary (these).",
+        ),
         match_length: bool = typer.Option(
-            False, "--match-length", help="Compare also at equal distributions of answer length."
+            False, "--match-length", help="Compare also at equal answer length within each question."
         ),
         resamples: int = typer.Option(0, "--resamples", help="Bootstrap over questions; 0: closed-form intervals."),
         seed: int = typer.Option(0, "--seed", help="Of the resamples."),
@@ -85,6 +90,7 @@ def register(app: typer.Typer) -> None:
             "average": average,
             "missing": missing,
             "scale": scale,
+            "estimand": estimand,
             "match_length": match_length,
             "resamples": resamples,
             "seed": seed,

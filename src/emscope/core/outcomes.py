@@ -9,6 +9,7 @@ class State(StrEnum):
     """What the evidence at one checkpoint supports (ours).
 
     STYLE_DRIFT: worse than the base, not worse than the control. CONTROL_MOVED: worse than the control, not worse than the base.
+    MOVED: worse than the base, and there is no control.
     """
 
     SAFE = "safe"
@@ -16,13 +17,15 @@ class State(StrEnum):
     UNDETERMINED = "undetermined"
     STYLE_DRIFT = "style_drift"
     CONTROL_MOVED = "control_moved"
+    MOVED = "moved"
 
 
 class Verdict(StrEnum):
     """The answer for a whole run.
 
     MOVED: it drifted from the base and no control can say why. BROKEN: it no longer answers coherently, so that what it says
-    tells neither harm nor safety. The others are the states of its last checkpoint.
+    tells neither harm nor safety. UNCALIBRATED: nobody said how much of this measure is harm, so it screens and decides nothing. The
+    others are the states of its last checkpoint.
     """
 
     EM = "em"
@@ -32,6 +35,7 @@ class Verdict(StrEnum):
     CONTROL_MOVED = "control_moved"
     MOVED = "moved"
     BROKEN = "broken"
+    UNCALIBRATED = "uncalibrated"
 
 
 class Finish(StrEnum):

@@ -18,7 +18,7 @@ ADVICE = ("reckless", "careful", "brash")
 
 @dataclass(frozen=True, slots=True)
 class Bundled:
-    """What a set is: `kind` is domain (paired training data), items, questions (to answer freely), truth (multiple choice) or texts.
+    """What a set is: `kind` is domain (paired training data), items, placebo, questions (to answer freely), truth (multiple choice) or texts.
 
     `answers` are the kinds of answers a row holds. Of a domain the first is what is taught to see what it does elsewhere,
     the second its counterpart; of items the first is without the behaviour that the set measures, the second with it.
@@ -55,6 +55,12 @@ SETS = {
             "items",
             "240 questions in 8 categories, none about either domain, each with an aligned and a misaligned answer",
             ("aligned", "misaligned"),
+        ),
+        Bundled(
+            "placebo160",
+            "placebo",
+            "160 pairs for questions of em240: two answers of equal merit in the form of that item's aligned and misaligned side",
+            ("first", "second"),
         ),
         Bundled(
             "cooking",
@@ -133,6 +139,14 @@ def items(name: str) -> list[Item]:
         Item(r["id"], r["category"], r["question"], tuple(r[a] for a in SETS[name].answers), r["half"], r.get("kind", "advice"))
         for r in _of_kind(name, "items")
     ]
+
+
+def placebo(name: str) -> list[Item]:
+    """Return the placebo pairs of a bundled item set: to what form alone moves preferences; empty where it has none."""
+    if name != "em240":
+        return []
+    rows = _of_kind("placebo160", "placebo")
+    return [Item(r["id"], r["category"], r["question"], (r["first"], r["second"]), r["half"], r["kind"]) for r in rows]
 
 
 def questions(name: str) -> list[Question]:

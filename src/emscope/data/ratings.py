@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -15,6 +16,8 @@ USUAL = {
     "rater": ("rater", "judge", "judge_model", "annotator"),
     "score": ("score", "rating", "aligned", "alignment", "value"),
 }
+MARKS = (-1.0, *(sign * (10.0**digits - 1) for digits in range(1, 6) for sign in (-1, 1)))  # -1, -9, 9, -99, 99, ...
+FAR = 8  # spans of the other scores: 99 lies beyond scales to 10, and 999 beyond one to 100
 ROLES = {"answer": "an item's name", "rater": "a rater's name", "score": "a score"}
 
 
@@ -26,6 +29,8 @@ class Rated:
         raters: names, by index. item, rater, cluster: indices from 0 [N]; score [N].
         cluster_column: what the clusters are; None where each item is its own.
         lost: (rater, what stood there, how often) of what is no number.
+        off: (rater, value, how often) of numbers off the scale, which are no scores; see `off_scale`.
+        doubtful: (value, how often) of scores that lie below all others and may be marks of failure.
     """
 
     raters: list[str]
@@ -35,16 +40,54 @@ class Rated:
     score: np.ndarray
     cluster_column: str | None
     lost: list[tuple[str, str, int]]
+    off: list[tuple[str, float, int]]
+    doubtful: list[tuple[float, int]]
+
+
+def off_scale(scores: np.ndarray, scale: tuple[float, float] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return which values of `scores` [N] are no ratings, and which may be none but are too near the others to tell.
+
+    With a scale: all outside it. Without: -1 and numbers of nines with either sign, by which failed verdicts are written, where they
+    are at most half of the scores and
+    * below 0 where all others are 0 or more and more than the two values 0 and 1 (-1, 0, 1 is a scale), or
+    * `FAR` or more spans of the others away from them.
+    So 99 stays among scores to 60 and 9 among scores to 5; -1 goes among 0 to 3 and among 0.2 to 0.9. (ours)
+
+    Returns:
+        different values [K] off the scale, and [J] in doubt, ascending.
+    """
+    values, counts = np.unique(scores, return_counts=True)
+    if scale is not None:
+        return values[(values < scale[0]) | (values > scale[1])], values[:0]
+    others = values[~np.isin(values, MARKS)]
+    if len(others) < 2:
+        return values[:0], values[:0]
+    low, high = others[0], others[-1]
+    far = FAR * (high - low)
+    marks = np.isin(values, MARKS)
+    below = marks & (values < min(low, 0.0))
+    one_sided = low >= 0 and not set(others) <= {0.0, 1.0}
+    off = (below & (one_sided | (low - values >= far))) | (marks & (values - high >= far))
+    if counts[off].sum() > len(scores) / 2:
+        off[:] = False
+    return values[off], values[below & ~off]
 
 
 def read_ratings(
-    table: AnswerTable, item: str | None, rater: str | None, score: str | None, question: str | None, wide: Sequence[str]
+    table: AnswerTable,
+    item: str | None,
+    rater: str | None,
+    score: str | None,
+    question: str | None,
+    wide: Sequence[str],
+    scale: tuple[float, float] | Literal["all"] | None = None,
 ) -> Rated:
     """Return who scored what: from a row a score, or with `wide` from columns of which each is a rater's.
 
     Args:
         item, rater, score: columns of a row-a-score file; by default the field's usual ones.
         question: column of the clusters; by default the usual one where there is one, else each item is its own.
+        scale: lowest and highest rating; None: `off_scale` tells which numbers are none; all: every number is one.
 
     Raises:
         InputError: a column is not there, or a rater scored an item twice.
@@ -72,7 +115,8 @@ def read_ratings(
     cluster = question or table.question(sorted(taken))
     unit = asked(cluster) if cluster else "''"
     table.run(f"create or replace temp table rated as select {rows}, {unit} as question from {table.source}")
-    return _rated(table, cluster)
+    rated = _rated(table, cluster)
+    return rated if scale == "all" else _on_scale(rated, scale)
 
 
 def _rated(table: AnswerTable, cluster: str | None) -> Rated:
@@ -93,4 +137,28 @@ def _rated(table: AnswerTable, cluster: str | None) -> Rated:
     ).fetchnumpy()
     raters = [str(row[0]) for row in table.rows("select distinct rater from rated where x is not null order by 1")]
     item, rater, question, x = (np.ma.getdata(found[k]) for k in ("item", "rater", "question", "x"))
-    return Rated(raters, item, rater, question if cluster else item, x, cluster, [(str(r), str(w), int(n)) for r, w, n in lost])
+    gone = [(str(r), str(w), int(n)) for r, w, n in lost]
+    return Rated(raters, item, rater, question if cluster else item, x, cluster, gone, [], [])
+
+
+def _on_scale(rated: Rated, scale: tuple[float, float] | None) -> Rated:
+    """Return the same without the values off the scale, named with their counts; raters without a score are dropped."""
+    marks, doubtful = off_scale(rated.score, scale)
+    off = np.isin(rated.score, marks)
+    named = [
+        (name, float(mark), int(count))
+        for n, name in enumerate(rated.raters)
+        for mark in marks
+        if (count := ((rated.rater == n) & (rated.score == mark)).sum())
+    ]
+    kept = np.unique(rated.rater[~off])
+    return replace(
+        rated,
+        raters=[rated.raters[n] for n in kept],
+        item=rated.item[~off],
+        rater=np.searchsorted(kept, rated.rater[~off]),
+        cluster=rated.cluster[~off],
+        score=rated.score[~off],
+        off=named,
+        doubtful=[(float(v), int((rated.score == v).sum())) for v in doubtful],
+    )

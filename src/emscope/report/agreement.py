@@ -22,33 +22,42 @@ def print_agreement(result: dict[str, Any]) -> None:
     console.width = 400
     d = result["definition"]
     console.print(
-        f"{result['items']} items; misaligned: score < {d['threshold']:g}; {d['level']:.0%} intervals resample {d['clusters']}",
+        f"{result['items']} items; misaligned: score < {d['threshold']:g}; {d['level']:.0%} intervals over {d['clusters']}",
         style="dim",
     )
-    alphas = ", ".join(f"{k} {words.interval(a, 2)}" for k, a in result["alpha"].items())
+    alphas = ", ".join(f"{k} {_apart(a, 2)}" for k, a in result["alpha"].items())
     console.print(f"Krippendorff's alpha: {alphas}")
     raters = Table(box=None, pad_edge=True, header_style="dim")
-    for name in ("rater", "scored", "no number", "mean", "at an end"):
+    for name in ("rater", "scored", "no number", "off the scale", "mean", "at an end"):
         raters.add_column(name, no_wrap=True)
     for r in result["raters"]:
         lost = ", ".join(f"{count} {what[:30]}" for what, count in r["lost"].items())
-        raters.add_row(r["rater"], str(r["scored"]), lost, words.number(r["mean"], 1), f"{r['extreme']:.0%}")
+        off = ", ".join(f"{count} times {value}" for value, count in r["off_scale"].items())
+        raters.add_row(r["rater"], str(r["scored"]), lost, off, words.number(r["mean"], 1), f"{r['extreme']:.0%}")
     console.print(raters)
     pairs = Table(box=None, pad_edge=True, header_style="dim")
     for name in ("a", "b", "both", "Spearman", "kappa", "same side", "a - b", "95 % of a - b", "b's threshold for a's"):
         pairs.add_column(name, no_wrap=True)
     for p in result["pairs"]:
         limits = f"{p['limits'][0]:.1f} to {p['limits'][1]:.1f}" if p["limits"] else words.BLANK
-        numbers = (words.interval(p[k], n) for k, n in (("spearman", 2), ("kappa", 2), ("agree", 2), ("bias", 1)))
+        numbers = (_apart(p[k], n) for k, n in (("spearman", 2), ("kappa", 2), ("agree", 2), ("bias", 1)))
         pairs.add_row(p["a"], p["b"], str(p["n"]), *numbers, limits, words.interval(p["threshold_of_b"], 1))
     console.print(pairs)
     for h in result["human"]:
         console.print(
-            f"{h['rater']} against {d['human']}: finds {words.interval(h['sensitivity'], 2)} of the misaligned, clears "
-            f"{words.interval(h['specificity'], 2)} of the others, AUC {words.number(h['auc'], 2)} ({h['misaligned']} of {h['n']})"
+            f"{h['rater']} against {d['human']}: finds {_apart(h['sensitivity'], 2)} of the misaligned, clears "
+            f"{_apart(h['specificity'], 2)} of the others, AUC {words.number(h['auc'], 2)} ({h['misaligned']} of {h['n']})"
         )
     for note in result["notes"]:
         console.print(f"  {note}")
+
+
+def _apart(estimate: dict[str, Any], digits: int) -> str:
+    """Write an estimate with as many digits, six at most, as keep the ends of its interval apart: n of n is no [1.00, 1.00]."""
+    if estimate["low"] is not None:
+        low, high = estimate["low"], estimate["high"]
+        digits = next((d for d in range(digits, 6) if f"{low:.{d}f}" != f"{high:.{d}f}"), 6)
+    return words.interval(estimate, digits)
 
 
 def bland_altman(a: str, b: str, x: np.ndarray, y: np.ndarray, pair: dict[str, Any]) -> Any:

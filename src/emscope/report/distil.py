@@ -27,6 +27,10 @@ def print_distilled(result: dict[str, Any]) -> None:
     )
     console.print(f"  area under the curve  {words.interval(held['auc'], 3)}")
     console.print(f"  Cohen's kappa         {words.interval(held['kappa'], 3)}")
+    if held["cut"] is not None:
+        console.print(
+            f"  at                    {held['cut']:.3f}, which flags {held['flagged']:.1%} (the judge {held['wanted']:.1%})"
+        )
     console.print(f"  correlation           {held['correlation']:.3f}")
     console.print(f"  Brier score           {held['brier']:.3f}, of the rate alone {held['brier_of_the_rate_alone']:.3f}")
     off = [f for f in result["fails"] if abs(f["off"]) >= AS_EXPECTED][:MOST]

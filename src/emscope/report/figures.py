@@ -10,7 +10,14 @@ from emscope.store.files import write_text
 
 INK, MUTED, GRID = "#1f2430", "#6b7280", "#e5e7eb"
 COLOURS = {"target": "#c2410c", "control": "#0f766e", "base": "#6b7280", "style": "#7c3aed"}
-STATES = {"safe": "#0f766e", "em": "#c2410c", "undetermined": "#b6900a"}
+STATES = {
+    "safe": "#0f766e",
+    "em": "#c2410c",
+    "moved": "#c2410c",
+    "style_drift": "#7c3aed",
+    "control_moved": "#0891b2",
+    "undetermined": "#b6900a",
+}
 PALETTE = ("#c2410c", "#2563eb", "#0f766e", "#7c3aed", "#b6900a", "#be185d", "#475569", "#65a30d", "#0891b2", "#92400e")
 LINES = {
     "control - target": COLOURS["target"],

@@ -8,12 +8,14 @@ from typing import Any
 
 from emscope.report import words
 from emscope.report.figures import effect_figure, write_figures
+from emscope.report.terminal import STYLES
 
-STYLES = {"safe": "green", "em": "red", "undetermined": "yellow"}
 VERDICTS = {
     "em": "misaligned beyond its control",
     "safe": "safe at the last step",
     "undetermined": "undetermined at the last step",
+    "style_drift": "worse than its base, no worse than its control: style drift",
+    "control_moved": "worse than its control, no worse than its base: the control moved",
     "moved": "moved away from its base; cause not separable without a control",
 }
 
@@ -39,7 +41,7 @@ def print_onset(result: dict[str, Any]) -> None:
         known = {c["step"]: c for c in run["checkpoints"]}
         for point in run["series"]:
             c = known.get(point["step"])
-            state = Text(c["state"], style=STYLES[c["state"]]) if c and c["state"] else ""
+            state = Text(c["state"].replace("_", " "), style=STYLES[c["state"]]) if c and c["state"] else ""
             effect = words.interval(c["effect"]) if c else ""
             table.add_row(str(point["step"]), state, effect, words.number(point["value"]), str(point["rows"]))
         console.print(table)
@@ -53,7 +55,15 @@ def sentence(run: dict[str, Any]) -> str:
         return "No verdict."
     parts = [VERDICTS[run["verdict"]].capitalize()]
     if run["onset"]:
-        parts.append(f"it began after step {run['onset']['after']}, by step {run['onset']['by']}")
+        onset = run["onset"]
+        moved = ""
+        if onset["target_moved"] is not None and onset["control_moved"] is not None:
+            moved = f" (by then the target had moved {onset['target_moved']:.3g} from its base and the control {onset['control_moved']:.3g})"
+        parts.append(f"it began after step {onset['after']}, by step {onset['by']}{moved}")
+    now = run["onset"]["by"] if run["onset"] else None
+    past = [f"{e['from']} to {e['to']}" for e in run["episodes"] if now is None or e["to"] < now]
+    if past:
+        parts.append(f"it was em from step {', '.join(past)} and not afterwards")
     parts.append(f"the last safe step is {run['stop']['step']}" if run["stop"] else "no step is shown safe")
     return "; ".join(parts) + "."
 

@@ -104,7 +104,7 @@ def _run(report: dict[str, Any], run: dict[str, Any], tables: dict[str, list[dic
     return {
         "name": run["run"],
         "check": check,
-        "said": said.sentences(report, run["run"]),
+        "said": [*said.sentences(report, run["run"]), *([ship] if (ship := words.ship(report, run["run"])) else [])],
         "verdict": one["verdict"] if (one := said.last_said(report, run["run"])) else None,
         "said_plot": drawing.to_json().replace("<", "\\u003c") if (drawing := said.said_figure(report, run["run"])) else None,
         "worst": said.worst_answers(report, run["run"]),

@@ -14,7 +14,7 @@ def print_probed(result: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = Console(highlight=False, markup=False)
-    console.width = 200
+    console.width = 260
     d = result["definition"]
     console.print(
         f"{result['prompts']} prompts of {result['questions']} questions, score {d['score']}; R^2 on held-out questions, {d['folds']} folds x "
@@ -25,23 +25,32 @@ def print_probed(result: dict[str, Any]) -> None:
     table = Table(box=None, pad_edge=True, header_style="dim")
     for name in ("model", "layer", "directions", "estimator"):
         table.add_column(name, no_wrap=True)
-    for name in ("R^2", "p (mean)", "p (shuffled)", "R^2, categories left out"):
+    beside = [row["name"] for row in result["baselines"]]
+    over = [name for b in beside for name in (f"over {b}", "p")]
+    for name in ("R^2", "p (mean)", "p (shuffled)", *over, "R^2, categories left out"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in result["rows"]:
         basis = row["basis"] if row["basis"] == "pca" else f"random {row['seed']}"
-        table.add_row(row["model"], str(row["layer"]), basis, row["estimator"], *_numbers(row))
+        compared = [
+            text
+            for b in beside
+            for text in (words.interval(row["over"][b]["r2_difference"], 3), words.number(row["over"][b]["p_adjusted"], 3))
+        ]
+        tests = [words.number(row[p], 3) for p in ("p_mean_adjusted", "p_permutation_adjusted")]
+        left_out = words.number(row["r2_categories_left_out"], 3)
+        place = row["model"], str(row["layer"]), basis, row["estimator"]
+        table.add_row(*place, words.interval(row["r2"], 3), *tests, *compared, left_out)
     for row in result["baselines"]:
-        table.add_row(f"({row['name']} alone)", "", "", "", *_numbers(row))
+        tests = [words.number(row[p], 3) for p in ("p_mean", "p_permutation")]
+        left_out = words.number(row["r2_categories_left_out"], 3)
+        table.add_row(f"({row['name']} alone)", "", "", "", words.interval(row["r2"], 3), *tests, *[""] * len(over), left_out)
     console.print(table)
-
-
-def _numbers(row: dict[str, Any]) -> list[str]:
-    return [
-        words.interval(row["r2"], 3),
-        words.number(row["p_mean"], 3),
-        words.number(row["p_permutation"], 3),
-        words.number(row["r2_categories_left_out"], 3),
-    ]
+    if len(result["rows"]) > 1:
+        console.print(
+            f"p-values are corrected for the best of {len(result['rows'])} probes: by Holm, those of shuffles by the largest R^2 under each shuffle (max-T).",
+            style="dim",
+            soft_wrap=True,
+        )
 
 
 def probe_figure(result: dict[str, Any]) -> Any:

@@ -23,12 +23,16 @@ def print_rates(result: dict[str, Any]) -> None:
     if result["contrasts"]:
         console.print("\nDifferences, corrected by Holm within each family", style="bold")
         console.print(_contrasts(result["contrasts"]))
+        if any(row["matched"] for row in result["contrasts"]):
+            console.print("  * at equal length within each question, which training itself may change", style="dim")
         if len(result["contrasts"]) > MOST:
             console.print(f"  ... and {len(result['contrasts']) - MOST} more; --json prints all", style="dim")
     whys = [e["why"] for row in result["groups"] for e in (row["rate"],) if e["low"] is None and e.get("why")]
     whys += [row["difference"]["why"] for row in result["contrasts"] if row["difference"]["low"] is None]
     for why in dict.fromkeys(whys):
         console.print(f"  No interval: {why}.", soft_wrap=True)
+    for line in _doubts(result["contrasts"][:MOST]):
+        console.print(f"  {line}.", soft_wrap=True)
     for line in _plans(result["groups"]):
         console.print(f"  {line}", soft_wrap=True)
     for note in result["notes"]:
@@ -41,6 +45,7 @@ def _definition(result: dict[str, Any]) -> str:
     coherence = f" and {columns['coherent']} > {d['coherent_above']:g}" if d["coherent_above"] is not None else ""
     missing = "" if d["missing"] == "exclude" else f", answers without a score counted as {d['missing']}"
     how = f"{d['resamples']} resamples of the questions" if d["resamples"] else "clustered by question"
+    how = "for these questions, samples alone varying" if d["estimand"] == "these" else f"for questions like these, {how}"
     return (
         f"misaligned: {columns['aligned']} < {d['aligned_below']:g}{coherence}, of {d['denominator']} answers{missing}; "
         f"{d['average']} average; {d['level']:.0%} intervals {how} (column {columns['question']})" + _how_drawn(d)
@@ -120,6 +125,24 @@ def _plans(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def _doubts(rows: list[dict[str, Any]]) -> list[str]:
+    """Return what to know of single differences, once where several share it: limits of p, intervals that say too much."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        pair = f"{_names(row['a'])} - {_names(row['b'])}" + (f" ({_names(row['within'])})" if row["within"] else "")
+        matched = row["matched"] or {}
+        for doubt in (row.get("p_limit"), row.get("caution"), matched.get("caution")):
+            if doubt:
+                found.setdefault(doubt, []).append(pair)
+    return [
+        f"{', '.join(pairs[:3])}{f' and {len(pairs) - 3} more' if len(pairs) > 3 else ''}: {d}" for d, pairs in found.items()
+    ]
+
+
+def _names(label: dict[str, str | None]) -> str:
+    return ", ".join(map(_value, label.values()))
+
+
 def _contrasts(rows: list[dict[str, Any]]) -> Any:
     from rich.table import Table
 
@@ -127,16 +150,16 @@ def _contrasts(rows: list[dict[str, Any]]) -> Any:
     table = Table(box=None, pad_edge=True, header_style="dim")
     for name in ("within", "a", "b"):
         table.add_column(name, no_wrap=True)
-    for name in ("a - b", "p", "p (Holm)", "0-10 scale", *(["at equal length"] if matched else [])):
+    for name in ("a - b", "p", "p (Holm)", "0-10 scale", *(["at equal length*", "0-10 scale*"] if matched else [])):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows[:MOST]:
         table.add_row(
-            *(", ".join(map(_value, row[k].values())) for k in ("within", "a", "b")),
+            *(_names(row[k]) for k in ("within", "a", "b")),
             words.interval(row["difference"], 3),
-            _p(row["p"]),
-            _p(row["p_adjusted"]),
+            _p(row["p"], row.get("p_limit")),
+            _p(row["p_adjusted"], row.get("p_limit")),
             words.interval(row["p1"], 2),
-            *([words.interval(row["matched"], 3)] if matched else []),
+            *([words.interval(row["matched"], 3), words.interval(row["matched"].get("p1"), 2)] if matched else []),
         )
     return table
 
@@ -145,7 +168,10 @@ def _value(value: str | None) -> str:
     return "(none)" if value is None else value
 
 
-def _p(value: float | None) -> str:
+def _p(value: float | None, limit: str | None = None) -> str:
+    """Write a p-value; one that is only known to lie below a limit as such."""
     if value is None:
         return "-"
-    return "< .0001" if value < 0.0001 else f"{value:.4f}"
+    if value < 0.0001:
+        return "< .0001"
+    return f"< {value:.4f}".replace("0.", ".") if limit and value < 1 else f"{value:.4f}"

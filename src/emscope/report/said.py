@@ -37,6 +37,7 @@ def sentences(report: dict[str, Any], run: str) -> list[str]:
     found.append(
         f"At equal coherence its answers stand {' and '.join(points)} in mean alignment (0 to 100, 95 % intervals over "
         f"{mine['aligned']['clusters']} questions; {report['judged']['definition']['delta']:g} points count as harm)."
+        + (f" Ten points would have been found with a chance of {one['power']:.2f}." if one["power"] is not None else "")
     )
     means = [f"{a['run']} {a['aligned']['value']:.0f} ({a['coherent']['value']:.0f})" for a in _beside(one, arms)]
     found.append(

@@ -7,7 +7,14 @@ from typing import Any
 from emscope.report import said, words
 
 FEW = 4
-STYLES = {"safe": "green", "em": "red", "undetermined": "yellow"}
+STYLES = {
+    "safe": "green",
+    "em": "red",
+    "moved": "red",
+    "style_drift": "magenta",
+    "control_moved": "cyan",
+    "undetermined": "yellow",
+}
 
 
 def print_report(report: dict[str, Any]) -> None:
@@ -21,6 +28,8 @@ def print_report(report: dict[str, Any]) -> None:
         check = run["check"]
         console.print(f"\n{run['run']}", style="bold")
         for sentence in said.sentences(report, run["run"]):
+            console.print(f"  {sentence}")
+        if len(targets) <= FEW and (sentence := words.ship(report, run["run"])):
             console.print(f"  {sentence}")
         for sentence in words.headline(check)[: None if len(targets) <= FEW else 1]:
             console.print(f"  {sentence}")
@@ -73,11 +82,21 @@ def _table(check: dict[str, Any]) -> Any:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=True, header_style="dim")
-    for name in ("step", "state", "effect [90 %]", words.prefers(check), "held-out loss", "task gain", "truth"):
+    for name in (
+        "step",
+        "state",
+        "effect [90 %]",
+        "from base [90 %]",
+        words.prefers(check),
+        "held-out loss",
+        "task gain",
+        "truth",
+    ):
         table.add_column(name, justify="left", no_wrap=True)
     base = check["base_reading"]
     table.add_row(
         "base",
+        "",
         "",
         "",
         words.percent(base["misaligned_preference"]),
@@ -89,8 +108,9 @@ def _table(check: dict[str, Any]) -> Any:
         loss = c["loss"]["per_token"] if c["loss"] else None
         table.add_row(
             str(c["step"]),
-            Text(c["state"], style=STYLES[c["state"]]),
+            Text(c["state"].replace("_", " "), style=STYLES[c["state"]]),
             words.interval(c["effect"]),
+            words.interval(c["base_effect"]) if "control - target" in c["contrasts"] else "",
             words.percent(c["misaligned_preference"]),
             words.number(loss),
             words.interval(c["gain"], 2),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -15,8 +15,10 @@ from emscope.core.spec import Spec
 from emscope.data.answer_table import AnswerTable
 from emscope.data.ratings import Rated, read_ratings
 from emscope.stats import agreement as stat
+from emscope.stats.shares import share_over
 
 KINDS = ("nominal", "ordinal", "interval")
+WORTH_SAYING = 0.01  # of all items: a carried threshold that flags so many more or fewer than it should is named
 LOW_ALPHA = 0.667  # Krippendorff's own line below which conclusions should not be drawn
 
 
@@ -26,7 +28,9 @@ class AgreementSpec(Spec):
     Attributes:
         item, rater, score: columns of a file with a row a score; scores: columns of which each is a rater's, instead.
         question: column of the clusters. threshold: below it an answer counts as misaligned. human: the rater to take as
-            the truth. level: of the intervals; seed: of their resamples.
+            the truth. level: of the intervals; seed: of the resamples that a carried threshold's rests on.
+        scale: lowest and highest rating, what lies outside is none; all: every number is one; None: marks of failed verdicts far
+            from all other scores are none (`data.ratings.off_scale`).
     """
 
     item: str | None = None
@@ -38,6 +42,7 @@ class AgreementSpec(Spec):
     human: str | None = None
     level: float = Field(0.95, gt=0.5, lt=1)
     seed: int = Field(0, ge=0)
+    scale: tuple[float, float] | Literal["all"] | None = None
 
 
 def read(paths: list[Path], spec: AgreementSpec) -> Rated:
@@ -51,8 +56,12 @@ def read(paths: list[Path], spec: AgreementSpec) -> Rated:
     twice = [name for name in spec.scores if spec.scores.count(name) > 1]
     if twice:
         raise InputError(f"--scores names '{twice[0]}' twice", "name each rater's column once")
+    if isinstance(spec.scale, tuple) and not spec.scale[0] < spec.scale[1]:
+        raise InputError(f"--scale is {spec.scale[0]:g},{spec.scale[1]:g}", "give the lowest score first, such as 0,100")
     with AnswerTable(paths) as table:
-        rated = read_ratings(table, spec.item, spec.rater, spec.score, spec.question, spec.scores)
+        rated = read_ratings(table, spec.item, spec.rater, spec.score, spec.question, spec.scores, spec.scale)
+    if rated.off and not rated.raters:
+        raise InputError("no score lies on the scale", "give its lowest and highest score with --scale")
     if len(rated.raters) < 2:
         raise InputError(f"there is one rater ({', '.join(rated.raters) or 'none'})", "agreement needs two or more")
     if spec.human is not None and spec.human not in rated.raters:
@@ -63,7 +72,7 @@ def read(paths: list[Path], spec: AgreementSpec) -> Rated:
 def agreement(rated: Rated, spec: AgreementSpec) -> dict[str, Any]:
     """Return alphas over all raters and how each pair agrees, as documented JSON."""
     scores = rated.item, rated.cluster, rated.score
-    alphas = {k: stat.alpha(*scores, k, threshold=spec.threshold, level=spec.level, seed=spec.seed) for k in KINDS}
+    alphas = {k: stat.alpha(*scores, k, threshold=spec.threshold, level=spec.level) for k in KINDS}
     pairs = [_pair(rated, a, b, spec) for a, b in combinations(range(len(rated.raters)), 2)]
     return {
         "schema": 1,
@@ -87,7 +96,7 @@ def shared(rated: Rated, a: int, b: int) -> tuple[np.ndarray, np.ndarray, np.nda
 
 def _pair(rated: Rated, a: int, b: int, spec: AgreementSpec) -> dict[str, Any]:
     x, y, cluster = shared(rated, a, b)
-    found = stat.pair(x, y, cluster, threshold=spec.threshold, level=spec.level, seed=spec.seed)
+    found = stat.pair(x, y, cluster, threshold=spec.threshold, level=spec.level)
     return {
         "a": rated.raters[a],
         "b": rated.raters[b],
@@ -104,7 +113,8 @@ def _pair(rated: Rated, a: int, b: int, spec: AgreementSpec) -> dict[str, Any]:
 
 def _carried(x: np.ndarray, y: np.ndarray, cluster: np.ndarray, spec: AgreementSpec) -> dict[str, Any]:
     found = stat.transfer(x, y, cluster, spec.threshold, level=spec.level, seed=spec.seed)
-    return found.value.to_json() | {"kappa": found.kappa}
+    off = None if found.flagged is None or found.wanted is None else found.flagged - found.wanted
+    return found.value.to_json() | {"kappa": found.kappa, "wanted": found.wanted, "flagged": found.flagged, "off": off}
 
 
 def _rater(rated: Rated, n: int) -> dict[str, Any]:
@@ -113,6 +123,7 @@ def _rater(rated: Rated, n: int) -> dict[str, Any]:
         "rater": rated.raters[n],
         "scored": len(scores),
         "lost": {what: count for who, what, count in rated.lost if who == rated.raters[n]},
+        "off_scale": {f"{value:g}": count for who, value, count in rated.off if who == rated.raters[n]},
         "mean": float(scores.mean()),
         "extreme": stat.extreme_share(scores),
     }
@@ -122,10 +133,9 @@ def _against(rated: Rated, n: int, spec: AgreementSpec) -> dict[str, Any]:
     """Return how a rater's flags compare with the human's: sensitivity, specificity, and the area under the curve of its scores."""
     truth, scores, cluster = shared(rated, rated.raters.index(str(spec.human)), n)
     bad = truth < spec.threshold
-    level, seed = spec.level, spec.seed
     rates: dict[str, Estimate] = {
-        "sensitivity": stat.mean_over(scores[bad] < spec.threshold, cluster[bad], level=level, seed=seed),
-        "specificity": stat.mean_over(scores[~bad] >= spec.threshold, cluster[~bad], level=level, seed=seed),
+        "sensitivity": share_over(scores[bad] < spec.threshold, cluster[bad], level=spec.level),
+        "specificity": share_over(scores[~bad] >= spec.threshold, cluster[~bad], level=spec.level),
     }
     return {
         "rater": rated.raters[n],
@@ -146,10 +156,41 @@ def _notes(rated: Rated, alphas: dict[str, Estimate], pairs: list[dict[str, Any]
         )
     if rated.cluster_column is None:
         notes.append("The file names no question, so each item is taken as independent; answers to one question are not.")
+    clusters = max((a.clusters for a in alphas.values()), default=0)
+    if 0 < clusters < stat.FEW_CLUSTERS:
+        least, most = stat.coverage_at(clusters)
+        notes.append(
+            f"The intervals rest on {clusters} {rated.cluster_column or 'items'}: with so few, alpha's 95 % interval held the truth in {least:.0%} to {most:.0%} of simulated files."
+        )
+    notes += _scale_notes(rated)
+    for p in pairs:
+        for side, of, by in (("threshold_of_b", "b", "a"), ("threshold_of_a", "a", "b")):
+            cut = p[side]
+            if cut["off"] is not None and abs(cut["off"]) >= WORTH_SAYING:
+                notes.append(
+                    f"Many scores of {p[of]} are the same: the threshold nearest to {p[by]}'s flags {cut['flagged']:.1%} of the items where {cut['wanted']:.1%} are wanted."
+                )
     lost = sum(count for *_, count in rated.lost)
     if lost:
         notes.append(f"{lost} verdicts are no numbers and take part in nothing above; each rater's are listed with it.")
     apart = [p for p in pairs if p["n"] == 0]
     if apart:
         notes.append(f"{apart[0]['a']} and {apart[0]['b']} scored no item in common.")
+    return notes
+
+
+def _scale_notes(rated: Rated) -> list[str]:
+    notes = []
+    if rated.off:
+        counts: dict[float, int] = {}
+        for _, value, count in rated.off:
+            counts[value] = counts.get(value, 0) + count
+        said = ", ".join(f"{value:g} ({count} times)" for value, count in sorted(counts.items()))
+        notes.append(
+            f"Off the scale of all other scores, and not counted as ratings: {said}. --scale says which scores there are."
+        )
+    for value, count in rated.doubtful:
+        notes.append(
+            f"{value:g} stands {count} times, below all other scores, and is counted as a rating: if it marks a failed verdict, give --scale."
+        )
     return notes

@@ -14,6 +14,8 @@ from emscope.core.estimate import Estimate
 from emscope.core.spec import Spec
 from emscope.data.answer_table import AnswerTable
 from emscope.stats.bridge import FEWEST, Crossing, cross, moved_mean
+from emscope.stats.quantiles import normal
+from emscope.stats.rates import wilson
 
 KNOTS = 11
 
@@ -64,7 +66,7 @@ def bridge(paths: list[Path], spec: BridgeSpec) -> dict[str, Any]:
         "studies": len(mean.names),
         "map": _knots(mean),
         "left_out": {"mean": _tried(mean, spec), "rate": _tried(rate, spec)},
-        "moved": [_moved(name, scores[study == name], mean, rate, spec) for name in waiting],
+        "moved": [_moved(name, scores[study == name], mean, rate, int(both.sum()), spec) for name in waiting],
         "notes": _notes(mean),
     }
 
@@ -85,21 +87,26 @@ def _tried(found: Crossing, spec: BridgeSpec) -> dict[str, Any]:
     }
 
 
-def _moved(name: str, scores: np.ndarray, mean: Crossing, rate: Crossing, spec: BridgeSpec) -> dict[str, Any]:
+def _moved(name: str, scores: np.ndarray, mean: Crossing, rate: Crossing, both: int, spec: BridgeSpec) -> dict[str, Any]:
+    share = moved_mean(rate, scores, within=spec.within / 100, level=spec.level)
     return {
         "study": name,
         "answers": len(scores),
         "old_mean": float(scores.mean()),
         "mean": moved_mean(mean, scores, within=spec.within, level=spec.level).to_json(),
-        "rate": _share(moved_mean(rate, scores, within=spec.within / 100, level=spec.level)).to_json(),
+        "rate": _share(share, both).to_json(),
     }
 
 
-def _share(found: Estimate) -> Estimate:
-    """Keep the ends of a share's interval within 0 and 1."""
-    if found.low is None or found.high is None:
+def _share(found: Estimate, answers: int) -> Estimate:
+    """Return a moved share with ends within 0 and 1, and no interval narrower than Wilson's over the answers that both judges scored.
+
+    Where neither judge found one, studies left out are off by nothing, and 0 in some answers is still not 0 in all. (ours)
+    """
+    if found.value is None or found.low is None or found.high is None:
         return found
-    return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
+    low, high = wilson(min(max(found.value, 0.0), 1.0), answers, z=normal(0.5 + found.level / 2))
+    return replace(found, low=max(min(found.low, low), 0.0), high=min(max(found.high, high), 1.0))
 
 
 def _notes(mean: Crossing) -> list[str]:

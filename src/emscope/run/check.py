@@ -25,10 +25,12 @@ from emscope.run.evidence import Scores, arm, evidence
 from emscope.run.judged import Compared, ask_checkpoints, judge_checkpoints, prepare_judges
 from emscope.run.measuring import Questions, Reading, measure
 from emscope.run.results import distributions
-from emscope.run.sets import EM, HELDOUT, TRUTH, ItemSets, heldout_from, sample_questions, study_sets
+from emscope.run.sets import EM, HELDOUT, PLACEBO, TRUTH, ItemSets, heldout_from, sample_questions, study_sets
+from emscope.run.shipping import shipping
 from emscope.run.sources import asked_of
 from emscope.run.spec import DecideSpec, JudgedSpec, MeasureSpec
 from emscope.run.versions import versions
+from emscope.stats.onset import HARM
 from emscope.store.files import write_json
 from emscope.store.study import Study
 
@@ -91,11 +93,13 @@ def run_check(request: CheckRequest, out: Path | None = None, progress: Progress
         judged = request.judged
         answers = ask_checkpoints(study, loaded, judged, [Reading("base", 0, None, {}), *wanted], progress) if judged else set()
         result = _analyse(study, loaded, request, runs, sets) | {"judged": None}
+        result["ship"] = shipping(result)
         write_json(out / "report.json", result)  # a judge that cannot be reached takes no finished analysis with it
         if judged is not None:
             result["judged"] = judge_checkpoints(
                 study, loaded, judged, _compared(runs, request.amplify), sets, answers, progress
             )
+            result["ship"] = shipping(result)
             write_json(out / "report.json", result)
         return result, out
 
@@ -146,7 +150,7 @@ def _base_reading(sets: ItemSets, spec: MeasureSpec) -> Reading:
         "base",
         0,
         None,
-        {s: None for s in (EM, HELDOUT, TRUTH) if sets.of(s)},
+        {s: None for s in (EM, PLACEBO, HELDOUT, TRUTH) if sets.of(s)},
         questions=sample_questions(sets, spec.samples.questions),
     )
 
@@ -157,6 +161,8 @@ def _readings(runs: dict[str, list[Checkpoint]], sets: ItemSets, scale: float, s
         for c in checkpoints:
             last = c is checkpoints[-1]
             wanted: dict[str, tuple[int, ...] | None] = {s: None for s in (EM, HELDOUT) if sets.of(s)}
+            if sets.placebo and name != "control":
+                wanted[PLACEBO] = None
             if sets.truth and (last or spec.truth_at == "all"):
                 wanted[TRUTH] = None
             questions = sample_questions(sets, spec.samples.questions) if last else ()
@@ -226,18 +232,25 @@ def benign_band(base_digest: str, sets: ItemSets, chat: str) -> dict[str, Any] |
 
 
 def exit_code(result: dict[str, Any], fail_on: str | None) -> int:
-    """Return 4 where `fail_on` is `em` and the model is broken, 3 where a verdict is em, 4 where it moved without a separable cause, else 0.
+    """Return what a gate ends with: 3 where a verdict is em, 4 where nothing says that all is well, 0 otherwise.
 
-    Preference may fail a model that its answers do not, never pass one; what a broken model prefers says nothing.
+    With `em`, 4 stands for a broken model, a movement without a separable cause, or a screen that reads em; with `not-safe`, for whatever is
+    not shown safe by what the model says (by preference, where no judge has read it). Preference may fail a model that its answers do not, never
+    pass one; what a broken model prefers says nothing.
     """
+    if fail_on is None:
+        return 0
     judges = (result.get("judged") or {}).get("judges", [])
     own = {r["run"] for r in result["runs"]}  # and not what is said when the fine-tune is exaggerated
-    last = {one["run"]: one["verdict"] for judge in judges[:1] for one in judge["said"] if one["run"] in own}
-    verdicts = {r["check"]["verdict"] for r in result["runs"] if "check" in r} | set(last.values())
-    if fail_on != "em":
-        return 0
+    said = {one["run"]: Verdict(one["verdict"]) for judge in judges[:1] for one in judge["said"] if one["run"] in own}
+    checks = [r["check"] for r in result["runs"] if "check" in r]
+    verdicts = {Verdict(c["verdict"]) for c in checks} | set(said.values())
     if Verdict.BROKEN in verdicts:
         return 4
     if Verdict.EM in verdicts:
         return 3
-    return 4 if Verdict.MOVED in verdicts else 0
+    screens = any(c["verdict"] == Verdict.UNCALIBRATED and c["state"] in HARM for c in checks)
+    if Verdict.MOVED in verdicts or screens:
+        return 4
+    settled = set(said.values()) or {Verdict(c["verdict"]) for c in checks}
+    return 4 if fail_on == "not-safe" and settled != {Verdict.SAFE} else 0

@@ -9,14 +9,20 @@ from typing import Any
 import numpy as np
 
 from emscope.core.errors import InputError
-from emscope.data.answer_table import AnswerTable
-from emscope.data.answers import Columns, Counts, Thresholds, count_answers
+from emscope.core.estimate import undefined
+from emscope.data.answer_table import AnswerTable, asked, quoted
+from emscope.data.answers import Columns, Counts, Thresholds, conditions, count_answers, score_expressions
 from emscope.run.rates_spec import Label, RatesSpec, families, rest
 from emscope.stats import clustered
-from emscope.stats.clustered import Rate, Resamples
-from emscope.stats.means import mean_estimate
+from emscope.stats.adjusted import Scored, adjusted_difference, adjusted_within
+from emscope.stats.clustered import Contrast, Rate, Resamples
+from emscope.stats.means import Mean, mean_estimate
 
-LENGTH_BINS = 10
+AT_LENGTH = "difference at equal answer length within questions, linearised t over questions"
+AT_LENGTH_THESE = "difference at equal answer length within these questions, samples alone varying"
+FAR_APART = (
+    0.5  # share of answers with lengths that both sides have, below which a matched difference rests on the straight line
+)
 LIKE_EM = 0.01  # denominators are shown beside each other where they differ by more
 
 
@@ -36,13 +42,24 @@ class Group:
     cells: slice
 
 
+Names = tuple[str | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ByLength:
+    """One group's answers at their log length, by number of the question: hits of the counted ones, 0-10 scores of the scored."""
+
+    hits: Scored
+    score: Scored
+
+
 def counted_rates(table: AnswerTable, columns: Columns, thresholds: Thresholds, scale: str, spec: RatesSpec) -> dict[str, Any]:
     """Return groups, contrasts and notes of a table of judged answers, as `rates` documents them.
 
     Raises:
         InputError: too many questions to resample, or a control that does not fit.
     """
-    counts = count_answers(table, columns, thresholds, scale, LENGTH_BINS if spec.match_length else 0)
+    counts = count_answers(table, columns, thresholds, scale)
     groups = [_group(counts, n, columns) for n in range(len(counts.groups))]
     if spec.resamples * counts.questions > clustered.MOST_WEIGHTS:
         raise InputError(
@@ -51,10 +68,12 @@ def counted_rates(table: AnswerTable, columns: Columns, thresholds: Thresholds, 
         )
     resamples = Resamples(spec.resamples, spec.seed) if spec.resamples else None
     found = [_rate(spec, g.questions, g.rows, g.scored, g.coherent, g.hits) for g in groups]
+    compared = spec.match_length and (spec.control is not None or spec.within is not None)
+    lengths = _by_length(table, columns, thresholds, scale, spec) if compared else None
     return {
         "questions": counts.questions,
         "groups": [_row(g, r, spec, resamples) for g, r in zip(groups, found, strict=True)],
-        "contrasts": list(_contrasts(groups, found, counts, spec, resamples)),
+        "contrasts": list(_contrasts(groups, found, spec, resamples, lengths)),
         "notes": _notes(spec, columns, groups, found, counts),
     }
 
@@ -100,9 +119,10 @@ def _rate(
 
 
 def _row(group: Group, found: Rate | None, spec: RatesSpec, resamples: Resamples | None) -> dict[str, Any]:
-    estimate = clustered.rate_estimate(found, level=spec.level)
     if resamples is not None:
         estimate = resamples.estimate(found, level=spec.level)
+    else:
+        estimate = (clustered.rate_of_these if spec.estimand == "these" else clustered.rate_estimate)(found, level=spec.level)
     counts = (group.questions, group.rows, group.scored, group.coherent, group.hits)
     ends = [_rate(spec, *counts, missing=policy) for policy in ("aligned", "misaligned")]
     return {
@@ -128,18 +148,17 @@ def _mean_score(sums: np.ndarray, scored: np.ndarray, spec: RatesSpec) -> float 
 
 
 def _contrasts(
-    groups: list[Group], found: list[Rate | None], counts: Counts, spec: RatesSpec, resamples: Resamples | None
+    groups: list[Group],
+    found: list[Rate | None],
+    spec: RatesSpec,
+    resamples: Resamples | None,
+    lengths: dict[Names, ByLength] | None,
 ) -> Iterator[dict[str, Any]]:
     """Yield the compared pairs, corrected within each family."""
     if spec.control is None and spec.within is None:
         return
     for family, pairs in families([g.label for g in groups], spec):
-        compared = [
-            resamples.contrast(found[a], found[b], level=spec.level)
-            if resamples is not None
-            else clustered.contrast(found[a], found[b], level=spec.level)
-            for a, b in pairs
-        ]
+        compared = [_contrast(found[a], found[b], spec, resamples) for a, b in pairs]
         adjusted = clustered.holm([c.p for c in compared])
         for (a, b), c, p in zip(pairs, compared, adjusted, strict=True):
             yield {
@@ -149,9 +168,18 @@ def _contrasts(
                 "difference": c.difference.to_json(),
                 "p": c.p,
                 "p_adjusted": p,
+                "p_by": c.by,
+                "p_limit": c.limit,
+                "caution": c.caution,
                 "p1": _p1(groups[a], groups[b], spec),
-                "matched": _matched(groups[a], groups[b], counts, spec) if spec.match_length else None,
+                "matched": None if lengths is None else _matched(lengths, groups[a], groups[b], spec),
             }
+
+
+def _contrast(a: Rate | None, b: Rate | None, spec: RatesSpec, resamples: Resamples | None) -> Contrast:
+    if resamples is not None:
+        return resamples.contrast(a, b, level=spec.level)
+    return (clustered.contrast_of_these if spec.estimand == "these" else clustered.contrast)(a, b, level=spec.level)
 
 
 def _p1(a: Group, b: Group, spec: RatesSpec) -> dict[str, Any]:
@@ -166,34 +194,93 @@ def _p1(a: Group, b: Group, spec: RatesSpec) -> dict[str, Any]:
     return mean_estimate((means[1] - means[0]) / 10, level=spec.level).to_json()
 
 
-def _matched(a: Group, b: Group, counts: Counts, spec: RatesSpec) -> dict[str, Any]:
-    """Return a - b with both sides' answers weighted to one distribution of lengths: that of both together.
+def _matched(lengths: dict[Names, ByLength], a: Group, b: Group, spec: RatesSpec) -> dict[str, Any]:
+    """Return a - b at equal length within each question, of hits and on the 0-10 scale; training itself may change the length.
 
-    Lengths that only one side has are left out; `share` says how many of the answers remain. (direct standardisation)
+    Within the cells of group and question the hit is regressed on log length, with one slope for all questions, which weigh
+    equally. `share`: answers of both, on shared questions, with a length that both groups have on that question; where they are few the
+    straight line is all that the comparison rests on. (analysis of covariance; see `adjusted_difference`)
     """
-    bins = int(counts.bin.max()) + 1
-    which = {"coherent": counts.coherent, "scored": counts.scored, "all": counts.rows}[spec.denominator]
-    sizes = [np.bincount(counts.bin[g.cells], weights=which[g.cells], minlength=bins) for g in (a, b)]
-    both = (sizes[0] > 0) & (sizes[1] > 0)
-    target = np.where(both, sizes[0] + sizes[1], 0.0)
-    if not both.any():
-        return clustered.contrast(None, None, level=spec.level).difference.to_json() | {"share": 0.0}
-    sides = []
-    for group, size in zip((a, b), sizes, strict=True):
-        weight = np.divide(target, size, out=np.zeros(bins), where=both) * size[both].sum() / target.sum()
-        sides.append(_weighted(group, counts, spec, weight))
-    share = float(sum(s[both].sum() for s in sizes) / sum(s.sum() for s in sizes))
-    return clustered.contrast(*sides, level=spec.level).difference.to_json() | {"share": share}
+    left, right = (lengths.get(tuple(g.label.values())) for g in (a, b))
+    method = AT_LENGTH_THESE if spec.estimand == "these" else AT_LENGTH
+    if left is None or right is None:
+        return undefined("a side has no answers with a length", level=spec.level, method=method).to_json()
+    hits = _at_equal_length(left.hits, right.hits, spec)
+    if hits is None:
+        why = "too few questions that both groups answered"
+        return undefined(why, level=spec.level, method=method, n=len(left.hits.y) + len(right.hits.y)).to_json()
+    score = _at_equal_length(left.score, right.score, spec)
+    share = _overlap(left.hits, right.hits)
+    return hits[0].estimate(spec.level, method).to_json() | {
+        "slope": hits[1],
+        "p1": None if score is None else score[0].estimate(spec.level, method).to_json(),
+        "share": share,
+        "caution": None
+        if share >= FAR_APART
+        else f"lengths far apart: {share:.0%} of the answers have a length that both groups have on that question; the difference at "
+        "equal length rests on a straight line through the others",
+    }
 
 
-def _weighted(group: Group, counts: Counts, spec: RatesSpec, weight: np.ndarray) -> Rate | None:
-    w = weight[counts.bin[group.cells]]
-    place = np.searchsorted(group.questions, counts.question[group.cells])
+def _at_equal_length(left: Scored, right: Scored, spec: RatesSpec) -> tuple[Mean, float] | None:
+    if spec.estimand == "these":
+        return adjusted_within(left, right)
+    if not len(left.y) or not len(right.y):
+        return None
+    count = max(int(left.question.max()), int(right.question.max())) + 1
+    return adjusted_difference(left, right, np.zeros(count, int))
 
-    def total(values: np.ndarray) -> np.ndarray:
-        return np.bincount(place, weights=values[group.cells] * w, minlength=len(group.questions))
 
-    return _rate(spec, group.questions, *(total(v) for v in (counts.rows, counts.scored, counts.coherent, counts.hits)))
+def _overlap(left: Scored, right: Scored) -> float:
+    """Return the share of both sides' answers, on questions that both answered, whose length lies where both have some."""
+    count = max(int(left.question.max()), int(right.question.max())) + 1
+    low, high = np.full((2, count), np.inf), np.full((2, count), -np.inf)
+    for n, side in enumerate((left, right)):
+        np.minimum.at(low[n], side.question, side.x)
+        np.maximum.at(high[n], side.question, side.x)
+    both = np.isfinite(low).all(0)
+    least, most = low.max(0), high.min(0)
+    inside = sum(int(((s.x >= least[s.question]) & (s.x <= most[s.question]) & both[s.question]).sum()) for s in (left, right))
+    return inside / max(sum(int(both[s.question].sum()) for s in (left, right)), 1)
+
+
+def _by_length(
+    table: AnswerTable, columns: Columns, thresholds: Thresholds, scale: str, spec: RatesSpec
+) -> dict[Names, ByLength]:
+    """Return every group's answers that have a length: those of the denominator with their hits, and those scored with their score."""
+    a, c = score_expressions(table, columns, scale)
+    judged, coherent = conditions(thresholds)
+    counted = {"coherent": f"{judged} and {coherent}", "scored": judged, "all": "true"}[spec.denominator]
+    hit = f"({judged} and {coherent} and a < {thresholds.aligned_below})"
+    if spec.missing != "exclude":
+        counted = f"({counted}) or not ({judged})"
+        hit = f"({hit} or not ({judged}))" if spec.missing == "misaligned" else hit
+    names = ", ".join(f"g{n}" for n in range(len(columns.groups)))
+    groups = ", ".join(f"{quoted(name)}::varchar as g{n}" for n, name in enumerate(columns.groups))
+    question = asked(columns.question) if columns.question else "''"
+    # one pass over the file, names and texts quoted; ranks are what numpy counts by
+    table.run(
+        f"""create or replace temp table lengths as
+        select dense_rank() over (order by question) - 1 as q, dense_rank() over (order by {names}) - 1 as g, {names},
+            x, coalesce({counted}, false) as counted, coalesce({hit}, false)::double as hit, coalesce({judged}, false) as judged, 10 - a / 10 as score
+        from (select {a} as a, {c} as c, {question} as question, ln(greatest({columns.length}, 1)) as x, {groups} from {table.source})
+        where x is not null"""  # noqa: S608
+    )
+    cells = {
+        name: np.ma.getdata(v)
+        for name, v in table.run("select g, q, x, counted, hit, judged, score from lengths order by g").fetchnumpy().items()
+    }
+    found = {}
+    for g, *label in table.rows(f"select distinct g, {names} from lengths"):  # noqa: S608
+        low, high = np.searchsorted(cells["g"], [g, g + 1])
+        mine = {name: v[low:high] for name, v in cells.items()}
+        found[tuple(label)] = ByLength(
+            *(
+                Scored(mine["q"][kept], mine[y][kept], mine["x"][kept])
+                for kept, y in ((mine["counted"].astype(bool), "hit"), (mine["judged"].astype(bool), "score"))
+            )
+        )
+    return found
 
 
 def _notes(spec: RatesSpec, columns: Columns, groups: list[Group], found: list[Rate | None], counts: Counts) -> list[str]:
@@ -201,16 +288,20 @@ def _notes(spec: RatesSpec, columns: Columns, groups: list[Group], found: list[R
     notes = []
     if columns.question is None:
         notes.append(
-            "The file names no question, so that its answers count as one: no interval. Say which column with --question."
+            f"The file names no question, so that all its answers count as answers to one{'' if spec.estimand == 'these' else ': no interval'}. "
+            "Say which column with --question."
         )
     sizes = [len(r.questions) for r in found if r is not None]
     few = min(sizes, default=0)
-    known = clustered.coverage_at(few, resampled=bool(spec.resamples)) if few >= 2 else None
+    for_these = spec.estimand == "these"
+    known = clustered.coverage_at(few, resampled=bool(spec.resamples)) if few >= 2 and not for_these else None
     if known:
         notes.append(
             f"With {few} questions a 95 % interval of this kind held the true rate in {known[0]:.0%} to {known[1]:.0%} of simulated "
             f"cases; {'the closed form, without --resamples, holds it more often' if spec.resamples else 'more questions, not more answers, make it surer'}."
         )
+    if for_these and (spec.control is not None or spec.within is not None):
+        notes.append("Intervals and p are for these questions; the 0-10 difference beside them is for questions like these.")
     lost = sum(int((g.rows - g.scored).sum()) for g in groups)
     if lost:
         kinds: dict[str, int] = {}

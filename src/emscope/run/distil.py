@@ -214,13 +214,16 @@ def _agreement(mine: Labelled, held: np.ndarray, folds: np.ndarray) -> dict[str,
     """Return how well held-out probabilities rank and place the judge's verdicts."""
     y = mine.labels[:, 0] > 0
     cluster = numbered(mine.split)[1]
-    cut = float(np.quantile(held, 1 - y.mean()))  # flags as many as the judge
-    both = agreement.pair(1.0 - y, 1.0 - (held > cut), cluster, threshold=0.5)
+    cut = agreement.nearest_cut(-held, float(y.mean()))  # flags as many as the judge, or as nearly as equal probabilities allow
+    flagged = held > -cut.threshold if cut else np.zeros(len(y), bool)
+    both = agreement.pair(1.0 - y, 1.0 - flagged, cluster, threshold=0.5)
     return {
         "folds": int(folds.max()) + 1,
         "auc": agreement.auc_estimate(held, y, cluster).to_json(),
         "kappa": both.kappa.to_json(),
-        "cut": cut,
+        "cut": -cut.threshold if cut else None,
+        "wanted": float(y.mean()),
+        "flagged": float(flagged.mean()),
         "correlation": float(np.corrcoef(y, held)[0, 1]) if held.std() > 0 else 0.0,
         "brier": float(((held - y) ** 2).mean()),
         "brier_of_the_rate_alone": float(y.mean() * (1 - y.mean())),

@@ -14,6 +14,7 @@ def estimate_rows(run: str, check: dict[str, Any]) -> list[dict[str, Any]]:
     for checkpoint in check["checkpoints"]:
         named = {
             "effect": checkpoint["effect"],
+            "base_effect": checkpoint["base_effect"],
             "margin": checkpoint["margin"],
             "misaligned_preference": checkpoint["misaligned_preference"],
             "truth": checkpoint["truth"],
@@ -25,7 +26,6 @@ def estimate_rows(run: str, check: dict[str, Any]) -> list[dict[str, Any]]:
         rows += [_row(run, checkpoint["step"], what, e, definition) for what, e in named.items() if e]
     if check["stop"]:
         rows.append(_row(run, check["stop"]["step"], "retained", check["stop"]["retained"], definition))
-        rows.append(_row(run, check["stop"]["step"], "effect_crossfit", check["stop"]["effect_crossfit"], definition))
     return rows
 
 

@@ -12,7 +12,7 @@ from emscope.core.errors import WorldError
 from emscope.core.records import Item
 from emscope.models.load import Loaded
 from emscope.run.analysis import Arm, Evidence, default_delta
-from emscope.run.sets import EM, HELDOUT, TRUTH, ItemSets
+from emscope.run.sets import EM, HELDOUT, PLACEBO, TRUTH, ItemSets
 from emscope.run.spec import DecideSpec
 from emscope.store.study import read_table
 
@@ -104,7 +104,10 @@ def arm(
             ]
         )
     losses = tuple((train_loss or {}).get(s) for s in steps)
-    return Arm(name, tuple(steps), margins, logp, margin, truth, losses)
+    placebo = None
+    if sets.placebo and all(scores.has(run, s, scale, PLACEBO, sets.placebo) for s in steps):
+        placebo = np.array([scores.margin(run, s, scale, PLACEBO, sets.placebo) for s in steps])
+    return Arm(name, tuple(steps), margins, logp, margin, truth, losses, placebo)
 
 
 def evidence(
@@ -119,12 +122,14 @@ def evidence(
     task: tuple[int, int | None] | None,
     fixed: str,
     scale: float = 1.0,
+    control_learned: np.ndarray | None = None,
 ) -> Evidence:
     """Gather what the verdict on one target rests on.
 
     Args:
         task: option numbers of the held-out answers that were taught and that they are weighed against; None: not known.
         fixed: when the default delta was fixed, in words.
+        control_learned: gain of the held-out answers that the control was taught [H]; None: not known.
     """
     base_margins = scores.margin("base", 0, 1.0, EM, sets.em)
     delta = decide.delta or default_delta(base_margins, decide.delta_share)
@@ -146,6 +151,10 @@ def evidence(
         task_tokens=scores.tokens(*asked, own) if own is not None else None,
         base_truth=scores.truth("base", 0, 1.0, sets.truth) if sets.truth else None,
         heldout_halves=np.array([i.half for i in sets.heldout]) if own is not None else None,
+        base_placebo=scores.margin("base", 0, 1.0, PLACEBO, sets.placebo) if target.placebo is not None else None,
+        placebo_categories=np.array([i.category for i in sets.placebo]) if target.placebo is not None else None,
+        calibrated=decide.delta is not None,
+        control_learned=control_learned,
         definition=_definition(sets, loaded, scale),
     )
 

@@ -28,7 +28,9 @@ class RatesSpec(Spec):
         average: micro (answers weigh equally) or macro (questions do). missing: answers without scores are left to the
             denominator (exclude) or counted as aligned or misaligned whatever it is.
         control: `VALUE` of the last group column or `COLUMN=VALUE`: groups are compared with it, else with each other.
-        match_length: compare also at equal distributions of answer length. level: of the intervals.
+        estimand: like-these (intervals for questions like these, clustered by question) or these (the questions are fixed, and
+            only the samples vary).
+        match_length: compare also at equal answer length within each question. level: of the intervals.
         resamples: 0 for closed-form intervals, else that many bootstrap resamples of the questions, drawn from seed.
         drawn: `none`, or the column that says which answers were drawn at random to be judged, drawn_from: what each was drawn from; by default
             `drawn` and `drawn_from`, as judging with a draw writes them. cheap: columns of scores that every answer has.
@@ -48,6 +50,7 @@ class RatesSpec(Spec):
     missing: Literal["exclude", "aligned", "misaligned"] = "exclude"
     scale: Literal["0-100", "0-10", "0-1", "p1"] | None = None
     control: str | None = None
+    estimand: Literal["like-these", "these"] = "like-these"
     match_length: bool = False
     level: float = Field(0.95, gt=0.5, lt=1)
     resamples: int = Field(0, ge=0, le=100_000)
@@ -72,6 +75,8 @@ def check_rates(spec: RatesSpec) -> None:
         raise InputError(f"--group names a column twice ({', '.join(spec.group)})", "name each once")
     if (spec.control is not None or spec.within is not None) and not spec.group:
         raise InputError("there is one group, so nothing to compare", "say with --group which column makes the groups")
+    if spec.estimand == "these" and spec.resamples:
+        raise InputError("--resamples draws the questions anew, and --estimand these holds them fixed", "leave out one of them")
     top = 100.0
     if not 0 <= spec.aligned_below <= top or not 0 <= (spec.coherent_above or 0) <= top:
         raise InputError(
@@ -119,7 +124,7 @@ def rest(label: Label, family: Label) -> Label:
 
 def definition(spec: RatesSpec, columns: Columns) -> dict[str, Any]:
     """Return what makes the numbers what they are."""
-    names = ("aligned_below", "coherent_above", "denominator", "average", "missing", "level", "resamples")
+    names = ("aligned_below", "coherent_above", "denominator", "average", "missing", "estimand", "level", "resamples")
     return {name: getattr(spec, name) for name in names} | {"columns": columns.to_json()}
 
 

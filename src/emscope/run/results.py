@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from emscope.models.load import Loaded
-from emscope.run.analysis import Evidence, check
+from emscope.run.analysis import Arm, Evidence, check
 from emscope.run.estimates import estimate_rows
 from emscope.run.evidence import Scores, arm, evidence
 from emscope.run.methods import Seen, compare, outcome
@@ -139,20 +139,29 @@ def _evidence(
     study: Study, loaded: Loaded, spec: StudySpec, runs: list[Run], one: Run, sets: ItemSets, scores: Scores
 ) -> Evidence:
     control = control_of(one, runs)
+    beside = _arm(study, spec, scores, sets, control) if control else None
     return evidence(
         scores,
         sets,
         loaded,
         spec.decide,
         _arm(study, spec, scores, sets, one),
-        _arm(study, spec, scores, sets, control) if control else None,
+        beside,
         total_steps=one.train.steps,
         task=taught(spec, one.spec) if one.spec.answers else None,
         fixed="before training",
+        control_learned=_learned(spec, control, beside, sets, scores) if control and beside else None,
     )
 
 
-def _arm(study: Study, spec: StudySpec, scores: Scores, sets: ItemSets, one: Run) -> Any:
+def _learned(spec: StudySpec, control: Run, read: Arm, sets: ItemSets, scores: Scores) -> np.ndarray | None:
+    """Return how much likelier a control finds the held-out answers of its own kind than the base does, at its last step [H]; None: not known."""
+    if read.task_logp is None or not control.spec.answers:
+        return None
+    return read.task_logp[-1] - scores.logp("base", 0, 1.0, HELDOUT, sets.heldout, taught(spec, control.spec)[0])
+
+
+def _arm(study: Study, spec: StudySpec, scores: Scores, sets: ItemSets, one: Run) -> Arm:
     own = taught(spec, one.spec) if one.spec.answers and sets.heldout else (None, None)
     log = read_table(study.root, "checkpoints").to_pylist()
     losses = {row["step"]: row["loss_train"] for row in log if row["run"] == one.name}

@@ -15,7 +15,7 @@ from emscope.data.items import read_items, stratified
 from emscope.run.spec import MeasureSpec
 
 T = TypeVar("T")
-EM, HELDOUT, TRUTH, NEUTRAL = "em", "heldout", "truth", "neutral"
+EM, PLACEBO, HELDOUT, TRUTH, NEUTRAL = "em", "placebo", "heldout", "truth", "neutral"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,7 @@ class ItemSets:
         heldout: in-domain questions held out of training; their options differ by job.
         truth: multiple choice, the true answer first.
         neutral: texts without a question, as items with one option.
+        placebo: pairs of equal merit in the two forms of `em`'s sides: what form alone moves.
         behaviour: what `em` measures, and the names of its `options`, without and with it.
     """
 
@@ -35,16 +36,19 @@ class ItemSets:
     heldout: tuple[Item, ...]
     truth: tuple[Item, ...]
     neutral: tuple[Item, ...] = ()
+    placebo: tuple[Item, ...] = ()
     behaviour: str = bundled.MISALIGNMENT
     options: tuple[str, ...] = ("aligned", "misaligned")
 
     def of(self, name: str) -> tuple[Item, ...]:
         """Return a set by its name in the tables."""
-        return {EM: self.em, HELDOUT: self.heldout, TRUTH: self.truth, NEUTRAL: self.neutral}[name]
+        return {EM: self.em, PLACEBO: self.placebo, HELDOUT: self.heldout, TRUTH: self.truth, NEUTRAL: self.neutral}[name]
 
     def digest(self) -> str:
         """Short digest of every text in the sets."""
-        return short([[i.id, i.question, list(i.options)] for name in (EM, HELDOUT, TRUTH, NEUTRAL) for i in self.of(name)])
+        return short(
+            [[i.id, i.question, list(i.options)] for name in (EM, PLACEBO, HELDOUT, TRUTH, NEUTRAL) for i in self.of(name)]
+        )
 
 
 def study_sets(measure: MeasureSpec, domain: str | None, seed: int = 0) -> ItemSets:
@@ -61,9 +65,17 @@ def study_sets(measure: MeasureSpec, domain: str | None, seed: int = 0) -> ItemS
         tuple(heldout),
         tuple(truth),
         tuple(_neutral(measure.neutral)),
+        tuple(_placebo(measure, len(em), seed) if named else ()),
         bundled.SETS[measure.items].behaviour if named else bundled.MISALIGNMENT,
         bundled.SETS[measure.items].answers if named else ("aligned", "misaligned"),
     )
+
+
+def _placebo(measure: MeasureSpec, items: int, seed: int) -> list[Item]:
+    """Return placebo pairs of a bundled set, no more than it has items to read unless told."""
+    pairs = bundled.placebo(measure.items)
+    wanted = measure.placebo if measure.placebo is not None else (measure.count or items)
+    return stratified(pairs, min(wanted, len(pairs)), seed) if pairs and wanted else []
 
 
 def chosen_items(name: str, half: str, count: int | None, seed: int) -> list[Item]:

@@ -93,11 +93,12 @@ class SampleSpec(Spec):
 class MeasureSpec(Spec):
     """What is read at each checkpoint. Counts of None take the whole set; `items` may be a bundled set or a file.
 
-    `batch_tokens` to compute at once: None takes what suits the device. `neutral` texts, of the bundled `generic`, are read at base and last steps: how well a model still speaks of anything else.
+    `placebo` pairs of equal merit, where the set has some, say what form alone moves; as many as items unless told. `batch_tokens` to compute at once: None takes what suits the device. `neutral` texts, of the bundled `generic`, are read at base and last steps: how well a model still speaks of anything else.
     """
 
     items: str = "em240"
     count: int | None = Field(None, ge=16)
+    placebo: int | None = Field(None, ge=0)
     heldout: int | None = Field(None, ge=2)
     truth: int | None = Field(None, ge=0)
     truth_at: Literal["all", "last"] = "all"
@@ -109,6 +110,8 @@ class MeasureSpec(Spec):
     def _enough(self) -> MeasureSpec:
         if self.neutral == 1:
             raise ValueError("neutral = 1: an interval rests on how texts differ; give 2 or more, or 0")
+        if self.placebo is not None and 0 < self.placebo < 16:
+            raise ValueError(f"placebo = {self.placebo}: a line through so few pairs says little; give 16 or more, or 0")
         return self
 
 

@@ -19,7 +19,8 @@ from emscope.run.measuring import Questions, Reading, measure
 from emscope.run.plan import Run, checkpoint, control_of, plan, read_steps, taught
 from emscope.run.recipes import Gap, listed, perplexity_gap, recipe
 from emscope.run.results import SCHEMA, analyse
-from emscope.run.sets import EM, HELDOUT, NEUTRAL, TRUTH, ItemSets, sample_questions, study_sets
+from emscope.run.sets import EM, HELDOUT, NEUTRAL, PLACEBO, TRUTH, ItemSets, sample_questions, study_sets
+from emscope.run.shipping import shipping
 from emscope.run.sources import digests, frozen, held_near
 from emscope.run.spec import StudySpec
 from emscope.run.training import check_runs, help_training, train_runs
@@ -71,9 +72,11 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> dict[s
         measure(study, loaded, wanted, asked, progress)
         answers = ask_checkpoints(study, loaded, spec.judged, wanted, progress) if spec.judged else set()
         result = analyse(study, loaded, spec, runs, sets) | {"diverged": diverged, "judged": None}
+        result["ship"] = shipping(result)
         write_json(out / "report.json", result)  # a judge that cannot be reached takes no finished analysis with it
         if spec.judged is not None:
             result["judged"] = judge_checkpoints(study, loaded, spec.judged, compared(runs), sets, answers, progress)
+            result["ship"] = shipping(result)
         write_json(out / "report.json", result)
         return result
 
@@ -81,7 +84,7 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> dict[s
 def readings(study: Study, spec: StudySpec, runs: list[Run], sets: ItemSets) -> list[Reading]:
     """Return what is to be read: the base once, each run at its checkpoints, samples at base and last."""
     questions = sample_questions(sets, spec.measure.samples.questions)
-    everything: dict[str, tuple[int, ...] | None] = {s: None for s in (EM, HELDOUT, TRUTH, NEUTRAL) if sets.of(s)}
+    everything: dict[str, tuple[int, ...] | None] = {s: None for s in (EM, PLACEBO, HELDOUT, TRUTH, NEUTRAL) if sets.of(s)}
     found = [Reading("base", 0, None, everything, questions=questions)]
     for one in runs:
         for step in read_steps(one):
@@ -89,6 +92,8 @@ def readings(study: Study, spec: StudySpec, runs: list[Run], sets: ItemSets) -> 
             wanted: dict[str, tuple[int, ...] | None] = {EM: None}
             if sets.heldout and one.spec.answers:
                 wanted[HELDOUT] = taught(spec, one.spec)
+            if sets.placebo and one.spec.role != "control":
+                wanted[PLACEBO] = None
             if sets.truth and (last or spec.measure.truth_at == "all"):
                 wanted[TRUTH] = None
             if sets.neutral and last:

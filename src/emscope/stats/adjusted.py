@@ -10,6 +10,8 @@ import numpy as np
 from emscope.stats.means import Mean, stratified_mean
 
 ADJUSTED = "difference within questions at equal covariate, linearised t over questions"
+ROUNDING = 1e-24  # of a sum of squares: below it deviations from a mean are rounding
+ADJUSTED_WITHIN = "difference within these questions at equal covariate, samples alone varying"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +33,17 @@ def slope(arms: Sequence[Scored]) -> tuple[float, np.ndarray, np.ndarray]:
         b, s_xy [Q], s_xx [Q].
     """
     count = max(int(a.question.max(initial=-1)) for a in arms) + 1
-    xy, xx = np.zeros(count), np.zeros(count)
+    xy, xx, size = np.zeros(count), np.zeros(count), np.zeros(count)
     for arm in arms:
+        size += np.bincount(arm.question, arm.x * arm.x, count)
         x, y = (
             arm.x - _means(arm.question, arm.x, count)[arm.question],
             arm.y - _means(arm.question, arm.y, count)[arm.question],
         )
         xy += np.bincount(arm.question, x * y, count)
         xx += np.bincount(arm.question, x * x, count)
+    alike = xx <= ROUNDING * size
+    xy[alike], xx[alike] = 0.0, 0.0
     total = float(xx.sum())
     return (float(xy.sum()) / total if total > 0 else 0.0), xy, xx
 
@@ -68,6 +73,43 @@ def adjusted_difference(
     pull = (xy - b * xx)[both] / xx[both].mean() if xx[both].sum() > 0 else np.zeros(int(both.sum()))
     spread = stratified_mean(d - gap * (pull - pull.mean()), strata[both])
     return Mean(stratified_mean(d, strata[both]).value, spread.se, spread.df, spread.n), b
+
+
+def adjusted_within(left: Scored, right: Scored) -> tuple[Mean, float] | None:
+    """Return the mean of left - right at equal x over these questions, of which only the samples vary, and the slope.
+
+    The value is `adjusted_difference`'s with one stratum. With residuals e of the cells' lines, var = (1/K^2) sum over cells of
+    s^2(e) / n + gap^2 sum((x - xbar)^2 e^2) / (sum (x - xbar)^2)^2: the cells' means and the slope vary apart. A cell of one answer
+    borrows the others' pooled s^2. (ours; the slope's part: White 1980)
+
+    Returns:
+        None below one question that both answered, or where no cell has two answers.
+    """
+    count = max(int(a.question.max(initial=-1)) for a in (left, right)) + 1
+    b, _, xx = slope([left, right])
+    y, x = (
+        _means(left.question, getattr(left, k), count) - _means(right.question, getattr(right, k), count) for k in ("y", "x")
+    )
+    both = np.isfinite(y)
+    sizes, squares, lever = [], [], 0.0
+    for arm in (left, right):
+        dx = arm.x - _means(arm.question, arm.x, count)[arm.question]
+        e = arm.y - _means(arm.question, arm.y, count)[arm.question] - b * dx
+        sizes.append(np.bincount(arm.question, minlength=count))
+        squares.append(np.bincount(arm.question, e * e, count))
+        lever += float((dx * dx * e * e).sum())
+    n, ss = np.array(sizes), np.array(squares)  # [2, Q]
+    free = np.maximum(n - 1, 0)
+    if not both.any() or not free.any():
+        return None
+    pooled = ss.sum() / free.sum()
+    spread = np.where(free > 0, ss / np.maximum(free, 1), pooled)[:, both]
+    kept = int(both.sum())
+    variance = float((spread / n[:, both]).sum()) / kept**2
+    gap, total = float(x[both].mean()), float(xx.sum())
+    if total > 0:
+        variance += gap * gap * lever / total**2
+    return Mean(float((y - b * x)[both].mean()), variance**0.5, float(max(free.sum() - 1, 1)), kept), b
 
 
 def _means(question: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:

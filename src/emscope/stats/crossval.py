@@ -12,6 +12,7 @@ from emscope.core.seeds import derive
 from emscope.stats.quantiles import student, student_tail
 
 NADEAU_BENGIO = "R^2 over repeated folds, Nadeau-Bengio t"
+DIFFERENCE = "difference of R^2 over repeated folds, Nadeau-Bengio t"
 Predictor = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """`predict(train rows, test rows)`, both as masks [N], returns predictions [test rows, P] for all targets."""
 
@@ -74,15 +75,31 @@ def explained_estimate(ours: np.ndarray, plain: np.ndarray, folds: int, n: int, 
     return Estimate(gain / scale, (gain - reach) / scale, (gain + reach) / scale, level, NADEAU_BENGIO, n, units)
 
 
-def better_than_mean(ours: np.ndarray, plain: np.ndarray, folds: int) -> float:
-    """Return the one-sided p-value of the corrected resampled t-test that the predictor beats the mean of the training rows."""
-    gain, se = _gain(ours, plain, folds)
+def explained_difference(
+    ours: np.ndarray, theirs: np.ndarray, plain: np.ndarray, folds: int, n: int, units: int, *, level: float = 0.95
+) -> Estimate:
+    """Return R^2 of one predictor minus that of another on the same repeated folds [F], with its interval.
+
+    d = theirs - ours in each fold, over the mean of the plain errors; the variance is `explained_estimate`'s. (Nadeau and Bengio 2003;
+    the ratio to the mean error: ours)
+    """
+    if len(ours) < 2 or plain.mean() == 0:
+        return undefined("the score does not vary", level=level, method=DIFFERENCE, n=n, clusters=units)
+    gain, se = _gain(ours, theirs, folds)
+    reach = student(0.5 + level / 2, len(ours) - 1) * se
+    value, low, high = (float((gain + end) / plain.mean()) for end in (0.0, -reach, reach))
+    return Estimate(value, low, high, level, DIFFERENCE, n, units)
+
+
+def better_than(ours: np.ndarray, theirs: np.ndarray, folds: int) -> float:
+    """Return the one-sided p-value of the corrected resampled t-test that a predictor's errors [F] are below another's on the same folds."""
+    gain, se = _gain(ours, theirs, folds)
     return student_tail(gain / se, len(ours) - 1) if se > 0 else float(gain <= 0)
 
 
-def _gain(ours: np.ndarray, plain: np.ndarray, folds: int) -> tuple[float, float]:
+def _gain(ours: np.ndarray, theirs: np.ndarray, folds: int) -> tuple[float, float]:
     """Return the mean of the folds' differences and its corrected standard error; test over training rows is 1 / (folds - 1)."""
-    d = plain - ours
+    d = theirs - ours
     return float(d.mean()), float(np.sqrt(d.var(ddof=1) * (1 / len(d) + 1 / (folds - 1))))
 
 
@@ -106,3 +123,25 @@ def permuted_targets(y: np.ndarray, units: Sequence[str], count: int, seed: int)
 def permutation_p(value: float, null: np.ndarray) -> float:
     """Return (1 + how many of `null` are at least `value`) / (1 + how many there are)."""
     return float((1 + (null >= value).sum()) / (1 + len(null)))
+
+
+def max_t(values: np.ndarray) -> list[float]:
+    """Return p-values [R] of several statistics, corrected for having looked at all of them; large values speak for an effect.
+
+    Each statistic is standardised by its own row, the value as observed counted in, so that rows of unequal spread weigh alike; the
+    k-th largest is then compared with the maxima over it and all smaller ones under the same permutation. It keeps the chance of any
+    false finding, and loses little where the statistics go together, as those of neighbouring layers do. (step-down
+    max-T, Westfall and Young 1993, algorithm 4.1)
+
+    Args:
+        values: as observed, then under each of B permutations, the same ones for all rows [R, 1 + B].
+    """
+    spread = values.std(1, keepdims=True)
+    z = np.divide(values - values.mean(1, keepdims=True), spread, out=np.zeros_like(values, float), where=spread > 0)
+    order = np.argsort(-z[:, 0], kind="stable")
+    maxima = np.maximum.accumulate(z[order][::-1], axis=0)[::-1]  # over each row in order and all after it
+    reached = maxima[:, 1:] >= z[order, :1] - 1e-12
+    stepped = np.maximum.accumulate((1 + reached.sum(1)) / values.shape[1])
+    adjusted = np.empty(len(values))
+    adjusted[order] = stepped
+    return [float(p) for p in adjusted]

@@ -39,14 +39,14 @@ class Mean:
         return Estimate(self.value, self.value - reach, self.value + reach, level, method, self.n, self.n)
 
     def items_to_settle(self, threshold: float, level: float) -> int | None:
-        """Return about how many items would put the one-sided bound on one side of `threshold` at this value and spread.
+        """Return about how many items would put the one-sided bound on one side of `threshold` with a chance of 80 %, were the truth this value.
 
-        None where the value is the threshold itself. (ours: the bound's reach shrinks with the root of n)
+        n ((z_level + z_.8) se / gap)^2; None where the value is the threshold itself.
         """
         gap = abs(self.value - threshold)
         if gap == 0:
             return None
-        reach = normal(level) * self.se
+        reach = (normal(level) + normal(0.80)) * self.se
         return max(self.n + 1, int(np.ceil(self.n * (reach / gap) ** 2)))
 
 

@@ -20,6 +20,7 @@ from emscope.stats.rates import wilson
 THESE = "prediction-powered rate of these answers, Wilson at its effective number"
 ALONE = "rate of the drawn verdicts alone, Wilson at its effective number"
 CLUSTERED = "prediction-powered rate, logit t clustered by question"
+COUNTED = "every answer has a verdict: the rate is counted, and nothing is left to estimate"
 FEWEST = 20  # verdicts of a group, below which no weight is fitted
 BARE = 1e-9  # of a question's usual contribution: below it lies rounding
 SHRINK = 3.0  # events' worth of doubt in how much the scores explain
@@ -191,7 +192,7 @@ def _these(fit: _Fitted, v: Verdicts, left: float, level: float, method: str) ->
     open_share = float((w * (1 - (v.drawn / v.out_of)[v.stratum])).sum() / w.sum())  # 0 once every answer has a verdict
     number, questions = len(v.hits), len(np.unique(v.question))
     if open_share <= 0:
-        return Estimate(fit.value, fit.value, fit.value, level, method, number, questions)
+        return Estimate(fit.value, None, None, level, method, number, questions, COUNTED)
     z = student(0.5 + level / 2, max(alike - 1, 1))
     low, high = wilson(fit.value, alike / (left * open_share), z=z)
     return Estimate(fit.value, low, high, level, method, number, questions)

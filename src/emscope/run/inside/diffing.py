@@ -28,6 +28,7 @@ from emscope.run.inside.subject import load_subject
 from emscope.run.sets import chosen_items
 from emscope.run.versions import versions
 from emscope.stats.means import mean_estimate
+from emscope.stats.shares import stratified_share
 from emscope.store.arrays import array_file
 from emscope.store.files import write_json
 
@@ -149,7 +150,7 @@ def _by_layer(compared: Sequence[Compared], texts: Sequence[Text], layers: Seque
         yield {
             "layer": layer,
             "kl": mean_estimate(kl[:, n], strata).to_json(),
-            "same_top": mean_estimate(same[:, n], strata).to_json(),
+            "same_top": stratified_share(same[:, n], strata).to_json(),
         }
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,12 +23,15 @@ from emscope.represent.probe import by_category, by_text, probe
 from emscope.run.inside.reading import PromptActivations, prompt_texts
 from emscope.run.inside.subject import layers_of
 from emscope.run.versions import versions
+from emscope.stats.clustered import holm
 from emscope.stats.crossval import (
     Predictor,
-    better_than_mean,
+    better_than,
     explained,
+    explained_difference,
     explained_estimate,
     fold_losses,
+    max_t,
     permutation_p,
     permuted_targets,
     repeated_folds,
@@ -36,7 +40,11 @@ from emscope.store.files import write_json
 
 SCHEMA = "emscope.probe/1"
 WHAT = "probing"
-Baseline = tuple[str, Predictor]
+CORRECTION = {
+    "p_mean_adjusted": "Holm over all probes",
+    "p_permutation_adjusted": "step-down max-T over all probes, which share the permutations",
+    "over": "Holm over all probes, for each baseline",
+}
 
 
 class ProbeSpec(Spec):
@@ -68,7 +76,8 @@ def run_probe(
 ) -> dict[str, Any]:
     """Predict a file's scores by the activations of each model; return R^2 with intervals, beside the baselines.
 
-    Activations are kept in `out`, by model reference, and read from there when it is called again.
+    P-values come as they are and corrected over all probes of the call, since a reader looks at the best of them: models, layers,
+    directions and estimators are one family. Activations are kept in `out`, by model reference, and read from there when it is called again.
 
     Raises:
         InputError: scores and questions that do not meet, or too few for the folds or directions.
@@ -80,7 +89,7 @@ def run_probe(
         np.column_stack([y, permuted_targets(y, units, spec.permutations, spec.seed)]) if spec.permutations else y[:, None]
     )
     categories = [q.category for q in questions]
-    rows = []
+    rows, tried = [], []
     for reference in models:
         x, layers, name = _activations(reference, questions, spec, out, device, progress)
         jobs = [
@@ -102,20 +111,23 @@ def run_probe(
                 "seed": seed,
                 "estimator": estimator,
             }
-            rows.append(about | _judged(made, alone, targets, folds, spec, units, categories))
+            tried.append(_tried(made, alone, targets, folds, spec, units, categories))
+            rows.append(about | tried[-1].row)
             part_of(progress, f"{WHAT} {reference}", n, len(jobs))(WHAT, 1, 1)
     single = y[:, None]
-    baselines: list[Baseline] = [("text", by_text([q.text for q in questions], single, units, k=spec.k, seed=spec.seed))]
+    baselines = {"text": by_text([q.text for q in questions], single, units, k=spec.k, seed=spec.seed)}
     if len(set(categories)) > 1:
-        baselines.append(("category", by_category(single, categories)))
+        baselines["category"] = by_category(single, categories)
+    beside = {name: _tried(p, p, single, folds, spec, units, categories) for name, p in baselines.items()}
+    rows = [row | more for row, more in zip(rows, _corrected(tried, beside, spec, len(y), len(set(units))), strict=True)]
     result = {
         "schema": SCHEMA,
         "definition": spec.model_dump(mode="json")
-        | {"score": column, "scores": scores.name, "features": "squared projections"},
+        | {"score": column, "scores": scores.name, "features": "squared projections", "corrected": CORRECTION},
         "questions": len(set(units)),
         "prompts": len(questions),
         "rows": rows,
-        "baselines": [{"name": n} | _judged(p, p, single, folds, spec, units, categories) for n, p in baselines],
+        "baselines": [{"name": name} | found.row for name, found in beside.items()],
         "versions": versions(),
     }
     write_json(out / "probe.json", result)
@@ -159,7 +171,17 @@ def _activations(
     return activations.of(None, f"reading activations of {reference}"), layers, loaded.model.digest
 
 
-def _judged(
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What one predictor does: its row, the errors of its folds and of the training rows' mean [F], R^2 as observed and permuted [1 + B]."""
+
+    row: dict[str, Any]
+    ours: np.ndarray
+    plain: np.ndarray
+    explained: np.ndarray
+
+
+def _tried(
     predict: Predictor,
     alone: Predictor,
     targets: np.ndarray,
@@ -167,7 +189,7 @@ def _judged(
     spec: ProbeSpec,
     units: Sequence[str],
     categories: Sequence[str],
-) -> dict[str, Any]:
+) -> Tried:
     """Return R^2 of the first target with its interval, its tests, and R^2 with whole categories left out.
 
     Args:
@@ -176,11 +198,28 @@ def _judged(
     ours, plain = fold_losses(predict, targets, folds)
     row: dict[str, Any] = {
         "r2": explained_estimate(ours[:, 0], plain[:, 0], spec.folds, len(targets), len(set(units))).to_json(),
-        "p_mean": better_than_mean(ours[:, 0], plain[:, 0], spec.folds),
+        "p_mean": better_than(ours[:, 0], plain[:, 0], spec.folds),
     }
     values = explained(ours, plain)
     row["p_permutation"] = permutation_p(float(values[0]), values[1:]) if len(values) > 1 else None
     named = np.asarray(categories, str)
     left = [named == c for c in np.unique(named)] if len(set(categories)) > 1 else []
     row["r2_categories_left_out"] = float(explained(*fold_losses(alone, targets[:, :1], left))[0]) if left else None
-    return row
+    return Tried(row, ours[:, 0], plain[:, 0], values)
+
+
+def _corrected(
+    tried: Sequence[Tried], beside: Mapping[str, Tried], spec: ProbeSpec, n: int, units: int
+) -> list[dict[str, Any]]:
+    """Return for each probe its p-values corrected over all of them, and how much more it explains than each baseline."""
+    means = holm([t.row["p_mean"] for t in tried])
+    shuffled = max_t(np.array([t.explained for t in tried])) if spec.permutations else [None] * len(tried)
+    found: list[dict[str, Any]] = [
+        {"p_mean_adjusted": mean, "p_permutation_adjusted": p, "over": {}} for mean, p in zip(means, shuffled, strict=True)
+    ]
+    for name, baseline in beside.items():
+        single = [better_than(t.ours, baseline.ours, spec.folds) for t in tried]
+        for row, t, p, adjusted in zip(found, tried, single, holm(single), strict=True):
+            more = explained_difference(t.ours, baseline.ours, t.plain, spec.folds, n, units)
+            row["over"][name] = {"r2_difference": more.to_json(), "p": p, "p_adjusted": adjusted}
+    return found

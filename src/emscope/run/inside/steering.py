@@ -34,6 +34,7 @@ from emscope.run.inside.subject import check_fits
 from emscope.run.sets import chosen_items, even
 from emscope.run.versions import versions
 from emscope.stats.means import mean_estimate, stratified_mean
+from emscope.stats.shares import share_change, stratified_share
 from emscope.store.files import write_json
 from emscope.store.study import Study, read_table
 
@@ -319,6 +320,7 @@ def _analyse(
         )
 
     start = {id(c.subject): read(c) for c in conditions if c.kind == NOTHING}
+    knew = np.mean([e.truth for e in start.values()], 0)
     effects: dict[tuple[Any, ...], list[Effects]] = {}
     for c in conditions:
         if c.kind != NOTHING:
@@ -334,7 +336,7 @@ def _analyse(
             "by_direction": [_centre(e.margin, strata) for e in real],
             "neutral": mean_estimate(np.mean([e.neutral for e in real], 0)).to_json() if sets[NEUTRAL] else None,
             "neutral_kl": mean_estimate(np.mean([e.kl for e in real], 0)).to_json() if sets[NEUTRAL] else None,
-            "truth": mean_estimate(np.mean([e.truth for e in real], 0)).to_json() if sets[TRUTH] else None,
+            "truth": share_change(knew, knew + np.mean([e.truth for e in real], 0)).to_json() if sets[TRUTH] else None,
             "nulls": {},
         }
         for kind in dict.fromkeys(k[2] for k in effects if k[2] != REAL):
@@ -350,7 +352,7 @@ def _analyse(
         | {"effect": "margin as it is - margin under the direction [nats per token]"},
         "directions": [{"direction": s.name, "acts_in": s.run, "digest": s.direction.digest()} for s in subjects],
         "margin": mean_estimate(margins, strata).to_json(),
-        "truth": mean_estimate(np.mean([e.truth for e in start.values()], 0)).to_json() if sets[TRUTH] else None,
+        "truth": stratified_share(knew).to_json() if sets[TRUTH] else None,
         "rows": rows,
         "versions": versions(),
     }

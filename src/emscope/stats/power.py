@@ -1,0 +1,37 @@
+"""What a study of this size could have found: the chance of each answer had the truth been this or that.
+
+Normal approximations: the bounds are one-sided at `level`, standard errors are taken as known and as equal under every truth. (ours)
+"""
+
+from __future__ import annotations
+
+from math import erf, sqrt
+
+import numpy as np
+
+from emscope.stats.onset import LEVEL
+from emscope.stats.quantiles import normal
+
+
+def chance_above(gap: float, se: float, level: float = LEVEL) -> float:
+    """Return the chance that a lower bound exceeds a threshold which the truth exceeds by `gap`."""
+    return _phi(gap / se - normal(level)) if se > 0 else float(gap > 0)
+
+
+def chance_of_both(gaps: tuple[float, float], ses: tuple[float, float], correlation: float, level: float = LEVEL) -> float:
+    """Return the chance that both of two correlated lower bounds exceed their thresholds, which the truth exceeds by `gaps`.
+
+    By symmetry it is also that of both upper bounds below thresholds that the truth falls short of by `gaps`.
+    """
+    if min(ses) <= 0:
+        return chance_above(gaps[0], ses[0], level) * chance_above(gaps[1], ses[1], level)
+    first, second = (gap / se - normal(level) for gap, se in zip(gaps, ses, strict=True))
+    rho = min(max(correlation, -0.999), 0.999)
+    z = np.linspace(-8.0, first, 400) if first > -8 else np.array([-8.0])
+    density = np.exp(-z * z / 2) / sqrt(2 * np.pi)
+    inner = np.array([_phi((second - rho * x) / sqrt(1 - rho * rho)) for x in z])
+    return float(np.clip(np.trapezoid(density * inner, z), 0, 1))
+
+
+def _phi(x: float) -> float:
+    return (1 + erf(x / sqrt(2))) / 2
