@@ -105,7 +105,8 @@ class Crossed:
 
     Attributes:
         mean: value, se, df over n = Q questions: one-sided bounds for the rules of `emscope.stats.onset`. Its `items_to_settle` does
-            not hold here: more questions leave the seeds' part of the error as it is.
+            not hold here: more questions leave the seeds' part of the error as it is. Its se is infinite where no cell differs from
+            another, which says nothing of their spread.
         estimate: the recipe's effect on seeds and questions like these.
         next_run: what a fresh seed's true mean would be on questions like these.
         components: the parts of the variance.
@@ -200,7 +201,7 @@ def crossed_mean(values: np.ndarray, strata: np.ndarray | None = None, *, level:
     method = CROSSED if categories == 1 else STRATIFIED
     if np.ptp(values) == 0:
         bare = Estimate(mean.value, None, None, level, method, values.size, questions, NO_SPREAD)
-        return Crossed(mean, bare, replace(bare, method=NEXT), parts)
+        return Crossed(replace(mean, se=float("inf")), bare, replace(bare, method=NEXT), parts)
     estimate, next_run = mean.estimate(level, method), fresh.estimate(level, NEXT)
     return Crossed(mean, replace(estimate, n=values.size), replace(next_run, n=values.size), parts)
 
@@ -254,7 +255,7 @@ def crossed_rate_difference(
 
     The contributions of `crossed_rate` are subtracted cell by cell. A side on which all cells agree adds the variance that Wilson's
     interval over the questions gives it, with Q - 1 degrees of freedom, and so do both where all cells differ alike: no spread is no
-    certainty (as in `emscope.stats.clustered.contrast`). For scores, give `crossed_mean` the differences. (ours)
+    certainty. For scores, give `crossed_mean` the differences. (ours)
 
     Args:
         hits, out_of, other_hits, other_out_of: counts [S, Q], the same questions in the same order.

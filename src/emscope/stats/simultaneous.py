@@ -154,7 +154,7 @@ def safe_stop(
 
 
 def _below(read: _Readings, critical: np.ndarray | float, delta: float) -> np.ndarray:
-    return (read.bound(critical, +1) < delta).all(0)
+    return np.all(read.bound(critical, +1) < delta, axis=0)
 
 
 def _behind(draws: np.ndarray, level: float) -> np.ndarray:
