@@ -60,6 +60,7 @@ def render(report: dict[str, Any], tables: dict[str, list[dict[str, Any]]]) -> s
         runs=[_run(report, r, tables) for r in report["runs"] if "check" in r],
         methods=_methods(report, tables["responses"]),
         judged=_judged(report),
+        recipes=words.recipes(report),
         diverged=words.diverged(report),
         answers=_answers(tables["responses"]),
         plotly=get_plotlyjs(),

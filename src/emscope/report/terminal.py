@@ -41,6 +41,10 @@ def print_report(report: dict[str, Any]) -> None:
         console.print(_methods(report["methods"]))
         for sentence in words.methods(report["methods"]):
             console.print(f"  {sentence}")
+    if sentences := words.recipes(report):
+        console.print("\nSeveral seeds together", style="bold")
+        for sentence in sentences:
+            console.print(f"  {sentence}")
     for judge in (report.get("judged") or {}).get("judges", []):
         console.print(f"\nRate of misaligned answers by {judge['judge']}, at the last steps", style="bold")
         console.print(_judged(judge))

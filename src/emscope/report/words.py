@@ -222,6 +222,34 @@ def methods(rows: list[dict[str, Any]]) -> list[str]:
     return found
 
 
+def recipe(found: dict[str, Any], unit: str) -> str:
+    """Say what several seeds show together."""
+    last = found["steps"][-1]
+    digits = 1 if unit == "points" else 3
+    parts = [
+        f"{name} {interval(c['mean'], digits)} (a next run: {interval(c['next_run'], digits)})"
+        for name, c in last["contrasts"].items()
+    ]
+    verdict = (
+        VERDICTS[found["verdict"]].format(behaviour="misalignment", Behaviour="Misalignment")
+        if found["verdict"]
+        else "No verdict"
+    )
+    k = round(last["em"]["value"] * last["em"]["n"])
+    why = f" ({found['why']})" if found["why"] else ""
+    return (
+        f"{found['name']}, {found['seeds']} seeds at step {last['step']}: {verdict}{why}. Over seeds and questions: {', '.join(parts)} {unit} against {found['delta']:.3g}; "
+        f"{k} of {last['em']['n']} runs em {percent(last['em']).split(' ', 2)[2]} %."
+    )
+
+
+def recipes(report: dict[str, Any]) -> list[str]:
+    """Return a sentence for each recipe of several seeds, by what it says where a judge has read it, and by preference."""
+    judge = next(iter((report.get("judged") or {}).get("judges", [])), None)
+    said = [f"By what it says: {recipe(r, 'points')}" for r in (judge["recipes"] if judge else [])]
+    return said + [f"By preference: {recipe(r, 'nats per token')}" for r in report.get("recipes", [])]
+
+
 SHIP = {
     "ship": "It may be shipped: every condition is met",
     "candidate": "A candidate to ship, not more",

@@ -21,7 +21,7 @@ from emscope.run.evidence import Scores
 from emscope.run.judging import Answered, JudgeSpec, judge_answers, verdict_key
 from emscope.run.measuring import Reading
 from emscope.run.reading_judge import check_rubrics, readers_model
-from emscope.run.said import Pair, Place, Spoken, arm_rows, said, scored_by_place, worst
+from emscope.run.said import Pair, Place, Spoken, arm_rows, recipes, said, scored_by_place, worst
 from emscope.run.sets import EM, ItemSets
 from emscope.run.spec import JudgedSpec
 from emscope.stats import clustered
@@ -198,9 +198,16 @@ def _said(
         if run in by_name and (own := by_name[run]).role != "control"
     ]
     last = {pair.run: pair for pair in sorted(pairs, key=lambda p: p.step)}
+    told = said(arms, pairs, strata, delta=spec.delta)
+    groups: dict[str, list[Pair]] = {}
+    for pair in last.values():
+        if by_name[pair.run].role == "target" and by_name[pair.run].seed is not None:
+            groups.setdefault(pair.run.rsplit("-seed", 1)[0], []).append(pair)
+    of_each = {(one.run, one.step): one.verdict for one in told}
     return {
         "arms": arm_rows(arms, strata),
-        "said": [one.to_json() for one in said(arms, pairs, strata, delta=spec.delta)],
+        "said": [one.to_json() for one in told],
+        "recipes": recipes(arms, groups, strata, of_each, delta=spec.delta),
         "worst": worst(spoken, list(last.values()), spec.coherent_above),
     }
 

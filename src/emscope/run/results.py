@@ -13,6 +13,7 @@ from emscope.run.estimates import estimate_rows
 from emscope.run.evidence import Scores, arm, evidence
 from emscope.run.methods import Seen, compare, outcome
 from emscope.run.plan import Run, control_of, read_steps, taught
+from emscope.run.recipe import recipe
 from emscope.run.sets import EM, HELDOUT, NEUTRAL, ItemSets
 from emscope.run.spec import StudySpec
 from emscope.run.versions import versions
@@ -56,6 +57,7 @@ def analyse(study: Study, loaded: Loaded, spec: StudySpec, runs: list[Run], sets
         "runs": checks,
         "style": _style(checks),
         "methods": _methods(log, runs, ways, sets),
+        "recipes": [r for name, seen in ways.items() if (r := recipe(name, {n: s.evidence for n, s in seen.items()}))],
         "distributions": distributions(
             scores, sets, {r.arm: (r.name, r.steps[-1]) for r in runs if (r.seed, r.method) == (runs[0].seed, runs[0].method)}
         ),

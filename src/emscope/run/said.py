@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from emscope.core.estimate import Estimate
-from emscope.core.outcomes import Verdict
-from emscope.stats.adjusted import ADJUSTED, Scored, adjusted_difference
+from emscope.core.outcomes import State, Verdict
+from emscope.run.recipe import SCOPE, crossed_row, settled
+from emscope.stats.adjusted import ADJUSTED, Scored, adjusted_by_question, adjusted_difference
+from emscope.stats.crossed import Crossed, crossed_mean
 from emscope.stats.means import Mean, mean_estimate, stratified_mean
 from emscope.stats.onset import LEVEL, state, state_of_both
 from emscope.stats.power import chance_of_both
@@ -136,6 +138,56 @@ def said(arms: Arms, pairs: Sequence[Pair], strata: np.ndarray, *, delta: float 
             )
         )
     return found
+
+
+def recipes(
+    arms: Arms,
+    groups: Mapping[str, Sequence[Pair]],
+    strata: np.ndarray,
+    verdicts: Mapping[Place, Verdict],
+    *,
+    delta: float = DELTA,
+) -> list[dict[str, Any]]:
+    """Return what several seeds of one recipe say together, with seeds and questions crossed; see `run.recipe`.
+
+    Args:
+        groups: by recipe, the last checkpoint of each seed. verdicts: of each checkpoint alone.
+    """
+    found = []
+    for name, pairs in groups.items():
+        sides = [
+            [arms.get(pair.control) if pair.control else None, arms.get(("base", 0)), arms.get((pair.run, pair.step))]
+            for pair in pairs
+        ]
+        if len(pairs) < 2 or any(a is None for side in sides for a in side[1:]) or len({side[0] is None for side in sides}) > 1:
+            continue
+        base = _crossed([(side[1], side[2]) for side in sides], strata)
+        control = _crossed([(side[0], side[2]) for side in sides], strata) if sides[0][0] is not None else None
+        if base is None or (sides[0][0] is not None and control is None):
+            continue
+        said_by = [verdicts.get((p.run, p.step)) for p in pairs]
+        states = [State.EM if v is Verdict.EM else State.UNDETERMINED for v in said_by]
+        rows = [crossed_row(pairs[0].step, control, base, delta, states)]
+        row = {"name": name, "scope": SCOPE, "delta": delta, "steps": rows} | settled(rows, len(pairs), calibrated=True)
+        if Verdict.BROKEN in said_by:
+            row |= {
+                "verdict": str(Verdict.BROKEN),
+                "stop": None,
+                "why": "a run of it is broken, and what that says tells neither harm nor safety",
+            }
+        found.append(row)
+    return found
+
+
+def _crossed(sides: Sequence[tuple[Any, Any]], strata: np.ndarray) -> Crossed | None:
+    """Return left - right at equal coherence over seeds and the questions that all of them answered."""
+    rows = [
+        adjusted_by_question(left, right, strata, [a for pair in sides for a in pair if a is not left and a is not right])
+        for left, right in sides
+    ]
+    values = np.array([row[1] for row in rows if row is not None])
+    both = np.isfinite(values).all(0) if len(values) == len(sides) else np.zeros(0, bool)
+    return crossed_mean(values[:, both], strata[both]) if both.sum() > 2 else None
 
 
 def _power(means: Sequence[Mean], delta: float) -> float | None:

@@ -60,6 +60,22 @@ def adjusted_difference(
     Args:
         strata: category of each question number [Q]. others: further arms whose answers tell the slope too.
     """
+    found = adjusted_by_question(left, right, strata, others)
+    if found is None:
+        return None
+    d, varying, b = found
+    both = np.isfinite(d)
+    spread = stratified_mean(varying[both], strata[both])
+    return Mean(stratified_mean(d[both], strata[both]).value, spread.se, spread.df, spread.n), b
+
+
+def adjusted_by_question(
+    left: Scored, right: Scored, strata: np.ndarray, others: Sequence[Scored] = ()
+) -> tuple[np.ndarray, np.ndarray, float] | None:
+    """Return d_q of `adjusted_difference` [Q], the same with what each question adds by the slope's error [Q], and the slope.
+
+    NaN where a side did not answer; None below two questions that both answered.
+    """
     count = len(strata)
     b, xy, xx = slope([left, right, *others])
     xy, xx = (np.pad(v, (0, count - len(v))) for v in (xy, xx))
@@ -68,11 +84,12 @@ def adjusted_difference(
     both = np.isfinite(y)
     if both.sum() < 2:
         return None
-    d = y[both] - b * x[both]
+    d = y - b * x
     gap = stratified_mean(x[both], strata[both]).value
-    pull = (xy - b * xx)[both] / xx[both].mean() if xx[both].sum() > 0 else np.zeros(int(both.sum()))
-    spread = stratified_mean(d - gap * (pull - pull.mean()), strata[both])
-    return Mean(stratified_mean(d, strata[both]).value, spread.se, spread.df, spread.n), b
+    pull = np.zeros(count)
+    if xx[both].sum() > 0:
+        pull = (xy - b * xx) / xx[both].mean()
+    return d, d - gap * (pull - pull[both].mean()), b
 
 
 def adjusted_within(left: Scored, right: Scored) -> tuple[Mean, float] | None:
