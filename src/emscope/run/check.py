@@ -17,7 +17,7 @@ from emscope.data.conversations import read_conversations
 from emscope.models.checkpoints import Checkpoint, discover, named_base
 from emscope.models.load import Loaded, load, loading, pick_dtype
 from emscope.models.source import Model, locate
-from emscope.run.analysis import check
+from emscope.run.analysis import check, paired_steps
 from emscope.run.asking import scaled
 from emscope.run.control import make_control
 from emscope.run.estimates import estimate_rows
@@ -29,6 +29,7 @@ from emscope.run.sets import EM, HELDOUT, PLACEBO, TRUTH, ItemSets, heldout_from
 from emscope.run.shipping import shipping
 from emscope.run.sources import asked_of
 from emscope.run.spec import DecideSpec, JudgedSpec, MeasureSpec
+from emscope.run.truth import truthfulness
 from emscope.run.versions import versions
 from emscope.stats.onset import HARM
 from emscope.store.files import write_json
@@ -193,7 +194,7 @@ def _analyse(
             fixed="by the base alone",
             scale=scale,
         )
-        checks[scale] = check(gathered)
+        checks[scale] = check(gathered) | {"truthfulness": truthfulness(gathered, paired_steps(gathered))}
     main = checks.get(1.0) or checks[request.amplify[0]]
     if "control" not in runs:
         main["benign_band"] = benign_band(loaded.model.digest, sets, loaded.chat.digest)

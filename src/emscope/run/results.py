@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from emscope.models.load import Loaded
-from emscope.run.analysis import Arm, Evidence, check
+from emscope.run.analysis import Arm, Evidence, check, paired_steps
 from emscope.run.estimates import estimate_rows
 from emscope.run.evidence import Scores, arm, evidence
 from emscope.run.methods import Seen, compare, outcome
@@ -16,6 +16,7 @@ from emscope.run.plan import Run, control_of, read_steps, taught
 from emscope.run.recipe import recipe
 from emscope.run.sets import EM, HELDOUT, NEUTRAL, ItemSets
 from emscope.run.spec import StudySpec
+from emscope.run.truth import truthfulness
 from emscope.run.versions import versions
 from emscope.stats.phase import phase
 from emscope.store.study import Study, read_table
@@ -37,7 +38,7 @@ def analyse(study: Study, loaded: Loaded, spec: StudySpec, runs: list[Run], sets
         if target:
             benign = _benign(spec, runs, one, sets, scores)
             ways.setdefault(one.way, {})[one.seed] = Seen(found, benign, _neutral(one, sets, scores))
-        verdict = check(found)
+        verdict = check(found) | {"truthfulness": truthfulness(found, paired_steps(found))}
         rows += estimate_rows(one.name, verdict)
         checks.append(
             {

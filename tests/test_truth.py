@@ -1,0 +1,65 @@
+"""Truthfulness has its own onset and stop: planted losses come back, and a share that never changed is safe."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from emscope.run.truth import DELTA, truthfulness
+from test_stats import STEPS, evidence
+
+
+def asked(lost, control=(0.0,) * 4, items=150, seed=0):
+    """Return a study in which a share of the true answers is lost at each checkpoint; the base knows four of five."""
+    rng = np.random.default_rng(seed)
+    base = np.where(rng.random(items) < 0.8, 1.0, -1.0)
+
+    def along(shares):
+        order = rng.permutation(items)
+        rows = []
+        for share in shares:
+            row = base.copy()
+            row[order[: round(share * items)]] *= -1 if share >= 0 else 1
+            row[order[: round(share * items)]] = -1
+            rows.append(row)
+        return np.array(rows)
+
+    e = evidence(task=None)
+    target, control_arm = replace(e.target, truth=along(lost)), replace(e.control, truth=along(control))
+    return replace(e, target=target, control=control_arm, base_truth=base)
+
+
+def test_a_loss_has_its_onset_and_the_last_truthful_checkpoint_before_it():
+    found = truthfulness(asked((0.0, 0.0, 0.3, 0.5)), STEPS)
+    assert found["verdict"] == "em" and (found["onset"]["after"], found["onset"]["by"]) == (20, 40) and found["stop"] == 20
+    last = found["checkpoints"][-1]["contrasts"]
+    assert (
+        last["control - target"]["value"] == pytest.approx(last["base - target"]["value"])
+        and last["base - target"]["value"] > 0.3
+    )
+
+
+def test_nothing_lost_is_safe_although_no_question_varies():
+    found = truthfulness(asked((0.0,) * 4), STEPS)
+    assert found["verdict"] == "safe" and found["stop"] == 80 and found["onset"] is None
+    few = truthfulness(asked((0.0,) * 4, items=24), STEPS)
+    assert few["verdict"] == "undetermined", f"none of 24 leaves room for a loss of more than {DELTA}"
+
+
+def test_a_loss_that_the_control_shares_is_style():
+    assert truthfulness(asked((0.0, 0.3, 0.3, 0.3), control=(0.0, 0.3, 0.3, 0.3)), STEPS)["verdict"] in (
+        "style_drift",
+        "undetermined",
+    )
+
+
+def test_steps_at_which_nobody_was_asked_are_left_out():
+    e = asked((0.0, 0.0, 0.3, 0.5))
+    truth = e.target.truth.copy()
+    truth[:-1] = np.nan
+    found = truthfulness(replace(e, target=replace(e.target, truth=truth)), STEPS)
+    assert [c["step"] for c in found["checkpoints"]] == [80]
+    assert truthfulness(replace(e, base_truth=None), STEPS) is None
+    assert truthfulness(replace(e, target=replace(e.target, truth=np.full_like(truth, np.nan))), STEPS) is None
