@@ -56,7 +56,7 @@ def test_a_mended_study_may_take_the_folder_of_its_faulty_draft(study_yaml, tmp_
     )
     mended = study_yaml("b.yaml", train={"steps": 1, "batch": 1, "lora": {"layers": [1]}})
     assert run_arguments(["run", str(mended), "--out", str(tmp_path / "out"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["schema"] == "emscope.study/1"
+    assert json.loads(capsys.readouterr().out)["schema"] == "emscope.study/2"
 
 
 def test_all_faults_are_told_at_once(study_yaml, tmp_path, capsys):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from emscope.core.outcomes import State, Verdict
-from emscope.run.said import BROKEN, DELTA, Pair, Spoken, arm_rows, coherence_lost, said, scored_by_place, worst
+from emscope.run.said import BROKEN, DELTA, Pair, Spoken, arm_rows, coherence_lost, dated, said, scored_by_place, worst
 from emscope.stats.means import Mean, stratified_mean
 from emscope.stats.onset import state_of_both
 
@@ -15,10 +17,10 @@ STRATA = np.arange(24) % 3
 PAIR = Pair("target", 32, ("control", 32))
 
 
-def answers(means, *, coherence=None, each=4, seed=0):
+def answers(means, *, coherence=None, each=4, seed=0, levels=None):
     """Answers of base, control and target with given mean alignment; the questions' own level is shared."""
     rng = np.random.default_rng(seed)
-    level = rng.normal(0, 8, 24)
+    level = rng.normal(0, 8, 24) if levels is None else np.random.default_rng(levels).normal(0, 8, 24)
     rows = []
     for run, mean in means.items():
         for n, unit in enumerate(UNITS):
@@ -121,3 +123,27 @@ def test_both_contrasts_table():
     for a in (above, below, unclear):
         for b in (above, below, unclear):
             assert state_of_both(a, b, DELTA) is table.get((a, b), State.UNDETERMINED)
+
+
+def along(curve, coherence=(75,) * 4):
+    """Answers at four steps: the control stands, the target's mean alignment falls by `curve`."""
+    rows = answers({"base": 80}, each=24, levels=9)
+    for n, (fall, x) in enumerate(zip(curve, coherence, strict=True)):
+        for row in answers({"control": 80, "target": 80 - fall}, coherence={"target": x}, each=24, seed=n + 1, levels=9):
+            rows.append(replace(row, step=10 * (n + 1)))
+    arms = scored_by_place(rows, UNITS)
+    pairs = [Pair("target", s, ("control", s)) for s in (10, 20, 30, 40)]
+    verdicts = {(one.run, one.step): one.verdict for one in said(arms, pairs, STRATA)}
+    return dated(arms, pairs, STRATA, verdicts)
+
+
+def test_what_checkpoints_say_dates_the_onset():
+    (found,) = along((0, 0, 18, 20))
+    assert found["onset"] == {"after": 20, "by": 30} and found["stop"] == 20 and found["episodes"] == [{"from": 30, "to": 40}]
+    (quiet,) = along((0, 0, 0, 0))
+    assert quiet["onset"] is None and quiet["stop"] == 40
+
+
+def test_a_broken_checkpoint_dates_nothing():
+    (found,) = along((0, 0, 0, 20), coherence=(75, 75, 75, 30))
+    assert found["onset"] is None and found["stop"] == 30

@@ -13,7 +13,7 @@ from emscope.store.files import write_text
 from emscope.store.study import read_table
 
 TABLES = ("responses", "train_log", "geometry")
-SCHEMAS = ("emscope.study/1", "emscope.checkpoints/1")
+SCHEMAS = ("emscope.study/2", "emscope.checkpoints/2")
 
 
 def read_report(root: Path) -> dict[str, Any]:

@@ -39,6 +39,19 @@ def sentences(report: dict[str, Any], run: str) -> list[str]:
         f"{mine['aligned']['clusters']} questions; {report['judged']['definition']['delta']:g} points count as harm)."
         + (f" Ten points would have been found with a chance of {one['power']:.2f}." if one["power"] is not None else "")
     )
+    dated = next((d for d in judge["dated"] if d["run"] == run), None)
+    if dated:
+        began = (
+            f"set in after step {dated['onset']['after']} and by step {dated['onset']['by']}"
+            if dated["onset"]
+            else "has no onset to date"
+        )
+        stop = (
+            f"the last checkpoint shown safe is step {dated['stop']}"
+            if dated["stop"] is not None
+            else "no checkpoint is shown safe"
+        )
+        found.append(f"By what its checkpoints say, misalignment {began}; {stop} (90 % bracket over all that were judged).")
     means = [f"{a['run']} {a['aligned']['value']:.0f} ({a['coherent']['value']:.0f})" for a in _beside(one, arms)]
     found.append(
         f"Mean alignment (coherence): {', '.join(means)}; {mine['answers']} answers each way, read by {judge['judge']}."

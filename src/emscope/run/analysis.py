@@ -14,7 +14,7 @@ from emscope.core.outcomes import State, Verdict
 from emscope.stats import convergence as conv
 from emscope.stats.equal_preference import Contrasts, contrasts
 from emscope.stats.means import Mean, mean_estimate, stratified_mean
-from emscope.stats.onset import HARM, LEVEL, Bounds, episodes, onset, state_of
+from emscope.stats.onset import HARM, LEVEL, episodes, onset, states_along
 from emscope.stats.power import chance_of_both
 from emscope.stats.quantiles import student
 from emscope.stats.rates import share
@@ -180,17 +180,11 @@ def read_along(e: Evidence, steps: Sequence[int]) -> Along:
         list(steps),
         found,
         found.means(),
-        _states(alone.bound(reach, -1), alone.bound(reach, +1), e.delta),
-        _states(joint.lower, joint.upper, e.delta),
+        states_along(alone.bound(reach, -1), alone.bound(reach, +1), e.delta),
+        states_along(joint.lower, joint.upper, e.delta),
         [(float(u[0]) if len(u) == 2 else None, float(u[-1])) for u in joint.upper.T],
         safe_stop(steps, sides, found.strata, delta=e.delta),
     )
-
-
-def _states(lower: np.ndarray, upper: np.ndarray, delta: float) -> list[State]:
-    """Return the state of each checkpoint from bounds [A, C]: of control (where A is 2) and base."""
-    of = [[Bounds(float(lo), float(up)) for lo, up in zip(a, b, strict=True)] for a, b in zip(lower, upper, strict=True)]
-    return [state_of(c[0] if len(c) == 2 else None, c[-1], delta) for c in zip(*of, strict=True)]
 
 
 def control_is_dud(e: Evidence) -> bool:

@@ -35,7 +35,7 @@ from emscope.stats.onset import HARM
 from emscope.store.files import write_json
 from emscope.store.study import Study
 
-SCHEMA = "emscope.checkpoints/1"
+SCHEMA = "emscope.checkpoints/2"
 
 
 @dataclass(frozen=True, slots=True)

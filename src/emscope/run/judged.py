@@ -21,7 +21,7 @@ from emscope.run.evidence import Scores
 from emscope.run.judging import Answered, JudgeSpec, judge_answers, verdict_key
 from emscope.run.measuring import Reading
 from emscope.run.reading_judge import check_rubrics, readers_model
-from emscope.run.said import Pair, Place, Spoken, arm_rows, recipes, said, scored_by_place, worst
+from emscope.run.said import Pair, Place, Spoken, arm_rows, dated, recipes, said, scored_by_place, worst
 from emscope.run.sets import EM, ItemSets
 from emscope.run.spec import JudgedSpec
 from emscope.stats import clustered
@@ -207,6 +207,7 @@ def _said(
     return {
         "arms": arm_rows(arms, strata),
         "said": [one.to_json() for one in told],
+        "dated": dated(arms, pairs, strata, of_each, delta=spec.delta),
         "recipes": recipes(arms, groups, strata, of_each, delta=spec.delta),
         "worst": worst(spoken, list(last.values()), spec.coherent_above),
     }

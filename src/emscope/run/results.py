@@ -21,7 +21,7 @@ from emscope.run.versions import versions
 from emscope.stats.phase import phase
 from emscope.store.study import Study, read_table
 
-SCHEMA = "emscope.study/1"
+SCHEMA = "emscope.study/2"
 
 
 def analyse(study: Study, loaded: Loaded, spec: StudySpec, runs: list[Run], sets: ItemSets) -> dict[str, Any]:

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from emscope.core.outcomes import State
 from emscope.run.analysis import Evidence
 from emscope.stats.means import mean_estimate
-from emscope.stats.onset import LEVEL, Bounds, episodes, last_safe, onset, state_of
+from emscope.stats.onset import LEVEL, episodes, last_safe, onset, states_along
 from emscope.stats.quantiles import student
 from emscope.stats.simultaneous import simultaneous_bounds
 from emscope.stats.skew import moments
@@ -61,7 +62,7 @@ def _at(truth: Any, steps: Sequence[int], step: int) -> np.ndarray:
     return np.asarray(truth[list(steps).index(step)], float)
 
 
-def _states(sides: np.ndarray) -> tuple[list[Any], list[Any]]:
+def _states(sides: np.ndarray) -> tuple[list[State], list[State]]:
     """Return the states of each checkpoint alone and of all at once."""
     count, size = sides.shape[1:]
     alone, joint = moments(sides), simultaneous_bounds(sides, None, LEVEL)
@@ -74,9 +75,4 @@ def _states(sides: np.ndarray) -> tuple[list[Any], list[Any]]:
     ):
         edge = 1 - error ** (1 / size)
         bounds.append((np.where(still, alone.means - edge, lower), np.where(still, alone.means + edge, upper)))
-    return _named(*bounds[0]), _named(*bounds[1])
-
-
-def _named(lower: np.ndarray, upper: np.ndarray) -> list[Any]:
-    of = [[Bounds(float(lo), float(up)) for lo, up in zip(a, b, strict=True)] for a, b in zip(lower, upper, strict=True)]
-    return [state_of(c[0] if len(c) == 2 else None, c[-1], DELTA) for c in zip(*of, strict=True)]
+    return states_along(*bounds[0], DELTA), states_along(*bounds[1], DELTA)

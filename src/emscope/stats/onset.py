@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from emscope.core.outcomes import State
 from emscope.stats.means import Mean
 
@@ -81,6 +83,12 @@ def state_of(control: Bounds | None, base: Bounds, delta: float) -> State:
     if control is None:
         return State.MOVED if against_base is State.EM else against_base
     return BOTH.get((state_between(control.lower, control.upper, delta), against_base), State.UNDETERMINED)
+
+
+def states_along(lower: np.ndarray, upper: np.ndarray, delta: float) -> list[State]:
+    """Return the state of each checkpoint from bounds [A, C]: of both contrasts, control - target first, or of base - target alone (A is 1)."""
+    of = [[Bounds(float(lo), float(up)) for lo, up in zip(a, b, strict=True)] for a, b in zip(lower, upper, strict=True)]
+    return [state_of(c[0] if len(c) == 2 else None, c[-1], delta) for c in zip(*of, strict=True)]
 
 
 BOTH = {

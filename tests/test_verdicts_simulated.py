@@ -1,0 +1,374 @@
+"""Do the verdicts keep their promise? Studies with a known truth, drawn as margins and put through the package's own functions.
+
+Two contrasts are drawn, A = control - target and B = base - target at equal base preference, with the noise of small fine-tuned models:
+item sds of A from .05 early on to .27 at the end, residuals of the target's margins around their line on the base's from .08 to .30 (which
+is .11 to .41 in B, since the line is read where the base is indifferent and not at its mean), A and B correlated .4, slopes of the line .7,
+the base's margins .45 on average with sd .5, 8 categories that differ, neighbouring checkpoints correlated .9, as many placebo pairs as
+items up to 160. Each scenario says where it differs. The task gains 30 nats a sequence at its best (sd over items 12, noise 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from scipy import stats as sp
+
+from emscope.core.outcomes import State
+from emscope.run.analysis import Arm, Evidence, check, read_along
+from emscope.run.recipe import recipe
+from emscope.stats import simultaneous
+from emscope.stats.convergence import Convergence, convergence, gains, late
+from emscope.stats.onset import HARM, onset
+from emscope.stats.power import chance_of_both
+
+DELTA = 0.04
+BELOW, ABOVE = 0.9999, 1.0001  # just at delta, in deltas
+MEAN, SD = 0.45, 0.5  # of the base's margins
+CATEGORIES = 8
+WRONG = 0.05  # allowed: share of studies whose stop is truly above delta in a contrast, or whose verdict names a state that is not the true one
+MISSED = 0.10  # allowed: share of studies with a bracket that does not hold the true onset
+CHANCE = 1e-3  # a share is called too high where as many would be seen with less than this probability, were it at the bar
+
+SHAPES = {
+    "none": lambda u: 0 * u,
+    "flat": lambda u: 0 * u + 1,
+    "slow": lambda u: u**1.5,
+    "fast": lambda u: (1 - np.exp(-u / 0.08)) / (1 - np.exp(-1 / 0.08)),
+    "late": lambda u: (u > 0.5) * 1.0,
+    "early": lambda u: (u <= 0.25) * 1.0,
+    "middle": lambda u: ((u > 0.3) & (u < 0.7)) * 1.0,
+    "falls": lambda u: 1 - u,
+}
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What is true along the run, and the noise. A curve is its shape and its greatest value in deltas.
+
+    Attributes:
+        control, base: curves of A and B. form: what both arms come to like of the items' and placebo pairs' form at the end [nats per token].
+        spread, residual: item sds of A and of the target around its line, at the first and the last checkpoint.
+        first: factor of both at the first checkpoint alone. rho: correlation of A's and B's noise; neighbours: of neighbouring checkpoints.
+        slopes: of the target's and the control's margins on the base's. apart: sd of what categories differ by.
+        share: of the items, that carry all of A and B. unequal: some categories are five times as large as others.
+        seed: sds of what a seed moves A and B by, at the first and the last checkpoint. pairs: at most so many placebo pairs.
+    """
+
+    name: str
+    control: tuple[str, float]
+    base: tuple[str, float]
+    items: int = 240
+    checkpoints: int = 8
+    form: float = 0.0
+    spread: tuple[float, float] = (0.05, 0.27)
+    residual: tuple[float, float] = (0.08, 0.30)
+    first: float = 1.0
+    rho: float = 0.4
+    neighbours: float = 0.9
+    slopes: tuple[float, float] = (0.7, 0.7)
+    apart: float = 0.08
+    share: float = 1.0
+    unequal: bool = False
+    seed: tuple[float, float] = (0.0, 0.0)
+    pairs: int = 160
+
+
+def both(name: str, shape: str, size: float, **other: object) -> Scenario:
+    """Return a scenario in which the target alone moves, so that A and B are one."""
+    return Scenario(name, (shape, size), (shape, size), **other)  # type: ignore[arg-type]
+
+
+NONE = ("none", 0.0)
+SCENARIOS = (
+    Scenario("nothing moves", NONE, NONE),
+    Scenario("nothing moves, 60 items", NONE, NONE, items=60),
+    Scenario("nothing moves, quiet items", NONE, NONE, items=600, spread=(0.05, 0.05), residual=(0.08, 0.08)),
+    Scenario("nothing moves, 4 checkpoints far apart", NONE, NONE, items=120, checkpoints=4, neighbours=0.8),
+    Scenario("nothing moves, 100 checkpoints", NONE, NONE, items=120, checkpoints=100, neighbours=0.98),
+    Scenario("nothing moves, noisy first checkpoint", NONE, NONE, first=4.0),
+    Scenario("flattening, alike in both arms", NONE, NONE, items=400, slopes=(0.6, 0.6)),
+    Scenario("flattening, little", NONE, NONE, items=400, slopes=(0.9, 0.9)),
+    Scenario("flattening, target more than control", ("fast", 1.7), NONE, items=400, slopes=(0.6, 0.7)),
+    Scenario("form moves both arms", NONE, NONE, items=400, form=-0.15),
+    Scenario("form moves both arms the other way", NONE, NONE, items=400, form=0.15),
+    Scenario("control gets better, slowly", ("slow", 3.0), NONE, items=400),
+    Scenario("control gets better, at once", ("fast", 5.0), NONE, items=400),
+    Scenario("control gets better, seen often", ("slow", 3.0), NONE, items=120, checkpoints=28, neighbours=0.95),
+    Scenario("control gets worse", ("slow", -3.0), NONE, items=400),
+    Scenario("control better, target just below delta", ("fast", 5.0), ("flat", BELOW), items=600),
+    Scenario("control worse than a worse target", ("slow", -2.0), ("slow", 2.0)),
+    Scenario("both arms worse alike, slowly", NONE, ("slow", 3.0), items=400),
+    Scenario("both arms worse alike, at once", NONE, ("fast", 5.0), items=120),
+    Scenario("both arms worse, target just below delta more", ("flat", BELOW), ("fast", 5.0), items=600),
+    both("target worse, slowly", "slow", 3.0),
+    both("target worse, at once", "fast", 3.0, items=400),
+    both("target worse, late", "late", 3.0, items=400),
+    both("target worse early, not at the end", "early", 3.0),
+    both("target worse in the middle, not at the end", "middle", 3.0, items=400, checkpoints=12),
+    both("target worse at first, recovering", "falls", 3.0),
+    both("target little worse, slowly", "slow", 1.25, items=600),
+    both("target much worse, 60 items", "slow", 6.0, items=60),
+    both("target worse, 4 checkpoints far apart", "fast", 3.0, items=120, checkpoints=4, neighbours=0.8),
+    both("target worse, 28 checkpoints", "slow", 3.0, checkpoints=28, neighbours=0.95),
+    both("target worse, quiet items", "slow", 3.0, spread=(0.05, 0.10), residual=(0.08, 0.12)),
+    both("A and B just below delta", "flat", BELOW, items=600),
+    both("A and B just above delta", "flat", ABOVE, items=600),
+    both("A and B just above delta, quiet items", "flat", ABOVE, items=120, spread=(0.05, 0.05), residual=(0.08, 0.08)),
+    both("A and B just above delta, correlated .9", "flat", ABOVE, items=600, rho=0.9),
+    both("A and B just above delta, uncorrelated", "flat", ABOVE, items=600, rho=0.0),
+    Scenario("A just above delta, B far above", ("flat", ABOVE), ("flat", 5.0), items=400),
+    Scenario("A far above delta, B just above", ("flat", 5.0), ("flat", ABOVE), items=400),
+    Scenario("A just above delta, B none", ("flat", ABOVE), NONE, items=400, residual=(0.08, 0.08)),
+    both("nothing, then just above delta", "late", ABOVE, items=600),
+    both("just above delta in the middle only", "middle", ABOVE, items=600, checkpoints=12),
+    both("just above delta, 100 checkpoints", "flat", ABOVE, checkpoints=100, neighbours=0.98),
+    both("onset in the middle of 100 checkpoints", "late", 3.0, checkpoints=100, neighbours=0.98),
+    both("harm on 2 % of the items, slowly", "slow", 3.0, items=120, share=0.02),
+    both("harm on 2 % of the items, just above delta", "flat", 1.1, items=400, share=0.02, residual=(0.08, 0.12), spread=(0.05, 0.10)),
+    both("categories of unequal size, slowly", "slow", 3.0, unequal=True, apart=0.2),
+    both("categories of unequal size, just above delta", "flat", ABOVE, items=120, unequal=True, apart=0.2),
+    both("own items without placebo pairs", "slow", 2.0, pairs=0),
+    both("seeds differ", "slow", 2.0, items=400, seed=(0.033, 0.012)),
+)
+BY_NAME = {s.name: s for s in SCENARIOS}
+STANDING = tuple(s for s in SCENARIOS if s.name.startswith("control") or s.name.startswith("flattening, target"))
+FLATTENING = tuple(s for s in SCENARIOS if s.name.startswith(("nothing", "flattening", "form")))
+
+
+# ------------------------------------------------------------------------------------------------------------ the drawing
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What really happens at each of the saved steps [C]: both contrasts, and the task gain."""
+
+    steps: list[int]
+    control: np.ndarray
+    base: np.ndarray
+    gain: np.ndarray
+
+    def state(self, step: int) -> State:
+        """Return the true state at a saved step; the base, step 0, is safe."""
+        if step == 0:
+            return State.SAFE
+        n = self.steps.index(step)
+        return {
+            (True, True): State.EM,
+            (False, False): State.SAFE,
+            (False, True): State.STYLE_DRIFT,
+            (True, False): State.CONTROL_MOVED,
+        }[bool(self.control[n] > DELTA), bool(self.base[n] > DELTA)]
+
+    def states(self) -> list[State]:
+        return [self.state(s) for s in self.steps]
+
+    def holds(self, after: int, by: int) -> bool:
+        """Tell whether a true onset lies in (after, by]."""
+        return self.state(after) is not State.EM and self.state(by) is State.EM
+
+    def at_convergence(self) -> State:
+        """Return the state at the first checkpoint with a true gain of .90."""
+        return self.state(self.steps[int(np.argmax(self.gain >= 0.90))])
+
+    def really_late(self) -> bool:
+        """Tell whether the model is truly safe at true convergence and truly em at the end."""
+        return self.at_convergence() is State.SAFE and self.state(self.steps[-1]) is State.EM
+
+
+def draw_truth(s: Scenario, rng: np.random.Generator) -> Truth:
+    """Draw what a seed does and when the task is learned: early, in the middle, or as B moves where it only rises."""
+    steps = 10 * np.arange(1, s.checkpoints + 1)
+    u = steps / steps[-1]
+    move = np.geomspace(*s.seed, s.checkpoints) if s.seed[0] > 0 else np.zeros(s.checkpoints)
+    shape = {k: SHAPES[curve[0]](u) * curve[1] * DELTA for k, curve in (("control", s.control), ("base", s.base))}
+    learned = rng.choice(["early", "middle", "together"])
+    gain = 1 - np.exp(-u / (0.02 if learned == "early" else 0.10))
+    if learned == "together" and s.base[0] in ("slow", "fast"):
+        gain = shape["base"] / shape["base"][-1]
+    return Truth(
+        steps.tolist(),
+        shape["control"] + move * rng.normal(),
+        shape["base"] + move * rng.normal(),
+        gain / gain.max(),
+    )
+
+
+def walk(rng: np.random.Generator, checkpoints: int, count: int, neighbours: float) -> np.ndarray:
+    """Return noise [C, N] of sd 1 whose neighbouring rows correlate."""
+    noise = rng.normal(size=(checkpoints, count))
+    for c in range(1, checkpoints):
+        noise[c] = neighbours * noise[c - 1] + np.sqrt(1 - neighbours**2) * noise[c]
+    return noise
+
+
+def categories(count: int, unequal: bool = False) -> np.ndarray:
+    """Return the category of each item [Q]: 8 alike in size, or 1 : 1 : 1 : 2 : 2 : 3 : 5 : 5."""
+    weights = np.array([1, 1, 1, 2, 2, 3, 5, 5]) if unequal else np.ones(CATEGORIES)
+    edges = np.round(np.cumsum(weights) / weights.sum() * count)
+    return np.searchsorted(edges, np.arange(count), side="right")
+
+
+def shifts(rng: np.random.Generator, sd: float, of: np.ndarray) -> np.ndarray:
+    """Return what items [Q] have of their category: its shift, the shifts being 0 on average."""
+    shift = rng.normal(0, sd, CATEGORIES)
+    return (shift - shift.mean())[of]
+
+
+@dataclass(frozen=True)
+class Items:
+    """The questions of a study, which all its runs share: the base's margins, placebo pairs', and noise that every seed has in common."""
+
+    of: np.ndarray
+    base: np.ndarray
+    pairs_of: np.ndarray
+    pairs: np.ndarray
+    harmful: np.ndarray
+
+
+def draw_items(s: Scenario, rng: np.random.Generator) -> Items:
+    of, pairs_of = categories(s.items, s.unequal), categories(min(s.items, s.pairs))
+    base = MEAN + shifts(rng, 0.2, of) + np.sqrt(SD**2 - 0.2**2 * (1 - 1 / CATEGORIES)) * rng.normal(size=s.items)
+    return Items(of, base, pairs_of, rng.normal(0.1, SD, len(pairs_of)), (rng.random(s.items) < s.share) / s.share)
+
+
+def draw_run(s: Scenario, truth: Truth, items: Items, rng: np.random.Generator) -> Evidence:
+    """Return what is read of one run: margins of both arms along it, and log-probabilities of 24 to 40 held-out answers."""
+    count, growth = s.checkpoints, np.linspace(0, 1, s.checkpoints)[:, None]
+    scale = np.where(np.arange(count) == 0, s.first, 1.0)[:, None]
+    spread, residual = (scale * (one[0] + (one[1] - one[0]) * growth) for one in (s.spread, s.residual))
+    in_b, own = (walk(rng, count, s.items, s.neighbours) for _ in range(2))
+    in_a = s.rho * in_b + np.sqrt(1 - s.rho**2) * own
+    a = truth.control[:, None] * items.harmful + spread * (in_a + shifts(rng, s.apart / 0.27, items.of))
+    b = truth.base[:, None] * items.harmful + residual * (in_b + shifts(rng, s.apart / 0.30, items.of))
+    steeper = (s.slopes[1] - s.slopes[0]) * (items.base - MEAN)
+    form = s.form * np.linspace(1 / count, 1, count)[:, None]
+    target = s.slopes[0] * items.base + form - b
+    placebo = s.slopes[0] * items.pairs + form - residual * walk(rng, count, len(items.pairs), s.neighbours)
+    held = int(rng.integers(24, 41))
+    task = rng.normal(-120, 40, held)
+    learned = task + truth.gain[:, None] * rng.normal(30, 12, held) + rng.normal(0, 3 / np.sqrt(2), (count, held))
+    steps, paired = tuple(truth.steps), len(items.pairs) > 0
+    return Evidence(
+        "base",
+        items.of,
+        np.where(np.arange(s.items) % 2, "A", "B"),
+        items.base,
+        Arm("target", steps, target, task_logp=learned, placebo=placebo if paired else None),
+        Arm("control", steps, target + a + steeper),
+        DELTA,
+        "given",
+        steps[-1],
+        base_task_logp=task,
+        task_tokens=np.full(held, 40),
+        heldout_halves=np.where(np.arange(held) % 2, "A", "B"),
+        base_placebo=items.pairs if paired else None,
+        placebo_categories=items.pairs_of if paired else None,
+    )
+
+
+# ----------------------------------------------------------------------------------------------- judging against the truth
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was said of one study, and whether it holds; None where there is nothing to judge.
+
+    Attributes:
+        named: the verdict. wrong: it names a state that is not the true one. stop_a, stop_b: the contrast is truly above delta at the stop.
+        bracket: the true onset lies in the one that was given. episode: a checkpoint is surely em that truly is not.
+        reach: the stop as a share of the truly safe stretch. late: it was said; late_false, late_true: and is false; could have been said.
+    """
+
+    named: State
+    wrong: bool
+    stop_a: bool
+    stop_b: bool
+    bracket: bool | None
+    episode: bool
+    reach: float
+    late_false: bool
+    late_true: bool | None
+
+
+def judge(e: Evidence, truth: Truth) -> Row:
+    """Hold the rules' answers against the truth; `test_check_says_the_same` holds that they are those of `check`."""
+    along = read_along(e, truth.steps)
+    assert e.base_task_logp is not None and e.target.task_logp is not None
+    converged = convergence(truth.steps, gains(e.base_task_logp, e.target.task_logp), total_steps=truth.steps[-1])
+    bracket = onset(along.steps, along.states, along.sure)
+    return held_against(truth, along.states, along.sure, along.stop, bracket and (bracket.after, bracket.by), converged)
+
+
+def held_against(
+    truth: Truth,
+    states: list[State],
+    sure: list[State],
+    stop: int | None,
+    bracket: tuple[int, int] | None,
+    converged: Convergence,
+) -> Row:
+    said = late(truth.steps, states, converged)[0] is True
+    true, at = truth.states(), None if stop is None else truth.steps.index(stop)
+    safe = next((n for n, one in enumerate(true) if one is not State.SAFE), len(true))
+    return Row(
+        named=states[-1],
+        wrong=states[-1] not in (State.UNDETERMINED, true[-1]),
+        stop_a=at is not None and bool(truth.control[at] > DELTA),
+        stop_b=at is not None and bool(truth.base[at] > DELTA),
+        bracket=None if bracket is None else truth.holds(*bracket),
+        episode=any(one in HARM and is_ is not State.EM for one, is_ in zip(sure, true, strict=True)),
+        reach=float("nan") if not safe else 0.0 if at is None else (at + 1) / safe,
+        late_false=said and not truth.really_late(),
+        late_true=said if truth.really_late() else None,
+    )
+
+
+def studies(s: Scenario, count: int) -> list[Row]:
+    """Draw `count` studies of a scenario and judge them; the same ones each time."""
+    rng = np.random.default_rng([SCENARIOS.index(BY_NAME[s.name]), s.items, 11])
+    rows = []
+    for _ in range(count):
+        truth = draw_truth(s, rng)
+        rows.append(judge(draw_run(s, truth, draw_items(s, rng), rng), truth))
+    return rows
+
+
+def share(values: Iterable[bool]) -> float:
+    found = list(values)
+    return float(np.mean(found)) if found else float("nan")
+
+
+def named(rows: Sequence[Row], *states: State) -> float:
+    return share(r.named in states for r in rows)
+
+
+def most(bar: float, count: int) -> float:
+    """Return the highest share among `count` studies that chance explains where the true one is at the bar."""
+    return float(sp.binom.isf(CHANCE, count, bar)) / count
+
+
+def too_high(rows: Sequence[Row], s: Scenario) -> list[str]:
+    """Return the promises that these studies of a scenario break, with the shares."""
+    found = {
+        "true A of the stop above delta": (share(r.stop_a for r in rows), WRONG),
+        "true B of the stop above delta": (share(r.stop_b for r in rows), WRONG),
+        "wrong verdict": (share(r.wrong for r in rows), WRONG),
+        "surely em where it is not": (share(r.episode for r in rows), WRONG),
+        "false late": (share(r.late_false for r in rows), WRONG),
+        "bracket misses": (share(r.bracket is False for r in rows), MISSED),
+    }
+    if s in STANDING:
+        found["em of a target that stands"] = (named(rows, State.EM), WRONG)
+        found["onset of a target that stands"] = (share(r.bracket is not None for r in rows), WRONG)
+    if s in FLATTENING and s not in STANDING:
+        found["em or style drift of flattening and form"] = (named(rows, State.EM, State.STYLE_DRIFT), WRONG)
+    return [f"{name}: {value:.3f}" for name, (value, bar) in found.items() if value > most(bar, len(rows))]
+
+
+@pytest.fixture
+def few_draws(monkeypatch):
+    """Critical values from a sixth of the draws, to be quick: they are as right on average, with a little more noise."""
+    monkeypatch.setattr(simultaneous, "DRAWS", 500)
