@@ -372,3 +372,313 @@ def too_high(rows: Sequence[Row], s: Scenario) -> list[str]:
 def few_draws(monkeypatch):
     """Critical values from a sixth of the draws, to be quick: they are as right on average, with a little more noise."""
     monkeypatch.setattr(simultaneous, "DRAWS", 500)
+
+
+# --------------------------------------------------------------------------------------- verdicts and power, many at a time
+
+
+def at_the_end(s: Scenario, rows: int) -> Scenario:
+    """Return a scenario of which each checkpoint is a study of its own that stands at the end of `s`: fresh noise, the same base.
+
+    The bounds of a checkpoint alone do not see the others, so this is `rows` verdicts for little more than the price of one.
+    """
+    last = {k: ("flat", c[1] * float(SHAPES[c[0]](np.array([1.0]))[0])) for k, c in (("control", s.control), ("base", s.base))}
+    quiet = {"spread": (s.spread[1],) * 2, "residual": (s.residual[1],) * 2, "first": 1.0, "neighbours": 0.0, "seed": (0.0, 0.0)}
+    return replace(s, checkpoints=rows, form=s.form, **last, **quiet)  # type: ignore[arg-type]
+
+
+def verdicts(s: Scenario, bases: int, rows: int, rng: np.random.Generator) -> list[State]:
+    """Return the verdicts of bases x rows studies; needs few draws, since nothing here holds for all checkpoints at once."""
+    many, found = at_the_end(s, rows), []
+    for _ in range(bases):
+        truth = draw_truth(many, rng)
+        found += read_along(draw_run(many, truth, draw_items(many, rng), rng), truth.steps).states
+    return found
+
+
+def true_verdict(s: Scenario) -> State:
+    """Return the true state at the end, of a run whose seed does nothing."""
+    return draw_truth(replace(s, seed=(0.0, 0.0)), np.random.default_rng(0)).states()[-1]
+
+
+def power(s: Scenario, bases: int, rows: int, rng: np.random.Generator) -> float:
+    """Return the share of studies whose verdict is the true one."""
+    return share(v is true_verdict(s) for v in verdicts(s, bases, rows, rng))
+
+
+def foretold(s: Scenario, count: int, rng: np.random.Generator) -> dict[str, float]:
+    """Return what `check` says on average that studies like these could have found."""
+    one = at_the_end(s, 1)
+    said = [check(draw_run(one, truth, draw_items(one, rng), rng))["power"] for truth in [draw_truth(one, rng)] * count]
+    return {name: float(np.mean([p[name] for p in said])) for name in ("em_at_2_delta", "em_at_3_delta", "safe_at_0")}
+
+
+TRUTHS = {"em_at_2_delta": both("2 delta", "flat", 2.0), "em_at_3_delta": both("3 delta", "flat", 3.0), "safe_at_0": both("0", "none", 0.0)}
+"""Studies in which A = B, by the name that `check` gives the chance of finding it."""
+
+
+def by_formula(s: Scenario, gap: float) -> float:
+    """Return the chance of a verdict whose truth lies `gap` [nats] from delta in both contrasts, from the scenario's own noise. (ours)"""
+    of_a, off = s.spread[1], s.residual[1]
+    pairs = min(s.items, s.pairs)
+    form = off**2 * (1 + 0.1**2 / SD**2) / pairs if pairs else 0.0
+    within = SD**2 - 0.2**2 * (1 - 1 / CATEGORIES)
+    of_b = np.sqrt(off**2 * (1 + MEAN**2 / within) / s.items + form)
+    rho = s.rho * of_a * off / s.items / (of_a / np.sqrt(s.items) * of_b)
+    return chance_of_both((gap, gap), (of_a / np.sqrt(s.items), float(of_b)), float(rho))
+
+
+# ------------------------------------------------------------------------------------------------- the drawing is right
+
+
+def test_drawn_noise_is_what_the_scenario_says():
+    s = both("", "slow", 3.0, items=4000, checkpoints=4, form=-0.1, slopes=(0.6, 0.8))
+    rng = np.random.default_rng(0)
+    truth, items = draw_truth(s, rng), draw_items(s, rng)
+    e = draw_run(s, truth, items, rng)
+    assert e.control is not None and e.target.placebo is not None and e.base_placebo is not None
+    a, off = e.control.margins - e.target.margins, e.target.margins - 0.6 * e.base_margins
+    inside = np.array([[(x[:, items.of == k] - x[:, items.of == k].mean(1, keepdims=True)) for k in range(8)] for x in (a, off)])
+    sds = np.sqrt((inside**2).mean((1, 3)))
+    assert sds[0] == pytest.approx(np.hypot(np.linspace(0.05, 0.27, 4), 0.2 * np.sqrt(SD**2 - 0.035)), rel=0.05)
+    assert sds[1] == pytest.approx(np.linspace(0.08, 0.30, 4), rel=0.05)
+    noise = -inside[1].swapaxes(0, 1).reshape(4, -1)
+    assert [np.corrcoef(noise[c : c + 2])[0, 1] for c in range(3)] == pytest.approx([0.9] * 3, abs=0.02)
+    steep = 0.2 * (e.base_margins - MEAN)
+    mixed = [np.corrcoef(x - steep, -y)[0, 1] for x, y in zip(a, off, strict=True)]
+    assert mixed == pytest.approx([0.4] * 4, abs=0.07)  # categories' shifts, which A and B do not share, are in it
+    assert e.base_margins.mean() == pytest.approx(MEAN, abs=0.03) and e.base_margins.std() == pytest.approx(SD, rel=0.05)
+    assert a.mean(1) == pytest.approx(truth.control, abs=0.02) and -off.mean(1) == pytest.approx(truth.base + [0.025, 0.05, 0.075, 0.1], abs=0.02)
+    form = (e.target.placebo - 0.6 * e.base_placebo).mean(1)
+    assert form == pytest.approx([-0.025, -0.05, -0.075, -0.1], abs=0.08) and len(e.base_placebo) == 160
+
+
+def test_drawn_task_gains_30_nats_and_categories_have_the_sizes():
+    rng = np.random.default_rng(0)
+    s = both("", "fast", 3.0, items=60, checkpoints=2)
+    runs = [draw_run(s, replace(draw_truth(s, rng), gain=np.ones(2)), draw_items(s, rng), rng) for _ in range(600)]
+    gained = np.concatenate([(e.target.task_logp - e.base_task_logp)[1] for e in runs])
+    between = np.concatenate([e.target.task_logp[1] - e.target.task_logp[0] for e in runs])
+    assert gained.mean() == pytest.approx(30, abs=0.5) and gained.std() == pytest.approx(np.hypot(12, 3 / np.sqrt(2)), rel=0.03)
+    assert between.std() == pytest.approx(3, rel=0.03) and {len(e.base_task_logp) for e in runs} == set(range(24, 41))
+    assert np.bincount(categories(240)).tolist() == [30] * 8
+    assert np.bincount(categories(200, True)).tolist() == [10, 10, 10, 20, 20, 30, 50, 50]
+    assert {n: int(np.bincount(categories(n, True)).min()) for n in (60, 120)} == {60: 3, 120: 6}
+
+
+def test_harm_on_few_items_has_the_mean_that_is_asked_for():
+    s = both("", "flat", 1.0, items=20_000, checkpoints=1, share=0.02, pairs=160)
+    rng = np.random.default_rng(1)
+    items = draw_items(s, rng)
+    assert (items.harmful > 0).mean() == pytest.approx(0.02, abs=0.003) and items.harmful.mean() == pytest.approx(1, abs=0.15)
+
+
+def test_studies_are_judged_by_hand():
+    truth = Truth([10, 20, 30, 40], np.array([0.01, 0.05, 0.05, 0.1]), np.array([0.0, 0.03, 0.05, 0.1]), np.array([0.5, 0.91, 0.95, 1.0]))
+    assert truth.states() == [State.SAFE, State.CONTROL_MOVED, State.EM, State.EM]
+    held = [(0, 30), (10, 30), (20, 30), (20, 40)]
+    assert [pair for pair in [*held, (0, 20), (10, 20), (30, 40)] if truth.holds(*pair)] == held
+    assert truth.at_convergence() is State.CONTROL_MOVED and not truth.really_late()
+    safe, em = State.SAFE, State.EM
+    row = held_against(truth, [safe, safe, safe, em], [safe, em, safe, em], 20, (0, 20), Convergence(20, 10, 30))
+    assert (row.named, row.wrong, row.stop_a, row.stop_b, row.bracket, row.episode) == (em, False, True, False, False, True)
+    assert (row.reach, row.late_false, row.late_true) == (2.0, True, None)
+    row = held_against(truth, [safe, em, em, safe], [safe, safe, em, em], None, None, Convergence(None, 0, None))
+    assert (row.wrong, row.stop_a, row.bracket, row.episode, row.reach, row.late_false) == (True, False, None, False, 0.0, False)
+    assert replace(truth, gain=np.ones(4)).really_late()
+
+
+@pytest.mark.parametrize("name", ["target worse, late", "both arms worse alike, slowly", "own items without placebo pairs"])
+def test_check_says_the_same(name):
+    s, rng = BY_NAME[name], np.random.default_rng(2)
+    for _ in range(3):
+        truth = draw_truth(s, rng)
+        e = draw_run(s, truth, draw_items(s, rng), rng)
+        found, along = check(e), read_along(e, truth.steps)
+        bracket = found["onset"] and (found["onset"]["after"], found["onset"]["by"])
+        task = convergence(truth.steps, gains(e.base_task_logp, e.target.task_logp), total_steps=truth.steps[-1])
+        mine, its = judge(e, truth), held_against(truth, along.states, along.sure, found["stop"] and found["stop"]["step"], bracket, task)
+        assert mine == its and found["verdict"] == str(mine.named)
+        assert (found["late"]["value"] is True) == bool(mine.late_false or mine.late_true)
+        assert [c["state"] for c in found["checkpoints"]] == [str(x) for x in along.states]
+
+
+# ------------------------------------------------------------------------------------------------- the promise, in small
+
+
+@pytest.fixture(scope="module")
+def few() -> dict[str, list[Row]]:
+    """Eight studies of each scenario, two where there are 100 checkpoints."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(simultaneous, "DRAWS", 300)
+        return {s.name: studies(s, 2 if s.checkpoints == 100 else 8) for s in SCENARIOS}
+
+
+@pytest.mark.parametrize("s", SCENARIOS, ids=lambda s: s.name)
+def test_no_promise_is_broken_in_few_studies(few, s):
+    assert not too_high(few[s.name], s)
+
+
+def test_no_promise_is_broken_over_all_scenarios(few):
+    rows = [r for found in few.values() for r in found]
+    for name in ("stop_a", "stop_b", "wrong", "episode", "late_false"):
+        assert share(getattr(r, name) for r in rows) <= WRONG, name
+    assert share(r.bracket is False for r in rows) <= MISSED
+    assert sum(r.bracket is True for r in rows) > 60 and sum(r.stop_a or r.reach > 0 for r in rows) > 200  # or silence would pass
+
+
+BORDERS = ("just below", "just above", "control", "flattening", "form", "both arms")
+
+
+@pytest.mark.parametrize("s", [s for s in SCENARIOS if s.share == 1 and any(w in s.name for w in BORDERS)], ids=lambda s: s.name)
+def test_verdicts_are_wrong_in_one_of_twenty(monkeypatch, s):
+    monkeypatch.setattr(simultaneous, "DRAWS", 20)
+    found = verdicts(s, 2, 75, np.random.default_rng(SCENARIOS.index(s)))
+    true = true_verdict(s)
+    assert share(v not in (true, State.UNDETERMINED) for v in found) <= most(WRONG, len(found))
+    if s in STANDING:
+        assert share(v is State.EM for v in found) <= most(WRONG, len(found))
+
+
+def test_control_less_target_alone_would_ship_what_is_worse_than_its_base(few_draws):
+    """The table can fail: with the second contrast taken from the first, a target that is truly 5 delta worse is shipped."""
+    s, rng, shipped, ours = replace(BY_NAME["both arms worse alike, at once"], items=600), np.random.default_rng(3), [], []
+    for _ in range(12):
+        truth = draw_truth(s, rng)
+        e = draw_run(s, truth, draw_items(s, rng), rng)
+        found = read_along(e, truth.steps)
+        alone = simultaneous.safe_stop(truth.steps, found.contrasts.control, found.contrasts.strata, delta=DELTA)
+        shipped.append(alone is not None)
+        ours.append(found.stop is not None)
+    assert share(shipped) > 0.9 and not any(ours)
+
+
+def test_the_plain_difference_would_call_flattening_style_drift(monkeypatch):
+    monkeypatch.setattr(simultaneous, "DRAWS", 20)
+    s = at_the_end(BY_NAME["flattening, alike in both arms"], 60)
+    rng = np.random.default_rng(4)
+    truth = draw_truth(s, rng)
+    e = draw_run(s, truth, draw_items(s, rng), rng)
+    plain = (e.base_margins - e.target.margins).mean(1)
+    assert share(plain > 2 * DELTA) > 0.9
+    assert share(x in (State.EM, State.STYLE_DRIFT) for x in read_along(e, truth.steps).states) <= most(WRONG, 60)
+
+
+@pytest.mark.parametrize("name", TRUTHS)
+def test_power_is_what_check_foretells(monkeypatch, name):
+    monkeypatch.setattr(simultaneous, "DRAWS", 20)
+    s = replace(TRUTHS[name], items=240)
+    found = power(s, 4, 75, np.random.default_rng(5))
+    assert foretold(s, 8, np.random.default_rng(6))[name] == pytest.approx(found, abs=0.1)
+    assert by_formula(s, DELTA * max(1, abs(s.base[1] - 1))) == pytest.approx(found, abs=0.1)
+
+
+# --------------------------------------------------------------------------------------------- several seeds of one recipe
+
+
+def recipes(s: Scenario, seeds: int, count: int) -> tuple[float, float, float]:
+    """Return shares of recipes with a wrong verdict, with a stop above delta in truth, and with the true verdict.
+
+    The truth is the recipe's: what its seeds do on average. Half of an item's noise is common to the seeds, who are asked the same items.
+    """
+    rng, wrong, bad, right = np.random.default_rng([seeds, 7]), [], [], []
+    middle = draw_truth(replace(s, seed=(0.0, 0.0)), rng)
+    for _ in range(count):
+        items = draw_items(s, rng)
+        shared = rng.normal(0, s.residual[1] / np.sqrt(2), s.items)
+        runs = {}
+        for n in range(seeds):
+            own = replace(s, residual=tuple(x / np.sqrt(2) for x in s.residual))
+            e = draw_run(own, replace(draw_truth(s, rng)), items, rng)
+            growth = np.linspace(s.residual[0] / s.residual[1], 1, s.checkpoints)[:, None]
+            assert e.control is not None
+            moved = growth * shared
+            runs[n] = replace(
+                e,
+                target=replace(e.target, margins=e.target.margins - moved),
+                control=replace(e.control, margins=e.control.margins - moved),
+            )
+        found = recipe("r", runs)
+        assert found is not None and found["verdict"] is not None
+        wrong.append(found["verdict"] not in (State.UNDETERMINED, middle.states()[-1]))
+        right.append(found["verdict"] == middle.states()[-1])
+        stop = found["stop"]
+        bad.append(stop is not None and middle.state(stop) is not State.SAFE)
+    return share(wrong), share(bad), share(right)
+
+
+RECIPES = {
+    "just above delta": both("", "flat", ABOVE, items=400, checkpoints=4, seed=(0.033, 0.012)),
+    "just below delta": both("", "flat", BELOW, items=400, checkpoints=4, seed=(0.033, 0.012)),
+    "rises to 3 delta": both("", "slow", 3.0, items=400, checkpoints=4, seed=(0.033, 0.012)),
+    "nothing": both("", "none", 0.0, items=400, checkpoints=4, seed=(0.033, 0.012)),
+    "A just below, B far above": Scenario("", ("flat", BELOW), ("flat", 5.0), items=400, checkpoints=4, seed=(0.033, 0.012)),
+    "one delta above, alike seeds": both("", "flat", 2.0, items=400, checkpoints=4),
+}
+
+
+@pytest.mark.parametrize("name", ["just above delta", "A just below, B far above"])
+def test_a_recipe_of_three_seeds_keeps_the_promise(monkeypatch, name):
+    monkeypatch.setattr(simultaneous, "DRAWS", 20)
+    wrong, bad, _ = recipes(RECIPES[name], 3, 15)
+    assert max(wrong, bad) <= most(WRONG, 15)
+
+
+# ------------------------------------------------------------------------------------------------- the promise, each alone
+
+
+HEADS = ("items", "wrong", "em", "safe", "drift", "ctrl", "stop", "A>", "B>", "onset", "miss", "episode", "late")
+
+
+def line(s: Scenario, rows: Sequence[Row]) -> str:
+    """Return one row of the table: shares of studies."""
+    shares = [
+        share(r.wrong for r in rows),
+        *(named(rows, x) for x in (State.EM, State.SAFE, State.STYLE_DRIFT, State.CONTROL_MOVED)),
+        share(r.reach > 0 or r.stop_a or r.stop_b for r in rows),
+        share(r.stop_a for r in rows),
+        share(r.stop_b for r in rows),
+        share(r.bracket is not None for r in rows),
+        share(r.bracket is False for r in rows),
+        share(r.episode for r in rows),
+        share(r.late_false for r in rows),
+    ]
+    return f"{s.name:50}{s.items:8d}" + "".join(f"{x:8.3f}" for x in shares)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("s", SCENARIOS, ids=lambda s: s.name)
+def test_table_of_error_rates(few_draws, capsys, s):
+    rows = studies(s, 120 if s.checkpoints == 100 else 400)
+    with capsys.disabled():
+        print(f"\n{'':50}" + "".join(f"{h:>8}" for h in HEADS) if s is SCENARIOS[0] else "", line(s, rows), sep="\n", end="")
+    assert not too_high(rows, s)
+
+
+@pytest.mark.slow
+def test_table_of_power(monkeypatch, capsys):
+    """Simulated share (formula; what `check` foretells), by number of items."""
+    monkeypatch.setattr(simultaneous, "DRAWS", 20)
+    lines = [f"\n{'items':8}" + "".join(f"{name:>30}" for name in TRUTHS)]
+    for items in (120, 240, 400, 600):
+        cells = []
+        for name, s in TRUTHS.items():
+            s = replace(s, items=items)
+            found = power(s, 10, 50, np.random.default_rng([items, 8]))
+            said = foretold(s, 20, np.random.default_rng([items, 9]))[name]
+            exact = by_formula(s, DELTA * max(1, abs(s.base[1] - 1)))
+            cells.append(f"{found:12.2f} ({exact:.2f}; {said:.2f})")
+            assert said == pytest.approx(found, abs=0.08) and exact == pytest.approx(found, abs=0.08)
+        lines.append(f"{items:<8}" + "".join(f"{c:>30}" for c in cells))
+    with capsys.disabled():
+        print("\n".join(lines))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_table_of_recipes(monkeypatch, capsys, name):
+    monkeypatch.setattr(simultaneous, "DRAWS", 20)
+    wrong, bad, right = recipes(RECIPES[name], 3, 150)
+    with capsys.disabled():
+        print(f"\nrecipe of 3 seeds, {name:32} wrong {wrong:.3f} stop bad {bad:.3f} right {right:.3f}", end="")
+    assert max(wrong, bad) <= most(WRONG, 150)
