@@ -710,6 +710,19 @@ def test_a_screen_without_a_calibrated_threshold_decides_nothing():
     assert "screens and decides nothing" in result["why"]["verdict"] and bracket_of(result) == (20, 40)
 
 
+def test_a_model_that_lost_its_language_is_broken_and_nothing_else():
+    e = evidence()
+    lost = replace(e, target=replace(e.target, lost=0.9 + 0.3 * wave(4, 32)))
+    result = check(lost)
+    assert (
+        result["verdict"] == "broken"
+        and result["text_loss"]["value"] == pytest.approx(0.9)
+        and "0.90 nats" in result["why"]["verdict"]
+    )
+    for kept in (0.1, 0.55):  # a little, and more than the limit but not surely
+        assert check(replace(e, target=replace(e.target, lost=kept + 0.3 * wave(4, 32))))["verdict"] == "em"
+
+
 def test_a_control_that_learned_nothing_is_none():
     learned, nothing = 20 + 3 * wave(9, 32), 0.5 * wave(9, 32)
     assert check(evidence(control_learned=learned))["verdict"] == "em"

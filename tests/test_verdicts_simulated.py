@@ -26,7 +26,7 @@ from emscope.stats.power import chance_of_both
 
 DELTA = 0.04
 BELOW, ABOVE = 0.9999, 1.0001  # just at delta, in deltas
-MEAN, SD = 0.45, 0.5  # of the base's margins
+SD = 0.5  # of the base's margins
 CATEGORIES = 8
 WRONG = 0.05  # allowed: share of studies whose stop is truly above delta in a contrast, or whose verdict names a state that is not the true one
 MISSED = 0.10  # allowed: share of studies with a bracket that does not hold the true onset
@@ -55,6 +55,7 @@ class Scenario:
         slopes: of the target's and the control's margins on the base's. apart: sd of what categories differ by.
         share: of the items, that carry all of A and B. unequal: some categories are five times as large as others.
         seed: sds of what a seed moves A and B by, at the first and the last checkpoint. pairs: at most so many placebo pairs.
+        mean: of the base's margins.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Scenario:
     unequal: bool = False
     seed: tuple[float, float] = (0.0, 0.0)
     pairs: int = 160
+    mean: float = 0.45
 
 
 def both(name: str, shape: str, size: float, **other: object) -> Scenario:
@@ -132,7 +134,10 @@ SCENARIOS = (
     both("categories of unequal size, just above delta", "flat", ABOVE, items=120, unequal=True, apart=0.2),
     both("own items without placebo pairs", "slow", 2.0, pairs=0),
     both("seeds differ", "slow", 2.0, items=400, seed=(0.033, 0.012)),
+    both("just above delta, base indifferent on average", "flat", ABOVE, items=400, mean=0.1),
+    Scenario("control keeps its form, form moves the target alone", ("slow", 3.0), NONE, items=400, form=-0.12),
 )
+REACHED = {240: 0.6, 400: 0.75, 600: 0.85}
 BY_NAME = {s.name: s for s in SCENARIOS}
 STANDING = tuple(s for s in SCENARIOS if s.name.startswith("control") or s.name.startswith("flattening, target"))
 FLATTENING = tuple(s for s in SCENARIOS if s.name.startswith(("nothing", "flattening", "form")))
@@ -230,7 +235,7 @@ class Items:
 
 def draw_items(s: Scenario, rng: np.random.Generator) -> Items:
     of, pairs_of = categories(s.items, s.unequal), categories(min(s.items, s.pairs))
-    base = MEAN + shifts(rng, 0.2, of) + np.sqrt(SD**2 - 0.2**2 * (1 - 1 / CATEGORIES)) * rng.normal(size=s.items)
+    base = s.mean + shifts(rng, 0.2, of) + np.sqrt(SD**2 - 0.2**2 * (1 - 1 / CATEGORIES)) * rng.normal(size=s.items)
     return Items(of, base, pairs_of, rng.normal(0.1, SD, len(pairs_of)), (rng.random(s.items) < s.share) / s.share)
 
 
@@ -243,7 +248,7 @@ def draw_run(s: Scenario, truth: Truth, items: Items, rng: np.random.Generator) 
     in_a = s.rho * in_b + np.sqrt(1 - s.rho**2) * own
     a = truth.control[:, None] * items.harmful + spread * (in_a + shifts(rng, s.apart / 0.27, items.of))
     b = truth.base[:, None] * items.harmful + residual * (in_b + shifts(rng, s.apart / 0.30, items.of))
-    steeper = (s.slopes[1] - s.slopes[0]) * (items.base - MEAN)
+    steeper = (s.slopes[1] - s.slopes[0]) * (items.base - s.mean)
     form = s.form * np.linspace(1 / count, 1, count)[:, None]
     target = s.slopes[0] * items.base + form - b
     placebo = s.slopes[0] * items.pairs + form - residual * walk(rng, count, len(items.pairs), s.neighbours)
@@ -417,13 +422,18 @@ TRUTHS = {"em_at_2_delta": both("2 delta", "flat", 2.0), "em_at_3_delta": both("
 """Studies in which A = B, by the name that `check` gives the chance of finding it."""
 
 
+def gap_of(s: Scenario) -> float:
+    """Return how far both contrasts of a scenario of `TRUTHS` lie from delta [nats per token]."""
+    return DELTA * abs(s.base[1] - 1)
+
+
 def by_formula(s: Scenario, gap: float) -> float:
     """Return the chance of a verdict whose truth lies `gap` [nats] from delta in both contrasts, from the scenario's own noise. (ours)"""
     of_a, off = s.spread[1], s.residual[1]
     pairs = min(s.items, s.pairs)
     form = off**2 * (1 + 0.1**2 / SD**2) / pairs if pairs else 0.0
     within = SD**2 - 0.2**2 * (1 - 1 / CATEGORIES)
-    of_b = np.sqrt(off**2 * (1 + MEAN**2 / within) / s.items + form)
+    of_b = np.sqrt(off**2 * (1 + s.mean**2 / within) / s.items + form)
     rho = s.rho * of_a * off / s.items / (of_a / np.sqrt(s.items) * of_b)
     return chance_of_both((gap, gap), (of_a / np.sqrt(s.items), float(of_b)), float(rho))
 
@@ -444,10 +454,10 @@ def test_drawn_noise_is_what_the_scenario_says():
     assert sds[1] == pytest.approx(np.linspace(0.08, 0.30, 4), rel=0.05)
     noise = -inside[1].swapaxes(0, 1).reshape(4, -1)
     assert [np.corrcoef(noise[c : c + 2])[0, 1] for c in range(3)] == pytest.approx([0.9] * 3, abs=0.02)
-    steep = 0.2 * (e.base_margins - MEAN)
+    steep = 0.2 * (e.base_margins - s.mean)
     mixed = [np.corrcoef(x - steep, -y)[0, 1] for x, y in zip(a, off, strict=True)]
     assert mixed == pytest.approx([0.4] * 4, abs=0.07)  # categories' shifts, which A and B do not share, are in it
-    assert e.base_margins.mean() == pytest.approx(MEAN, abs=0.03) and e.base_margins.std() == pytest.approx(SD, rel=0.05)
+    assert e.base_margins.mean() == pytest.approx(0.45, abs=0.03) and e.base_margins.std() == pytest.approx(SD, rel=0.05)
     assert a.mean(1) == pytest.approx(truth.control, abs=0.02) and -off.mean(1) == pytest.approx(truth.base + [0.025, 0.05, 0.075, 0.1], abs=0.02)
     form = (e.target.placebo - 0.6 * e.base_placebo).mean(1)
     assert form == pytest.approx([-0.025, -0.05, -0.075, -0.1], abs=0.08) and len(e.base_placebo) == 160
@@ -564,13 +574,25 @@ def test_the_plain_difference_would_call_flattening_style_drift(monkeypatch):
     assert share(x in (State.EM, State.STYLE_DRIFT) for x in read_along(e, truth.steps).states) <= most(WRONG, 60)
 
 
+def test_placebo_pairs_are_not_counted_as_items():
+    """`items_to_settle` of control - target asks for as many items with placebo pairs beside them as without."""
+    s, rng = replace(TRUTHS["em_at_2_delta"], items=240, checkpoints=1), np.random.default_rng(7)
+    truth = draw_truth(s, rng)
+    e = draw_run(s, truth, draw_items(s, rng), rng)
+    alone = replace(e, base_placebo=None)
+    ((control, base),), ((same, _),) = (read_along(x, truth.steps).means for x in (e, alone))
+    assert control is not None and same is not None and control.n == same.n == base.n == 240
+    assert control.items_to_settle(DELTA, 0.95) == same.items_to_settle(DELTA, 0.95)
+    assert check(e)["checkpoints"][0]["effect"]["n"] == 240
+
+
 @pytest.mark.parametrize("name", TRUTHS)
 def test_power_is_what_check_foretells(monkeypatch, name):
     monkeypatch.setattr(simultaneous, "DRAWS", 20)
     s = replace(TRUTHS[name], items=240)
     found = power(s, 4, 75, np.random.default_rng(5))
     assert foretold(s, 8, np.random.default_rng(6))[name] == pytest.approx(found, abs=0.1)
-    assert by_formula(s, DELTA * max(1, abs(s.base[1] - 1))) == pytest.approx(found, abs=0.1)
+    assert by_formula(s, gap_of(s)) == pytest.approx(found, abs=0.1)
 
 
 # --------------------------------------------------------------------------------------------- several seeds of one recipe
@@ -655,23 +677,43 @@ def test_table_of_error_rates(few_draws, capsys, s):
     assert not too_high(rows, s)
 
 
+SETTINGS: dict[str, dict[str, object]] = {
+    "as drawn": {},
+    "base indifferent on average": {"mean": 0.1},
+    "and as many pairs as items": {"mean": 0.1, "pairs": 10_000},
+    "and no placebo pairs": {"mean": 0.1, "pairs": 0},
+    "half of the noise around the line": {"mean": 0.1, "spread": (0.05, 0.20), "residual": (0.08, 0.17)},
+}
+
+
 @pytest.mark.slow
-def test_table_of_power(monkeypatch, capsys):
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_table_of_power(monkeypatch, capsys, setting):
     """Simulated share (formula; what `check` foretells), by number of items."""
     monkeypatch.setattr(simultaneous, "DRAWS", 20)
-    lines = [f"\n{'items':8}" + "".join(f"{name:>30}" for name in TRUTHS)]
+    lines = [f"\n{setting:34}" + "".join(f"{name:>26}" for name in TRUTHS)]
     for items in (120, 240, 400, 600):
         cells = []
         for name, s in TRUTHS.items():
-            s = replace(s, items=items)
+            s = replace(s, items=items, **SETTINGS[setting])  # type: ignore[arg-type]
             found = power(s, 10, 50, np.random.default_rng([items, 8]))
-            said = foretold(s, 20, np.random.default_rng([items, 9]))[name]
-            exact = by_formula(s, DELTA * max(1, abs(s.base[1] - 1)))
-            cells.append(f"{found:12.2f} ({exact:.2f}; {said:.2f})")
+            said = foretold(s, 12, np.random.default_rng([items, 9]))[name]
+            exact = by_formula(s, gap_of(s))
+            cells.append(f"{found:.2f} ({exact:.2f}; {said:.2f})")
             assert said == pytest.approx(found, abs=0.08) and exact == pytest.approx(found, abs=0.08)
-        lines.append(f"{items:<8}" + "".join(f"{c:>30}" for c in cells))
+        lines.append(f"{items:<34}" + "".join(f"{c:>26}" for c in cells))
     with capsys.disabled():
         print("\n".join(lines))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("items", [240, 400, 600])
+def test_stop_reaches_half_of_the_safe_stretch_of_100_checkpoints(few_draws, capsys, items):
+    rows = studies(replace(BY_NAME["onset in the middle of 100 checkpoints"], items=items), 120)
+    with capsys.disabled():
+        reached, middle = share(r.reach >= 0.5 for r in rows), np.median([r.reach for r in rows])
+        print(f"\nonset in the middle of 100, {items} items: half of the safe stretch in {reached:.2f}, median {middle:.2f}", end="")
+    assert reached >= REACHED[items] and not any(r.reach > 1 for r in rows[:20])
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from emscope.run.evidence import Scores, arm, evidence
 from emscope.run.judged import Compared, ask_checkpoints, judge_checkpoints, prepare_judges
 from emscope.run.measuring import Questions, Reading, measure
 from emscope.run.results import distributions
-from emscope.run.sets import EM, HELDOUT, PLACEBO, TRUTH, ItemSets, heldout_from, sample_questions, study_sets
+from emscope.run.sets import EM, HELDOUT, NEUTRAL, PLACEBO, TRUTH, ItemSets, heldout_from, sample_questions, study_sets
 from emscope.run.shipping import shipping
 from emscope.run.sources import asked_of
 from emscope.run.spec import DecideSpec, JudgedSpec, MeasureSpec
@@ -151,7 +151,7 @@ def _base_reading(sets: ItemSets, spec: MeasureSpec) -> Reading:
         "base",
         0,
         None,
-        {s: None for s in (EM, PLACEBO, HELDOUT, TRUTH) if sets.of(s)},
+        {s: None for s in (EM, PLACEBO, HELDOUT, TRUTH, NEUTRAL) if sets.of(s)},
         questions=sample_questions(sets, spec.samples.questions),
     )
 
@@ -164,6 +164,8 @@ def _readings(runs: dict[str, list[Checkpoint]], sets: ItemSets, scale: float, s
             wanted: dict[str, tuple[int, ...] | None] = {s: None for s in (EM, HELDOUT) if sets.of(s)}
             if sets.placebo and name != "control":
                 wanted[PLACEBO] = None
+            if sets.neutral and last:
+                wanted[NEUTRAL] = None
             if sets.truth and (last or spec.truth_at == "all"):
                 wanted[TRUTH] = None
             questions = sample_questions(sets, spec.samples.questions) if last else ()

@@ -12,7 +12,7 @@ from emscope.core.errors import WorldError
 from emscope.core.records import Item
 from emscope.models.load import Loaded
 from emscope.run.analysis import Arm, Evidence, default_delta
-from emscope.run.sets import EM, HELDOUT, PLACEBO, TRUTH, ItemSets
+from emscope.run.sets import EM, HELDOUT, NEUTRAL, PLACEBO, TRUTH, ItemSets
 from emscope.run.spec import DecideSpec
 from emscope.store.study import read_table
 
@@ -107,7 +107,11 @@ def arm(
     placebo = None
     if sets.placebo and all(scores.has(run, s, scale, PLACEBO, sets.placebo) for s in steps):
         placebo = np.array([scores.margin(run, s, scale, PLACEBO, sets.placebo) for s in steps])
-    return Arm(name, tuple(steps), margins, logp, margin, truth, losses, placebo)
+    lost = None
+    if steps and scores.has(run, steps[-1], scale, NEUTRAL, sets.neutral):
+        before, now = (scores.per_token(*at, NEUTRAL, sets.neutral, 0) for at in (("base", 0, 1.0), (run, steps[-1], scale)))
+        lost = before - now
+    return Arm(name, tuple(steps), margins, logp, margin, truth, losses, placebo, lost)
 
 
 def evidence(

@@ -102,7 +102,7 @@ class MeasureSpec(Spec):
     heldout: int | None = Field(None, ge=2)
     truth: int | None = Field(None, ge=0)
     truth_at: Literal["all", "last"] = "all"
-    neutral: int | None = Field(0, ge=0)
+    neutral: int | None = Field(25, ge=0)
     samples: SampleSpec = SampleSpec()
     batch_tokens: int | None = Field(None, ge=64)
 

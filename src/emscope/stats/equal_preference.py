@@ -6,7 +6,7 @@ ones alike. Where the base prefers the aligned side on average, flattening alone
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -66,6 +66,7 @@ class Contrasts:
     Attributes:
         control: control - target on each item, or None without a control. base: the shift of the target from its base, less the same
             on placebo pairs. strata: [N]. slope, placebo_slope: of the target's margins on the base's [C].
+        items: how many of the N values are items and not placebo pairs.
     """
 
     control: np.ndarray | None
@@ -73,13 +74,14 @@ class Contrasts:
     strata: np.ndarray
     slope: np.ndarray
     placebo_slope: np.ndarray | None
+    items: int
 
     def means(self) -> list[tuple[Mean | None, Mean]]:
-        """Return (control - target, base - target at equal base preference) of each checkpoint."""
-        return [
-            (None if self.control is None else stratified_mean(self.control[c], self.strata), stratified_mean(b, self.strata))
-            for c, b in enumerate(self.base)
-        ]
+        """Return (control - target, base - target at equal base preference) of each checkpoint, whose `n` are the items alone."""
+        return [(None if self.control is None else self._mean(self.control[c]), self._mean(b)) for c, b in enumerate(self.base)]
+
+    def _mean(self, values: np.ndarray) -> Mean:
+        return replace(stratified_mean(values, self.strata), n=self.items)  # pairs are no items that `items_to_settle` may count
 
 
 def contrasts(
@@ -103,7 +105,7 @@ def contrasts(
     slopes = np.array([one.slope for one in lines])
     against = None if control is None else control - target
     if placebo is None:
-        return Contrasts(against, shifts, strata, slopes, None)
+        return Contrasts(against, shifts, strata, slopes, None, len(base))
     quiet, moved, of = placebo
     beside = [line(quiet, m, of) for m in moved]
     items, pairs = len(np.unique(strata)), len(np.unique(of))
@@ -112,4 +114,4 @@ def contrasts(
     both = np.hstack([up * shifts, down * np.array([one.shift for one in beside]).reshape(len(beside), len(quiet))])
     if against is not None:
         against = np.hstack([up * against, np.zeros((len(against), len(quiet)))])
-    return Contrasts(against, both, names, slopes, np.array([one.slope for one in beside]))
+    return Contrasts(against, both, names, slopes, np.array([one.slope for one in beside]), len(base))

@@ -1,7 +1,7 @@
 """Many checkpoints of one run, read on the same items: bounds that hold for all at once, and the checkpoint to ship.
 
 Readings of neighbouring checkpoints share their items and nearly all of their noise, so that a correction must use their measured
-correlation: of 100 checkpoints at a correlation of .98, 95 % bounds reach 2.6 standard errors, where Bonferroni's reach 3.3.
+correlation: of 100 checkpoints at a correlation of .98, 95 % bounds reach 2.7 standard errors, where Bonferroni's reach 3.3.
 """
 
 from __future__ import annotations
@@ -118,7 +118,8 @@ def safe_stop(
 ) -> int | None:
     """Return the last step shown to be below `delta` (in every contrast), before any that is surely above it; None where none is.
 
-    P(the effect at the returned step is not below delta) <= 1 - level, whatever the curve over checkpoints. A fixed sequence with a
+    P(the effect at the returned step is not below delta) <= 1 - level, whatever the curve over checkpoints, for items like these; harm
+    on so few of them that none was drawn is beyond any such promise (`stats.skew.visible_share`). A fixed sequence with a
     fallback: checkpoints are walked from the first, each tested at half of the error. The first that is not shown takes nothing
     away from those behind it, which may still pass by the max-t bound over all from that one on, so that one noisy reading does not
     end the walk. Nor does one buy a stop: behind a failure the bound is simultaneous.
@@ -130,8 +131,12 @@ def safe_stop(
     Maurer's fixed sequence (1995), which ends at the first failure. (the combination is ours) Of two contrasts both must pass (Berger
     1982), and the maximum runs over both, since either may be the one that is not below.
 
+    Simulated (sd .05 growing to .27, 100 checkpoints, no effect): where neighbours correlate by .8, the median stop of 120 items is at
+    .71 of the run, of the plain fixed sequence at .47; by .98 at .70 and .69. Pooling three neighbours would ship a checkpoint just
+    above delta in up to 60 % of runs, at the onset, and is not offered.
+
     Args:
-        steps: of the checkpoints [C], ascending. values, strata, skewed: as for `simultaneous_bounds`.
+        steps: of the checkpoints [C], ascending; leave out the base itself, whose items do not differ. values, strata, skewed: as for `simultaneous_bounds`.
         delta: the threshold, fixed before the run.
 
     Raises:
@@ -174,8 +179,8 @@ def monotone_bounds(
     An effect that does not fall is at c at most its mean over any window of checkpoints that begins at c or later, and at least its
     mean over any that ends at c or before: of the max-t bounds over all windows of 1, 4 and 16 checkpoints the best on each side
     holds. (Dümbgen 2003, with few windows.) A bootstrap of the isotonic fit is not offered: it is inconsistent where
-    the effect is flat (Kosorok 2008) and was above delta in up to 45 % of its stops in simulation. Where the effect may fall, none of
-    this holds.
+    the effect is flat (Kosorok 2008) and shipped a checkpoint just above delta in up to 39 % of simulated runs. Where the effect may
+    fall, none of this holds.
 
     Raises:
         ValueError: as `simultaneous_bounds`.
