@@ -1,4 +1,4 @@
-"""Many checkpoints at once: bounds against closed forms and SciPy, the stop against a brute-force closed test, both in simulation."""
+"""Many checkpoints at once: bounds against closed forms and SciPy, the stop against a closed test by brute force; simulations."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def noise(rng, spread, count, rho):
 
 
 def run_of(rng, effect, count, rho, *, top=0.27, contrasts=1):
-    """Return readings [A, C, Q] around `effect` [C]: sd .05 growing to `top` (of the second contrast 1.25 times that, correlated .4
+    """Return readings [A, C, Q] around `effect` [C]: sd .05 growing to `top` (the second contrast 1.25 times that, correlated .4
     with the first), and categories that lie apart, more so as the run goes on.
     """
     spread = np.linspace(0.05, top, len(effect))
@@ -153,7 +153,7 @@ def test_bounds_hold_at_all_checkpoints_at_once(monkeypatch, count, checkpoints,
 
 
 def closed(values, strata, delta, level=0.95):
-    """Return the last checkpoint that a closed test over every subset shows, before any that is surely above; None without one."""
+    """Return the last checkpoint that a closed test over every subset shows, before any surely above; None without one."""
     read = simultaneous._read(np.asarray(values, float), strata, False)
     draws, m, count = read.draws, read.moments, read.draws.shape[1]
     z = -special.ndtri(special.stdtr(m.df, (m.means - delta) / m.se)).max(0)  # the contrast that passes least
@@ -346,7 +346,7 @@ def shipped(values, strata, stop: Callable[..., int | None]) -> dict[str, int]:
 
 
 def isotonic_bootstrap(means, se, parts):
-    """Return the last checkpoint below delta by a multiplier bootstrap of the isotonic fit: percentile and reflected 95 % ends."""
+    """Return the last below delta by a multiplier bootstrap of the isotonic fit: percentile and reflected 95 % ends."""
     weights = 1 / se**2
     fit = optimize.isotonic_regression(means, weights=weights).x
     draws = np.random.default_rng(1).normal(size=(200, parts.shape[1])) @ parts.T
@@ -356,7 +356,7 @@ def isotonic_bootstrap(means, se, parts):
 
 
 def study(effect, count, rho, runs, *, top=0.27, contrasts=1, seed=0):
-    """Return of each rule: share of runs whose stop is above delta, that ship at least half of the safe stretch, that ship; place."""
+    """Return of each rule: share of stops above delta, at half of the safe stretch or later, that exist; their place."""
     rng, strata = np.random.default_rng(seed), categories(count)
     stops: dict[str, list[int]] = {}
     for _ in range(runs):

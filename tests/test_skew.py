@@ -117,7 +117,7 @@ def test_no_moments_without_two_finite_values(values):
 
 
 def cubic(t, skewness):
-    """Hall 1992, g of section 3 with a = 1/3 and b = 1/6, in standard errors."""
+    """Hall 1992, with a = 1/3 and b = 1/6, in standard errors."""
     return t + skewness * t**2 / 3 + skewness**2 * t**3 / 27 + skewness / 6
 
 

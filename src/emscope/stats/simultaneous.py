@@ -18,18 +18,19 @@ from emscope.stats.skew import Moments, moments
 
 DRAWS = 3000  # of each sign
 SEED = 20806
-FIRST = 0.5  # of the error that `safe_stop` spends on the walk from the first checkpoint; the rest is for what lies behind a failure
+FIRST = (
+    0.5  # of the error, spent by `safe_stop` on the walk from the first checkpoint; the rest is for what lies behind a failure
+)
 WINDOWS = (1, 4, 16)  # neighbouring checkpoints that `monotone_bounds` pools
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """One-sided bounds of an effect at C checkpoints, each side of which holds at all of them at once with the level's probability.
+    """One-sided bounds of an effect at C checkpoints; each side holds at all of them at once with the level's probability.
 
     Attributes:
-        means, lower, upper: [C], or [A, C] for A contrasts on the same items. Without bound (-inf, inf) where items are too skewed.
-        critical: reach in standard errors of a normal mean (1.645 for a single checkpoint at 95 %); each checkpoint's own is the t
-            quantile of the same tail.
+        means, lower, upper: [C], or [A, C] for A contrasts on the same items. Infinite where the items are too skewed.
+        critical: reach in standard errors of a normal mean (1.645 for one alone at 95 %); each has the t quantile of that tail.
     """
 
     means: np.ndarray
@@ -56,9 +57,10 @@ class _Readings:
 def _read(values: np.ndarray, strata: np.ndarray | None, skewed: bool) -> _Readings:
     """Return the readings of `values` [A, C, Q] with draws from the normal law that has their estimated correlation.
 
-    Items are multiplied by standard normals (multiplier bootstrap, Chernozhukov, Chetverikov and Kato 2013), whose covariance given
-    the data is the estimated one. Each reading's draws are then replaced by the normal scores of their ranks, so that a single one
-    has its exact quantile and many have theirs with less noise. (Latin hypercube with dependence, Packham and Schmidt 2010)
+    Items are multiplied by standard normals (multiplier bootstrap, Chernozhukov, Chetverikov and Kato 2013), whose covariance
+    given the data is the estimated one. Each reading's draws are then replaced by the normal scores of their ranks, so that a
+    single one has its exact quantile and many have theirs with less noise. (Latin hypercube with dependence, Packham and
+    Schmidt 2010)
     """
     found = moments(values, strata)
     unit = found.parts / np.where(found.se > 0, found.se, 1.0)[..., None]
@@ -82,8 +84,9 @@ def simultaneous_bounds(
 ) -> Bounds:
     """Return one-sided lower and upper bounds, each of which holds at all checkpoints at once with probability `level`.
 
-    Max-t with the measured correlation: the critical value is the quantile of the largest standardised error, drawn from the normal
-    law, and each checkpoint's t quantile is that of the same tail. (Westfall and Young 1993; Hothorn, Bretz and Westfall 2008)
+    Max-t with the measured correlation: the critical value is the quantile of the largest standardised error, drawn from the
+    normal law, and each checkpoint's t quantile is that of the same tail. (Westfall and Young 1993; Hothorn, Bretz and Westfall
+    2008)
 
     Args:
         values: effect by item [C, Q], or [A, C, Q] for A contrasts on the same items, over all of which the bounds then hold.
@@ -118,25 +121,26 @@ def safe_stop(
 ) -> int | None:
     """Return the last step shown to be below `delta` (in every contrast), before any that is surely above it; None where none is.
 
-    P(the effect at the returned step is not below delta) <= 1 - level, whatever the curve over checkpoints, for items like these; harm
-    on so few of them that none was drawn is beyond any such promise (`stats.skew.visible_share`). A fixed sequence with a
-    fallback: checkpoints are walked from the first, each tested at half of the error. The first that is not shown takes nothing
-    away from those behind it, which may still pass by the max-t bound over all from that one on, so that one noisy reading does not
-    end the walk. Nor does one buy a stop: behind a failure the bound is simultaneous.
+    P(the effect at the returned step is not below delta) <= 1 - level, whatever the curve over checkpoints, for items like
+    these; harm on so few of them that none was drawn is beyond any such promise (`stats.skew.visible_share`). A fixed sequence
+    with a fallback: checkpoints are walked from the first, each tested at half of the error. The first that is not shown takes
+    nothing away from those behind it, which may still pass by the max-t bound over all from that one on, so that one noisy
+    reading does not end the walk. Nor does one buy a stop: behind a failure the bound is simultaneous.
 
-    It is a closed test (Marcus, Peritz and Gabriel 1976). Of a set of checkpoints whose first is i, "none is below" is rejected where
-    i passes k1 (level 1 - half the error) or any passes k2(i), with P(Z_i > k1 or max_(c >= i) Z_c > k2(i)) = 1 - level. So a
-    checkpoint fails where it passes neither of its own two (the last one's k2 is that of a single test), and c is shown where it
-    passes k2 of each that failed up to it. It joins the fallback procedure (Wiens 2003; with correlation Huque and Alosh 2008) to
-    Maurer's fixed sequence (1995), which ends at the first failure. (the combination is ours) Of two contrasts both must pass (Berger
-    1982), and the maximum runs over both, since either may be the one that is not below.
+    It is a closed test (Marcus, Peritz and Gabriel 1976). Of a set of checkpoints whose first is i, "none is below" is rejected
+    where i passes k1 (level 1 - half the error) or any passes k2(i), with P(Z_i > k1 or max_(c >= i) Z_c > k2(i)) = 1 - level.
+    So a checkpoint fails where it passes neither of its own two (the last one's k2 is that of a single test), and c is shown
+    where it passes k2 of each that failed up to it. It joins the fallback procedure (Wiens 2003; with correlation Huque and
+    Alosh 2008) to Maurer's fixed sequence (1995), which ends at the first failure. (the combination is ours) Of two contrasts
+    both must pass (Berger 1982), and the maximum runs over both, since either may be the one that is not below.
 
-    Simulated (sd .05 growing to .27, 100 checkpoints, no effect): where neighbours correlate by .8, the median stop of 120 items is at
-    .71 of the run, of the plain fixed sequence at .47; by .98 at .70 and .69. Pooling three neighbours would ship a checkpoint just
-    above delta in up to 60 % of runs, at the onset, and is not offered.
+    Simulated (sd .05 growing to .27, 100 checkpoints, no effect): where neighbours correlate by .8, the median stop of 120
+    items is at .71 of the run, of the plain fixed sequence at .47; by .98 at .70 and .69. Pooling three neighbours would ship a
+    checkpoint just above delta in up to 83 % of runs, at the onset, and is not offered.
 
     Args:
-        steps: of the checkpoints [C], ascending; leave out the base itself, whose items do not differ. values, strata, skewed: as for `simultaneous_bounds`.
+        steps: of the checkpoints [C], ascending; leave out the base itself, whose items do not differ.
+        values, strata, skewed: as for `simultaneous_bounds`.
         delta: the threshold, fixed before the run.
 
     Raises:
@@ -176,11 +180,11 @@ def monotone_bounds(
 ) -> Bounds:
     """Return simultaneous bounds for an effect that does not fall along the run, with the isotonic fit as means. [C, Q] only.
 
-    An effect that does not fall is at c at most its mean over any window of checkpoints that begins at c or later, and at least its
-    mean over any that ends at c or before: of the max-t bounds over all windows of 1, 4 and 16 checkpoints the best on each side
-    holds. (Dümbgen 2003, with few windows.) A bootstrap of the isotonic fit is not offered: it is inconsistent where
-    the effect is flat (Kosorok 2008) and shipped a checkpoint just above delta in up to 39 % of simulated runs. Where the effect may
-    fall, none of this holds.
+    An effect that does not fall is at c at most its mean over any window of checkpoints that begins at c or later, and at least
+    its mean over any that ends at c or before: of the max-t bounds over all windows of 1, 4 and 16 checkpoints the best on each
+    side holds. (Dümbgen 2003, with few windows.) A bootstrap of the isotonic fit is not offered: bootstraps of such fits are
+    inconsistent (Kosorok 2008), and this one shipped a checkpoint just above delta in up to 39 % of simulated runs. Where the
+    effect may fall, none of this holds.
 
     Raises:
         ValueError: as `simultaneous_bounds`.
@@ -204,7 +208,7 @@ def monotone_bounds(
 
 
 def isotonic(means: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the weighted least-squares fit to `means` [C] that does not fall: pool adjacent violators. (Barlow and others 1972)"""
+    """Return the weighted least-squares fit to `means` [C] that does not fall. (pool adjacent violators, Barlow et al. 1972)"""
     blocks: list[tuple[float, float, int]] = []  # mean, weight, length
     for mean, weight in zip(means.tolist(), weights.tolist(), strict=True):
         blocks.append((mean, weight, 1))

@@ -1,8 +1,8 @@
 """Means of skewed effects: one-sided bounds that allow for harm which sits on few items, and where no bound can be trusted.
 
-The t statistic of a mean leans with the skewness of its items: where 2 % of them carry all of the harm, a draw with few of them has a
-low mean and a small standard error at once, and the upper bound falls short. To first order (Hall 1992, The American Statistician
-46, 217-220) P(T <= x) = Phi(x) + L (2 x^2 + 1) phi(x) / 6, where L is the third cumulant of the mean over its standard error cubed
+The t statistic of a mean leans with the skewness of its items: where 2 % of them carry all of the harm, a draw with few of them
+has a low mean and a small standard error at once, and the upper bound falls short. To first order (Hall 1992, JRSS B 54,
+221-228) P(T <= x) = Phi(x) + L (2 x^2 + 1) phi(x) / 6, where L is the third cumulant of the mean over its standard error cubed
 (skewness / sqrt(n) in one stratum). Hall's cubic T + L T^2/3 + L^2 T^3/27 + L/6 takes that term away, rises everywhere and is
 inverted in closed form. Johnson's (1978) quadratic is the same without the cubic term: it turns, so that above L = .44 its 95 %
 bound does not exist and a very low mean counts as a high one.
@@ -86,7 +86,7 @@ def moments(values: np.ndarray, strata: np.ndarray | None = None) -> Moments:
 
 
 def _labels(count: int, strata: np.ndarray | None) -> np.ndarray:
-    """Return each item's category by number [Q]; items that are all alone in theirs form a single one, as in `stratified_mean`."""
+    """Return each item's category by number [Q]; items all alone in theirs form a single one, as in `stratified_mean`."""
     labels = np.zeros(count, int) if strata is None else np.unique(np.asarray(strata), return_inverse=True)[1]
     return np.zeros(count, int) if labels.max() + 1 == count else labels
 
@@ -122,7 +122,7 @@ def _skewness(rest: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def reach(skewness: np.ndarray | float, t: np.ndarray | float) -> np.ndarray:
     """Return how many standard errors the upper bound lies above the mean; for the lower one below it, pass minus the skewness.
 
-    (3/L) [1 - (1 - L (t + L/6))^(1/3)]: Hall's cubic (1992, section 3) inverted at -t; t itself where L is 0.
+    (3/L) [1 - (1 - L (t + L/6))^(1/3)]: Hall's cubic (1992) inverted at -t; t itself where L is 0.
 
     Args:
         skewness: third cumulant of the mean over its standard error cubed; t: quantile of Student's t.
@@ -137,9 +137,9 @@ def trusted(skewness: np.ndarray | float, t: np.ndarray | float) -> np.ndarray:
 
     Hall's cubic has slope (1 + L T/3)^2, which at the bound is that argument to the power 2/3. It is flat where the argument is
     0, and beyond that the bound rests on the far branch of a third-order expansion. At 1/8 the slope is 1/4. With X harmful items
-    among many without any effect L = 1/sqrt(X), so that at 95 % (L < .50) this asks that about 4 be seen, where Hall's bound still
-    is that of the exact Poisson count (Garwood 1936): 9.8 against 9.2 at X = 4, 10.8 against 10.5 at 5, 16.8 against 17.0 at 10, but
-    13.6 against 7.8 at 3. That none was seen a sample cannot tell of itself: see `visible_share`.
+    among many without any effect L = 1/sqrt(X), so that at 95 % (L < .50) this asks that about 4 be seen, where Hall's bound
+    still is that of the exact Poisson count (Garwood 1936): 9.8 against 9.2 at X = 4, 10.8 against 10.5 at 5, 16.8 against 17.0
+    at 10, but 13.6 against 7.8 at 3. That none was seen a sample cannot tell of itself: see `visible_share`.
     """
     return 1 - np.asarray(skewness) * (np.asarray(t) + np.asarray(skewness) / 6) >= STEEPEST
 
@@ -162,7 +162,8 @@ class SkewedMean:
     def bound(self, level: float, side: int) -> float:
         """Return the one-sided `level` bound by Hall's cubic; `side` -1 lower, +1 upper; see `refusal` before resting on it.
 
-        With `largest` known, the upper bound is at least the mean plus `unseen`, what harmful items that the sample missed may add.
+        With `largest` known, the upper bound is at least the mean plus `unseen`, what harmful items that the sample missed may
+        add.
         """
         reaching = float(reach(side * self.skewness, student(level, self.mean.df)))
         plain = self.mean.value + side * reaching * self.mean.se
@@ -209,8 +210,8 @@ def skewed_mean(values: np.ndarray, strata: np.ndarray | None = None, *, largest
 def visible_share(n: int, level: float = LEVEL) -> float:
     """Return the smallest share of harmful items of which `n` items show at least one with probability `level`.
 
-    1 - (1 - level)^(1/n), about 3/n at 95 %: .049 at 60 items, .025 at 120, .012 at 240, .005 at 600. Harm on a smaller share than
-    that may be absent from the sample, which then looks as harmless as it can be; only more items, or `largest`, help.
+    1 - (1 - level)^(1/n), about 3/n at 95 %: .049 at 60 items, .025 at 120, .012 at 240, .005 at 600. Harm on a smaller share
+    than that may be absent from the sample, which then looks as harmless as it can be; only more items, or `largest`, help.
     """
     return float(1 - (1 - level) ** (1 / n))
 
