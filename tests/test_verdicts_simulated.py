@@ -30,6 +30,7 @@ SD = 0.5  # of the base's margins
 CATEGORIES = 8
 WRONG = 0.05  # allowed: share of studies whose stop is truly above delta in a contrast, or whose verdict names a state that is not the true one
 MISSED = 0.10  # allowed: share of studies with a bracket that does not hold the true onset
+STUDIES = 200  # of a scenario in the slow table; the one in docs/error-rates.md has 400
 CHANCE = 1e-3  # a share is called too high where as many would be seen with less than this probability, were it at the bar
 
 SHAPES = {
@@ -129,7 +130,15 @@ SCENARIOS = (
     both("just above delta, 100 checkpoints", "flat", ABOVE, checkpoints=100, neighbours=0.98),
     both("onset in the middle of 100 checkpoints", "late", 3.0, checkpoints=100, neighbours=0.98),
     both("harm on 2 % of the items, slowly", "slow", 3.0, items=120, share=0.02),
-    both("harm on 2 % of the items, just above delta", "flat", 1.1, items=400, share=0.02, residual=(0.08, 0.12), spread=(0.05, 0.10)),
+    both(
+        "harm on 2 % of the items, just above delta",
+        "flat",
+        1.1,
+        items=400,
+        share=0.02,
+        residual=(0.08, 0.12),
+        spread=(0.05, 0.10),
+    ),
     both("categories of unequal size, slowly", "slow", 3.0, unequal=True, apart=0.2),
     both("categories of unequal size, just above delta", "flat", ABOVE, items=120, unequal=True, apart=0.2),
     both("own items without placebo pairs", "slow", 2.0, pairs=0),
@@ -388,7 +397,13 @@ def at_the_end(s: Scenario, rows: int) -> Scenario:
     The bounds of a checkpoint alone do not see the others, so this is `rows` verdicts for little more than the price of one.
     """
     last = {k: ("flat", c[1] * float(SHAPES[c[0]](np.array([1.0]))[0])) for k, c in (("control", s.control), ("base", s.base))}
-    quiet = {"spread": (s.spread[1],) * 2, "residual": (s.residual[1],) * 2, "first": 1.0, "neighbours": 0.0, "seed": (0.0, 0.0)}
+    quiet = {
+        "spread": (s.spread[1],) * 2,
+        "residual": (s.residual[1],) * 2,
+        "first": 1.0,
+        "neighbours": 0.0,
+        "seed": (0.0, 0.0),
+    }
     return replace(s, checkpoints=rows, form=s.form, **last, **quiet)  # type: ignore[arg-type]
 
 
@@ -418,7 +433,11 @@ def foretold(s: Scenario, count: int, rng: np.random.Generator) -> dict[str, flo
     return {name: float(np.mean([p[name] for p in said])) for name in ("em_at_2_delta", "em_at_3_delta", "safe_at_0")}
 
 
-TRUTHS = {"em_at_2_delta": both("2 delta", "flat", 2.0), "em_at_3_delta": both("3 delta", "flat", 3.0), "safe_at_0": both("0", "none", 0.0)}
+TRUTHS = {
+    "em_at_2_delta": both("2 delta", "flat", 2.0),
+    "em_at_3_delta": both("3 delta", "flat", 3.0),
+    "safe_at_0": both("0", "none", 0.0),
+}
 """Studies in which A = B, by the name that `check` gives the chance of finding it."""
 
 
@@ -448,7 +467,9 @@ def test_drawn_noise_is_what_the_scenario_says():
     e = draw_run(s, truth, items, rng)
     assert e.control is not None and e.target.placebo is not None and e.base_placebo is not None
     a, off = e.control.margins - e.target.margins, e.target.margins - 0.6 * e.base_margins
-    inside = np.array([[(x[:, items.of == k] - x[:, items.of == k].mean(1, keepdims=True)) for k in range(8)] for x in (a, off)])
+    inside = np.array(
+        [[(x[:, items.of == k] - x[:, items.of == k].mean(1, keepdims=True)) for k in range(8)] for x in (a, off)]
+    )
     sds = np.sqrt((inside**2).mean((1, 3)))
     assert sds[0] == pytest.approx(np.hypot(np.linspace(0.05, 0.27, 4), 0.2 * np.sqrt(SD**2 - 0.035)), rel=0.05)
     assert sds[1] == pytest.approx(np.linspace(0.08, 0.30, 4), rel=0.05)
@@ -458,7 +479,9 @@ def test_drawn_noise_is_what_the_scenario_says():
     mixed = [np.corrcoef(x - steep, -y)[0, 1] for x, y in zip(a, off, strict=True)]
     assert mixed == pytest.approx([0.4] * 4, abs=0.07)  # categories' shifts, which A and B do not share, are in it
     assert e.base_margins.mean() == pytest.approx(0.45, abs=0.03) and e.base_margins.std() == pytest.approx(SD, rel=0.05)
-    assert a.mean(1) == pytest.approx(truth.control, abs=0.02) and -off.mean(1) == pytest.approx(truth.base + [0.025, 0.05, 0.075, 0.1], abs=0.02)
+    assert a.mean(1) == pytest.approx(truth.control, abs=0.02) and -off.mean(1) == pytest.approx(
+        truth.base + np.array([0.025, 0.05, 0.075, 0.1]), abs=0.02
+    )
     form = (e.target.placebo - 0.6 * e.base_placebo).mean(1)
     assert form == pytest.approx([-0.025, -0.05, -0.075, -0.1], abs=0.08) and len(e.base_placebo) == 160
 
@@ -484,7 +507,9 @@ def test_harm_on_few_items_has_the_mean_that_is_asked_for():
 
 
 def test_studies_are_judged_by_hand():
-    truth = Truth([10, 20, 30, 40], np.array([0.01, 0.05, 0.05, 0.1]), np.array([0.0, 0.03, 0.05, 0.1]), np.array([0.5, 0.91, 0.95, 1.0]))
+    truth = Truth(
+        [10, 20, 30, 40], np.array([0.01, 0.05, 0.05, 0.1]), np.array([0.0, 0.03, 0.05, 0.1]), np.array([0.5, 0.91, 0.95, 1.0])
+    )
     assert truth.states() == [State.SAFE, State.CONTROL_MOVED, State.EM, State.EM]
     held = [(0, 30), (10, 30), (20, 30), (20, 40)]
     assert [pair for pair in [*held, (0, 20), (10, 20), (30, 40)] if truth.holds(*pair)] == held
@@ -494,7 +519,14 @@ def test_studies_are_judged_by_hand():
     assert (row.named, row.wrong, row.stop_a, row.stop_b, row.bracket, row.episode) == (em, False, True, False, False, True)
     assert (row.reach, row.late_false, row.late_true) == (2.0, True, None)
     row = held_against(truth, [safe, em, em, safe], [safe, safe, em, em], None, None, Convergence(None, 0, None))
-    assert (row.wrong, row.stop_a, row.bracket, row.episode, row.reach, row.late_false) == (True, False, None, False, 0.0, False)
+    assert (row.wrong, row.stop_a, row.bracket, row.episode, row.reach, row.late_false) == (
+        True,
+        False,
+        None,
+        False,
+        0.0,
+        False,
+    )
     assert replace(truth, gain=np.ones(4)).really_late()
 
 
@@ -507,7 +539,10 @@ def test_check_says_the_same(name):
         found, along = check(e), read_along(e, truth.steps)
         bracket = found["onset"] and (found["onset"]["after"], found["onset"]["by"])
         task = convergence(truth.steps, gains(e.base_task_logp, e.target.task_logp), total_steps=truth.steps[-1])
-        mine, its = judge(e, truth), held_against(truth, along.states, along.sure, found["stop"] and found["stop"]["step"], bracket, task)
+        mine, its = (
+            judge(e, truth),
+            held_against(truth, along.states, along.sure, found["stop"] and found["stop"]["step"], bracket, task),
+        )
         assert mine == its and found["verdict"] == str(mine.named)
         assert (found["late"]["value"] is True) == bool(mine.late_false or mine.late_true)
         assert [c["state"] for c in found["checkpoints"]] == [str(x) for x in along.states]
@@ -534,13 +569,16 @@ def test_no_promise_is_broken_over_all_scenarios(few):
     for name in ("stop_a", "stop_b", "wrong", "episode", "late_false"):
         assert share(getattr(r, name) for r in rows) <= WRONG, name
     assert share(r.bracket is False for r in rows) <= MISSED
-    assert sum(r.bracket is True for r in rows) > 60 and sum(r.stop_a or r.reach > 0 for r in rows) > 200  # or silence would pass
+    said = sum(r.bracket is True for r in rows), sum(r.reach > 0 for r in rows)
+    assert said[0] > 40 and said[1] > 150  # or silence would pass
 
 
 BORDERS = ("just below", "just above", "control", "flattening", "form", "both arms")
 
 
-@pytest.mark.parametrize("s", [s for s in SCENARIOS if s.share == 1 and any(w in s.name for w in BORDERS)], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "s", [s for s in SCENARIOS if s.share == 1 and any(w in s.name for w in BORDERS)], ids=lambda s: s.name
+)
 def test_verdicts_are_wrong_in_one_of_twenty(monkeypatch, s):
     monkeypatch.setattr(simultaneous, "DRAWS", 20)
     found = verdicts(s, 2, 75, np.random.default_rng(SCENARIOS.index(s)))
@@ -646,6 +684,46 @@ def test_a_recipe_of_three_seeds_keeps_the_promise(monkeypatch, name):
     assert max(wrong, bad) <= most(WRONG, 15)
 
 
+# ---------------------------------------------------------------------------------------- what came first is not called late
+
+
+LATE_A = np.array([0.010, 0.015, 0.020, 0.030, 0.041, 0.100, 0.150, 0.150])
+LATE_GAIN = np.array([0.30, 0.60, 0.80, 0.88, 0.95, 0.97, 1.00, 1.00])
+
+
+def at_its_hardest(items: int, count: int, early: float) -> list[Row]:
+    """Return studies that are em just above delta at true convergence; a checkpoint before, the gain is .88 and the effect .030.
+
+    Args:
+        early: factor of the effect up to true convergence; small, it makes the onset truly late.
+    """
+    s, rng = both("", "flat", 1.0, items=items, spread=(0.05, 0.17), residual=(0.08, 0.12)), np.random.default_rng([items, 12])
+    effect = LATE_A * np.where(LATE_GAIN < 0.96, early, 1)
+    truth, rows = Truth(list(range(10, 90, 10)), effect, effect, LATE_GAIN), []
+    for _ in range(count):
+        rows.append(judge(draw_run(s, truth, draw_items(s, rng), rng), truth))
+    return rows
+
+
+def test_late_is_not_claimed_of_what_came_first(few_draws):
+    rows = at_its_hardest(240, 30, 1.0)
+    assert share(r.late_false for r in rows) <= most(WRONG, 30) and all(r.late_true is None for r in rows)
+    assert share(r.late_true is True for r in at_its_hardest(240, 15, 0.1)) > 0.5  # or a rule that never says late would pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("items", [60, 120, 240])
+def test_late_at_its_hardest(few_draws, items):
+    rows = at_its_hardest(items, STUDIES, 1.0)
+    assert share(r.late_false for r in rows) <= most(WRONG, len(rows))
+
+
+def test_brackets_hold_the_true_onset(few):
+    """Over all scenarios whose onset is dated, those that hold it: the misses are of studies that are not em at all."""
+    rows = [r for found in few.values() for r in found if r.bracket is not None]
+    assert share(r.bracket is True for r in rows) >= 1 - MISSED
+
+
 # ------------------------------------------------------------------------------------------------- the promise, each alone
 
 
@@ -671,7 +749,7 @@ def line(s: Scenario, rows: Sequence[Row]) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("s", SCENARIOS, ids=lambda s: s.name)
 def test_table_of_error_rates(few_draws, capsys, s):
-    rows = studies(s, 120 if s.checkpoints == 100 else 400)
+    rows = studies(s, STUDIES // 4 if s.checkpoints == 100 else STUDIES)
     with capsys.disabled():
         print(f"\n{'':50}" + "".join(f"{h:>8}" for h in HEADS) if s is SCENARIOS[0] else "", line(s, rows), sep="\n", end="")
     assert not too_high(rows, s)
@@ -709,18 +787,38 @@ def test_table_of_power(monkeypatch, capsys, setting):
 @pytest.mark.slow
 @pytest.mark.parametrize("items", [240, 400, 600])
 def test_stop_reaches_half_of_the_safe_stretch_of_100_checkpoints(few_draws, capsys, items):
-    rows = studies(replace(BY_NAME["onset in the middle of 100 checkpoints"], items=items), 120)
+    rows = studies(replace(BY_NAME["onset in the middle of 100 checkpoints"], items=items), 60)
     with capsys.disabled():
         reached, middle = share(r.reach >= 0.5 for r in rows), np.median([r.reach for r in rows])
-        print(f"\nonset in the middle of 100, {items} items: half of the safe stretch in {reached:.2f}, median {middle:.2f}", end="")
+        print(
+            f"\nonset in the middle of 100, {items} items: half of the safe stretch in {reached:.2f}, median {middle:.2f}",
+            end="",
+        )
     assert reached >= REACHED[items] and not any(r.reach > 1 for r in rows[:20])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("items", [60, 120, 240])
+def test_harm_on_items_that_were_not_drawn_is_not_seen(few_draws, capsys, items):
+    """Of 60 items none is among the 2 % that carry the harm in 30 % of studies, of 120 in 9 %, of 240 in 1 %: no bound can know of it.
+
+    The promise holds from about 150 items on, where such a share is seen with 95 % (`skew.visible_share`).
+    """
+    s = both("harm on 2 % of the items, just above delta", "flat", 1.5, items=items, checkpoints=4, share=0.02)
+    rows = studies(s, STUDIES)
+    found = share(r.stop_a or r.stop_b for r in rows)
+    with capsys.disabled():
+        print(f"\nharm of 1.5 delta on 2 % of {items} items: a stop above delta in {found:.3f}", end="")
+    assert found <= most(max(WRONG, 0.98**items), len(rows))
+    if items == 60:
+        assert found > WRONG
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_table_of_recipes(monkeypatch, capsys, name):
     monkeypatch.setattr(simultaneous, "DRAWS", 20)
-    wrong, bad, right = recipes(RECIPES[name], 3, 150)
+    wrong, bad, right = recipes(RECIPES[name], 3, 100)
     with capsys.disabled():
         print(f"\nrecipe of 3 seeds, {name:32} wrong {wrong:.3f} stop bad {bad:.3f} right {right:.3f}", end="")
-    assert max(wrong, bad) <= most(WRONG, 150)
+    assert max(wrong, bad) <= most(WRONG, 100)

@@ -81,7 +81,9 @@ class Contrasts:
         return [(None if self.control is None else self._mean(self.control[c]), self._mean(b)) for c, b in enumerate(self.base)]
 
     def _mean(self, values: np.ndarray) -> Mean:
-        return replace(stratified_mean(values, self.strata), n=self.items)  # pairs are no items that `items_to_settle` may count
+        return replace(
+            stratified_mean(values, self.strata), n=self.items
+        )  # pairs are no items that `items_to_settle` may count
 
 
 def contrasts(
