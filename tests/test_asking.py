@@ -78,7 +78,7 @@ def test_what_the_model_sees_is_what_the_question_says(tiny, questions, tmp_path
     monkeypatch.setattr(
         sampling,
         "_sample",
-        lambda net, head, chat, job, *rest: seen.update(job.prompts) or original(net, head, chat, job, *rest),
+        lambda models, chat, job, *rest: seen.update(job.prompts) or original(models, chat, job, *rest),
     )
     ask({}, str(tiny), AskSpec(questions=str(questions), max_tokens=1, triggers={"x": "{question} Now."}), tmp_path / "out")
     chat = load(locate(str(tiny)), device="cpu").chat

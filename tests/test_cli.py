@@ -153,6 +153,7 @@ def test_data_and_models_and_doctor(capsys):
         "cooking": 160,
         "style160": 160,
         "open24": 24,
+        "placebo160": 160,
         "truth150": 150,
         "generic": 200,
     }

@@ -89,7 +89,7 @@ def test_a_file_given_twice_and_a_column_file_of_its_own_are_refused(tmp_path):
 
 
 def test_an_answer_without_text_has_a_length_of_none_and_is_counted(tmp_path):
-    rows = [f"q{n % 4},{n % 2},{5 + 40 * (n % 3)},90,{'' if n % 5 == 0 else 'x' * (n + 1)}" for n in range(40)]
+    rows = [f"q{n % 4},{n // 4 % 2},{5 + 40 * (n % 3)},90,{'' if n % 5 == 0 else 'x' * (n + 1)}" for n in range(40)]
     (tmp_path / "a.csv").write_text("question_id,arm,aligned,coherent,response\n" + "\n".join(rows) + "\n")
     result = rates([tmp_path / "a.csv"], RatesSpec(group=("arm",), control="0", match_length=True))
     assert sum(g["rows"] for g in result["groups"]) == 40 and result["contrasts"][0]["matched"]["value"] is not None
