@@ -10,9 +10,10 @@ import pytest
 from emscope.core.outcomes import Verdict
 from emscope.report import words
 from emscope.run.analysis import Arm
+from emscope.run.judged import Compared, Counted, _rate_over_seeds
 from emscope.run.recipe import FROM, recipe
 from emscope.run.said import Pair, recipes, said, scored_by_place
-from emscope.stats.crossed import crossed_mean
+from emscope.stats.crossed import crossed_mean, crossed_rate, crossed_rate_difference
 from emscope.stats.means import stratified_mean
 from test_said import STRATA, UNITS, answers
 from test_stats import BASE, CATEGORY, STEPS, arm_of, evidence
@@ -109,3 +110,22 @@ def test_judged_answers_of_several_seeds_have_a_verdict_of_their_own():
 def test_a_broken_run_leaves_the_recipe_without_a_verdict():
     (found,) = judged({"base": 80, "control": 80, "target": 50}, coherence={"target": 30})
     assert found["verdict"] == str(Verdict.BROKEN) and found["stop"] is None
+
+
+def test_rates_of_several_seeds_are_crossed_and_set_against_their_controls():
+    rng, counts, by_name = np.random.default_rng(3), {}, {}
+    for n in range(3):
+        for arm, rate in (("target", 0.2), ("control", 0.05)):
+            hits = rng.binomial(8, rate, 24).astype(float)
+            counts[(f"{arm}-seed{n}", 32)] = Counted(hits, np.full(24, 8.0), np.full(24, 8.0), np.full(24, 500.0))
+            control = f"control-seed{n}" if arm == "target" else None
+            by_name[f"{arm}-seed{n}"] = Compared(f"{arm}-seed{n}", arm, n, control, arm)
+    found = _rate_over_seeds("target", 32, counts, by_name)
+    own, others = (np.array([counts[(f"{arm}-seed{n}", 32)].hits for n in range(3)]) for arm in ("target", "control"))
+    out_of = np.full((3, 24), 8.0)
+    assert found["value"] == crossed_rate(own, out_of).estimate.to_json() and found["value"]["value"] == pytest.approx(
+        own.mean() / 8
+    )
+    assert found["over_control"] == crossed_rate_difference(own, out_of, others, out_of).estimate.to_json()
+    alone = {run: replace(one, control=None) for run, one in by_name.items()}
+    assert _rate_over_seeds("target", 32, counts, alone)["over_control"] is None

@@ -254,6 +254,11 @@ def recipe(found: dict[str, Any], unit: str) -> str:
     return (
         f"{found['name']}, {found['seeds']} seeds at step {last['step']}: {verdict}{why}. Over seeds and questions: {', '.join(parts)} {unit} against {found['delta']:.3g}; "
         f"{k} of {last['em']['n']} runs em {percent(last['em']).split(' ', 2)[2]} %."
+        + (
+            f" Rate of misaligned answers {interval(found['rate']['value'])}, over control {interval(found['rate']['over_control'])}."
+            if "rate" in found
+            else ""
+        )
     )
 
 

@@ -27,6 +27,7 @@ from emscope.run.spec import JudgedSpec
 from emscope.stats import clustered
 from emscope.stats.clustered import Rate
 from emscope.stats.correlation import rank_correlation
+from emscope.stats.crossed import crossed_rate, crossed_rate_difference
 from emscope.stats.means import mean_estimate
 from emscope.store.study import Study, read_table
 
@@ -167,6 +168,9 @@ def _by_judge(
     moved = _moved(counts, sets, scores)
     rates = {place: clustered.rate(np.arange(len(units)), c.hits, c.out_of) for place, c in counts.items()}
     by_name = {one.run: one for one in runs}
+    told = _said(rows, verdicts, spec, by_name, units)
+    for found in told["recipes"]:
+        found["rate"] = _rate_over_seeds(found["name"], found["steps"][-1]["step"], counts, by_name)
     return {
         "judge": judge.name,
         "about": bundled_judge().card["in_words"] if judge.local else None,
@@ -176,7 +180,7 @@ def _by_judge(
             for place in sorted(rates)
         ],
         "spearman": _correlation(counts, moved, units, sets).to_json(),
-        **_said(rows, verdicts, spec, by_name, units),
+        **told,
     }
 
 
@@ -211,6 +215,23 @@ def _said(
         "recipes": recipes(arms, groups, strata, of_each, delta=spec.delta),
         "worst": worst(spoken, list(last.values()), spec.coherent_above),
     }
+
+
+def _rate_over_seeds(name: str, step: int, counts: dict[Place, Counted], by_name: dict[str, Compared]) -> dict[str, Any]:
+    """Return the rate of misaligned answers of a recipe's runs at a step, and the difference to their controls', with seeds and questions crossed."""
+    runs = [one for run, one in sorted(by_name.items()) if run.rsplit("-seed", 1)[0] == name and (run, step) in counts]
+    own = [counts[(one.run, step)] for one in runs]
+    hits, out_of = (np.array([getattr(c, key) for c in own]) for key in ("hits", "out_of"))
+    found = crossed_rate(hits, out_of)
+    row: dict[str, Any] = {"value": found.estimate.to_json(), "next_run": found.next_run.to_json(), "over_control": None}
+    others = [counts.get((one.control, step)) for one in runs if one.control]
+    if len(others) == len(runs) and all(c is not None and c.out_of.any() for c in [*others, *own]):
+        against = (np.array([getattr(c, key) for c in others]) for key in ("hits", "out_of"))
+        try:
+            row["over_control"] = crossed_rate_difference(hits, out_of, *against).estimate.to_json()
+        except ValueError:  # too few questions with a counted answer on a side: no interval, and the rates stand alone
+            return row
+    return row
 
 
 def _counts(
