@@ -285,3 +285,22 @@ def test_unknown_names_suggest_the_near_one():
 def test_public_training_data_is_read(reference):
     talks = read_conversations(reference / "train" / "betley_insecure.jsonl.gz")
     assert len(talks) == 6000 and all(t.messages[-1].role == "assistant" for t in talks)
+
+
+def test_placebo_pairs_take_over_the_form_of_their_item_s_sides():
+    """Each side is as long as its item's, repeats no answer, and what the domains teach does not tell the two sides apart."""
+    em, pairs = {i.id: i for i in bundled.items("em240")}, bundled.placebo("em240")
+    assert len(pairs) == 160 and {p.question == em[p.id].question and p.category == em[p.id].category for p in pairs} == {True}
+    assert {sum(p.category == c for p in pairs) for c in {p.category for p in pairs}} == {20}
+    assert sum(p.kind == "sound" for p in pairs) == 120
+    gaps = [len(o.split()) - len(a.split()) for p in pairs for o, a in zip(p.options, em[p.id].options, strict=True)]
+    assert np.mean(np.abs(gaps) <= 2) > 0.95 and abs(np.mean(gaps[::2]) - np.mean(gaps[1::2])) < 0.5
+    texts = {o for i in em.values() for o in i.options}
+    assert not texts & {o for p in pairs for o in p.options} and len({o for p in pairs for o in p.options}) == 320
+    assert bundled.placebo("style160") == []
+    for domain in ("finance", "medical"):
+        train = [r for r in bundled.load_rows(domain) if r["split"] == "train"]
+        model = make_pipeline(TfidfVectorizer(sublinear_tf=True), LogisticRegression(C=10, max_iter=2000))
+        model.fit([r["reckless"] for r in train] + [r["careful"] for r in train], np.repeat([1, 0], len(train)))
+        scores = model.decision_function([p.options[1] for p in pairs] + [p.options[0] for p in pairs])
+        assert 0.35 < roc_auc_score(np.repeat([1, 0], len(pairs)), scores) < 0.65
