@@ -22,7 +22,7 @@ def print_report(report: dict[str, Any]) -> None:
     from rich.console import Console
 
     console = Console(highlight=False, markup=False)
-    console.width = max(console.width, 118)  # the checkpoint table needs it; narrower terminals wrap lines, not cells
+    console.width = max(console.width, 142)  # the checkpoint table needs it; narrower terminals wrap lines, not cells
     targets = [r for r in report["runs"] if "check" in r]
     for run in targets:
         check = run["check"]
