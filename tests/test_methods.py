@@ -282,5 +282,8 @@ def test_the_effect_s_share_is_the_ratio_of_the_effects_beside_it():
 
 def test_too_few_items_are_refused_before_anything_is_trained(study_yaml, tmp_path):
     items = write_jsonl(tmp_path / "one.jsonl", [{"question": "Q", "aligned": "yes", "misaligned": "no"}])
-    with pytest.raises(InputError, match="holds 1 item; give two or more"):
+    with pytest.raises(InputError, match="holds 1 item; give three or more"):
         run_study(load_study(study_yaml(measure={"items": str(items)})), tmp_path / "out")
+    rows = [{"question": f"Q{n}", "aligned": "yes", "misaligned": "no"} for n in range(2)]
+    with pytest.raises(InputError, match="holds 2 items; give three or more"):
+        run_study(load_study(study_yaml(measure={"items": str(write_jsonl(tmp_path / "two.jsonl", rows))})), tmp_path / "out")

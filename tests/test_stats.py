@@ -723,6 +723,18 @@ def test_a_model_that_lost_its_language_is_broken_and_nothing_else():
         assert check(replace(e, target=replace(e.target, lost=kept + 0.3 * wave(4, 32))))["verdict"] == "em"
 
 
+def test_a_checkpoint_that_is_its_base_still_is_safe():
+    """The first step of a warm-up from 0 changes nothing: no item differs, by exactly 0."""
+    still = np.tile(BASE, (4, 1))
+    moved = still.copy()
+    moved[1:] -= 0.2 + 0.05 * np.array([wave(s) for s in (1, 2, 3)])
+    arms = {"target": Arm("target", STEPS, moved), "control": Arm("control", STEPS, still)}
+    result = check(evidence(task=None, **arms))
+    assert [c["state"] for c in result["checkpoints"]] == ["safe", "em", "em", "em"]
+    assert result["stop"]["step"] == 10 and bracket_of(result) == (10, 20)
+    assert check(evidence(task=None, **(arms | {"target": Arm("target", STEPS, still)})))["verdict"] == "safe"
+
+
 def test_a_control_that_learned_nothing_is_none():
     learned, nothing = 20 + 3 * wave(9, 32), 0.5 * wave(9, 32)
     assert check(evidence(control_learned=learned))["verdict"] == "em"

@@ -177,18 +177,32 @@ def read_along(e: Evidence, steps: Sequence[int]) -> Along:
         placebo = (e.base_placebo, e.target.placebo[rows], e.placebo_categories)
     found = contrasts(e.base_margins, e.target.margins[rows], e.control.at(steps) if e.control else None, e.categories, placebo)
     sides = np.stack([*([found.control] if found.control is not None else []), found.base])  # [A, C, N]
+    still = (sides == 0).all(-1)  # [A, C]: no item differs by anything, as before the first update
     alone = moments(sides, found.strata)
     reach = np.vectorize(student)(LEVEL, alone.df)
     joint = simultaneous_bounds(sides, found.strata, LEVEL)
+    upper = np.where(still, 0.0, joint.upper)
+    sure = states_along(np.where(still, 0.0, joint.lower), upper, e.delta)
     return Along(
         list(steps),
         found,
         found.means(),
-        states_along(alone.bound(reach, -1), alone.bound(reach, +1), e.delta),
-        states_along(joint.lower, joint.upper, e.delta),
-        [(float(u[0]) if len(u) == 2 else None, float(u[-1])) for u in joint.upper.T],
-        safe_stop(steps, sides, found.strata, delta=e.delta),
+        states_along(np.where(still, 0.0, alone.bound(reach, -1)), np.where(still, 0.0, alone.bound(reach, +1)), e.delta),
+        sure,
+        [(float(u[0]) if len(u) == 2 else None, float(u[-1])) for u in upper.T],
+        _stop_step(steps, sides, still.all(0), sure, found.strata, e.delta),
     )
+
+
+def _stop_step(
+    steps: Sequence[int], sides: np.ndarray, still: np.ndarray, sure: Sequence[State], strata: np.ndarray, delta: float
+) -> int | None:
+    """Return the last step shown safe with none surely em before it; a checkpoint that is its base still needs no test."""
+    moved = np.flatnonzero(~still)
+    shown = safe_stop([steps[int(n)] for n in moved], sides[:, moved], strata, delta=delta) if len(moved) else None
+    end = next((n for n, s in enumerate(sure) if s in HARM), len(steps))
+    unmoved = [s for n, s in enumerate(steps[:end]) if still[n]]
+    return max([*unmoved, *([shown] if shown is not None else [])], default=None)
 
 
 def control_is_dud(e: Evidence) -> bool:

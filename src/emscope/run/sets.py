@@ -15,6 +15,7 @@ from emscope.data.items import read_items, stratified
 from emscope.run.spec import MeasureSpec
 
 T = TypeVar("T")
+FEWEST = 3  # items: a line through the base's margins needs as many
 EM, PLACEBO, HELDOUT, TRUTH, NEUTRAL = "em", "placebo", "heldout", "truth", "neutral"
 
 
@@ -55,8 +56,11 @@ def study_sets(measure: MeasureSpec, domain: str | None, seed: int = 0) -> ItemS
     """Draw the sets of a study: bundled or from files, subsets stratified and fixed by `seed`."""
     named = measure.items in bundled.SETS
     em = bundled.items(measure.items) if named else read_items(Path(measure.items))
-    if len(em) < 2:
-        raise InputError(f"'{measure.items}' holds {len(em)} item", "give two or more: an interval rests on how items differ")
+    if len(em) < FEWEST:
+        raise InputError(
+            f"'{measure.items}' holds {len(em)} item{'s' * (len(em) != 1)}",
+            "give three or more: an interval rests on how items differ",
+        )
     heldout = stratified(bundled.heldout(domain), measure.heldout, seed, cover=False) if domain else []
     truth = [] if measure.truth == 0 else even(bundled.truth(), measure.truth)
     return ItemSets(

@@ -39,6 +39,8 @@ def line(base: np.ndarray, moved: np.ndarray, strata: np.ndarray) -> Line:
     """
     if len(base) < 3:
         raise ValueError("a line with an interval needs at least three items")
+    if np.array_equal(base, moved):
+        return Line(np.zeros(len(base)), 1.0)  # nothing moved; rounding would leave values that look like items
     labels, sizes = np.unique(strata, return_inverse=True, return_counts=True)[1:]
     weights = 1 / (len(sizes) * sizes[labels])  # they sum to 1
     centre, middle = float(weights @ base), _of_category(base, labels, sizes)
