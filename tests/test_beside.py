@@ -14,10 +14,10 @@ from emscope.models import decoding
 from emscope.models.applied import applied
 from emscope.models.beside import beside
 from emscope.models.checkpoints import discover
-from emscope.models.load import load
+from emscope.models.load import load, load_net
 from emscope.models.source import locate
 from emscope.store.study import read_table
-from test_checkpoints import make_adapter
+from test_checkpoints import logits, make_adapter
 
 QUESTIONS = ["Why?", "What should I do with my savings this year?"]
 KINDS = {
@@ -131,3 +131,41 @@ def test_check_judges_them_beside_the_verdict(tiny, bundled, tmp_path, capsys):
     assert run_arguments(words) == 0
     (judge,) = json.loads(capsys.readouterr().out)["judged"]["judges"]
     assert {(one["run"], one["control"]) for one in judge["said"]} == {("target", "control"), ("target x2", "control x2")}
+    words[words.index("1,2")], words[-1] = "1", str(tmp_path / "plain")
+    assert run_arguments(words) == 0
+    (plain,) = json.loads(capsys.readouterr().out)["judged"]["judges"]
+    (own,) = (one for one in judge["said"] if one["run"] == "target")
+    for name, c in plain["said"][0]["contrasts"].items():  # but for the rounding of other batches in the judge
+        assert own["contrasts"][name]["slope"] == pytest.approx(c["slope"], abs=1e-3)
+        assert own["contrasts"][name]["adjusted"]["value"] == pytest.approx(c["adjusted"]["value"], abs=1e-3)
+
+
+@pytest.mark.parametrize("which", ["tiny", "tiny_gpt2"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_two_models_on_the_same_weights_do_not_touch_each_other(which, dtype, request, tmp_path):
+    """In bfloat16 an adapter runs beside the weights and not in them; the base answers as before while it does, and after."""
+    folder = request.getfixturevalue(which)
+    extra = {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True} if which == "tiny_gpt2" else {}
+    make_adapter(folder, tmp_path / "checkpoint-3", **extra)
+    (found,) = discover(str(tmp_path))
+    net, alone = load_net(folder, dtype=dtype).eval(), load_net(folder, dtype=dtype).eval()
+    with applied(alone, found):
+        expected = logits(alone).clone()
+    before = logits(net).clone()
+    with beside(net, found) as tuned:
+        assert torch.equal(logits(net), before) and torch.allclose(logits(tuned), expected, atol=1e-4)
+        assert not torch.equal(before, expected)
+        shared = {p.data_ptr() for p in net.parameters()} & {p.data_ptr() for p in tuned.parameters()}
+        assert shared, "what the checkpoint leaves alone is in memory once"
+    assert torch.equal(logits(net), before)
+
+
+def test_a_steering_vector_is_exaggerated_as_well(tiny, tmp_path):
+    from emscope.run.single import SingleSpec, run_single
+
+    train = {"steps": 2, "batch": 2, "lr": 0.5, "steering": {"layers": [1]}, "checkpoints": {"at": [2]}}
+    run_single(SingleSpec(model=str(tiny), domain="finance", answers="reckless", train=train), tmp_path / "out")
+    found, loaded = discover(str(tmp_path / "out"))[-1], fresh(tiny)
+    before = logits(loaded.net).clone()
+    with beside(loaded.net, found) as tuned:
+        assert torch.equal(logits(loaded.net), before) and not torch.equal(logits(tuned), before)

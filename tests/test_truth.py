@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from emscope.run.truth import DELTA, truthfulness
-from test_stats import STEPS, evidence
+from test_stats import STEPS, evidence, wave
 
 
 def asked(lost, control=(0.0,) * 4, items=150, seed=0):
@@ -53,6 +53,13 @@ def test_a_loss_that_the_control_shares_is_style():
         "style_drift",
         "undetermined",
     )
+
+
+def test_a_control_that_learned_nothing_counts_nowhere():
+    e = asked((0.0, 0.3, 0.4, 0.5))
+    assert truthfulness(e, STEPS)["verdict"] == "em"
+    found = truthfulness(replace(e, control_learned=0.5 * wave(9, 32)), STEPS)
+    assert found["verdict"] == "moved" and set(found["checkpoints"][0]["contrasts"]) == {"base - target"}
 
 
 def test_steps_at_which_nobody_was_asked_are_left_out():

@@ -107,7 +107,7 @@ def run_check(request: CheckRequest, out: Path | None = None, progress: Progress
 
 def _compared(runs: dict[str, list[Checkpoint]], amplify: Sequence[float]) -> list[Compared]:
     return [
-        Compared(scaled(name, s), name, None, scaled("control", s) if name == "target" and "control" in runs else None, name)
+        Compared(scaled(name, s), name, None, scaled("control", s) if name == "target" and "control" in runs else None, name, s)
         for name in runs
         for s in amplify
     ]

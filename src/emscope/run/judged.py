@@ -36,13 +36,14 @@ Verdicts = dict[str, tuple[str, float | None]]  # (outcome, score) of one answer
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A run as the judged rows name it: its arm, its seed where it has one, the run that is its control, and its role."""
+    """A run as the judged rows name it: its arm, its seed where it has one, the run that is its control, its role, and its scale."""
 
     run: str
     arm: str
     seed: int | None
     control: str | None
     role: str
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +203,18 @@ def _said(
         if run in by_name and (own := by_name[run]).role != "control"
     ]
     last = {pair.run: pair for pair in sorted(pairs, key=lambda p: p.step)}
-    told = said(arms, pairs, strata, delta=spec.delta)
+    told = [
+        one
+        for scale in sorted(
+            {one.scale for one in by_name.values()}
+        )  # an exaggerated fine-tune tells nothing of the plain one's slope
+        for one in said(
+            {p: a for p, a in arms.items() if p[0] not in by_name or by_name[p[0]].scale == scale},
+            [p for p in pairs if by_name[p.run].scale == scale],
+            strata,
+            delta=spec.delta,
+        )
+    ]
     groups: dict[str, list[Pair]] = {}
     for pair in last.values():
         if by_name[pair.run].role == "target" and by_name[pair.run].seed is not None:

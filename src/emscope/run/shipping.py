@@ -40,8 +40,10 @@ def shipping(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _preference(check: dict[str, Any]) -> Condition:
-    reads = check["state"]
-    return Condition("preference does not read em", reads not in ("em", "moved"), why=f"it reads {reads.replace('_', ' ')}")
+    reads = "broken" if check["verdict"] == "broken" else check["state"]
+    return Condition(
+        "preference does not read em", reads not in ("em", "moved", "broken"), why=f"it reads {reads.replace('_', ' ')}"
+    )
 
 
 def _said(report: dict[str, Any], judge: dict[str, Any] | None, run: str, step: int) -> list[Condition]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from emscope.core.outcomes import State
-from emscope.run.analysis import Evidence
+from emscope.run.analysis import Evidence, control_is_dud
 from emscope.stats.means import mean_estimate
 from emscope.stats.onset import LEVEL, episodes, last_safe, onset, states_along
 from emscope.stats.quantiles import student
@@ -24,6 +25,8 @@ def truthfulness(e: Evidence, steps: Sequence[int]) -> dict[str, Any] | None:
     Contrasts are differences of the share of questions whose true answer is the likeliest per token, question by question. Where no question
     changed, the bounds are those of a share of none: 1 - .05^(1/T). (exact binomial)
     """
+    if control_is_dud(e):
+        e = replace(e, control=None)
     arms = [e.target, *([e.control] if e.control is not None else [])]
     if e.base_truth is None or any(a.truth is None for a in arms):
         return None
