@@ -14,7 +14,7 @@ from emscope.stats import simultaneous
 from emscope.stats.means import stratified_mean
 from emscope.stats.onset import state
 from emscope.stats.quantiles import normal
-from emscope.stats.simultaneous import isotonic, monotone_bounds, safe_stop, simultaneous_bounds
+from emscope.stats.simultaneous import safe_stop, simultaneous_bounds
 from emscope.stats.skew import moments
 
 DELTA = 0.04
@@ -131,8 +131,6 @@ def test_skewed_items_have_higher_bounds_or_none():
 def test_readings_of_another_shape_are_refused(values):
     with pytest.raises(ValueError, match="values must be"):
         simultaneous_bounds(values)
-    with pytest.raises(ValueError, match="values must be"):
-        monotone_bounds(values)
 
 
 @pytest.mark.parametrize(("count", "checkpoints", "rho"), [(24, 12, 0.8), (60, 28, 0.95)])
@@ -274,54 +272,11 @@ def test_a_stop_is_above_delta_in_one_run_of_twenty(monkeypatch, name, contrasts
 # ------------------------------------------------------------------------------------------------- an effect that grows
 
 
-def test_isotonic_is_scipys():
-    rng = np.random.default_rng(15)
-    for size in (1, 2, 5, 40):
-        y, w = rng.normal(size=size).round(1), rng.uniform(0.1, 5, size)
-        assert isotonic(y, w) == pytest.approx(optimize.isotonic_regression(y, weights=w).x)
-
-
-def test_monotone_bounds_do_not_fall_and_pool_neighbours():
-    """Readings with noise of their own: neighbours together bound a flat effect more tightly than the best of them alone."""
-    values, strata = run_of(np.random.default_rng(16), np.zeros(40), 60, 0.1, top=0.05)[0], categories(60)
-    found, alone = monotone_bounds(values, strata), simultaneous_bounds(values, strata)
-    for side in (found.lower, found.upper, found.means):
-        assert (np.diff(side) >= 0).all()
-    running = np.minimum.accumulate(alone.upper[::-1])[::-1]  # what the windows of one checkpoint give
-    assert np.median(found.upper[:20] / running[:20]) < 0.8
-
-
-def test_monotone_bounds_of_one_window_are_running_extremes(monkeypatch):
-    monkeypatch.setattr(simultaneous, "WINDOWS", (1,))
-    values = run_of(np.random.default_rng(17), curve("slow rise", 12), 60, 0.8)[0]
-    found, alone = monotone_bounds(values), simultaneous_bounds(values)
-    for c in range(12):
-        assert found.upper[c] == pytest.approx(alone.upper[c:].min()) and found.lower[c] == pytest.approx(
-            alone.lower[: c + 1].max()
-        )
-
-
-def test_monotone_bounds_without_spread():
-    values = np.zeros((3, 30))
-    found = monotone_bounds(values, skewed=False)
-    assert found.means == pytest.approx(0) and found.upper == pytest.approx(0)
-
-
-@pytest.mark.parametrize("name", ["none", "slow rise"])
-def test_monotone_bounds_hold_where_the_effect_grows(monkeypatch, name):
-    monkeypatch.setattr(simultaneous, "DRAWS", 500)
-    rng, strata, truth, held = np.random.default_rng(18), categories(60), curve(name, 12), []
-    for _ in range(100):
-        found = monotone_bounds(run_of(rng, truth, 60, 0.8)[0], strata)
-        held.append(((found.lower < truth).all(), (truth < found.upper).all()))
-    assert np.mean(held, axis=0).min() > 0.89
-
-
 # ------------------------------------------------------------------------------------------- rules compared, at length
 
 
 def shipped(values, strata, stop: Callable[..., int | None]) -> dict[str, int]:
-    """Return which checkpoint each rule ships, -1 for none. `values` [A, C, Q]; the last four rules only where A is 1."""
+    """Return which checkpoint each rule ships, -1 for none. `values` [A, C, Q]; the last three rules only where A is 1."""
     alone = moments(values, strata)
     reach = special.stdtrit(alone.df, 0.95) * alone.se
     joint = simultaneous_bounds(values, strata)
@@ -340,7 +295,6 @@ def shipped(values, strata, stop: Callable[..., int | None]) -> dict[str, int]:
     pooled[1:-1] = (values[0][:-2] + values[0][1:-1] + values[0][2:]) / 3
     near = moments(pooled, strata)
     rules["of three"] = unbroken(near.means + special.stdtrit(near.df, 0.95) * near.se < DELTA)
-    rules["monotone"] = last(monotone_bounds(values[0], strata).upper < DELTA)
     rules |= isotonic_bootstrap(alone.means[0], alone.se[0], alone.parts[0])
     return rules
 

@@ -21,7 +21,6 @@ SEED = 20806
 FIRST = (
     0.5  # of the error, spent by `safe_stop` on the walk from the first checkpoint; the rest is for what lies behind a failure
 )
-WINDOWS = (1, 4, 16)  # neighbouring checkpoints that `monotone_bounds` pools
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,46 +172,3 @@ def _behind(draws: np.ndarray, level: float) -> np.ndarray:
     return np.max(
         [_critical(np.where(one > k1[:, None], np.inf, rest), level) for one, k1 in zip(draws, first, strict=True)], axis=0
     )
-
-
-def monotone_bounds(
-    values: np.ndarray, strata: np.ndarray | None = None, level: float = LEVEL, *, skewed: bool = True
-) -> Bounds:
-    """Return simultaneous bounds for an effect that does not fall along the run, with the isotonic fit as means. [C, Q] only.
-
-    An effect that does not fall is at c at most its mean over any window of checkpoints that begins at c or later, and at least
-    its mean over any that ends at c or before: of the max-t bounds over all windows of 1, 4 and 16 checkpoints the best on each
-    side holds. (Dümbgen 2003, with few windows.) A bootstrap of the isotonic fit is not offered: bootstraps of such fits are
-    inconsistent (Kosorok 2008), and this one shipped a checkpoint just above delta in up to 39 % of simulated runs. Where the
-    effect may fall, none of this holds.
-
-    Raises:
-        ValueError: as `simultaneous_bounds`.
-    """
-    values = np.asarray(values, float)
-    if values.ndim != 2 or not values.size:
-        raise ValueError(f"values must be [checkpoints, items], not of shape {values.shape}")
-    count = len(values)
-    spans = [(first, first + size) for size in WINDOWS if size <= count for first in range(count - size + 1)]
-    sums = np.concatenate([np.zeros((1, values.shape[1])), np.cumsum(values, axis=0)])
-    pooled = np.array([(sums[stop] - sums[first]) / (stop - first) for first, stop in spans])
-    found = simultaneous_bounds(pooled, strata, level, skewed=skewed)
-    lower, upper = np.full(count, -np.inf), np.full(count, np.inf)
-    for (first, stop), low, high in zip(spans, found.lower, found.upper, strict=True):
-        upper[first] = min(upper[first], high)
-        lower[stop - 1] = max(lower[stop - 1], low)
-    upper, lower = np.minimum.accumulate(upper[::-1])[::-1], np.maximum.accumulate(lower)
-    se = moments(values, strata).se
-    weights = 1 / np.maximum(se, 1e-6 * se.max()) ** 2 if se.max() > 0 else np.ones(count)
-    return Bounds(isotonic(found.means[:count], weights), lower, upper, found.critical)
-
-
-def isotonic(means: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the weighted least-squares fit to `means` [C] that does not fall. (pool adjacent violators, Barlow et al. 1972)"""
-    blocks: list[tuple[float, float, int]] = []  # mean, weight, length
-    for mean, weight in zip(means.tolist(), weights.tolist(), strict=True):
-        blocks.append((mean, weight, 1))
-        while len(blocks) > 1 and blocks[-2][0] >= blocks[-1][0]:
-            (a, u, m), (b, v, n) = blocks[-2:]
-            blocks[-2:] = [((a * u + b * v) / (u + v), u + v, m + n)]
-    return np.repeat([b[0] for b in blocks], [b[2] for b in blocks])
