@@ -89,5 +89,5 @@ def _task(check: dict[str, Any]) -> Condition:
     """Return what is kept of the task, which is known or not: how much is enough is the user's to say."""
     gain = check["checkpoints"][-1]["gain"]
     if not gain or gain["value"] is None:
-        return Condition("what is kept of the task is known", None, why="no held-out file was given")
-    return Condition("what is kept of the task is known", True, gain["value"])
+        return Condition("what is kept of the task, measured", None, why="no held-out file was given")
+    return Condition("what is kept of the task, measured", True, gain["value"])
