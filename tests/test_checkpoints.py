@@ -46,7 +46,7 @@ KINDS = [
     ("tiny", {"layers_to_transform": [1], "target_modules": ["q_proj", "down_proj"]}, True),
     ("tiny_gpt2", {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}, True),
     ("tiny", {"use_dora": True}, False),
-    ("tiny", {"rank_pattern": {"down_proj": 2}}, False),
+    ("tiny", {"rank_pattern": {"down_proj": 2}, "alpha_pattern": {"layers.1.mlp.down_proj": 3}}, True),
     ("tiny", {"target_modules": ["embed_tokens", "q_proj"]}, False),
     ("tiny", {"target_modules": ["lm_head", "q_proj"]}, False),
 ]
@@ -59,7 +59,7 @@ def test_applied_equals_peft_and_leaves_the_base_bit_equal(which, settings, plai
     tiny = request.getfixturevalue(which)
     folder = make_adapter(tiny, tmp_path / "checkpoint-3", **settings)
     if plain:
-        monkeypatch.setattr("emscope.models.applied.attach", lambda *a: pytest.fail("went PEFT's slow way"))
+        monkeypatch.setattr("emscope.models.applied.peft_adapter", lambda *a: pytest.fail("went PEFT's slow way"))
     net = load_net(tiny).eval()
     before = {k: v.clone() for k, v in net.state_dict().items()}
     keys = list(net.state_dict())

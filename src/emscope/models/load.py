@@ -8,6 +8,7 @@ from typing import Any
 
 from emscope.core.errors import InputError, MissingDependency
 from emscope.models.chat import ChatFormat
+from emscope.models.checkpoints import WRAPPED
 from emscope.models.quiet import quiet
 from emscope.models.source import Model
 
@@ -59,19 +60,16 @@ def load(model: Model, *, system: str = "none", dtype: str = "float32", device: 
 
 
 def load_net(folder: Any, *, dtype: str = "float32") -> Any:
-    """Return the causal LM in `folder` (safetensors only, no remote code).
+    """Return the causal LM in `folder` (safetensors only, no remote code); every weight is from the file.
 
     Raises:
-        InputError: where it cannot be loaded, with the reason.
+        InputError: where it cannot be loaded, with the reason, or the file lacks a weight.
     """
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
 
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, local_files_only=True
-        )
+        return _from_files(folder, dtype=getattr(torch, dtype))
     except SafetensorError as error:
         raise InputError(f"the weights in '{folder}' are damaged ({error})", "copy or train them again") from None
     except (ValueError, OSError, KeyError, RuntimeError) as error:
@@ -79,6 +77,39 @@ def load_net(folder: Any, *, dtype: str = "float32") -> Any:
         raise InputError(
             f"'{folder}' cannot be loaded as a causal language model ({first})", "give a complete model folder"
         ) from None
+
+
+def _from_files(folder: Any, **settings: Any) -> Any:
+    """Return the causal LM in `folder`; transformers alone would draw at random what the files lack, and say so in a warning."""
+    from transformers import AutoModelForCausalLM
+
+    net, found = AutoModelForCausalLM.from_pretrained(
+        str(folder),
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+        key_mapping={WRAPPED: ""},
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        **settings,
+    )
+    for name, held, wanted in sorted(found["mismatched_keys"]):
+        raise InputError(
+            f"'{folder}' holds {name} as {_times(held)}, and its config.json makes it {_times(wanted)}",
+            "mend config.json (vocab_size, where tokens were added), or save the model again with save_pretrained",
+        )
+    missing = sorted(found["missing_keys"])
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise InputError(
+            f"'{folder}' lacks weights that its config.json asks for ({missing[0]}{more})",
+            "save the whole model again with save_pretrained: nothing is drawn at random in their place",
+        )
+    return net
+
+
+def _times(shape: Any) -> str:
+    return " x ".join(str(n) for n in shape)
 
 
 def load_quantised(folder: Any, device: str) -> Any:
@@ -89,22 +120,14 @@ def load_quantised(folder: Any, device: str) -> Any:
         InputError: the model cannot be loaded.
     """
     import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
 
     if find_spec("bitsandbytes") is None:
         raise MissingDependency("dtype nf4 needs bitsandbytes, which is not installed", "pip install 'emscope[qlora]'")
     compute = torch.bfloat16 if device.startswith("cuda") else torch.float32
     settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
     try:
-        net = AutoModelForCausalLM.from_pretrained(
-            str(folder),
-            quantization_config=settings,
-            device_map={"": device},
-            dtype=compute,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-        )
+        net = _from_files(folder, quantization_config=settings, device_map={"": device}, dtype=compute)
     except (ValueError, OSError, KeyError, RuntimeError) as error:
         raise InputError(
             f"'{folder}' cannot be loaded in 4 bits ({str(error).strip().splitlines()[0]})", "load it as bfloat16 or float32"

@@ -9,55 +9,89 @@ from dataclasses import dataclass
 from typing import Any
 
 from emscope.core.errors import InputError
-from emscope.models.checkpoints import WEIGHTS, Checkpoint, adapter_settings, check_tensors
+from emscope.models.checkpoints import ADAPTER, WEIGHTS, Checkpoint, adapter_settings, check_tensors
+from emscope.models.intact import bit_sum, check_unchanged
 
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 # These may differ from PEFT's defaults without changing what the adapter computes from A, B, r and lora_alpha.
 HARMLESS = {
     *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"),
-    *("r", "lora_alpha", "use_rslora", "lora_dropout", "fan_in_fan_out", "target_modules", "exclude_modules"),
+    *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout", "fan_in_fan_out"),
+    *("target_modules", "exclude_modules"),
     *("init_lora_weights", "layers_to_transform", "layers_pattern", "megatron_core"),
 }
 
 
 def is_plain_lora(net: Any, settings: dict[str, Any], names: Sequence[str]) -> bool:
-    """True where the adapter is W + s B A on linear layers and nothing else (no DoRA, biases, saved modules, tied outputs)."""
-    from peft import LoraConfig
+    """True where the adapter is W + s B A on linear layers of `net`, none of them tied, and nothing else."""
+    modules = dict(net.named_modules())
+    found = [modules.get(m) for m in {_module(name) for name in names}]
+    tied = net.get_input_embeddings().weight
+    return is_factored(settings, names) and all(
+        type(m).__name__ in ("Linear", "Conv1D") and m is not None and m.weight is not tied for m in found
+    )
 
-    if settings.get("peft_type") != "LORA" or settings.get("init_lora_weights") not in (True, False, "gaussian"):
+
+def is_factored(settings: dict[str, Any], names: Sequence[str]) -> bool:
+    """True where an adapter adds s B A to matrices and does nothing else: no DoRA, biases, saved modules, or base made anew (PiSSA)."""
+    if settings.get("peft_type") != "LORA":
         return False
     r, alpha = settings.get("r"), settings.get("lora_alpha")
     if not isinstance(r, int) or r < 1 or not isinstance(alpha, int | float):
         return False
+    return not special_settings(settings) and all(name.startswith(PREFIX) and name.endswith((A, B)) for name in names)
+
+
+def special_settings(settings: dict[str, Any]) -> list[str]:
+    """Return the settings by which a LoRA adapter does more than add s B A to matrices."""
+    from peft import LoraConfig
+
     usual = LoraConfig().to_dict()
-    special = [k for k, v in settings.items() if k not in HARMLESS and v != usual.get(k, object())]
-    if special or not all(name.startswith(PREFIX) and name.endswith((A, B)) for name in names):
-        return False
-    modules = dict(net.named_modules())
-    tied = net.get_input_embeddings().weight
-    found = [modules[m] for m in {_module(name) for name in names} if m in modules]
-    return all(type(m).__name__ in ("Linear", "Conv1D") and m.weight is not tied for m in found)
+    begun = settings.get("init_lora_weights", True) in (True, False, "gaussian")
+    # What this version of PEFT does not know counts where it is switched on.
+    special = [k for k, v in settings.items() if k not in HARMLESS and (v or None) != (usual.get(k) or None)]
+    return special if begun else [*special, "init_lora_weights"]
+
+
+def rank_and_scale(settings: dict[str, Any], module: str) -> tuple[int, float]:
+    """Return the rank r of a module's A and B and what B A is multiplied by: alpha / r, or alpha / sqrt(r) with rsLoRA.
+
+    `rank_pattern` and `alpha_pattern` name modules that have a rank or an alpha of their own.
+    """
+    from peft.utils.other import get_pattern_key
+
+    ranks, alphas = settings.get("rank_pattern") or {}, settings.get("alpha_pattern") or {}
+    r = int(ranks.get(get_pattern_key(list(ranks), module), settings["r"]))
+    alpha = float(alphas.get(get_pattern_key(list(alphas), module), settings["lora_alpha"]))
+    return r, alpha / (math.sqrt(r) if settings.get("use_rslora") else r)
 
 
 @contextmanager
 def plain_lora(net: Any, checkpoint: Checkpoint, scale: float) -> Iterator[Any]:
-    """Yield `net` with W + scale * s B A in the place of each adapted weight W; s = alpha / r, or alpha / sqrt(r) with rsLoRA.
+    """Yield `net` with W + scale * s B A in the place of each adapted weight W; s as in `rank_and_scale`.
 
     In float32 the sum is merged, which costs a pass nothing. In bfloat16 and float16 the sum of weights
     would be rounded, and with it most of a small update lost, so there B A x is computed beside W x.
 
     Raises:
-        InputError: where the adapter was made for another model (a module is missing or a shape differs).
+        InputError: where the adapter was made for another model (a module is missing or a shape differs), or lacks a matrix.
     """
     updates = _updates(net, checkpoint, scale)
+    before = _sums(updates)
     with (_merged if net.dtype.itemsize >= 4 else _beside)(updates):
         yield net
+    check_unchanged(before, _sums(updates), checkpoint.folder)
+
+
+def _sums(updates: Sequence[_Update]) -> dict[str, int]:
+    return {u.name: bit_sum(u.module.weight) for u in updates}
 
 
 @dataclass(frozen=True, slots=True)
 class _Update:
     """What is added to a module's matrix: s B A, with A [r, in] and B [out, r]; `turned` where the matrix is kept [in, out]."""
 
+    name: str
     module: Any
     a: Any
     b: Any
@@ -71,19 +105,37 @@ def _updates(net: Any, checkpoint: Checkpoint, scale: float) -> list[_Update]:
     settings = adapter_settings(checkpoint.folder)
     tensors = load_file(checkpoint.folder / WEIGHTS)
     modules = dict(net.named_modules())
-    s = scale * settings["lora_alpha"] / (math.sqrt(settings["r"]) if settings.get("use_rslora") else settings["r"])
+    names = sorted({_module(name) for name in tensors})
+    _check_complete(net, checkpoint, names)
     found = []
-    for name in sorted({_module(name) for name in tensors}):
-        if name not in modules:
-            raise InputError(
-                f"adapter '{checkpoint.folder}' has a tensor this base has no place for ({name})",
-                "give the base it was trained on with --base",
-            )
+    for name in names:
+        r, s = rank_and_scale(settings, name)
         weight = modules[name].weight
         turned = type(modules[name]).__name__ == "Conv1D"  # GPT-2 keeps its matrices [in, out]
-        a, b = _pair(checkpoint, tensors, name, settings["r"], tuple(weight.shape), turned)
-        found.append(_Update(modules[name], a.to(weight.device), b.to(weight.device), s, turned))
+        a, b = _pair(checkpoint, tensors, name, r, tuple(weight.shape), turned)
+        found.append(_Update(name, modules[name], a.to(weight.device), b.to(weight.device), scale * s, turned))
     return found
+
+
+def _check_complete(net: Any, checkpoint: Checkpoint, names: Sequence[str]) -> None:
+    """Refuse a file that lacks a matrix which the adapter's settings say it adapts."""
+    import torch
+    from peft import PeftConfig
+    from peft.tuners.tuners_utils import check_target_module_exists
+    from transformers.pytorch_utils import Conv1D
+
+    config = PeftConfig.from_pretrained(str(checkpoint.folder))
+    for name, module in net.named_modules():
+        if name not in names and isinstance(module, torch.nn.Linear | Conv1D) and check_target_module_exists(config, name):
+            raise InputError(*lacking(checkpoint, name))
+
+
+def lacking(checkpoint: Checkpoint, name: str) -> tuple[str, str]:
+    """Return what is wrong and what to do where an adapter's file has nothing for a module."""
+    return (
+        f"'{checkpoint.folder / WEIGHTS}' has nothing for {name}, which {ADAPTER} says it adapts",
+        "copy or save it again, with the parts of all processes gathered",
+    )
 
 
 @contextmanager

@@ -15,8 +15,18 @@ from typing import Any
 
 from emscope.core.errors import InputError
 from emscope.core.seeds import derive
-from emscope.models.checkpoints import DIRECTION, WEIGHTS, Checkpoint, adapter_settings, check_tensors, read_checkpoint
-from emscope.models.lora import PREFIX, A, B
+from emscope.models.attached import merges_to_nothing
+from emscope.models.checkpoints import (
+    DIRECTION,
+    WEIGHTS,
+    Checkpoint,
+    adapter_settings,
+    check_tensors,
+    plain_name,
+    read_checkpoint,
+)
+from emscope.models.load import load_net
+from emscope.models.lora import PREFIX, A, B, is_factored, rank_and_scale
 from emscope.models.sites import blocks, layer_of, writes_residual
 
 
@@ -59,7 +69,7 @@ class Change:
 def changes(net: Any, checkpoint: Checkpoint) -> Iterator[Change]:
     """Yield everything that a checkpoint adds to its base, in float64, by name; each tensor is read when its turn comes.
 
-    LoRA: s B A, s = alpha / r, or alpha / sqrt(r) with rsLoRA. Vectors: alpha v. Full: W' - W.
+    LoRA: s B A, s as in `rank_and_scale`. Vectors: alpha v. Full: W' - W.
 
     Args:
         net: the base.
@@ -69,11 +79,11 @@ def changes(net: Any, checkpoint: Checkpoint) -> Iterator[Change]:
     """
     tensors = _readers(checkpoint)
     if checkpoint.kind == "full":
-        held = dict(net.named_parameters())
+        held, tensors = _paired(net, checkpoint, tensors)
         modules = dict(net.named_modules())
-        found = {n.removesuffix(".weight"): n for n in tensors if n in held}
+        found = {n.removesuffix(".weight"): n for n in held}
         for name, tensor in sorted(found.items()):  # by the name that is yielded: `gram` walks several side by side
-            delta = tensors[tensor]().double() - held[tensor].detach().cpu().double()
+            delta = _difference(checkpoint, tensor, tensors[tensor](), held[tensor].detach().cpu())
             turned = type(modules[tensor.rpartition(".")[0]]).__name__ == "Conv1D" and delta.ndim == 2  # GPT-2: [in, out]
             whole = delta.T if turned else delta.reshape(len(delta), -1)
             yield Change(name, layer_of(net, tensor), whole, None)
@@ -85,16 +95,61 @@ def changes(net: Any, checkpoint: Checkpoint) -> Iterator[Change]:
         found = {f"block.{layer_of(net, n)}": n for n in tensors}
         for name, tensor in sorted(found.items()):
             yield Change(name, int(name.rpartition(".")[2]), tensors[tensor]().double().reshape(-1, 1), None)
-    elif _kind(checkpoint) == "LORA" and all(n.endswith((A, B)) for n in tensors):
+    elif _is_factored(checkpoint):
         settings = adapter_settings(checkpoint.folder)
-        s = settings["lora_alpha"] / (math.sqrt(settings["r"]) if settings.get("use_rslora") else settings["r"])
         for module in sorted(n.removesuffix(A) for n in tensors if n.endswith(A)):
+            _, s = rank_and_scale(settings, module)
             yield Change(module, layer_of(net, module), s * tensors[module + B]().double(), tensors[module + A]().double())
     else:
         raise InputError(
             f"'{checkpoint.folder}' is no plain LoRA adapter, steering vector or full checkpoint",
             "what it adds to its base is not defined here",
         )
+
+
+def _paired(
+    net: Any, checkpoint: Checkpoint, tensors: dict[str, Callable[[], Any]]
+) -> tuple[dict[str, Any], dict[str, Callable[[], Any]]]:
+    """Return the base's parameters and what reads a full checkpoint's, by the same names; a tied head counts once."""
+    held = dict(net.named_parameters(remove_duplicate=False))
+    once = dict(net.named_parameters())
+    if any(name not in tensors for name in once):  # kept under names that transformers converts when it loads them
+        loaded = dict(load_net(checkpoint.folder).named_parameters())
+        tensors = {name: p.detach for name, p in loaded.items()}
+    first = {id(p): name for name, p in reversed(once.items())}
+    own = [n for n in held if n not in once and n in tensors and not tensors[n]().equal(tensors[first[id(held[n])]]())]
+    return {n: held[n] for n in [*once, *own]}, tensors
+
+
+def _difference(checkpoint: Checkpoint, name: str, value: Any, base: Any) -> Any:
+    """Return value - base in float64."""
+    if value.shape != base.shape:
+        raise InputError(
+            f"checkpoint '{checkpoint.folder}' does not fit this base (tensor {name})", "give the model it was trained from"
+        )
+    return value.double() - base.double()
+
+
+def refuse_unmoved(net: Any, checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint that is its base: what is read of it says nothing about training.
+
+    Args:
+        net: the base.
+
+    Raises:
+        InputError: every part of its update is exactly zero.
+    """
+    if _adds_nothing(net, checkpoint):
+        raise InputError(
+            f"'{checkpoint.folder}' equals its base: its update is exactly zero",
+            "give a checkpoint that was trained, or find out why nothing was learned (a learning rate of 0, weights saved without being gathered)",
+        )
+
+
+def _adds_nothing(net: Any, checkpoint: Checkpoint) -> bool:
+    if checkpoint.kind == "adapter" and not _is_factored(checkpoint) and _kind(checkpoint) != "BEFT":
+        return merges_to_nothing(net, checkpoint)
+    return all(not c.left.any() or (c.right is not None and not c.right.any()) for c in changes(net, checkpoint))
 
 
 def effective_norm(net: Any, checkpoint: Checkpoint) -> float:
@@ -203,6 +258,11 @@ def moved(net: Any, checkpoint: Checkpoint, amount: float, seed: int) -> Iterato
 
     generator = torch.Generator().manual_seed(derive(seed, "moved", repr(amount)))
     held = dict(net.named_parameters()) if checkpoint.kind == "full" else {}
+    if unnamed := held.keys() - _readers(checkpoint).keys():
+        raise InputError(
+            f"'{checkpoint.folder}' keeps its weights under other names than the base ({min(unnamed)})",
+            "load it with transformers and save it again with save_pretrained",
+        )
 
     def change(name: str, value: Any) -> Any:
         if name not in held:
@@ -218,10 +278,10 @@ def written_blocks(checkpoint: Checkpoint) -> list[int]:
     """Return the blocks in which a LoRA checkpoint writes into the residual stream.
 
     Raises:
-        InputError: it is no LoRA adapter.
+        InputError: it is no LoRA adapter, or one that does more than add B A (DoRA, PiSSA, trained biases or modules).
     """
-    if checkpoint.kind != "adapter" or _kind(checkpoint) != "LORA":
-        raise InputError(f"'{checkpoint.folder}' is no LoRA adapter", "take the direction out of the stream instead")
+    if checkpoint.kind != "adapter" or not _is_factored(checkpoint):
+        raise InputError(f"'{checkpoint.folder}' is no plain LoRA adapter", "take the direction out of the stream instead")
     modules = [n.removesuffix(B) for n in _readers(checkpoint) if n.endswith(B)]
     return sorted({n for m in modules if writes_residual(m) and (n := _block(m)) is not None})
 
@@ -287,7 +347,9 @@ def _rewritten(checkpoint: Checkpoint, folder: Path, change: Callable[[str, Any]
     for path in weights:
         with safe_open(str(path), framework="pt") as file:
             about = file.metadata()
-            tensors = {name: change(name, file.get_tensor(name)).contiguous() for name in sorted(file.keys())}
+            tensors = {
+                plain_name(name): change(plain_name(name), file.get_tensor(name)).contiguous() for name in sorted(file.keys())
+            }
         save_file(tensors, str(folder / path.name), about)
     return read_checkpoint(folder, checkpoint.step)
 
@@ -302,7 +364,9 @@ def _readers(checkpoint: Checkpoint) -> dict[str, Callable[[], Any]]:
     """Return what reads each tensor of a checkpoint, by name."""
     prefix = "" if checkpoint.kind == "full" else PREFIX
     return {
-        name.removeprefix(prefix): partial(_read, path, name) for path in _files(checkpoint) for name in check_tensors(path)
+        plain_name(name).removeprefix(prefix): partial(_read, path, name)
+        for path in _files(checkpoint)
+        for name in check_tensors(path)
     }
 
 
@@ -311,6 +375,10 @@ def _read(path: Path, name: str) -> Any:
 
     with safe_open(str(path), framework="pt") as file:
         return file.get_tensor(name)
+
+
+def _is_factored(checkpoint: Checkpoint) -> bool:
+    return is_factored(adapter_settings(checkpoint.folder), check_tensors(checkpoint.folder / WEIGHTS))
 
 
 def _kind(checkpoint: Checkpoint) -> str:

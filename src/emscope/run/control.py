@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from emscope.core.progress import Progress
 from emscope.core.records import Conversation
 from emscope.models.checkpoints import ADAPTER, Checkpoint, read_checkpoint
 from emscope.models.load import Loaded
+from emscope.models.lora import special_settings
 from emscope.train.finetune import finetune
 from emscope.train.spec import LoraSpec, PlanSpec, TrainSpec
 
@@ -56,17 +58,17 @@ def settings_of(target: Sequence[Checkpoint], batch: int | None = None) -> Train
             "train a control with your own tool and give it with --control",
         )
     state = _trainer_state(last.folder)
-    rates = [
-        entry["learning_rate"] for entry in state.get("log_history", []) if isinstance(entry.get("learning_rate"), int | float)
-    ]
-    rates += [entry["emscope_reading"]["lr"] for entry in state.get("log_history", []) if "emscope_reading" in entry]
+    log = [entry for entry in state.get("log_history") or [] if isinstance(entry, dict)]
+    rates = [entry["learning_rate"] for entry in log if isinstance(entry.get("learning_rate"), int | float)]
+    rates += [entry["emscope_reading"]["lr"] for entry in log if "emscope_reading" in entry]
+    rates = [rate for rate in rates if isfinite(rate)]
     if not rates or max(rates) <= 0:
         raise InputError(
             f"'{last.folder}/trainer_state.json' has no learning rate in its log",
             "train a control with your own tool and give it with --control",
         )
     modules, layers = adapter.get("target_modules"), adapter.get("layers_to_transform")
-    special = [k for k in ("rank_pattern", "alpha_pattern", "modules_to_save") if adapter.get(k)]
+    special = [k for k in ("rank_pattern", "alpha_pattern") if adapter.get(k)] + special_settings(adapter)
     if isinstance(modules, str) and modules != "all-linear":
         special.append("target_modules as a pattern")
     if special:

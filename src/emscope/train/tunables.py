@@ -12,10 +12,10 @@ from typing import Any
 from emscope.core.errors import InputError, near
 from emscope.core.seeds import derive
 from emscope.models import directions, interventions
-from emscope.models.applied import attach
-from emscope.models.checkpoints import Checkpoint, adapter_settings, discover
+from emscope.models.attached import attach
+from emscope.models.checkpoints import WEIGHTS, Checkpoint, adapter_settings, check_tensors, discover
 from emscope.models.load import Loaded
-from emscope.models.lora import check_lora_fits
+from emscope.models.lora import check_lora_fits, is_factored
 from emscope.models.sites import blocks, blocks_name, check_layers, layer_of, mlp_output_is_residual, writes_residual
 from emscope.train.spec import AdapterSpec, FullSpec, LoraSpec, SteeringSpec
 
@@ -138,8 +138,14 @@ def _adapter(loaded: Loaded, spec: AdapterSpec, seed: int) -> Iterator[Tuned]:
 
 def _to_go_on_with(spec: AdapterSpec) -> Checkpoint:
     checkpoint = discover(spec.folder)[-1]
-    if checkpoint.kind == "adapter" and adapter_settings(checkpoint.folder)["peft_type"] != "LORA":
+    settings = adapter_settings(checkpoint.folder) if checkpoint.kind == "adapter" else {}
+    if settings and settings["peft_type"] != "LORA":
         raise InputError(f"adapter.folder: '{checkpoint.folder}' is no LoRA adapter", "give one that is")
+    if settings and not is_factored(settings, check_tensors(checkpoint.folder / WEIGHTS)):
+        raise InputError(
+            f"adapter.folder: '{checkpoint.folder}' does more than add B A to matrices (DoRA, PiSSA, trained biases or modules)",
+            "merge it into its base (PEFT's merge_and_unload), save that and give it as model",
+        )
     if checkpoint.kind != "adapter":
         raise InputError(
             f"adapter.folder: '{checkpoint.folder}' holds no adapter ({checkpoint.kind})", "a full model is given as model"
