@@ -21,6 +21,7 @@ from emscope.cli import (
     doctor,
     export,
     judge,
+    ladder,
     models,
     onset,
     probe,
@@ -58,6 +59,7 @@ rates.register(app)
 agreement.register(app)
 bridge.register(app)
 onset.register(app)
+ladder.register(app)
 export.register(app)
 direction.register(app)
 solutions.register(app)

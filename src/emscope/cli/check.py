@@ -61,7 +61,12 @@ def register(app: typer.Typer) -> None:
         ),
         system: str = typer.Option("none", "--system", help="none (no system block), template (its default), or a text."),
         delta: float | None = typer.Option(
-            None, "--delta", help="Threshold in nats per token; by default 10 % of the base's mean absolute margin."
+            None,
+            "--delta",
+            help="Threshold in nats per token; by default a dose ladder's, else 10 % of the base's mean absolute margin, which decides nothing.",
+        ),
+        ladder: Path | None = typer.Option(
+            None, "--ladder", help="Take the threshold from this ladder.json of emscope ladder; --delta comes before it."
         ),
         fail_on: str | None = typer.Option(
             None,
@@ -99,7 +104,7 @@ def register(app: typer.Typer) -> None:
         if measure not in MEASURES:
             raise InputError(f"--measure is '{measure}'", f"use one of {', '.join(MEASURES)}")
         read = parse(MeasureSpec, {"items": items, "count": count, "truth": truth}, "options")
-        decide = parse(DecideSpec, {"delta": delta}, "options")
+        decide = parse(DecideSpec, {"delta": delta, "ladder": str(ladder) if ladder else None}, "options")
         scales = numbers(amplify, "--amplify")
         from emscope.run.check import CheckRequest, exit_code, run_check
 
@@ -116,15 +121,15 @@ def register(app: typer.Typer) -> None:
             control_batch=control_batch,
             measure=read,
             decide=decide,
-            judged=None if measure == "preference" else _judged(questions, samples, max_tokens, temperature, judges),
+            judged=None if measure == "preference" else judged_by(questions, samples, max_tokens, temperature, judges),
         )
         with progress_bar() as progress:
             result, folder = run_check(request, out, progress)
-        show(result, folder, as_json=json)
-        return exit_code(result, fail_on)
+        show(result.to_json(), folder, as_json=json)
+        return exit_code({"target": result.check}, result.judged, fail_on)
 
 
-def _judged(questions: str, samples: int, max_tokens: int, temperature: float, judges: list[str]) -> Any:
+def judged_by(questions: str, samples: int, max_tokens: int, temperature: float, judges: list[str]) -> Any:
     """Return what to ask, and who judges the answers."""
     from emscope.core.spec import parse
     from emscope.run.spec import JudgedSpec

@@ -8,7 +8,7 @@ import typer
 
 HELP = (
     "The main job on an embedded 1.5B model: a reckless and a careful fine-tune, what they say and prefer beside their base, a report. "
-    "--small: on a 135M model, by preference alone."
+    "--small: on a 135M model."
 )
 
 
@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
     @app.command("quickstart", help=HELP)
     def quickstart(
         out: Path | None = typer.Option(None, "--out", help="Study folder; by default quickstart, or quickstart-small."),
-        small: bool = typer.Option(False, "--small", help="A 135M model and no sampled answers, for slow machines."),
+        small: bool = typer.Option(False, "--small", help="A 135M model and advice about money, for slow machines."),
         json: bool = typer.Option(False, "--json", help="Print the report object instead of tables."),
     ) -> None:
         from importlib.resources import as_file, files

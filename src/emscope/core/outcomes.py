@@ -38,6 +38,18 @@ class Verdict(StrEnum):
     UNCALIBRATED = "uncalibrated"
 
 
+class Calibration(StrEnum):
+    """What a dose ladder comes to.
+
+    CALIBRATED: it gives a threshold. PROVISIONAL: the organism shows harm, and too few harmless runs were read to say what happens without any.
+    UNCALIBRATED: the organism shows none, or preference does not see it.
+    """
+
+    CALIBRATED = "calibrated"
+    PROVISIONAL = "provisional"
+    UNCALIBRATED = "uncalibrated"
+
+
 class Finish(StrEnum):
     """How a sampled answer ended."""
 

@@ -2,11 +2,13 @@
 
 A batch of items is packed into a trie (`models.packed`): a prompt is computed once for all its options, and nothing is
 padded. `score_plain` is the slow twin that the tests hold it against, and the way for models that cannot be packed.
+`score_beyond` reads a fine-tune weakened or exaggerated in logits, at several scales from one pass of it and one of its base.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +18,7 @@ from emscope.core.records import Item, OptionScore
 from emscope.models import size
 from emscope.models.chat import ChatFormat
 from emscope.models.head import output_head
-from emscope.models.packed import hidden_states, pack, packed_attention
+from emscope.models.packed import Pack, hidden_states, pack, packed_attention
 from emscope.models.roles import answers_at
 
 HEAD_ROWS = 256
@@ -103,6 +105,44 @@ def score(
     return score_plain(net, encoded, progress=progress, what=what)
 
 
+def score_beyond(
+    net: Any,
+    tuned: Any,
+    encoded: Sequence[Encoded],
+    scales: Sequence[float],
+    *,
+    batch_tokens: int | None = None,
+    progress: Progress = silent,
+    what: str = "scoring",
+) -> dict[float, list[OptionScore]]:
+    """Return what `score` would of models whose logits are base + s (tuned - base), for each scale s, in the order given.
+
+    log p_s = log_softmax((1 - s) z_base + s z_tuned), which is the base itself at 0 and the fine-tune itself at 1. Answers are drawn from the
+    same logits by `sampling.Beyond`. (ours; Liu et al. 2021, proxy tuning)
+
+    Args:
+        net: the base. tuned: a fine-tune of it in memory beside it (`models.beside`). Each passes over the items once, whatever the scales.
+    """
+    import torch
+
+    heads = output_head(net), output_head(tuned)
+    longest = max((len(e.prompt) + max(map(len, e.options)) for e in encoded), default=0)
+    with torch.inference_mode(), ExitStack() as stack:
+        fits = all(stack.enter_context(packed_attention(one, longest)) for one in (net, tuned))
+        if not fits:
+            stack.close()  # one of the two may be switched
+        read = _packed_beyond if fits else _plain_beyond
+        total, done = sum(e.cost for e in encoded), 0
+        found: dict[tuple[float, str, int], OptionScore] = {}
+        for batch in _batches(encoded, batch_tokens or size.batch_tokens(net)):
+            for s, sums in read((net, tuned), heads, batch, scales).items():
+                for (e, k, option), value in zip(_flat(batch), sums, strict=True):
+                    found[(s, e.item, k)] = OptionScore(e.item, k, value, len(option))
+            done += sum(e.cost for e in batch)
+            progress(what, done, total)
+    return {s: [found[(s, e.item, k)] for e in encoded for k in e.which] for s in scales}
+
+
 def _score_packed(
     net: Any, head: Any, encoded: Sequence[Encoded], batch_tokens: int, progress: Progress, what: str
 ) -> list[OptionScore]:
@@ -128,10 +168,7 @@ def score_plain(
     with torch.inference_mode():
         for e in encoded:
             for k, option in zip(e.which, e.options, strict=True):
-                ids = torch.tensor([[*e.prompt, *option]], device=net.device)
-                with answers_at(torch.arange(ids.shape[1], device=net.device)[None] >= len(e.prompt)):
-                    logits = net(input_ids=ids, use_cache=False).logits[0, len(e.prompt) - 1 : -1]
-                logp = torch.log_softmax(logits.float() if logits.dtype != torch.float64 else logits, -1)
+                logp = torch.log_softmax(_full(_logits_of(net, e, option)), -1)
                 target = torch.tensor(option, device=net.device)
                 found.append(OptionScore(e.item, k, float(logp.gather(1, target[:, None]).sum()), len(option)))
             done += e.cost
@@ -158,23 +195,101 @@ def _flat(batch: Sequence[Encoded]) -> list[tuple[Encoded, int, tuple[int, ...]]
     return [(e, k, option) for e in batch for k, option in zip(e.which, e.options, strict=True)]
 
 
-def _score_batch(net: Any, head: Any, batch: Sequence[Encoded]) -> list[float]:
-    """Return the sum of log-probabilities of each option of the batch, flat."""
+@dataclass(frozen=True, slots=True)
+class _Laid:
+    """A batch laid out as a trie: option `owner[n]` has the token `targets[n]` after the node `nodes[n]` [R]; answers' nodes are in `answers` [T]."""
+
+    packed: Pack
+    answers: Any
+    owner: Any
+    nodes: Any
+    targets: Any
+    options: int
+
+    def hidden(self, net: Any) -> Any:
+        """Return what `net` gives at every node [T, D]."""
+        with answers_at(self.answers[None]):
+            return hidden_states(net, self.packed)
+
+    def sums(self, logp: Any) -> list[float]:
+        """Return the sum of each option's log-probabilities [R]."""
+        import torch
+
+        zeros = torch.zeros(self.options, dtype=torch.float64)
+        return zeros.index_add_(0, self.owner.cpu(), logp.cpu().double()).tolist()  # MPS has no float64
+
+
+def _lay_out(batch: Sequence[Encoded], device: Any) -> _Laid:
     import torch
 
     flat = _flat(batch)
-    packed = pack([(*e.prompt, *option[:-1]) for e, _, option in flat], net.device)
-    with answers_at(_answer_nodes(packed, flat)[None]):
-        hidden = hidden_states(net, packed)  # [T, D]
+    packed = pack([(*e.prompt, *option[:-1]) for e, _, option in flat], device)
     # An option's tokens are predicted by the end of the prompt and by the option's own tokens but the last.
     rows = [n for n, (_, _, option) in enumerate(flat) for _ in option]
     places = [len(e.prompt) - 1 + j for e, _, option in flat for j in range(len(option))]
-    owner = torch.tensor(rows, device=net.device)
-    nodes = packed.paths[owner, torch.tensor(places, device=net.device)]
-    targets = torch.tensor([token for _, _, option in flat for token in option], device=net.device)
-    logp = _token_logp(head, hidden, nodes, targets)
-    sums = torch.zeros(len(flat), dtype=torch.float64).index_add_(0, owner.cpu(), logp.cpu().double())  # MPS has no float64
-    return [float(v) for v in sums]
+    owner = torch.tensor(rows, device=device)
+    nodes = packed.paths[owner, torch.tensor(places, device=device)]
+    targets = torch.tensor([token for _, _, option in flat for token in option], device=device)
+    return _Laid(packed, _answer_nodes(packed, flat), owner, nodes, targets, len(flat))
+
+
+def _score_batch(net: Any, head: Any, batch: Sequence[Encoded]) -> list[float]:
+    """Return the sum of log-probabilities of each option of the batch, flat."""
+    laid = _lay_out(batch, net.device)
+    hidden = laid.hidden(net)  # [T, D]
+    (logp,) = _token_logp(lambda rows: [_full(head(hidden[rows]))], laid.nodes, laid.targets)
+    return laid.sums(logp)
+
+
+def _packed_beyond(
+    nets: tuple[Any, Any], heads: tuple[Any, Any], batch: Sequence[Encoded], scales: Sequence[float]
+) -> Mapping[float, list[float]]:
+    """Return for each scale the sum of log-probabilities of each option of the batch, flat."""
+    laid = _lay_out(batch, nets[0].device)
+    hidden = [laid.hidden(net) for net in nets]
+
+    def logits(rows: Any) -> Iterator[Any]:
+        base, tuned = (_full(head(h[rows])) for head, h in zip(heads, hidden, strict=True))
+        return (_between(base, tuned, s) for s in scales)
+
+    found = _token_logp(logits, laid.nodes, laid.targets)
+    return {s: laid.sums(logp) for s, logp in zip(scales, found, strict=True)}
+
+
+def _plain_beyond(
+    nets: tuple[Any, Any], heads: tuple[Any, Any], batch: Sequence[Encoded], scales: Sequence[float]
+) -> Mapping[float, list[float]]:
+    """Return what `_packed_beyond` returns, one option at a time from both models' full logits."""
+    import torch
+
+    found: dict[float, list[float]] = {s: [] for s in scales}
+    for e, _, option in _flat(batch):
+        target = torch.tensor(option, device=nets[0].device)[:, None]
+        base, tuned = (_full(_logits_of(net, e, option)) for net in nets)
+        for s in scales:
+            found[s].append(float(torch.log_softmax(_between(base, tuned, s), -1).gather(1, target).sum()))
+    return found
+
+
+def _between(base: Any, tuned: Any, scale: float) -> Any:
+    """Return base + scale (tuned - base), in a form that is exact at 0 and 1."""
+    return (1 - scale) * base + scale * tuned
+
+
+def _full(logits: Any) -> Any:
+    """Return logits in float32 or more: sums over a vocabulary need it."""
+    import torch
+
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _logits_of(net: Any, e: Encoded, option: Sequence[int]) -> Any:
+    """Return the logits of each token of an option [R, V] from a plain pass over prompt and option."""
+    import torch
+
+    ids = torch.tensor([[*e.prompt, *option]], device=net.device)
+    with answers_at(torch.arange(ids.shape[1], device=net.device)[None] >= len(e.prompt)):
+        return net(input_ids=ids, use_cache=False).logits[0, len(e.prompt) - 1 : -1]
 
 
 def _answer_nodes(packed: Any, flat: Sequence[tuple[Encoded, int, tuple[int, ...]]]) -> Any:
@@ -187,18 +302,28 @@ def _answer_nodes(packed: Any, flat: Sequence[tuple[Encoded, int, tuple[int, ...
     return mask
 
 
-def _token_logp(head: Any, hidden: Any, nodes: Any, targets: Any) -> Any:
-    """Return log p(targets[n] after nodes[n]) [R]; the logits of a node are computed once, a few nodes at a time."""
+def _token_logp(logits_of: Callable[[Any], Iterable[Any]], nodes: Any, targets: Any) -> list[Any]:
+    """Return log p(targets[n] after nodes[n]) [R] for each set of logits; a node's are computed once, a few nodes at a time.
+
+    Args:
+        logits_of: from nodes [r] to one or more sets of their logits [r, V], which may be overwritten.
+    """
     import torch
 
-    logp = torch.empty(len(targets), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
     distinct, which = nodes.unique(return_inverse=True)
+    parts: list[list[Any]] = []
+    order = []
     for start in range(0, len(distinct), HEAD_ROWS):
         here = ((which >= start) & (which < start + HEAD_ROWS)).nonzero()[:, 0]
-        logits = head(hidden[distinct[start : start + HEAD_ROWS]]).to(logp.dtype)  # [r, V]
-        row = which[here] - start
-        top = logits.amax(-1)
-        chosen = logits[row, targets[here]] - top[row]
-        # In place: a second matrix of this size costs more to allocate than to fill.
-        logp[here] = chosen - logits.sub_(top[:, None]).exp_().sum(-1).log()[row]
-    return logp
+        row, wanted = which[here] - start, targets[here]
+        parts.append([_chosen_logp(logits, row, wanted) for logits in logits_of(distinct[start : start + HEAD_ROWS])])
+        order.append(here)
+    back = torch.cat(order).argsort()
+    return [torch.cat(values)[back] for values in zip(*parts, strict=True)]
+
+
+def _chosen_logp(logits: Any, row: Any, token: Any) -> Any:
+    """Return log p(token[n]) in row[n] of logits [r, V], which are overwritten: a second matrix of this size costs more than to fill one."""
+    top = logits.amax(-1)
+    chosen = logits[row, token] - top[row]
+    return chosen - logits.sub_(top[:, None]).exp_().sum(-1).log()[row]

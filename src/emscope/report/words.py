@@ -85,7 +85,7 @@ def headline(check: dict[str, Any]) -> list[str]:
             _late(check),
             _stop(check),
             _truth(check),
-            _band(check),
+            _standing(check),
         )
         if sentence
     ]
@@ -106,8 +106,13 @@ def _against(check: dict[str, Any]) -> str:
     placebo = ", less the same on placebo pairs" if check["definition"]["placebo"] else " (these items have no placebo pairs)"
     return (
         f"{control}base - target at equal base preference{placebo} {interval(last['base_effect'])} nats per token (90 % intervals) "
-        f"against a threshold of {check['delta']:.3f}"
+        f"against a threshold of {check['delta']:.3f}{_source(check)}"
     )
+
+
+def _source(check: dict[str, Any]) -> str:
+    source = str(check["definition"].get("delta_source", ""))
+    return f" ({source})" if source.startswith("dose ladder") else ""
 
 
 def _flattening(check: dict[str, Any]) -> str:
@@ -197,11 +202,18 @@ def _truth(check: dict[str, Any]) -> str:
     return f"{text}: {TRUTH[found['verdict']]} (5 points of it count){began}; {stop}."
 
 
-def _band(check: dict[str, Any]) -> str:
-    band = check.get("benign_band")
-    if not band:
-        return f"Benign drift: {check['why']['benign_band']}." if "benign_band" in check["why"] else ""
-    return f"For comparison, {band['runs']} benign fine-tunes of this base moved by {band['low']:.3f} to {band['high']:.3f} ({band['about']})."
+def _standing(check: dict[str, Any]) -> str:
+    """Say how many harmless fine-tunes moved less, and what dose of the known organism this is like; without a control also that none are known."""
+    found = check.get("standing")
+    if not found:
+        alone = check["checkpoints"] and "control - target" not in check["checkpoints"][-1]["contrasts"]
+        return f"Harmless drift: {check['why']['standing']}." if alone and "standing" in check["why"] else ""
+    harmless, dose = found["harmless"], found["dose"]
+    text = f"It moved more than {harmless['more_than']} of {harmless['of']} harmless fine-tunes of this base"
+    if dose is None:
+        return f"{text}."
+    share = "more than the highest dose" if dose["above"] else f"{dose['value']:.2g}"
+    return f"{text}; {share} of the known organism {dose['of']}."
 
 
 def phase(found: dict[str, Any] | None) -> list[str]:

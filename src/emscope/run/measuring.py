@@ -12,11 +12,12 @@ from typing import Any
 from emscope.core.digest import short
 from emscope.core.errors import WorldError
 from emscope.core.progress import Progress, part_of
-from emscope.core.records import Item
+from emscope.core.records import Item, OptionScore
 from emscope.core.seeds import derive
 from emscope.elicit import preference
 from emscope.elicit.sampling import sample
 from emscope.models.applied import applied
+from emscope.models.beside import beside
 from emscope.models.checkpoints import Checkpoint
 from emscope.models.kept import kept_behind
 from emscope.models.load import Loaded
@@ -30,7 +31,10 @@ WHAT = "reading checkpoints"
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One checkpoint to read: `wanted` maps a set's name to the options to score (None: all)."""
+    """One checkpoint to read: `wanted` maps a set's name to the options to score (None: all).
+
+    A `scale` other than 1 multiplies its update, or with `beyond` what it adds to the base's logits.
+    """
 
     run: str
     step: int
@@ -38,11 +42,14 @@ class Reading:
     wanted: dict[str, tuple[int, ...] | None]
     scale: float = 1.0
     questions: tuple[str, ...] = ()
+    beyond: bool = False
 
     @property
     def subject(self) -> str:
-        """What determines the reading besides the base: the adapter's hash and its scale."""
-        return "base" if self.checkpoint is None else f"{self.checkpoint.digest}x{self.scale:g}"
+        """What determines the reading besides the base: the adapter's hash, its scale, and what is scaled where that matters."""
+        if self.checkpoint is None:
+            return "base"
+        return f"{self.checkpoint.digest}x{self.scale:g}{' in logits' if self.beyond and self.scale != 1 else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +94,32 @@ def measure(study: Study, loaded: Loaded, readings: Sequence[Reading], asked: Qu
     progress(WHAT, total, total)
 
 
+def measure_beyond(study: Study, loaded: Loaded, readings: Sequence[Reading], asked: Questions, progress: Progress) -> None:
+    """Bring the table `preferences` up to readings `beyond` of one checkpoint, all its scales from one pass of it and one of the base.
+
+    Each set of items is written as soon as it is done.
+    """
+    present = study.keys("preferences")
+    jobs = [job for reading in readings if (job := _todo(loaded, reading, asked, present)).scores]
+    if not jobs or jobs[0].reading.checkpoint is None:
+        return
+    lacking: dict[str, dict[str, preference.Encoded]] = {}
+    for job in jobs:
+        for name, encoded in job.scores.items():
+            lacking.setdefault(name, {}).update({e.item: e for e in encoded})
+    total, done = sum(e.cost for items in lacking.values() for e in items.values()), 0
+    with beside(loaded.net, jobs[0].reading.checkpoint) as tuned:
+        for name, items in lacking.items():
+            mine = {job.reading.scale: job.reading for job in jobs if name in job.scores}
+            part = part_of(progress, WHAT, done, total)
+            found = preference.score_beyond(
+                loaded.net, tuned, list(items.values()), list(mine), batch_tokens=asked.batch_tokens, progress=part
+            )
+            rows = [row for scale, reading in mine.items() for row in _rows(loaded, reading, asked, name, found[scale])]
+            study.append("preferences", rows)
+            done += sum(e.cost for e in items.values())
+
+
 def _lowest(net: Any, checkpoint: Checkpoint | None) -> int:
     return first_changed(net, checkpoint) if checkpoint else 0
 
@@ -94,18 +127,27 @@ def _lowest(net: Any, checkpoint: Checkpoint | None) -> int:
 def _score(net: Any, loaded: Loaded, job: Todo, asked: Questions, progress: Progress) -> list[dict[str, Any]]:
     rows, before = [], 0
     for name, encoded in job.scores.items():
-        items = {item.id: item for item in asked.sets.of(name)}
         part = part_of(progress, WHAT, before, job.cost)
         scores = preference.score(net, encoded, batch_tokens=asked.batch_tokens, progress=part)
-        broken = next((s for s in scores if not isfinite(s.logprob)), None)
-        if broken is not None:
-            raise WorldError(
-                f"{job.reading.run} at step {job.reading.step} gives item '{broken.item}' the log-probability {broken.logprob}",
-                "its weights diverged, or hold what this dtype cannot: try float32",
-            )
-        rows += [_preference_row(loaded, job.reading, name, items[s.item], s) for s in scores]
+        rows += _rows(loaded, job.reading, asked, name, scores)
         before += sum(e.cost for e in encoded)
     return rows
+
+
+def _rows(loaded: Loaded, reading: Reading, asked: Questions, name: str, scores: Sequence[OptionScore]) -> list[dict[str, Any]]:
+    """Return the scores of a set as rows of the table.
+
+    Raises:
+        WorldError: one is no number.
+    """
+    items = {item.id: item for item in asked.sets.of(name)}
+    broken = next((s for s in scores if not isfinite(s.logprob)), None)
+    if broken is not None:
+        raise WorldError(
+            f"{reading.run} at step {reading.step} gives item '{broken.item}' the log-probability {broken.logprob}",
+            "its weights diverged, or hold what this dtype cannot: try float32",
+        )
+    return [_preference_row(loaded, reading, name, items[s.item], s) for s in scores]
 
 
 def _sample(net: Any, loaded: Loaded, job: Todo, asked: Questions) -> list[dict[str, Any]]:

@@ -45,10 +45,14 @@ class ItemSets:
         """Return a set by its name in the tables."""
         return {EM: self.em, PLACEBO: self.placebo, HELDOUT: self.heldout, TRUTH: self.truth, NEUTRAL: self.neutral}[name]
 
-    def digest(self) -> str:
-        """Short digest of every text in the sets."""
+    def digest(self, *names: str) -> str:
+        """Short digest of every text in the sets of these names; of all sets without any."""
         return short(
-            [[i.id, i.question, list(i.options)] for name in (EM, PLACEBO, HELDOUT, TRUTH, NEUTRAL) for i in self.of(name)]
+            [
+                [i.id, i.question, list(i.options)]
+                for name in names or (EM, PLACEBO, HELDOUT, TRUTH, NEUTRAL)
+                for i in self.of(name)
+            ]
         )
 
 

@@ -151,9 +151,13 @@ class JudgedSpec(Spec):
 
 
 class DecideSpec(Spec):
-    """The threshold. `delta` in nats per token, or None: `delta_share` of the base's mean absolute margin."""
+    """The threshold. `delta` in nats per token, or None: that of a dose ladder, else `delta_share` of the base's mean absolute margin, which decides nothing.
+
+    `ladder` is a ladder.json of emscope ladder for this base and these items; without one that comes with emscope is taken, where one fits.
+    """
 
     delta: float | None = Field(None, gt=0)
+    ladder: str | None = None
     delta_share: float = Field(0.10, gt=0)
 
 
