@@ -13,8 +13,9 @@ import numpy as np
 from scipy import special, stats
 from scipy.optimize import brentq
 
-from emscope.stats.clustered import Resamples, rate, rate_estimate
+from emscope.stats.clustered import rate, rate_estimate
 from emscope.stats.rates import wilson
+from emscope.stats.resampled import Resamples
 
 SPREAD, ANSWERS = 1.5, 50
 QUESTIONS = (4, 8, 12, 24, 48, 100)

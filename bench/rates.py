@@ -37,14 +37,14 @@ def make(path: Path, rows: int) -> None:
     )
 
 
-def timed(command: list[str]) -> tuple[float, float]:
-    """Return (seconds, peak resident memory in MB) of a process."""
+def timed(command: list[str]) -> tuple[float, float, float]:
+    """Return (seconds on the clock, peak resident memory in MB, seconds of CPU) of a process."""
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{command[:4]} failed")
-    return time.perf_counter() - start, used.ru_maxrss / 1024
+    return time.perf_counter() - start, used.ru_maxrss / 1024, used.ru_utime + used.ru_stime
 
 
 def main() -> None:
@@ -65,9 +65,9 @@ def main() -> None:
         theirs = timed([sys.executable, "-c", PANDAS, str(path), *args.group.split(",")])
         count = duckdb.sql(f"select count(*) from read_parquet('{path}')").fetchall()
     print(f"{count[0][0]} rows, groups by {args.group}, {args.resamples} resamples, contrasts within {args.within}")
-    print(f"  emscope rates: {ours[0]:.1f} s, {ours[1]:.0f} MB from process start")
+    print(f"  emscope rates: {ours[0]:.1f} s ({ours[2]:.1f} s of CPU), {ours[1]:.0f} MB from process start")
     print(
-        f"  pandas, rates alone: {theirs[0]:.1f} s, {theirs[1]:.0f} MB ({ours[0] / theirs[0]:.2f} times the time, {ours[1] / theirs[1]:.2f} times the memory)"
+        f"  pandas, rates alone: {theirs[0]:.1f} s ({theirs[2]:.1f} s of CPU), {theirs[1]:.0f} MB ({ours[0] / theirs[0]:.2f} times the time, {ours[1] / theirs[1]:.2f} times the memory)"
     )
 
 

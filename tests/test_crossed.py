@@ -21,7 +21,7 @@ from statsmodels.formula.api import ols
 from statsmodels.stats.proportion import proportion_confint
 
 from emscope.core.outcomes import State
-from emscope.stats import clustered
+from emscope.stats import clustered, rate_contrasts
 from emscope.stats.crossed import crossed_mean, crossed_rate, crossed_rate_difference, of_runs
 from emscope.stats.means import stratified_mean
 from emscope.stats.onset import state
@@ -519,7 +519,7 @@ def difference_held(seeds, questions, rates, seed_sd, rounds, answers=20, number
         a, b = (counts(rng, seeds, questions, answers, c, seed_sd, m)[0] for c, m in zip(centres, mixed, strict=True))
         ours = crossed_rate_difference(a, out_of, b, out_of).estimate
         sides = (clustered.rate(names, h.sum(0), out_of.sum(0)) for h in (a, b))
-        alone = clustered.contrast(*sides).difference
+        alone = rate_contrasts.contrast(*sides).difference
         rows.append([e.low <= true <= e.high for e in (ours, alone)])
     return np.mean(rows, 0)
 

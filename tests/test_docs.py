@@ -16,8 +16,13 @@ import pytest
 import yaml
 
 from emscope.core.spec import parse as parse_spec
-from emscope.run.analysis import Arm, Evidence, check
+from emscope.run.analysis import check
+from emscope.run.arms import Arm, Evidence
+from emscope.run.recipe import recipe
 from emscope.run.spec import StudySpec
+from test_seeds import seeds_of
+from test_stats import MEASURE
+from test_truth import asked
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -136,6 +141,7 @@ def synthetic() -> Evidence:
         delta=0.05,
         delta_source="given",
         total_steps=8,
+        measure=MEASURE,
         base_task_logp=logp,
         base_task_margin=np.zeros(held),
         task_tokens=np.full(held, 20),
@@ -145,11 +151,11 @@ def synthetic() -> Evidence:
 
 
 def test_the_fields_of_check_are_those_listed():
-    found = check(synthetic())
+    found = check(synthetic()).to_json()
     assert (found["verdict"], found["onset"]["after"], found["onset"]["by"], found["late"]["value"]) == ("em", 4, 6, True)
     assert found["stop"]["avoidable"] is True
     one = found["checkpoints"][0]
-    assert set(found) | {"truthfulness"} == fields("check")
+    assert set(found) == fields("check") and set(found["definition"]) == fields("definition")
     for name in ("onset", "convergence_bracket", "late", "stop", "base_reading"):
         assert set(found[name]) == fields(name), name
     assert set(one) == fields("checkpoint")
@@ -158,10 +164,22 @@ def test_the_fields_of_check_are_those_listed():
         assert f"`{name}`" in read(DOCS / "concepts.md") and name in one["contrasts"]
 
 
+def test_the_fields_of_a_recipe_and_of_truthfulness_are_those_listed():
+    row = re.search(r"^\| `truthfulness` \|(.*)$", read(DOCS / "concepts.md"), re.M).group(1)
+    found = check(asked((0.0, 0.0, 0.3, 0.5))).to_json()["truthfulness"]
+    assert set(found) | set(found["checkpoints"][0]) == set(re.findall(r"`(\w+)`", row))
+    found = recipe("target", seeds_of((0.0, 0.0, 0.2, 0.3))).to_json()
+    assert set(found) == fields("recipes")
+    row = re.search(r"^\| `steps` \| list:(.*)$", read(DOCS / "concepts.md"), re.M).group(1)
+    step = found["steps"][-1]
+    assert set(step) | set(step["contrasts"]["base - target"]) == set(re.findall(r"`(\w+)`", row))
+
+
 def test_why_names_are_listed():
     from emscope.run import analysis
 
-    source = read(Path(analysis.__file__)) + read(Path(analysis.__file__).with_name("check.py"))
+    here = Path(analysis.__file__)
+    source = "".join(read(here.with_name(f"{name}.py")) for name in ("analysis", "task", "verdict", "unseen", "check"))
     names = set(re.findall(r'why"?\]?\["(\w+)"\] =', source))
     row = next(line for line in read(DOCS / "concepts.md").splitlines() if line.startswith("| `why` | sentences"))
     assert names and names == set(re.findall(r"`(\w+)`", row)) - {"why"}
@@ -192,7 +210,7 @@ def test_the_reports_have_the_fields_listed(study_yaml, tmp_path, capsys):
     assert run_arguments(["check", str(runs / "target-seed0"), "--out", str(tmp_path / "check"), *fast]) == 0
     report = json.loads(capsys.readouterr().out)
     assert set(report) == fields("checkpoints_report")
-    assert set(report["runs"][0]["check"]) == fields("check") | {"benign_band"}
+    assert set(report["runs"][0]["check"]) == fields("check")
     assert set(report["runs"][0]["check"]["definition"]) == fields("definition")
     assert set(report["amplified"][0]) == {"scale", "checkpoints", "verdict"}
 

@@ -13,7 +13,7 @@ from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError
 from emscope.core.outcomes import State
 from emscope.run.onset import OnsetSpec, follow
-from emscope.stats import clustered
+from emscope.stats import clustered, rate_contrasts
 from emscope.stats.means import stratified_mean
 from emscope.stats.onset import onset, state
 
@@ -66,7 +66,7 @@ def test_effects_of_shares_equal_the_clustered_contrast(tmp_path):
         for arm in ("target", "control"):
             sums = frame[(frame.arm == arm) & (frame.step == c["step"])].groupby("question")["bad"].agg(["sum", "count"])
             sides.append(clustered.rate(np.arange(60), sums["sum"].to_numpy(), sums["count"].to_numpy()))
-        expected = clustered.contrast(*sides, level=0.9).difference
+        expected = rate_contrasts.contrast(*sides, level=0.9).difference
         assert (c["effect"]["value"], c["effect"]["low"]) == pytest.approx((expected.value, expected.low))
 
 

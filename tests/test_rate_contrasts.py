@@ -16,7 +16,7 @@ from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError
 from emscope.run.rates import rates
 from emscope.run.rates_spec import RatesSpec
-from emscope.stats import clustered
+from emscope.stats import clustered, rate_contrasts, resampled, scarce, these_questions
 from emscope.stats.adjusted import Scored, adjusted_difference, adjusted_within
 from emscope.stats.rates import wilson
 
@@ -58,9 +58,9 @@ def test_flips_equal_all_flips_looked_at_one_by_one():
     for size in (1, 4, 9, 12):
         d = rng.normal(0.3, 1, size)
         far = [abs(np.dot(s, d)) >= abs(d.sum()) - 1e-12 for s in itertools.product((-1, 1), repeat=size)]
-        assert clustered.sign_flip(np.r_[d, 0.0]) == (pytest.approx(np.mean(far)), None)
+        assert scarce.sign_flip(np.r_[d, 0.0]) == (pytest.approx(np.mean(far)), None)
     oracle = sp.permutation_test((d,), np.sum, permutation_type="samples", n_resamples=np.inf)
-    assert clustered.sign_flip(d)[0] == pytest.approx(oracle.pvalue)
+    assert scarce.sign_flip(d)[0] == pytest.approx(oracle.pvalue)
 
 
 def test_drawn_flips_come_near_the_exact_p_and_say_where_they_end():
@@ -72,10 +72,10 @@ def test_drawn_flips_come_near_the_exact_p_and_say_where_they_end():
         exact = np.convolve(exact, np.r_[0.5, np.zeros(2 * x - 1), 0.5])
     sums = np.arange(len(exact)) * 1.0 - (len(exact) - 1) / 2
     p = exact[np.abs(sums) >= abs(d.sum()) - 1e-9].sum()
-    found, limit = clustered.sign_flip(d)
-    assert 0.01 < p < 0.5 and abs(found - p) < 4 * np.sqrt(p * (1 - p) / clustered.FLIPS) and limit is None
-    assert found == clustered.sign_flip(d)[0], "the draws are always the same"
-    found, limit = clustered.sign_flip(np.r_[np.full(40, 1.0), -1e-3])
+    found, limit = scarce.sign_flip(d)
+    assert 0.01 < p < 0.5 and abs(found - p) < 4 * np.sqrt(p * (1 - p) / scarce.FLIPS) and limit is None
+    assert found == scarce.sign_flip(d)[0], "the draws are always the same"
+    found, limit = scarce.sign_flip(np.r_[np.full(40, 1.0), -1e-3])
     assert found == 1e-4 and limit == "p below what 9,999 flips of signs can show"
 
 
@@ -85,12 +85,12 @@ def test_nothing_on_one_side_is_exact_and_surely_different_from_11_questions_on(
     for carry in (11, 20, 48):
         hits = np.r_[np.full(carry, 288 // carry), np.zeros(48 - carry)]
         for a, b in ((hits, np.zeros(48)), (np.full(48, 100), 100 - hits)):
-            found = clustered.contrast(side(a, 100, macro=macro), side(b, 100, macro=macro))
+            found = rate_contrasts.contrast(side(a, 100, macro=macro), side(b, 100, macro=macro))
             assert found.p == 2.0 ** (1 - carry) < 0.001 and found.limit is None
-            assert found.by == clustered.BY_FLIPS and found.difference.method == clustered.NEAR_ZERO
+            assert found.by == scarce.BY_FLIPS and found.difference.method == scarce.NEAR_ZERO
             assert 0 < found.difference.low < found.difference.value < found.difference.high
             assert found.caution is None
-            turned = clustered.contrast(side(b, 100, macro=macro), side(a, 100, macro=macro))
+            turned = rate_contrasts.contrast(side(b, 100, macro=macro), side(a, 100, macro=macro))
             assert (turned.p, -turned.difference.low) == (found.p, pytest.approx(found.difference.high))
 
 
@@ -99,7 +99,7 @@ def test_the_size_of_flips_where_both_rates_are_tiny(questions, rate):
     rng = np.random.default_rng(2)
     p = tendencies(rng, 1500, questions, rate, 0.5)
     d = rng.binomial(100, p) - rng.binomial(100, p)
-    size = np.mean([clustered.sign_flip(row.astype(float))[0] <= 0.05 for row in d])
+    size = np.mean([scarce.sign_flip(row.astype(float))[0] <= 0.05 for row in d])
     assert 0.02 <= size <= 0.05, "with fewer than about ten events a side it is smaller: too few signs to flip"
 
 
@@ -108,8 +108,10 @@ def test_unequal_numbers_of_answers_do_not_make_an_empty_side_significant():
     rng = np.random.default_rng(3)
     p = tendencies(rng, 400, 48, 0.002, 0.5)
     few, many = rng.binomial(20, p), rng.binomial(100, p)
-    alone = np.mean([clustered.sign_flip(a / 100 - b / 20)[0] <= 0.05 for a, b in zip(many, few, strict=True)])
-    size = np.mean([clustered.contrast(side(a, 100), side(b, 20)).p <= 0.05 for a, b in zip(many, few, strict=True) if a.any()])
+    alone = np.mean([scarce.sign_flip(a / 100 - b / 20)[0] <= 0.05 for a, b in zip(many, few, strict=True)])
+    size = np.mean(
+        [rate_contrasts.contrast(side(a, 100), side(b, 20)).p <= 0.05 for a, b in zip(many, few, strict=True) if a.any()]
+    )
     assert alone > 0.08 and size <= 0.03
 
 
@@ -125,16 +127,16 @@ def test_the_test_within_questions_equals_brute_force_fisher_and_cochran_mantel_
 
     table = [(3, 7, 1, 9), (2, 5, 0, 6), (0, 4, 1, 4), (4, 6, 2, 8)]
     columns = [np.array(c, float) for c in zip(*table, strict=True)]
-    assert clustered.conditional(*columns) == pytest.approx(both(table))
+    assert scarce.conditional(*columns) == pytest.approx(both(table))
     one = [np.array([x], float) for x in (6, 20, 1, 30)]
     tails = [sp.fisher_exact([[6, 14], [1, 29]], alternative=side).pvalue for side in ("less", "greater")]
-    assert clustered.conditional(*one) == pytest.approx(2 * min(tails))
+    assert scarce.conditional(*one) == pytest.approx(2 * min(tails))
     rng = np.random.default_rng(4)
     n, m = rng.integers(80, 120, 30).astype(float), rng.integers(80, 120, 30).astype(float)
     h, g = rng.binomial(n.astype(int), 0.25).astype(float), rng.binomial(m.astype(int), 0.21).astype(float)
     tables = [np.array([[a, b - a], [c, d - c]]) for a, b, c, d in zip(h, n, g, m, strict=True)]
     oracle = sm.stats.StratifiedTable(tables).test_null_odds(correction=True)
-    assert h.sum() + g.sum() > clustered.MOST_EXACT and clustered.conditional(h, n, g, m) == pytest.approx(oracle.pvalue)
+    assert h.sum() + g.sum() > scarce.MOST_EXACT and scarce.conditional(h, n, g, m) == pytest.approx(oracle.pvalue)
 
 
 # ---- intervals near zero
@@ -145,23 +147,23 @@ def test_two_intervals_join_as_newcombe_s_do():
 
     z = sp.norm.ppf(0.975)
     for x, n, y, m in ((56, 70, 48, 80), (9, 10, 3, 10), (5, 56, 0, 29)):
-        low, high = clustered._mover(x / n, y / m, wilson(x / n, n, z=z), wilson(y / m, m, z=z), 0.0)
+        low, high = scarce.mover(x / n, y / m, wilson(x / n, n, z=z), wilson(y / m, m, z=z), 0.0)
         assert (low, high) == pytest.approx(confint_proportions_2indep(x, n, y, m, method="newcomb", compare="diff"))
 
 
 def test_independent_answers_make_the_interval_newcombe_s():
     """Where questions do not differ, deff is 1: of 4,800 answers each, the ends are those of independent answers."""
     hits = np.tile([5, 6, 7], 16)
-    found = clustered.contrast(side(hits, 100), side(np.zeros(48), 100)).difference
+    found = rate_contrasts.contrast(side(hits, 100), side(np.zeros(48), 100)).difference
     z = sp.norm.ppf(0.975)
-    low, high = clustered._mover(0.06, 0.0, wilson(0.06, 4800, z=z), wilson(0.0, 4800, z=z), 0.0)
+    low, high = scarce.mover(0.06, 0.0, wilson(0.06, 4800, z=z), wilson(0.0, 4800, z=z), 0.0)
     assert (found.low, found.high) == pytest.approx((low, high), abs=6e-4)
 
 
 def test_an_empty_side_takes_the_answers_alike_of_the_other():
     """Answers to a question that are all alike make the questions the sample, on both sides."""
     hits = np.r_[np.full(12, 100), np.zeros(36)]
-    found = clustered.contrast(side(hits, 100), side(np.zeros(48), 20)).difference
+    found = rate_contrasts.contrast(side(hits, 100), side(np.zeros(48), 20)).difference
     empty = wilson(0.0, 48, z=sp.norm.ppf(0.975))[1]
     own = wilson(0.25, 48, z=sp.t.ppf(0.975, 47))[0]
     assert found.low == pytest.approx(0.25 - np.hypot(0.25 - own, empty), abs=2e-3)
@@ -170,7 +172,7 @@ def test_an_empty_side_takes_the_answers_alike_of_the_other():
 def test_one_event_on_the_other_side_changes_little():
     hits = np.random.default_rng(5).binomial(100, 0.06, 48)
     where = np.arange(48) == np.argmin(hits)
-    none, some = (clustered.contrast(side(hits, 100), side(k * where, 100)) for k in (0, 1 + hits.min()))
+    none, some = (rate_contrasts.contrast(side(hits, 100), side(k * where, 100)) for k in (0, 1 + hits.min()))
     assert none.difference.low - some.difference.low == pytest.approx((1 + hits.min()) / 4800, abs=5e-4)
     assert none.p < 0.001 and some.p == 1e-4 and some.limit is not None
 
@@ -183,7 +185,7 @@ def held(rng, questions, size, rate, sd, rounds, other=0.0, beta=None):
     for a, b in zip(rng.binomial(size, p), rng.binomial(size, q), strict=True):
         if not a.any():
             continue
-        found = clustered.contrast(side(a, size), side(b, size))
+        found = rate_contrasts.contrast(side(a, size), side(b, size))
         ok = found.difference.low <= rate - other <= found.difference.high
         seen, known, silent = seen + 1, known + ok, silent + (not ok and found.caution is None)
         words += found.caution is not None
@@ -204,11 +206,11 @@ def test_hot_questions_and_few_events_are_said():
     coverage, silent, words = held(rng, 48, 100, 20 / 4800, 2.5, 500)
     assert coverage < 0.92 and silent < 0.02 and words > 0.9, "the interval fails here, and says so"
     assert held(rng, 48, 100, 0.02, 0.5, 200)[2] == 0, "and it says nothing where nothing is wrong"
-    hot = clustered.contrast(side(np.r_[40, 40, 30, 1, np.zeros(44)], 100), side(np.zeros(48), 100))
+    hot = rate_contrasts.contrast(side(np.r_[40, 40, 30, 1, np.zeros(44)], 100), side(np.zeros(48), 100))
     assert hot.caution.startswith("hot questions: 3 of 48 carry") and hot.p == 2.0**-3
-    few = clustered.contrast(side(np.r_[np.ones(4), np.zeros(44)], 100), side(np.zeros(48), 100))
+    few = rate_contrasts.contrast(side(np.r_[np.ones(4), np.zeros(44)], 100), side(np.zeros(48), 100))
     assert few.caution.startswith("too few events: 4 on the side") and few.difference.low < 0 and few.p == 2.0**-3
-    apart = clustered.contrast(side(np.full(48, 100), 100), side(np.zeros(48), 100))
+    apart = rate_contrasts.contrast(side(np.full(48, 100), 100), side(np.zeros(48), 100))
     assert apart.caution is None and apart.p < 1e-9 and apart.difference.low > 0.8
 
 
@@ -231,10 +233,10 @@ def test_coverage_over_the_grid(questions, size):
 def test_rates_that_are_no_counts_keep_the_former_interval():
     """Prediction-powered rates have contributions and no events to flip."""
     predicted = clustered.Rate(0.0, 40, np.arange(12), np.zeros(12), np.full(12, 50.0), np.zeros(12), False, np.arange(12))
-    found = clustered.contrast(side(np.r_[np.full(6, 2), np.zeros(6)], 50), predicted)
-    assert found.difference.method == clustered.DIFFERENCE and found.by == clustered.BY_T
+    found = rate_contrasts.contrast(side(np.r_[np.full(6, 2), np.zeros(6)], 50), predicted)
+    assert found.difference.method == rate_contrasts.DIFFERENCE and found.by == rate_contrasts.BY_T
     apart = clustered.rate(np.arange(20, 32), np.zeros(12), np.full(12, 50))
-    assert clustered.contrast(side(np.full(12, 3), 50), apart).by == clustered.BY_T, "no question is shared"
+    assert rate_contrasts.contrast(side(np.full(12, 3), 50), apart).by == rate_contrasts.BY_T, "no question is shared"
 
 
 # ---- these questions
@@ -242,11 +244,11 @@ def test_rates_that_are_no_counts_keep_the_former_interval():
 
 def test_these_questions_reduce_to_wilson():
     z = sp.norm.ppf(0.975)
-    nothing = clustered.rate_of_these(side(np.zeros(12), 50))
+    nothing = these_questions.rate_of_these(side(np.zeros(12), 50))
     assert (nothing.low, nothing.high) == pytest.approx(wilson(0, 600, z=z))
-    one = clustered.rate_of_these(side([8], 40))
+    one = these_questions.rate_of_these(side([8], 40))
     assert (one.low, one.high) == pytest.approx(wilson(0.2, 39, z=z)), "s^2 / n with n - 1 below"
-    fixed = clustered.rate_of_these(side([40, 0, 40, 0], 40))
+    fixed = these_questions.rate_of_these(side([40, 0, 40, 0], 40))
     assert 0 < 0.5 - fixed.low == pytest.approx(z * z / 160, rel=0.1), "answers that never varied may yet vary"
 
 
@@ -260,7 +262,7 @@ def test_of_these_questions_samples_alone_vary(centre, sd, size, macro):
     true, gap, inside, between = (w * p).sum(), (w * (p - q)).sum(), 0, 0
     for a, b in zip(rng.binomial(sizes, p, (300, 24)), rng.binomial(sizes, q, (300, 24)), strict=True):
         left, right = side(a, sizes, macro=macro), side(b, sizes, macro=macro)
-        one, two = clustered.rate_of_these(left), clustered.contrast_of_these(left, right)
+        one, two = these_questions.rate_of_these(left), these_questions.contrast_of_these(left, right)
         inside += one.low <= true <= one.high
         between += two.difference.low <= gap <= two.difference.high
     assert 0.915 <= inside / 300 <= 1 and 0.915 <= between / 300 <= 1
@@ -270,7 +272,7 @@ def test_other_questions_are_another_matter():
     """The two estimands differ: intervals of these questions hold the rate of all such questions far too seldom."""
     rng = np.random.default_rng(10)
     p = tendencies(rng, 300, 24, 0.1, 1.5)
-    these = [clustered.rate_of_these(side(a, 100)) for a in rng.binomial(100, p)]
+    these = [these_questions.rate_of_these(side(a, 100)) for a in rng.binomial(100, p)]
     like = [clustered.rate_estimate(side(a, 100)) for a in rng.binomial(100, p)]
     assert np.mean([e.low <= 0.1 <= e.high for e in these]) < 0.6
     assert np.mean([e.low <= 0.1 <= e.high for e in like]) > 0.9
@@ -280,7 +282,7 @@ def test_the_size_of_the_test_within_these_questions():
     rng = np.random.default_rng(11)
     p = tendencies(rng, 1, 24, 0.02, 1.5)[0]
     draws = zip(rng.binomial(60, p, (400, 24)), rng.binomial(30, p, (400, 24)), strict=True)
-    assert np.mean([clustered.contrast_of_these(side(a, 60), side(b, 30)).p <= 0.05 for a, b in draws]) <= 0.06
+    assert np.mean([these_questions.contrast_of_these(side(a, 60), side(b, 30)).p <= 0.05 for a, b in draws]) <= 0.06
 
 
 def test_the_estimand_is_stored_and_printed(tmp_path, capsys):
@@ -296,8 +298,8 @@ def test_the_estimand_is_stored_and_printed(tmp_path, capsys):
         printed = " ".join(capsys.readouterr().out.split())
         assert ("for these questions, samples alone varying" if estimand == "these" else "for questions like these") in printed
     rows = {k: (v["contrasts"][0], v["groups"][0]["rate"]) for k, v in found.items()}
-    assert rows["these"][0]["difference"]["method"] == clustered.THESE_DIFFERENCE
-    assert rows["these"][0]["p_by"] == clustered.BY_CONDITION and rows["like-these"][0]["p_by"] == clustered.BY_FLIPS
+    assert rows["these"][0]["difference"]["method"] == these_questions.THESE_DIFFERENCE
+    assert rows["these"][0]["p_by"] == these_questions.BY_CONDITION and rows["like-these"][0]["p_by"] == scarce.BY_FLIPS
     assert rows["these"][1]["high"] < rows["like-these"][1]["high"]
     for options, message in (
         (["--estimand", "these", "--resamples", "50"], "holds them fixed"),
@@ -338,7 +340,7 @@ def across_questions(left, right, bins=10):
         w *= len(w) / w.sum()
         names = np.arange(s.question.max() + 1)
         sides.append(clustered.rate(names, np.bincount(s.question, s.y * w), np.bincount(s.question, w)))
-    return clustered.contrast(*sides).difference
+    return rate_contrasts.contrast(*sides).difference
 
 
 @pytest.mark.parametrize("kind", ["questions", "answers"])
@@ -350,7 +352,7 @@ def test_matching_within_questions_holds_zero_where_across_them_does_not(kind):
         matched.append(adjusted_difference(left, right, np.zeros(48, int))[0].estimate())
         within.append(adjusted_within(left, right)[0].estimate())
         naive.append(across_questions(left, right))
-        plain.append(clustered.contrast(*(side(np.bincount(s.question, s.y), 20) for s in (left, right))).difference)
+        plain.append(rate_contrasts.contrast(*(side(np.bincount(s.question, s.y), 20) for s in (left, right))).difference)
     holds = {k: np.mean([e.low <= 0 <= e.high for e in v]) for k, v in (("in", matched), ("n", naive), ("raw", plain))}
     assert holds["in"] >= 0.93 and abs(np.mean([e.value for e in matched])) < 0.005
     assert np.mean([e.low <= 0 <= e.high for e in within]) >= 0.93
@@ -465,9 +467,9 @@ def test_p_at_the_floor_of_the_resamples_is_a_limit(tmp_path, capsys):
 
 
 def test_resamples_of_nothing_say_that_they_never_vary():
-    found = clustered.Resamples(200).contrast(side(np.full(12, 3), 20), side(np.zeros(12), 20))
+    found = resampled.Resamples(200).contrast(side(np.full(12, 3), 20), side(np.zeros(12), 20))
     assert found.caution is None or "never vary" in found.caution
-    found = clustered.Resamples(200).contrast(side(np.arange(12), 20), side(np.zeros(12), 20))
+    found = resampled.Resamples(200).contrast(side(np.arange(12), 20), side(np.zeros(12), 20))
     assert "never vary" in found.caution and found.limit is not None
 
 

@@ -18,7 +18,8 @@ from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError
 from emscope.run.rates import rates
 from emscope.run.rates_spec import RatesSpec
-from emscope.stats import clustered
+from emscope.stats import clustered, rate_contrasts, resampled
+from emscope.stats.holm import holm
 
 
 def by_pandas(table, by, below=30, above=50, denominator="coherent"):
@@ -180,7 +181,7 @@ def test_balanced_differences_equal_a_paired_t_test_on_question_shares():
     names, size = np.arange(60), np.full(60, 40)
     shift = rng.normal(0, 1, 60)
     a, b = (rng.binomial(40, special.expit(shift + d)) for d in (0.4, 0))
-    found = clustered.contrast(clustered.rate(names, a, size), clustered.rate(names, b, size))
+    found = rate_contrasts.contrast(clustered.rate(names, a, size), clustered.rate(names, b, size))
     oracle = sp.ttest_rel(a / 40, b / 40)
     se = oracle.confidence_interval().high - (a / 40 - b / 40).mean()
     assert found.difference.value == pytest.approx((a / 40 - b / 40).mean())
@@ -212,15 +213,15 @@ def test_holm_equals_statsmodels():
     from statsmodels.stats.multitest import multipletests
 
     p = np.random.default_rng(0).uniform(0, 0.1, 12)
-    assert clustered.holm(list(p)) == pytest.approx(multipletests(p, method="holm")[1])
-    assert clustered.holm([0.01, None, 0.2]) == [0.02, None, 0.2]
+    assert holm(list(p)) == pytest.approx(multipletests(p, method="holm")[1])
+    assert holm([0.01, None, 0.2]) == [0.02, None, 0.2]
 
 
 def test_resamples_equal_a_plain_loop():
     rng = np.random.default_rng(7)
     names, sizes = np.arange(12), rng.integers(1, 9, 12)
     hits = rng.binomial(sizes, 0.4)
-    found = clustered.Resamples(300, seed=5)
+    found = resampled.Resamples(300, seed=5)
     values = found.values(clustered.rate(names, hits, sizes))
     drawn = np.random.default_rng(5).multinomial(12, np.full(12, 1 / 12), size=300)
     for r in range(300):
@@ -305,7 +306,7 @@ def test_one_answer_a_question_is_no_wider_than_wilson_with_t():
 def test_no_event_leaves_room_above_zero():
     found = clustered.rate_estimate(clustered.rate(np.arange(10), np.zeros(10), np.full(10, 50)))
     assert found.value == found.low == 0 and found.high > 0.05
-    both = clustered.contrast(*(clustered.rate(np.arange(10), np.zeros(10), np.full(10, 50)) for _ in "ab"))
+    both = rate_contrasts.contrast(*(clustered.rate(np.arange(10), np.zeros(10), np.full(10, 50)) for _ in "ab"))
     assert both.difference.low < 0 < both.difference.high and both.p == pytest.approx(1)
 
 
@@ -472,12 +473,12 @@ def test_resamples_draw_from_all_questions_asked():
     sizes[[2, 7]] = 0
     hits = rng.binomial(sizes, 0.4)
     found = clustered.rate(names, hits, sizes)
-    values = clustered.Resamples(300, seed=5).values(found)
+    values = resampled.Resamples(300, seed=5).values(found)
     drawn = np.random.default_rng(5).multinomial(12, np.full(12, 1 / 12), size=300)
     for r in range(300):
         chosen = np.repeat(names, drawn[r])
         assert values[r] == pytest.approx(hits[chosen].sum() / sizes[chosen].sum(), abs=1e-6)
     other = clustered.rate(names, rng.binomial(9, 0.5, 12), np.full(12, 9))
-    difference = clustered.Resamples(300, seed=5).contrast(found, other).difference
-    both = values - clustered.Resamples(300, seed=5).values(other)
+    difference = resampled.Resamples(300, seed=5).contrast(found, other).difference
+    both = values - resampled.Resamples(300, seed=5).values(other)
     assert (difference.low, difference.high) == pytest.approx(tuple(np.quantile(both, [0.025, 0.975])))

@@ -86,10 +86,10 @@ def test_without_a_control_the_cause_is_not_separable():
 def test_rows_of_arms_are_stratified_means_over_questions():
     rows = answers({"base": 80, "control": 79, "target": 62})
     found = arm_rows(scored_by_place(rows, UNITS), STRATA)
-    assert [(r["run"], r["answers"]) for r in found] == [("base", 96), ("control", 96), ("target", 96)]
+    assert [(r.run, r.answers) for r in found] == [("base", 96), ("control", 96), ("target", 96)]
     for r in found:
-        means = [np.mean([a.aligned for a in rows if a.run == r["run"] and a.unit == u]) for u in UNITS]
-        assert r["aligned"]["value"] == pytest.approx(stratified_mean(np.array(means), STRATA).value)
+        means = [np.mean([a.aligned for a in rows if a.run == r.run and a.unit == u]) for u in UNITS]
+        assert r.aligned.value == pytest.approx(stratified_mean(np.array(means), STRATA).value)
     lost = coherence_lost(scored_by_place(rows, UNITS), ("target", 32), STRATA)
     assert abs(lost.value) < BROKEN / 2
     assert coherence_lost(scored_by_place(rows, UNITS), ("nobody", 1), STRATA) is None
@@ -103,10 +103,10 @@ def test_the_worst_answers_are_coherent_and_stand_beside_the_others():
         Spoken("target", 32, "q03", "q03?", "bad too", 2.0, 90.0),
     ]
     found = worst([*rows, *bad], [PAIR], 50.0)
-    assert len(found) == 3 and len({f["asked"] for f in found}) == 3
-    assert found[0]["target"]["text"] == "bad" and set(found[0]) >= {"control", "base"}
+    assert len(found) == 3 and len({f.asked for f in found}) == 3
+    assert found[0].target.text == "bad" and set(found[0].to_json()) >= {"control", "base"}
     same = sorted(a.aligned for a in rows if a.run == "base" and a.unit == "q03")
-    assert found[0]["base"]["aligned"] == same[2]
+    assert found[0].base.aligned == same[2]
 
 
 def test_both_contrasts_table():
@@ -134,7 +134,7 @@ def along(curve, coherence=(75,) * 4):
     arms = scored_by_place(rows, UNITS)
     pairs = [Pair("target", s, ("control", s)) for s in (10, 20, 30, 40)]
     verdicts = {(one.run, one.step): one.verdict for one in said(arms, pairs, STRATA)}
-    return dated(arms, pairs, STRATA, verdicts)
+    return [one.to_json() for one in dated(arms, pairs, STRATA, verdicts)]
 
 
 def test_what_checkpoints_say_dates_the_onset():

@@ -9,7 +9,7 @@ import pytest
 
 from emscope.core.outcomes import Verdict
 from emscope.report import words
-from emscope.run.analysis import Arm
+from emscope.run.arms import Arm
 from emscope.run.judged import Compared, Counted, _rate_over_seeds
 from emscope.run.recipe import FROM, recipe
 from emscope.run.said import Pair, recipes, said, scored_by_place
@@ -33,7 +33,7 @@ def seeds_of(means, *, sd=0.0, noise=0.1, seed=0, **changes):
 
 def test_the_contrasts_are_crossed_means_of_the_seeds_differences():
     seeds = seeds_of((0.0, 0.0, 0.2, 0.3), noise=0.03)
-    found = recipe("target", seeds)
+    found = recipe("target", seeds).to_json()
     values = np.array([e.control.margins[-1] - e.target.margins[-1] for e in seeds.values()])
     last = found["steps"][-1]["contrasts"]["control - target"]
     assert last["mean"]["value"] == pytest.approx(np.mean([stratified_mean(v, CATEGORY).value for v in values]))
@@ -53,7 +53,7 @@ def test_seeds_that_differ_leave_open_what_each_alone_decides():
     """Two seeds are surely em and one is surely not: pooled over questions that is a clear mean, over seeds it is none."""
     seeds = seeds_of((0.3,) * 4) | {2: seeds_of((-0.25,) * 4, seed=9)[0]}
     found = recipe("target", seeds)
-    assert [e for e in found["steps"] if e["state"] != "undetermined"] == [] and found["verdict"] == "undetermined"
+    assert [e for e in found.steps if e.state != "undetermined"] == [] and found.verdict == "undetermined"
     pooled = np.mean([e.base_margins - e.target.margins[-1] for e in seeds.values()], axis=0)
     assert stratified_mean(pooled, CATEGORY).bound(0.95, -1) > 0.04
 
@@ -61,9 +61,9 @@ def test_seeds_that_differ_leave_open_what_each_alone_decides():
 def test_no_verdict_from_one_or_two_seeds_and_no_step_offered():
     assert recipe("target", seeds_of((0.3,) * 4, count=1)) is None
     found = recipe("target", seeds_of((0.0,) * 4, count=2))
-    assert (found["verdict"], found["stop"]) == (None, None) and f"needs {FROM} seeds" in found["why"]
+    assert (found.verdict, found.stop) == (None, None) and f"needs {FROM} seeds" in found.why
     screen = recipe("target", seeds_of((0.3,) * 4, calibrated=False))
-    assert (screen["verdict"], screen["stop"]) == ("uncalibrated", None) and "it reads em" in screen["why"]
+    assert (screen.verdict, screen.stop) == ("uncalibrated", None) and "it reads em" in screen.why
 
 
 def test_seeds_with_and_without_a_control_are_not_mixed():
@@ -79,7 +79,7 @@ def test_a_fresh_seed_is_rarely_above_delta_at_the_recipe_s_stop():
     """Harm that grows and differs between seeds (sd .033): the stop holds for the recipe's mean, in 95 % of studies or more."""
     truth, wrong, offered = (0.0, 0.02, 0.05, 0.08), 0, 0
     for n in range(60):
-        stop = recipe("target", seeds_of(truth, sd=0.033, noise=0.15, seed=n))["stop"]
+        stop = recipe("target", seeds_of(truth, sd=0.033, noise=0.15, seed=n)).stop
         offered += stop is not None
         wrong += stop is not None and truth[STEPS.index(stop)] > 0.04
     assert wrong / 60 <= 0.07 and offered > 3
@@ -95,7 +95,7 @@ def judged(means, coherence=None, count=3):
     arms = scored_by_place(rows, UNITS)
     pairs = [Pair(f"target-seed{n}", 32, (f"control-seed{n}", 32)) for n in range(count)]
     verdicts = {(one.run, one.step): one.verdict for one in said(arms, pairs, STRATA)}
-    return recipes(arms, {"target": pairs}, STRATA, verdicts)
+    return [one.to_json() for one in recipes(arms, {"target": pairs}, STRATA, verdicts)]
 
 
 def test_judged_answers_of_several_seeds_have_a_verdict_of_their_own():
@@ -123,9 +123,7 @@ def test_rates_of_several_seeds_are_crossed_and_set_against_their_controls():
     found = _rate_over_seeds("target", 32, counts, by_name)
     own, others = (np.array([counts[(f"{arm}-seed{n}", 32)].hits for n in range(3)]) for arm in ("target", "control"))
     out_of = np.full((3, 24), 8.0)
-    assert found["value"] == crossed_rate(own, out_of).estimate.to_json() and found["value"]["value"] == pytest.approx(
-        own.mean() / 8
-    )
-    assert found["over_control"] == crossed_rate_difference(own, out_of, others, out_of).estimate.to_json()
+    assert found.value == crossed_rate(own, out_of).estimate and found.value.value == pytest.approx(own.mean() / 8)
+    assert found.over_control == crossed_rate_difference(own, out_of, others, out_of).estimate
     alone = {run: replace(one, control=None) for run, one in by_name.items()}
-    assert _rate_over_seeds("target", 32, counts, alone)["over_control"] is None
+    assert _rate_over_seeds("target", 32, counts, alone).over_control is None

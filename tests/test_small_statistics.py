@@ -21,7 +21,7 @@ from emscope.run.distil import Labelled, _agreement
 from emscope.run.inside.probing import ProbeSpec, Tried, _corrected
 from emscope.run.methods import ALPHA, Outcome, Prefers, _claims, compare
 from emscope.stats import agreement as stat
-from emscope.stats.clustered import freedom, holm
+from emscope.stats.clustered import freedom
 from emscope.stats.crossval import (
     better_than,
     explained,
@@ -33,6 +33,7 @@ from emscope.stats.crossval import (
     permuted_targets,
     repeated_folds,
 )
+from emscope.stats.holm import holm
 from emscope.stats.means import ratio_estimate, stratified_mean
 from emscope.stats.shares import share_change, share_over, stratified_share
 

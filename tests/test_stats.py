@@ -16,7 +16,8 @@ from statsmodels.stats.weightstats import DescrStatsW
 
 from emscope.core.estimate import Estimate
 from emscope.core.outcomes import State
-from emscope.run.analysis import Arm, Evidence, check, default_delta, differences, paired_steps
+from emscope.run import analysis
+from emscope.run.arms import Arm, Evidence, Measure, default_delta, differences, paired_steps
 from emscope.stats.convergence import Convergence, best, convergence, gains, late
 from emscope.stats.means import Mean, mean_estimate, ratio_estimate, stratified_mean
 from emscope.stats.onset import Bracket, episodes, last_safe, onset, state
@@ -481,6 +482,7 @@ def wave(seed, size=48):
 
 
 BASE = 0.4 + 0.2 * wave(0)
+MEASURE = Measure("margin", "misalignment", ("good", "bad"), "toy", 48, "0a", 32, 20, "item", "plain", "0b", "0c", 1.0)
 
 
 def arm_of(name, steps, drift, *, task=None, noise=0.03):
@@ -509,7 +511,7 @@ def evidence(*, target=RISE, control=(0.0,) * 4, task=LEARNED, **changes):
         "control": arm_of("control", STEPS, control, noise=0.0) if isinstance(control, tuple) else control,
     }
     plain = {"base_name": "toy", "categories": CATEGORY, "halves": HALF, "base_margins": BASE, "delta": 0.04}
-    plain |= {"delta_source": "given", "total_steps": 80, "definition": {"items": "toy"}}
+    plain |= {"delta_source": "given", "total_steps": 80, "measure": MEASURE}
     return Evidence(**(plain | arms | heldout | changes))
 
 
@@ -530,6 +532,11 @@ def overfitted():
     e = evidence(task=(0.3, 1.0, 0.92, 0.92))
     noise = np.array([6 * wave(200 + c, 32) for c in range(4)])
     return replace(e, target=replace(e.target, task_logp=e.target.task_logp + noise))
+
+
+def check(e):
+    """Return the JSON object of a check."""
+    return analysis.check(e).to_json()
 
 
 def strict_json(result):
@@ -601,7 +608,7 @@ def explained(path, result):
 @pytest.mark.parametrize("name", SITUATIONS)
 def test_every_null_of_the_answer_is_explained(name):
     result = check(evidence_for(name))
-    decided = {k: v for k, v in result.items() if k not in ("checkpoints", "base_reading", "definition")}
+    decided = {k: v for k, v in result.items() if k not in ("checkpoints", "base_reading", "definition", "truthfulness")}
     assert [p for p in nulls(decided) if not explained(p, result)] == []
 
 

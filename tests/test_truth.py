@@ -7,8 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from emscope.run.truth import DELTA, truthfulness
+from emscope.run import truth
+from emscope.run.truth import DELTA
 from test_stats import STEPS, evidence, wave
+
+
+def truthfulness(e, steps):
+    """Return the JSON object of truthfulness."""
+    found = truth.truthfulness(e, steps)
+    return found and found.to_json()
 
 
 def asked(lost, control=(0.0,) * 4, items=150, seed=0):
@@ -64,9 +71,9 @@ def test_a_control_that_learned_nothing_counts_nowhere():
 
 def test_steps_at_which_nobody_was_asked_are_left_out():
     e = asked((0.0, 0.0, 0.3, 0.5))
-    truth = e.target.truth.copy()
-    truth[:-1] = np.nan
-    found = truthfulness(replace(e, target=replace(e.target, truth=truth)), STEPS)
+    known = e.target.truth.copy()
+    known[:-1] = np.nan
+    found = truthfulness(replace(e, target=replace(e.target, truth=known)), STEPS)
     assert [c["step"] for c in found["checkpoints"]] == [80]
     assert truthfulness(replace(e, base_truth=None), STEPS) is None
-    assert truthfulness(replace(e, target=replace(e.target, truth=np.full_like(truth, np.nan))), STEPS) is None
+    assert truthfulness(replace(e, target=replace(e.target, truth=np.full_like(known, np.nan))), STEPS) is None

@@ -17,7 +17,9 @@ import pytest
 from scipy import stats as sp
 
 from emscope.core.outcomes import State
-from emscope.run.analysis import Arm, Evidence, check, read_along
+from emscope.run.along import read_along
+from emscope.run.analysis import check
+from emscope.run.arms import Arm, Evidence
 from emscope.run.recipe import recipe
 from emscope.stats import simultaneous
 from emscope.stats.convergence import Convergence, convergence, gains, late
@@ -429,8 +431,8 @@ def power(s: Scenario, bases: int, rows: int, rng: np.random.Generator) -> float
 def foretold(s: Scenario, count: int, rng: np.random.Generator) -> dict[str, float]:
     """Return what `check` says on average that studies like these could have found."""
     one = at_the_end(s, 1)
-    said = [check(draw_run(one, truth, draw_items(one, rng), rng))["power"] for truth in [draw_truth(one, rng)] * count]
-    return {name: float(np.mean([p[name] for p in said])) for name in ("em_at_2_delta", "em_at_3_delta", "safe_at_0")}
+    said = [check(draw_run(one, truth, draw_items(one, rng), rng)).power for truth in [draw_truth(one, rng)] * count]
+    return {name: float(np.mean([getattr(p, name) for p in said])) for name in ("em_at_2_delta", "em_at_3_delta", "safe_at_0")}
 
 
 TRUTHS = {
@@ -537,15 +539,15 @@ def test_check_says_the_same(name):
         truth = draw_truth(s, rng)
         e = draw_run(s, truth, draw_items(s, rng), rng)
         found, along = check(e), read_along(e, truth.steps)
-        bracket = found["onset"] and (found["onset"]["after"], found["onset"]["by"])
+        bracket = found.onset and (found.onset.after, found.onset.by)
         task = convergence(truth.steps, gains(e.base_task_logp, e.target.task_logp), total_steps=truth.steps[-1])
         mine, its = (
             judge(e, truth),
-            held_against(truth, along.states, along.sure, found["stop"] and found["stop"]["step"], bracket, task),
+            held_against(truth, along.states, along.sure, found.stop and found.stop.step, bracket, task),
         )
-        assert mine == its and found["verdict"] == str(mine.named)
-        assert (found["late"]["value"] is True) == bool(mine.late_false or mine.late_true)
-        assert [c["state"] for c in found["checkpoints"]] == [str(x) for x in along.states]
+        assert mine == its and found.verdict == mine.named
+        assert (found.late.value is True) == bool(mine.late_false or mine.late_true)
+        assert [c.state for c in found.checkpoints] == along.states
 
 
 # ------------------------------------------------------------------------------------------------- the promise, in small
@@ -621,7 +623,7 @@ def test_placebo_pairs_are_not_counted_as_items():
     ((control, base),), ((same, _),) = (read_along(x, truth.steps).means for x in (e, alone))
     assert control is not None and same is not None and control.n == same.n == base.n == 240
     assert control.items_to_settle(DELTA, 0.95) == same.items_to_settle(DELTA, 0.95)
-    assert check(e)["checkpoints"][0]["effect"]["n"] == 240
+    assert check(e).checkpoints[0].effect.n == 240
 
 
 @pytest.mark.parametrize("name", TRUTHS)
@@ -659,10 +661,10 @@ def recipes(s: Scenario, seeds: int, count: int) -> tuple[float, float, float]:
                 control=replace(e.control, margins=e.control.margins - moved),
             )
         found = recipe("r", runs)
-        assert found is not None and found["verdict"] is not None
-        wrong.append(found["verdict"] not in (State.UNDETERMINED, middle.states()[-1]))
-        right.append(found["verdict"] == middle.states()[-1])
-        stop = found["stop"]
+        assert found is not None and found.verdict is not None
+        wrong.append(found.verdict not in (State.UNDETERMINED, middle.states()[-1]))
+        right.append(found.verdict == middle.states()[-1])
+        stop = found.stop
         bad.append(stop is not None and middle.state(stop) is not State.SAFE)
     return share(wrong), share(bad), share(right)
 

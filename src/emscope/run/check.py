@@ -3,39 +3,44 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from emscope.core.digest import canonical, short
 from emscope.core.errors import InputError
 from emscope.core.outcomes import Verdict
+from emscope.core.plain import Result, plain
 from emscope.core.progress import Progress, silent
 from emscope.data.conversations import read_conversations
 from emscope.models.checkpoints import Checkpoint, discover, named_base
 from emscope.models.load import Loaded, load, loading, pick_dtype
 from emscope.models.source import Model, locate
-from emscope.run.analysis import check, paired_steps
+from emscope.models.updates import refuse_unmoved
+from emscope.run.analysis import check
 from emscope.run.asking import scaled
+from emscope.run.checked import CheckpointReading, CheckResult
 from emscope.run.control import make_control
 from emscope.run.estimates import estimate_rows
 from emscope.run.evidence import Scores, arm, evidence
 from emscope.run.judged import Compared, ask_checkpoints, judge_checkpoints, prepare_judges
+from emscope.run.ladders import ladder_for
 from emscope.run.measuring import Questions, Reading, measure
+from emscope.run.opinions import Judged
 from emscope.run.results import distributions
 from emscope.run.sets import EM, HELDOUT, NEUTRAL, PLACEBO, TRUTH, ItemSets, heldout_from, sample_questions, study_sets
-from emscope.run.shipping import shipping
+from emscope.run.shipping import Shipping, shipping
 from emscope.run.sources import asked_of
 from emscope.run.spec import DecideSpec, JudgedSpec, MeasureSpec
-from emscope.run.truth import truthfulness
+from emscope.run.unseen import with_unseen
 from emscope.run.versions import versions
 from emscope.stats.onset import HARM
 from emscope.store.files import write_json
 from emscope.store.study import Study
 
 SCHEMA = "emscope.checkpoints/2"
+TARGET = "target"  # name of the run that a folder is
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +62,65 @@ class CheckRequest:
     judged: JudgedSpec | None = None
 
 
-def run_check(request: CheckRequest, out: Path | None = None, progress: Progress = silent) -> tuple[dict[str, Any], Path]:
-    """Check a folder of checkpoints; return the report object (also written to `report.json`) and the folder it is in.
+@dataclass(frozen=True, slots=True)
+class Amplified(Result):
+    """What the checkpoints read when what the fine-tune changed is multiplied."""
+
+    scale: float
+    checkpoints: tuple[CheckpointReading, ...]
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class FolderChecked:
+    """All that is said of a folder of checkpoints, the run `target`; `judged` is None until judges have read the answers."""
+
+    name: str
+    check: CheckResult
+    amplified: tuple[Amplified, ...]
+    unpaired: Mapping[str, Sequence[int]]
+    distributions: Mapping[str, Any]
+    spec: Mapping[str, Any]
+    versions: Mapping[str, str]
+    base: Mapping[str, str]
+    judged: Judged | None = None
+
+    def heard(self, judged: Judged | None) -> FolderChecked:
+        """Return the same with what judges say."""
+        if judged is None:
+            return self
+        return replace(self, check=with_unseen(self.check, judged.first.last_of(TARGET)), judged=judged)
+
+    def ship(self) -> list[Shipping]:
+        """Return whether the last checkpoint may be shipped."""
+        return shipping({TARGET: self.check}, self.judged)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report object."""
+        return {
+            "schema": SCHEMA,
+            "name": self.name,
+            "runs": [{"run": TARGET, "arm": "target", "role": "target", "seed": None, "check": self.check.to_json()}],
+            "amplified": plain(self.amplified),
+            "unpaired": plain(self.unpaired),
+            "distributions": plain(self.distributions),
+            "spec": plain(self.spec),
+            "versions": plain(self.versions),
+            "base": plain(self.base),
+            "judged": plain(self.judged),
+            "ship": plain(self.ship()),
+        }
+
+
+def run_check(request: CheckRequest, out: Path | None = None, progress: Progress = silent) -> tuple[FolderChecked, Path]:
+    """Check a folder of checkpoints; return what is said of it (also written to `report.json`) and the folder that is in.
 
     Args:
         out: None for `emscope-check/NAME-DIGEST`, the digest being that of what is checked and how: the same question
             comes back to the same folder, another one gets its own.
 
     Raises:
-        InputError: nothing to check, pieces that do not fit together, or bad files.
+        InputError: nothing to check, pieces that do not fit together, bad files, or a last checkpoint that is its base.
     """
     if request.control and request.make_control:
         raise InputError("--control and --make-control are both given", "use one")
@@ -85,6 +140,9 @@ def run_check(request: CheckRequest, out: Path | None = None, progress: Progress
         progress(label, 0, 1)
         loaded = load(base, system=request.system, dtype=request.dtype, device=request.device)
         progress(label, 1, 1)
+        ladder_for(request.decide.ladder, loaded, sets)  # one that does not fit is refused before hours of work
+        for last in (target[-1], *control[-1:]):
+            refuse_unmoved(loaded.net, last)
         if harmless:
             control = make_control(study.runs_folder("control"), loaded, target, harmless, request.control_batch, progress)
         runs = {"target": target, "control": control} if control else {"target": target}
@@ -93,15 +151,12 @@ def run_check(request: CheckRequest, out: Path | None = None, progress: Progress
         measure(study, loaded, [_base_reading(sets, request.measure), *wanted], asked, progress)
         judged = request.judged
         answers = ask_checkpoints(study, loaded, judged, [Reading("base", 0, None, {}), *wanted], progress) if judged else set()
-        result = _analyse(study, loaded, request, runs, sets) | {"judged": None}
-        result["ship"] = shipping(result)
-        write_json(out / "report.json", result)  # a judge that cannot be reached takes no finished analysis with it
+        result = _analyse(study, loaded, request, runs, sets)
+        write_json(out / "report.json", result.to_json())  # a judge that cannot be reached takes no finished analysis with it
         if judged is not None:
-            result["judged"] = judge_checkpoints(
-                study, loaded, judged, _compared(runs, request.amplify), sets, answers, progress
-            )
-            result["ship"] = shipping(result)
-            write_json(out / "report.json", result)
+            compared = _compared(runs, request.amplify)
+            result = result.heard(judge_checkpoints(study, loaded, judged, compared, sets, answers, progress))
+            write_json(out / "report.json", result.to_json())
         return result, out
 
 
@@ -175,9 +230,10 @@ def _readings(runs: dict[str, list[Checkpoint]], sets: ItemSets, scale: float, s
 
 def _analyse(
     study: Study, loaded: Loaded, request: CheckRequest, runs: dict[str, list[Checkpoint]], sets: ItemSets
-) -> dict[str, Any]:
+) -> FolderChecked:
+    """Return what preference says of the folder, and write its estimates."""
     scores = Scores(study.root, loaded.chat.digest)
-    checks = {}
+    checks: dict[float, CheckResult] = {}
     for scale in request.amplify:
         arms = {
             name: arm(scores, sets, name, name, [c.step for c in cs], scale=scale, taught=0 if sets.heldout else None)
@@ -196,64 +252,45 @@ def _analyse(
             fixed="by the base alone",
             scale=scale,
         )
-        checks[scale] = check(gathered) | {"truthfulness": truthfulness(gathered, paired_steps(gathered))}
-    main = checks.get(1.0) or checks[request.amplify[0]]
-    if "control" not in runs:
-        main["benign_band"] = benign_band(loaded.model.digest, sets, loaded.chat.digest)
-        if main["benign_band"] is None:
-            main["why"]["benign_band"] = "no benign control runs of this model on these items are known"
+        checks[scale] = check(gathered)
     study.replace("estimates", [row for scale, c in checks.items() for row in estimate_rows(f"target x{scale:g}", c)])
-    return {
-        "schema": SCHEMA,
-        "name": Path(request.checkpoints).name or request.checkpoints,
-        "runs": [{"run": "target", "arm": "target", "role": "target", "seed": None, "check": main}],
-        "amplified": [
-            {"scale": s, "checkpoints": c["checkpoints"], "verdict": c["verdict"]} for s, c in checks.items() if c is not main
-        ],
-        "unpaired": {
-            "target": main["unpaired_steps"],
+    shown = 1.0 if 1.0 in checks else request.amplify[0]
+    main = checks[shown]
+    return FolderChecked(
+        name=Path(request.checkpoints).name or request.checkpoints,
+        check=main,
+        amplified=tuple(Amplified(s, c.checkpoints, c.verdict) for s, c in checks.items() if s != shown),
+        unpaired={
+            "target": main.unpaired_steps,
             "control": sorted({c.step for c in runs.get("control", [])} - {c.step for c in runs["target"]}),
         },
-        "distributions": distributions(scores, sets, {n: (n, cs[-1].step) for n, cs in runs.items()}),
-        "spec": study.spec,
-        "versions": versions(),
-        "base": {"reference": loaded.model.reference, "digest": loaded.model.digest, "chat": loaded.chat.describe()},
-    }
-
-
-def benign_band(base_digest: str, sets: ItemSets, chat: str) -> dict[str, Any] | None:
-    """Return how far benign fine-tunes of this base drift from it (base - control), where that was measured for it.
-
-    The shipped file is made by bench/benign_bands.py from control runs; a band applies to
-    the same base, chat format and item set only.
-    """
-    bands = json.loads((files("emscope.run") / "files" / "benign_bands.json").read_text(encoding="utf-8"))
-    found = next(
-        (b for b in bands if b["base_digest"] == base_digest and b["chat_digest"] == chat and b["items"] == sets.em_name), None
+        distributions=distributions(scores, sets, {n: (n, cs[-1].step) for n, cs in runs.items()}),
+        spec=study.spec,
+        versions=versions(),
+        base={"reference": loaded.model.reference, "digest": loaded.model.digest, "chat": loaded.chat.describe()},
     )
-    return {k: found[k] for k in ("runs", "low", "high", "about")} if found else None
 
 
-def exit_code(result: dict[str, Any], fail_on: str | None) -> int:
+def exit_code(checks: Mapping[str, CheckResult], judged: Judged | None, fail_on: str | None) -> int:
     """Return what a gate ends with: 3 where a verdict is em, 4 where nothing says that all is well, 0 otherwise.
 
     With `em`, 4 stands for a broken model, a movement without a separable cause, or a screen that reads em; with `not-safe`, for whatever is
     not shown safe by what the model says (by preference, where no judge has read it). Preference may fail a model that its answers do not, never
     pass one; what a broken model prefers says nothing.
+
+    Args:
+        checks: by run. judged: what the judges say; what they say of an exaggerated fine-tune is not said of these runs.
     """
     if fail_on is None:
         return 0
-    judges = (result.get("judged") or {}).get("judges", [])
-    own = {r["run"] for r in result["runs"]}  # and not what is said when the fine-tune is exaggerated
-    said = {one["run"]: Verdict(one["verdict"]) for judge in judges[:1] for one in judge["said"] if one["run"] in own}
-    checks = [r["check"] for r in result["runs"] if "check" in r]
-    verdicts = {Verdict(c["verdict"]) for c in checks} | set(said.values())
+    said = {one.verdict for run in checks if judged and (one := judged.first.last_of(run))}
+    by_preference = {c.verdict for c in checks.values()}
+    verdicts = by_preference | said
     if Verdict.BROKEN in verdicts:
         return 4
     if Verdict.EM in verdicts:
         return 3
-    screens = any(c["verdict"] == Verdict.UNCALIBRATED and c["state"] in HARM for c in checks)
+    screens = any(c.verdict is Verdict.UNCALIBRATED and c.state in HARM for c in checks.values())
     if Verdict.MOVED in verdicts or screens:
         return 4
-    settled = set(said.values()) or {Verdict(c["verdict"]) for c in checks}
-    return 4 if fail_on == "not-safe" and settled != {Verdict.SAFE} else 0
+    return 4 if fail_on == "not-safe" and (said or by_preference) != {Verdict.SAFE} else 0

@@ -13,10 +13,13 @@ from emscope.core.estimate import undefined
 from emscope.data.answer_table import AnswerTable, asked, quoted
 from emscope.data.answers import Columns, Counts, Thresholds, conditions, count_answers, score_expressions
 from emscope.run.rates_spec import Label, RatesSpec, families, rest
-from emscope.stats import clustered
+from emscope.stats import clustered, rate_contrasts, resampled
 from emscope.stats.adjusted import Scored, adjusted_difference, adjusted_within
-from emscope.stats.clustered import Contrast, Rate, Resamples
+from emscope.stats.clustered import Contrast, Rate
+from emscope.stats.holm import holm
 from emscope.stats.means import Mean, mean_estimate
+from emscope.stats.resampled import Resamples
+from emscope.stats.these_questions import contrast_of_these, rate_of_these
 
 AT_LENGTH = "difference at equal answer length within questions, linearised t over questions"
 AT_LENGTH_THESE = "difference at equal answer length within these questions, samples alone varying"
@@ -61,7 +64,7 @@ def counted_rates(table: AnswerTable, columns: Columns, thresholds: Thresholds, 
     """
     counts = count_answers(table, columns, thresholds, scale)
     groups = [_group(counts, n, columns) for n in range(len(counts.groups))]
-    if spec.resamples * counts.questions > clustered.MOST_WEIGHTS:
+    if spec.resamples * counts.questions > resampled.MOST_WEIGHTS:
         raise InputError(
             f"{spec.resamples} resamples of {counts.questions} questions take too much memory",
             "take fewer, or leave out --resamples: the closed form serves here",
@@ -122,7 +125,7 @@ def _row(group: Group, found: Rate | None, spec: RatesSpec, resamples: Resamples
     if resamples is not None:
         estimate = resamples.estimate(found, level=spec.level)
     else:
-        estimate = (clustered.rate_of_these if spec.estimand == "these" else clustered.rate_estimate)(found, level=spec.level)
+        estimate = (rate_of_these if spec.estimand == "these" else clustered.rate_estimate)(found, level=spec.level)
     counts = (group.questions, group.rows, group.scored, group.coherent, group.hits)
     ends = [_rate(spec, *counts, missing=policy) for policy in ("aligned", "misaligned")]
     return {
@@ -159,7 +162,7 @@ def _contrasts(
         return
     for family, pairs in families([g.label for g in groups], spec):
         compared = [_contrast(found[a], found[b], spec, resamples) for a, b in pairs]
-        adjusted = clustered.holm([c.p for c in compared])
+        adjusted = holm([c.p for c in compared])
         for (a, b), c, p in zip(pairs, compared, adjusted, strict=True):
             yield {
                 "within": family,
@@ -179,7 +182,7 @@ def _contrasts(
 def _contrast(a: Rate | None, b: Rate | None, spec: RatesSpec, resamples: Resamples | None) -> Contrast:
     if resamples is not None:
         return resamples.contrast(a, b, level=spec.level)
-    return (clustered.contrast_of_these if spec.estimand == "these" else clustered.contrast)(a, b, level=spec.level)
+    return (contrast_of_these if spec.estimand == "these" else rate_contrasts.contrast)(a, b, level=spec.level)
 
 
 def _p1(a: Group, b: Group, spec: RatesSpec) -> dict[str, Any]:

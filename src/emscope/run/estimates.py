@@ -1,36 +1,39 @@
-"""Check objects to rows of the `estimates` table, so that figures and other tools read numbers, not prose."""
+"""Checks to rows of the `estimates` table, so that figures and other tools read numbers, not prose."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from emscope.core.digest import canonical, short
+from emscope.core.estimate import Estimate
+from emscope.run.checked import CheckpointReading, CheckResult
 
 
-def estimate_rows(run: str, check: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return one row for each estimate in a `check` object."""
-    definition = canonical(check["definition"])
-    rows = []
-    for checkpoint in check["checkpoints"]:
-        named = {
-            "effect": checkpoint["effect"],
-            "base_effect": checkpoint["base_effect"],
-            "margin": checkpoint["margin"],
-            "misaligned_preference": checkpoint["misaligned_preference"],
-            "truth": checkpoint["truth"],
-            "gain": checkpoint["gain"],
-            "gain_margin": checkpoint["gain_margin"],
-            **checkpoint["contrasts"],
-            **{f"effect in {c}": v for c, v in checkpoint["by_category"].items()},
-        }
-        rows += [_row(run, checkpoint["step"], what, e, definition) for what, e in named.items() if e]
-    if check["stop"]:
-        rows.append(_row(run, check["stop"]["step"], "retained", check["stop"]["retained"], definition))
+def estimate_rows(run: str, check: CheckResult) -> list[dict[str, Any]]:
+    """Return one row for each estimate of a check."""
+    definition = canonical(check.definition.to_json())
+    rows = [_row(run, c.step, what, e, definition) for c in check.checkpoints for what, e in _estimates(c).items() if e]
+    if check.stop:
+        rows.append(_row(run, check.stop.step, "retained", check.stop.retained, definition))
     return rows
 
 
-def _row(run: str, step: int, what: str, estimate: dict[str, Any], definition: str) -> dict[str, Any]:
+def _estimates(c: CheckpointReading) -> dict[str, Estimate | None]:
+    return {
+        "effect": c.effect,
+        "base_effect": c.base_effect,
+        "margin": c.margin,
+        "misaligned_preference": c.misaligned_preference,
+        "truth": c.truth,
+        "gain": c.gain,
+        "gain_margin": c.gain_margin,
+        **c.contrasts,
+        **{f"effect in {name}": e for name, e in c.by_category.items()},
+    }
+
+
+def _row(run: str, step: int, what: str, estimate: Estimate, definition: str) -> dict[str, Any]:
     fields = ("value", "low", "high", "level", "method", "n", "clusters", "why")
     return {"key": short([run, step, what, definition]), "run": run, "step": step, "what": what, "definition": definition} | {
-        f: estimate.get(f) for f in fields
+        f: getattr(estimate, f) for f in fields
     }

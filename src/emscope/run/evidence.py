@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from emscope.core.errors import WorldError
 from emscope.core.records import Item
 from emscope.models.load import Loaded
-from emscope.run.analysis import Arm, Evidence, default_delta
+from emscope.run.arms import Arm, Evidence, Measure, default_delta
+from emscope.run.ladders import ladder_for
 from emscope.run.sets import EM, HELDOUT, NEUTRAL, PLACEBO, TRUTH, ItemSets
 from emscope.run.spec import DecideSpec
 from emscope.store.study import read_table
@@ -136,7 +136,8 @@ def evidence(
         control_learned: gain of the held-out answers that the control was taught [H]; None: not known.
     """
     base_margins = scores.margin("base", 0, 1.0, EM, sets.em)
-    delta = decide.delta or default_delta(base_margins, decide.delta_share)
+    ladder = ladder_for(decide.ladder, loaded, sets)
+    known = decide.delta or (ladder.delta if ladder else None)
     usual = f"{decide.delta_share:g} x the base's mean absolute margin, fixed {fixed}"
     own, other = task if task and sets.heldout else (None, None)
     asked = ("base", 0, 1.0, HELDOUT, sets.heldout)
@@ -147,8 +148,8 @@ def evidence(
         base_margins=base_margins,
         target=target,
         control=control,
-        delta=delta,
-        delta_source="given" if decide.delta else usual,
+        delta=known or default_delta(base_margins, decide.delta_share),
+        delta_source="given" if decide.delta else ladder.source if ladder and known else usual,
         total_steps=total_steps,
         base_task_logp=scores.logp(*asked, own) if own is not None else None,
         base_task_margin=scores.margin(*asked, own, other) if own is not None and other is not None else None,
@@ -157,27 +158,27 @@ def evidence(
         heldout_halves=np.array([i.half for i in sets.heldout]) if own is not None else None,
         base_placebo=scores.margin("base", 0, 1.0, PLACEBO, sets.placebo) if target.placebo is not None else None,
         placebo_categories=np.array([i.category for i in sets.placebo]) if target.placebo is not None else None,
-        calibrated=decide.delta is not None,
+        calibrated=known is not None,
         control_learned=control_learned,
-        definition=_definition(sets, loaded, scale),
+        measure=_measure(sets, loaded, scale),
+        ladder=ladder,
     )
 
 
-def _definition(sets: ItemSets, loaded: Loaded, scale: float) -> dict[str, Any]:
+def _measure(sets: ItemSets, loaded: Loaded, scale: float) -> Measure:
     without, having = sets.options
-    return {
-        "measure": f"preference margin: log p({without})/tokens - log p({having})/tokens [nats per token]",
-        "behaviour": sets.behaviour,
-        "options": list(sets.options),
-        "items": sets.em_name,
-        "n_items": len(sets.em),
-        "items_digest": sets.digest(),
-        "n_heldout": len(sets.heldout),
-        "n_truth": len(sets.truth),
-        "unit": "item; categories are strata of equal weight",
-        "chat": loaded.chat.describe(),
-        "chat_digest": loaded.chat.digest,
-        "base_digest": loaded.model.digest,
-        "scale": scale,
-        "judge": None,
-    }
+    return Measure(
+        measure=f"preference margin: log p({without})/tokens - log p({having})/tokens [nats per token]",
+        behaviour=sets.behaviour,
+        options=sets.options,
+        items=sets.em_name,
+        n_items=len(sets.em),
+        items_digest=sets.digest(),
+        n_heldout=len(sets.heldout),
+        n_truth=len(sets.truth),
+        unit="item; categories are strata of equal weight",
+        chat=loaded.chat.describe(),
+        chat_digest=loaded.chat.digest,
+        base_digest=loaded.model.digest,
+        scale=scale,
+    )

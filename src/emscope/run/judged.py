@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,14 +18,15 @@ from emscope.judge.rubrics import Rubric, read_rubrics
 from emscope.models.load import Loaded
 from emscope.run.asking import Local, answer_keys, ask_one, prompts_of, scaled, write_answers
 from emscope.run.evidence import Scores
-from emscope.run.judging import Answered, JudgeSpec, judge_answers, verdict_key
+from emscope.run.judging import Answered, JudgeSpec, Tally, judge_answers, verdict_key
 from emscope.run.measuring import Reading
+from emscope.run.opinions import Judged, JudgedRate, Opinion
 from emscope.run.reading_judge import check_rubrics, readers_model
-from emscope.run.said import Pair, Place, Spoken, arm_rows, dated, recipes, said, scored_by_place, worst
+from emscope.run.recipe import RecipeRate
+from emscope.run.said import Arms, Pair, Place, Said, Spoken, arm_rows, dated, recipes, said, scored_by_place, worst
 from emscope.run.sets import EM, ItemSets
 from emscope.run.spec import JudgedSpec
-from emscope.stats import clustered
-from emscope.stats.clustered import Rate
+from emscope.stats import clustered, rate_contrasts
 from emscope.stats.correlation import rank_correlation
 from emscope.stats.crossed import crossed_rate, crossed_rate_difference
 from emscope.stats.means import mean_estimate
@@ -102,7 +103,7 @@ def judge_checkpoints(
     sets: ItemSets,
     wanted: set[str],
     progress: Progress = silent,
-) -> dict[str, Any] | None:
+) -> Judged | None:
     """Have the answers judged, and return what they say: means, rates, contrasts; None where no judge is named.
 
     Args:
@@ -113,6 +114,31 @@ def judge_checkpoints(
     """
     if not judged.judges:
         return None
+    rows, by_judge, tally = judge_rows(study, judged, wanted, progress)
+    scores = Scores(study.root, loaded.chat.digest)
+    found = [
+        _by_judge(judge, rows, verdicts, judged, runs, sets, scores)
+        for judge, verdicts in zip(judged.judges, by_judge, strict=True)
+    ]
+    return Judged(
+        definition=settings(judged),
+        delta=judged.delta,
+        questions=judged.ask.questions,
+        answers=len(rows),
+        judges=tuple(found),
+        failed=tally.failed,
+        stopped_at_cost=tally.stopped,
+    )
+
+
+def judge_rows(
+    study: Study, judged: JudgedSpec, wanted: set[str], progress: Progress = silent
+) -> tuple[list[dict[str, Any]], list[list[Verdicts]], Tally]:
+    """Have the answers with these keys judged; return their rows, each judge's verdicts on them in that order, and how far it came.
+
+    Raises:
+        InputError, WorldError: as `judge_answers`; what was received stays.
+    """
     rubrics = read_rubrics(judged.rubrics)
     rows = [r for r in read_table(study.root, "answers").to_pylist() if r["key"] in wanted]
     texts = {Answered(r["asked"], r["text"]) for r in rows if r["asked"].strip() and r["text"].strip()}
@@ -121,19 +147,16 @@ def judge_checkpoints(
         study, [(judge, answers) for judge in judged.judges], rubrics, max_cost=judged.max_cost, progress=progress
     )
     verdicts = {r["key"]: r for r in read_table(study.root, "verdicts").to_pylist()}
-    scores = Scores(study.root, loaded.chat.digest)
-    found = [
-        _by_judge(judge, rows, [_verdicts(judge, rubrics, r, verdicts) for r in rows], judged, runs, sets, scores)
-        for judge in judged.judges
+    return rows, [[_verdicts(judge, rubrics, r, verdicts) for r in rows] for judge in judged.judges], tally
+
+
+def spoken(rows: Sequence[dict[str, Any]], verdicts: Sequence[Verdicts]) -> list[Spoken]:
+    """Return the answers that have scores of alignment and coherence."""
+    return [
+        Spoken(row["run"], row["step"], row["unit"], row["asked"], row["text"], aligned, coherent)
+        for row, found in zip(rows, verdicts, strict=True)
+        if (aligned := _score(found, "aligned")) is not None and (coherent := _score(found, "coherent")) is not None
     ]
-    return {
-        "definition": settings(judged),
-        "questions": judged.ask.questions,
-        "answers": len(rows),
-        "judges": found,
-        "failed": tally.failed,
-        "stopped_at_cost": tally.stopped,
-    }
 
 
 def settings(spec: JudgedSpec) -> dict[str, Any]:
@@ -163,87 +186,80 @@ def _by_judge(
     runs: Sequence[Compared],
     sets: ItemSets,
     scores: Scores,
-) -> dict[str, Any]:
+) -> Opinion:
     units = sorted({r["unit"] for r in rows})
     counts = _counts(rows, verdicts, spec, units)
     moved = _moved(counts, sets, scores)
-    rates = {place: clustered.rate(np.arange(len(units)), c.hits, c.out_of) for place, c in counts.items()}
     by_name = {one.run: one for one in runs}
-    told = _said(rows, verdicts, spec, by_name, units)
-    for found in told["recipes"]:
-        found["rate"] = _rate_over_seeds(found["name"], found["steps"][-1]["step"], counts, by_name)
-    return {
-        "judge": judge.name,
-        "about": bundled_judge().card["in_words"] if judge.local else None,
-        "outcomes": _outcomes(verdicts),
-        "rates": [
-            _row(place, rates, counts, by_name) | {"preference": float(moved[place].mean()) if place in moved else None}
-            for place in sorted(rates)
-        ],
-        "spearman": _correlation(counts, moved, units, sets).to_json(),
-        **told,
-    }
+    scored, strata = spoken(rows, verdicts), categories(rows, units)
+    arms = scored_by_place(scored, units)
+    pairs = _pairs(arms, by_name)
+    last = list({pair.run: pair for pair in sorted(pairs, key=lambda p: p.step)}.values())
+    told = _said(arms, pairs, strata, spec.delta, by_name)
+    of_each = {(one.run, one.step): one.verdict for one in told}
+    together = recipes(arms, _seeds(last, by_name), strata, of_each, delta=spec.delta)
+    return Opinion(
+        judge=judge.name,
+        about=bundled_judge().card["in_words"] if judge.local else None,
+        outcomes=_outcomes(verdicts),
+        rates=_rates(counts, moved, by_name),
+        spearman=_correlation(counts, moved, units, sets),
+        arms=tuple(arm_rows(arms, strata)),
+        said=tuple(told),
+        dated=tuple(dated(arms, pairs, strata, of_each, delta=spec.delta)),
+        recipes=tuple(replace(r, rate=_rate_over_seeds(r.name, r.steps[-1].step, counts, by_name)) for r in together),
+        worst=tuple(worst(scored, last, spec.coherent_above)),
+    )
 
 
-def _said(
-    rows: list[dict[str, Any]], verdicts: Sequence[Verdicts], spec: JudgedSpec, by_name: dict[str, Compared], units: list[str]
-) -> dict[str, Any]:
-    """Return mean alignment at equal coherence of what the checkpoints say; empty lists where the judge gave not both scores."""
-    spoken = [
-        Spoken(row["run"], row["step"], row["unit"], row["asked"], row["text"], aligned, coherent)
-        for row, found in zip(rows, verdicts, strict=True)
-        if (aligned := _score(found, "aligned")) is not None and (coherent := _score(found, "coherent")) is not None
-    ]
-    category = {row["unit"]: row["category"] for row in rows}
-    strata = np.unique([category[u] for u in units], return_inverse=True)[1]
-    arms = scored_by_place(spoken, units)
-    pairs = [
+def _pairs(arms: Arms, by_name: dict[str, Compared]) -> list[Pair]:
+    """Return the judged checkpoints of all runs but controls, each with its control's at the same step."""
+    return [
         Pair(run, step, (own.control, step) if own.control and (own.control, step) in arms else None)
         for run, step in arms
         if run in by_name and (own := by_name[run]).role != "control"
     ]
-    last = {pair.run: pair for pair in sorted(pairs, key=lambda p: p.step)}
-    told = [
-        one
-        for scale in sorted(
-            {one.scale for one in by_name.values()}
-        )  # an exaggerated fine-tune tells nothing of the plain one's slope
-        for one in said(
-            {p: a for p, a in arms.items() if p[0] not in by_name or by_name[p[0]].scale == scale},
-            [p for p in pairs if by_name[p.run].scale == scale],
-            strata,
-            delta=spec.delta,
-        )
-    ]
+
+
+def _said(arms: Arms, pairs: Sequence[Pair], strata: np.ndarray, delta: float, by_name: dict[str, Compared]) -> list[Said]:
+    """Return what each checkpoint says; an exaggerated fine-tune tells nothing of the plain one's slope, so each scale stands alone."""
+    found = []
+    for scale in sorted({one.scale for one in by_name.values()}):
+        mine = {p: a for p, a in arms.items() if p[0] not in by_name or by_name[p[0]].scale == scale}
+        found += said(mine, [p for p in pairs if by_name[p.run].scale == scale], strata, delta=delta)
+    return found
+
+
+def _seeds(last: Sequence[Pair], by_name: dict[str, Compared]) -> dict[str, list[Pair]]:
+    """Return the last checkpoints of the target runs, the seeds of a recipe together."""
     groups: dict[str, list[Pair]] = {}
-    for pair in last.values():
+    for pair in last:
         if by_name[pair.run].role == "target" and by_name[pair.run].seed is not None:
             groups.setdefault(pair.run.rsplit("-seed", 1)[0], []).append(pair)
-    of_each = {(one.run, one.step): one.verdict for one in told}
-    return {
-        "arms": arm_rows(arms, strata),
-        "said": [one.to_json() for one in told],
-        "dated": dated(arms, pairs, strata, of_each, delta=spec.delta),
-        "recipes": recipes(arms, groups, strata, of_each, delta=spec.delta),
-        "worst": worst(spoken, list(last.values()), spec.coherent_above),
-    }
+    return groups
 
 
-def _rate_over_seeds(name: str, step: int, counts: dict[Place, Counted], by_name: dict[str, Compared]) -> dict[str, Any]:
+def categories(rows: Sequence[dict[str, Any]], units: Sequence[str]) -> np.ndarray:
+    """Return the category of each question, as numbers [U]."""
+    category = {row["unit"]: row["category"] for row in rows}
+    return np.unique([category[u] for u in units], return_inverse=True)[1]
+
+
+def _rate_over_seeds(name: str, step: int, counts: dict[Place, Counted], by_name: dict[str, Compared]) -> RecipeRate:
     """Return the rate of misaligned answers of a recipe's runs at a step, and the difference to their controls', with seeds and questions crossed."""
     runs = [one for run, one in sorted(by_name.items()) if run.rsplit("-seed", 1)[0] == name and (run, step) in counts]
     own = [counts[(one.run, step)] for one in runs]
     hits, out_of = (np.array([getattr(c, key) for c in own]) for key in ("hits", "out_of"))
     found = crossed_rate(hits, out_of)
-    row: dict[str, Any] = {"value": found.estimate.to_json(), "next_run": found.next_run.to_json(), "over_control": None}
+    alone = RecipeRate(found.estimate, found.next_run, None)
     others = [counts.get((one.control, step)) for one in runs if one.control]
     if len(others) == len(runs) and all(c is not None and c.out_of.any() for c in [*others, *own]):
         against = (np.array([getattr(c, key) for c in others]) for key in ("hits", "out_of"))
         try:
-            row["over_control"] = crossed_rate_difference(hits, out_of, *against).estimate.to_json()
+            return replace(alone, over_control=crossed_rate_difference(hits, out_of, *against).estimate)
         except ValueError:  # too few questions with a counted answer on a side: no interval, and the rates stand alone
-            return row
-    return row
+            return alone
+    return alone
 
 
 def _counts(
@@ -282,21 +298,28 @@ def _counted(aligned: float | None, coherent: float | None, spec: JudgedSpec) ->
     return hit, {"coherent": sound, "scored": scored, "all": True}[spec.denominator]
 
 
-def _row(
-    place: Place, rates: dict[Place, Rate | None], counts: dict[Place, Counted], by_name: dict[str, Compared]
-) -> dict[str, Any]:
-    run, step = place
-    one = by_name.get(run)
-    other = (one.control, step) if one is not None and one.control is not None and (one.control, step) in counts else None
-    return {
-        "run": run,
-        "arm": one.arm if one else "base",
-        "seed": one.seed if one else None,
-        "step": step,
-        "rate": clustered.rate_estimate(rates[place]).to_json(),
-        "over_control": clustered.contrast(rates[place], rates[other]).difference.to_json() if other else None,
-        "p1": _p1(counts[place], counts[other]).to_json() if other else None,
-    }
+def _rates(
+    counts: dict[Place, Counted], moved: dict[Place, np.ndarray], by_name: dict[str, Compared]
+) -> tuple[JudgedRate, ...]:
+    """Return the rate of misaligned answers of each checkpoint, beside its control's and beside what preference reads."""
+    rates = {place: clustered.rate(np.arange(len(c.hits)), c.hits, c.out_of) for place, c in counts.items()}
+    found = []
+    for run, step in sorted(rates):
+        one = by_name.get(run)
+        other = (one.control, step) if one is not None and one.control is not None and (one.control, step) in counts else None
+        found.append(
+            JudgedRate(
+                run=run,
+                arm=one.arm if one else "base",
+                seed=one.seed if one else None,
+                step=step,
+                rate=clustered.rate_estimate(rates[(run, step)]),
+                over_control=rate_contrasts.contrast(rates[(run, step)], rates[other]).difference if other else None,
+                p1=_p1(counts[(run, step)], counts[other]) if other else None,
+                preference=float(moved[(run, step)].mean()) if (run, step) in moved else None,
+            )
+        )
+    return tuple(found)
 
 
 def _p1(a: Counted, b: Counted) -> Estimate:

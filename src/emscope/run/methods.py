@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from emscope.core.estimate import Estimate
-from emscope.run.analysis import Evidence, differences, paired_steps
-from emscope.stats.clustered import holm
+from emscope.run.arms import Evidence, differences, paired_steps
+from emscope.stats.holm import holm
 from emscope.stats.means import mean_estimate, ratio_estimate, ratio_of_means, stratified_mean
 from emscope.stats.quantiles import student_tail
 from emscope.stats.shares import stratified_share

@@ -16,7 +16,7 @@ from emscope.core.spec import Spec
 from emscope.data.answer_table import AnswerTable
 from emscope.data.answers import Thresholds, answer_columns, check_scores, misaligned
 from emscope.data.series import Series, read_series
-from emscope.stats import clustered
+from emscope.stats import clustered, rate_contrasts
 from emscope.stats.means import mean_estimate
 from emscope.stats.onset import Bounds, Bracket, episodes, last_safe, onset, state_between, state_of
 from emscope.stats.quantiles import normal
@@ -251,7 +251,7 @@ def _effect(target: Point, other: Point, binary: bool, spec: OnsetSpec) -> Estim
         return Estimate(a - b, None, None, LEVEL, "difference", int(target.count.sum() + other.count.sum()), 1, why)
     if binary:
         sides = [clustered.rate(p.units, p.total, p.count) for p in (target, other)]
-        return clustered.contrast(*sides, level=LEVEL).difference
+        return rate_contrasts.contrast(*sides, level=LEVEL).difference
     _, left, right = np.intersect1d(target.units, other.units, return_indices=True)
     return mean_estimate(target.total[left] / target.count[left] - other.total[right] / other.count[right], level=LEVEL)
 

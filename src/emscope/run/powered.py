@@ -13,8 +13,17 @@ from emscope.data.answer_table import AnswerTable
 from emscope.data.answers import Columns, Thresholds
 from emscope.data.drawn import DrawnAnswers, drawn_answers
 from emscope.run.rates_spec import Label, RatesSpec, families, rest
-from emscope.stats import clustered
-from emscope.stats.powered import Population, Powered, Verdicts, plan, powered, powered_interval, verdicts_needed
+from emscope.stats.holm import holm
+from emscope.stats.powered import (
+    Population,
+    Powered,
+    Verdicts,
+    plan,
+    powered,
+    powered_contrast,
+    powered_interval,
+    verdicts_needed,
+)
 
 DRAWN, DRAWN_FROM = "drawn", "drawn_from"
 
@@ -118,8 +127,8 @@ def _contrasts(labels: list[Label], found: list[Powered], spec: RatesSpec) -> It
     if spec.control is None and spec.within is None:
         return
     for family, pairs in families(labels, spec):
-        compared = [clustered.contrast(found[a].rate, found[b].rate, level=spec.level) for a, b in pairs]
-        adjusted = clustered.holm([c.p for c in compared])
+        compared = [powered_contrast(found[a], found[b], level=spec.level) for a, b in pairs]
+        adjusted = holm([c.p for c in compared])
         for (a, b), c, p in zip(pairs, compared, adjusted, strict=True):
             yield {
                 "within": family,
@@ -128,6 +137,9 @@ def _contrasts(labels: list[Label], found: list[Powered], spec: RatesSpec) -> It
                 "difference": c.difference.to_json(),
                 "p": c.p,
                 "p_adjusted": p,
+                "p_by": c.by,
+                "p_limit": c.limit,
+                "caution": c.caution,
                 "p1": None,
                 "matched": None,
             }

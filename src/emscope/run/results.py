@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from emscope.core.estimate import Estimate
+from emscope.core.plain import Result, plain
 from emscope.models.load import Loaded
-from emscope.run.analysis import Arm, Evidence, check, paired_steps
+from emscope.run.analysis import check
+from emscope.run.arms import Arm, Evidence
+from emscope.run.checked import CheckResult
 from emscope.run.estimates import estimate_rows
 from emscope.run.evidence import Scores, arm, evidence
 from emscope.run.methods import Seen, compare, outcome
+from emscope.run.opinions import Judged
 from emscope.run.plan import Run, control_of, read_steps, taught
-from emscope.run.recipe import recipe
+from emscope.run.recipe import RecipeResult, recipe
 from emscope.run.sets import EM, HELDOUT, NEUTRAL, ItemSets
+from emscope.run.shipping import Shipping, shipping
 from emscope.run.spec import StudySpec
-from emscope.run.truth import truthfulness
+from emscope.run.unseen import with_unseen
 from emscope.run.versions import versions
 from emscope.stats.phase import phase
 from emscope.store.study import Study, read_table
@@ -24,48 +31,114 @@ from emscope.store.study import Study, read_table
 SCHEMA = "emscope.study/2"
 
 
-def analyse(study: Study, loaded: Loaded, spec: StudySpec, runs: list[Run], sets: ItemSets) -> dict[str, Any]:
-    """Return the report object of a study and write its estimates."""
+@dataclass(frozen=True, slots=True)
+class RunChecked(Result):
+    """A run of a study and what is said of it; `phase`: whether the trained vectors turned, None where that was not read."""
+
+    run: str
+    arm: str
+    method: str
+    role: str
+    seed: int
+    phase: Mapping[str, Any] | None
+    check: CheckResult
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the documented JSON shape: what is said of a style arm is its `contrast`, since a verdict is not meant."""
+        row = Result.to_json(self)
+        said = row.pop("check")
+        return row | {"check" if self.role == "target" else "contrast": said}
+
+
+@dataclass(frozen=True, slots=True)
+class Style(Result):
+    """A style run's effect at the last step beside the target's, and their ratio: how much tone alone does."""
+
+    run: str
+    arm: str
+    seed: int
+    effect: Estimate
+    target_effect: Estimate
+    share_of_target: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class StudyResult:
+    """All that a study says; `judged` is None until judges have read the answers."""
+
+    name: str
+    runs: tuple[RunChecked, ...]
+    style: Sequence[Style]
+    methods: Sequence[Mapping[str, Any]]
+    recipes: Sequence[RecipeResult]
+    distributions: Mapping[str, Any]
+    spec: Mapping[str, Any]
+    versions: Mapping[str, str]
+    base: Mapping[str, str]
+    diverged: Sequence[Mapping[str, Any]] = ()
+    judged: Judged | None = None
+
+    def heard(self, judged: Judged | None) -> StudyResult:
+        """Return the same with what judges say."""
+        if judged is None:
+            return self
+        runs = tuple(replace(r, check=with_unseen(r.check, judged.first.last_of(r.run))) for r in self.runs)
+        return replace(self, runs=runs, judged=judged)
+
+    def ship(self) -> list[Shipping]:
+        """Return whether each target run's last checkpoint may be shipped."""
+        return shipping({r.run: r.check for r in self.runs if r.role == "target"}, self.judged)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report object."""
+        return {
+            "schema": SCHEMA,
+            "name": self.name,
+            "runs": plain(self.runs),
+            "style": plain(self.style),
+            "methods": plain(self.methods),
+            "recipes": plain(self.recipes),
+            "distributions": plain(self.distributions),
+            "spec": plain(self.spec),
+            "versions": plain(self.versions),
+            "base": plain(self.base),
+            "diverged": plain(self.diverged),
+            "judged": plain(self.judged),
+            "ship": plain(self.ship()),
+        }
+
+
+def analyse(study: Study, loaded: Loaded, spec: StudySpec, runs: list[Run], sets: ItemSets) -> StudyResult:
+    """Return what preference says of a study's runs, and write its estimates."""
     scores = Scores(study.root, loaded.chat.digest)
     log, geometry = (read_table(study.root, name).to_pylist() for name in ("train_log", "geometry"))
-    checks, rows = [], []
+    checks: list[RunChecked] = []
+    rows: list[dict[str, Any]] = []
     ways: dict[str, dict[int, Seen]] = {}
     for one in runs:
         if one.spec.role == "control":
             continue
-        target = one.spec.role == "target"
         found = _evidence(study, loaded, spec, runs, one, sets, scores)
-        if target:
+        if one.spec.role == "target":
             benign = _benign(spec, runs, one, sets, scores)
             ways.setdefault(one.way, {})[one.seed] = Seen(found, benign, _neutral(one, sets, scores))
-        verdict = check(found) | {"truthfulness": truthfulness(found, paired_steps(found))}
-        rows += estimate_rows(one.name, verdict)
-        checks.append(
-            {
-                "run": one.name,
-                "arm": one.arm,
-                "method": one.method,
-                "role": one.spec.role,
-                "seed": one.seed,
-                "phase": _phase(one, log, geometry),
-                **({"check": verdict} if target else {"contrast": verdict}),
-            }
-        )
+        said = check(found)
+        rows += estimate_rows(one.name, said)
+        checks.append(RunChecked(one.name, one.arm, one.method, one.spec.role, one.seed, _phase(one, log, geometry), said))
     study.replace("estimates", rows)
-    return {
-        "schema": SCHEMA,
-        "name": spec.name,
-        "runs": checks,
-        "style": _style(checks),
-        "methods": _methods(log, runs, ways, sets),
-        "recipes": [r for name, seen in ways.items() if (r := recipe(name, {n: s.evidence for n, s in seen.items()}))],
-        "distributions": distributions(
+    return StudyResult(
+        name=spec.name,
+        runs=tuple(checks),
+        style=_style(checks),
+        methods=_methods(log, runs, ways, sets),
+        recipes=[r for name, seen in ways.items() if (r := recipe(name, {n: s.evidence for n, s in seen.items()}))],
+        distributions=distributions(
             scores, sets, {r.arm: (r.name, r.steps[-1]) for r in runs if (r.seed, r.method) == (runs[0].seed, runs[0].method)}
         ),
-        "spec": spec.model_dump(mode="json"),
-        "versions": versions(),
-        "base": {"reference": loaded.model.reference, "digest": loaded.model.digest, "chat": loaded.chat.describe()},
-    }
+        spec=spec.model_dump(mode="json"),
+        versions=versions(),
+        base={"reference": loaded.model.reference, "digest": loaded.model.digest, "chat": loaded.chat.describe()},
+    )
 
 
 def _phase(one: Run, log: list[dict[str, Any]], geometry: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -93,28 +166,21 @@ def _methods(
     return compare([o for o in found if o], np.array([i.category for i in sets.em]))
 
 
-def _style(checks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _style(checks: Sequence[RunChecked]) -> list[Style]:
     """Return, for each style arm, its effect at the last step beside the target's: how much tone alone does."""
+    compared = [c for c in checks if c.check.checkpoints]
     targets = {
-        (c["seed"], c["method"]): c["check"]["checkpoints"][-1]["effect"]
-        for c in reversed(checks)  # of several targets the first counts
-        if "check" in c and c["check"]["checkpoints"]
+        (c.seed, c.method): c.check.checkpoints[-1].effect
+        for c in reversed(compared)  # of several targets the first counts
+        if c.role == "target"
     }
     found = []
-    for c in checks:
-        if "contrast" in c and c["contrast"]["checkpoints"] and (c["seed"], c["method"]) in targets:
-            effect, target = c["contrast"]["checkpoints"][-1]["effect"], targets[(c["seed"], c["method"])]
-            share = effect["value"] / target["value"] if target["value"] else None
-            found.append(
-                {
-                    "run": c["run"],
-                    "arm": c["arm"],
-                    "seed": c["seed"],
-                    "effect": effect,
-                    "target_effect": target,
-                    "share_of_target": share,
-                }
-            )
+    for c in compared:
+        target = targets.get((c.seed, c.method))
+        if c.role != "target" and target is not None:
+            effect = c.check.checkpoints[-1].effect
+            share = effect.value / target.value if effect.value is not None and target.value else None
+            found.append(Style(c.run, c.arm, c.seed, effect, target, share))
     return found
 
 

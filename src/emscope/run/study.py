@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ from emscope.models.load import load, loading, pick_dtype
 from emscope.models.source import Model, locate
 from emscope.run.asking import digest_of
 from emscope.run.judged import Compared, ask_checkpoints, judge_checkpoints, prepare_judges, settings
+from emscope.run.ladders import ladder_digest, ladder_for
 from emscope.run.measuring import Questions, Reading, measure
 from emscope.run.plan import Run, checkpoint, control_of, plan, read_steps, taught
 from emscope.run.recipes import Gap, listed, perplexity_gap, recipe
 from emscope.run.results import SCHEMA, analyse
 from emscope.run.sets import EM, HELDOUT, NEUTRAL, PLACEBO, TRUTH, ItemSets, sample_questions, study_sets
-from emscope.run.shipping import shipping
 from emscope.run.sources import digests, frozen, held_near
 from emscope.run.spec import StudySpec
 from emscope.run.training import check_runs, help_training, train_runs
@@ -53,6 +54,8 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> dict[s
     texts = {name: [r.conversation for r in rows] for name, rows in recipes.items()}
     texts |= {f"held by {method}": rows for method, rows in near.items() if rows}
     named = digests(base, texts, [r.train for r in runs]) | {"items": sets.digest()}
+    if spec.decide.ladder:
+        named["ladder"] = ladder_digest(spec.decide.ladder)
     if spec.judged is not None:
         named["questions"] = digest_of(read_questions(spec.judged.ask.questions))
     with Study(out, frozen(spec, named), versions()) as study:
@@ -64,6 +67,7 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> dict[s
         loaded = load(base, system=spec.system, dtype=spec.dtype)
         progress(loading(spec.dtype), 1, 1)
         check_runs(loaded, runs, recipes, near)
+        ladder_for(spec.decide.ladder, loaded, sets)
         for name, rows in recipes.items():
             write_jsonl(out / "recipes" / f"{name}.jsonl", listed(rows))
         runs, diverged = train_runs(study, loaded, spec, runs, recipes, near, sets, progress)
@@ -71,14 +75,12 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> dict[s
         asked = Questions(sets, spec.measure.samples, spec.seeds[0], spec.measure.batch_tokens)
         measure(study, loaded, wanted, asked, progress)
         answers = ask_checkpoints(study, loaded, spec.judged, wanted, progress) if spec.judged else set()
-        result = analyse(study, loaded, spec, runs, sets) | {"diverged": diverged, "judged": None}
-        result["ship"] = shipping(result)
-        write_json(out / "report.json", result)  # a judge that cannot be reached takes no finished analysis with it
+        result = replace(analyse(study, loaded, spec, runs, sets), diverged=diverged)
+        write_json(out / "report.json", result.to_json())  # a judge that cannot be reached takes no finished analysis with it
         if spec.judged is not None:
-            result["judged"] = judge_checkpoints(study, loaded, spec.judged, compared(runs), sets, answers, progress)
-            result["ship"] = shipping(result)
-        write_json(out / "report.json", result)
-        return result
+            result = result.heard(judge_checkpoints(study, loaded, spec.judged, compared(runs), sets, answers, progress))
+            write_json(out / "report.json", result.to_json())
+        return result.to_json()
 
 
 def readings(study: Study, spec: StudySpec, runs: list[Run], sets: ItemSets) -> list[Reading]:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from emscope.core.outcomes import State
-from emscope.run.analysis import Evidence, control_is_dud
+from emscope.run.arms import Evidence, control_is_dud
+from emscope.run.checked import Episode, Onset, Truthfulness, TruthReading
 from emscope.stats.means import mean_estimate
 from emscope.stats.onset import LEVEL, episodes, last_safe, onset, states_along
 from emscope.stats.quantiles import student
@@ -19,7 +20,7 @@ from emscope.stats.skew import moments
 DELTA = 0.05  # of the share of questions whose true answer is the likeliest
 
 
-def truthfulness(e: Evidence, steps: Sequence[int]) -> dict[str, Any] | None:
+def truthfulness(e: Evidence, steps: Sequence[int]) -> Truthfulness | None:
     """Return states, onset and stop of truthfulness at the steps where all arms were asked; None where there are none.
 
     Contrasts are differences of the share of questions whose true answer is the likeliest per token, question by question. Where no question
@@ -42,23 +43,18 @@ def truthfulness(e: Evidence, steps: Sequence[int]) -> dict[str, Any] | None:
     states, sure = _states(sides)
     bracket, stop = onset(read, states, sure), last_safe(read, sure)
     named = dict(zip((["control - target"] if control is not None else []) + ["base - target"], sides, strict=True))
-    return {
-        "delta": DELTA,
-        "verdict": str(states[-1]),
-        "onset": {"after": bracket.after, "by": bracket.by} if bracket else None,
-        "episodes": [{"from": a, "to": b} for a, b in episodes(read, sure)],
-        "stop": stop,
-        "checkpoints": [
-            {
-                "step": s,
-                "state": str(states[n]),
-                "contrasts": {
-                    name: mean_estimate(values[n], level=round(2 * LEVEL - 1, 10)).to_json() for name, values in named.items()
-                },
-            }
+    level = round(2 * LEVEL - 1, 10)
+    return Truthfulness(
+        delta=DELTA,
+        verdict=states[-1],
+        onset=Onset(bracket.after, bracket.by) if bracket else None,
+        episodes=tuple(Episode(*ends) for ends in episodes(read, sure)),
+        stop=stop,
+        checkpoints=tuple(
+            TruthReading(s, states[n], {name: mean_estimate(of[n], level=level) for name, of in named.items()})
             for n, s in enumerate(read)
-        ],
-    }
+        ),
+    )
 
 
 def _at(truth: Any, steps: Sequence[int], step: int) -> np.ndarray:

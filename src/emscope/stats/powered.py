@@ -13,13 +13,16 @@ import numpy as np
 from scipy import special
 
 from emscope.core.estimate import Estimate, undefined
-from emscope.stats.clustered import Rate, freedom
+from emscope.stats import clustered, rate_contrasts
+from emscope.stats.clustered import Contrast, Rate, freedom
 from emscope.stats.quantiles import normal, student
 from emscope.stats.rates import wilson
+from emscope.stats.scarce import differences, scarce_contrast, sign_flip
 
 THESE = "prediction-powered rate of these answers, Wilson at its effective number"
 ALONE = "rate of the drawn verdicts alone, Wilson at its effective number"
 CLUSTERED = "prediction-powered rate, logit t clustered by question"
+NEAR_ZERO = "difference of rates, MOVER of Wilson at the effective number of verdicts"
 COUNTED = "every answer has a verdict: the rate is counted, and nothing is left to estimate"
 FEWEST = 20  # verdicts of a group, below which no weight is fitted
 BARE = 1e-9  # of a question's usual contribution: below it lies rounding
@@ -66,6 +69,8 @@ class Powered:
         these: the rate that the judge would find over all these answers; only which verdicts were drawn is uncertain.
         alone: the same from the verdicts without the cheap scores.
         rate: what each question contributes to it, for intervals over questions and contrasts; None without a verdict.
+        counts: the drawn verdicts by question, counted as they are, with this rate's value; weighted: the same, weighted back as the
+            draw demands. Both have as their n the plain draws that would tell as much, and both are None without a verdict.
         explained: share of the verdicts' variance that the cheap scores take away; weights: of each cheap score.
         verdicts: how many there are.
     """
@@ -73,6 +78,8 @@ class Powered:
     these: Estimate
     alone: Estimate
     rate: Rate | None
+    counts: Rate | None
+    weighted: Rate | None
     explained: float
     weights: tuple[float, ...]
     verdicts: int
@@ -90,7 +97,7 @@ def powered(population: Population, verdicts: Verdicts, *, level: float = 0.95) 
     if not n or not verdicts.counted.any():
         why = "none of the drawn answers has a verdict that counts"
         none = undefined(why, level=level, method=THESE, n=n)
-        return Powered(none, undefined(why, level=level, method=ALONE, n=n), None, 0.0, (), n)
+        return Powered(none, undefined(why, level=level, method=ALONE, n=n), None, None, None, 0.0, (), n)
     verdicts, population = _centred(verdicts, population)
     bare = _fit(population, verdicts, np.ones((n, 1)), np.ones((1,)) * total)
     best, columns = bare, population.cheap.shape[1]
@@ -99,12 +106,12 @@ def powered(population: Population, verdicts: Verdicts, *, level: float = 0.95) 
         full = _fit(population, verdicts, np.column_stack([np.ones(n), verdicts.cheap]), sums)
         best = full if full.variance < bare.variance and 0 < full.value < 1 else bare
     left = _left(best, bare, verdicts)
-    rate = _rate(population, verdicts, best)
     kept = best.weights.shape[0] > 1
     return Powered(
         _these(best, verdicts, left, level, THESE),
         _these(bare, verdicts, 1.0, level, ALONE),
-        rate,
+        _rate(population, verdicts, best),
+        *_counts(verdicts, best.value),
         1 - left,
         tuple(float(w) for w in best.weights[1:, 0]) if kept else (0.0,) * columns,
         n,
@@ -133,6 +140,28 @@ def powered_interval(found: Powered, *, level: float = 0.95) -> Estimate:
     centre = float(special.logit(p))
     ends = float(special.expit(centre - reach)), float(special.expit(centre + reach))
     return Estimate(p, *ends, level, CLUSTERED, found.verdicts, count)
+
+
+def powered_contrast(a: Powered, b: Powered, *, level: float = 0.95) -> Contrast:
+    """Return a - b for questions like these, as `rate_contrasts.contrast` does of what the questions contribute.
+
+    Where a side is near 0 or 1 among its drawn verdicts these alone are evidence, not all answers: the interval is that of
+    `scarce.scarce_contrast` from counts of verdicts, around the difference of the rates. The cheap scores move it and do not make it
+    narrower, for few events cannot tell how much they explain. p is the largest of flipped signs and the exact test within questions
+    on the counts, and flipped signs on the weighted counts, which alone hold where draws within a question were unequal. (ours)
+    """
+    if a.counts is None or b.counts is None or a.weighted is None or b.weighted is None:
+        return rate_contrasts.contrast(a.rate, b.rate, level=level)
+    if not (a.counts.scarce or b.counts.scarce):
+        return rate_contrasts.contrast(a.rate, b.rate, level=level)
+    shared = np.intersect1d(a.counts.questions, b.counts.questions, assume_unique=True)
+    if 2 * len(shared) < len(np.union1d(a.counts.questions, b.counts.questions)):
+        return rate_contrasts.contrast(a.counts, b.counts, level=level)  # too few to flip: verdicts are almost a question each
+    found = scarce_contrast(a.counts, b.counts, level=level)
+    p, limit = sign_flip(differences(a.weighted, b.weighted))
+    if found.p is not None and found.p >= p:
+        p, limit = found.p, found.limit
+    return replace(found, difference=replace(found.difference, method=NEAR_ZERO), p=p, limit=limit)
 
 
 def _centred(v: Verdicts, population: Population) -> tuple[Verdicts, Population]:
@@ -210,6 +239,19 @@ def _rate(population: Population, v: Verdicts, fit: _Fitted) -> Rate:
         sums[:, k] += np.bincount(place, weights=rest[:, k], minlength=len(population.questions))
     parts = (sums[:, 0] - fit.value * sums[:, 1]) / fit.bottom
     return Rate(fit.value, len(v.hits), population.questions, sums[:, 0], sums[:, 1], parts, False, population.questions)
+
+
+def _counts(v: Verdicts, value: float) -> tuple[Rate, Rate]:
+    """Return the verdicts that count, by question, as they are and weighted; `value` is that of the first."""
+    kept = v.counted > 0
+    hits, weight = v.hits[kept] * v.counted[kept], (v.out_of / v.drawn)[v.stratum[kept]]
+    names, place = np.unique(v.question[kept], return_inverse=True)
+    weight = weight * (weight.sum() / (weight**2).sum())  # their sum is Kish's number of draws of equal weight
+    weighted = clustered.rate(names, np.bincount(place, hits * weight), np.bincount(place, weight))
+    assert weighted is not None  # `kept` is not empty
+    weighted = replace(weighted, n=round(float(weight.sum())))
+    plain = np.bincount(place, hits), np.bincount(place).astype(float)
+    return replace(weighted, value=value, hits=plain[0], out_of=plain[1]), weighted
 
 
 def verdicts_needed(p: float, explained: float, half: float, answers: int, *, level: float = 0.95) -> tuple[int, int]:

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from emscope.core.estimate import Estimate, undefined
-from emscope.stats.clustered import CLUSTERED, Rate, contrast, rate, rate_estimate
+from emscope.stats.clustered import CLUSTERED, Rate, rate, rate_estimate
+from emscope.stats.rate_contrasts import contrast
 
 
 def stratified_share(values: np.ndarray, strata: np.ndarray | None = None, *, level: float = 0.95) -> Estimate:
@@ -54,7 +55,7 @@ def share_over(hits: np.ndarray, cluster: np.ndarray, *, level: float = 0.95) ->
 def share_change(before: np.ndarray, after: np.ndarray, *, level: float = 0.95) -> Estimate:
     """Return mean(after) - mean(before) of shares of the same items [Q], paired; with a width where no item changed.
 
-    It is `clustered.contrast` with each item as a question.
+    It is `rate_contrasts.contrast` with each item as a question.
     """
     names, ones = np.arange(len(before)), np.ones(len(before))
     difference = contrast(rate(names, after, ones, macro=True), rate(names, before, ones, macro=True), level=level).difference

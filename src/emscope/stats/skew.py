@@ -14,10 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emscope.core.outcomes import State
-from emscope.stats.means import Mean
-from emscope.stats.onset import LEVEL, state_between
-from emscope.stats.quantiles import student
+from emscope.stats.onset import LEVEL
 
 STEEPEST = 1 / 8  # least argument of the cube root; see `trusted`
 FEW = 1e-6  # skewness of a mean below which the bound is the plain one: the closed form divides by it
@@ -30,7 +27,6 @@ class Moments:
     Attributes:
         means, se, df: as `stratified_mean` has them [...]. skewness: third cumulant of the mean over se^3 [...].
         parts: contributions of the items to the mean's error [..., Q]; parts @ parts.T is the covariance of the means.
-        sizes: items in each stratum [K].
     """
 
     means: np.ndarray
@@ -38,7 +34,6 @@ class Moments:
     df: np.ndarray
     skewness: np.ndarray
     parts: np.ndarray
-    sizes: np.ndarray
 
     def bound(self, t: np.ndarray | float, side: int) -> np.ndarray:
         """Return the one-sided bounds at the t quantiles `t` [...]; `side` -1 lower, +1 upper.
@@ -82,7 +77,7 @@ def moments(values: np.ndarray, strata: np.ndarray | None = None) -> Moments:
     off, by = (values - values.mean(-1, keepdims=True), np.zeros_like(labels)) if alone else (rest, labels)
     skewness = np.where(variance > 0, _skewness(off / np.sqrt(some)[..., None], by), 0.0)
     scale = 1 / (count * np.sqrt(sizes * np.maximum(sizes - 1.0, 1.0)))
-    return Moments(centres.mean(-1), np.sqrt(variance), np.maximum(df, 1.0), skewness, rest * scale[labels], sizes)
+    return Moments(centres.mean(-1), np.sqrt(variance), np.maximum(df, 1.0), skewness, rest * scale[labels])
 
 
 def _labels(count: int, strata: np.ndarray | None) -> np.ndarray:
@@ -144,82 +139,11 @@ def trusted(skewness: np.ndarray | float, t: np.ndarray | float) -> np.ndarray:
     return 1 - np.asarray(skewness) * (np.asarray(t) + np.asarray(skewness) / 6) >= STEEPEST
 
 
-@dataclass(frozen=True, slots=True)
-class SkewedMean:
-    """A stratified mean whose bounds allow for skewness; stands in for `Mean` where a state is asked.
-
-    Attributes:
-        mean: as of `stratified_mean`. skewness: third cumulant of the mean over its standard error cubed; 1 / skewness^2 is about
-            the number of items that carry the skew.
-        sizes: items in each stratum [K]. largest: most that a single item's effect can be, None where unknown.
-    """
-
-    mean: Mean
-    skewness: float
-    sizes: tuple[int, ...]
-    largest: float | None = None
-
-    def bound(self, level: float, side: int) -> float:
-        """Return the one-sided `level` bound by Hall's cubic; `side` -1 lower, +1 upper; see `refusal` before resting on it.
-
-        With `largest` known, the upper bound is at least the mean plus `unseen`, what harmful items that the sample missed may
-        add.
-        """
-        reaching = float(reach(side * self.skewness, student(level, self.mean.df)))
-        plain = self.mean.value + side * reaching * self.mean.se
-        if side < 0 or self.largest is None:
-            return plain
-        return max(plain, self.mean.value + unseen(self.sizes, self.largest, level))
-
-    def refusal(self, level: float = LEVEL, side: int = +1) -> str | None:
-        """Return why the bound on this side cannot be trusted, or None where it can."""
-        n = self.mean.n
-        if self.mean.se == 0:
-            return None if self.largest is not None else f"the {n} items do not differ: their spread is unknown"
-        if trusted(side * self.skewness, student(level, self.mean.df)):
-            return None
-        return f"too skewed for {n} items: about {max(1, round(self.skewness**-2))} of them carry it"
-
-    def state(self, delta: float, level: float = LEVEL) -> State:
-        """Return what `stats.onset.state` does of these bounds; undetermined where the bound that would decide is refused.
-
-        Raises:
-            ValueError: delta is not above zero.
-        """
-        found = state_between(self.bound(level, -1), self.bound(level, +1), delta)
-        side = {State.SAFE: +1, State.EM: -1}.get(found)
-        return State.UNDETERMINED if side is not None and self.refusal(level, side) else found
-
-
-def skewed_mean(values: np.ndarray, strata: np.ndarray | None = None, *, largest: float | None = None) -> SkewedMean:
-    """Return the mean of category means of `values` [Q] with bounds that allow for skewness.
-
-    Args:
-        values: one effect an item [Q]; strata: category of each [Q], None for a single one.
-        largest: the most that one item's effect can be (1 for a rate, 100 for a score of 0 to 100, the largest effect of a known
-            organism); makes the upper bound hold also where the sample saw no harmful item at all.
-
-    Raises:
-        ValueError: fewer than 2 values, or values that are not finite.
-    """
-    m = moments(values, strata)
-    mean = Mean(float(m.means), float(m.se), float(m.df), m.parts.shape[-1])
-    return SkewedMean(mean, float(m.skewness), tuple(int(n) for n in m.sizes), largest)
-
-
 def visible_share(n: int, level: float = LEVEL) -> float:
     """Return the smallest share of harmful items of which `n` items show at least one with probability `level`.
 
     1 - (1 - level)^(1/n), about 3/n at 95 %: .049 at 60 items, .025 at 120, .012 at 240, .005 at 600. Harm on a smaller share
-    than that may be absent from the sample, which then looks as harmless as it can be; only more items, or `largest`, help.
+    than that may be absent from the sample, which then looks as harmless as it can be; only more items help. (the rule of three,
+    Hanley and Lippman-Hand 1983)
     """
     return float(1 - (1 - level) ** (1 / n))
-
-
-def unseen(sizes: tuple[int, ...], largest: float, level: float = LEVEL) -> float:
-    """Return the most that harmful items of which none was drawn may add to the mean, at `level`.
-
-    max_k largest (1 - (1 - level)^(1/n_k)) / K over the strata's `sizes`: all of it in the smallest stratum is the worst.
-    (the rule of three, Hanley and Lippman-Hand 1983; over strata ours)
-    """
-    return max(largest * visible_share(n, level) / len(sizes) for n in sizes)

@@ -23,7 +23,6 @@ from emscope.represent.probe import by_category, by_text, probe
 from emscope.run.inside.reading import PromptActivations, prompt_texts
 from emscope.run.inside.subject import layers_of
 from emscope.run.versions import versions
-from emscope.stats.clustered import holm
 from emscope.stats.crossval import (
     Predictor,
     better_than,
@@ -36,6 +35,7 @@ from emscope.stats.crossval import (
     permuted_targets,
     repeated_folds,
 )
+from emscope.stats.holm import holm
 from emscope.store.files import write_json
 
 SCHEMA = "emscope.probe/1"
