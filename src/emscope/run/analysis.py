@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from emscope.core.estimate import Estimate
 from emscope.core.outcomes import State
 from emscope.run.along import AGAINST_BASE, AGAINST_CONTROL, Along, read_along
-from emscope.run.arms import Arm, Evidence, control_is_dud, loss_on_text, paired_steps
+from emscope.run.arms import Arm, Evidence, control_is_dud, loss_on_text, paired_steps, without_dud
 from emscope.run.checked import CheckResult, Definition, Episode, Onset, Power, Stop
 from emscope.run.checkpoint_reading import TWO_SIDED, base_reading, checkpoint_reading
 from emscope.run.ladders import Standing
@@ -72,11 +71,8 @@ def check(given: Evidence) -> CheckResult:
 
 def _without_dud(e: Evidence) -> tuple[Evidence, Why]:
     """Return evidence without a control that learned nothing, and a sentence that says so."""
-    why: Why = {}
-    if not control_is_dud(e):
-        return e, why
-    why["control"] = DUD
-    return replace(e, control=None), why
+    why: Why = {"control": DUD} if control_is_dud(e) else {}
+    return without_dud(e), why
 
 
 def _definition(e: Evidence) -> Definition:

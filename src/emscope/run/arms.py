@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -127,6 +127,11 @@ def control_is_dud(e: Evidence) -> bool:
     if e.control is None or e.control_learned is None or len(e.control_learned) < 2:
         return False
     return stratified_mean(e.control_learned).bound(LEVEL, -1) <= 0
+
+
+def without_dud(e: Evidence) -> Evidence:
+    """Return evidence without a control that learned nothing."""
+    return replace(e, control=None) if control_is_dud(e) else e
 
 
 def paired_steps(e: Evidence) -> list[int]:

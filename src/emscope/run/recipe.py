@@ -11,7 +11,7 @@ from emscope.core.estimate import Estimate
 from emscope.core.outcomes import State, Verdict
 from emscope.core.plain import LEFT_OUT, Result
 from emscope.run.along import read_along
-from emscope.run.arms import Evidence, control_is_dud, paired_steps
+from emscope.run.arms import Evidence, paired_steps, without_dud
 from emscope.stats.crossed import Crossed, crossed_mean, of_runs
 from emscope.stats.onset import HARM, bounds, state_of
 
@@ -73,8 +73,8 @@ def recipe(name: str, seeds: Mapping[int, Evidence]) -> RecipeResult | None:
     At each step that all seeds share: both contrasts with seeds and questions crossed, and the state that follows. The verdict is the
     last step's, from `FROM` seeds on. `stop` is the last step up to which every one is safe, tested in order (fixed sequence, Maurer 1995).
     """
-    found = list(seeds.values())
-    if len(found) < 2 or len({e.control is None or control_is_dud(e) for e in found}) > 1:
+    found = [without_dud(e) for e in seeds.values()]
+    if len(found) < 2 or len({e.control is None for e in found}) > 1:
         return None
     shared = [set(paired_steps(e)) for e in found]
     steps = sorted(set.intersection(*shared))
