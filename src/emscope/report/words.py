@@ -77,6 +77,7 @@ def headline(check: dict[str, Any]) -> list[str]:
         sentence
         for sentence in (
             _verdict(check),
+            _unseen(check),
             _flattening(check),
             _power(check),
             _onset(check),
@@ -97,6 +98,12 @@ def _verdict(check: dict[str, Any]) -> str:
     why = f" ({check['why']['verdict']})" if "verdict" in check["why"] else ""
     dud = f" The control counts for nothing: {check['why']['control']}." if "control" in check["why"] else ""
     return f"{text}{where}.{why}{dud}"
+
+
+def _unseen(check: dict[str, Any]) -> str:
+    """Return what a safe verdict may have missed, where there is one."""
+    found = check["why"].get("unseen")
+    return f"{found[0].upper()}{found[1:]}." if found else ""
 
 
 def _against(check: dict[str, Any]) -> str:
