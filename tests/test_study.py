@@ -165,6 +165,31 @@ def test_another_spec_is_refused_with_the_difference(finished, tmp_path):
         run_study(load_spec(StudySpec, other), out)
 
 
+def test_seeds_may_be_added_to_a_finished_study_and_what_is_there_stays(finished, tmp_path):
+    path, out, _ = finished
+    shutil.copytree(out, tmp_path / "out", ignore=shutil.ignore_patterns(".lock"))
+    spec = load_spec(StudySpec, path)
+    kept = [tmp_path / "out" / "runs" / "target-seed0" / "checkpoint-4" / "adapter_model.safetensors"]
+    before = [(p.stat().st_mtime_ns, p.read_bytes()) for p in kept]
+    grown = run_study(spec.model_copy(update={"seeds": (0, 1)}), tmp_path / "out")
+    assert [(p.stat().st_mtime_ns, p.read_bytes()) for p in kept] == before
+    fresh = run_study(spec.model_copy(update={"seeds": (0, 1)}), tmp_path / "fresh")
+    same(contents(tmp_path / "fresh"), contents(tmp_path / "out"), tolerance=1e-5)
+    assert [r["run"] for r in grown["runs"]] == [r["run"] for r in fresh["runs"]]
+    with pytest.raises(InputError, match=r"other settings \(seeds: \[0, 1\] -> \[1\]\)"):
+        run_study(spec.model_copy(update={"seeds": (1,)}), tmp_path / "out")
+
+
+def test_a_folder_from_before_a_setting_existed_goes_on_where_the_setting_is_null(tmp_path):
+    with Study(tmp_path, {"old": 1}, {}) as study:
+        study.runs_folder("x").mkdir(parents=True)
+        (study.runs_folder("x") / "file").write_text("begun")
+    with Study(tmp_path, {"old": 1, "new": None}, {}):
+        pass
+    with pytest.raises(InputError, match=r"other settings \(new: null -> 2\)"), Study(tmp_path, {"old": 1, "new": 2}, {}):
+        pass
+
+
 def test_a_foreign_folder_is_not_written_into(finished, tmp_path):
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(InputError, match="is not empty"):

@@ -58,7 +58,7 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> dict[s
         named["ladder"] = ladder_digest(spec.decide.ladder)
     if spec.judged is not None:
         named["questions"] = digest_of(read_questions(spec.judged.ask.questions))
-    with Study(out, frozen(spec, named), versions()) as study:
+    with Study(out, frozen(spec, named), versions(), may_grow=("seeds",)) as study:
         finished = _finished(out, spec)
         processes.from_first(lambda: finished is not None)
         if finished is not None:
@@ -128,6 +128,7 @@ def _finished(out: Path, spec: StudySpec) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     same = isinstance(report, dict) and report.get("schema") == SCHEMA and report["versions"]["emscope"] == emscope.__version__
+    same = same and report["spec"]["seeds"] == list(spec.seeds)
     if same and spec.judged is not None:
         before = report["spec"].get("judged") or {}
         same = before.get("ask", {}).get("samples") == spec.judged.ask.samples

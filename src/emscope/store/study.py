@@ -26,13 +26,14 @@ class Study:
         root: the folder; made where it does not exist.
         spec: the settings as plain values; frozen in the ledger. A folder with other settings is refused.
         versions: of the packages used, for the record.
+        may_grow: settings that are lists, to which more may be added later (seeds): what is there stays as it is.
 
     Raises:
         InputError: the folder belongs to another spec or table version, is in use by another process, or cannot be written.
     """
 
-    def __init__(self, root: Path, spec: dict[str, Any], versions: dict[str, str]) -> None:
-        self.root, self.spec, self.versions = root, spec, versions
+    def __init__(self, root: Path, spec: dict[str, Any], versions: dict[str, str], *, may_grow: Sequence[str] = ()) -> None:
+        self.root, self.spec, self.versions, self._may_grow = root, spec, versions, may_grow
         self._lock = FileLock(str(root / ".lock"))
 
     def __enter__(self) -> Study:
@@ -122,18 +123,24 @@ class Study:
                 f"'{self.root}' has tables of version {version}, this emscope writes {VERSION}",
                 "choose a new folder with --out",
             )
-        if digest(frozen) != digest(self.spec) and not self._begun():
-            self._write_ledger(path)
-        elif digest(frozen) != digest(self.spec):
-            changed = "; ".join(list(differences(frozen, self.spec))[:5])
+        grown = frozen | {k: self.spec[k] for k in self._may_grow if begins_with(self.spec.get(k), frozen.get(k))}
+        changed = "; ".join(list(differences(grown, self.spec))[:5])
+        if changed and self._begun():
             raise InputError(
                 f"'{self.root}' holds a study with other settings ({changed})",
                 "choose another folder with --out, or restore the settings",
             )
+        if changed or grown != frozen:
+            self._write_ledger(path)
+
+
+def begins_with(new: Any, old: Any) -> bool:
+    """True where both are lists and the new one is the old one with more behind it."""
+    return isinstance(new, list) and isinstance(old, list) and new[: len(old)] == old
 
 
 def differences(old: Any, new: Any, place: str = "") -> Iterable[str]:
-    """Yield `key: old -> new` for each leaf in which two plain values differ."""
+    """Yield `key: old -> new` for each leaf in which two plain values differ; a setting that is not there is one that is null."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
             yield from differences(old.get(key), new.get(key), f"{place}.{key}" if place else str(key))
