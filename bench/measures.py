@@ -163,37 +163,42 @@ class Bench:
         return np.array([s.logprob for s in scores]), np.array([s.tokens for s in scores])
 
     def across(self, seed: int, bank: list[dict]) -> None:
-        """Effect by how much likelier the other seed's bad answers became than its good ones, per token."""
+        """Effect by how much likelier the other seed's bad answers became than its good ones, per token; and what must read 0.
+
+        The nulls: the control against its base on the same answers, and the effect where good and bad are drawn at random within questions.
+        """
         chosen = []
         for q in self.questions:
             mine = sorted((r for r in bank if r["question"] == q), key=lambda r: r["aligned"])
             half = min(4, len(mine) // 3)
             chosen += [r | {"side": side} for side, part in (("bad", mine[:half]), ("good", mine[-half:])) for r in part]
+        bad = np.array([r["side"] == "bad" for r in chosen])
+        of = np.array([list(self.questions).index(r["question"]) for r in chosen])
         began, at = time.perf_counter(), {}
         for arm in ("control", "target"):
             with self.at(seed, arm) as net:
                 logp, tokens = self.logp(net, chosen)
             at[arm] = logp / tokens
-        shift = at["target"] - at["control"]
-        sides = {
-            side: np.array(
-                [
-                    np.mean([s for s, r in zip(shift, chosen, strict=True) if (r["question"], r["side"]) == (q, side)])
-                    for q in self.questions
-                ]
-            )
-            for side in ("bad", "good")
-        }
-        mean = stratified_mean(sides["bad"] - sides["good"], self.strata())
-        self.tell(
-            {
-                "measure": "cross-run likelihood",
-                "seed": seed,
-                "effect": mean.value,
-                "se": mean.se,
-                "seconds": time.perf_counter() - began,
-            }
-        )
+        seconds = time.perf_counter() - began
+        with self.at(seed, "base") as net:
+            at["base"] = self.logp(net, chosen)[0] / tokens
+        mean = self.bad_less_good(at["target"] - at["control"], bad, of)
+        self.tell({"measure": "cross-run likelihood", "seed": seed, "effect": mean.value, "se": mean.se, "seconds": seconds})
+        still = self.bad_less_good(at["control"] - at["base"], bad, of)
+        rng, shuffled = np.random.default_rng(0), []
+        for _ in range(1000):
+            labels = bad.copy()
+            for q in np.unique(of):
+                labels[of == q] = rng.permutation(bad[of == q])
+            one = self.bad_less_good(at["target"] - at["control"], labels, of)
+            shuffled.append(one.bound(0.975, -1) > 0 or one.bound(0.975, +1) < 0)
+        row = {"measure": "cross-run likelihood, nulls", "seed": seed, "control_against_base": still.value}
+        self.tell(row | {"control_against_base_se": still.se, "shuffled_called": float(np.mean(shuffled))})
+
+    def bad_less_good(self, shift: np.ndarray, bad: np.ndarray, of: np.ndarray):
+        """Return the mean over questions of the bad answers' shift less the good ones' [N]."""
+        wide = [shift[bad & (of == q)].mean() - shift[~bad & (of == q)].mean() for q in range(len(self.questions))]
+        return stratified_mean(np.array(wide), self.strata())
 
     def reread(self, seed: int, bank: list[dict]) -> None:
         """Mean alignment of the middle checkpoint of the target from answers of others, and from its own."""
