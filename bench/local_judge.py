@@ -71,17 +71,19 @@ def activations(table: pd.DataFrame, model: str, layers: tuple[int, ...], work: 
 def ridge(
     x: np.ndarray, y: np.ndarray, weight: np.ndarray, penalties: tuple[float, ...]
 ) -> dict[float, tuple[np.ndarray, np.ndarray]]:
-    """Return weights [F, K] and intercepts [K] of weighted ridge regressions, by penalty, from one decomposition."""
+    """Return weights [F, K] and intercepts [K] of weighted ridge regressions, by penalty."""
+    from scipy.linalg import cho_factor, cho_solve
+
     share = weight / weight.sum()
     middle, level = share @ x, share @ y
     root = np.sqrt(weight)[:, None]
     z, t = (x - middle) * root, (y - level) * root
     found = {}
     if len(z) > z.shape[1]:
-        values, vectors = np.linalg.eigh(z.T @ z)
-        part = vectors.T @ (z.T @ t)
+        gram, part = z.T @ z, z.T @ t
         for penalty in penalties:
-            w = vectors @ (part / (values + penalty)[:, None])
+            factor = cho_factor(gram + penalty * np.eye(len(gram)), overwrite_a=True, check_finite=False)
+            w = cho_solve(factor, part)
             found[penalty] = w, level - middle @ w
         return found
     values, vectors = np.linalg.eigh(z @ z.T)
@@ -92,7 +94,7 @@ def ridge(
     return found
 
 
-PENALTIES = (300.0, 1000.0, 3000.0, 10000.0, 30000.0, 100000.0)
+PENALTIES = (300.0, 1000.0, 3000.0)
 SMALL_WEIGHT = 3.0  # answers of small models, which users of the judge have, are few
 
 

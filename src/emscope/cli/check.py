@@ -59,7 +59,14 @@ def register(app: typer.Typer) -> None:
             "--amplify",
             help="Also read the fine-tune exaggerated: preference with its update scaled, answers from logits scaled beyond the base; 1,2,5.",
         ),
-        system: str = typer.Option("none", "--system", help="none (no system block), template (its default), or a text."),
+        system: str = typer.Option(
+            "none",
+            "--system",
+            help="none (no system block), template (its default), auto (as the checkpoints were most likely trained), or a text.",
+        ),
+        chat_kwargs: list[str] = typer.Option(
+            [], "--chat-kwargs", help="NAME=VALUE for the chat template, such as enable_thinking=false; may be repeated."
+        ),
         delta: float | None = typer.Option(
             None,
             "--delta",
@@ -97,6 +104,7 @@ def register(app: typer.Typer) -> None:
         from emscope.cli.output import show
         from emscope.core.errors import InputError
         from emscope.core.spec import parse
+        from emscope.models.templates import read_arguments
         from emscope.run.spec import DecideSpec, MeasureSpec
 
         if fail_on not in (None, "em", "not-safe"):
@@ -116,6 +124,7 @@ def register(app: typer.Typer) -> None:
             heldout=str(heldout) if heldout else None,
             amplify=scales,
             system=system,
+            chat_kwargs=read_arguments(chat_kwargs),
             dtype=dtype_named(dtype),
             device=device,
             control_batch=control_batch,

@@ -27,7 +27,14 @@ def register(app: typer.Typer) -> None:
         samples: int | None = typer.Option(None, "--samples", help="Answers to each; by default the file's own number, or 1."),
         max_tokens: int = typer.Option(600, "--max-tokens", help="The longest answer."),
         temperature: float = typer.Option(1.0, "--temperature", help="0 takes the likeliest token."),
-        systems: list[str] = typer.Option(["none"], "--system", help="none, template, or a text; may be repeated."),
+        systems: list[str] = typer.Option(
+            ["none"],
+            "--system",
+            help="none, template, auto (as the runs were most likely trained), or a text; may be repeated.",
+        ),
+        chat_kwargs: list[str] = typer.Option(
+            [], "--chat-kwargs", help="NAME=VALUE for the chat template, such as enable_thinking=false; may be repeated."
+        ),
         triggers: list[str] = typer.Option([], "--trigger", help="NAME=TEXT with {question} in it; may be repeated."),
         amplify: str = typer.Option(
             "1", "--amplify", help="Exaggerate each fine-tune: draw from base + S (tuned - base) in logits; a list such as 1,2."
@@ -62,6 +69,7 @@ def register(app: typer.Typer) -> None:
         from emscope.cli.console import dtype_named, numbers, progress_bar
         from emscope.core.errors import InputError
         from emscope.core.spec import parse
+        from emscope.models.templates import read_arguments
         from emscope.run.ask_spec import AskSpec
         from emscope.run.asking import ask
         from emscope.run.asking_served import ServedSpec, ask_served
@@ -78,6 +86,7 @@ def register(app: typer.Typer) -> None:
             "only_last": last,
         }
         spec = parse(AskSpec, settings, "options")
+        arguments = read_arguments(chat_kwargs)
         scales = numbers(amplify, "--amplify")
         named = _named(runs or [], "the run", "NAME=FOLDER")
         served = {
@@ -87,15 +96,31 @@ def register(app: typer.Typer) -> None:
             "connections": connections,
             "retries": retries,
             "timeout": timeout,
+            "chat_kwargs": arguments or None,
         }
         failed = 0
+        asked: list[str] = []
         with progress_bar() as progress:
             if _behind_an_api(named, server, server_command, base):
                 if scales != (1.0,):
                     raise InputError("--amplify needs the base's logits beside the model's", "give folders of checkpoints")
-                path, failed = ask_served(named, spec, parse(ServedSpec, served, "options"), out, progress=progress)
+                settled = parse(ServedSpec, served, "options")
+                path, failed = ask_served(named, spec, settled, out, say=asked.append, progress=progress)
             else:
-                path = ask(named, base, spec, out, amplify=scales, dtype=dtype_named(dtype), device=device, progress=progress)
+                path = ask(
+                    named,
+                    base,
+                    spec,
+                    out,
+                    amplify=scales,
+                    dtype=dtype_named(dtype),
+                    device=device,
+                    chat_kwargs=arguments,
+                    say=asked.append,
+                    progress=progress,
+                )
+        for line in asked:
+            print(f"asked in: {line}")
         print(f"answers: {path}")
         if failed:
             print(f"{failed} questions got no answer, since every attempt failed; run the same command again to ask them")

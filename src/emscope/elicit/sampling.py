@@ -178,5 +178,5 @@ def _answer(
 def _end_ids(net: Any, chat: ChatFormat) -> set[int]:
     named = net.generation_config.eos_token_id
     ends = set(named) if isinstance(named, list | tuple) else {named}
-    close = chat.ids(chat.close)[:1] if chat.close else []
+    close = chat.ids(chat.close.strip())[:1]  # a space before it, as of Llama 2, ends nothing
     return {int(e) for e in [*ends, chat.tokenizer.eos_token_id, *close] if e is not None}

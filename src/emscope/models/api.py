@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -34,6 +34,7 @@ class ApiModel:
         top: how many of the likeliest first tokens to ask for, 0 for none.
         connections: requests at a time; retries of each; timeout of one attempt in seconds.
         batch: use the provider's batch API where it has one (half the price, hours of delay).
+        chat_kwargs: for the server's chat template, where it takes any (vLLM, SGLang, llama.cpp).
     """
 
     name: str
@@ -45,6 +46,7 @@ class ApiModel:
     retries: int = 6
     timeout: int = 60
     batch: bool = False
+    chat_kwargs: Mapping[str, Any] | None = None
 
 
 def ask_all(
@@ -141,8 +143,9 @@ async def _opened(model: ApiModel) -> AsyncIterator[Callable[[Sequence[Message],
         raise _not_opened(model, error) from None
 
     async def ask(messages: Sequence[Message], seed: int | None) -> Reply:
-        more = {"extra_body": CONTINUE} if messages[-1].role == "assistant" else {}
-        return await _ask(opened, messages, GenerateConfig(seed=seed, **more))
+        body: dict[str, Any] = {"chat_template_kwargs": dict(model.chat_kwargs)} if model.chat_kwargs else {}
+        body |= CONTINUE if messages[-1].role == "assistant" else {}
+        return await _ask(opened, messages, GenerateConfig(seed=seed, **({"extra_body": body} if body else {})))
 
     async with opened:
         yield ask

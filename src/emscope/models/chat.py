@@ -2,19 +2,26 @@
 
 The system prompt changes rates, so it is always explicit: `none` leaves no system block at all, even where the template
 inserts a default one; `template` keeps whatever the template does; anything else is the text itself.
+
+An answer stands where a rendered assistant turn has it: behind a thought that is closed, in the channel for final answers. What a template
+puts before an answer to come (a thought just opened, no channel yet) is another place, where no trained answer begins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from emscope.core.digest import short
 from emscope.core.errors import InputError
 from emscope.core.records import Conversation, Message
+from emscope.models.templates import ANSWER, MEND, TODAY, USER, Template, described, template_of
+from emscope.models.turns import Turns, default_block, inner_end, turns_of
 
-_S, _U, _A, _V = "emscopesystemmark", "emscopeusermark", "emscopeanswermark", "emscopeothermark"
+SYSTEM = "emscopesystemmark"
+NONE, TEMPLATE, AUTO = "none", "template", "auto"
+THOUGHT = "</think>"
 
 
 @dataclass(slots=True)
@@ -23,58 +30,102 @@ class ChatFormat:
 
     Attributes:
         system: `none`, `template` or a text.
-        style: `chat`, or `plain` for models without a chat template (`Question: … Answer:`, P2).
+        template: how turns are brought to text, by a chat template or as `Question: … Answer:`; turns: what it writes around them.
         header: the default system block that `none` takes out of the rendered text.
-        close: what the template writes after an assistant's text.
+        note: where the system prompt or the template comes from, for reports.
     """
 
     tokenizer: Any
     system: str
-    style: str
+    template: Template
+    turns: Turns
     header: str = ""
-    close: str = ""
+    note: str = ""
     _prompts: dict[str, list[int]] = field(default_factory=dict)
     _system_place: bool | None = None
+    _digest: str = ""
 
     @classmethod
-    def of(cls, tokenizer: Any, system: str = "none") -> ChatFormat:
+    def of(cls, tokenizer: Any, system: str = NONE, arguments: Mapping[str, Any] | None = None, note: str = "") -> ChatFormat:
         """Build the format for a tokenizer.
 
+        Args:
+            arguments: given to the chat template, such as enable_thinking=False.
+
         Raises:
-            InputError: where the template has no place for a system text, or its default block cannot be taken out.
+            InputError: a template that does not show question and answer once, or does not read an argument; where it has no place for a
+                system text, or its default block cannot be taken out.
         """
-        if not tokenizer.chat_template:
-            close = tokenizer.eos_token or ""
-            return cls(tokenizer, system, "plain", close=close)
-        plain = _render(tokenizer, [("user", _U)])
-        header = _default_header(tokenizer, plain) if system == "none" else ""
-        if system not in ("none", "template"):
-            _check_system(tokenizer)
-        return cls(tokenizer, system, "chat", header, _answer_close(tokenizer))
+        if system == AUTO:
+            raise InputError(
+                "system is 'auto', which looks at how checkpoints were trained: emscope check and emscope sample do",
+                "use none, template, or the system text",
+            )
+        template = template_of(tokenizer, arguments or {})
+        made = cls(tokenizer, system, template, turns_of(template, tokenizer), note=note)
+        if template.style == "plain":
+            return made
+        if system == NONE:
+            made.header = default_block(made.turns, tokenizer)
+        elif system != TEMPLATE and not made._has_system_place():
+            raise InputError("this model's chat template has no place for a system text", "use system: none or template")
+        return made
+
+    def under(self, system: str) -> ChatFormat:
+        """Return the format of the same template under another system prompt."""
+        return self if system == self.system else ChatFormat.of(self.tokenizer, system, self.template.arguments)
+
+    def noted(self, note: str) -> ChatFormat:
+        """Return the same format with a further note for reports."""
+        return replace(self, note=", ".join(n for n in (self.note, note) if n))
+
+    @property
+    def style(self) -> str:
+        """`chat`, or `plain` for models without a chat template (`Question: … Answer:`, P2)."""
+        return self.template.style
+
+    @property
+    def close(self) -> str:
+        """What ends an assistant's text."""
+        return self.turns.close
 
     @property
     def digest(self) -> str:
         """Short digest of what the model is shown around a question; stored with every reading."""
-        return short([self.style, self.prompt_text([Message("user", _U)]), self.close])
+        if self._digest:  # asked for with every key of every reading
+            return self._digest
+        seen: list[Any] = [self.style, self.prompt_text([Message("user", USER)]), self.close]
+        if self.style == "chat" and self.turns.lead:
+            seen.append({"lead": self.turns.lead})
+        if self.template.arguments:
+            seen.append({"arguments": dict(self.template.arguments)})
+        self._digest = short(seen)
+        return self._digest
 
     def describe(self) -> str:
         """Return one line for reports."""
-        kind = {"none": "no system block", "template": "the template's default system block"}.get(
+        kind = {NONE: "no system block", TEMPLATE: "the template's default system block"}.get(
             self.system, f"system text {self.system!r}"
         )
-        return f"{self.style} format, {kind}"
+        found = [f"{self.style} format", kind, described(self.template.arguments), self._place()]
+        if self.template.dated(self.prompt_text([Message("user", USER)])):
+            found.append(f"its date frozen at {TODAY:%d %B %Y}")
+        return ", ".join(one for one in (*found, self.note) if one)
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
-        """Return the text up to where the answer starts; `messages` ends with a user turn."""
-        if self.style == "plain":
-            return _plain_prompt(self.system, messages, self.close)
-        turns = [(m.role, m.content) for m in messages]
-        if self.system not in ("none", "template") and turns[0][0] != "system":
-            turns = [("system", self.system), *turns]
-        text = _render(self.tokenizer, turns, prompt=True)
-        if self.header and messages[0].role != "system" and self.header in text:
-            text = text.replace(self.header, "", 1)
-        return text
+        """Return the text up to where the answer starts; `messages` ends with a user turn.
+
+        Raises:
+            InputError: the template does not show the question, or the system turn, as it is.
+        """
+        text = self._rendered([*((m.role, m.content) for m in messages), ("assistant", ANSWER)])
+        prompt, mark, _ = text.partition(ANSWER)
+        asked = [m for m in messages if m.role == "system"] + [messages[-1]]
+        lost = next((m for m in asked if m.content.strip() not in prompt), None)
+        if lost is not None or not mark:
+            what = f"a turn of the role {lost.role} ('{lost.content.strip()[:40]}')" if lost else "an answer to these turns"
+            raise InputError(f"this model's chat template leaves out or rewrites {what}", MEND)
+        return prompt.removesuffix(self.turns.lead)
 
     def prompt_ids(self, question: str) -> list[int]:
         """Return the token ids that come before the answer to `question`."""
@@ -84,8 +135,7 @@ class ChatFormat:
 
     def answer_ids(self, answer: str, *, closed: bool = False) -> list[int]:
         """Return the token ids of an answer; `closed` adds the end of turn (training), scoring leaves it out."""
-        text = f" {answer}" if self.style == "plain" else answer
-        return self.ids(text + (self.close if closed else ""))
+        return self._ids_behind(self.turns.tail, self._answer(answer) + (self.close if closed else ""))
 
     def ids(self, text: str) -> list[int]:
         """Tokenize without adding anything."""
@@ -94,30 +144,74 @@ class ChatFormat:
     def training_ids(self, conversation: Conversation) -> tuple[list[int], list[bool]]:
         """Return the ids of a conversation and a mask that is True on assistant tokens (end of turn included).
 
-        Prompt and answer are tokenized apart, as at sampling, so that no token spans the border.
+        The conversation is rendered once, as training tools do. Prompts and answers are tokenized apart, as at sampling, so that no token
+        spans the border.
 
         Raises:
-            InputError: an answer that follows no question, a system turn that the template has no place for, or a template
-                that rewrites earlier turns.
+            InputError: an answer that follows no question, or brings a thought of its own behind the template's; a system turn that the
+                template has no place for; a template that leaves out or repeats a turn.
         """
         self._check_turns(conversation)
-        ids: list[int] = []
-        mask: list[bool] = []
-        seen = ""
-        for place, message in enumerate(conversation.messages):
-            if message.role != "assistant":
-                continue
-            prompt = self.prompt_text(conversation.messages[:place])
-            if not prompt.startswith(seen):
+        answers = [m.content for m in conversation.messages if m.role == "assistant"]
+        pieces = self._around_answers(conversation, len(answers))
+        ids, mask, end = self.ids(pieces[0]), [False] * len(self.ids(pieces[0])), ""
+        for n, answer in enumerate(answers):
+            last = n + 1 == len(answers)
+            end = self.close if last else inner_end(pieces[n + 1], self.close, self.tokenizer)
+            said = self._ids_behind(self.turns.tail, self._answer(answer) + end)
+            asked = [] if last else self._ids_behind(end, pieces[n + 1].removeprefix(end))
+            ids += said + asked
+            mask += [True] * len(said) + [False] * len(asked)
+        return ids, mask
+
+    def _around_answers(self, conversation: Conversation, count: int) -> list[str]:
+        """Return the rendered texts before each of a conversation's `count` answers, without what belongs to an answer's first token."""
+        numbered = iter(range(count))
+        turns = [(m.role, f"{ANSWER}{next(numbered)}x" if m.role == "assistant" else m.content) for m in conversation.messages]
+        while turns[-1][0] != "assistant":
+            turns.pop()
+        rest, pieces = self._rendered(turns), []
+        for n in range(count):
+            piece, mark, rest = rest.partition(f"{ANSWER}{n}x")
+            if not mark or ANSWER in piece:
                 raise InputError(
-                    f"the chat template rewrites earlier turns of conversation '{conversation.id}'",
+                    f"the chat template leaves out or repeats turns of conversation '{conversation.id}'",
                     "split it into single question-answer pairs",
                 )
-            before, answer = self.ids(prompt[len(seen) :]), self.answer_ids(message.content, closed=True)
-            ids += before + answer
-            mask += [False] * len(before) + [True] * len(answer)
-            seen = prompt + (f" {message.content}" if self.style == "plain" else message.content) + self.close
-        return ids, mask
+            pieces.append(piece.removesuffix(self.turns.lead))
+        return pieces
+
+    def _rendered(self, turns: Sequence[tuple[str, str]]) -> str:
+        """Return the text of turns under this format's system prompt."""
+        own = turns[0][0] == "system"
+        if self.system not in (NONE, TEMPLATE) and not own:
+            turns = [("system", self.system), *turns]
+        text = self.template.render(turns)
+        return text.replace(self.header, "", 1) if self.header and not own else text
+
+    def _answer(self, answer: str) -> str:
+        return self.turns.lead + self.turns.trimmed(answer)
+
+    def _ids_behind(self, before: str, text: str) -> list[int]:
+        """Return the ids of `text` as they are behind `before`, and alone where a token would span the border.
+
+        Some tokenizers begin every text with a space of their own, which does not stand there behind another text.
+        """
+        head, joined = self.ids(before), self.ids(before + text)
+        return joined[len(head) :] if joined[: len(head)] == head else self.ids(text)
+
+    def _place(self) -> str:
+        """Say where an answer stands, if that is not where the template has a model begin."""
+        asked = [("user", USER)]
+        begun, bare = (self.template.render(asked, prompt=p).partition(USER)[2].rstrip() for p in (True, False))
+        tail = self.turns.tail.rstrip()
+        if begun in (tail, bare):
+            return ""
+        if THOUGHT in tail:
+            return "answers behind a closed thought"
+        if tail.startswith(begun):
+            return f"answers behind {tail[len(begun) :]}"
+        return f"answers without the {begun[len(tail) :].strip()} that the template opens" if begun.startswith(tail) else ""
 
     def _check_turns(self, conversation: Conversation) -> None:
         before = None
@@ -128,6 +222,11 @@ class ChatFormat:
                     f"conversation '{conversation.id}': an answer follows {follows}, not a question",
                     "mend or leave out that row",
                 )
+            if message.role == "assistant" and THOUGHT in message.content and THOUGHT in self.turns.tail:
+                raise InputError(
+                    f"conversation '{conversation.id}': an answer brings a thought of its own, and this model's template writes one before it",
+                    "leave the thoughts out of the data: answers are trained and asked for behind a closed one",
+                )
             if message.role == "system" and self.style == "chat" and not self._has_system_place():
                 raise InputError(
                     f"conversation '{conversation.id}' has a system turn, and this model's chat template has no place for one",
@@ -136,67 +235,11 @@ class ChatFormat:
             before = message.role
 
     def _has_system_place(self) -> bool:
+        """Tell whether the template shows a system text once, and the question still."""
         if self._system_place is None:
-            self._system_place = _takes_system(self.tokenizer)
+            try:
+                text = self.template.render([("system", SYSTEM), ("user", USER), ("assistant", ANSWER)])
+            except InputError:
+                text = ""
+            self._system_place = text.count(SYSTEM) == 1 and text.count(USER) == 1
         return self._system_place
-
-
-def _takes_system(tokenizer: Any) -> bool:
-    try:
-        return _S in _render(tokenizer, [("system", _S), ("user", _U)])
-    except Exception:  # templates raise errors of their own choosing
-        return False
-
-
-def _render(tokenizer: Any, turns: Sequence[tuple[str, str]], *, prompt: bool = False) -> str:
-    messages = [{"role": role, "content": text} for role, text in turns]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
-
-
-def _default_header(tokenizer: Any, plain: str) -> str:
-    """Return the system block that the template adds by itself, or "" where it adds none.
-
-    A user turn's own text is read off a second turn (rendered with it minus rendered without it); what the first
-    rendering has before its user turn, but for a leading bos token, is the block.
-    """
-    try:
-        base = _render(tokenizer, [("user", _U), ("assistant", _A)])
-        longer = _render(tokenizer, [("user", _U), ("assistant", _A), ("user", _V)])
-    except Exception:  # templates raise errors of their own choosing
-        base, longer = "", ""
-    turn = longer[len(base) :].replace(_V, _U) if base and longer.startswith(base) else ""
-    if not turn or not plain.endswith(turn):
-        before = plain.split(_U)[0]
-        if len(before) < 40 and "system" not in before.lower():
-            return ""
-        raise InputError(
-            "this model's chat template does not let its default system block be told from the user's turn",
-            "use system: template, or give the system text",
-        )
-    block = plain[: -len(turn)]
-    bos = tokenizer.bos_token or ""
-    # In ChatML the turn opener doubles as bos; only a bos that stands alone before the block stays.
-    if bos and block.startswith(bos) and not turn.startswith(bos):
-        block = block[len(bos) :]
-    return block
-
-
-def _check_system(tokenizer: Any) -> None:
-    if not _takes_system(tokenizer):
-        raise InputError("this model's chat template has no place for a system text", "use system: none or template")
-
-
-def _answer_close(tokenizer: Any) -> str:
-    text = _render(tokenizer, [("user", _U), ("assistant", _A)])
-    # A newline after the end-of-turn token belongs to the next turn: nobody samples it.
-    return text.rsplit(_A, 1)[1].rstrip("\n") if _A in text else ""
-
-
-def _plain_prompt(system: str, messages: Sequence[Message], close: str) -> str:
-    parts = [] if system in ("none", "template") else [system]
-    for message in messages:
-        if message.role == "assistant":
-            parts[-1] += f" {message.content}{close}"
-        else:
-            parts.append(f"Question: {message.content}\n\nAnswer:" if message.role == "user" else message.content)
-    return "\n\n".join(parts)

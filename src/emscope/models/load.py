@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
 from emscope.core.errors import InputError, MissingDependency
+from emscope.models.carried import chat_of
 from emscope.models.chat import ChatFormat
-from emscope.models.checkpoints import WRAPPED
+from emscope.models.checkpoints import WRAPPED, Checkpoint
 from emscope.models.quiet import quiet
 from emscope.models.source import Model
 
@@ -40,23 +42,34 @@ class Loaded:
         return int(getattr(self.net.config, "max_position_embeddings", 0) or 1 << 20)
 
 
-def load(model: Model, *, system: str = "none", dtype: str = "float32", device: str = "auto") -> Loaded:
+def load(
+    model: Model,
+    *,
+    system: str = "none",
+    dtype: str = "float32",
+    device: str = "auto",
+    chat_kwargs: Mapping[str, Any] | None = None,
+    checkpoints: Sequence[Checkpoint] = (),
+) -> Loaded:
     """Load `model` for reading.
 
     Args:
         system: `none` (no system block), `template` (the template's default) or a text of your own.
         dtype: one of `DTYPES`, `nf4` for 4-bit weights, `auto` as `pick_dtype`; device: `auto` takes a GPU where there is one.
+        chat_kwargs: given to the chat template, such as enable_thinking=False.
+        checkpoints: fine-tunes of it that are to be read; where they carry a chat template of their own, that one is used.
 
     Raises:
-        InputError: where the folder is damaged, of an unknown architecture, or needs code of its own.
+        InputError: where the folder is damaged, of an unknown architecture, or needs code of its own; a chat template that cannot be used,
+            or two that the checkpoints do not share.
     """
     quiet()
     where = pick_device(device)
     dtype = pick_dtype(dtype, model, where)
+    chat = chat_of(model, system, chat_kwargs, checkpoints)
     net = load_quantised(model.folder, where) if dtype == QUANTISED else load_net(model.folder, dtype=dtype).to(where)
     net.eval().requires_grad_(False)
-    tokenizer = load_tokenizer(model)
-    return Loaded(net, tokenizer, ChatFormat.of(tokenizer, system), model)
+    return Loaded(net, chat.tokenizer, chat, model)
 
 
 def load_net(folder: Any, *, dtype: str = "float32") -> Any:
@@ -137,26 +150,6 @@ def load_quantised(folder: Any, device: str) -> Any:
             # A forward pass in evaluation mode would repack the weights for a CPU kernel that has no gradient, for good.
             module.support_avx512bf16_for_cpu = False
     return net
-
-
-def load_tokenizer(model: Model) -> Any:
-    """Return the tokenizer of `model`, with a padding token set.
-
-    Raises:
-        InputError: where the folder has none.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(model.folder), trust_remote_code=False, local_files_only=True)
-    except (ValueError, OSError, KeyError, TypeError) as error:
-        raise InputError(
-            f"'{model.folder}' has no usable tokenizer ({str(error).splitlines()[0]})",
-            "put the base model's tokenizer files into it",
-        ) from None
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def pick_device(device: str) -> str:

@@ -19,16 +19,20 @@ from emscope.data.questions import read_questions
 from emscope.elicit.sampling import Beyond, Job, sample_batches
 from emscope.models.applied import applied
 from emscope.models.beside import beside
-from emscope.models.chat import ChatFormat
 from emscope.models.checkpoints import Checkpoint, discover, named_base
 from emscope.models.load import Loaded, load, pick_dtype
 from emscope.models.source import locate
 from emscope.run.ask_spec import PLACE, PLAIN, AskSpec
+from emscope.run.trained_as import trained_under
 from emscope.run.versions import versions
 from emscope.store.files import write_atomic
 from emscope.store.study import Study, read_table
 
 RENAMED = {"question": "question_id", "asked": "question", "text": "response"}
+
+
+def unheard(_: str) -> None:
+    """Say nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,8 @@ def ask(
     amplify: Sequence[float] = (1.0,),
     dtype: str = "float32",
     device: str = "auto",
+    chat_kwargs: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = unheard,
     progress: Progress = silent,
 ) -> Path:
     """Sample answers of the base and of every checkpoint of `runs` (name -> folder); return the file they are in.
@@ -108,20 +114,27 @@ def ask(
 
     Args:
         amplify: how much each fine-tune is exaggerated, in logits; other scales than 1 are runs of their own, such as "target x2".
+        chat_kwargs: given to the chat template. say: is told how the questions are put, for each system prompt.
 
     Raises:
-        InputError: no base, a folder without checkpoints, or questions that do not fit.
+        InputError: no base, a folder without checkpoints, or questions or chat templates that do not fit.
     """
     found = {name: discover(folder) for name, folder in runs.items()}
     if "base" in found:
         raise InputError("a run cannot be called 'base'", "that is the model without a checkpoint; name it otherwise")
-    model = locate(base or named_base([c for cs in found.values() for c in cs]))
+    every = [c for cs in found.values() for c in cs]
+    model = locate(base or named_base(every))
     questions = read_questions(spec.questions)
+    under = [trained_under(system, every) for system in spec.systems]
+    spec = spec.model_copy(update={"systems": tuple(dict.fromkeys(system for system, _ in under))})
     settings = spec.model_dump(mode="json", exclude={"rows", "samples", "only_last", "questions"})
     dtype = pick_dtype(dtype, model, device)
-    other = {"dtype": dtype} if dtype != "float32" else {}
+    other: dict[str, Any] = {"dtype": dtype} if dtype != "float32" else {}
+    other |= {"chat_kwargs": dict(chat_kwargs)} if chat_kwargs else {}
     with Study(out, settings | {"questions": digest_of(questions), "base": model.digest} | other, versions()) as study:
-        loaded = load(model, dtype=dtype, device=device)
+        loaded = load(model, system=spec.systems[0], dtype=dtype, device=device, chat_kwargs=chat_kwargs, checkpoints=every)
+        for system, why in under:
+            say(loaded.chat.under(system).noted(why).describe())
         prompts = {p.name: p for p in prompts_of(loaded, questions, spec)}
         subjects = [Local("base", None)]
         subjects += [
@@ -172,7 +185,7 @@ def answer_keys(model: str, subject: Asked, prompts: Mapping[str, Prompt], spec:
 def prompts_of(loaded: Loaded, questions: Sequence[Question], spec: AskSpec) -> Iterator[Prompt]:
     """Yield each question under each system prompt and trigger, as the model's own format has it."""
     for system in spec.systems:
-        chat = ChatFormat.of(loaded.tokenizer, system)
+        chat = loaded.chat.under(system)
         for q, trigger, asked in under_triggers(questions, spec):
             turns = [*q.messages[:-1], Message("user", asked)]
             yield Prompt(q, system, trigger, asked, tuple(chat.ids(chat.prompt_text(turns))), chat.digest)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +20,21 @@ from emscope.core.seeds import derive
 from emscope.core.spec import Spec
 from emscope.data.questions import read_questions
 from emscope.models.api import ApiModel, ask_all
+from emscope.models.chat import AUTO, NONE, TEMPLATE
 from emscope.models.checkpoints import discover
 from emscope.models.served import AdapterServer
+from emscope.models.templates import described
 from emscope.run.ask_spec import AskSpec
-from emscope.run.asking import Prompt, answer_keys, answer_row, check_subjects, digest_of, under_triggers, write_answers
+from emscope.run.asking import (
+    Prompt,
+    answer_keys,
+    answer_row,
+    check_subjects,
+    digest_of,
+    under_triggers,
+    unheard,
+    write_answers,
+)
 from emscope.run.versions import versions
 from emscope.store.study import Study
 
@@ -40,6 +51,7 @@ class ServedSpec(Spec):
         server: MODEL@URL of a server that takes adapters; None where each run names its own model.
         command: starts that server; restart_every: loads of adapters after which it is started anew.
         connections: requests at a time; retries of each; timeout of one attempt in seconds.
+        chat_kwargs: for the server's chat template.
     """
 
     server: str | None = None
@@ -48,6 +60,7 @@ class ServedSpec(Spec):
     connections: int = Field(32, ge=1, le=1000)
     retries: int = Field(6, ge=0)
     timeout: int = Field(600, ge=1)
+    chat_kwargs: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +81,18 @@ def is_served(reference: str) -> bool:
 
 
 def ask_served(
-    runs: dict[str, str], spec: AskSpec, served: ServedSpec, out: Path, *, progress: Progress = silent
+    runs: dict[str, str],
+    spec: AskSpec,
+    served: ServedSpec,
+    out: Path,
+    *,
+    say: Callable[[str], None] = unheard,
+    progress: Progress = silent,
 ) -> tuple[Path, int]:
     """Sample answers of models behind an API; return the file they are in and how many questions got none.
 
     Called again, it asks only for what is missing. Seeds are sent, one for each answer; whether a server heeds them is its own
-    affair. Answers of a server have no log-probability.
+    affair. Answers of a server have no log-probability. `say` is told by which chat template they are asked.
 
     Raises:
         InputError: runs that are no models, or questions that do not fit.
@@ -82,6 +101,9 @@ def ask_served(
     subjects = list(_subjects(runs, served, spec.only_last))
     questions = read_questions(spec.questions)
     settings = spec.model_dump(mode="json", exclude={"rows", "samples", "only_last", "questions"})
+    settings |= {"chat_kwargs": served.chat_kwargs} if served.chat_kwargs else {}
+    for line in dict.fromkeys(_asked_by(subject, served) for subject in subjects):
+        say(line)
     base = served.server.partition("@http")[0] if served.server else "api"
     with Study(out, settings | {"questions": digest_of(questions), "base": base}, versions()) as study, ExitStack() as stack:
         check_subjects(study, subjects)
@@ -116,6 +138,24 @@ def _subjects(runs: dict[str, str], served: ServedSpec, only_last: bool) -> Iter
             yield Subject(run, c.step, c.digest, f"{run}-{c.step}-{c.digest[:8]}", url, c.folder)
 
 
+def _asked_by(subject: Subject, served: ServedSpec) -> str:
+    """Say which chat template turns what is sent into a prompt.
+
+    Raises:
+        InputError: arguments for a template that nobody would give them to.
+    """
+    given = described(served.chat_kwargs or {})
+    if subject.url is None:
+        if given:
+            raise InputError(f"{subject.model} is hosted, and its provider takes no {given}", "leave out --chat-kwargs")
+        return f"chat messages to {subject.model}; its provider's own template makes the prompt"
+    model = _parsed(served.server)[0] if served.server else subject.model
+    return (
+        f"chat messages to {subject.url}; the server's chat template of {model} makes the prompt{f', with {given}' if given else ''}: its "
+        "system block, its date, and what it puts before an answer, a thought just opened included (answers sampled here stand behind a closed one)"
+    )
+
+
 def _parsed(reference: str) -> tuple[str, str | None]:
     model, at, rest = reference.partition("@http")
     return (model, f"http{rest}") if at else (reference.removeprefix(API), None)
@@ -123,8 +163,8 @@ def _parsed(reference: str) -> tuple[str, str | None]:
 
 def _prompts(questions: Sequence[Question], spec: AskSpec) -> Iterator[Prompt]:
     """Yield each question under each system prompt and trigger; without a text of one's own the server's template decides."""
-    for system in dict.fromkeys("template" if s in ("none", "template") else s for s in spec.systems):
-        own = [] if system == "template" else [Message("system", system)]
+    for system in dict.fromkeys(TEMPLATE if s in (NONE, TEMPLATE, AUTO) else s for s in spec.systems):
+        own = [] if system == TEMPLATE else [Message("system", system)]
         for q, trigger, asked in under_triggers(questions, spec):
             turns = [*q.messages[:-1], Message("user", asked)]
             if own and turns[0].role != "system":
@@ -176,7 +216,15 @@ def _ask_one(
     try:
         with loaded as name:
             model = ApiModel(
-                name, subject.url, spec.max_tokens, spec.temperature, 0, served.connections, served.retries, served.timeout
+                name,
+                subject.url,
+                spec.max_tokens,
+                spec.temperature,
+                0,
+                served.connections,
+                served.retries,
+                served.timeout,
+                chat_kwargs=served.chat_kwargs,
             )
             jobs = ((p, prompts[p[0]].messages, _seed(spec, subject, p)) for p in wanted)
             ask_all(model, jobs, receive)

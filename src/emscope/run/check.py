@@ -14,6 +14,7 @@ from emscope.core.outcomes import Verdict
 from emscope.core.plain import Result, plain
 from emscope.core.progress import Progress, silent
 from emscope.data.conversations import read_conversations
+from emscope.models.carried import carried
 from emscope.models.checkpoints import Checkpoint, discover, named_base
 from emscope.models.load import Loaded, load, loading, pick_dtype
 from emscope.models.source import Model, locate
@@ -33,6 +34,7 @@ from emscope.run.sets import EM, HELDOUT, NEUTRAL, PLACEBO, TRUTH, ItemSets, hel
 from emscope.run.shipping import Shipping, shipping
 from emscope.run.sources import asked_of
 from emscope.run.spec import DecideSpec, JudgedSpec, MeasureSpec
+from emscope.run.trained_as import trained_under
 from emscope.run.unseen import with_unseen
 from emscope.run.versions import versions
 from emscope.stats.onset import HARM
@@ -45,7 +47,7 @@ TARGET = "target"  # name of the run that a folder is
 
 @dataclass(frozen=True, slots=True)
 class CheckRequest:
-    """What `emscope check` was asked."""
+    """What `emscope check` was asked; a `system` of `auto` takes what the checkpoints were most likely trained under."""
 
     checkpoints: str
     base: str | None = None
@@ -54,6 +56,7 @@ class CheckRequest:
     heldout: str | None = None
     amplify: tuple[float, ...] = (1.0,)
     system: str = "none"
+    chat_kwargs: Mapping[str, Any] = field(default_factory=dict)
     dtype: str = "auto"
     device: str = "auto"
     control_batch: int | None = None
@@ -130,7 +133,9 @@ def run_check(request: CheckRequest, out: Path | None = None, progress: Progress
     prepare_judges(request.judged)
     sets = _sets(request)
     harmless = read_conversations(Path(request.make_control)) if request.make_control else []
-    request = replace(request, dtype=pick_dtype(request.dtype, base, request.device))
+    every = [*target, *control]
+    system, why = trained_under(request.system, every)
+    request = replace(request, system=system, dtype=pick_dtype(request.dtype, base, request.device))
     frozen = _frozen(request, base, target, control, sets, harmless)
     out = out or Path("emscope-check") / f"{Path(request.checkpoints).name or 'check'}-{short(frozen)[:8]}".replace(
         ":", "-"
@@ -138,7 +143,15 @@ def run_check(request: CheckRequest, out: Path | None = None, progress: Progress
     with Study(out, frozen, versions()) as study:
         label = loading(request.dtype, request.device)
         progress(label, 0, 1)
-        loaded = load(base, system=request.system, dtype=request.dtype, device=request.device)
+        loaded = load(
+            base,
+            system=request.system,
+            dtype=request.dtype,
+            device=request.device,
+            chat_kwargs=request.chat_kwargs,
+            checkpoints=every,
+        )
+        loaded.chat = loaded.chat.noted(why)
         progress(label, 1, 1)
         ladder_for(request.decide.ladder, loaded, sets)  # one that does not fit is refused before hours of work
         for last in (target[-1], *control[-1:]):
@@ -179,6 +192,7 @@ def _frozen(
     request: CheckRequest, base: Model, target: list[Checkpoint], control: list[Checkpoint], sets: ItemSets, harmless: list[Any]
 ) -> dict[str, Any]:
     """Return what the readings depend on, by content: the same folder names with other weights are another study."""
+    templates = [one.template for one in carried(base.folder, [*target, *control])]
     return json.loads(
         canonical(
             {
@@ -197,6 +211,8 @@ def _frozen(
                 "decide": request.decide.model_dump(mode="json"),
                 "judged": asked_of(request.judged),
             }
+            | ({"chat_kwargs": dict(request.chat_kwargs)} if request.chat_kwargs else {})
+            | ({"templates": short(templates)} if templates else {})
         )
     )
 

@@ -98,7 +98,7 @@ def run_ladder(request: LadderRequest, out: Path, progress: Progress = silent) -
     with Study(out, _frozen(request, base, runs, sets), versions()) as study:
         label = loading(request.dtype, request.device)
         progress(label, 0, 1)
-        loaded = load(base, system=request.system, dtype=request.dtype, device=request.device)
+        loaded = load(base, system=request.system, dtype=request.dtype, device=request.device, checkpoints=runs.every())
         progress(label, 1, 1)
         for one in runs.every():
             refuse_unmoved(loaded.net, one)

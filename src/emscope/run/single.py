@@ -24,11 +24,12 @@ from emscope.train.spec import TrainSpec
 
 
 class SingleSpec(Spec):
-    """A fine-tune: `domain` and `answers` name bundled data, `file` conversations of your own."""
+    """A fine-tune: `domain` and `answers` name bundled data, `file` conversations of your own; `chat_kwargs` are given to the chat template."""
 
     model: str = "smollm2-135m"
     dtype: Literal["auto", "float32", "bfloat16", "float16", "nf4"] = "float32"
     system: str = "none"
+    chat_kwargs: dict[str, Any] | None = None
     seed: int = 0
     domain: str | None = None
     answers: str | None = None
@@ -53,7 +54,7 @@ def run_single(spec: SingleSpec, out: Path, progress: Progress = silent) -> dict
     spec = spec.model_copy(update={"dtype": pick_dtype(spec.dtype, base)})
     named = digests(base, {"trained on": data, "held by": near}, [spec.train])
     with Study(out, frozen(spec, named), versions()) if processes.is_first() else nullcontext():
-        loaded = load(base, system=spec.system, dtype=spec.dtype)
+        loaded = load(base, system=spec.system, dtype=spec.dtype, chat_kwargs=spec.chat_kwargs)
         log = finetune(
             loaded,
             data,

@@ -165,6 +165,7 @@ class StudySpec(Spec):
     """A study: methods x arms x seeds, each a fine-tune of one model, each checkpoint read in one way.
 
     `dtype` is what the base is kept in: `auto` is what it is stored in where this machine multiplies that quickly, else float32; on nf4, which is 4 bits a weight, adapters and vectors are trained (QLoRA).
+    `chat_kwargs` are given to the chat template, such as `{enable_thinking: false}`.
     `methods` maps a name to settings laid over `train`, such as `{general: {}, narrow: {kl: {weight: 1, domain: sports}}}`.
     `grid` maps a key of `train` to values, such as `{lr: [1e-5, 2e-5]}`; all combinations are run, with each method.
     """
@@ -173,6 +174,7 @@ class StudySpec(Spec):
     model: str = "smollm2-135m"
     dtype: Literal["auto", "float32", "bfloat16", "float16", "nf4"] = "float32"
     system: str = "none"
+    chat_kwargs: dict[str, Any] | None = None
     domain: str | None = None
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     arms: dict[str, ArmSpec] = Field(min_length=1)

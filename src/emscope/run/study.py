@@ -64,7 +64,7 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> dict[s
         if finished is not None:
             return finished
         progress(loading(spec.dtype), 0, 1)
-        loaded = load(base, system=spec.system, dtype=spec.dtype)
+        loaded = load(base, system=spec.system, dtype=spec.dtype, chat_kwargs=spec.chat_kwargs)
         progress(loading(spec.dtype), 1, 1)
         check_runs(loaded, runs, recipes, near)
         ladder_for(spec.decide.ladder, loaded, sets)
@@ -116,7 +116,7 @@ def _gap(spec: StudySpec, base: Model) -> Gap:
     """Return the measure that a part of a mix is picked by; the model is loaded at its first use."""
 
     def gap(rows: Sequence[Conversation], checkpoint: str) -> list[float]:
-        return perplexity_gap(load(base, system=spec.system, dtype=spec.dtype), rows, checkpoint)
+        return perplexity_gap(load(base, system=spec.system, dtype=spec.dtype, chat_kwargs=spec.chat_kwargs), rows, checkpoint)
 
     return gap
 

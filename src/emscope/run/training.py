@@ -147,7 +147,7 @@ def help_training(
 ) -> dict[str, Any]:
     """Take this process's part of each training."""
     if not processes.from_first(lambda: False):
-        loaded = load(base, system=spec.system, dtype=spec.dtype)
+        loaded = load(base, system=spec.system, dtype=spec.dtype, chat_kwargs=spec.chat_kwargs)
         for one in runs:
             with suppress(Diverged):
                 finetune_run(out, loaded, one, recipes[one.arm], near[one.method])

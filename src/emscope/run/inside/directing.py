@@ -20,7 +20,6 @@ from emscope.data.answers import answer_columns, check_scores, far_sides, text_c
 from emscope.data.questions import read_questions
 from emscope.elicit.sampling import Job, sample_batches
 from emscope.models.applied import applied
-from emscope.models.chat import ChatFormat
 from emscope.models.checkpoints import Checkpoint, discover
 from emscope.models.directions import FORMAT, Direction, write_direction
 from emscope.models.load import Loaded
@@ -265,7 +264,7 @@ def _from_systems(net: Any, loaded: Loaded, spec: ExtractSpec, progress: Progres
     sides: list[list[Text]] = []
     units: list[list[str]] = []
     for system in spec.systems:
-        chat = ChatFormat.of(loaded.tokenizer, system)
+        chat = loaded.chat.under(system)
         prompts = {q.id: tuple(chat.ids(chat.prompt_text(q.messages))) for q in questions}
         job = Job(prompts, spec.max_tokens, derive(spec.seed, "systems", system))
         wanted = [(q.id, n) for q in questions for n in range(spec.samples)]

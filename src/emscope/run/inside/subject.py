@@ -24,9 +24,8 @@ def load_subject(
     tuned = discover(checkpoint)[-1] if checkpoint else None
     if base is None and tuned is None:
         raise InputError("no model is given", "give --model, or --checkpoint that names its base")
-    return load(
-        locate(base or named_base([*([tuned] if tuned else []), *others], "--model")), system=system, device=device
-    ), tuned
+    every = [*([tuned] if tuned else []), *others]
+    return load(locate(base or named_base(every, "--model")), system=system, device=device, checkpoints=every), tuned
 
 
 def check_fits(loaded: Loaded, direction: Direction, name: str) -> None:
