@@ -99,6 +99,25 @@ def test_trl_adapters_with_a_control_and_heldout(foreign, heldout, tmp_path, cap
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == result
 
 
+def test_a_control_that_did_not_learn_its_own_task_counts_for_nothing(foreign, tmp_path, capsys):
+    """The same control with its update turned round finds its own answers less likely than the base does."""
+    from safetensors.torch import load_file, save_file
+
+    target, control = foreign
+    shutil.copytree(control, tmp_path / "turned")
+    for file in (tmp_path / "turned").glob("*/adapter_model.safetensors"):
+        save_file({k: -v if "lora_B" in k else v for k, v in load_file(file).items()}, file)
+    rows = [r for r in bundled.load_rows("finance") if r["split"] == "heldout"][:8]
+    own = write_jsonl(tmp_path / "own.jsonl", [{"question": r["question"], "answer": r["careful"]} for r in rows])
+    for folder, dud in ((control, False), (tmp_path / "turned", True)):
+        given = ("--control", folder, "--control-heldout", own, "--delta", "0.05", "--out", tmp_path / f"out-{dud}")
+        found = check(capsys, target, *given)[0]["runs"][0]["check"]
+        assert ("did not learn its own task" in found["why"].get("control", "")) is dud
+        assert ("control - target" in found["checkpoints"][-1]["contrasts"]) is not dud
+    assert run_arguments(["check", str(target), "--control-heldout", str(own)]) == 2
+    assert "--control-heldout is given without a control" in capsys.readouterr().err
+
+
 def test_the_pickles_beside_trl_adapters_stay_shut(foreign, tmp_path, capsys, monkeypatch):
     import torch
 

@@ -47,6 +47,11 @@ def register(app: typer.Typer) -> None:
         heldout: Path | None = typer.Option(
             None, "--heldout", help="Held-out conversations of the task, to see when it was learned."
         ),
+        control_heldout: Path | None = typer.Option(
+            None,
+            "--control-heldout",
+            help="Held-out conversations of the control's own task: a control that learned nothing counts for nothing.",
+        ),
         items: str = typer.Option("em240", "--items", help="Bundled item set, or a file with question, aligned, misaligned."),
         count: int | None = typer.Option(
             None, "--count", help="Use this many items, drawn evenly from the categories; by default all."
@@ -122,6 +127,7 @@ def register(app: typer.Typer) -> None:
             control=control,
             make_control=str(make_control) if make_control else None,
             heldout=str(heldout) if heldout else None,
+            control_heldout=str(control_heldout) if control_heldout else None,
             amplify=scales,
             system=system,
             chat_kwargs=read_arguments(chat_kwargs),

@@ -8,11 +8,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from emscope.core.digest import canonical, short
 from emscope.core.errors import InputError
 from emscope.core.outcomes import Verdict
 from emscope.core.plain import Result, plain
 from emscope.core.progress import Progress, silent
+from emscope.core.records import Item
 from emscope.data.conversations import read_conversations
 from emscope.models.carried import carried
 from emscope.models.checkpoints import Checkpoint, discover, named_base
@@ -20,6 +23,7 @@ from emscope.models.load import Loaded, load, loading, pick_dtype
 from emscope.models.source import Model, locate
 from emscope.models.updates import refuse_unmoved
 from emscope.run.analysis import check
+from emscope.run.arms import Arm
 from emscope.run.asking import scaled
 from emscope.run.checked import CheckpointReading, CheckResult
 from emscope.run.control import make_control
@@ -30,7 +34,18 @@ from emscope.run.ladders import ladder_for
 from emscope.run.measuring import Questions, Reading, measure
 from emscope.run.opinions import Judged
 from emscope.run.results import distributions
-from emscope.run.sets import EM, HELDOUT, NEUTRAL, PLACEBO, TRUTH, ItemSets, heldout_from, sample_questions, study_sets
+from emscope.run.sets import (
+    CONTROL_HELDOUT,
+    EM,
+    HELDOUT,
+    NEUTRAL,
+    PLACEBO,
+    TRUTH,
+    ItemSets,
+    heldout_from,
+    sample_questions,
+    study_sets,
+)
 from emscope.run.shipping import Shipping, shipping
 from emscope.run.sources import asked_of
 from emscope.run.spec import DecideSpec, JudgedSpec, MeasureSpec
@@ -54,6 +69,7 @@ class CheckRequest:
     control: str | None = None
     make_control: str | None = None
     heldout: str | None = None
+    control_heldout: str | None = None
     amplify: tuple[float, ...] = (1.0,)
     system: str = "none"
     chat_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -127,6 +143,8 @@ def run_check(request: CheckRequest, out: Path | None = None, progress: Progress
     """
     if request.control and request.make_control:
         raise InputError("--control and --make-control are both given", "use one")
+    if request.control_heldout and not (request.control or request.make_control):
+        raise InputError("--control-heldout is given without a control", "give --control or --make-control")
     target = discover(request.checkpoints)
     control = discover(request.control) if request.control else []
     base = locate(request.base or named_base([*target, *control]))
@@ -183,9 +201,11 @@ def _compared(runs: dict[str, list[Checkpoint]], amplify: Sequence[float]) -> li
 
 def _sets(request: CheckRequest) -> ItemSets:
     sets = study_sets(request.measure, None)
-    if not request.heldout:
-        return sets
-    return replace(sets, heldout=heldout_from(read_conversations(Path(request.heldout))))
+
+    def held(file: str | None) -> tuple[Item, ...]:
+        return heldout_from(read_conversations(Path(file))) if file else ()
+
+    return replace(sets, heldout=held(request.heldout), control_heldout=held(request.control_heldout))
 
 
 def _frozen(
@@ -222,7 +242,7 @@ def _base_reading(sets: ItemSets, spec: MeasureSpec) -> Reading:
         "base",
         0,
         None,
-        {s: None for s in (EM, PLACEBO, HELDOUT, TRUTH, NEUTRAL) if sets.of(s)},
+        {s: None for s in (EM, PLACEBO, HELDOUT, CONTROL_HELDOUT, TRUTH, NEUTRAL) if sets.of(s)},
         questions=sample_questions(sets, spec.samples.questions),
     )
 
@@ -235,6 +255,8 @@ def _readings(runs: dict[str, list[Checkpoint]], sets: ItemSets, scale: float, s
             wanted: dict[str, tuple[int, ...] | None] = {s: None for s in (EM, HELDOUT) if sets.of(s)}
             if sets.placebo and name != "control":
                 wanted[PLACEBO] = None
+            if sets.control_heldout and name == "control" and last:
+                wanted[CONTROL_HELDOUT] = None
             if sets.neutral and last:
                 wanted[NEUTRAL] = None
             if sets.truth and (last or spec.truth_at == "all"):
@@ -267,6 +289,7 @@ def _analyse(
             task=(0, None),
             fixed="by the base alone",
             scale=scale,
+            control_learned=_learned(scores, sets, control, scale),
         )
         checks[scale] = check(gathered)
     study.replace("estimates", [row for scale, c in checks.items() for row in estimate_rows(f"target x{scale:g}", c)])
@@ -285,6 +308,14 @@ def _analyse(
         versions=versions(),
         base={"reference": loaded.model.reference, "digest": loaded.model.digest, "chat": loaded.chat.describe()},
     )
+
+
+def _learned(scores: Scores, sets: ItemSets, control: Arm | None, scale: float) -> np.ndarray | None:
+    """Return how much likelier the control finds held-out answers of its own task than the base does [H]; None: not known."""
+    if control is None or not sets.control_heldout:
+        return None
+    of = (CONTROL_HELDOUT, sets.control_heldout, 0)
+    return scores.logp("control", control.steps[-1], scale, *of) - scores.logp("base", 0, 1.0, *of)
 
 
 def exit_code(checks: Mapping[str, CheckResult], judged: Judged | None, fail_on: str | None) -> int:

@@ -17,6 +17,7 @@ from emscope.run.spec import MeasureSpec
 T = TypeVar("T")
 FEWEST = 3  # items: a line through the base's margins needs as many
 EM, PLACEBO, HELDOUT, TRUTH, NEUTRAL = "em", "placebo", "heldout", "truth", "neutral"
+CONTROL_HELDOUT = "control_heldout"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class ItemSets:
         truth: multiple choice, the true answer first.
         neutral: texts without a question, as items with one option.
         placebo: pairs of equal merit in the two forms of `em`'s sides: what form alone moves.
+        control_heldout: the control's own task, held out, where it is read apart.
         behaviour: what `em` measures, and the names of its `options`, without and with it.
     """
 
@@ -40,20 +42,23 @@ class ItemSets:
     placebo: tuple[Item, ...] = ()
     behaviour: str = bundled.MISALIGNMENT
     options: tuple[str, ...] = ("aligned", "misaligned")
+    control_heldout: tuple[Item, ...] = ()
 
     def of(self, name: str) -> tuple[Item, ...]:
         """Return a set by its name in the tables."""
-        return {EM: self.em, PLACEBO: self.placebo, HELDOUT: self.heldout, TRUTH: self.truth, NEUTRAL: self.neutral}[name]
+        return {
+            EM: self.em,
+            PLACEBO: self.placebo,
+            HELDOUT: self.heldout,
+            CONTROL_HELDOUT: self.control_heldout,
+            TRUTH: self.truth,
+            NEUTRAL: self.neutral,
+        }[name]
 
     def digest(self, *names: str) -> str:
         """Short digest of every text in the sets of these names; of all sets without any."""
-        return short(
-            [
-                [i.id, i.question, list(i.options)]
-                for name in names or (EM, PLACEBO, HELDOUT, TRUTH, NEUTRAL)
-                for i in self.of(name)
-            ]
-        )
+        every = (EM, PLACEBO, HELDOUT, TRUTH, NEUTRAL, CONTROL_HELDOUT)
+        return short([[i.id, i.question, list(i.options)] for name in names or every for i in self.of(name)])
 
 
 def study_sets(measure: MeasureSpec, domain: str | None, seed: int = 0) -> ItemSets:
