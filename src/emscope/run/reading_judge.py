@@ -36,11 +36,12 @@ def read_answers(answers: Sequence[Answered], rubrics: Sequence[Rubric], progres
     """
     check_rubrics(rubrics, local.NAME, local.CRITERIA)
     judge, loaded = local.bundled_judge(), _reader()
+    asked = {r.criterion for r in rubrics}
     for start in range(0, len(answers), BATCH):
         batch = answers[start : start + BATCH]
         scores = judge.scores(features(loaded, judge.layers, [(a.question, a.answer) for a in batch]))
         yield [
-            (answered, {name: Verdict(Outcome.SCORED, float(s)) for name, s in zip(local.CRITERIA, row, strict=True)})
+            (answered, {n: Verdict(Outcome.SCORED, float(s)) for n, s in zip(local.CRITERIA, row, strict=True) if n in asked})
             for answered, row in zip(batch, scores, strict=True)
         ]
         progress(WHAT, start + len(batch), len(answers))
