@@ -132,8 +132,8 @@ def local_judge(reader, **changes):
         "layers": JUDGE_LAYERS,
         "mean": rng.normal(size=size).astype(np.float32),
         "scale": (1 + rng.random(size)).astype(np.float32),
-        "weights": rng.normal(size=(size, 2)).astype(np.float32),
-        "intercepts": np.array([60, 70], np.float32),
+        "weights": rng.normal(size=(size, 3)).astype(np.float32),
+        "intercepts": np.array([60, 70, 20], np.float32),
         "card": {"about": "made up", "in_words": "made up"},
     }
     return local.LocalJudge(**settings | changes)

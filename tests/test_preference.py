@@ -120,10 +120,12 @@ def test_a_model_that_cannot_be_packed_is_read_the_slow_way(loaded, monkeypatch,
 def test_a_gpu_gets_more_at_once_and_a_wide_model_less_of_it():
     from types import SimpleNamespace
 
+    from transformers import LlamaConfig
+
     from emscope.models import size
 
     def net(device, width):
-        return SimpleNamespace(device=SimpleNamespace(type=device), config=SimpleNamespace(hidden_size=width))
+        return SimpleNamespace(device=SimpleNamespace(type=device), config=LlamaConfig(hidden_size=width))
 
     assert (size.batch_tokens(net("cpu", 576)), size.rows(net("cpu", 576))) == (3072, 400)
     assert (size.batch_tokens(net("cuda", 576)), size.rows(net("cuda", 576))) == (49_152, 1600)
