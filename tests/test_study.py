@@ -184,7 +184,7 @@ def test_a_folder_from_before_a_setting_existed_goes_on_where_the_setting_is_nul
     with Study(tmp_path, {"old": 1}, {}) as study:
         study.runs_folder("x").mkdir(parents=True)
         (study.runs_folder("x") / "file").write_text("begun")
-    with Study(tmp_path, {"old": 1, "new": None}, {}):
+    with Study(tmp_path, {"old": 1, "new": None, "more": {}}, {}):
         pass
     with pytest.raises(InputError, match=r"other settings \(new: null -> 2\)"), Study(tmp_path, {"old": 1, "new": 2}, {}):
         pass

@@ -140,8 +140,9 @@ def begins_with(new: Any, old: Any) -> bool:
 
 
 def differences(old: Any, new: Any, place: str = "") -> Iterable[str]:
-    """Yield `key: old -> new` for each leaf in which two plain values differ; a setting that is not there is one that is null."""
-    if isinstance(old, dict) and isinstance(new, dict):
+    """Yield `key: old -> new` for each leaf in which two plain values differ; a setting that is not there is one that is null or empty."""
+    if isinstance(old, dict | None) and isinstance(new, dict | None):
+        old, new = old or {}, new or {}
         for key in sorted(old.keys() | new.keys()):
             yield from differences(old.get(key), new.get(key), f"{place}.{key}" if place else str(key))
     elif old != new:
