@@ -131,6 +131,7 @@ def save(model: Distilled, folder: Path) -> None:
     from safetensors.numpy import save as packed
 
     arrays = {"idf": model.idf, "weights": model.weights, "intercepts": model.intercepts.astype(np.float64)}
+    arrays = {n: np.ascontiguousarray(a) for n, a in arrays.items()}  # safetensors reads others in the wrong order
     content = packed(arrays)
     settings = {"schema": SCHEMA, "targets": list(model.targets), "bits": [ANSWER_BITS, QUESTION_BITS], "about": model.about}
     settings["weights"] = sha256(content).hexdigest()

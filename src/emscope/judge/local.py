@@ -91,7 +91,8 @@ def write_judge(judge: LocalJudge, folder: Path) -> None:
     """Write weights as safetensors and the card as JSON."""
     from safetensors.numpy import save as packed
 
-    arrays = {name: getattr(judge, name).astype(np.float32) for name in ("mean", "scale", "weights", "intercepts")}
+    named = ("mean", "scale", "weights", "intercepts")
+    arrays = {n: np.ascontiguousarray(getattr(judge, n), np.float32) for n in named}  # safetensors reads others in the wrong order
     content = packed(arrays)
     settings = {
         "schema": SCHEMA,
