@@ -35,7 +35,14 @@ LINEAR_ATTENTION = {
     "layer_types": ["linear_attention", "full_attention"],
 }
 MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 8}
-TOWER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+TOWER = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 8,
+    "patch_size": 4,
+}
 LLAMA4 = BASE | {
     "intermediate_size_mlp": 48,
     "num_local_experts": 2,
@@ -49,7 +56,7 @@ VL_IDS = {"image_token_id": 590, "video_token_id": 591, "vision_start_token_id":
 
 @dataclass(frozen=True)
 class Kind:
-    """What makes the configuration, whether sequences of 12 tokens are packed, what an adapter is put on, whether the cache is used."""
+    """What makes the configuration, whether sequences of 12 tokens are packed, and what an adapter is put on."""
 
     config: Any
     packs: bool
@@ -61,7 +68,8 @@ KINDS = {
     "mistral, short window": Kind(lambda: t.MistralConfig(**BASE, sliding_window=5), False),
     "gemma3 with images": Kind(
         lambda: t.Gemma3Config(
-            text_config=BASE | {"query_pre_attn_scalar": 8, "sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"]},
+            text_config=BASE
+            | {"query_pre_attn_scalar": 8, "sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"]},
             vision_config=TOWER,
             mm_tokens_per_image=4,
             **IDS,
@@ -88,13 +96,19 @@ KINDS = {
     ),
     "gpt_oss": Kind(
         lambda: t.GptOssConfig(
-            **BASE, num_local_experts=4, num_experts_per_tok=2, sliding_window=64, layer_types=["sliding_attention", "full_attention"]
+            **BASE,
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            sliding_window=64,
+            layer_types=["sliding_attention", "full_attention"],
         ),
         False,
     ),
     "gemma2": Kind(lambda: t.Gemma2Config(**BASE, query_pre_attn_scalar=8, sliding_window=64), False),
     "qwen3_next": Kind(
-        lambda: t.Qwen3NextConfig(**BASE, **EXPERTS, **LINEAR_ATTENTION, shared_expert_intermediate_size=16), False, ("q_proj", "out_proj")
+        lambda: t.Qwen3NextConfig(**BASE, **EXPERTS, **LINEAR_ATTENTION, shared_expert_intermediate_size=16),
+        False,
+        ("q_proj", "out_proj"),
     ),
     "falcon_h1": Kind(lambda: t.FalconH1Config(**BASE, **MAMBA, mamba_d_ssm=64), False, ("q_proj", "in_proj")),
     "qwen3_5 with images": Kind(
@@ -131,7 +145,9 @@ KINDS = {
     ),
     "qwen2_5_vl": Kind(
         lambda: t.Qwen2_5_VLConfig(
-            text_config=SIZE | HEADS | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}},
+            text_config=SIZE
+            | HEADS
+            | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}},
             vision_config={
                 "depth": 2,
                 "hidden_size": 16,
@@ -220,11 +236,14 @@ def reads_as(net, expected):
 
 @torch.inference_mode()
 def greedily(net, prompt, most, ends):
-    """Return the likeliest tokens one after another, everything computed anew for each."""
+    """Return the likeliest tokens one after another, everything computed anew for each, and the sum of their log-probabilities."""
     tokens: list[int] = []
+    total = 0.0
     while len(tokens) < most and not (tokens and tokens[-1] in ends):
-        tokens.append(int(net(input_ids=torch.tensor([[*prompt, *tokens]])).logits[0, -1].argmax()))
-    return tokens
+        logp = torch.log_softmax(net(input_ids=torch.tensor([[*prompt, *tokens]])).logits[0, -1].double(), -1)
+        tokens.append(int(logp.argmax()))
+        total += float(logp.max())
+    return tokens, total
 
 
 @pytest.mark.parametrize("name", MATRIX)
@@ -240,11 +259,10 @@ def test_reading_and_greedy_answers_are_plain_transformers(name, folders, reader
     assert len(answers) == 3
     ends = _end_ids(net, reader.chat)
     for answer in answers:
-        tokens = greedily(net, prompts[answer.question], 7, ends)
+        tokens, total = greedily(net, prompts[answer.question], 7, ends)
         text = reader.chat.tokenizer.decode([n for n in tokens if n not in ends], skip_special_tokens=True).strip()
         assert (answer.text, answer.tokens) == (text, len(tokens))
-        (alone,) = plainly(net, [Encoded("", prompts[answer.question], (tuple(tokens),), (0,))])
-        assert answer.logprob == pytest.approx(alone, abs=1e-4)
+        assert answer.logprob == pytest.approx(total, abs=1e-4)
     assert plainly(net) == expected, "nothing stays switched"
 
 
@@ -277,14 +295,34 @@ def test_an_adapter_from_before_the_text_model_moved_is_the_same_adapter(folders
         file = adapter / "adapter_model.safetensors"
         new = load_file(file)
         told = json.loads((adapter / "adapter_config.json").read_text())
-        for layout in ("language_model.model.layers", "model.layers"):
+        for layout in ("language_model.model.layers", "model.layers"):  # of a text model alone: it had no tower to leave out
             old = {name.replace("model.language_model.layers", layout): tensor for name, tensor in new.items()}
             assert old.keys().isdisjoint(new)
             save_file(old, file)
-            targets = ["q_proj", "v_proj"] if layout == "model.layers" and not kind else pattern  # a text model has no tower to leave out
+            targets = ["q_proj", "v_proj"] if layout == "model.layers" else pattern
             (adapter / "adapter_config.json").write_text(json.dumps(told | {"target_modules": targets}))
             with applied(loaded(base), read_checkpoint(adapter, 1)) as changed:
                 reads_as(changed, expected)
+
+
+def test_an_adapter_made_beside_a_tower_is_read_on_the_text_model_alone(folders, tmp_path):
+    import peft
+    from safetensors.torch import load_file, save_file
+
+    base = folders("mistral, short window")
+    for kind in ({}, {"use_dora": True}):
+        settings = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", **kind)
+        adapter = write_adapter(base, tmp_path / f"adapter{len(kind)}", settings)
+        expected = plainly(with_peft(base, adapter))
+        file = adapter / "adapter_model.safetensors"
+        beside = {
+            name.replace("model.layers", "model.language_model.layers"): tensor for name, tensor in load_file(file).items()
+        }
+        for side, shape in {"lora_A": (4, 16), "lora_B": (16, 4)}.items():
+            beside[f"base_model.model.model.visual.blocks.0.attn.q_proj.{side}.weight"] = torch.randn(shape)
+        save_file(beside, file)
+        with applied(loaded(base), read_checkpoint(adapter, 1)) as changed:
+            reads_as(changed, expected)
 
 
 def test_the_tower_beside_the_text_model_is_not_taken_for_it(folders):
@@ -307,16 +345,20 @@ def test_attention_in_chunks_is_packed_no_further_than_a_chunk(folders):
 def test_a_cache_that_does_not_hold_is_found_out_and_done_without(folders, reader, monkeypatch):
     net = loaded(folders("mistral, short window"))
     head = output_head(net)
-    assert unpacked(net, head) is CachedDecoding
+    assert unpacked(net, head, 16) is CachedDecoding
     other = load_net(folders("mistral, short window")).eval()
     with monkeypatch.context() as patch:  # as a cache that knows only half of its states
-        patch.setattr(t.DynamicCache, "reorder_cache", lambda self, rows: [layer.reorder_cache(rows) for layer in self.layers[:1]])
-        assert unpacked(other, output_head(other)) is Recomputed
+        patch.setattr(
+            t.DynamicCache, "reorder_cache", lambda self, rows: [layer.reorder_cache(rows) for layer in self.layers[:1]]
+        )
+        assert unpacked(other, output_head(other), 16) is Recomputed
     job = Job({"a": (5, 9, 12, 7, 8, 3, 11), "b": (5, 80)}, max_tokens=9, seed=3)
     wanted = [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
 
     def drawn(one, **more):
-        return {(a.question, a.sample): a.text for batch in sample_batches(one, reader.chat, job, wanted, **more) for a in batch}
+        return {
+            (a.question, a.sample): a.text for batch in sample_batches(one, reader.chat, job, wanted, **more) for a in batch
+        }
 
     assert drawn(other) == drawn(net)
     assert drawn(net, beyond=Beyond(other, 2.0)) == drawn(net), "two equal models, each by the way that suits both"

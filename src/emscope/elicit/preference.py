@@ -102,7 +102,7 @@ def score(
     with torch.inference_mode(), packed_attention(net, longest) as fits:
         if fits:
             return _score_packed(net, head, encoded, batch_tokens or size.batch_tokens(net), progress, what)
-    return score_plain(net, encoded, progress=progress, what=what)
+    return score_plain(net, encoded, progress=progress, what=f"{what} (one answer at a time, as this architecture asks)")
 
 
 def score_beyond(

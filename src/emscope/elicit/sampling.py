@@ -12,7 +12,7 @@ from emscope.core.records import Answer
 from emscope.core.seeds import derive
 from emscope.models import size
 from emscope.models.chat import ChatFormat
-from emscope.models.decoding import Blended, CachedDecoding, Decoding
+from emscope.models.decoding import Blended, CachedDecoding, Decoding, Recomputed, unpacked
 from emscope.models.head import output_head
 from emscope.models.packed import packed_attention
 
@@ -89,7 +89,10 @@ def sample_batches(
             with ExitStack() as packed:
                 fits = all(packed.enter_context(packed_attention(one, longest)) for _, one in parts)
                 answers = _sample(models, chat, job, batch, ends, Decoding) if fits else None
-            yield _sample(models, chat, job, batch, ends, CachedDecoding) if answers is None else answers
+            if answers is None:
+                ways = {unpacked(one, head, longest) for _, one, head in models}
+                answers = _sample(models, chat, job, batch, ends, Recomputed if Recomputed in ways else CachedDecoding)
+            yield answers
 
 
 def _sample(
@@ -98,7 +101,7 @@ def _sample(
     job: Job,
     batch: Sequence[tuple[str, int]],
     ends: set[int],
-    way: type[Decoding] | type[CachedDecoding],
+    way: type[Decoding] | type[CachedDecoding] | type[Recomputed],
 ) -> list[Answer]:
     import torch
 
@@ -120,7 +123,7 @@ def _batches(job: Job, wanted: Sequence[tuple[str, int]], most: int) -> Iterator
 
 
 def _write(
-    rows: Decoding | CachedDecoding | Blended, seeds: Sequence[int], most: int, temperature: float, ends: Any
+    rows: Decoding | CachedDecoding | Recomputed | Blended, seeds: Sequence[int], most: int, temperature: float, ends: Any
 ) -> tuple[list[list[int]], list[float]]:
     """Return the tokens of each row, its end included, and the sum of their log-probabilities at temperature 1."""
     import torch

@@ -10,7 +10,7 @@ from typing import Any
 from emscope.core.errors import InputError
 from emscope.models.checkpoints import WEIGHTS, Checkpoint, adapter_settings, check_tensors, tensor_shapes
 from emscope.models.intact import Kept, intact
-from emscope.models.lora import PREFIX, lacking, special_settings
+from emscope.models.lora import PREFIX, TOWER, lacking, layouts, renamed, special_settings
 
 # Kinds of which tests show that merging them changes no answer.
 MERGEABLE = {
@@ -65,7 +65,7 @@ def peft_adapter(net: Any, checkpoint: Checkpoint, scale: float) -> Iterator[Any
             "leave --amplify out for it",
         )
     dtype = net.dtype
-    with intact(net, checkpoint.folder, _written(checkpoint)) as kept:
+    with intact(net, checkpoint.folder, _written(net, checkpoint)) as kept:
         wrapped = attach(net, checkpoint)
         wrapped.eval().requires_grad_(False)
         if mergeable and (scale != 1.0 or dtype.itemsize >= 4):
@@ -84,16 +84,18 @@ def attach(net: Any, checkpoint: Checkpoint, *, trainable: bool = False) -> Any:
 
     config = PeftConfig.from_pretrained(str(checkpoint.folder))
     _check_readable(checkpoint, config)
-    check_vocabulary(net, checkpoint, tensor_shapes(checkpoint.folder / WEIGHTS), _highest_token(config))
+    shapes = tensor_shapes(checkpoint.folder / WEIGHTS)
+    here = renamed(net, shapes)
+    check_vocabulary(net, checkpoint, {new: shapes[name] for name, new in here.items()}, _highest_token(config))
     config.inference_mode, config.base_model_name_or_path = not trainable, None
     kept = Kept(net)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what PEFT warns of is refused below
             wrapped = get_peft_model(net, config)
-            conversions = getattr(net, "_checkpoint_conversion_mapping", {})
+            conversions = layouts(net) | getattr(net, "_checkpoint_conversion_mapping", {})
             loaded = wrapped.load_adapter(str(checkpoint.folder), "default", is_trainable=trainable, key_mapping=conversions)
-        _check_loaded(checkpoint, loaded)
+        _check_loaded(net, checkpoint, loaded)
     except InputError:
         kept.restore()
         raise
@@ -128,14 +130,17 @@ def _check_readable(checkpoint: Checkpoint, config: Any) -> None:
         )
 
 
-def _check_loaded(checkpoint: Checkpoint, loaded: Any) -> None:
-    """Refuse tensors that found no module, and modules that found no tensor, of which PEFT would only warn."""
-    if loaded.unexpected_keys:
+def _check_loaded(net: Any, checkpoint: Checkpoint, loaded: Any) -> None:
+    """Refuse tensors that found no module, and modules that found no tensor, of which PEFT would only warn; towers aside, as only text is read."""
+    unexpected = list(renamed(net, loaded.unexpected_keys))
+    if unexpected:
         raise InputError(
-            f"adapter '{checkpoint.folder}' has a tensor this base has no place for ({loaded.unexpected_keys[0]})",
+            f"adapter '{checkpoint.folder}' has a tensor this base has no place for ({unexpected[0]})",
             "give the base it was trained on with --base",
         )
-    missing = [name for name in loaded.missing_keys if "vblora_vector_bank" not in name]  # shared: it is there once
+    missing = [  # the bank is there once
+        n for n in loaded.missing_keys if "vblora_vector_bank" not in n and not TOWER.match(_plain(n))
+    ]
     if missing:
         raise InputError(*lacking(checkpoint, _plain(missing[0])))
 
@@ -172,9 +177,9 @@ def _highest_token(config: Any) -> int:
     return max((token for one in lists for token in one), default=-1)
 
 
-def _written(checkpoint: Checkpoint) -> set[str]:
+def _written(net: Any, checkpoint: Checkpoint) -> set[str]:
     """Return the names of the base's own parameters that PEFT writes into: those in the file, and matrices that it takes a part out of."""
-    names = {_plain(name) for name in check_tensors(checkpoint.folder / WEIGHTS)}
+    names = {_plain(name) for name in renamed(net, check_tensors(checkpoint.folder / WEIGHTS)).values()}
     begun = adapter_settings(checkpoint.folder).get("init_lora_weights")
     if isinstance(begun, str) and begun != "gaussian":  # OLoRA, PiSSA and others begin with a part of the weights
         names |= {f"{name.partition('.lora_')[0]}.weight" for name in names}
@@ -192,7 +197,7 @@ def merges_to_nothing(net: Any, checkpoint: Checkpoint) -> bool:
 
     if unmergeable(checkpoint) is not None or getattr(net, "is_quantized", False):
         return False
-    with intact(net, checkpoint.folder, _written(checkpoint)) as kept:
+    with intact(net, checkpoint.folder, _written(net, checkpoint)) as kept:
         _merge(attach(net, checkpoint))
         for path, module in net.named_modules():
             for name, p in [(n, p) for n, p in module._parameters.items() if p is not None]:

@@ -36,7 +36,7 @@ def output_head(net: Any, *, frozen: bool = False) -> Callable[[Any], Any]:
     size = float(full.abs().max())
     if torch.allclose(full, mine, rtol=1e-4, atol=1e-4 * size):
         return matrix
-    cap = getattr(net.config, "final_logit_softcapping", None)
+    cap = getattr(net.config.get_text_config(), "final_logit_softcapping", None)
     if cap and torch.allclose(full, torch.tanh(mine / cap) * cap, rtol=1e-3, atol=1e-3 * size):
         return lambda rows: torch.tanh(matrix(rows) / cap) * cap
     ratio = float((full / mine).median())

@@ -23,7 +23,7 @@ def lean_blocks(net: Any) -> Iterator[bool]:
 
     found: list[tuple[Any, Callable[[Any], Callable[..., Any]]]]
     found = [(m, make) for m in net.base_model.modules() if (make := _known(m))] if _on_cpu(net) else []
-    kinds, blocks = [make for _, make in found], net.config.num_hidden_layers
+    kinds, blocks = [make for _, make in found], net.config.get_text_config().num_hidden_layers
     complete = kinds.count(_attention) == kinds.count(_mlp) == blocks and kinds.count(_norm) >= 2 * blocks
     try:
         with torch.no_grad():

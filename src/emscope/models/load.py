@@ -39,7 +39,7 @@ class Loaded:
     @property
     def context(self) -> int:
         """Longest sequence the model was built for [tokens]."""
-        return int(getattr(self.net.config, "max_position_embeddings", 0) or 1 << 20)
+        return int(getattr(self.net.config.get_text_config(), "max_position_embeddings", 0) or 1 << 20)
 
 
 def load(
@@ -94,9 +94,7 @@ def load_net(folder: Any, *, dtype: str = "float32") -> Any:
 
 def _from_files(folder: Any, **settings: Any) -> Any:
     """Return the causal LM in `folder`; transformers alone would draw at random what the files lack, and say so in a warning."""
-    from transformers import AutoModelForCausalLM
-
-    net, found = AutoModelForCausalLM.from_pretrained(
+    net, found = _loader(folder).from_pretrained(
         str(folder),
         use_safetensors=True,
         trust_remote_code=False,
@@ -118,7 +116,19 @@ def _from_files(folder: Any, **settings: Any) -> Any:
             f"'{folder}' lacks weights that its config.json asks for ({missing[0]}{more})",
             "save the whole model again with save_pretrained: nothing is drawn at random in their place",
         )
+    if net.base_model is net and hasattr(net, "model"):
+        net.base_model_prefix = "model"  # Llama 4's text model calls its body as the one with images does, and so has none
     return net
+
+
+def _loader(folder: Any) -> Any:
+    """Return the class of transformers that loads what is in `folder`: a causal LM, else one that takes images too, of which text alone is used."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    kind = type(AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True))
+    if kind in AutoModelForCausalLM._model_mapping or kind not in AutoModelForImageTextToText._model_mapping:
+        return AutoModelForCausalLM
+    return AutoModelForImageTextToText
 
 
 def _times(shape: Any) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,10 @@ from typing import Any
 from emscope.core.errors import InputError
 from emscope.models.checkpoints import ADAPTER, WEIGHTS, Checkpoint, adapter_settings, check_tensors
 from emscope.models.intact import bit_sum, check_unchanged
+from emscope.models.sites import decoder_name
 
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+TOWER = re.compile(r"(?:model\.)?(?:vision_tower|vision_model|visual|multi_modal_projector)\.")
 # These may differ from PEFT's defaults without changing what the adapter computes from A, B, r and lora_alpha.
 HARMLESS = {
     *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"),
@@ -25,7 +28,7 @@ HARMLESS = {
 def is_plain_lora(net: Any, settings: dict[str, Any], names: Sequence[str]) -> bool:
     """True where the adapter is W + s B A on linear layers of `net`, none of them tied, and nothing else."""
     modules = dict(net.named_modules())
-    found = [modules.get(m) for m in {_module(name) for name in names}]
+    found = [modules.get(m) for m in {_module(name) for name in renamed(net, names).values()}]
     tied = net.get_input_embeddings().weight
     return is_factored(settings, names) and all(
         type(m).__name__ in ("Linear", "Conv1D") and m is not None and m.weight is not tied for m in found
@@ -66,6 +69,36 @@ def rank_and_scale(settings: dict[str, Any], module: str) -> tuple[int, float]:
     return r, alpha / (math.sqrt(r) if settings.get("use_rslora") else r)
 
 
+def renamed(net: Any, names: Iterable[str]) -> dict[str, str]:
+    """Return by name of a tensor in an adapter's file its name on `net`, where the two keep the text model in other places. (`layouts`)
+
+    What belongs to a tower that `net` lacks is left out: only text is read, on which it does nothing.
+    """
+    patterns, alone = layouts(net), decoder_name(net) == "model"
+    return {name: _renamed(name, patterns) for name in names if not (alone and TOWER.match(name.removeprefix(PREFIX)))}
+
+
+def layouts(net: Any) -> dict[str, str]:
+    """Return (pattern, replacement) of module names in files made where the text model stood elsewhere; the first that matches counts.
+
+    One model was `language_model.model.layers`, is `model.language_model.layers` beside a vision tower, and is `model.layers` without one.
+    """
+    where, wrapped = decoder_name(net), r"^(?:(?:model|language_model|text_model)\.)+"
+    if where.split(".")[0] != "model":
+        return {}
+    towers = {r"^(?=(?:vision_tower|visual|multi_modal_projector)\.)": "model."} if where != "model" else {}
+    return {rf"{wrapped}(?=lm_head\b)": "", rf"{wrapped}(?=(?:layers|embed_tokens|norm)\b)": f"{where}."} | towers
+
+
+def _renamed(name: str, patterns: Mapping[str, str]) -> str:
+    prefix = PREFIX if name.startswith(PREFIX) else ""
+    for pattern, replacement in patterns.items():
+        changed, times = re.subn(pattern, replacement, name.removeprefix(prefix))
+        if times:
+            return prefix + changed
+    return name
+
+
 @contextmanager
 def plain_lora(net: Any, checkpoint: Checkpoint, scale: float) -> Iterator[Any]:
     """Yield `net` with W + scale * s B A in the place of each adapted weight W; s as in `rank_and_scale`.
@@ -103,13 +136,15 @@ def _updates(net: Any, checkpoint: Checkpoint, scale: float) -> list[_Update]:
     from safetensors.torch import load_file
 
     settings = adapter_settings(checkpoint.folder)
-    tensors = load_file(checkpoint.folder / WEIGHTS)
+    held = load_file(checkpoint.folder / WEIGHTS)
+    here = renamed(net, held)
+    tensors, given = {new: held[n] for n, new in here.items()}, {_module(new): _module(n) for n, new in here.items()}
     modules = dict(net.named_modules())
     names = sorted({_module(name) for name in tensors})
     _check_complete(net, checkpoint, names)
     found = []
     for name in names:
-        r, s = rank_and_scale(settings, name)
+        r, s = rank_and_scale(settings, given[name])
         weight = modules[name].weight
         turned = type(modules[name]).__name__ == "Conv1D"  # GPT-2 keeps its matrices [in, out]
         a, b = _pair(checkpoint, tensors, name, r, tuple(weight.shape), turned)
@@ -118,15 +153,21 @@ def _updates(net: Any, checkpoint: Checkpoint, scale: float) -> list[_Update]:
 
 
 def _check_complete(net: Any, checkpoint: Checkpoint, names: Sequence[str]) -> None:
-    """Refuse a file that lacks a matrix which the adapter's settings say it adapts."""
+    """Refuse a file that lacks a matrix which the adapter's settings say it adapts; a vision tower's are not missed, as only text is read."""
     import torch
     from peft import PeftConfig
     from peft.tuners.tuners_utils import check_target_module_exists
     from transformers.pytorch_utils import Conv1D
 
     config = PeftConfig.from_pretrained(str(checkpoint.folder))
+    read = {id(m) for m in (*net.get_decoder().modules(), net.get_output_embeddings())}
     for name, module in net.named_modules():
-        if name not in names and isinstance(module, torch.nn.Linear | Conv1D) and check_target_module_exists(config, name):
+        if (
+            id(module) in read
+            and name not in names
+            and isinstance(module, torch.nn.Linear | Conv1D)
+            and check_target_module_exists(config, name)
+        ):
             raise InputError(*lacking(checkpoint, name))
 
 
@@ -193,8 +234,10 @@ def check_lora_fits(net: Any, checkpoint: Checkpoint) -> None:
 
     modules = dict(net.named_modules())
     with safe_open(checkpoint.folder / WEIGHTS, framework="pt") as file:
-        for name in sorted(n for n in check_tensors(checkpoint.folder / WEIGHTS) if n.endswith((A, B))):
-            side, module = (0 if name.endswith(B) else 1), modules.get(_module(name))
+        for name, here in sorted(
+            renamed(net, [n for n in check_tensors(checkpoint.folder / WEIGHTS) if n.endswith((A, B))]).items()
+        ):
+            side, module = (0 if name.endswith(B) else 1), modules.get(_module(here))
             size = None if module is None else _sizes(module)[side]
             held = file.get_slice(name).get_shape()[side]
             if size is None or held != size:

@@ -34,13 +34,19 @@ def blocks_name(net: Any) -> str:
     named = getattr(net.config, "emscope_blocks", None)
     if named is not None:
         return _named(net, named)
-    for name, module in net.named_modules():
+    for name, module in net.get_decoder().named_modules(prefix=decoder_name(net)):
         if isinstance(module, torch.nn.ModuleList) and len(module) == depth:
             return str(name)
     raise InputError(
         f"{type(net).__name__} has no list of {depth} blocks that emscope can find",
         f'name it in the model\'s config.json, such as "emscope_blocks": "{_longest(net)}"',
     )
+
+
+def decoder_name(net: Any) -> str:
+    """Return the dotted name of the part that reads text, not the tower of a model that takes images too, which may be as deep."""
+    decoder = net.get_decoder()
+    return next(str(name) for name, module in net.named_modules() if module is decoder)
 
 
 def _named(net: Any, name: Any) -> str:

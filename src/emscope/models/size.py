@@ -21,5 +21,5 @@ def rows(net: Any) -> int:
 def _scaled(net: Any, most: int, least: int) -> int:
     if net.device.type == "cpu":
         return least
-    width = int(getattr(net.config, "hidden_size", None) or GPU_WIDTH)
+    width = int(getattr(net.config.get_text_config(), "hidden_size", None) or GPU_WIDTH)
     return max(least, min(most, most * GPU_WIDTH // width))

@@ -26,7 +26,7 @@ from emscope.models.checkpoints import (
     read_checkpoint,
 )
 from emscope.models.load import load_net
-from emscope.models.lora import PREFIX, A, B, is_factored, rank_and_scale
+from emscope.models.lora import PREFIX, A, B, is_factored, rank_and_scale, renamed
 from emscope.models.sites import blocks, layer_of, writes_residual
 
 
@@ -97,9 +97,9 @@ def changes(net: Any, checkpoint: Checkpoint) -> Iterator[Change]:
             yield Change(name, int(name.rpartition(".")[2]), tensors[tensor]().double().reshape(-1, 1), None)
     elif _is_factored(checkpoint):
         settings = adapter_settings(checkpoint.folder)
-        for module in sorted(n.removesuffix(A) for n in tensors if n.endswith(A)):
+        for module, here in sorted(renamed(net, [n.removesuffix(A) for n in tensors if n.endswith(A)]).items()):
             _, s = rank_and_scale(settings, module)
-            yield Change(module, layer_of(net, module), s * tensors[module + B]().double(), tensors[module + A]().double())
+            yield Change(here, layer_of(net, here), s * tensors[module + B]().double(), tensors[module + A]().double())
     else:
         raise InputError(
             f"'{checkpoint.folder}' is no plain LoRA adapter, steering vector or full checkpoint",
