@@ -92,7 +92,9 @@ def write_judge(judge: LocalJudge, folder: Path) -> None:
     from safetensors.numpy import save as packed
 
     named = ("mean", "scale", "weights", "intercepts")
-    arrays = {n: np.ascontiguousarray(getattr(judge, n), np.float32) for n in named}  # safetensors reads others in the wrong order
+    arrays = {
+        n: np.ascontiguousarray(getattr(judge, n), np.float32) for n in named
+    }  # safetensors reads others in the wrong order
     content = packed(arrays)
     settings = {
         "schema": SCHEMA,

@@ -271,7 +271,9 @@ def _steering_by_hooks(loaded: Loaded, spec: SteeringSpec) -> Iterator[Tuned]:
     net, layers = loaded.net, blocks(loaded.net)
     vectors = {
         n: torch.nn.Parameter(
-            torch.zeros(net.config.get_text_config().hidden_size, dtype=torch.promote_types(net.dtype, torch.float32), device=net.device)
+            torch.zeros(
+                net.config.get_text_config().hidden_size, dtype=torch.promote_types(net.dtype, torch.float32), device=net.device
+            )
         )
         for n in spec.layers
     }
