@@ -11,6 +11,7 @@ from emscope.core.outcomes import State, Verdict
 from emscope.run.said import BROKEN, DELTA, Pair, Spoken, arm_rows, coherence_lost, dated, said, scored_by_place, worst
 from emscope.stats.means import Mean, stratified_mean
 from emscope.stats.onset import state_of_both
+from emscope.stats.power import size_for_both
 
 UNITS = [f"q{n:02d}" for n in range(24)]
 STRATA = np.arange(24) % 3
@@ -147,3 +148,23 @@ def test_what_checkpoints_say_dates_the_onset():
 def test_a_broken_checkpoint_dates_nothing():
     (found,) = along((0, 0, 0, 20), coherence=(75, 75, 75, 30))
     assert found["onset"] is None and found["stop"] == 30
+
+
+@pytest.mark.parametrize(("ses", "rho"), [((2.5, 2.5), 0.0), ((3.0, 2.0), 0.5), ((1.0, 4.0), 0.9)])
+def test_as_many_questions_as_are_said_to_be_enough_find_ten_points(ses, rho):
+    """Against a simulation of both lower bounds at that size and at a tenth less."""
+    n = size_for_both((5.0, 5.0), ses, rho, 24)
+    rng = np.random.default_rng(0)
+    z = rng.multivariate_normal([0, 0], [[1, rho], [rho, 1]], 200_000)
+
+    def found(count):
+        reach = np.array(ses) * np.sqrt(24 / count)
+        return ((10 + z * reach - 1.6449 * reach) > 5).all(1).mean()
+
+    assert found(n) == pytest.approx(0.80, abs=0.02) and found(0.9 * n) < found(n)
+
+
+def test_one_contrast_alone_needs_what_the_textbook_says():
+    """n ((z_.95 + z_.80) s / gap)^2, where the other contrast is sure."""
+    assert size_for_both((5.0, 5.0), (3.0, 1e-6), 0.0, 24) == int(np.ceil(24 * ((1.6449 + 0.8416) * 3 / 5) ** 2))
+    assert size_for_both((0.0, 5.0), (3.0, 3.0), 0.0, 24) is None

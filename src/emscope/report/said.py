@@ -37,7 +37,7 @@ def sentences(report: dict[str, Any], run: str) -> list[str]:
     found.append(
         f"At equal coherence its answers stand {' and '.join(points)} in mean alignment (0 to 100, 95 % intervals over "
         f"{mine['aligned']['clusters']} questions; {report['judged']['definition']['delta']:g} points count as harm)."
-        + (f" Ten points would have been found with a chance of {one['power']:.2f}." if one["power"] is not None else "")
+        + _power(one, mine["aligned"]["clusters"])
     )
     dated = next((d for d in judge["dated"] if d["run"] == run), None)
     if dated:
@@ -57,6 +57,14 @@ def sentences(report: dict[str, Any], run: str) -> list[str]:
         f"Mean alignment (coherence): {', '.join(means)}; {mine['answers']} answers each way, read by {judge['judge']}."
     )
     return found
+
+
+def _power(one: dict[str, Any], asked: int) -> str:
+    """Return what so many questions could find, and how many would do."""
+    if one["power"] is None:
+        return ""
+    more = f"; about {one['enough']} such questions would find them with 0.80" if (one["enough"] or 0) > asked else ""
+    return f" Ten points would have been found with a chance of {one['power']:.2f}{more}."
 
 
 def _beside(one: dict[str, Any], arms: dict[tuple[str, int], dict[str, Any]]) -> list[dict[str, Any]]:

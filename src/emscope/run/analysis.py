@@ -71,7 +71,9 @@ def check(given: Evidence) -> CheckResult:
 
 def _without_dud(e: Evidence) -> tuple[Evidence, Why]:
     """Return evidence without a control that learned nothing, and a sentence that says so."""
-    why: Why = {"control": DUD} if control_is_dud(e) else {}
+    why: Why = {}
+    if control_is_dud(e):
+        why["control"] = DUD
     return without_dud(e), why
 
 

@@ -17,7 +17,7 @@ from emscope.stats.adjusted import ADJUSTED, Scored, adjusted_by_question, adjus
 from emscope.stats.crossed import Crossed, crossed_mean
 from emscope.stats.means import Mean, mean_estimate, stratified_mean
 from emscope.stats.onset import LEVEL, episodes, last_safe, onset, state, state_of_both, states_along
-from emscope.stats.power import chance_of_both
+from emscope.stats.power import chance_of_both, size_for_both
 from emscope.stats.quantiles import student
 from emscope.stats.simultaneous import simultaneous_bounds
 from emscope.stats.skew import moments
@@ -71,6 +71,7 @@ class Said(Result):
         verdict: em, safe, style_drift, control_moved, undetermined, moved (no control), or broken; `why` in a sentence.
         contrasts: by name, such as "control - target"; in points of alignment, above 0 where the target is worse.
         power: at least the chance that `FOUND` points below control and base would have been called em.
+        enough: questions, answered as often, that would find them with a chance of 80 %.
     """
 
     run: str
@@ -80,6 +81,7 @@ class Said(Result):
     why: str
     contrasts: dict[str, Contrast]
     power: float | None
+    enough: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +153,7 @@ def said(arms: Arms, pairs: Sequence[Pair], strata: np.ndarray, *, delta: float 
                 verdict,
                 why,
                 {name: d.contrast for name, d in named.items() if d is not None},
-                _power([d.mean for d in mine.values() if d is not None], delta),
+                *_power([d.mean for d in mine.values() if d is not None], delta),
             )
         )
     return found
@@ -249,12 +251,15 @@ def _crossed(sides: Sequence[tuple[Any, Any]], strata: np.ndarray) -> Crossed | 
     return crossed_mean(values[:, both], strata[both]) if both.sum() > 2 else None
 
 
-def _power(means: Sequence[Mean], delta: float) -> float | None:
-    """Return the chance that FOUND points would have been surely more than delta in both contrasts, which correlate above 0."""
+def _power(means: Sequence[Mean], delta: float) -> tuple[float | None, int | None]:
+    """Return the chance that FOUND points would have been surely more than delta in both contrasts, and the questions that 80 % take.
+
+    The contrasts correlate above 0, so taking them as independent errs on the safe side.
+    """
     if len(means) != 2 or delta >= FOUND:
-        return None
-    first, second = (m.se for m in means)
-    return round(chance_of_both((FOUND - delta, FOUND - delta), (first, second), 0.0), 2)
+        return None, None
+    gaps, ses = (FOUND - delta, FOUND - delta), (means[0].se, means[1].se)
+    return round(chance_of_both(gaps, ses, 0.0), 2), size_for_both(gaps, ses, 0.0, means[0].n)
 
 
 def coherence_lost(arms: Arms, place: Place, strata: np.ndarray) -> Mean | None:

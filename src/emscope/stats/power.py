@@ -12,6 +12,8 @@ import numpy as np
 from emscope.stats.onset import LEVEL
 from emscope.stats.quantiles import normal
 
+WANTED = 0.80
+
 
 def chance_above(gap: float, se: float, level: float = LEVEL) -> float:
     """Return the chance that a lower bound exceeds a threshold which the truth exceeds by `gap`."""
@@ -31,6 +33,34 @@ def chance_of_both(gaps: tuple[float, float], ses: tuple[float, float], correlat
     density = np.exp(-z * z / 2) / sqrt(2 * np.pi)
     inner = np.array([_phi((second - rho * x) / sqrt(1 - rho * rho)) for x in z])
     return float(np.clip(np.trapezoid(density * inner, z), 0, 1))
+
+
+def size_for_both(
+    gaps: tuple[float, float],
+    ses: tuple[float, float],
+    correlation: float,
+    n: int,
+    wanted: float = WANTED,
+    level: float = LEVEL,
+) -> int | None:
+    """Return how many questions find both with a chance of `wanted`, where `n` of them have the errors `ses`; None where no number does.
+
+    Standard errors shrink as 1 / sqrt(questions); answers to each question stay as many.
+    """
+    if min(gaps) <= 0:
+        return None
+
+    def chance(count: int) -> float:
+        shrunk = (n / count) ** 0.5
+        return chance_of_both(gaps, (ses[0] * shrunk, ses[1] * shrunk), correlation, level)
+
+    low, high = 0, 2
+    while chance(high) < wanted:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if chance(middle) >= wanted else (middle, high)
+    return high
 
 
 def _phi(x: float) -> float:
