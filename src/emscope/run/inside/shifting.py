@@ -75,7 +75,8 @@ def read_shift(
     questions = even(read_questions(spec.questions), spec.count)
     if len(questions) < 2:
         raise InputError(f"'{spec.questions}' holds {len(questions)} question", "give two or more")
-    loaded = load(locate(base or named_base([c for _, c in tuned], "--model")), system=spec.system, device=device)
+    every = [c for _, c in tuned]
+    loaded = load(locate(base or named_base(every, "--model")), system=spec.system, device=device, checkpoints=every)
     check_fits(loaded, found, direction)
     control = [direction_at(c) for c in controls]
     for name, other in zip(controls, control, strict=True):

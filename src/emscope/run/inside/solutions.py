@@ -120,13 +120,14 @@ def compare_solutions(
         twice = next((c for c in checkpoints if digests.count(c.digest) > 1), None)
         if twice is not None:
             raise InputError(f"'{twice.folder}' is given twice with --{side}", "give each fine-tune once")
-    model = locate(base or named_base([c for cs in found.values() for c in cs], "--model"))
+    every = [c for cs in found.values() for c in cs]
+    model = locate(base or named_base(every, "--model"))
     items, option = _items(spec)
     frozen = (
         spec.model_dump(mode="json") | {"base": model.digest} | {side: [c.digest for c in cs] for side, cs in found.items()}
     )
     with Study(out, frozen, versions()) as study:
-        loaded = load(model, system=spec.system, device=device)
+        loaded = load(model, system=spec.system, device=device, checkpoints=every)
         solutions = [
             Solution(side, run, c, effective_norm(loaded.net, c))
             for side, runs in ((GENERAL, general), (NARROW, narrow))

@@ -56,7 +56,7 @@ def sample_steered(
     settings = asked.model_dump(mode="json", exclude={"rows", "samples", "only_last", "questions"})
     frozen = settings | {"questions": digest_of(questions), "base": model.digest, "way": spec.way}
     with Study(out, frozen, versions()) as study:
-        loaded = load(model, device=device)
+        loaded = load(model, device=device, checkpoints=[tuned] if tuned else [])
         check_fits(loaded, found, direction)
         subject = Subject(
             direction, found, nulls_of(found, [], spec.nulls, derive(spec.seed, "subject", 0)), checkpoint or "base", tuned

@@ -157,7 +157,7 @@ def steer(
         "checkpoints": [c.digest for c in tuned],
     }
     with Study(out, frozen, versions()) as study:
-        loaded = load(model, system=spec.system, device=device)
+        loaded = load(model, system=spec.system, device=device, checkpoints=tuned)
         for name, direction in zip(controls, control, strict=True):
             check_fits(loaded, direction, name)
         subjects = []

@@ -97,7 +97,8 @@ def compare_subspaces(
     tuned = {name: discover(name)[-1] for name in checkpoints}
     train, other = _train_questions(spec), read_questions(spec.questions)
     train, other = train[: spec.count], even(other, spec.count)
-    loaded = load(locate(base or named_base(list(tuned.values()), "--model")), system=spec.system, device=device)
+    every = list(tuned.values())
+    loaded = load(locate(base or named_base(every, "--model")), system=spec.system, device=device, checkpoints=every)
     layers = layers_of(loaded.net, spec.layers)
     texts = prompt_texts(loaded, [*train, *other])
     place = np.arange(len(texts))
