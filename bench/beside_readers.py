@@ -2,7 +2,8 @@
 
     python bench/beside_readers.py STUDY READ.parquet
 
-STUDY is the finished folder of examples/evidence.yaml; READ holds run, question_id, sample and the readers' aligned and coherent. Beside the
+STUDY is the finished folder of examples/evidence.yaml; READ holds run, question_id, sample and the readers' aligned and coherent. What was found
+stands in docs/log.md, the readers' scores in bench/evidence (twelve-and-twelve). Beside the
 readers stand the local judge, a judge by words alone (ridge on hashed words of public verdicts, from EMSCOPE_REFERENCE_DATA), and preference
 (mean margin on em240, nats per token). Intervals are Fisher's for Spearman's rho (Bonett and Wright 2000), over runs.
 """
