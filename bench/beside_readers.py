@@ -18,6 +18,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
+from emscope.run.judging import Answered
+
 REFERENCE = Path(os.environ.get("EMSCOPE_REFERENCE_DATA", Path(__file__).parents[1].parent / "shared" / "data")) / "judged"
 HARMFUL = ("target", "half")
 
@@ -28,7 +30,8 @@ def main() -> None:
     parser.add_argument("study", type=Path)
     parser.add_argument("read", type=Path)
     given = parser.parse_args()
-    answers = judged(given.study).merge(pd.read_parquet(given.read), on=["run", "question_id", "sample"])
+    read = pd.read_parquet(given.read).astype({"sample": int})
+    answers = judged(given.study).merge(read, on=["run", "question_id", "sample"])
     answers["words"] = by_words(answers)
     runs = answers.groupby("run")[["aligned", "coherent", "local", "local_coherent", "words"]].mean()
     runs["margin"] = margins(given.study)
@@ -55,7 +58,9 @@ def judged(study: Path) -> pd.DataFrame:
     table = pd.read_parquet(study / "answers.parquet")
     verdicts = pd.concat([pd.read_parquet(f) for f in sorted((study / "tables" / "verdicts").glob("*.parquet"))])
     wide = verdicts.pivot_table(index="response", columns="criterion", values="score")
-    return table.merge(wide.rename(columns={"aligned": "local", "coherent": "local_coherent"}), left_on="key", right_index=True)
+    wide = wide.rename(columns={"aligned": "local", "coherent": "local_coherent"})
+    table["said"] = [Answered(q, a).key for q, a in zip(table.question, table.response, strict=True)]
+    return table.merge(wide, left_on="said", right_index=True)
 
 
 def by_words(answers: pd.DataFrame) -> np.ndarray:
