@@ -81,7 +81,7 @@ class Said(Result):
     why: str
     contrasts: dict[str, Contrast]
     power: float | None
-    enough: int | None
+    enough: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
