@@ -85,7 +85,7 @@ class Bench:
                 continue
             train = {"steps": self.options.steps, "batch": 8, "micro_batch": 2, "lr": self.options.lr, "warmup": 4}
             train |= {"lora": {"rank": 32, "alpha": 64, "rslora": False}, "checkpoints": {"at": [self.options.steps // 2]}}
-            spec = SingleSpec(model=self.options.model, domain="finance", answers=answers, seed=seed, train=train)
+            spec = SingleSpec(model=self.options.model, dtype="auto", domain="finance", answers=answers, seed=seed, train=train)
             run_single(spec, self.folder(seed, arm))
 
     def at(self, seed: int, arm: str, place: int = -1):
