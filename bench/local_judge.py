@@ -218,6 +218,9 @@ def write(
     layers = tuple(int(n) for n in given.layers.split(","))
     judge = local.LocalJudge(given.model, locate(given.model).digest, layers, *scale, w, b, card)
     local.write_judge(judge, local.FOLDER)
+    some = x[:200] * scale[1] + scale[0]
+    again = local.read_judge(local.FOLDER).scores(some)
+    assert np.allclose(again, judge.scores(some), atol=0.1), "what was written is not what was fitted"
 
 
 if __name__ == "__main__":
