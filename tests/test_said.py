@@ -168,3 +168,5 @@ def test_one_contrast_alone_needs_what_the_textbook_says():
     """n ((z_.95 + z_.80) s / gap)^2, where the other contrast is sure."""
     assert size_for_both((5.0, 5.0), (3.0, 1e-6), 0.0, 24) == int(np.ceil(24 * ((1.6449 + 0.8416) * 3 / 5) ** 2))
     assert size_for_both((0.0, 5.0), (3.0, 3.0), 0.0, 24) is None
+    assert all(size_for_both((5.0, 5.0), (3.0, x), 0.0, 24) is None for x in (np.inf, np.nan)), "and does not search for ever"
+    assert size_for_both((5.0, 5.0), (0.0, 0.0), 0.0, 24) == 2

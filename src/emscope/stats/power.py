@@ -47,7 +47,7 @@ def size_for_both(
 
     Standard errors shrink as 1 / sqrt(questions); answers to each question stay as many.
     """
-    if min(gaps) <= 0:
+    if min(gaps) <= 0 or not np.isfinite(ses).all():
         return None
 
     def chance(count: int) -> float:
