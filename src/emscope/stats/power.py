@@ -54,7 +54,7 @@ def size_for_both(
         shrunk = (n / count) ** 0.5
         return chance_of_both(gaps, (ses[0] * shrunk, ses[1] * shrunk), correlation, level)
 
-    low, high = 0, 2
+    low, high = 1, 2  # an interval takes two questions
     while chance(high) < wanted:
         low, high = high, 2 * high
     while high - low > 1:
