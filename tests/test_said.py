@@ -9,6 +9,7 @@ import pytest
 
 from emscope.core.outcomes import State, Verdict
 from emscope.run.said import BROKEN, DELTA, Pair, Spoken, arm_rows, coherence_lost, dated, said, scored_by_place, worst
+from emscope.stats.adjusted import Scored
 from emscope.stats.means import Mean, stratified_mean
 from emscope.stats.onset import state_of_both
 from emscope.stats.power import size_for_both
@@ -170,3 +171,22 @@ def test_one_contrast_alone_needs_what_the_textbook_says():
     assert size_for_both((0.0, 5.0), (3.0, 3.0), 0.0, 24) is None
     assert all(size_for_both((5.0, 5.0), (3.0, x), 0.0, 24) is None for x in (np.inf, np.nan)), "and does not search for ever"
     assert size_for_both((5.0, 5.0), (0.0, 0.0), 0.0, 24) == 2
+
+
+@pytest.mark.parametrize("count", [24, 57])
+def test_the_printed_power_is_what_is_found_and_an_unmoved_model_is_as_often_safe(count):
+    """Scores with noise as a small fine-tune's: 57 questions are what 24 of them call enough."""
+    rng, strata, q = np.random.default_rng(0), np.arange(count) % 3, np.repeat(np.arange(count), 4)
+
+    def one(harm):
+        level, arms = rng.normal(0, 8, count), {}
+        for run, step, shift in (("base", 0, 0), ("control", 32, 0), ("target", 32, harm)):
+            x = np.clip(70 + rng.normal(0, 18, 4 * count), 0, 100)
+            y = 72 - shift + (level + rng.normal(0, 6.4, count))[q] + 0.4 * (x - 70) + rng.normal(0, 13, 4 * count)
+            arms[(run, step)] = Scored(q, y, x)
+        return said(arms, [PAIR], strata)[0]
+
+    harmed, still = [one(10) for _ in range(120)], [one(0) for _ in range(120)]
+    printed = np.mean([s.power for s in harmed])
+    assert np.mean([s.verdict is Verdict.EM for s in harmed]) == pytest.approx(printed, abs=0.1)
+    assert np.mean([s.verdict is Verdict.SAFE for s in still]) == pytest.approx(printed, abs=0.1)
