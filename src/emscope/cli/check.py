@@ -72,6 +72,15 @@ def register(app: typer.Typer) -> None:
         chat_kwargs: list[str] = typer.Option(
             [], "--chat-kwargs", help="NAME=VALUE for the chat template, such as enable_thinking=false; may be repeated."
         ),
+        search: bool = typer.Option(
+            False,
+            "--search",
+            help="Read few of many checkpoints, 14 of 100: those that bracket the onset, one after the other.",
+        ),
+        every: int | None = typer.Option(None, "--every", help="Read the checkpoints at multiples of this step, and the last."),
+        steps: str | None = typer.Option(
+            None, "--steps", help="Read the checkpoints of these steps alone, such as 100,200,400."
+        ),
         delta: float | None = typer.Option(
             None,
             "--delta",
@@ -105,7 +114,7 @@ def register(app: typer.Typer) -> None:
         ),
         json: bool = typer.Option(False, "--json", help="Print the report object instead of tables."),
     ) -> int:
-        from emscope.cli.console import dtype_named, numbers, progress_bar
+        from emscope.cli.console import dtype_named, numbers, progress_bar, whole_numbers
         from emscope.cli.output import show
         from emscope.core.errors import InputError
         from emscope.core.spec import parse
@@ -120,6 +129,7 @@ def register(app: typer.Typer) -> None:
         decide = parse(DecideSpec, {"delta": delta, "ladder": str(ladder) if ladder else None}, "options")
         scales = numbers(amplify, "--amplify")
         from emscope.run.check import CheckRequest, exit_code, run_check
+        from emscope.run.selected import Selection
 
         request = CheckRequest(
             checkpoints,
@@ -134,6 +144,7 @@ def register(app: typer.Typer) -> None:
             dtype=dtype_named(dtype),
             device=device,
             control_batch=control_batch,
+            selection=Selection(whole_numbers(steps, "--steps") or (), every, search),
             measure=read,
             decide=decide,
             judged=None if measure == "preference" else judged_by(questions, samples, max_tokens, temperature, judges),

@@ -134,12 +134,13 @@ def score_beyond(
         read = _packed_beyond if fits else _plain_beyond
         total, done = sum(e.cost for e in encoded), 0
         found: dict[tuple[float, str, int], OptionScore] = {}
-        for batch in _batches(encoded, batch_tokens or size.batch_tokens(net)):
-            for s, sums in read((net, tuned), heads, batch, scales).items():
-                for (e, k, option), value in zip(_flat(batch), sums, strict=True):
-                    found[(s, e.item, k)] = OptionScore(e.item, k, value, len(option))
-            done += sum(e.cost for e in batch)
-            progress(what, done, total)
+        for whole in _batches(encoded, batch_tokens or size.batch_tokens(net)):
+            for batch, by_scale in size.halving(lambda part: read((net, tuned), heads, part, scales), whole):
+                for s, sums in by_scale.items():
+                    for (e, k, option), value in zip(_flat(batch), sums, strict=True):
+                        found[(s, e.item, k)] = OptionScore(e.item, k, value, len(option))
+                done += sum(e.cost for e in batch)
+                progress(what, done, total)
     return {s: [found[(s, e.item, k)] for e in encoded for k in e.which] for s in scales}
 
 
@@ -149,11 +150,12 @@ def _score_packed(
     total = sum(e.cost for e in encoded)
     done = 0
     found: dict[tuple[str, int], OptionScore] = {}
-    for batch in _batches(encoded, batch_tokens):
-        for (e, k, option), value in zip(_flat(batch), _score_batch(net, head, batch), strict=True):
-            found[(e.item, k)] = OptionScore(e.item, k, value, len(option))
-        done += sum(e.cost for e in batch)
-        progress(what, done, total)
+    for whole in _batches(encoded, batch_tokens):
+        for batch, values in size.halving(lambda part: _score_batch(net, head, part), whole):
+            for (e, k, option), value in zip(_flat(batch), values, strict=True):
+                found[(e.item, k)] = OptionScore(e.item, k, value, len(option))
+            done += sum(e.cost for e in batch)
+            progress(what, done, total)
     return [found[(e.item, k)] for e in encoded for k in e.which]
 
 

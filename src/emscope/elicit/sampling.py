@@ -83,16 +83,18 @@ def sample_batches(
     longest = max((len(job.prompts[p]) for p, _ in wanted), default=0) + job.max_tokens
     parts = [(1.0, net)] if beyond is None else [(1 - beyond.scale, net), (beyond.scale, beyond.tuned)]
     ends = _end_ids(net, chat)
-    for batch in _batches(job, wanted, job.rows or size.rows(net)):
+
+    def answered(batch: Sequence[tuple[str, int]]) -> list[Answer]:
         with torch.inference_mode():
             models = [(weight, one, output_head(one)) for weight, one in parts]
             with ExitStack() as packed:
-                fits = all(packed.enter_context(packed_attention(one, longest)) for _, one in parts)
-                answers = _sample(models, chat, job, batch, ends, Decoding) if fits else None
-            if answers is None:
-                ways = {unpacked(one, head, longest) for _, one, head in models}
-                answers = _sample(models, chat, job, batch, ends, Recomputed if Recomputed in ways else CachedDecoding)
-            yield answers
+                if all(packed.enter_context(packed_attention(one, longest)) for _, one in parts):
+                    return _sample(models, chat, job, batch, ends, Decoding)
+            ways = {unpacked(one, head, longest) for _, one, head in models}
+            return _sample(models, chat, job, batch, ends, Recomputed if Recomputed in ways else CachedDecoding)
+
+    for batch in _batches(job, wanted, job.rows or size.rows(net)):
+        yield from (answers for _, answers in size.halving(answered, batch))
 
 
 def _sample(

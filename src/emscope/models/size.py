@@ -1,8 +1,14 @@
-"""How much to compute at once: on a CPU little helps no further, a GPU starves on little."""
+"""How much to compute at once: on a CPU little helps no further, a GPU starves on little, and less is tried where memory ends."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from emscope.core.errors import WorldError
+
+Part = TypeVar("Part")
+Found = TypeVar("Found")
 
 CPU_TOKENS, CPU_ROWS = 3072, 400
 GPU_TOKENS, GPU_ROWS, GPU_WIDTH = 49_152, 1600, 576  # measured on a model of that hidden width
@@ -23,3 +29,32 @@ def _scaled(net: Any, most: int, least: int) -> int:
         return least
     width = int(getattr(net.config.get_text_config(), "hidden_size", None) or GPU_WIDTH)
     return max(least, min(most, most * GPU_WIDTH // width))
+
+
+def halving(work: Callable[[Sequence[Part]], Found], batch: Sequence[Part]) -> Iterator[tuple[Sequence[Part], Found]]:
+    """Yield (part, what `work` makes of it) for a batch; where memory ends, for its halves, which are each tried alike.
+
+    Args:
+        work: must give of each member the same in any company, and leave nothing behind where it runs out of memory.
+
+    Raises:
+        WorldError: a single member does not fit.
+    """
+    import torch
+
+    try:
+        found = work(batch)
+    except torch.OutOfMemoryError:
+        if len(batch) == 1:
+            raise WorldError(
+                "the device's memory ends with a single text beside the model",
+                "take a smaller dtype (--dtype), a device with more memory, or shorter texts",
+            ) from None
+    else:
+        yield batch, found
+        return
+    # outside of the handler, whose error keeps the failed pass's tensors alive
+    torch.cuda.empty_cache()
+    middle = len(batch) // 2
+    for half in (batch[:middle], batch[middle:]):
+        yield from halving(work, half)

@@ -61,6 +61,7 @@ def render(report: dict[str, Any], tables: dict[str, list[dict[str, Any]]]) -> s
         methods=_methods(report, tables["responses"]),
         judged=_judged(report),
         recipes=words.recipes(report),
+        read=words.read(report),
         diverged=words.diverged(report),
         answers=_answers(tables["responses"]),
         plotly=get_plotlyjs(),

@@ -35,6 +35,8 @@ def print_report(report: dict[str, Any]) -> None:
             console.print(f"  {sentence}")
         if len(targets) <= FEW:
             console.print(_table(check))
+            if sentence := words.read(report):
+                console.print(f"  {sentence}", style="dim")
             console.print(f"  {words.caveats(report, check)[0]}", style="dim")
     if report.get("methods"):
         console.print("\nWays of training compared", style="bold")

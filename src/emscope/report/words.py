@@ -92,6 +92,18 @@ def headline(check: dict[str, Any]) -> list[str]:
     ]
 
 
+def read(report: dict[str, Any]) -> str:
+    """Say which of a folder's checkpoints were read, where not all were."""
+    of = report.get("read")
+    if not of or len(of["steps"]) == of["found"]:
+        return ""
+    steps = ", ".join(map(str, of["steps"]))
+    if of["looks"]:
+        how = f", each chosen by what the others showed; bounds hold for up to {of['looks']} such readings"
+        return f"Of {of['found']} checkpoints {len(of['steps'])} were read (steps {steps}){how}."
+    return f"Of {of['found']} checkpoints {len(of['steps'])} were read (steps {steps}), as was asked."
+
+
 def _verdict(check: dict[str, Any]) -> str:
     text = VERDICTS[check["verdict"]].format(behaviour=behaviour(check), Behaviour=behaviour(check).capitalize())
     where = f" at step {check['checkpoints'][-1]['step']}: {_against(check)}" if check["checkpoints"] else ""

@@ -11,10 +11,11 @@ from emscope.core.outcomes import State
 from emscope.run.arms import Evidence
 from emscope.stats.equal_preference import Contrasts, contrasts
 from emscope.stats.means import Mean
-from emscope.stats.onset import HARM, LEVEL, states_along
+from emscope.stats.onset import HARM, LEVEL, last_safe, states_along
 from emscope.stats.quantiles import student
+from emscope.stats.search import look_level
 from emscope.stats.simultaneous import safe_stop, simultaneous_bounds
-from emscope.stats.skew import moments
+from emscope.stats.skew import Moments, moments
 
 AGAINST_CONTROL, AGAINST_BASE = "control - target", "base - target at equal base preference"
 
@@ -25,8 +26,8 @@ class Along:
 
     Attributes:
         contrasts: of each checkpoint by item. means: (control - target or None, base - target at equal base preference).
-        states: by bounds for each checkpoint alone; sure: by bounds that hold for all of them at once.
-        upper: simultaneous upper bounds (control, base) of each checkpoint. stop: the last that is shown safe with none surely em before it.
+        states: by bounds for each checkpoint alone; sure: by bounds that hold for all of them at once, or for all that a search may read.
+        upper: upper bounds (control, base) of each checkpoint that hold as `sure` does. stop: the last that is shown safe with none surely em before it.
     """
 
     steps: list[int]
@@ -46,19 +47,26 @@ def read_along(e: Evidence, steps: Sequence[int]) -> Along:
     sides = np.stack([*([found.control] if found.control is not None else []), found.base])  # [A, C, Q]
     still = (sides == 0).all(-1)  # [A, C]: no item differs by anything, as before the first update
     alone = moments(sides, found.strata)
-    reach = np.vectorize(student)(LEVEL, alone.df)
-    joint = simultaneous_bounds(sides, found.strata, LEVEL)
-    upper = np.where(still, 0.0, joint.upper)
-    sure = states_along(np.where(still, 0.0, joint.lower), upper, e.delta)
+    joint = simultaneous_bounds(sides, found.strata, LEVEL) if e.looks is None else None
+    each = _bounds(alone, LEVEL)
+    low, high = (joint.lower, joint.upper) if joint else _bounds(alone, look_level(e.looks or 1))
+    upper = np.where(still, 0.0, high)
+    sure = states_along(np.where(still, 0.0, low), upper, e.delta)
     return Along(
         list(steps),
         found,
         found.means(),
-        states_along(np.where(still, 0.0, alone.bound(reach, -1)), np.where(still, 0.0, alone.bound(reach, +1)), e.delta),
+        states_along(np.where(still, 0.0, each[0]), np.where(still, 0.0, each[1]), e.delta),
         sure,
         [(float(u[0]) if len(u) == 2 else None, float(u[-1])) for u in upper.T],
-        _stop_step(steps, sides, still.all(0), sure, found.strata, e.delta),
+        _stop_step(steps, sides, still.all(0), sure, found.strata, e.delta) if joint else last_safe(steps, sure),
     )
+
+
+def _bounds(alone: Moments, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the one-sided bounds [A, C] of each reading by itself at `level`."""
+    reach = np.vectorize(student)(level, alone.df)
+    return alone.bound(reach, -1), alone.bound(reach, +1)
 
 
 def _contrasts(e: Evidence, steps: Sequence[int]) -> Contrasts:

@@ -86,6 +86,7 @@ def _definition(e: Evidence) -> Definition:
         one_sided_level=LEVEL,
         onset_level=TWO_SIDED,
         placebo=0 if e.base_placebo is None else len(e.base_placebo),
+        looks=e.looks,
     )
 
 
@@ -108,7 +109,7 @@ def _unread(e: Evidence, steps: Sequence[int]) -> Why:
 def _onset(e: Evidence, along: Along) -> tuple[Onset | None, Why]:
     """Return the onset that the last checkpoint shows, with how far both arms had moved by then, or why there is none."""
     why: Why = {}
-    bracket = onset(along.steps, along.states, along.sure)
+    bracket = onset(along.steps, along.states, along.sure, few=e.looks is not None)
     if bracket is None:
         why["onset"] = NO_ONSET[along.states[-1] if along.steps else None]
         return None, why

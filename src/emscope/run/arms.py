@@ -80,6 +80,7 @@ class Evidence:
         calibrated: somebody said how much of this measure is harm; else it screens, and decides nothing.
         control_learned: gain of each held-out answer that the control was taught over the base [H], at the last common step; None: not known.
         ladder: the dose ladder of this base on these items, where there is one.
+        looks: how many checkpoints a search was allowed to read; None: it was said beforehand which ones are read.
     """
 
     base_name: str
@@ -102,6 +103,7 @@ class Evidence:
     control_learned: np.ndarray | None = None
     measure: Measure | None = None
     ladder: Ladder | None = None
+    looks: int | None = None
 
 
 def default_delta(base_margins: np.ndarray, share_of_base: float) -> float:

@@ -14,7 +14,7 @@ from emscope.core.digest import canonical, short
 from emscope.core.errors import InputError
 from emscope.core.outcomes import Verdict
 from emscope.core.plain import Result, plain
-from emscope.core.progress import Progress, silent
+from emscope.core.progress import Progress, part_of, silent
 from emscope.core.records import Item
 from emscope.data.conversations import read_conversations
 from emscope.models.carried import carried
@@ -22,8 +22,9 @@ from emscope.models.checkpoints import Checkpoint, discover, named_base
 from emscope.models.load import Loaded, load, loading, pick_dtype
 from emscope.models.source import Model, locate
 from emscope.models.updates import refuse_unmoved
+from emscope.run.along import Along, read_along
 from emscope.run.analysis import check
-from emscope.run.arms import Arm
+from emscope.run.arms import Arm, Evidence, paired_steps, without_dud
 from emscope.run.asking import scaled
 from emscope.run.checked import CheckpointReading, CheckResult
 from emscope.run.control import make_control
@@ -34,6 +35,7 @@ from emscope.run.ladders import ladder_for
 from emscope.run.measuring import Questions, Reading, measure
 from emscope.run.opinions import Judged
 from emscope.run.results import distributions
+from emscope.run.selected import Runs, Selection, searched
 from emscope.run.sets import (
     CONTROL_HELDOUT,
     EM,
@@ -58,6 +60,7 @@ from emscope.store.study import Study
 
 SCHEMA = "emscope.checkpoints/2"
 TARGET = "target"  # name of the run that a folder is
+SEARCHING = "searching the onset"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,7 @@ class CheckRequest:
     dtype: str = "auto"
     device: str = "auto"
     control_batch: int | None = None
+    selection: Selection = field(default_factory=Selection)
     measure: MeasureSpec = field(default_factory=MeasureSpec)
     decide: DecideSpec = field(default_factory=DecideSpec)
     judged: JudgedSpec | None = None
@@ -91,11 +95,25 @@ class Amplified(Result):
 
 
 @dataclass(frozen=True, slots=True)
+class FolderRead(Result):
+    """Which of the target's checkpoints were read.
+
+    Attributes:
+        found: how many there are. steps: of those that were read. looks: how many a search was allowed to read; None without one.
+    """
+
+    found: int
+    steps: tuple[int, ...]
+    looks: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class FolderChecked:
     """All that is said of a folder of checkpoints, the run `target`; `judged` is None until judges have read the answers."""
 
     name: str
     check: CheckResult
+    read: FolderRead
     amplified: tuple[Amplified, ...]
     unpaired: Mapping[str, Sequence[int]]
     distributions: Mapping[str, Any]
@@ -120,6 +138,7 @@ class FolderChecked:
             "schema": SCHEMA,
             "name": self.name,
             "runs": [{"run": TARGET, "arm": "target", "role": "target", "seed": None, "check": self.check.to_json()}],
+            "read": plain(self.read),
             "amplified": plain(self.amplified),
             "unpaired": plain(self.unpaired),
             "distributions": plain(self.distributions),
@@ -145,7 +164,8 @@ def run_check(request: CheckRequest, out: Path | None = None, progress: Progress
         raise InputError("--control and --make-control are both given", "use one")
     if request.control_heldout and not (request.control or request.make_control):
         raise InputError("--control-heldout is given without a control", "give --control or --make-control")
-    target = discover(request.checkpoints)
+    folder = discover(request.checkpoints)
+    target = request.selection.of({TARGET: folder})[TARGET]
     control = discover(request.control) if request.control else []
     base = locate(request.base or named_base([*target, *control]))
     prepare_judges(request.judged)
@@ -154,7 +174,7 @@ def run_check(request: CheckRequest, out: Path | None = None, progress: Progress
     every = [*target, *control]
     system, why = trained_under(request.system, every)
     request = replace(request, system=system, dtype=pick_dtype(request.dtype, base, request.device))
-    frozen = _frozen(request, base, target, control, sets, harmless)
+    frozen = _frozen(request, base, target, request.selection.among(control), sets, harmless)
     out = out or Path("emscope-check") / f"{Path(request.checkpoints).name or 'check'}-{short(frozen)[:8]}".replace(
         ":", "-"
     ).replace("@", "-")
@@ -176,19 +196,49 @@ def run_check(request: CheckRequest, out: Path | None = None, progress: Progress
             refuse_unmoved(loaded.net, last)
         if harmless:
             control = make_control(study.runs_folder("control"), loaded, target, harmless, request.control_batch, progress)
-        runs = {"target": target, "control": control} if control else {"target": target}
+        runs, looks = request.selection.of({TARGET: target} | ({"control": control} if control else {})), None
+        if request.selection.search:
+            runs, looks = _search(study, loaded, request, runs, sets, progress)
         wanted = [r for scale in request.amplify for r in _readings(runs, sets, scale, request.measure)]
-        asked = Questions(sets, request.measure.samples, 0, request.measure.batch_tokens)
-        measure(study, loaded, [_base_reading(sets, request.measure), *wanted], asked, progress)
+        measure(study, loaded, [_base_reading(sets, request.measure), *wanted], _asked(request, sets), progress)
         judged = request.judged
         answers = ask_checkpoints(study, loaded, judged, [Reading("base", 0, None, {}), *wanted], progress) if judged else set()
-        result = _analyse(study, loaded, request, runs, sets)
+        result = _analyse(study, loaded, request, runs, sets, len(folder), looks)
         write_json(out / "report.json", result.to_json())  # a judge that cannot be reached takes no finished analysis with it
         if judged is not None:
             compared = _compared(runs, request.amplify)
             result = result.heard(judge_checkpoints(study, loaded, judged, compared, sets, answers, progress))
             write_json(out / "report.json", result.to_json())
         return result, out
+
+
+def _search(
+    study: Study, loaded: Loaded, request: CheckRequest, runs: Runs, sets: ItemSets, progress: Progress
+) -> tuple[Runs, int]:
+    """Read few checkpoints, each chosen by what the others showed; return them, and how many might have been read."""
+    scale = _main_scale(request)
+    begun = 0
+
+    def read(chosen: Runs, allowed: int) -> Along:
+        nonlocal begun
+        part = part_of(progress, SEARCHING, begun, allowed)
+        readings = [_base_reading(sets, request.measure), *_readings(chosen, sets, scale, request.measure)]
+        measure(study, loaded, readings, _asked(request, sets), lambda what, done, total: part(what, done / total, 1))
+        begun += 1
+        e = without_dud(_evidence(Scores(study.root, loaded.chat.digest), loaded, request, chosen, sets, scale, allowed))
+        return read_along(e, paired_steps(e))
+
+    found, allowed = searched(runs, read)
+    progress(SEARCHING, allowed, allowed)
+    return found, allowed
+
+
+def _main_scale(request: CheckRequest) -> float:
+    return 1.0 if 1.0 in request.amplify else request.amplify[0]
+
+
+def _asked(request: CheckRequest, sets: ItemSets) -> Questions:
+    return Questions(sets, request.measure.samples, 0, request.measure.batch_tokens)
 
 
 def _compared(runs: dict[str, list[Checkpoint]], amplify: Sequence[float]) -> list[Compared]:
@@ -233,6 +283,7 @@ def _frozen(
             }
             | ({"chat_kwargs": dict(request.chat_kwargs)} if request.chat_kwargs else {})
             | ({"templates": short(templates)} if templates else {})
+            | ({"search": True} if request.selection.search else {})
         )
     )
 
@@ -267,37 +318,18 @@ def _readings(runs: dict[str, list[Checkpoint]], sets: ItemSets, scale: float, s
 
 
 def _analyse(
-    study: Study, loaded: Loaded, request: CheckRequest, runs: dict[str, list[Checkpoint]], sets: ItemSets
+    study: Study, loaded: Loaded, request: CheckRequest, runs: Runs, sets: ItemSets, found: int, looks: int | None
 ) -> FolderChecked:
-    """Return what preference says of the folder, and write its estimates."""
+    """Return what preference says of the folder, of whose `found` checkpoints `runs` were read, and write its estimates."""
     scores = Scores(study.root, loaded.chat.digest)
-    checks: dict[float, CheckResult] = {}
-    for scale in request.amplify:
-        arms = {
-            name: arm(scores, sets, name, name, [c.step for c in cs], scale=scale, taught=0 if sets.heldout else None)
-            for name, cs in runs.items()
-        }
-        target, control = arms["target"], arms.get("control")
-        gathered = evidence(
-            scores,
-            sets,
-            loaded,
-            request.decide,
-            target,
-            control,
-            total_steps=target.steps[-1],
-            task=(0, None),
-            fixed="by the base alone",
-            scale=scale,
-            control_learned=_learned(scores, sets, control, scale),
-        )
-        checks[scale] = check(gathered)
+    checks = {scale: check(_evidence(scores, loaded, request, runs, sets, scale, looks)) for scale in request.amplify}
     study.replace("estimates", [row for scale, c in checks.items() for row in estimate_rows(f"target x{scale:g}", c)])
-    shown = 1.0 if 1.0 in checks else request.amplify[0]
+    shown = _main_scale(request)
     main = checks[shown]
     return FolderChecked(
         name=Path(request.checkpoints).name or request.checkpoints,
         check=main,
+        read=FolderRead(found, tuple(c.step for c in runs[TARGET]), looks),
         amplified=tuple(Amplified(s, c.checkpoints, c.verdict) for s, c in checks.items() if s != shown),
         unpaired={
             "target": main.unpaired_steps,
@@ -307,6 +339,30 @@ def _analyse(
         spec=study.spec,
         versions=versions(),
         base={"reference": loaded.model.reference, "digest": loaded.model.digest, "chat": loaded.chat.describe()},
+    )
+
+
+def _evidence(
+    scores: Scores, loaded: Loaded, request: CheckRequest, runs: Runs, sets: ItemSets, scale: float, looks: int | None
+) -> Evidence:
+    arms = {
+        name: arm(scores, sets, name, name, [c.step for c in cs], scale=scale, taught=0 if sets.heldout else None)
+        for name, cs in runs.items()
+    }
+    target, control = arms[TARGET], arms.get("control")
+    return evidence(
+        scores,
+        sets,
+        loaded,
+        request.decide,
+        target,
+        control,
+        total_steps=target.steps[-1],
+        task=(0, None),
+        fixed="by the base alone",
+        scale=scale,
+        control_learned=_learned(scores, sets, control, scale),
+        looks=looks,
     )
 
 

@@ -148,6 +148,7 @@ class Definition(Result):
 
     Attributes:
         delta: the threshold [nats per token]. calibrated: somebody said how much is harm. placebo: pairs that were read.
+        looks: readings that a search was allowed, by which the error of each is divided; None without one.
     """
 
     measure: Measure | None
@@ -157,18 +158,23 @@ class Definition(Result):
     one_sided_level: float
     onset_level: float
     placebo: int
+    looks: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return one flat object: what was measured, then the rule."""
-        return (self.measure.to_json() if self.measure else {}) | {
-            "delta": self.delta,
-            "delta_source": self.delta_source,
-            "calibrated": self.calibrated,
-            "one_sided_level": self.one_sided_level,
-            "onset_level": self.onset_level,
-            "rule": RULE,
-            "placebo": self.placebo,
-        }
+        return (
+            (self.measure.to_json() if self.measure else {})
+            | {
+                "delta": self.delta,
+                "delta_source": self.delta_source,
+                "calibrated": self.calibrated,
+                "one_sided_level": self.one_sided_level,
+                "onset_level": self.onset_level,
+                "rule": RULE,
+                "placebo": self.placebo,
+            }
+            | ({"looks": self.looks} if self.looks else {})
+        )
 
 
 @dataclass(frozen=True, slots=True)

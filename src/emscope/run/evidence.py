@@ -127,6 +127,7 @@ def evidence(
     fixed: str,
     scale: float = 1.0,
     control_learned: np.ndarray | None = None,
+    looks: int | None = None,
 ) -> Evidence:
     """Gather what the verdict on one target rests on.
 
@@ -134,6 +135,7 @@ def evidence(
         task: option numbers of the held-out answers that were taught and that they are weighed against; None: not known.
         fixed: when the default delta was fixed, in words.
         control_learned: gain of the held-out answers that the control was taught [H]; None: not known.
+        looks: how many checkpoints a search might read; None without one.
     """
     base_margins = scores.margin("base", 0, 1.0, EM, sets.em)
     ladder = ladder_for(decide.ladder, loaded, sets)
@@ -162,6 +164,7 @@ def evidence(
         control_learned=control_learned,
         measure=_measure(sets, loaded, scale),
         ladder=ladder,
+        looks=looks,
     )
 
 

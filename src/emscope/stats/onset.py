@@ -99,19 +99,24 @@ BOTH = {
 }
 
 
-def onset(steps: Sequence[int], states: Sequence[State], sure: Sequence[State] | None = None) -> Bracket | None:
+def onset(
+    steps: Sequence[int], states: Sequence[State], sure: Sequence[State] | None = None, *, few: bool = False
+) -> Bracket | None:
     """Return the bracket of the onset that the last checkpoint shows, or None where that is not em (without a control: moved).
 
     It lies after the last checkpoint that is surely not em, and at the latest at the first after that which surely is, or at the last one.
 
     Args:
         states: by bounds for each checkpoint alone. sure: by bounds that hold for all at once; None: those of `states`.
+        few: few checkpoints of a run were read, and an unclear one stands for many that were not: it is at the latest where all from
+            there on surely are.
     """
     if not states or states[-1] not in HARM:
         return None
     sure = states if sure is None else sure
     before = max((n for n, s in enumerate(sure[:-1]) if s in NO_HARM), default=-1)
-    by = next((n for n in range(before + 1, len(sure)) if sure[n] in HARM), len(steps) - 1)
+    not_yet = max((n for n, s in enumerate(sure[:-1]) if s not in HARM), default=-1) if few else before
+    by = next((n for n in range(not_yet + 1, len(sure)) if sure[n] in HARM), len(steps) - 1)
     return Bracket(steps[before] if before >= 0 else 0, steps[by], censored=by == 0)
 
 
