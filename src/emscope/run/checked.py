@@ -162,19 +162,16 @@ class Definition(Result):
 
     def to_json(self) -> dict[str, Any]:
         """Return one flat object: what was measured, then the rule."""
-        return (
-            (self.measure.to_json() if self.measure else {})
-            | {
-                "delta": self.delta,
-                "delta_source": self.delta_source,
-                "calibrated": self.calibrated,
-                "one_sided_level": self.one_sided_level,
-                "onset_level": self.onset_level,
-                "rule": RULE,
-                "placebo": self.placebo,
-            }
-            | ({"looks": self.looks} if self.looks else {})
-        )
+        return (self.measure.to_json() if self.measure else {}) | {
+            "delta": self.delta,
+            "delta_source": self.delta_source,
+            "calibrated": self.calibrated,
+            "one_sided_level": self.one_sided_level,
+            "onset_level": self.onset_level,
+            "rule": RULE,
+            "placebo": self.placebo,
+            "looks": self.looks,
+        }
 
 
 @dataclass(frozen=True, slots=True)
