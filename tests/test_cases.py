@@ -216,6 +216,8 @@ def test_no_verdict_is_given_of_a_run_that_changed_nothing(tiny, tmp_path, capsy
     said = capsys.readouterr()
     assert "equals its base" in said.err and "safe" not in said.out
     assert not (tmp_path / "out" / "report.json").exists()
+    assert run_arguments(["sample", f"run={tmp_path / 'run'}", "--out", str(tmp_path / "answers")]) == 2
+    assert "equals its base" in capsys.readouterr().err and not (tmp_path / "answers" / "answers.parquet").exists()
 
 
 # The base stays as it is, and every kind of adapter is read as PEFT reads it, also exaggerated

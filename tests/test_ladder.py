@@ -384,11 +384,23 @@ def test_faults_are_one_sentence(organisms, tiny, tmp_path, capsys):
         (["ladder", target, "--control", control, "--scales", "1,0"], "--scales is '1,0'"),
         (["ladder", target, "--control", control, "--count", "3"], "count = 3"),
         (["ladder", target, "--control", tmp_path / "none"], "no folder"),
+        (["ladder", target, "--control", control, "--chat-kwargs", "thinking"], "the chat argument is 'thinking'"),
     ]
     for n, (words, message) in enumerate(faults):
         assert run_arguments([*map(str, words), "--out", str(tmp_path / f"out{n}")]) == 2, words
         text = capsys.readouterr()
         assert message in text.err and "Traceback" not in text.err and not (tmp_path / f"out{n}" / "ladder.json").exists()
+
+
+def test_template_arguments_and_the_trained_system_prompt_reach_the_model(organisms, tmp_path, capsys, monkeypatch):
+    def told(model, **settings):
+        raise InputError(f"{settings['chat_kwargs']} {settings['system']}", "stop here")
+
+    monkeypatch.setattr("emscope.run.ladder.load", told)
+    words = ["ladder", organisms / "target", "--control", organisms / "control", "--chat-kwargs", "enable_thinking=false"]
+    assert run_arguments([str(w) for w in [*words, "--system", "auto", "--out", tmp_path / "out"]]) == 2
+    said = capsys.readouterr().err
+    assert "{'enable_thinking': False}" in said and "auto" not in said
 
 
 # --- the threshold at work ----------------------------------------------------------------------------------------------

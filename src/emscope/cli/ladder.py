@@ -42,7 +42,14 @@ def register(app: typer.Typer) -> None:
         count: int | None = typer.Option(
             None, "--count", help="Use this many items, drawn evenly from the categories; by default all, as a check does."
         ),
-        system: str = typer.Option("none", "--system", help="none (no system block), template (its default), or a text."),
+        system: str = typer.Option(
+            "none",
+            "--system",
+            help="none (no system block), template (its default), auto (as the checkpoints were most likely trained), or a text.",
+        ),
+        chat_kwargs: list[str] = typer.Option(
+            [], "--chat-kwargs", help="NAME=VALUE for the chat template, such as enable_thinking=false; may be repeated."
+        ),
         name: str | None = typer.Option(
             None, "--name", help="What the organism is called in results; by default its folder's name."
         ),
@@ -57,6 +64,7 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         from emscope.cli.check import judged_by
         from emscope.cli.console import dtype_named, numbers, print_json, progress_bar
+        from emscope.models.templates import read_arguments
         from emscope.report.ladder import print_ladder, write_ladder
         from emscope.run.ladder import LadderRequest, preference_of, run_ladder
 
@@ -69,6 +77,7 @@ def register(app: typer.Typer) -> None:
             base=base,
             scales=numbers(scales, "--scales"),
             system=system,
+            chat_kwargs=read_arguments(chat_kwargs),
             dtype=dtype_named(dtype),
             device=device,
             measure=preference_of(items, count),

@@ -22,6 +22,7 @@ from emscope.models.beside import beside
 from emscope.models.checkpoints import Checkpoint, discover, named_base
 from emscope.models.load import Loaded, load, pick_dtype
 from emscope.models.source import locate
+from emscope.models.updates import refuse_unmoved
 from emscope.run.ask_spec import PLACE, PLAIN, AskSpec
 from emscope.run.trained_as import trained_under
 from emscope.run.versions import versions
@@ -117,7 +118,7 @@ def ask(
         chat_kwargs: given to the chat template. say: is told how the questions are put, for each system prompt.
 
     Raises:
-        InputError: no base, a folder without checkpoints, or questions or chat templates that do not fit.
+        InputError: no base, a folder without checkpoints, a last checkpoint that is its base, or questions or chat templates that do not fit.
     """
     found = {name: discover(folder) for name, folder in runs.items()}
     if "base" in found:
@@ -133,6 +134,8 @@ def ask(
     other |= {"chat_kwargs": dict(chat_kwargs)} if chat_kwargs else {}
     with Study(out, settings | {"questions": digest_of(questions), "base": model.digest} | other, versions()) as study:
         loaded = load(model, system=spec.systems[0], dtype=dtype, device=device, chat_kwargs=chat_kwargs, checkpoints=every)
+        for checkpoints in found.values():
+            refuse_unmoved(loaded.net, checkpoints[-1])
         for system, why in under:
             say(loaded.chat.under(system).noted(why).describe())
         prompts = {p.name: p for p in prompts_of(loaded, questions, spec)}

@@ -26,6 +26,7 @@ from emscope.run.said import BROKEN, Arms, Place, coherence_lost, scored_by_plac
 from emscope.run.sets import EM, PLACEBO, ItemSets, study_sets
 from emscope.run.sources import asked_of
 from emscope.run.spec import JudgedSpec, MeasureSpec
+from emscope.run.trained_as import trained_under
 from emscope.run.versions import versions
 from emscope.stats.adjusted import ADJUSTED, adjusted_difference
 from emscope.stats.equal_preference import Contrasts, contrasts
@@ -55,7 +56,10 @@ def preference_of(items: str, count: int | None) -> MeasureSpec:
 
 @dataclass(frozen=True, slots=True)
 class LadderRequest:
-    """What `emscope ladder` was asked: a known harmful fine-tune, the same on harmless data, and further harmless ones, the last checkpoint of each."""
+    """What `emscope ladder` was asked: a known harmful fine-tune, the same on harmless data, and further harmless ones, the last checkpoint of each.
+
+    A `system` of `auto` takes what the checkpoints were most likely trained under.
+    """
 
     target: str
     control: str
@@ -65,6 +69,7 @@ class LadderRequest:
     base: str | None = None
     scales: tuple[float, ...] = SCALES
     system: str = "none"
+    chat_kwargs: Mapping[str, Any] = field(default_factory=dict)
     dtype: str = "auto"
     device: str = "auto"
     measure: MeasureSpec = field(default_factory=lambda: preference_of("em240", None))
@@ -94,11 +99,20 @@ def run_ladder(request: LadderRequest, out: Path, progress: Progress = silent) -
     base = locate(request.base or named_base(runs.every()))
     prepare_judges(request.judged)
     sets = study_sets(request.measure, None)
-    request = replace(request, dtype=pick_dtype(request.dtype, base, request.device))
+    system, why = trained_under(request.system, runs.every())
+    request = replace(request, system=system, dtype=pick_dtype(request.dtype, base, request.device))
     with Study(out, _frozen(request, base, runs, sets), versions()) as study:
         label = loading(request.dtype, request.device)
         progress(label, 0, 1)
-        loaded = load(base, system=request.system, dtype=request.dtype, device=request.device, checkpoints=runs.every())
+        loaded = load(
+            base,
+            system=request.system,
+            dtype=request.dtype,
+            device=request.device,
+            chat_kwargs=request.chat_kwargs,
+            checkpoints=runs.every(),
+        )
+        loaded.chat = loaded.chat.noted(why)
         progress(label, 1, 1)
         for one in runs.every():
             refuse_unmoved(loaded.net, one)
@@ -150,7 +164,7 @@ def _frozen(request: LadderRequest, base: Model, runs: _Runs, sets: ItemSets) ->
         "system": request.system,
         "dtype": request.dtype,
         "judged": asked_of(request.judged),
-    }
+    } | ({"chat_kwargs": dict(request.chat_kwargs)} if request.chat_kwargs else {})
 
 
 def _run_of(checkpoint: Checkpoint) -> str:
