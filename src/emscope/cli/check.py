@@ -107,6 +107,12 @@ def register(app: typer.Typer) -> None:
             min=1,
             help="Examples per optimiser step of the run, for --make-control where it accumulated gradients.",
         ),
+        share: bool = typer.Option(
+            False,
+            "--share",
+            help="Share the work with other processes started with the same command, each on a card of its own (--device cuda:1) "
+            "or on another machine with the same folder.",
+        ),
         out: Path | None = typer.Option(
             None,
             "--out",
@@ -144,6 +150,7 @@ def register(app: typer.Typer) -> None:
             dtype=dtype_named(dtype),
             device=device,
             control_batch=control_batch,
+            share=share,
             selection=Selection(whole_numbers(steps, "--steps") or (), every, search),
             measure=read,
             decide=decide,

@@ -50,6 +50,12 @@ def register(app: typer.Typer) -> None:
             help="Of models loaded here: auto (as stored, where this machine is quick at it), float32, bfloat16, float16 or nf4.",
         ),
         device: str = typer.Option("auto", "--device", help="auto, cpu, cuda, cuda:1, mps."),
+        share: bool = typer.Option(
+            False,
+            "--share",
+            help="Share the work with other processes started with the same command, each on a card of its own (--device cuda:1) "
+            "or on another machine with the same folder.",
+        ),
         server: str | None = typer.Option(
             None,
             "--server",
@@ -102,6 +108,8 @@ def register(app: typer.Typer) -> None:
         asked: list[str] = []
         with progress_bar() as progress:
             if _behind_an_api(named, server, server_command, base):
+                if share:
+                    raise InputError("--share is given with a server", "raise --connections instead")
                 if scales != (1.0,):
                     raise InputError("--amplify needs the base's logits beside the model's", "give folders of checkpoints")
                 settled = parse(ServedSpec, served, "options")
@@ -116,6 +124,7 @@ def register(app: typer.Typer) -> None:
                     dtype=dtype_named(dtype),
                     device=device,
                     chat_kwargs=arguments,
+                    share=share,
                     say=asked.append,
                     progress=progress,
                 )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from time import sleep
 from typing import Any, Protocol
 
 import pyarrow.parquet as pq
@@ -27,7 +28,7 @@ from emscope.run.ask_spec import PLACE, PLAIN, AskSpec
 from emscope.run.trained_as import trained_under
 from emscope.run.versions import versions
 from emscope.store.files import write_atomic
-from emscope.store.study import Study, read_table
+from emscope.store.study import AGAIN, Study, read_table
 
 RENAMED = {"question": "question_id", "asked": "question", "text": "response"}
 
@@ -106,6 +107,7 @@ def ask(
     dtype: str = "float32",
     device: str = "auto",
     chat_kwargs: Mapping[str, Any] | None = None,
+    share: bool = False,
     say: Callable[[str], None] = unheard,
     progress: Progress = silent,
 ) -> Path:
@@ -115,7 +117,7 @@ def ask(
 
     Args:
         amplify: how much each fine-tune is exaggerated, in logits; other scales than 1 are runs of their own, such as "target x2".
-        chat_kwargs: given to the chat template. say: is told how the questions are put, for each system prompt.
+        chat_kwargs: given to the chat template. share: other processes draw into the same folder. say: is told how the questions are put, for each system prompt.
 
     Raises:
         InputError: no base, a folder without checkpoints, a last checkpoint that is its base, or questions or chat templates that do not fit.
@@ -132,7 +134,8 @@ def ask(
     dtype = pick_dtype(dtype, model, device)
     other: dict[str, Any] = {"dtype": dtype} if dtype != "float32" else {}
     other |= {"chat_kwargs": dict(chat_kwargs)} if chat_kwargs else {}
-    with Study(out, settings | {"questions": digest_of(questions), "base": model.digest} | other, versions()) as study:
+    asked = settings | {"questions": digest_of(questions), "base": model.digest} | other
+    with Study(out, asked, versions(), shared=share) as study:
         loaded = load(model, system=spec.systems[0], dtype=dtype, device=device, chat_kwargs=chat_kwargs, checkpoints=every)
         for checkpoints in found.values():
             refuse_unmoved(loaded.net, checkpoints[-1])
@@ -147,10 +150,9 @@ def ask(
             for c in (cs[-1:] if spec.only_last else cs)
         ]
         check_subjects(study, subjects)
-        present = study.keys("answers")
-        for subject in subjects:
-            ask_one(study, loaded, spec, prompts, subject, present, progress)
-        return write_answers(study)
+        ask_subjects(study, loaded, spec, prompts, subjects, progress)
+        with study.alone():
+            return write_answers(study)
 
 
 def scaled(run: str, scale: float) -> str:
@@ -194,7 +196,34 @@ def prompts_of(loaded: Loaded, questions: Sequence[Question], spec: AskSpec) -> 
             yield Prompt(q, system, trigger, asked, tuple(chat.ids(chat.prompt_text(turns))), chat.digest)
 
 
-def ask_one(
+def ask_subjects(
+    study: Study,
+    loaded: Loaded,
+    spec: AskSpec,
+    prompts: dict[str, Prompt],
+    subjects: Sequence[Local],
+    progress: Progress,
+) -> None:
+    """Draw what is missing of each subject and write it a batch at a time.
+
+    In a shared folder a subject that another process has in hand comes last, and is done here where that process ends without it.
+    """
+    present, waiting = study.keys("answers"), list(subjects)
+    while waiting:
+        later = []
+        for subject in waiting:
+            with study.claimed(f"answers of {subject.run} {subject.step} {subject.digest}") as mine:
+                if mine:
+                    present |= study.keys("answers") if study.shared else set()
+                    _ask(study, loaded, spec, prompts, subject, present, progress)
+                else:
+                    later.append(subject)
+        waiting = later
+        if waiting:
+            sleep(AGAIN)
+
+
+def _ask(
     study: Study,
     loaded: Loaded,
     spec: AskSpec,
@@ -203,7 +232,6 @@ def ask_one(
     present: set[str],
     progress: Progress,
 ) -> None:
-    """Draw what is missing of one subject and write it a batch at a time."""
     keys = answer_keys(loaded.model.digest, subject, prompts, spec)
     wanted = [key for key, digest in keys.items() if digest not in present]
     checkpoint = subject.checkpoint

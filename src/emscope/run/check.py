@@ -65,7 +65,11 @@ SEARCHING = "searching the onset"
 
 @dataclass(frozen=True, slots=True)
 class CheckRequest:
-    """What `emscope check` was asked; a `system` of `auto` takes what the checkpoints were most likely trained under."""
+    """What `emscope check` was asked; a `system` of `auto` takes what the checkpoints were most likely trained under.
+
+    Attributes:
+        share: other processes, which were asked the same, read into the same folder.
+    """
 
     checkpoints: str
     base: str | None = None
@@ -80,6 +84,7 @@ class CheckRequest:
     device: str = "auto"
     control_batch: int | None = None
     selection: Selection = field(default_factory=Selection)
+    share: bool = False
     measure: MeasureSpec = field(default_factory=MeasureSpec)
     decide: DecideSpec = field(default_factory=DecideSpec)
     judged: JudgedSpec | None = None
@@ -178,7 +183,7 @@ def run_check(request: CheckRequest, out: Path | None = None, progress: Progress
     out = out or Path("emscope-check") / f"{Path(request.checkpoints).name or 'check'}-{short(frozen)[:8]}".replace(
         ":", "-"
     ).replace("@", "-")
-    with Study(out, frozen, versions()) as study:
+    with Study(out, frozen, versions(), shared=request.share) as study:
         label = loading(request.dtype, request.device)
         progress(label, 0, 1)
         loaded = load(
@@ -195,7 +200,8 @@ def run_check(request: CheckRequest, out: Path | None = None, progress: Progress
         for last in (target[-1], *control[-1:]):
             refuse_unmoved(loaded.net, last)
         if harmless:
-            control = make_control(study.runs_folder("control"), loaded, target, harmless, request.control_batch, progress)
+            with study.alone():
+                control = make_control(study.runs_folder("control"), loaded, target, harmless, request.control_batch, progress)
         runs, looks = request.selection.of({TARGET: target} | ({"control": control} if control else {})), None
         if request.selection.search:
             runs, looks = _search(study, loaded, request, runs, sets, progress)
@@ -203,12 +209,15 @@ def run_check(request: CheckRequest, out: Path | None = None, progress: Progress
         measure(study, loaded, [_base_reading(sets, request.measure), *wanted], _asked(request, sets), progress)
         judged = request.judged
         answers = ask_checkpoints(study, loaded, judged, [Reading("base", 0, None, {}), *wanted], progress) if judged else set()
-        result = _analyse(study, loaded, request, runs, sets, len(folder), looks)
-        write_json(out / "report.json", result.to_json())  # a judge that cannot be reached takes no finished analysis with it
-        if judged is not None:
-            compared = _compared(runs, request.amplify)
-            result = result.heard(judge_checkpoints(study, loaded, judged, compared, sets, answers, progress))
-            write_json(out / "report.json", result.to_json())
+        with study.alone():
+            result = _analyse(study, loaded, request, runs, sets, len(folder), looks)
+            write_json(
+                out / "report.json", result.to_json()
+            )  # a judge that cannot be reached takes no finished analysis with it
+            if judged is not None:
+                compared = _compared(runs, request.amplify)
+                result = result.heard(judge_checkpoints(study, loaded, judged, compared, sets, answers, progress))
+                write_json(out / "report.json", result.to_json())
         return result, out
 
 

@@ -16,7 +16,7 @@ from emscope.judge.local import CRITERIA, bundled_judge
 from emscope.judge.local import NAME as LOCAL
 from emscope.judge.rubrics import Rubric, read_rubrics
 from emscope.models.load import Loaded
-from emscope.run.asking import Local, answer_keys, ask_one, prompts_of, scaled, write_answers
+from emscope.run.asking import Local, answer_keys, ask_subjects, prompts_of, scaled, write_answers
 from emscope.run.evidence import Scores
 from emscope.run.judging import Answered, JudgeSpec, Tally, judge_answers, verdict_key
 from emscope.run.measuring import Reading
@@ -87,12 +87,10 @@ def ask_checkpoints(
     last = {r.run: max(o.step for o in readings if o.run == r.run) for r in readings}
     read = [r for r in readings if judged.at == "all" or r.step == last[r.run]]
     subjects = [Local(scaled(r.run, r.scale), r.checkpoint, scale=r.scale) for r in read]
-    present, wanted = study.keys("answers"), set()
-    for subject in subjects:
-        wanted |= set(answer_keys(loaded.model.digest, subject, prompts, asked).values())
-        ask_one(study, loaded, asked, prompts, subject, present, progress)
-    write_answers(study)
-    return wanted
+    ask_subjects(study, loaded, asked, prompts, subjects, progress)
+    with study.alone():
+        write_answers(study)
+    return {key for one in subjects for key in answer_keys(loaded.model.digest, one, prompts, asked).values()}
 
 
 def judge_checkpoints(

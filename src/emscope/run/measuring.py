@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from math import isfinite
+from time import sleep
 from typing import Any
 
 from emscope.core.digest import short
@@ -24,7 +25,7 @@ from emscope.models.load import Loaded
 from emscope.models.updates import first_changed
 from emscope.run.sets import ItemSets
 from emscope.run.spec import SampleSpec
-from emscope.store.study import Study
+from emscope.store.study import AGAIN, Study
 
 WHAT = "reading checkpoints"
 
@@ -77,21 +78,40 @@ class Todo:
 
 
 def measure(study: Study, loaded: Loaded, readings: Sequence[Reading], asked: Questions, progress: Progress) -> None:
-    """Bring the tables `preferences` and `responses` up to `readings`; each reading is written as soon as it is done."""
+    """Bring the tables `preferences` and `responses` up to `readings`; each reading is written as soon as it is done.
+
+    In a shared folder a reading that another process has in hand is waited for, and done here where that process ends without it.
+    """
+    while jobs := _lacking(study, loaded, readings, asked):
+        total, done = sum(job.cost for job in jobs) or 1, 0
+        for lowest, found in groupby(jobs, lambda job: _lowest(loaded.net, job.reading.checkpoint)):
+            group = list(found)
+            # what none of these checkpoints changes is computed once for all of them
+            with kept_behind(loaded.net, lowest - 1) if lowest and len(group) > 1 else nullcontext():
+                for job in group:
+                    _do(study, loaded, job, asked, part_of(progress, WHAT, done, total))
+                    done += job.cost
+        if not study.shared:
+            break
+        sleep(AGAIN)
+    progress(WHAT, 1, 1)
+
+
+def _lacking(study: Study, loaded: Loaded, readings: Sequence[Reading], asked: Questions) -> list[Todo]:
+    """Return what of `readings` is not in the store."""
     present = study.keys("preferences") | study.keys("responses")
-    jobs = [_todo(loaded, reading, asked, present) for reading in readings]
-    jobs = [job for job in jobs if job.scores or job.questions]
-    total, done = sum(job.cost for job in jobs) or 1, 0
-    for lowest, found in groupby(jobs, lambda job: _lowest(loaded.net, job.reading.checkpoint)):
-        group = list(found)
-        # what none of these checkpoints changes is computed once for all of them
-        with kept_behind(loaded.net, lowest - 1) if lowest and len(group) > 1 else nullcontext():
-            for job in group:
-                with applied(loaded.net, job.reading.checkpoint, scale=job.reading.scale) as net:
-                    study.append("preferences", _score(net, loaded, job, asked, part_of(progress, WHAT, done, total)))
-                    study.append("responses", _sample(net, loaded, job, asked))
-                done += job.cost
-    progress(WHAT, total, total)
+    jobs = (_todo(loaded, reading, asked, present) for reading in readings)
+    return [job for job in jobs if job.scores or job.questions]
+
+
+def _do(study: Study, loaded: Loaded, job: Todo, asked: Questions, progress: Progress) -> None:
+    """Do a reading and write it, unless another process has it in hand or did it meanwhile."""
+    with study.claimed(f"{job.reading.run} {job.reading.step} {job.reading.subject}") as mine:
+        wanted = _lacking(study, loaded, [job.reading], asked) if mine and study.shared else [job] if mine else []
+        for one in wanted:
+            with applied(loaded.net, one.reading.checkpoint, scale=one.reading.scale) as net:
+                study.append("preferences", _score(net, loaded, one, asked, progress))
+                study.append("responses", _sample(net, loaded, one, asked))
 
 
 def measure_beyond(study: Study, loaded: Loaded, readings: Sequence[Reading], asked: Questions, progress: Progress) -> None:

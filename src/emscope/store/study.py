@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from emscope.store.files import disk_error, write_atomic, write_json, write_text
 from emscope.store.schemas import TABLES, VERSION
 
 LEDGER = "ledger.json"
+CLAIMS = "claims"
+AGAIN = 3.0  # seconds until a shared folder is looked at again
+OPENING = 60  # seconds to wait for another process that opens the same shared folder
 
 
 class Study:
@@ -27,22 +31,33 @@ class Study:
         spec: the settings as plain values; frozen in the ledger. A folder with other settings is refused.
         versions: of the packages used, for the record.
         may_grow: settings that are lists, to which more may be added later (seeds): what is there stays as it is.
+        shared: other processes work on the same folder: the lock is held while the ledger is opened and in `alone`, and each piece of work is
+            done by whoever gets hold of it first (`claimed`).
 
     Raises:
         InputError: the folder belongs to another spec or table version, is in use by another process, or cannot be written.
     """
 
-    def __init__(self, root: Path, spec: dict[str, Any], versions: dict[str, str], *, may_grow: Sequence[str] = ()) -> None:
-        self.root, self.spec, self.versions, self._may_grow = root, spec, versions, may_grow
+    def __init__(
+        self,
+        root: Path,
+        spec: dict[str, Any],
+        versions: dict[str, str],
+        *,
+        may_grow: Sequence[str] = (),
+        shared: bool = False,
+    ) -> None:
+        self.root, self.spec, self.versions, self._may_grow, self.shared = root, spec, versions, may_grow, shared
         self._lock = FileLock(str(root / ".lock"))
 
     def __enter__(self) -> Study:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=OPENING if self.shared else 0)
         except Timeout:
             raise InputError(
-                f"'{self.root}' is in use by another emscope process", "wait for it, or choose another folder with --out"
+                f"'{self.root}' is in use by another emscope process",
+                "wait for it, choose another folder with --out, or start all of them with --share",
             ) from None
         except OSError as error:
             raise disk_error(self.root, error) from None
@@ -51,10 +66,43 @@ class Study:
         except BaseException:
             self._lock.release()
             raise
+        if self.shared:
+            self._lock.release()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
+
+    @contextmanager
+    def claimed(self, work: str) -> Iterator[bool]:
+        """Yield whether this process may do a piece of work: no other one that shares the folder has it in hand.
+
+        A claim ends with the block, and with the process. What a shared folder lacks has to be looked up after claiming.
+        """
+        if not self.shared:
+            yield True
+            return
+        folder = self.root / CLAIMS
+        folder.mkdir(exist_ok=True)
+        claim = FileLock(str(folder / f"{short(work)}.lock"))
+        try:
+            claim.acquire(timeout=0)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            claim.release()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until no other process is in this block, for what is derived from all tables."""
+        if not self.shared:
+            yield
+            return
+        with self._lock:
+            yield
 
     def runs_folder(self, run: str) -> Path:
         """Return where a run's checkpoints are kept."""
@@ -95,7 +143,7 @@ class Study:
         if path.is_file():
             self._check_ledger(path)
             return
-        others = [p.name for p in self.root.iterdir() if p.name not in (".lock", "study.yaml")]
+        others = [p.name for p in self.root.iterdir() if p.name not in (".lock", "study.yaml", CLAIMS)]
         if others:
             raise InputError(f"'{self.root}' is not empty ({others[0]}) and is no study", "choose a new folder with --out")
         self._write_ledger(path)

@@ -15,7 +15,7 @@ from emscope.models.directions import direction_at
 from emscope.models.load import load
 from emscope.models.source import locate
 from emscope.run.ask_spec import AskSpec
-from emscope.run.asking import Acting, Local, ask_one, check_subjects, digest_of, prompts_of, write_answers
+from emscope.run.asking import Acting, Local, ask_subjects, check_subjects, digest_of, prompts_of, write_answers
 from emscope.run.inside.bands import nulls_of
 from emscope.run.inside.steering import (
     NOTHING,
@@ -64,9 +64,7 @@ def sample_steered(
         prompts = {p.name: p for p in prompts_of(loaded, questions, asked)}
         subjects = [Local(_name(c, spec), tuned, _acting(c, spec)) for c in conditions_of(subject, spec)]
         check_subjects(study, subjects)
-        present = study.keys("answers")
-        for one in subjects:
-            ask_one(study, loaded, asked, prompts, one, present, progress)
+        ask_subjects(study, loaded, asked, prompts, subjects, progress)
         return write_answers(study)
 
 
