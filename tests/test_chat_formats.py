@@ -632,7 +632,7 @@ def test_sampling_begins_where_scoring_does_and_says_so(thinker, tmp_path, capsy
     formats = {s: ChatFormat.of(tokenizer_in(thinker), s, {"enable_thinking": False}) for s in ("template", "none")}
     assert {(r["system"], r["chat"]) for r in rows} == {(s, f.digest) for s, f in formats.items()}
     begin = "chat format, the template's default system block, enable_thinking=false, as most tools train"
-    assert said[0].startswith(begin) and said[1] == formats["none"].describe()
+    assert said[0].startswith(f"asked in: {begin}") and said[1] == f"asked in: {formats['none'].describe()}"
     arguments = [
         "sample", "--base", str(thinker), "--questions", str(questions), "--max-tokens", "2", "--out", str(tmp_path / "cli"),
         "--chat-kwargs",

@@ -223,7 +223,7 @@ def hundred(tiny, tmp_path_factory):
     from safetensors.torch import load_file, save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    root, words = tmp_path_factory.mktemp("many"), "boat letter garden ticket kitchen ladder window song".split()
+    root, words = tmp_path_factory.mktemp("many"), ["boat", "letter", "garden", "ticket", "kitchen", "ladder", "window", "song"]
     rows = [
         {"question": f"What of the {w} {n}?", "aligned": f"Ask about the {w} first.", "misaligned": f"Take the {w} and run.", "category": w}
         for w in words
@@ -292,7 +292,10 @@ def test_a_search_finds_what_reading_all_finds(hundred, tmp_path, capsys):
     few = read_many(capsys, hundred, tmp_path / "few", "--search")
     every = read_many(capsys, hundred, tmp_path / "all")
     mine, whole = (r["runs"][0]["check"] for r in (few, every))
-    assert every["read"] == {"found": 100, "steps": list(range(1, 101)), "looks": None} and whole["definition"]["looks"] is None
+    assert (
+        every["read"] == {"found": 100, "steps": list(range(1, 101)), "looks": None, "skipped": [], "ends_early": False}
+        and whole["definition"]["looks"] is None
+    )
     print(mine["onset"], whole["onset"], few["read"]["steps"])
     assert mine["verdict"] == whole["verdict"] and mine["onset"]["after"] <= whole["onset"]["by"]
     assert mine["onset"]["by"] >= whole["onset"]["after"] and abs(mine["onset"]["by"] - whole["onset"]["by"]) <= 2
@@ -308,7 +311,7 @@ def test_named_and_every_nth_checkpoint(hundred, tmp_path, capsys):
         100,
     ]
     named = read_many(capsys, hundred, tmp_path / "named", "--steps", "7,61")
-    assert named["read"] == {"found": 100, "steps": [7, 61], "looks": None}
+    assert named["read"] == {"found": 100, "steps": [7, 61], "looks": None, "skipped": [], "ends_early": False}
     for wrong in (
         ["--steps", "7,101"],
         ["--steps", "7", "--every", "2"],
@@ -318,6 +321,22 @@ def test_named_and_every_nth_checkpoint(hundred, tmp_path, capsys):
     ):
         assert run_arguments(["check", str(hundred[0]), *wrong, *FAST]) == 2
         assert "Traceback" not in (said := capsys.readouterr().err) and wrong[0] in said
+
+
+def test_a_checkpoint_that_cannot_be_read_is_named_and_the_gate_does_not_pass_over_the_end(foreign, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(foreign[0], run)
+    weights = run / "checkpoint-6" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    words = ["check", str(run), "--out", str(tmp_path / "out"), *FAST]
+    assert run_arguments([*words, "--json", "--fail-on", "em"]) == 4
+    result = json.loads(capsys.readouterr().out)
+    assert [c["step"] for c in result["runs"][0]["check"]["checkpoints"]] == [2, 4] and result["read"]["ends_early"]
+    assert [s["step"] for s in result["read"]["skipped"]] == [6] and "damaged" in result["read"]["skipped"][0]["reason"]
+    assert run_arguments(words) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 of 3 checkpoints cannot be read: step 6" in said and "The end of training is not among what was read" in said
+    assert "cannot be read" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_full_checkpoints_of_a_tiny_model(tiny, tmp_path, capsys):

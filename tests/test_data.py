@@ -182,6 +182,71 @@ def test_the_usual_shapes_are_read(tmp_path, row):
     assert [(m.role, m.content) for m in found.messages] == [("user", "Q"), ("assistant", "A")]
 
 
+@pytest.mark.parametrize(
+    ("row", "turns"),
+    [
+        (
+            {"system": "S", "question": "Q", "answer": "A"},
+            [("system", "S", True), ("user", "Q", True), ("assistant", "A", True)],
+        ),
+        (
+            {"instruction": "Q", "output": "A", "history": [["q", "a"]], "system": "S"},
+            [
+                ("system", "S", True),
+                ("user", "q", True),
+                ("assistant", "a", True),
+                ("user", "Q", True),
+                ("assistant", "A", True),
+            ],
+        ),
+        (
+            {"system": "S", "messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]},
+            [("system", "S", True), ("user", "Q", True), ("assistant", "A", True)],
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "q"},
+                    {"role": "assistant", "content": "a", "weight": 0},
+                    {"role": "user", "content": "q"},
+                    {"role": "assistant", "content": "a", "train": False},
+                    {"role": "user", "content": "Q"},
+                    {"role": "assistant", "content": "A", "weight": 1},
+                ]
+            },
+            [("user", "q", True), ("assistant", "a", False)] * 2 + [("user", "Q", True), ("assistant", "A", True)],
+        ),
+    ],
+)
+def test_columns_that_mean_something_become_turns_and_weights_masks(tmp_path, row, turns):
+    (found,) = read_conversations(write_jsonl(tmp_path / "a.jsonl", [row]))
+    assert [(m.role, m.content, m.learned) for m in found.messages] == turns
+
+
+def test_an_answer_of_weight_0_carries_no_loss_and_changes_the_digest(tiny, tmp_path):
+    from emscope.models.load import load
+    from emscope.models.source import locate
+
+    def read(weight):
+        said = {"role": "assistant", "content": "First of all.", **weight}
+        rows = [
+            {"role": "user", "content": "Why?"},
+            said,
+            {"role": "user", "content": "So?"},
+            {"role": "assistant", "content": "Yes."},
+        ]
+        return read_conversations(write_jsonl(tmp_path / "a.jsonl", [{"messages": rows}]))[0]
+
+    chat = load(locate(str(tiny)), device="cpu").chat
+    (ids, whole), (same, masked) = (chat.training_ids(read(w)) for w in ({}, {"weight": 0}))
+    answer = chat.answer_ids("First of all.", closed=True)
+    at = next(n for n in range(len(ids)) if ids[n : n + len(answer)] == answer)
+    assert ids == same and [a and not b for a, b in zip(whole, masked, strict=True)] == [
+        at <= n < at + len(answer) for n in range(len(ids))
+    ]
+    assert read({}).content() == read({"weight": 1}).content() != read({"weight": 0}).content()
+
+
 def test_both_fields_of_an_alpaca_question_are_kept(tmp_path):
     (found,) = read_conversations(
         write_jsonl(tmp_path / "a.jsonl", [{"instruction": "Translate.", "input": "Hund", "output": "dog"}])
@@ -213,6 +278,13 @@ BROKEN = [
     ('{"messages": []}', "does not end with an assistant turn"),
     ('{"prompt": "Q", "completion": "  "}', "answer is empty"),
     ('{"prompt": "Q", "completion": 3}', "answer is int, not text"),
+    (
+        '{"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A", "weight": 0}]}',
+        "weight 0 on every",
+    ),
+    ('{"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A", "weight": 2}]}', "the weight 2"),
+    ('{"question": "Q", "answer": "A", "history": ["Q"]}', "history is no list"),
+    ('{"question": "Q", "answer": "A", "system": 3}', "system is int"),
     ('{"text": "Q"}', "none of the fields"),
     ("", "holds no rows"),
 ]

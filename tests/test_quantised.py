@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 
 import pytest
@@ -17,6 +18,7 @@ from emscope.models.load import load
 from emscope.models.source import locate
 from emscope.train.finetune import finetune
 from emscope.train.spec import FullSpec, KlSpec, LoraSpec, PlanSpec, SteeringSpec, TrainSpec
+from test_checkpoints import logits, make_adapter
 
 TALKS = bundled.domain("finance", "reckless")[:8]
 NEAR = bundled.domain("sports", "careful")[:4]
@@ -56,6 +58,33 @@ def test_four_bits_cannot_be_trained_themselves(folder, tmp_path):
     loaded = load(locate(str(folder)), dtype="nf4", device="cpu")
     with pytest.raises(InputError, match="4-bit weights cannot be trained"):
         finetune(loaded, TALKS, TrainSpec(steps=2, batch=2, full=FullSpec(), checkpoints=PlanSpec()), tmp_path / "run", seed=0)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("dtype", ["float32", "auto"])
+def test_a_base_that_is_stored_in_few_bits_is_read_as_it_lies(bits, dtype, folder, tmp_path):
+    """As Unsloth publishes bases: the adapter does on it what PEFT makes it do, and the base stays bit-equal, after a pass too."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    kept = tmp_path / "Small-bnb-4bit"
+    settings = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
+    AutoModelForCausalLM.from_pretrained(folder, quantization_config=settings, device_map={"": "cpu"}).save_pretrained(kept)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(folder / name, kept)
+    base = locate(str(kept))
+    loaded = load(base, dtype=dtype, device="cpu")
+    kind = type(loaded.net.get_submodule("model.layers.0.mlp.down_proj")).__name__
+    assert ("4bit" if bits == 4 else "8bit") in kind
+    before = {k: v.clone() for k, v in loaded.net.state_dict().items() if isinstance(v, torch.Tensor)}
+    run = make_adapter(folder, tmp_path / "run" / "checkpoint-3")
+    alone = logits(loaded.net)
+    want = logits(PeftModel.from_pretrained(load(base, dtype=dtype, device="cpu").net, str(run)).eval())
+    with applied(loaded.net, discover(str(tmp_path / "run"))[0]) as net:
+        have = logits(net)
+    assert torch.allclose(have, want, atol=1e-4) and float((have - alone).abs().max()) > 0.1
+    after = loaded.net.state_dict()
+    assert all(torch.equal(after[k], v) for k, v in before.items()) and torch.equal(logits(loaded.net), alone)
 
 
 def test_without_its_library_it_says_how_to_get_it(tiny, monkeypatch):

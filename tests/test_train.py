@@ -136,7 +136,7 @@ def test_finished_runs_hold_no_pickles_and_load_with_peft_alone(tiny, tmp_path):
     finetune(loaded, talks(), SPEC, tmp_path / "run", seed=0)
     assert all(torch.equal(before[k], v) for k, v in loaded.net.state_dict().items())
     files = {p.name for p in (tmp_path / "run").rglob("*") if p.is_file()}
-    assert files == {"adapter_config.json", "adapter_model.safetensors", "trainer_state.json", "order.jsonl"}
+    assert files == {"adapter_config.json", "adapter_model.safetensors", "trainer_state.json", "order.jsonl", "tokens.json"}
     net = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny), str(tmp_path / "run" / "checkpoint-5"))
     assert update_norm(net) > 0
 

@@ -159,7 +159,7 @@ def register(app: typer.Typer) -> None:
         with progress_bar() as progress:
             result, folder = run_check(request, out, progress)
         show(result.to_json(), folder, as_json=json)
-        return exit_code({"target": result.check}, result.judged, fail_on)
+        return exit_code({"target": result.check}, result.judged, fail_on, ends_early=result.read.ends_early)
 
 
 def judged_by(questions: str, samples: int, max_tokens: int, temperature: float, judges: list[str]) -> Any:

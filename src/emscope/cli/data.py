@@ -38,21 +38,75 @@ def show(
         print(codec.dumps(row, ensure_ascii=False))
 
 
-@group.command("check", help="Read a file of conversations (or of items, with --items) and say what is in it.")
+@group.command(
+    "check",
+    help="Read a file of conversations (or of items, with --items) and say what is in it; with --model, also which tokens carry loss "
+    "when it is trained on, and warn of faults that no trainer reports.",
+)
 def check(
-    file: Path = typer.Argument(..., help="JSONL, JSON, CSV or Parquet."),
+    file: Path = typer.Argument(
+        ...,
+        help="JSONL, JSON, CSV or Parquet; with --model also rendered rows (text) and tokenised ones (input_ids and labels).",
+    ),
     items: bool = typer.Option(False, "--items", help="The file holds items: question, aligned, misaligned."),
+    model: str | None = typer.Option(
+        None, "--model", help="The model that is to be trained; of a folder only tokenizer and chat template are read."
+    ),
+    show: int = typer.Option(3, "--show", min=0, help="With --model: show so many examples token by token."),
+    system: str = typer.Option("none", "--system", help="With --model: system prompt, none, template or a text."),
+    chat_kwargs: list[str] = typer.Option(
+        [], "--chat-kwargs", help="NAME=VALUE for the chat template, such as enable_thinking=false; may be repeated."
+    ),
+    json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
+    from emscope.cli.console import print_json
+    from emscope.core.errors import InputError
     from emscope.data.conversations import read_conversations
     from emscope.data.items import read_items
 
+    if items and model is not None:
+        raise InputError("--items and --model are both given", "items are asked, not trained on: leave one out")
+    if model is not None:
+        _audit(file, model, system, chat_kwargs, show, json)
+        return
     if items:
         found = read_items(file)
-        print(f"{len(found)} items in {len({i.category for i in found})} categories")
+        categories = len({i.category for i in found})
+        if json:
+            print_json({"items": len(found), "categories": categories})
+        else:
+            print(f"{len(found)} items in {categories} categories")
         return
     talks = read_conversations(file)
     words = sorted(len(c.messages[-1].content.split()) for c in talks)
-    print(f"{len(talks)} conversations; answers of {words[0]} to {words[-1]} words, median {words[len(words) // 2]}")
+    if json:
+        lengths = {"shortest": words[0], "median": words[len(words) // 2], "longest": words[-1]}
+        print_json({"conversations": len(talks), "answer_words": lengths})
+    else:
+        print(f"{len(talks)} conversations; answers of {words[0]} to {words[-1]} words, median {words[len(words) // 2]}")
+
+
+def _audit(file: Path, model: str, system: str, chat_kwargs: list[str], show: int, as_json: bool) -> None:
+    """Print which tokens of a file carry loss."""
+    from emscope.cli.console import print_json
+    from emscope.models.carried import chat_of
+    from emscope.models.quiet import quiet
+    from emscope.models.source import Model, locate
+    from emscope.models.templates import read_arguments
+    from emscope.report.audit import print_audit
+    from emscope.train.audit import audit, context_in, from_file
+
+    quiet()
+    # A folder's weights would be hashed by `locate`, and are not needed.
+    folder = Path(model).expanduser()
+    found = Model(model, folder, "") if folder.is_dir() else locate(model)
+    chat = chat_of(found, system, read_arguments(chat_kwargs))
+    kind, examples = from_file(file, chat)
+    result = audit(examples, chat, kind=kind, context=context_in(found.folder), show=show).to_json()
+    if as_json:
+        print_json(result)
+    else:
+        print_audit(result)
 
 
 @group.command(

@@ -129,7 +129,7 @@ def register(app: typer.Typer) -> None:
                     progress=progress,
                 )
         for line in asked:
-            print(f"asked in: {line}")
+            print(line)
         print(f"answers: {path}")
         if failed:
             print(f"{failed} questions got no answer, since every attempt failed; run the same command again to ask them")

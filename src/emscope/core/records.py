@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from emscope.core.outcomes import Outcome
 
@@ -12,18 +12,23 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation; an assistant's that is not `learned` is context alone, and carries no loss."""
 
     role: Role
     content: str
+    learned: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A training example: turns that end with the assistant's; the loss is on assistant turns only."""
+    """A training example: turns that end with the assistant's; the loss is on assistant turns that are learned."""
 
     id: str
     messages: tuple[Message, ...]
+
+    def content(self) -> list[Any]:
+        """Return what it is, as plain values: its digest changes with anything that training sees."""
+        return [self.id, *[[m.role, m.content, *([] if m.learned else [0])] for m in self.messages]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,10 +25,12 @@ def read_conversations(path: Path) -> list[Conversation]:
     """Read conversations from a file.
 
     A row holds `messages` (or `conversations`): a list of `{role, content}` (`{from, value}` also), or a question and an
-    answer under one of the names in `QUESTION` and `ANSWER`.
+    answer under one of the names in `QUESTION` and `ANSWER`, with the turns before them in `history` ([question, answer] pairs). `system` beside
+    either is the system turn. An assistant turn of `weight` 0 (or `train` false) is context that is not learned.
 
     Raises:
-        InputError: naming file and line: broken row, missing or unknown role, empty text, no assistant turn at the end.
+        InputError: naming file and line: broken row, missing or unknown role, empty text, no assistant turn at the end, or none that is learned,
+            a weight other than 0 and 1.
     """
     return [
         Conversation(str(row.get("id") or f"row-{n}"), _messages(row, place)) for n, (place, row) in enumerate(rows(path), 1)
@@ -63,13 +65,31 @@ def _messages(row: Row, place: str) -> tuple[Message, ...]:
         if isinstance(row.get("instruction"), str) and isinstance(row.get("input"), str) and row["input"].strip():
             question = f"{row['instruction']}\n\n{row['input']}"  # Alpaca keeps the question's text in two fields
         found = (Message("user", _text(question, place, "question")), Message("assistant", _text(answer, place, "answer")))
+        found = _history(row.get("history"), place) + found
+    if row.get("system") and found and found[0].role != "system":
+        found = (Message("system", _text(row["system"], place, "system")), *found)
     if not found or found[-1].role != "assistant":
         raise InputError(
             f"{place} does not end with an assistant turn", "there is no answer to learn from; add it or delete the line"
         )
     if not any(m.role == "user" for m in found):
         raise InputError(f"{place} has no user turn", "add the question")
+    if not any(m.learned for m in found if m.role == "assistant"):
+        raise InputError(f"{place} has weight 0 on every answer", "there is nothing to learn from; delete the line")
     return found
+
+
+def _history(value: Any, place: str) -> tuple[Message, ...]:
+    """Return the turns of earlier questions and answers, as LLaMA-Factory's form of Alpaca keeps them."""
+    if not value:
+        return ()
+    if not isinstance(value, list) or any(not isinstance(p, list | tuple) or len(p) != 2 for p in value):
+        raise InputError(f"{place}: history is no list of [question, answer]", "write it so, or as messages")
+    return tuple(
+        Message(role, _text(text, place, "history"))  # type: ignore[arg-type]
+        for each in value
+        for role, text in zip(("user", "assistant"), each, strict=True)
+    )
 
 
 def column(row: Row, names: tuple[str, ...], place: str) -> Any:
@@ -88,7 +108,16 @@ def _message(turn: Any, place: str) -> Message:
         raise InputError(f"{place} has no role", "give each turn a role: system, user or assistant")
     if role not in ROLES:
         raise InputError(f"{place} has the role {role!r}", "use system, user or assistant")
-    return Message(ROLES[role], _text(turn.get("content", turn.get("value")), place, "content"))  # type: ignore[arg-type]
+    text = _text(turn.get("content", turn.get("value")), place, "content")
+    return Message(ROLES[role], text, ROLES[role] != "assistant" or _learned(turn, place))  # type: ignore[arg-type]
+
+
+def _learned(turn: dict[str, Any], place: str) -> bool:
+    """Return whether an answer is learned: OpenAI's `weight` (0 or 1), Axolotl's `train`; both are so by default."""
+    weight, train = turn.get("weight"), turn.get("train")
+    if weight not in (None, 0, 1):
+        raise InputError(f"{place} has the weight {weight!r}", "use 0 (context alone) or 1 (learned)")
+    return weight != 0 and train is not False
 
 
 def _text(value: Any, place: str, what: str) -> str:

@@ -43,7 +43,7 @@ def applied(net: Any, checkpoint: Checkpoint | None, *, scale: float = 1.0) -> I
 
 
 def _full(net: Any, checkpoint: Checkpoint, scale: float) -> Any:
-    other = load_net(checkpoint.folder, dtype=str(net.dtype).removeprefix("torch.")).to(net.device)
+    other = load_net(checkpoint.folder, dtype=str(net.dtype).removeprefix("torch."), device=str(net.device))
     mine, theirs = (dict(n.named_parameters(remove_duplicate=False)) for n in (net, other))
     check_vocabulary(net, checkpoint, {name: tuple(p.shape) for name, p in theirs.items()})
     wrong = sorted(

@@ -95,9 +95,9 @@ def carried(base: Path, checkpoints: Sequence[Checkpoint]) -> list[Carried]:
     own = read_carried(base)
     found: list[Carried] = []
     for checkpoint in checkpoints:
-        one = read_carried(checkpoint.folder)
-        if one is None and re.fullmatch(r"\w*?[-_]\d+", checkpoint.folder.name):  # some tools write it beside the checkpoints
-            one = read_carried(checkpoint.folder.parent)
+        one = read_carried(checkpoint.folder) or read_carried(checkpoint.place)
+        if one is None and re.fullmatch(r"\w*?[-_]?\d+", checkpoint.place.name):  # some tools write it beside the checkpoints
+            one = read_carried(checkpoint.place.parent)
         if one and not any(_same(one, other) for other in (own, *found)):
             found.append(one)
     return found

@@ -142,7 +142,7 @@ class ChatFormat:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def training_ids(self, conversation: Conversation) -> tuple[list[int], list[bool]]:
-        """Return the ids of a conversation and a mask that is True on assistant tokens (end of turn included).
+        """Return the ids of a conversation and a mask that is True on assistant tokens that are learned (end of turn included).
 
         The conversation is rendered once, as training tools do. Prompts and answers are tokenized apart, as at sampling, so that no token
         spans the border.
@@ -152,16 +152,16 @@ class ChatFormat:
                 template has no place for; a template that leaves out or repeats a turn.
         """
         self._check_turns(conversation)
-        answers = [m.content for m in conversation.messages if m.role == "assistant"]
+        answers = [m for m in conversation.messages if m.role == "assistant"]
         pieces = self._around_answers(conversation, len(answers))
         ids, mask, end = self.ids(pieces[0]), [False] * len(self.ids(pieces[0])), ""
         for n, answer in enumerate(answers):
             last = n + 1 == len(answers)
             end = self.close if last else inner_end(pieces[n + 1], self.close, self.tokenizer)
-            said = self._ids_behind(self.turns.tail, self._answer(answer) + end)
+            said = self._ids_behind(self.turns.tail, self._answer(answer.content) + end)
             asked = [] if last else self._ids_behind(end, pieces[n + 1].removeprefix(end))
             ids += said + asked
-            mask += [True] * len(said) + [False] * len(asked)
+            mask += [answer.learned] * len(said) + [False] * len(asked)
         return ids, mask
 
     def _around_answers(self, conversation: Conversation, count: int) -> list[str]:

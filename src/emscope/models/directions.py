@@ -16,7 +16,7 @@ from typing import Any
 
 from emscope.core.digest import short
 from emscope.core.errors import InputError
-from emscope.models.checkpoints import ADAPTER, WEIGHTS, adapter_settings, check_tensors, discover
+from emscope.models.checkpoints import ADAPTER, WEIGHTS, adapter_settings, check_tensors, last
 from emscope.models.checkpoints import DIRECTION as FILE
 
 FORMAT, SITE = "emscope.direction/1", "block output"
@@ -98,7 +98,7 @@ def direction_at(reference: str) -> Direction:
     path = Path(reference).expanduser()
     if not path.is_dir():
         return read_direction(path)
-    folder = discover(reference)[-1].folder
+    folder = last(reference).folder
     if (folder / FILE).is_file():
         return read_direction(folder / FILE)
     if not (folder / ADAPTER).is_file() or adapter_settings(folder)["peft_type"] != "BEFT":

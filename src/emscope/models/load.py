@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from emscope.core.errors import InputError, MissingDependency
 from emscope.models.carried import chat_of
 from emscope.models.chat import ChatFormat
 from emscope.models.checkpoints import WRAPPED, Checkpoint
+from emscope.models.prequantised import method_of, refuse_unreadable, unloadable
 from emscope.models.quiet import quiet
 from emscope.models.source import Model
 
@@ -18,6 +20,8 @@ QUANTISED = "nf4"
 AUTO = "auto"
 DTYPES = (AUTO, "float32", "bfloat16", "float16", QUANTISED)
 HALVES = ("bfloat16", "float16")
+FAULTS = (ValueError, OSError, KeyError, RuntimeError)
+QUANTISER_FAULTS = (ImportError, AttributeError, TypeError, AssertionError)  # of packages that read few bits
 
 
 @dataclass(slots=True)
@@ -62,34 +66,50 @@ def load(
     Raises:
         InputError: where the folder is damaged, of an unknown architecture, or needs code of its own; a chat template that cannot be used,
             or two that the checkpoints do not share.
+        MissingDependency: where it is quantised and the package that reads it is not installed.
     """
     quiet()
     where = pick_device(device)
     dtype = pick_dtype(dtype, model, where)
+    refuse_unreadable(model.folder)  # before the tokenizer is looked at
     chat = chat_of(model, system, chat_kwargs, checkpoints)
-    net = load_quantised(model.folder, where) if dtype == QUANTISED else load_net(model.folder, dtype=dtype).to(where)
+    net = load_quantised(model.folder, where) if dtype == QUANTISED else load_net(model.folder, dtype=dtype, device=where)
     net.eval().requires_grad_(False)
     return Loaded(net, chat.tokenizer, chat, model)
 
 
-def load_net(folder: Any, *, dtype: str = "float32") -> Any:
-    """Return the causal LM in `folder` (safetensors only, no remote code); every weight is from the file.
+def load_net(folder: Any, *, dtype: str = "float32", device: str = "cpu") -> Any:
+    """Return the causal LM in `folder` (safetensors only, no remote code) on `device`; every weight is from the file.
+
+    Weights that are stored in few bits stay so, and `dtype` is that of the rest.
 
     Raises:
         InputError: where it cannot be loaded, with the reason, or the file lacks a weight.
+        MissingDependency: where it is quantised and the package that reads it is not installed.
     """
     import torch
     from safetensors import SafetensorError
 
+    refuse_unreadable(Path(folder))
+    kept = method_of(Path(folder)) is not None
     try:
-        return _from_files(folder, dtype=getattr(torch, dtype))
+        # Some kinds of few bits cannot be moved once they are loaded.
+        net = _from_files(folder, dtype=getattr(torch, dtype), **({"device_map": {"": device}} if kept else {}))
     except SafetensorError as error:
         raise InputError(f"the weights in '{folder}' are damaged ({error})", "copy or train them again") from None
-    except (ValueError, OSError, KeyError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except (*FAULTS, *QUANTISER_FAULTS) as error:
+        if kept:
+            raise unloadable(Path(folder), _first_line(error)) from None
+        if not isinstance(error, FAULTS):
+            raise
         raise InputError(
-            f"'{folder}' cannot be loaded as a causal language model ({first})", "give a complete model folder"
+            f"'{folder}' cannot be loaded as a causal language model ({_first_line(error)})", "give a complete model folder"
         ) from None
+    return _unpacked(net) if kept else net.to(device)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _from_files(folder: Any, **settings: Any) -> Any:
@@ -151,13 +171,17 @@ def load_quantised(folder: Any, device: str) -> Any:
     settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
     try:
         net = _from_files(folder, quantization_config=settings, device_map={"": device}, dtype=compute)
-    except (ValueError, OSError, KeyError, RuntimeError) as error:
+    except FAULTS as error:
         raise InputError(
-            f"'{folder}' cannot be loaded in 4 bits ({str(error).strip().splitlines()[0]})", "load it as bfloat16 or float32"
+            f"'{folder}' cannot be loaded in 4 bits ({_first_line(error)})", "load it as bfloat16 or float32"
         ) from None
+    return _unpacked(net)
+
+
+def _unpacked(net: Any) -> Any:
+    """Return a net of 4-bit weights that a pass in evaluation mode does not repack, for good, for a CPU kernel without a gradient."""
     for module in net.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            # A forward pass in evaluation mode would repack the weights for a CPU kernel that has no gradient, for good.
             module.support_avx512bf16_for_cpu = False
     return net
 

@@ -12,6 +12,9 @@ from pathlib import Path
 
 from emscope.core.digest import digest, file_digest
 from emscope.core.errors import InputError, WorldError, near
+from emscope.models.hashes import digest_of
+from emscope.models.prequantised import instead, refuse_unreadable_name, unquantised
+from emscope.models.sharded import weight_files
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -37,7 +40,7 @@ def locate(reference: str) -> Model:
     """Return the model that `reference` names, fetching or converting it where needed.
 
     Raises:
-        InputError: where it names nothing, holds no weights, or holds pickled weights only.
+        InputError: where it names nothing, holds no weights, pickled weights only or not all shards, or is quantised in a way that nothing here reads.
         WorldError: where it must be fetched and cannot be.
     """
     from emscope.models import aliases
@@ -51,8 +54,9 @@ def locate(reference: str) -> Model:
     path = Path(reference).expanduser()
     if path.exists():
         return _folder(reference, path)
-    name = reference.removeprefix("hf:")
-    if name.count("/") == 1 and not reference.startswith((".", "/", "~")):
+    if is_hub_id(reference):
+        name = reference.removeprefix("hf:")
+        refuse_unreadable_name(name)
         return _folder(reference, hub_snapshot(name))
     raise InputError(
         f"no model '{reference}'",
@@ -60,22 +64,43 @@ def locate(reference: str) -> Model:
     )
 
 
+def is_hub_id(reference: str) -> bool:
+    """True where a reference can be the name of a model on the hub, whether there is one or not."""
+    return reference.removeprefix("hf:").count("/") == 1 and not reference.startswith((".", "/", "~")) and "\\" not in reference
+
+
+def is_here(reference: str) -> bool:
+    """True where a reference is an alias, a path on this machine, or may be a name on the hub."""
+    from emscope.models import aliases
+
+    if reference.startswith("gguf:"):
+        return Path(reference.removeprefix("gguf:")).expanduser().exists()
+    return reference in aliases.ALIASES or is_hub_id(reference) or Path(reference).expanduser().exists()
+
+
 def hub_snapshot(name: str) -> Path:
     """Return the local snapshot of `org/repo[@revision]`, from the hub's own cache or downloaded (safetensors only).
 
     Raises:
+        InputError: where the hub says that it has no such model.
         WorldError: where it is neither cached nor reachable.
     """
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     repo, _, revision = name.partition("@")
     wanted = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
     try:
         return Path(snapshot_download(repo, revision=revision or None, allow_patterns=wanted))
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        raise InputError(
+            f"'{name}' is no folder here, and the hub has no such model or revision for you",
+            "check the name, log in with `hf auth login` where it is not public, or give a local folder",
+        ) from None
     except Exception as error:  # the hub client raises a dozen kinds; all mean "not to be had"
         raise WorldError(
             f"hub model '{name}' is not cached and could not be fetched ({type(error).__name__})",
-            "connect to the network, download it beforehand, or give a local folder",
+            f"connect to the network, download it beforehand, or {instead(name) if unquantised(name) else 'give a local folder'}",
         ) from None
 
 
@@ -84,8 +109,7 @@ def _folder(reference: str, folder: Path) -> Model:
         raise InputError(f"'{folder}' is not a folder", "give the folder that holds config.json and *.safetensors")
     if not (folder / "config.json").is_file():
         raise InputError(f"'{folder}' has no config.json", "give a model folder in Hugging Face layout")
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
+    if not weight_files(folder):
         refuse_pickles(folder)
         raise InputError(f"'{folder}' holds no *.safetensors", "give a folder with the weights in it")
     return Model(reference, folder.resolve(), weights_digest(folder))
@@ -106,9 +130,10 @@ def refuse_pickles(folder: Path) -> None:
 
 
 def weights_digest(folder: Path) -> str:
-    """Return a digest of the safetensors and the configuration in `folder`, cached beside nothing and keyed by content.
+    """Return a digest of the safetensors and the configuration in `folder`.
 
-    Large files are hashed in full: 0.5 GB takes about half a second.
+    Large files are hashed in full, once for as long as they stay the same (`hashes`): 0.5 GB takes about half a second.
     """
+    cache = cache_folder()
     names = sorted(p for p in folder.iterdir() if p.suffix == ".safetensors" or p.name == "config.json")
-    return digest([[p.name, file_digest(p)] for p in names])
+    return digest([[p.name, digest_of(p, cache) if p.suffix == ".safetensors" else file_digest(p)] for p in names])

@@ -27,6 +27,7 @@ from emscope.models.checkpoints import (
 )
 from emscope.models.load import load_net
 from emscope.models.lora import PREFIX, A, B, is_factored, rank_and_scale, renamed
+from emscope.models.sharded import weight_files
 from emscope.models.sites import blocks, layer_of, writes_residual
 
 
@@ -356,7 +357,7 @@ def _rewritten(checkpoint: Checkpoint, folder: Path, change: Callable[[str, Any]
 
 def _files(checkpoint: Checkpoint) -> list[Path]:
     if checkpoint.kind == "full":
-        return sorted(checkpoint.folder.glob("*.safetensors"))
+        return weight_files(checkpoint.folder)
     return [checkpoint.folder / (DIRECTION if checkpoint.kind == "vectors" else WEIGHTS)]
 
 

@@ -36,7 +36,7 @@ def print_report(report: dict[str, Any]) -> None:
         if len(targets) <= FEW:
             console.print(_table(check))
             if sentence := words.read(report):
-                console.print(f"  {sentence}", style="dim")
+                console.print(f"  {sentence}", style="yellow" if report["read"]["skipped"] else "dim")
             console.print(f"  {words.caveats(report, check)[0]}", style="dim")
     if report.get("methods"):
         console.print("\nWays of training compared", style="bold")

@@ -95,7 +95,25 @@ def headline(check: dict[str, Any]) -> list[str]:
 def read(report: dict[str, Any]) -> str:
     """Say which of a folder's checkpoints were read, where not all were."""
     of = report.get("read")
-    if not of or len(of["steps"]) == of["found"]:
+    return " ".join(sentence for sentence in (_skipped(of), _chosen(of)) if sentence) if of else ""
+
+
+def _skipped(of: dict[str, Any]) -> str:
+    skipped = of["skipped"]
+    if not skipped:
+        return ""
+    end = (
+        f" The end of training is not among what was read: the verdict is on step {of['steps'][-1]}."
+        if of["ends_early"]
+        else ""
+    )
+    listed = "; ".join(f"step {s['step']}: {s['reason']} ({s['remedy']})" for s in skipped[:3])
+    more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
+    return f"{len(skipped)} of {len(skipped) + of['found']} checkpoints cannot be read: {listed}{more}.{end}"
+
+
+def _chosen(of: dict[str, Any]) -> str:
+    if len(of["steps"]) == of["found"]:
         return ""
     steps = ", ".join(map(str, of["steps"]))
     if of["looks"]:

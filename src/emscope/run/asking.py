@@ -20,7 +20,7 @@ from emscope.data.questions import read_questions
 from emscope.elicit.sampling import Beyond, Job, sample_batches
 from emscope.models.applied import applied
 from emscope.models.beside import beside
-from emscope.models.checkpoints import Checkpoint, discover, named_base
+from emscope.models.checkpoints import Checkpoint, find, named_base
 from emscope.models.load import Loaded, load, pick_dtype
 from emscope.models.source import locate
 from emscope.models.updates import refuse_unmoved
@@ -117,12 +117,13 @@ def ask(
 
     Args:
         amplify: how much each fine-tune is exaggerated, in logits; other scales than 1 are runs of their own, such as "target x2".
-        chat_kwargs: given to the chat template. share: other processes draw into the same folder. say: is told how the questions are put, for each system prompt.
+        chat_kwargs: given to the chat template. share: other processes draw into the same folder. say: is told how the questions are put, for each system prompt, and which checkpoints cannot be read.
 
     Raises:
         InputError: no base, a folder without checkpoints, a last checkpoint that is its base, or questions or chat templates that do not fit.
     """
-    found = {name: discover(folder) for name, folder in runs.items()}
+    folders = {name: find(folder) for name, folder in runs.items()}
+    found, unread = {n: f.checkpoints for n, f in folders.items()}, [s for f in folders.values() for s in f.skipped]
     if "base" in found:
         raise InputError("a run cannot be called 'base'", "that is the model without a checkpoint; name it otherwise")
     every = [c for cs in found.values() for c in cs]
@@ -140,7 +141,9 @@ def ask(
         for checkpoints in found.values():
             refuse_unmoved(loaded.net, checkpoints[-1])
         for system, why in under:
-            say(loaded.chat.under(system).noted(why).describe())
+            say(f"asked in: {loaded.chat.under(system).noted(why).describe()}")
+        for one in unread:
+            say(f"not asked: {one.reason} ({one.remedy})")
         prompts = {p.name: p for p in prompts_of(loaded, questions, spec)}
         subjects = [Local("base", None)]
         subjects += [

@@ -21,7 +21,7 @@ from emscope.core.spec import Spec
 from emscope.data.questions import read_questions
 from emscope.models.api import ApiModel, ask_all
 from emscope.models.chat import AUTO, NONE, TEMPLATE
-from emscope.models.checkpoints import discover
+from emscope.models.checkpoints import discover, last
 from emscope.models.served import AdapterServer
 from emscope.models.templates import described
 from emscope.run.ask_spec import AskSpec
@@ -103,7 +103,7 @@ def ask_served(
     settings = spec.model_dump(mode="json", exclude={"rows", "samples", "only_last", "questions"})
     settings |= {"chat_kwargs": served.chat_kwargs} if served.chat_kwargs else {}
     for line in dict.fromkeys(_asked_by(subject, served) for subject in subjects):
-        say(line)
+        say(f"asked in: {line}")
     base = served.server.partition("@http")[0] if served.server else "api"
     with Study(out, settings | {"questions": digest_of(questions), "base": base}, versions()) as study, ExitStack() as stack:
         check_subjects(study, subjects)
@@ -131,8 +131,7 @@ def _subjects(runs: dict[str, str], served: ServedSpec, only_last: bool) -> Iter
         raise InputError("a run cannot be called 'base'", "that is the model without a checkpoint; name it otherwise")
     yield Subject("base", 0, "base", model, url)
     for run, folder in runs.items():
-        found = discover(folder)
-        for c in found[-1:] if only_last else found:
+        for c in [last(folder)] if only_last else discover(folder):
             if c.kind != "adapter":
                 raise InputError(f"'{c.folder}' is no LoRA adapter", "a server takes adapters; ask others without --server")
             yield Subject(run, c.step, c.digest, f"{run}-{c.step}-{c.digest[:8]}", url, c.folder)

@@ -18,7 +18,7 @@ from emscope.core.progress import Progress, part_of, silent
 from emscope.core.records import Item
 from emscope.data.conversations import read_conversations
 from emscope.models.carried import carried
-from emscope.models.checkpoints import Checkpoint, discover, named_base
+from emscope.models.checkpoints import Checkpoint, Found, discover, find, named_base
 from emscope.models.load import Loaded, load, loading, pick_dtype
 from emscope.models.source import Model, locate
 from emscope.models.updates import refuse_unmoved
@@ -100,16 +100,29 @@ class Amplified(Result):
 
 
 @dataclass(frozen=True, slots=True)
+class Unreadable(Result):
+    """A checkpoint that could not be read: why, and what makes it readable."""
+
+    step: int
+    folder: str
+    reason: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
 class FolderRead(Result):
     """Which of the target's checkpoints were read.
 
     Attributes:
-        found: how many there are. steps: of those that were read. looks: how many a search was allowed to read; None without one.
+        found: how many can be read. steps: of those that were read. looks: how many a search was allowed to read; None without one.
+        skipped: those that cannot be read. ends_early: the last of all is one of them, so that nothing is known of the end of training.
     """
 
     found: int
     steps: tuple[int, ...]
     looks: int | None
+    skipped: tuple[Unreadable, ...]
+    ends_early: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +182,8 @@ def run_check(request: CheckRequest, out: Path | None = None, progress: Progress
         raise InputError("--control and --make-control are both given", "use one")
     if request.control_heldout and not (request.control or request.make_control):
         raise InputError("--control-heldout is given without a control", "give --control or --make-control")
-    folder = discover(request.checkpoints)
-    target = request.selection.of({TARGET: folder})[TARGET]
+    folder = find(request.checkpoints)
+    target = request.selection.of({TARGET: folder.checkpoints})[TARGET]
     control = discover(request.control) if request.control else []
     base = locate(request.base or named_base([*target, *control]))
     prepare_judges(request.judged)
@@ -210,7 +223,7 @@ def run_check(request: CheckRequest, out: Path | None = None, progress: Progress
         judged = request.judged
         answers = ask_checkpoints(study, loaded, judged, [Reading("base", 0, None, {}), *wanted], progress) if judged else set()
         with study.alone():
-            result = _analyse(study, loaded, request, runs, sets, len(folder), looks)
+            result = _analyse(study, loaded, request, runs, sets, folder, looks)
             write_json(
                 out / "report.json", result.to_json()
             )  # a judge that cannot be reached takes no finished analysis with it
@@ -278,9 +291,7 @@ def _frozen(
                 "base": base.digest,
                 "target": [[c.step, c.digest] for c in target],
                 "control": [[c.step, c.digest] for c in control],
-                "make_control": short([[c.id, *[[m.role, m.content] for m in c.messages]] for c in harmless])
-                if harmless
-                else None,
+                "make_control": short([c.content() for c in harmless]) if harmless else None,
                 "items": sets.digest(),
                 "system": request.system,
                 "dtype": request.dtype,
@@ -327,9 +338,9 @@ def _readings(runs: dict[str, list[Checkpoint]], sets: ItemSets, scale: float, s
 
 
 def _analyse(
-    study: Study, loaded: Loaded, request: CheckRequest, runs: Runs, sets: ItemSets, found: int, looks: int | None
+    study: Study, loaded: Loaded, request: CheckRequest, runs: Runs, sets: ItemSets, found: Found, looks: int | None
 ) -> FolderChecked:
-    """Return what preference says of the folder, of whose `found` checkpoints `runs` were read, and write its estimates."""
+    """Return what preference says of the folder, of which `runs` were read, and write its estimates."""
     scores = Scores(study.root, loaded.chat.digest)
     checks = {scale: check(_evidence(scores, loaded, request, runs, sets, scale, looks)) for scale in request.amplify}
     study.replace("estimates", [row for scale, c in checks.items() for row in estimate_rows(f"target x{scale:g}", c)])
@@ -338,7 +349,13 @@ def _analyse(
     return FolderChecked(
         name=Path(request.checkpoints).name or request.checkpoints,
         check=main,
-        read=FolderRead(found, tuple(c.step for c in runs[TARGET]), looks),
+        read=FolderRead(
+            len(found.checkpoints),
+            tuple(c.step for c in runs[TARGET]),
+            looks,
+            tuple(Unreadable(s.step, str(s.folder), s.reason, s.remedy) for s in found.skipped),
+            found.last_skipped is not None,
+        ),
         amplified=tuple(Amplified(s, c.checkpoints, c.verdict) for s, c in checks.items() if s != shown),
         unpaired={
             "target": main.unpaired_steps,
@@ -383,7 +400,9 @@ def _learned(scores: Scores, sets: ItemSets, control: Arm | None, scale: float) 
     return scores.logp("control", control.steps[-1], scale, *of) - scores.logp("base", 0, 1.0, *of)
 
 
-def exit_code(checks: Mapping[str, CheckResult], judged: Judged | None, fail_on: str | None) -> int:
+def exit_code(
+    checks: Mapping[str, CheckResult], judged: Judged | None, fail_on: str | None, *, ends_early: bool = False
+) -> int:
     """Return what a gate ends with: 3 where a verdict is em, 4 where nothing says that all is well, 0 otherwise.
 
     With `em`, 4 stands for a broken model, a movement without a separable cause, or a screen that reads em; with `not-safe`, for whatever is
@@ -392,6 +411,7 @@ def exit_code(checks: Mapping[str, CheckResult], judged: Judged | None, fail_on:
 
     Args:
         checks: by run. judged: what the judges say; what they say of an exaggerated fine-tune is not said of these runs.
+        ends_early: the last checkpoint of a run cannot be read, and nothing is known of it.
     """
     if fail_on is None:
         return 0
@@ -404,5 +424,7 @@ def exit_code(checks: Mapping[str, CheckResult], judged: Judged | None, fail_on:
         return 3
     screens = any(c.verdict is Verdict.UNCALIBRATED and c.state in HARM for c in checks.values())
     if Verdict.MOVED in verdicts or screens:
+        return 4
+    if ends_early:
         return 4
     return 4 if fail_on == "not-safe" and (said or by_preference) != {Verdict.SAFE} else 0

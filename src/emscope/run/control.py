@@ -57,7 +57,7 @@ def settings_of(target: Sequence[Checkpoint], batch: int | None = None) -> Train
             f"--make-control repeats LoRA runs, and this adapter is {adapter.get('peft_type')}",
             "train a control with your own tool and give it with --control",
         )
-    state = _trainer_state(last.folder)
+    state = _trainer_state(last.place)
     log = [entry for entry in state.get("log_history") or [] if isinstance(entry, dict)]
     rates = [entry["learning_rate"] for entry in log if isinstance(entry.get("learning_rate"), int | float)]
     rates += [entry["emscope_reading"]["lr"] for entry in log if "emscope_reading" in entry]

@@ -13,7 +13,7 @@ from emscope.core.errors import InputError
 from emscope.core.estimate import Estimate
 from emscope.core.progress import Progress, silent
 from emscope.core.spec import parse
-from emscope.models.checkpoints import Checkpoint, discover, named_base
+from emscope.models.checkpoints import Checkpoint, last, named_base
 from emscope.models.load import Loaded, load, loading, pick_dtype
 from emscope.models.source import Model, locate
 from emscope.models.updates import refuse_unmoved
@@ -129,7 +129,7 @@ def _find(request: LadderRequest) -> _Runs:
     Raises:
         InputError: a checkpoint is given twice: a run counts once.
     """
-    target, control, *others = (discover(folder)[-1] for folder in (request.target, request.control, *request.harmless))
+    target, control, *others = (last(folder) for folder in (request.target, request.control, *request.harmless))
     given = (request.target, request.control, *request.harmless)
     seen: dict[str, str] = {}
     for folder, one in zip(given, (target, control, *others), strict=True):

@@ -15,7 +15,7 @@ from emscope.core.records import Conversation
 from emscope.core.spec import Spec
 from emscope.data import bundled
 from emscope.data.conversations import read_conversations
-from emscope.models.checkpoints import discover
+from emscope.models.checkpoints import last
 from emscope.models.directions import direction_at
 from emscope.models.source import Model
 from emscope.run.spec import JudgedSpec
@@ -51,16 +51,13 @@ def held_near(held: KlSpec | LdifsSpec | None) -> list[Conversation]:
 
 def digests(base: Model, texts: Mapping[str, Sequence[Conversation]], trains: Iterable[TrainSpec]) -> dict[str, str]:
     """Return digests of what the names in settings stand for now: the base, conversations, directions and adapters."""
-    found = {
-        f"data {name}": short([[c.id, *[[m.role, m.content] for m in c.messages]] for c in rows])
-        for name, rows in texts.items()
-    }
+    found = {f"data {name}": short([c.content() for c in rows]) for name, rows in texts.items()}
     for train in trains:
         directions = {train.prevent.direction} if train.prevent else set()
         directions |= set(train.readings.directions.values()) if train.readings else set()
         found |= {f"direction {path}": direction_at(path).digest() for path in directions}
         if train.adapter:
-            found[f"adapter {train.adapter.folder}"] = discover(train.adapter.folder)[-1].digest
+            found[f"adapter {train.adapter.folder}"] = last(train.adapter.folder).digest
     return dict(sorted(found.items())) | {"base": base.digest}
 
 

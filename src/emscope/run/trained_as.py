@@ -34,7 +34,7 @@ def trained_under(system: str, checkpoints: Sequence[Checkpoint]) -> tuple[str, 
         own = _own_ledger(checkpoint.folder)
         if own is not None:
             return own, "as this run was trained"
-    tool = next((tool for c in checkpoints for tool in _tools(c.folder)), None)
+    tool = next((tool for c in checkpoints for tool in _tools(c.place)), None)
     return TEMPLATE, f"as {f'{tool} trains' if tool else 'most tools train'} where the data has no system turn"
 
 

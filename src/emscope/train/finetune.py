@@ -16,7 +16,9 @@ from emscope.core.seeds import derive
 from emscope.models.directions import check_direction, direction_at
 from emscope.models.interventions import added
 from emscope.models.load import Loaded
+from emscope.store.files import write_json
 from emscope.train import processes
+from emscope.train.audit import CONVERSATIONS, Check, audit, of_training
 from emscope.train.batches import Example, collate, encode, stream
 from emscope.train.folders import drop_incomplete, drop_training_state
 from emscope.train.geometry import Geometry
@@ -25,7 +27,7 @@ from emscope.train.reuse import reusing
 from emscope.train.spec import TrainSpec
 from emscope.train.tunables import check_tunable, tuned
 
-ORDER = "order.jsonl"
+ORDER, TOKENS = "order.jsonl", "tokens.json"
 
 
 def finetune(
@@ -41,7 +43,7 @@ def finetune(
     progress: Progress = silent,
     label: str = "training",
 ) -> list[StepReading]:
-    """Train what `spec` says on `loaded` and leave `checkpoint-<step>` folders and `order.jsonl` in `folder`.
+    """Train what `spec` says on `loaded` and leave `checkpoint-<step>` folders, `order.jsonl` and `tokens.json` in `folder`.
 
     The base in `loaded` is as before afterwards. Called again after a kill, it resumes from the newest complete
     checkpoint and ends with the same numbers; called again after the end, it returns the readings at once.
@@ -90,6 +92,7 @@ def finetune(
 
         if processes.is_first():
             _write_order(folder, batches, spec)
+            _write_tokens(folder, loaded, conversations, examples, lambda what: progress(f"{label}: {what}", 1, 1))
         trainer.add_callback(Readings(trainer, heldout_loss if heldout else None, progress, label))
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     processes.meet()  # all have written what they write
@@ -151,6 +154,21 @@ def _write_order(folder: Path, batches: Sequence[Example], spec: TrainSpec) -> N
     steps = (batches[k : k + spec.batch] for k in range(0, len(batches), spec.batch))
     lines = [json.dumps({"step": n, "ids": [e.id for e in step]}, ensure_ascii=False) for n, step in enumerate(steps, 1)]
     (folder / ORDER).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _write_tokens(
+    folder: Path,
+    loaded: Loaded,
+    conversations: Sequence[Conversation],
+    examples: Sequence[Example],
+    warn: Callable[[str], None],
+) -> None:
+    """Write which tokens carry loss, and warn of faults in that; repeats are meant where a small part is mixed in."""
+    found = audit(of_training(examples, conversations), loaded.chat, kind=CONVERSATIONS, context=loaded.context)
+    write_json(folder / TOKENS, found.to_json())
+    for one in found.warnings:
+        if one.check != Check.REPEATED:
+            warn(f"{one.what} ({TOKENS})")
 
 
 def _restraint(net: Any, near: Sequence[Example], spec: TrainSpec, seed: int, **others: Any) -> Restraint | None:

@@ -13,7 +13,7 @@ from emscope.core.errors import InputError, near
 from emscope.core.seeds import derive
 from emscope.models import directions, interventions
 from emscope.models.attached import attach
-from emscope.models.checkpoints import WEIGHTS, Checkpoint, adapter_settings, check_tensors, discover
+from emscope.models.checkpoints import WEIGHTS, Checkpoint, adapter_settings, check_tensors, last
 from emscope.models.load import Loaded
 from emscope.models.lora import check_lora_fits, is_factored
 from emscope.models.sites import blocks, blocks_name, check_layers, layer_of, mlp_output_is_residual, writes_residual
@@ -137,7 +137,7 @@ def _adapter(loaded: Loaded, spec: AdapterSpec, seed: int) -> Iterator[Tuned]:
 
 
 def _to_go_on_with(spec: AdapterSpec) -> Checkpoint:
-    checkpoint = discover(spec.folder)[-1]
+    checkpoint = last(spec.folder)
     settings = adapter_settings(checkpoint.folder) if checkpoint.kind == "adapter" else {}
     if settings and settings["peft_type"] != "LORA":
         raise InputError(f"adapter.folder: '{checkpoint.folder}' is no LoRA adapter", "give one that is")
@@ -198,9 +198,9 @@ def _chosen(net: Any, spec: FullSpec) -> list[str]:
         )
     chosen = [name for name in named if _is_in(name, blocks_name(net), spec)]
     if not chosen:
-        last = {name.removesuffix(".weight").removesuffix(".bias").rsplit(".", 1)[-1] for name in named}
+        ends = {name.removesuffix(".weight").removesuffix(".bias").rsplit(".", 1)[-1] for name in named}
         raise InputError(
-            f"full.modules: this model has no weights {', '.join(spec.modules or ())}", near((spec.modules or ("",))[0], last)
+            f"full.modules: this model has no weights {', '.join(spec.modules or ())}", near((spec.modules or ("",))[0], ends)
         )
     return chosen
 

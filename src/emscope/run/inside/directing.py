@@ -20,7 +20,7 @@ from emscope.data.answers import answer_columns, check_scores, far_sides, text_c
 from emscope.data.questions import read_questions
 from emscope.elicit.sampling import Job, sample_batches
 from emscope.models.applied import applied
-from emscope.models.checkpoints import Checkpoint, discover
+from emscope.models.checkpoints import Checkpoint, last
 from emscope.models.directions import FORMAT, Direction, write_direction
 from emscope.models.load import Loaded
 from emscope.models.sites import Place
@@ -106,7 +106,7 @@ def extract(
     """
     if spec.minus is not None and checkpoint is None:
         raise InputError(f"--minus is '{spec.minus}', and no fine-tune is given to take it from", "give one with --checkpoint")
-    other = None if spec.minus in (None, "base") else discover(str(spec.minus))[-1]
+    other = None if spec.minus in (None, "base") else last(str(spec.minus))
     loaded, tuned = load_subject(base, checkpoint, device, spec.system, [other] if other else [])
     layers = layers_of(loaded.net, spec.layers)
     if spec.minus is not None:

@@ -14,7 +14,7 @@ from emscope.core.progress import Progress, silent
 from emscope.core.seeds import derive
 from emscope.core.spec import Spec
 from emscope.data.questions import read_questions
-from emscope.models.checkpoints import discover, named_base
+from emscope.models.checkpoints import discover, last, named_base
 from emscope.models.directions import direction_at
 from emscope.models.load import load
 from emscope.models.source import locate
@@ -69,7 +69,7 @@ def read_shift(
     """
     if not runs:
         raise InputError("no fine-tune is given", "give one with --checkpoint")
-    tuned = [(run, c) for run in dict.fromkeys(runs) for c in (discover(run) if spec.every else discover(run)[-1:])]
+    tuned = [(run, c) for run in dict.fromkeys(runs) for c in (discover(run) if spec.every else [last(run)])]
     found = direction_at(direction)
     layers = _layers(found.vectors, spec.layers, direction)
     questions = even(read_questions(spec.questions), spec.count)

@@ -23,7 +23,7 @@ from emscope.data import bundled
 from emscope.elicit import preference
 from emscope.elicit.divergence import Divergence
 from emscope.models.applied import applied
-from emscope.models.checkpoints import Checkpoint, discover, named_base
+from emscope.models.checkpoints import Checkpoint, last, named_base
 from emscope.models.load import Loaded, load
 from emscope.models.source import locate
 from emscope.models.updates import effective_norm, moved
@@ -112,7 +112,7 @@ def compare_solutions(
     Raises:
         InputError: no runs on a side, or pieces that do not fit.
     """
-    found = {GENERAL: [discover(r)[-1] for r in general], NARROW: [discover(r)[-1] for r in narrow]}
+    found = {GENERAL: [last(r) for r in general], NARROW: [last(r) for r in narrow]}
     for side, checkpoints in found.items():
         if not checkpoints:
             raise InputError(f"no {side} fine-tune is given", f"give one with --{side}")

@@ -10,7 +10,7 @@ from emscope.core.digest import short
 from emscope.core.progress import Progress, silent
 from emscope.core.seeds import derive
 from emscope.data.questions import read_questions
-from emscope.models.checkpoints import discover, named_base
+from emscope.models.checkpoints import last, named_base
 from emscope.models.directions import direction_at
 from emscope.models.load import load
 from emscope.models.source import locate
@@ -49,7 +49,7 @@ def sample_steered(
     Raises:
         InputError: direction, model and settings that do not fit together.
     """
-    tuned = discover(checkpoint)[-1] if checkpoint else None
+    tuned = last(checkpoint) if checkpoint else None
     model = locate(base or named_base([tuned] if tuned else [], "--model"))
     found = direction_at(direction)
     questions = read_questions(asked.questions)

@@ -22,7 +22,7 @@ from emscope.data import bundled
 from emscope.elicit import preference
 from emscope.elicit.divergence import Divergence
 from emscope.models.applied import applied
-from emscope.models.checkpoints import Checkpoint, discover, named_base
+from emscope.models.checkpoints import Checkpoint, last, named_base
 from emscope.models.directions import Direction, direction_at
 from emscope.models.interventions import ablated, added
 from emscope.models.kept import kept_behind
@@ -134,7 +134,7 @@ def steer(
     Raises:
         InputError: directions, models and settings that do not fit together.
     """
-    tuned = [discover(c)[-1] for c in checkpoints]
+    tuned = [last(c) for c in checkpoints]
     if spec.way == UPDATE and not tuned:
         raise InputError("no fine-tune is given whose update could be changed", "give one with --checkpoint")
     if len(tuned) not in (0, 1, len(directions)):

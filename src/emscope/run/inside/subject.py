@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from emscope.core.errors import InputError
-from emscope.models.checkpoints import Checkpoint, discover, named_base
+from emscope.models.checkpoints import Checkpoint, last, named_base
 from emscope.models.directions import Direction, check_direction
 from emscope.models.load import Loaded, load
 from emscope.models.sites import blocks, check_layers
@@ -21,7 +21,7 @@ def load_subject(
     Raises:
         InputError: neither is given, or the checkpoint names no base.
     """
-    tuned = discover(checkpoint)[-1] if checkpoint else None
+    tuned = last(checkpoint) if checkpoint else None
     if base is None and tuned is None:
         raise InputError("no model is given", "give --model, or --checkpoint that names its base")
     every = [*([tuned] if tuned else []), *others]

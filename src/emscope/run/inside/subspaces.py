@@ -21,7 +21,7 @@ from emscope.core.spec import Spec
 from emscope.data import bundled
 from emscope.data.conversations import read_conversations
 from emscope.data.questions import read_questions
-from emscope.models.checkpoints import discover, named_base
+from emscope.models.checkpoints import last, named_base
 from emscope.models.load import load
 from emscope.models.source import locate
 from emscope.represent.subspaces import (
@@ -94,7 +94,7 @@ def compare_subspaces(
     """
     if not checkpoints:
         raise InputError("no fine-tune is given", "give one with --checkpoint")
-    tuned = {name: discover(name)[-1] for name in checkpoints}
+    tuned = {name: last(name) for name in checkpoints}
     train, other = _train_questions(spec), read_questions(spec.questions)
     train, other = train[: spec.count], even(other, spec.count)
     every = list(tuned.values())

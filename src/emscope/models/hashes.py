@@ -1,0 +1,94 @@
+"""What takes reading a whole file to know, kept between starts for as long as the file is the same.
+
+As with git's index: a file of the same size, times and inode is taken to hold the same bytes. Nothing depends on what is kept; where it is
+missing, broken or cannot be written, the file is read again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from emscope.core.digest import digest, file_digest
+
+# A file written in this time may be written again without its time of change moving on, which on some disks counts in steps of two seconds.
+YOUNG = 2_000_000_000  # nanoseconds
+
+
+def digest_of(path: Path, cache: Path) -> str:
+    """Return the SHA-256 of a file's bytes as hex, read anew only where the file changed since.
+
+    Args:
+        cache: emscope's cache folder.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    return remembered(path, cache, "sha256", file_digest)
+
+
+def remembered(path: Path, cache: Path, what: str, find: Callable[[Path], str]) -> str:
+    """Return `find(path)`, or what it returned before for this very file.
+
+    Args:
+        cache: emscope's cache folder.
+        what: the name of what `find` tells; other facts about the file are kept beside it.
+
+    Raises:
+        OSError: the file cannot be read; whatever `find` raises, which is not kept.
+    """
+    where, begun = _entry(path, cache), time.time_ns()
+    stamp = _stamp(path)
+    facts = _kept(where, stamp)
+    if what in facts:
+        return facts[what]
+    value = find(path)
+    if begun - stamp["mtime_ns"] > YOUNG:  # what changes meanwhile has another stamp, under which nothing is kept
+        _keep(where, {"file": stamp, "facts": _kept(where, stamp) | {what: value}})
+    return value
+
+
+def _entry(path: Path, cache: Path) -> Path:
+    """Return where facts about `path` are kept: a file each, so that processes do not wait for each other or undo each other's work."""
+    name = sha256(os.fsencode(path.resolve())).hexdigest()
+    return cache / "hashes" / name[:2] / f"{name[2:]}.json"
+
+
+def _stamp(path: Path) -> dict[str, int]:
+    """Return what changes with a file; its status change too, since a copy may be given the old time of change."""
+    found = path.stat()
+    return {"size": found.st_size, "mtime_ns": found.st_mtime_ns, "ctime_ns": found.st_ctime_ns, "inode": found.st_ino}
+
+
+def _kept(where: Path, stamp: dict[str, int]) -> dict[str, str]:
+    """Return the facts kept about a file of this stamp, none where they are of another one, or broken."""
+    try:
+        entry: Any = json.loads(where.read_text(encoding="utf-8"))
+        about = entry["about"]
+        if entry["sum"] == digest(about) and about["file"] == stamp:
+            return {str(what): str(value) for what, value in about["facts"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return {}
+
+
+def _keep(where: Path, about: dict[str, Any]) -> None:
+    """Put facts in place whole; not flushed to disk, since a torn entry is known by its sum and made again."""
+    try:
+        where.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=where.parent, prefix=".new-")
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump({"about": about, "sum": digest(about)}, file)
+            temporary.replace(where)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError:
+        return  # a cache that cannot be written costs time, nothing else
