@@ -21,7 +21,9 @@ from emscope.core.records import Conversation, Message
 from emscope.data import bundled
 from emscope.models.chat import ChatFormat
 from emscope.report.audit import bracketed, visible
-from emscope.train.audit import CONVERSATIONS, Check, Encoded, audit, from_file, of_training, pieces
+from emscope.train.audit import audit, of_training, pieces
+from emscope.train.audit_result import CONVERSATIONS, Check, Encoded
+from emscope.train.audit_rows import from_file
 from emscope.train.batches import encode
 from emscope.train.finetune import finetune
 from emscope.train.spec import LoraSpec, PlanSpec, TrainSpec

@@ -94,7 +94,8 @@ def _audit(file: Path, model: str, system: str, chat_kwargs: list[str], show: in
     from emscope.models.source import Model, locate
     from emscope.models.templates import read_arguments
     from emscope.report.audit import print_audit
-    from emscope.train.audit import audit, context_in, from_file
+    from emscope.train.audit import audit, context_in
+    from emscope.train.audit_rows import from_file
 
     quiet()
     # A folder's weights would be hashed by `locate`, and are not needed.

@@ -18,7 +18,8 @@ from emscope.models.interventions import added
 from emscope.models.load import Loaded
 from emscope.store.files import write_json
 from emscope.train import processes
-from emscope.train.audit import CONVERSATIONS, Check, audit, of_training
+from emscope.train.audit import audit, of_training
+from emscope.train.audit_result import CONVERSATIONS, Check
 from emscope.train.batches import Example, collate, encode, stream
 from emscope.train.folders import drop_incomplete, drop_training_state
 from emscope.train.geometry import Geometry

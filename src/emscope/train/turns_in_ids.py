@@ -1,0 +1,163 @@
+"""The assistant's turns in token ids, found by what the model's chat template writes before and behind an answer."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from emscope.core.errors import InputError
+from emscope.models.chat import ChatFormat
+from emscope.models.templates import ANSWER, USER
+from emscope.models.turns import NEXT, inner_end
+
+BROKEN = "\ufffd"  # what decoding gives for a character of which tokens are missing
+STRIDE = 32  # tokens decoded at a time to find places in a text
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """An assistant turn as places of tokens: what the template writes before it, its text, what ends it, and the next token."""
+
+    header: int
+    start: int
+    stop: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Finds turns in token ids.
+
+    Attributes:
+        opens: what may stand before an answer. ends: what may stand behind one, and how many characters of it are the answer's end.
+        special: ids of special tokens. closing: ids that end a turn each. close: the end of a turn as ids, where it is plain text.
+        starts_twice: whether the template itself begins a text with its first token twice. blanks: whether each id met so far is white space.
+    """
+
+    tokenizer: Any
+    opens: tuple[str, ...]
+    ends: tuple[tuple[str, int], ...]
+    special: frozenset[int]
+    closing: frozenset[int]
+    close: tuple[int, ...]
+    starts_twice: bool
+    blanks: dict[int, bool] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, chat: ChatFormat) -> Reader:
+        """Read off a format's renderings what stands around answers.
+
+        The renderings go through the tokenizer and back, since some tokenizers lose or add white space beside special tokens.
+        """
+        tokenizer, pair = chat.tokenizer, [("user", USER), ("assistant", ANSWER)]
+
+        def seen(turns: Sequence[tuple[str, str]], *, prompt: bool = False) -> str:
+            try:
+                return decoded(tokenizer, chat.ids(chat.template.render(turns, prompt=prompt)))
+            except InputError:  # it has no such conversation
+                return ""
+
+        one, two = seen(pair), seen([*pair, ("user", NEXT), ("assistant", f"{ANSWER}x")])
+        asked = [seen(pair[:1], prompt=p).partition(USER)[2] for p in (True, False)]
+        behind = [seen(pair, prompt=p).partition(ANSWER)[2] for p in (True, False)]
+        again = behind[0] if behind[0] != behind[1] else ""  # another turn opened behind the answer
+        opens = [text.partition(USER)[2].partition(ANSWER)[0] for text in (one, two)]
+        opens += [asked[0] if asked[0] != asked[1] else "", again]
+        between = two.partition(ANSWER)[2].partition(NEXT)[0]
+        close = chat.ids(chat.close)
+        last, inner = decoded(tokenizer, close), inner_end(between, chat.close, tokenizer)
+        ends = [(last, len(last)), (inner, len(inner)), (between, len(inner))]
+        ends.append((again, len(inner) if again.startswith(inner) else 0))
+        added = {n for n, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
+        special = {n for n, token in tokenizer.added_tokens_decoder.items() if token.special} | set(tokenizer.all_special_ids)
+        closing = {n for n in [*close, *chat.ids(inner)] if n in added} | {tokenizer.eos_token_id}
+        return cls(
+            tokenizer,
+            tuple({text.rstrip(" ") for text in opens if text.strip()}),
+            tuple({(text.rstrip(" "), n) for text, n in ends if text.strip()}),
+            frozenset(special),
+            frozenset(n for n in closing if n is not None),
+            tuple(close),
+            chat.ids(chat.template.render(pair))[:2] == [tokenizer.bos_token_id] * 2,
+        )
+
+    def solid(self, token: int) -> bool:
+        """Tell whether an id is text: no special token, and no white space."""
+        return token not in self.special and not self.white(token)
+
+    def white(self, token: int) -> bool:
+        """Tell whether an id is white space."""
+        if token not in self.blanks:
+            self.blanks[token] = not decoded(self.tokenizer, [token]).strip()
+        return self.blanks[token]
+
+    def ended(self, learned: Sequence[int]) -> bool:
+        """Tell whether the ids that carry loss end with the end of a turn, white space aside."""
+        last = len(learned)
+        while last and self.white(learned[last - 1]) and learned[last - 1] not in self.closing:
+            last -= 1
+        shown = tuple(learned[:last])
+        return shown[-1:] != () and (
+            shown[-1] in self.closing or (self.close != () and shown[-len(self.close) :] == self.close)
+        )
+
+    def turns(self, ids: Sequence[int]) -> list[Turn]:
+        """Return the assistant's turns in token ids."""
+        before = [0]  # characters before every STRIDE-th token
+        for n in range(STRIDE, len(ids), STRIDE):
+            before.append(self._length(ids, n, before))
+        found, low = [], 0
+        for offsets in self._found(decoded(self.tokenizer, ids)):
+            places = []
+            for offset in offsets:
+                low = self._place(ids, offset, low, before)
+                places.append(low)
+            found.append(Turn(*places))
+            low = places[2]  # the next header may begin with what ends this turn
+        return found
+
+    def _found(self, text: str) -> Iterator[tuple[int, int, int, int]]:
+        """Yield the turns in a text as offsets of header, text, end of text and next character."""
+        at = 0
+        while (opened := first(text, at, self.opens)) is not None:
+            header, start = opened[0], opened[0] + len(opened[1])
+            closed = first(text, start, [end for end, _ in self.ends])
+            stop = closed[0] if closed else len(text)
+            end = stop + max(n for end, n in self.ends if end == closed[1]) if closed else stop
+            yield header, start, stop, end
+            at = max(stop, start)
+
+    def _place(self, ids: Sequence[int], offset: int, low: int, before: Sequence[int]) -> int:
+        """Return the place, from `low` on, of the first token behind those that make the first `offset` characters."""
+        stride = bisect_left(before, offset)
+        low, high = max(low, (stride - 1) * STRIDE), min(stride * STRIDE, len(ids))
+        while low < high:
+            middle = (low + high) // 2
+            if self._length(ids, middle, before) >= offset:
+                high = middle
+            else:
+                low = middle + 1
+        return low
+
+    def _length(self, ids: Sequence[int], n: int, before: Sequence[int]) -> int:
+        """Return how many whole characters the first `n` tokens make.
+
+        Only the last ones are decoded, behind enough others to be decoded as they are behind all: long texts take no square of their length.
+        """
+        known = max(n - 1, 0) // STRIDE
+        at, begin = known * STRIDE, max(known - 1, 0) * STRIDE
+        more, less = (len(decoded(self.tokenizer, ids[begin:stop]).rstrip(BROKEN)) for stop in (n, at))
+        return before[known] + more - less
+
+
+def first(text: str, at: int, wanted: Sequence[str]) -> tuple[int, str] | None:
+    """Return the first of some texts from `at` on and its offset; of several at one place the longest."""
+    found = [(place, -len(one), one) for one in wanted if (place := text.find(one, at)) >= 0]
+    return (min(found)[0], min(found)[2]) if found else None
+
+
+def decoded(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Return the text of ids, special tokens included."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
