@@ -132,7 +132,7 @@ def _check_readable(checkpoint: Checkpoint, config: Any) -> None:
 
 def _check_loaded(net: Any, checkpoint: Checkpoint, loaded: Any) -> None:
     """Refuse tensors that found no module, and modules that found no tensor, of which PEFT would only warn; towers aside, as only text is read."""
-    unexpected = list(renamed(net, loaded.unexpected_keys))
+    unexpected = [name for name in renamed(net, loaded.unexpected_keys) if not _is_shared_projection(net, checkpoint, name)]
     if unexpected:
         raise InputError(
             f"adapter '{checkpoint.folder}' has a tensor this base has no place for ({unexpected[0]})",
@@ -143,6 +143,23 @@ def _check_loaded(net: Any, checkpoint: Checkpoint, loaded: Any) -> None:
     ]
     if missing:
         raise InputError(*lacking(checkpoint, _plain(missing[0])))
+
+
+def _is_shared_projection(net: Any, checkpoint: Checkpoint, name: str) -> bool:
+    """Tell whether a tensor of the file is one of VeRA's two shared projections, which its modules already have with these values.
+
+    PEFT draws them anew from the seed in the settings; before 0.21 it counts the file's copies as unexpected.
+    """
+    import torch
+    from safetensors import safe_open
+
+    kind = name.rpartition(".")[2]
+    if kind not in ("vera_A", "vera_B"):
+        return False
+    with safe_open(str(checkpoint.folder / WEIGHTS), framework="pt") as file:
+        held = file.get_tensor(name)
+    drawn = [values for m in net.modules() for values in getattr(m, kind, {}).values()]
+    return bool(drawn) and all(torch.equal(values.cpu(), held.to(values.dtype)) for values in drawn)
 
 
 def check_vocabulary(net: Any, checkpoint: Checkpoint, shapes: Mapping[str, Sequence[int]], highest: int = -1) -> None:

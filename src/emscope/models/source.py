@@ -7,6 +7,7 @@ of the bundled list (`smollm2-135m`).
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,6 +99,8 @@ def hub_snapshot(name: str) -> Path:
             "check the name, log in with `hf auth login` where it is not public, or give a local folder",
         ) from None
     except Exception as error:  # the hub client raises a dozen kinds; all mean "not to be had"
+        with suppress(Exception):  # some versions of it do not look for a commit in their cache where the hub cannot be reached
+            return Path(snapshot_download(repo, revision=revision or None, allow_patterns=wanted, local_files_only=True))
         raise WorldError(
             f"hub model '{name}' is not cached and could not be fetched ({type(error).__name__})",
             f"connect to the network, download it beforehand, or {instead(name) if unquantised(name) else 'give a local folder'}",
