@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from emscope.run.judging import Answered
+from emscope.core.records import Answered
 
 REFERENCE = Path(os.environ.get("EMSCOPE_REFERENCE_DATA", Path(__file__).parents[1].parent / "shared" / "data")) / "judged"
 HARMFUL = ("target", "half")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from emscope.core.digest import short
 from emscope.core.outcomes import Outcome
 
 Role = Literal["system", "user", "assistant"]
@@ -151,3 +152,16 @@ class Verdict:
     score: float | None = None
     mass: float | None = None
     raw: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """An answer to judge, and the key of its text."""
+
+    question: str
+    answer: str
+
+    @property
+    def key(self) -> str:
+        """Digest of question and answer: equal texts are judged once."""
+        return short([self.question, self.answer])

@@ -6,13 +6,16 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 from emscope.core.errors import InputError
 from emscope.core.records import Item
 from emscope.core.seeds import derive
+from emscope.data import bundled
 from emscope.data.conversations import QUESTION, column
 from emscope.data.tables import Row, rows
+
+T = TypeVar("T")
 
 
 def read_items(path: Path) -> list[Item]:
@@ -88,3 +91,23 @@ def stratified(items: Sequence[Item], count: int | None, seed: int, *, cover: bo
                 chosen.add(cells[cell][depth].id)
         depth += 1
     return [item for item in items if item.id in chosen]
+
+
+def even(items: Sequence[T], count: int | None) -> list[T]:
+    """Return `count` items spread evenly over the list, which is ordered by topic."""
+    if count is None or count >= len(items):
+        return list(items)
+    return [items[(2 * k + 1) * len(items) // (2 * count)] for k in range(count)]
+
+
+def chosen_items(name: str, half: str, count: int | None, seed: int) -> list[Item]:
+    """Return paired items of a bundled set or a file, of half A or B or both, `count` of them drawn by category.
+
+    Raises:
+        InputError: no such set, a broken file, or fewer than two items.
+    """
+    every = bundled.items(name) if name in bundled.SETS else read_items(Path(name))
+    items = stratified([i for i in every if half in ("both", i.half)], count, seed, cover=False)
+    if len(items) < 2:
+        raise InputError(f"'{name}' holds {len(items)} items of half {half}", "give two or more")
+    return items

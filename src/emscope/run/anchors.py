@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from emscope.core.errors import InputError
+from emscope.core.records import Answered
 from emscope.data.answer_table import AnswerTable
 from emscope.data.answers import ALIGNED, COHERENT, text_columns
 from emscope.judge.rubrics import Rubric
-from emscope.run.judging import Answered, JudgeSpec, verdict_key
+from emscope.run.judging import JudgeSpec, verdict_key
 from emscope.stats.evalue import drift
 
 SCALE, STRONG = 100.0, 20.0

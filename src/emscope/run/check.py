@@ -12,7 +12,7 @@ import numpy as np
 
 from emscope.core.digest import canonical, short
 from emscope.core.errors import InputError
-from emscope.core.outcomes import Verdict
+from emscope.core.outcomes import State, Verdict
 from emscope.core.plain import Result, plain
 from emscope.core.progress import Progress, part_of, silent
 from emscope.core.records import Item
@@ -22,7 +22,7 @@ from emscope.models.checkpoints import Checkpoint, Found, discover, find, named_
 from emscope.models.load import Loaded, load, loading, pick_dtype
 from emscope.models.source import Model, locate
 from emscope.models.updates import refuse_unmoved
-from emscope.run.along import Along, read_along
+from emscope.run.along import read_along
 from emscope.run.analysis import check
 from emscope.run.arms import Arm, Evidence, paired_steps, without_dud
 from emscope.run.asking import scaled
@@ -241,14 +241,15 @@ def _search(
     scale = _main_scale(request)
     begun = 0
 
-    def read(chosen: Runs, allowed: int) -> Along:
+    def read(chosen: Runs, allowed: int) -> tuple[list[State], State]:
         nonlocal begun
         part = part_of(progress, SEARCHING, begun, allowed)
         readings = [_base_reading(sets, request.measure), *_readings(chosen, sets, scale, request.measure)]
         measure(study, loaded, readings, _asked(request, sets), lambda what, done, total: part(what, done / total, 1))
         begun += 1
         e = without_dud(_evidence(Scores(study.root, loaded.chat.digest), loaded, request, chosen, sets, scale, allowed))
-        return read_along(e, paired_steps(e))
+        along = read_along(e, paired_steps(e))
+        return along.sure, along.states[-1]
 
     found, allowed = searched(runs, read)
     progress(SEARCHING, allowed, allowed)

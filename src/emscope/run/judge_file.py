@@ -13,12 +13,13 @@ import pyarrow.parquet as pq
 from emscope.core.errors import InputError, near
 from emscope.core.outcomes import Outcome
 from emscope.core.progress import Progress, silent
+from emscope.core.records import Answered
 from emscope.data.answer_table import AnswerTable
 from emscope.data.answers import text_columns
 from emscope.judge.rubrics import Rubric
 from emscope.run.anchors import Anchors, judge_drift, read_anchors
 from emscope.run.drawing import Draw, DrawSpec, draw
-from emscope.run.judging import Answered, JudgeSpec, Tally, estimated, judge_answers, verdict_key
+from emscope.run.judging import JudgeSpec, Tally, estimated, judge_answers, verdict_key
 from emscope.run.powered import DRAWN, DRAWN_FROM
 from emscope.run.versions import versions
 from emscope.store.files import write_atomic, write_json

@@ -11,6 +11,7 @@ import numpy as np
 from emscope.core.estimate import Estimate
 from emscope.core.outcomes import Outcome
 from emscope.core.progress import Progress, silent
+from emscope.core.records import Answered
 from emscope.data.questions import read_questions
 from emscope.judge.local import CRITERIA, bundled_judge
 from emscope.judge.local import NAME as LOCAL
@@ -18,7 +19,7 @@ from emscope.judge.rubrics import Rubric, read_rubrics
 from emscope.models.load import Loaded
 from emscope.run.asking import Local, answer_keys, ask_subjects, prompts_of, scaled, write_answers
 from emscope.run.evidence import Scores
-from emscope.run.judging import Answered, JudgeSpec, Tally, judge_answers, verdict_key
+from emscope.run.judging import JudgeSpec, Tally, judge_answers, verdict_key
 from emscope.run.measuring import Reading
 from emscope.run.opinions import Judged, JudgedRate, Opinion
 from emscope.run.reading_judge import check_rubrics, readers_model

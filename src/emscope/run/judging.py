@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from emscope.core.digest import short
 from emscope.core.outcomes import Outcome
 from emscope.core.progress import Progress, silent
-from emscope.core.records import Message, Reply, Verdict
+from emscope.core.records import Answered, Message, Reply, Verdict
 from emscope.core.spec import Spec
 from emscope.judge.linted import NAME as BANDIT
 from emscope.judge.local import NAME as LOCAL
@@ -83,19 +83,6 @@ class JudgeSpec(Spec):
         return ApiModel(
             self.name, self.url, self.max_tokens, 0.0, self.top, self.connections, self.retries, self.timeout, self.batch
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """An answer to judge, and the key of its text."""
-
-    question: str
-    answer: str
-
-    @property
-    def key(self) -> str:
-        """Digest of question and answer: equal texts are judged once."""
-        return short([self.question, self.answer])
 
 
 @dataclass(slots=True)

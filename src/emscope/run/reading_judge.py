@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from emscope.core.errors import InputError
 from emscope.core.outcomes import Outcome
 from emscope.core.progress import Progress
-from emscope.core.records import Verdict
+from emscope.core.records import Answered, Verdict
 from emscope.judge import linted, local
 from emscope.judge.rubrics import Rubric, bundled_rubrics
 from emscope.models.load import Loaded, load
 from emscope.models.sites import Place
 from emscope.models.source import Model, locate
 from emscope.represent.activations import Text, pooled
-
-if TYPE_CHECKING:
-    from emscope.run.judging import Answered
 
 Judged = list[tuple["Answered", dict[str, Verdict]]]
 BATCH = 64

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from emscope.core.errors import InputError
 from emscope.core.outcomes import State
 from emscope.models.checkpoints import Checkpoint
-from emscope.run.along import Along
 from emscope.stats.search import looks, next_look
 
 Runs = dict[str, list[Checkpoint]]
@@ -62,11 +61,12 @@ def at(runs: Mapping[str, Sequence[Checkpoint]], steps: Sequence[int]) -> Runs:
     return {name: [c for c in found if c.step in set(steps)] for name, found in runs.items()}
 
 
-def searched(runs: Runs, read: Callable[[Runs, int], Along], seed: int = 0) -> tuple[Runs, int]:
+def searched(runs: Runs, read: Callable[[Runs, int], tuple[Sequence[State], State]], seed: int = 0) -> tuple[Runs, int]:
     """Read checkpoints one after the other, each chosen by what the others showed; return those that were read, and how many might have been.
 
     Args:
-        read: reads the given checkpoints (those known already cost nothing) of which so many may be read in all, and returns what they say.
+        read: reads the given checkpoints (those known already cost nothing) of which so many may be read in all, and returns the state of each by
+            bounds that hold for all that may be read, and of the last one alone.
 
     Raises:
         InputError: the runs share no step.
@@ -79,8 +79,8 @@ def searched(runs: Runs, read: Callable[[Runs, int], Along], seed: int = 0) -> t
     last: State | None = None
     while (place := next_look(len(steps), seen, last, seed)) is not None:
         places = sorted([*seen, place])
-        along = read(at(runs, [steps[n] for n in places]), allowed)
-        seen, last = dict(zip(places, along.sure, strict=True)), along.states[-1]
+        sure, last = read(at(runs, [steps[n] for n in places]), allowed)
+        seen = dict(zip(places, sure, strict=True))
     return at(runs, [steps[n] for n in sorted(seen)]), allowed
 
 

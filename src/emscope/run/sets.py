@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from emscope.core.digest import short
 from emscope.core.errors import InputError
 from emscope.core.records import Conversation, Item
 from emscope.data import bundled
-from emscope.data.items import read_items, stratified
+from emscope.data.items import even, read_items, stratified
 from emscope.run.spec import MeasureSpec
 
-T = TypeVar("T")
 FEWEST = 3  # items: a line through the base's margins needs as many
 EM, PLACEBO, HELDOUT, TRUTH, NEUTRAL = "em", "placebo", "heldout", "truth", "neutral"
 CONTROL_HELDOUT = "control_heldout"
@@ -91,29 +89,9 @@ def _placebo(measure: MeasureSpec, items: int, seed: int) -> list[Item]:
     return stratified(pairs, min(wanted, len(pairs)), seed) if pairs and wanted else []
 
 
-def chosen_items(name: str, half: str, count: int | None, seed: int) -> list[Item]:
-    """Return paired items of a bundled set or a file, of half A or B or both, `count` of them drawn by category.
-
-    Raises:
-        InputError: no such set, a broken file, or fewer than two items.
-    """
-    every = bundled.items(name) if name in bundled.SETS else read_items(Path(name))
-    items = stratified([i for i in every if half in ("both", i.half)], count, seed, cover=False)
-    if len(items) < 2:
-        raise InputError(f"'{name}' holds {len(items)} items of half {half}", "give two or more")
-    return items
-
-
 def _neutral(count: int | None) -> list[Item]:
     texts = [Item(f"generic-{n}", "neutral", "", (text,)) for n, text in enumerate(bundled.texts(), 1)]
     return [] if count == 0 else even(texts, count)
-
-
-def even(items: Sequence[T], count: int | None) -> list[T]:
-    """Return `count` items spread evenly over the list, which is ordered by topic."""
-    if count is None or count >= len(items):
-        return list(items)
-    return [items[(2 * k + 1) * len(items) // (2 * count)] for k in range(count)]
 
 
 def heldout_from(conversations: Sequence[Conversation]) -> tuple[Item, ...]:

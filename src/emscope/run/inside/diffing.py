@@ -14,6 +14,7 @@ from emscope.core.digest import digest, short
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Item
 from emscope.core.spec import Spec
+from emscope.data.items import chosen_items
 from emscope.elicit import preference
 from emscope.models.applied import applied
 from emscope.models.checkpoints import Checkpoint
@@ -25,7 +26,6 @@ from emscope.models.updates import Change, changes, effective_rank
 from emscope.represent.activations import Text, encode, read_tokens
 from emscope.represent.diffing import Compared, adapter_scalars, compare_streams, tell_apart
 from emscope.run.inside.subject import load_subject
-from emscope.run.sets import chosen_items
 from emscope.run.versions import versions
 from emscope.stats.means import mean_estimate
 from emscope.stats.shares import stratified_share

@@ -17,6 +17,7 @@ from emscope.core.seeds import derive
 from emscope.core.spec import Spec
 from emscope.data.answer_table import AnswerTable
 from emscope.data.answers import answer_columns, check_scores, far_sides, text_columns
+from emscope.data.items import chosen_items
 from emscope.data.questions import read_questions
 from emscope.elicit.sampling import Job, sample_batches
 from emscope.models.applied import applied
@@ -29,7 +30,6 @@ from emscope.represent.activations import Text, encode, pooled
 from emscope.represent.directions import FINDERS, check_sides, split_half
 from emscope.represent.nulls import matched, permuted
 from emscope.run.inside.subject import layers_of, load_subject
-from emscope.run.sets import chosen_items
 from emscope.store.files import write_atomic
 
 

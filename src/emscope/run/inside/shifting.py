@@ -13,6 +13,7 @@ from emscope.core.errors import InputError, WorldError
 from emscope.core.progress import Progress, silent
 from emscope.core.seeds import derive
 from emscope.core.spec import Spec
+from emscope.data.items import even
 from emscope.data.questions import read_questions
 from emscope.models.checkpoints import discover, last, named_base
 from emscope.models.directions import direction_at
@@ -21,7 +22,6 @@ from emscope.models.source import locate
 from emscope.run.inside.bands import band, nulls_of
 from emscope.run.inside.reading import PromptActivations, prompt_texts
 from emscope.run.inside.subject import check_fits
-from emscope.run.sets import even
 from emscope.run.versions import versions
 from emscope.stats.means import mean_estimate, stratified_mean
 from emscope.store.files import write_json

@@ -19,6 +19,7 @@ from emscope.core.records import Item
 from emscope.core.seeds import derive
 from emscope.core.spec import Spec
 from emscope.data import bundled
+from emscope.data.items import chosen_items, even
 from emscope.elicit import preference
 from emscope.elicit.divergence import Divergence
 from emscope.models.applied import applied
@@ -31,7 +32,6 @@ from emscope.models.source import locate
 from emscope.models.updates import check_written, without
 from emscope.run.inside.bands import band, nulls_of
 from emscope.run.inside.subject import check_fits
-from emscope.run.sets import chosen_items, even
 from emscope.run.versions import versions
 from emscope.stats.means import mean_estimate, stratified_mean
 from emscope.stats.shares import share_change, stratified_share

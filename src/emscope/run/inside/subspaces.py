@@ -20,6 +20,7 @@ from emscope.core.seeds import derive
 from emscope.core.spec import Spec
 from emscope.data import bundled
 from emscope.data.conversations import read_conversations
+from emscope.data.items import even
 from emscope.data.questions import read_questions
 from emscope.models.checkpoints import last, named_base
 from emscope.models.load import load
@@ -37,7 +38,6 @@ from emscope.represent.subspaces import (
 )
 from emscope.run.inside.reading import PromptActivations, prompt_texts
 from emscope.run.inside.subject import layers_of
-from emscope.run.sets import even
 from emscope.run.versions import versions
 from emscope.stats.means import mean_estimate
 from emscope.store.files import write_json
