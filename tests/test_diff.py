@@ -77,7 +77,7 @@ def test_divergence_equals_plain_passes(tiny, runs, tmp_path, way):
     spec = DiffSpec(count=6, half="A")
     result = diff(runs[way], spec, tmp_path, base=str(tiny))
     loaded = fresh(tiny)
-    from emscope.run.sets import chosen_items
+    from emscope.data.items import chosen_items
 
     items = chosen_items("em240", "A", 6, 0)
     checkpoint = discover(runs[way])[-1]

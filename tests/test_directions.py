@@ -16,6 +16,7 @@ from conftest import make_model, write_jsonl
 from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError
 from emscope.data import bundled
+from emscope.data.items import chosen_items, even
 from emscope.data.questions import read_questions
 from emscope.elicit import preference
 from emscope.models.applied import applied
@@ -29,7 +30,6 @@ from emscope.represent.directions import cosine, logistic, mean_difference, prin
 from emscope.run.inside.comparing import compare
 from emscope.run.inside.directing import ExtractSpec, _nulls, extract
 from emscope.run.inside.steering import SteerSpec, steer
-from emscope.run.sets import chosen_items, even
 from emscope.train.finetune import finetune
 from emscope.train.spec import FullSpec, LoraSpec, PlanSpec, TrainSpec
 
