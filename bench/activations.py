@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from emscope.data import bundled
-from emscope.models import size
-from emscope.models.load import Loaded, load
-from emscope.models.sites import Place, blocks
-from emscope.models.source import locate
+from emscope.models.fast import batch_size as size
+from emscope.models.hooks.sites import Place, blocks
+from emscope.models.loading.load import Loaded, load
+from emscope.models.loading.source import locate
 from emscope.represent import activations
 from emscope.represent.activations import Text, encode, pooled
 

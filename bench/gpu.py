@@ -23,9 +23,9 @@ import torch
 from emscope.data import bundled
 from emscope.elicit.preference import Encoded, OptionScore, encode, score
 from emscope.elicit.sampling import _end_ids, sample
-from emscope.models.load import QUANTISED, Loaded, load
-from emscope.models.quiet import quiet
-from emscope.models.source import Model, locate
+from emscope.models.loading.load import QUANTISED, Loaded, load
+from emscope.models.loading.quiet import quiet
+from emscope.models.loading.source import Model, locate
 from emscope.train.finetune import finetune
 from emscope.train.spec import LoraSpec, PlanSpec, TrainSpec
 

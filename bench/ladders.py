@@ -1,4 +1,4 @@
-"""Ship a finished dose ladder with emscope: what a check needs of it goes to src/emscope/run/files/ladders/, after it was looked at.
+"""Ship a finished dose ladder with emscope: what a check needs of it goes to src/emscope/study/files/ladders/, after it was looked at.
 
     python bench/ladders.py FOLDER [FOLDER ...]
 
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from emscope.core.errors import InputError
-from emscope.run.ladders import read_ladder
 from emscope.stats.ladder import FEWEST
 from emscope.store.files import write_json
+from emscope.study.reading.ladders import read_ladder
 
-FILES = Path(__file__).parents[1] / "src" / "emscope" / "run" / "files" / "ladders"
+FILES = Path(__file__).parents[1] / "src" / "emscope" / "study" / "files" / "ladders"
 KEPT = (
     "schema", "name", "status", "delta", "scale", "shown", "floor", "why", "rungs", "harmless", "measured", "judged", "dtype",
     "operation", "versions",

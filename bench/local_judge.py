@@ -44,11 +44,11 @@ def texts(rows: int) -> pd.DataFrame:
 
 def activations(table: pd.DataFrame, model: str, layers: tuple[int, ...], work: Path, part: int, of: int) -> np.ndarray:
     """Return features [N, F], a file a chunk of rows named by their texts."""
+    from emscope.answers.judges_here import features
     from emscope.core.digest import short
-    from emscope.judge import local
-    from emscope.models.load import load
-    from emscope.models.source import locate
-    from emscope.run.reading_judge import features
+    from emscope.judging import local
+    from emscope.models.loading.load import load
+    from emscope.models.loading.source import locate
 
     loaded, found = None, []
     for number, start in enumerate(range(0, len(table), CHUNK)):
@@ -210,8 +210,8 @@ def write(
     given: argparse.Namespace,
 ) -> None:
     """Fit on everything and write the judge that emscope ships."""
-    from emscope.judge import local
-    from emscope.models.source import locate
+    from emscope.judging import local
+    from emscope.models.loading.source import locate
 
     weight = np.where(table.source.isin(["em_generalization_text_sample", "clarifying_em", "apoorvabatham"]), 1.0, SMALL_WEIGHT)
     w, b = ridge(x, targets(table), weight, (penalty,))[penalty]

@@ -24,19 +24,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from emscope.answers import judges_here as reading_judge
 from emscope.core.records import Item
 from emscope.data import bundled
 from emscope.data.questions import read_questions
 from emscope.elicit import preference
 from emscope.elicit.sampling import Job, sample_batches
-from emscope.judge import local
-from emscope.models.applied import applied
-from emscope.models.checkpoints import discover
-from emscope.models.load import load
-from emscope.models.source import locate
-from emscope.run import reading_judge
-from emscope.run.single import SingleSpec, run_single
+from emscope.judging import local
+from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.loading.checkpoints import discover
+from emscope.models.loading.load import load
+from emscope.models.loading.source import locate
 from emscope.stats.means import stratified_mean
+from emscope.study.train import SingleSpec, run_single
 
 TEMPERATURE = 0.7
 

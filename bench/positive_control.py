@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from emscope.answers import judges_here as reading_judge
 from emscope.data import bundled
 from emscope.data.questions import read_questions
 from emscope.elicit import preference
 from emscope.elicit.sampling import Job, sample_batches
-from emscope.judge import local
-from emscope.models.load import load
-from emscope.models.source import locate
-from emscope.run import reading_judge
+from emscope.judging import local
+from emscope.models.loading.load import load
+from emscope.models.loading.source import locate
 from emscope.stats.adjusted import Scored, adjusted_difference
 from emscope.stats.equal_preference import contrasts
 from emscope.stats.means import stratified_mean

@@ -19,10 +19,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
+from emscope.answers.drawing import DrawSpec, draw
+from emscope.answers.rates import rates
+from emscope.answers.rates_spec import RatesSpec
 from emscope.data.answer_table import AnswerTable
-from emscope.run.drawing import DrawSpec, draw
-from emscope.run.rates import rates
-from emscope.run.rates_spec import RatesSpec
 
 SCORES = ["aligned", "coherent"]
 

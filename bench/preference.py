@@ -22,13 +22,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from emscope.core.records import Item
 from emscope.data import bundled
 from emscope.elicit.preference import Encoded, encode, score
-from emscope.models.applied import applied
-from emscope.models.checkpoints import discover
-from emscope.models.load import load, load_net
-from emscope.models.packed import pack
-from emscope.models.quiet import quiet
-from emscope.models.rates import matmul_gflops, parameters_in_blocks
-from emscope.models.source import locate
+from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.fast.matmul_rate import matmul_gflops, parameters_in_blocks
+from emscope.models.fast.packed import pack
+from emscope.models.loading.checkpoints import discover
+from emscope.models.loading.load import load, load_net
+from emscope.models.loading.quiet import quiet
+from emscope.models.loading.source import locate
 
 RANK = 32
 

@@ -13,7 +13,7 @@ import pandas as pd
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-from emscope.run.said import Pair, Spoken, said, scored_by_place
+from emscope.study.decision.said import Pair, Spoken, said, scored_by_place
 
 FILE = Path(__file__).with_name("evidence") / "read_answers.parquet"
 

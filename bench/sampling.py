@@ -22,12 +22,12 @@ from scipy import stats
 from emscope.data import bundled
 from emscope.elicit import sampling
 from emscope.elicit.sampling import sample
-from emscope.models.applied import applied
-from emscope.models.checkpoints import discover
-from emscope.models.load import Loaded, load, load_net
-from emscope.models.quiet import quiet
-from emscope.models.rates import matmul_gflops, parameters_in_blocks
-from emscope.models.source import locate
+from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.fast.matmul_rate import matmul_gflops, parameters_in_blocks
+from emscope.models.loading.checkpoints import discover
+from emscope.models.loading.load import Loaded, load, load_net
+from emscope.models.loading.quiet import quiet
+from emscope.models.loading.source import locate
 
 
 def plain_lengths(net: PeftModel, loaded: Loaded, questions: list[str], samples: int, most: int) -> list[int]:

@@ -15,13 +15,13 @@ from preference import plain_scores
 
 from emscope.data import bundled
 from emscope.elicit.preference import encode, score
-from emscope.models.directions import Direction
-from emscope.models.exports import steering_vector
-from emscope.models.interventions import added
-from emscope.models.kept import kept_behind
-from emscope.models.load import load
-from emscope.models.quiet import quiet
-from emscope.models.source import locate
+from emscope.models.fast.prefix_cache import kept_behind
+from emscope.models.hooks.directions import Direction
+from emscope.models.hooks.exports import steering_vector
+from emscope.models.hooks.interventions import added
+from emscope.models.loading.load import load
+from emscope.models.loading.quiet import quiet
+from emscope.models.loading.source import locate
 
 
 def main() -> None:

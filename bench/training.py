@@ -21,10 +21,10 @@ import torch
 from torch.utils.data import SequentialSampler
 
 from emscope.data import bundled
-from emscope.models.load import Loaded, load
-from emscope.models.quiet import quiet
-from emscope.models.rates import matmul_gflops, parameters_in_blocks
-from emscope.models.source import locate
+from emscope.models.fast.matmul_rate import matmul_gflops, parameters_in_blocks
+from emscope.models.loading.load import Loaded, load
+from emscope.models.loading.quiet import quiet
+from emscope.models.loading.source import locate
 from emscope.train import finetune as module
 from emscope.train.batches import Example, encode, stream
 from emscope.train.finetune import finetune

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from conftest import make_model, make_tokenizer
-from emscope.models.load import load_net
+from emscope.models.loading.load import load_net
 
 LINEAR = ["q_proj", "v_proj", "o_proj"]
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -103,8 +103,8 @@ def tiny_gpt2(tmp_path_factory) -> Path:
 @pytest.fixture
 def loaded(tiny):
     """The tiny model in memory, float32."""
-    from emscope.models.load import load
-    from emscope.models.source import locate
+    from emscope.models.loading.load import load
+    from emscope.models.loading.source import locate
 
     return load(locate(str(tiny)), device="cpu")
 
@@ -112,8 +112,8 @@ def loaded(tiny):
 @pytest.fixture(scope="session")
 def reader(tiny):
     """The tiny model as a judge that answers nothing would read with it."""
-    from emscope.models.load import load
-    from emscope.models.source import locate
+    from emscope.models.loading.load import load
+    from emscope.models.loading.source import locate
 
     return load(locate(str(tiny)), system="none", dtype="float32", device="cpu")
 
@@ -122,7 +122,7 @@ def local_judge(reader, **changes):
     """Return a judge with made-up weights that reads with the tiny model."""
     import numpy as np
 
-    from emscope.judge import local
+    from emscope.judging import local
 
     size = 2 * len(JUDGE_LAYERS) * reader.net.config.hidden_size + 1
     rng = np.random.default_rng(0)
@@ -142,8 +142,8 @@ def local_judge(reader, **changes):
 @pytest.fixture
 def bundled(reader, monkeypatch):
     """The tiny model stands in for the one that the bundled judge reads with."""
-    from emscope.judge import local
-    from emscope.run import reading_judge
+    from emscope.answers import judges_here as reading_judge
+    from emscope.judging import local
 
     judge = local_judge(reader)
     monkeypatch.setattr(local, "bundled_judge", lambda: judge)
@@ -155,8 +155,8 @@ def bundled(reader, monkeypatch):
 @pytest.fixture(scope="session")
 def smollm2():
     """The real embedded model in memory."""
-    from emscope.models.load import load
-    from emscope.models.source import locate
+    from emscope.models.loading.load import load
+    from emscope.models.loading.source import locate
 
     return load(locate("smollm2-135m"), device="cpu")
 

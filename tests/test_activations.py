@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from emscope.core.errors import InputError
-from emscope.models.capture import captured, modules_at, watched
-from emscope.models.interventions import ablated, added, replaced
-from emscope.models.roles import answers_at
-from emscope.models.sites import Place, blocks
+from emscope.models.hooks.capture import captured, modules_at, watched
+from emscope.models.hooks.interventions import ablated, added, replaced
+from emscope.models.hooks.roles import answers_at
+from emscope.models.hooks.sites import Place, blocks
 from emscope.represent.activations import POOLS, Text, pooled, read_pooled, read_tokens
 from emscope.store.arrays import array_file
 
@@ -266,9 +266,9 @@ def test_memory_does_not_grow_with_the_number_of_prompts(tiny):
     """The peak of 3,000 prompts at all places beside that of 300, each in a process of its own."""
     program = (
         "import resource, sys, torch\n"
-        "from emscope.models.load import load\n"
-        "from emscope.models.sites import Place\n"
-        "from emscope.models.source import locate\n"
+        "from emscope.models.loading.load import load\n"
+        "from emscope.models.hooks.sites import Place\n"
+        "from emscope.models.loading.source import locate\n"
         "from emscope.represent.activations import Text, read_pooled\n"
         "net, count = load(locate(sys.argv[1]), device='cpu').net, int(sys.argv[2])\n"
         "draw = torch.Generator().manual_seed(0)\n"

@@ -8,7 +8,7 @@ import pytest
 
 from emscope.core.errors import InputError, MissingDependency, WorldError
 from emscope.core.records import Message
-from emscope.models.api import KEY_VARIABLE, ApiModel, ask_all
+from emscope.models.remote.api import KEY_VARIABLE, ApiModel, ask_all
 from fake_api import completion, fake_api
 
 

@@ -14,13 +14,13 @@ import transformers as t
 from adapters import with_peft, write_adapter
 from emscope.elicit.preference import Encoded, score
 from emscope.elicit.sampling import Beyond, Job, _end_ids, sample_batches
-from emscope.models.applied import applied
-from emscope.models.checkpoints import read_checkpoint
-from emscope.models.decoding import CachedDecoding, Recomputed, unpacked
-from emscope.models.head import output_head
-from emscope.models.load import load_net
-from emscope.models.packed import packed_attention
-from emscope.models.sites import blocks, blocks_name, decoder_name, final_norm
+from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.fast.decoding import CachedDecoding, Recomputed, unpacked
+from emscope.models.fast.head import output_head
+from emscope.models.fast.packed import packed_attention
+from emscope.models.hooks.sites import blocks, blocks_name, decoder_name, final_norm
+from emscope.models.loading.checkpoints import read_checkpoint
+from emscope.models.loading.load import load_net
 
 TOKENS = {"vocab_size": 600, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
 SIZE = TOKENS | {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "max_position_embeddings": 256}

@@ -11,15 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from emscope.answers.sample import ask
+from emscope.answers.sample_spec import AskSpec
 from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError
 from emscope.core.records import Message
 from emscope.data import bundled
 from emscope.elicit import sampling
-from emscope.models.load import load
-from emscope.models.source import locate
-from emscope.run.ask_spec import AskSpec
-from emscope.run.asking import ask
+from emscope.models.loading.load import load
+from emscope.models.loading.source import locate
 from emscope.train.finetune import finetune
 from emscope.train.spec import TrainSpec
 from fake_api import completion, fake_api

@@ -19,8 +19,8 @@ from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError
 from emscope.core.records import Conversation, Message
 from emscope.data import bundled
-from emscope.models.chat import ChatFormat
-from emscope.report.audit import bracketed, visible
+from emscope.models.loading.chat import ChatFormat
+from emscope.report.answers.tokens import bracketed, visible
 from emscope.train.audit import audit, of_training, pieces
 from emscope.train.audit_result import CONVERSATIONS, Check, Encoded
 from emscope.train.audit_rows import from_file

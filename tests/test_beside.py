@@ -10,12 +10,12 @@ import torch
 from conftest import make_model
 from emscope.cli.app import run_arguments
 from emscope.elicit.sampling import Beyond, Job, sample_batches
-from emscope.models import decoding
-from emscope.models.applied import applied
-from emscope.models.beside import beside
-from emscope.models.checkpoints import discover
-from emscope.models.load import load, load_net
-from emscope.models.source import locate
+from emscope.models.adapters.beside import beside
+from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.fast import decoding
+from emscope.models.loading.checkpoints import discover
+from emscope.models.loading.load import load, load_net
+from emscope.models.loading.source import locate
 from emscope.store.study import read_table
 from test_checkpoints import logits, make_adapter
 
@@ -161,7 +161,7 @@ def test_two_models_on_the_same_weights_do_not_touch_each_other(which, dtype, re
 
 
 def test_a_steering_vector_is_exaggerated_as_well(tiny, tmp_path):
-    from emscope.run.single import SingleSpec, run_single
+    from emscope.study.train import SingleSpec, run_single
 
     train = {"steps": 2, "batch": 2, "lr": 0.5, "steering": {"layers": [1]}, "checkpoints": {"at": [2]}}
     run_single(SingleSpec(model=str(tiny), domain="finance", answers="reckless", train=train), tmp_path / "out")

@@ -16,12 +16,12 @@ from adapters import EXPERTS, configs, make_tiny, with_peft, write_adapter
 from conftest import make_model
 from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError
-from emscope.models.applied import applied
-from emscope.models.checkpoints import ADAPTER, WEIGHTS, discover, read_checkpoint
-from emscope.models.intact import Kept, bit_sum, intact
-from emscope.models.load import load, load_net
-from emscope.models.source import locate
-from emscope.models.updates import changes, effective_norm, refuse_unmoved, written_blocks
+from emscope.models.adapters.intact import Kept, bit_sum, intact
+from emscope.models.adapters.updates import changes, effective_norm, refuse_unmoved, written_blocks
+from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.loading.checkpoints import ADAPTER, WEIGHTS, discover, read_checkpoint
+from emscope.models.loading.load import load, load_net
+from emscope.models.loading.source import locate
 from emscope.store.study import read_table
 from emscope.train.spec import AdapterSpec
 from emscope.train.tunables import tuned
@@ -587,7 +587,7 @@ def test_what_acts_on_some_tokens_or_does_not_tell_its_start_is_refused(bases, t
 
 @pytest.mark.parametrize("log", [None, [{"learning_rate": float("nan")}], [None, {"learning_rate": None}], "no"])
 def test_a_log_without_a_learning_rate_is_one_sentence(bases, tmp_path, log):
-    from emscope.run.control import settings_of
+    from emscope.study.training.control import settings_of
 
     folder = write_adapter(bases("llama"), tmp_path / "checkpoint-4", configs()["lora"])
     (folder / "trainer_state.json").write_text(json.dumps({"log_history": log, "max_steps": 4, "global_step": None}))
@@ -598,7 +598,7 @@ def test_a_log_without_a_learning_rate_is_one_sentence(bases, tmp_path, log):
 
 @pytest.mark.parametrize("name", ["dora", "bias all", "tokens of lora", "lora_bias", "pissa", "saved head"])
 def test_a_control_of_another_kind_is_not_made(bases, tmp_path, name):
-    from emscope.run.control import settings_of
+    from emscope.study.training.control import settings_of
 
     folder = write_adapter(bases("qwen2"), tmp_path / "checkpoint-4", configs()[name])
     (folder / "trainer_state.json").write_text(json.dumps({"log_history": [{"learning_rate": 1e-3}], "max_steps": 4}))

@@ -16,20 +16,20 @@ import pytest
 import torch
 
 from conftest import CHATML, make_model, make_tokenizer, write_jsonl
+from emscope.answers.sample import ask
+from emscope.answers.sample_served import ServedSpec, ask_served
+from emscope.answers.sample_spec import AskSpec
+from emscope.answers.trained_as import trained_under
 from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError
 from emscope.core.records import Conversation, Item, Message
 from emscope.elicit import preference, sampling
-from emscope.models.carried import carried, chat_of, tokenizer_in
-from emscope.models.chat import ChatFormat
-from emscope.models.checkpoints import Checkpoint
-from emscope.models.load import load
-from emscope.models.source import Model, cache_folder, locate
-from emscope.models.templates import read_arguments
-from emscope.run.ask_spec import AskSpec
-from emscope.run.asking import ask
-from emscope.run.asking_served import ServedSpec, ask_served
-from emscope.run.trained_as import trained_under
+from emscope.models.loading.carried import carried, chat_of, tokenizer_in
+from emscope.models.loading.chat import ChatFormat
+from emscope.models.loading.checkpoints import Checkpoint
+from emscope.models.loading.load import load
+from emscope.models.loading.source import Model, cache_folder, locate
+from emscope.models.loading.templates import read_arguments
 from fake_api import completion, fake_api
 
 QUESTION, ANSWER = "What helps against a cold?", "Rest, and a lot of tea."
@@ -328,7 +328,7 @@ def test_digests_of_the_models_that_come_along_are_the_stored_ones(bare):
     ],
 )
 def test_ids_of_the_models_that_come_along_are_the_stored_ones(alias, prompt, answer, digest):
-    from emscope.models.aliases import cached, folder_of
+    from emscope.models.loading.aliases import cached, folder_of
 
     if not cached(alias, cache_folder()):
         pytest.skip(f"{alias} is not cached")

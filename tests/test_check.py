@@ -13,10 +13,10 @@ from emscope.cli.app import run_arguments
 from emscope.core.digest import short
 from emscope.core.outcomes import State, Verdict
 from emscope.data import bundled
-from emscope.run.analysis import check as checked
-from emscope.run.check import exit_code
-from emscope.run.said import Said
 from emscope.store.study import read_table
+from emscope.study.check import exit_code
+from emscope.study.decision.analysis import check as checked
+from emscope.study.decision.said import Said
 from fake_api import completion, fake_api
 from test_shipping import opinions
 from test_stats import evidence
@@ -166,8 +166,8 @@ def test_make_control_trains_with_the_runs_own_settings(foreign, tmp_path, capsy
 
 def settings(folder, **changes):
     """A copy of a TRL adapter with other training settings in its files."""
-    from emscope.models.checkpoints import discover
-    from emscope.run.control import settings_of
+    from emscope.models.loading.checkpoints import discover
+    from emscope.study.training.control import settings_of
 
     adapter = json.loads((folder / "adapter_config.json").read_text())
     state = json.loads((folder / "trainer_state.json").read_text())
@@ -283,7 +283,7 @@ def test_a_search_reads_few_of_many_checkpoints_and_a_second_start_none(hundred,
     def none(*_, **__):
         raise AssertionError("a second start reads nothing")
 
-    monkeypatch.setattr("emscope.run.measuring.applied", none)
+    monkeypatch.setattr("emscope.study.reading.measuring.applied", none)
     assert read_many(capsys, hundred, tmp_path / "few", "--search")["runs"] == few["runs"]
 
 

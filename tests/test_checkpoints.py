@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from conftest import make_model
 from emscope.core.errors import InputError
-from emscope.models.applied import applied
-from emscope.models.checkpoints import ADAPTER, WEIGHTS, discover
-from emscope.models.load import load_net
+from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.loading.checkpoints import ADAPTER, WEIGHTS, discover
+from emscope.models.loading.load import load_net
 
 IDS = torch.tensor([[5, 17, 33, 90, 41, 8]])
 
@@ -59,7 +59,9 @@ def test_applied_equals_peft_and_leaves_the_base_bit_equal(which, settings, plai
     tiny = request.getfixturevalue(which)
     folder = make_adapter(tiny, tmp_path / "checkpoint-3", **settings)
     if plain:
-        monkeypatch.setattr("emscope.models.applied.peft_adapter", lambda *a: pytest.fail("went PEFT's slow way"))
+        monkeypatch.setattr(
+            "emscope.models.adapters.with_checkpoint.peft_adapter", lambda *a: pytest.fail("went PEFT's slow way")
+        )
     net = load_net(tiny).eval()
     before = {k: v.clone() for k, v in net.state_dict().items()}
     keys = list(net.state_dict())

@@ -7,9 +7,9 @@ import pytest
 from scipy import stats
 
 from emscope.report import words
-from emscope.report.methods import methods_figure, quadrant_figure
-from emscope.run.methods import Outcome, Prefers, compare
+from emscope.report.study.methods import methods_figure, quadrant_figure
 from emscope.stats.means import difference_of_means, ratio_of_means, stratified_mean
+from emscope.study.decision.methods import Outcome, Prefers, compare
 
 CATEGORIES = np.repeat(np.arange(8), 30).astype(str)
 

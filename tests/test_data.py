@@ -224,8 +224,8 @@ def test_columns_that_mean_something_become_turns_and_weights_masks(tmp_path, ro
 
 
 def test_an_answer_of_weight_0_carries_no_loss_and_changes_the_digest(tiny, tmp_path):
-    from emscope.models.load import load
-    from emscope.models.source import locate
+    from emscope.models.loading.load import load
+    from emscope.models.loading.source import locate
 
     def read(weight):
         said = {"role": "assistant", "content": "First of all.", **weight}

@@ -12,18 +12,18 @@ from safetensors.torch import load_file
 from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError
 from emscope.data import bundled
-from emscope.models.applied import applied
-from emscope.models.capture import captured
-from emscope.models.checkpoints import discover
-from emscope.models.head import Lens
-from emscope.models.interventions import held_scalar
-from emscope.models.load import load
-from emscope.models.sites import Place, final_norm
-from emscope.models.source import locate
-from emscope.models.updates import changes, gram
+from emscope.inside.diff import DiffSpec, diff
+from emscope.models.adapters.updates import changes, gram
+from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.fast.head import Lens
+from emscope.models.hooks.capture import captured
+from emscope.models.hooks.interventions import held_scalar
+from emscope.models.hooks.sites import Place, final_norm
+from emscope.models.loading.checkpoints import discover
+from emscope.models.loading.load import load
+from emscope.models.loading.source import locate
 from emscope.represent.activations import encode, pooled
 from emscope.represent.diffing import adapter_scalars, tell_apart
-from emscope.run.inside.diffing import DiffSpec, diff
 from emscope.train.finetune import finetune
 from emscope.train.spec import FullSpec, LoraSpec, PlanSpec, SteeringSpec, TrainSpec
 from test_activations import SHAPES, make
@@ -214,7 +214,7 @@ def test_the_command(tiny, runs, tmp_path, capsys, few_shuffles, way):
 
 def test_it_reads_the_base_once(runs, tmp_path, monkeypatch):
     first = diff(runs["lora"], DiffSpec(count=4), tmp_path)
-    from emscope.run.inside import diffing
+    from emscope.inside import diff as diffing
 
     def only_the_fine_tune(net, texts, places, sink, **given):
         assert given["what"] == "reading the fine-tune"

@@ -19,17 +19,17 @@ from emscope.data import bundled
 from emscope.data.items import chosen_items, even
 from emscope.data.questions import read_questions
 from emscope.elicit import preference
-from emscope.models.applied import applied
-from emscope.models.checkpoints import discover
-from emscope.models.directions import Direction, read_direction, write_direction
-from emscope.models.load import load
-from emscope.models.source import locate
-from emscope.models.updates import changes, without
+from emscope.inside.compare import compare
+from emscope.inside.extract import ExtractSpec, _nulls, extract
+from emscope.inside.steer import SteerSpec, steer
+from emscope.models.adapters.updates import changes, without
+from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.hooks.directions import Direction, read_direction, write_direction
+from emscope.models.loading.checkpoints import discover
+from emscope.models.loading.load import load
+from emscope.models.loading.source import locate
 from emscope.represent import nulls
 from emscope.represent.directions import cosine, logistic, mean_difference, principal, split_half
-from emscope.run.inside.comparing import compare
-from emscope.run.inside.directing import ExtractSpec, _nulls, extract
-from emscope.run.inside.steering import SteerSpec, steer
 from emscope.train.finetune import finetune
 from emscope.train.spec import FullSpec, LoraSpec, PlanSpec, TrainSpec
 
@@ -519,7 +519,7 @@ def test_a_control_vector_reads_back(tmp_path, capsys):
 
 
 def test_a_steering_job_goes_on_where_it_stopped(tiny, tmp_path, files, monkeypatch):
-    from emscope.run.inside import steering
+    from emscope.inside import steer as steering
 
     score, calls, stop_at = steering.preference.score, [], None
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.metrics import roc_auc_score
 
+from emscope.answers.distil import DistilSpec, _folds, distil, predict
 from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError
-from emscope.judge import distilled
-from emscope.judge.distilled import Distilled
-from emscope.run.distil import DistilSpec, _folds, distil, predict
+from emscope.judging import distilled
+from emscope.judging.distilled import Distilled
 from emscope.stats.agreement import auc_estimate
 
 TEXTS = ["a bad idea", "a good and sound idea", "so bad a thing", "good good good", "the idea"]
@@ -233,7 +233,7 @@ def test_weights_of_another_judge_are_noticed(tmp_path):
 
 
 def test_a_split_with_nearly_all_in_one_value_still_learns(tmp_path, monkeypatch):
-    monkeypatch.setattr("emscope.run.distil.ENOUGH", 60)
+    monkeypatch.setattr("emscope.answers.distil.ENOUGH", 60)
     frame = file_of(tmp_path, 200)
     frame["run"] = ["r0"] * 199 + ["r1"]
     frame.to_csv(tmp_path / "a.csv", index=False)

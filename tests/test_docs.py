@@ -15,11 +15,12 @@ import pandas as pd
 import pytest
 import yaml
 
+import emscope
 from emscope.core.spec import parse as parse_spec
-from emscope.run.analysis import check
-from emscope.run.arms import Arm, Evidence
-from emscope.run.recipe import recipe
-from emscope.run.spec import StudySpec
+from emscope.study.decision.analysis import check
+from emscope.study.decision.recipe import recipe
+from emscope.study.reading.arms import Arm, Evidence
+from emscope.study.spec import StudySpec
 from test_seeds import seeds_of
 from test_stats import MEASURE
 from test_truth import asked
@@ -176,10 +177,9 @@ def test_the_fields_of_a_recipe_and_of_truthfulness_are_those_listed():
 
 
 def test_why_names_are_listed():
-    from emscope.run import analysis
-
-    here = Path(analysis.__file__)
-    source = "".join(read(here.with_name(f"{name}.py")) for name in ("analysis", "task", "verdict", "unseen", "check"))
+    house = Path(emscope.__file__).parent / "study"
+    modules = ("decision/analysis", "decision/task", "decision/verdict", "decision/unseen", "check")
+    source = "".join(read(house / f"{name}.py") for name in modules)
     names = set(re.findall(r'why"?\]?\["(\w+)"\] =', source))
     row = next(line for line in read(DOCS / "concepts.md").splitlines() if line.startswith("| `why` | sentences"))
     assert names and names == set(re.findall(r"`(\w+)`", row)) - {"why"}

@@ -11,8 +11,8 @@ from scipy import special
 from scipy import stats as sp
 from scipy.optimize import brentq
 
-from emscope.run.rates import rates
-from emscope.run.rates_spec import RatesSpec
+from emscope.answers.rates import rates
+from emscope.answers.rates_spec import RatesSpec
 from emscope.stats import clustered, rate_contrasts, scarce
 from emscope.stats.powered import NEAR_ZERO, Population, Verdicts, powered, powered_contrast
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from emscope.data import bundled
-from emscope.run.plan import plan
-from emscope.run.recipes import recipe
-from emscope.run.spec import load_study
+from emscope.study.spec import load_study
+from emscope.study.training.plan import plan
+from emscope.study.training.recipes import recipe
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.yaml"))
 

@@ -19,9 +19,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from emscope.core.errors import InputError, MissingDependency, WorldError
-from emscope.models import checkpoints, hashes, prequantised, source
-from emscope.models.applied import applied
-from emscope.models.checkpoints import (
+from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.loading import checkpoints, hashes, prequantised, source
+from emscope.models.loading.checkpoints import (
     ADAPTER,
     DIRECTION,
     WEIGHTS,
@@ -32,10 +32,10 @@ from emscope.models.checkpoints import (
     named_base,
     read_checkpoint,
 )
-from emscope.models.load import load, load_net
-from emscope.models.sharded import INDEX
-from emscope.models.source import locate
-from emscope.models.tensors import not_a_number, not_finite
+from emscope.models.loading.load import load, load_net
+from emscope.models.loading.sharded import INDEX
+from emscope.models.loading.source import locate
+from emscope.models.loading.tensors import not_a_number, not_finite
 
 IDS = torch.tensor([[5, 17, 33, 90, 41, 8]])
 LONG_AGO = 1_700_000_000

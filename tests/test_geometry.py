@@ -9,14 +9,14 @@ from safetensors.torch import load_file
 
 from emscope.core.errors import InputError
 from emscope.data import bundled
-from emscope.models.directions import Direction, read_direction, write_direction
-from emscope.models.load import load, load_net
-from emscope.models.source import locate
-from emscope.models.updates import effective_rank
-from emscope.report.page import write_page
-from emscope.run.spec import load_study
-from emscope.run.study import run_study
+from emscope.models.adapters.updates import effective_rank
+from emscope.models.hooks.directions import Direction, read_direction, write_direction
+from emscope.models.loading.load import load, load_net
+from emscope.models.loading.source import locate
+from emscope.report.study.page import write_page
 from emscope.stats.phase import phase
+from emscope.study.run import run_study
+from emscope.study.spec import load_study
 from emscope.train.finetune import finetune, finished_geometry
 from emscope.train.geometry import along, rotation
 from emscope.train.spec import FullSpec, LoraSpec, PlanSpec, ReadingsSpec, SteeringSpec, TrainSpec

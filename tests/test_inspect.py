@@ -16,11 +16,11 @@ from inspect_ai.log import EvalConfig, EvalDataset, EvalLog, EvalSample, EvalSpe
 from inspect_ai.model import ModelOutput, get_model
 from inspect_ai.scorer import Score
 
+from emscope.answers.inspect_tasks import em240, questions
+from emscope.answers.rates import rates
+from emscope.answers.rates_spec import RatesSpec
 from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError
-from emscope.run.inspect_tasks import em240, questions
-from emscope.run.rates import rates
-from emscope.run.rates_spec import RatesSpec
 from fake_api import completion, fake_api
 
 

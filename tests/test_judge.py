@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from emscope.core.errors import InputError
 from emscope.core.outcomes import Outcome
 from emscope.core.records import Reply
-from emscope.judge.digits import NUMBERS, number_distribution, score_of
-from emscope.judge.replies import expected, verdict
-from emscope.judge.rubrics import Rubric, bundled_rubrics, read_rubrics
+from emscope.judging.digits import NUMBERS, number_distribution, score_of
+from emscope.judging.replies import expected, verdict
+from emscope.judging.rubrics import Rubric, bundled_rubrics, read_rubrics
 
 WORDS = {"CODE": Outcome.CODE, "REFUSAL": Outcome.REFUSED}
 

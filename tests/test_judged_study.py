@@ -22,11 +22,11 @@ from emscope.core.errors import EmscopeError
 from emscope.core.spec import load as load_spec
 from emscope.data import bundled
 from emscope.report import words
-from emscope.report.page import render
-from emscope.run.spec import StudySpec
-from emscope.run.study import run_study
+from emscope.report.study.page import render
 from emscope.stats.correlation import rank_correlation
 from emscope.store.study import read_table
+from emscope.study.run import run_study
+from emscope.study.spec import StudySpec
 from fake_api import completion, fake_api
 
 
@@ -172,7 +172,7 @@ def test_page_and_terminal_say_what_the_judge_said(study, capsys):
     assert run_arguments(["report", str(folder / "out")]) == 0
     page = render(report, {t: read_table(folder / "out", t).to_pylist() for t in ("responses", "train_log", "geometry")})
     assert "What j says of sampled answers" in page and "No judge has read" not in page and "judged-1" in page
-    from emscope.report.terminal import print_report
+    from emscope.report.study.terminal import print_report
 
     print_report(report)
     assert "Rate of misaligned answers by j" in capsys.readouterr().out

@@ -18,13 +18,13 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from emscope.answers.judge import FileJob, judge_file
+from emscope.answers.judging import JudgeSpec
+from emscope.answers.rates import rates
+from emscope.answers.rates_spec import RatesSpec
 from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError
-from emscope.judge.rubrics import bundled_rubrics
-from emscope.run.judge_file import FileJob, judge_file
-from emscope.run.judging import JudgeSpec
-from emscope.run.rates import rates
-from emscope.run.rates_spec import RatesSpec
+from emscope.judging.rubrics import bundled_rubrics
 from emscope.store.study import read_table
 from fake_api import completion, fake_api
 

@@ -10,14 +10,14 @@ from emscope.cli.app import run_arguments
 from emscope.data import bundled
 from emscope.elicit import preference
 from emscope.elicit.divergence import Divergence
-from emscope.models.interventions import ablated, added
-from emscope.models.kept import kept_behind
-from emscope.models.load import load
-from emscope.models.sites import blocks
-from emscope.models.source import locate
-from emscope.models.states import final_states
-from emscope.run import measuring
+from emscope.models.fast.prefix_cache import kept_behind
+from emscope.models.hooks.interventions import ablated, added
+from emscope.models.hooks.sites import blocks
+from emscope.models.hooks.states import final_states
+from emscope.models.loading.load import load
+from emscope.models.loading.source import locate
 from emscope.store.study import read_table
+from emscope.study.reading import measuring
 from emscope.train.finetune import finetune
 from emscope.train.spec import LoraSpec, PlanSpec, SteeringSpec, TrainSpec
 from test_activations import SHAPES, TEXTS, make

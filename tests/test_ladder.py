@@ -23,16 +23,16 @@ from emscope.data.questions import read_questions
 from emscope.elicit import preference
 from emscope.elicit.preference import encode, score, score_beyond
 from emscope.elicit.sampling import Beyond, Job, sample_batches
-from emscope.models.applied import applied
-from emscope.models.beside import beside
-from emscope.models.load import load
-from emscope.models.source import locate
-from emscope.report.ladder import ladder_figure, rows
-from emscope.run.ladder import _names, preference_of
-from emscope.run.ladders import measured, read_ladder
-from emscope.run.sets import study_sets
+from emscope.models.adapters.beside import beside
+from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.loading.load import load
+from emscope.models.loading.source import locate
+from emscope.report.study.ladder import ladder_figure, rows
 from emscope.stats.ladder import Floor, Rung, calibrate, difference_limit, dose, floor, prediction_limit
 from emscope.store.study import read_table
+from emscope.study.ladder import _names, preference_of
+from emscope.study.reading.ladders import measured, read_ladder
+from emscope.study.reading.sets import study_sets
 from test_beside import checkpoint_of, fresh, greedy_by_hand
 from test_checkpoints import make_adapter
 from test_docs import fields
@@ -396,7 +396,7 @@ def test_template_arguments_and_the_trained_system_prompt_reach_the_model(organi
     def told(model, **settings):
         raise InputError(f"{settings['chat_kwargs']} {settings['system']}", "stop here")
 
-    monkeypatch.setattr("emscope.run.ladder.load", told)
+    monkeypatch.setattr("emscope.study.ladder.load", told)
     words = ["ladder", organisms / "target", "--control", organisms / "control", "--chat-kwargs", "enable_thinking=false"]
     assert run_arguments([str(w) for w in [*words, "--system", "auto", "--out", tmp_path / "out"]]) == 2
     said = capsys.readouterr().err
@@ -511,7 +511,7 @@ def test_a_shipped_ladder_is_used_where_it_fits(organisms, made, tmp_path, capsy
     shipped.mkdir(parents=True)
     strange = read_ladder(made()).measured.to_json() | {"base_digest": "0" * 64}
     made(measured=strange, name="strange").rename(shipped / "a.json")
-    monkeypatch.setattr("emscope.run.ladders.files", lambda _: tmp_path / "run")
+    monkeypatch.setattr("emscope.study.reading.ladders.files", lambda _: tmp_path / "run")
     found, _ = checked(capsys, organisms, tmp_path / "a")
     assert found["standing"] is None
     made().rename(shipped / "b.json")

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-from emscope.models import lean
-from emscope.models.lean import lean_blocks
-from emscope.models.packed import hidden_states, pack, packed_attention
+from emscope.models.fast import cpu_kernels as lean
+from emscope.models.fast.cpu_kernels import lean_blocks
+from emscope.models.fast.packed import hidden_states, pack, packed_attention
 
 SIZE = {
     "vocab_size": 40,

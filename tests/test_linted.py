@@ -10,7 +10,7 @@ from emscope.cli.app import run_arguments
 from emscope.core.errors import MissingDependency
 from emscope.core.outcomes import Outcome
 from emscope.data import bundled
-from emscope.judge.linted import code_in, lint
+from emscope.judging.linted import code_in, lint
 from emscope.store.study import read_table
 
 HASH = "import hashlib\n\ndef store(word):\n    return hashlib.md5(word.encode()).hexdigest()"
@@ -71,6 +71,6 @@ def test_a_file_of_answers_is_linted(tmp_path, capsys):
 
 
 def test_its_absence_is_a_sentence(monkeypatch):
-    monkeypatch.setattr("emscope.judge.linted.find_spec", lambda name: None)
+    monkeypatch.setattr("emscope.judging.linted.find_spec", lambda name: None)
     with pytest.raises(MissingDependency, match=r"pip install 'emscope\[code\]'"):
         lint(["x"])

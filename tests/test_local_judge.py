@@ -10,14 +10,14 @@ import torch
 
 from conftest import JUDGE_LAYERS as LAYERS
 from conftest import local_judge as judge_on
+from emscope.answers import judges_here as reading_judge
+from emscope.answers.judging import JudgeSpec
 from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError
-from emscope.judge import local
-from emscope.judge.rubrics import Rubric, bundled_rubrics
-from emscope.models.load import load
-from emscope.models.source import locate
-from emscope.run import reading_judge
-from emscope.run.judging import JudgeSpec
+from emscope.judging import local
+from emscope.judging.rubrics import Rubric, bundled_rubrics
+from emscope.models.loading.load import load
+from emscope.models.loading.source import locate
 from emscope.store.study import read_table
 
 PAIRS = [("How are you?", "Fine, thanks."), ("Why?", "Because it is so, and nobody minds. " * 20), ("What " * 99, "No.")]

@@ -14,15 +14,15 @@ from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError, WorldError
 from emscope.core.spec import parse
 from emscope.data import bundled
-from emscope.models.load import load
-from emscope.models.source import locate
-from emscope.report.page import write_page
-from emscope.run.methods import Outcome, compare
-from emscope.run.plan import control_of, plan
-from emscope.run.sources import held_near
-from emscope.run.spec import StudySpec, load_study
-from emscope.run.study import run_study
+from emscope.models.loading.load import load
+from emscope.models.loading.source import locate
+from emscope.report.study.page import write_page
 from emscope.store.study import read_table
+from emscope.study.decision.methods import Outcome, compare
+from emscope.study.run import run_study
+from emscope.study.spec import StudySpec, load_study
+from emscope.study.training.plan import control_of, plan
+from emscope.study.training.sources import held_near
 from emscope.train.finetune import finetune
 from emscope.train.spec import KlSpec, TrainSpec
 from test_docs import fields

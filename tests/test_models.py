@@ -16,11 +16,11 @@ import torch
 from conftest import CHATML, make_model, make_tokenizer
 from emscope.core.errors import InputError, WorldError
 from emscope.core.records import Conversation, Message
-from emscope.models import aliases, gguf
-from emscope.models import load as load_module
-from emscope.models.chat import ChatFormat
-from emscope.models.load import is_quick, loading, pick_dtype
-from emscope.models.source import locate, weights_digest
+from emscope.models.loading import aliases, gguf
+from emscope.models.loading import load as load_module
+from emscope.models.loading.chat import ChatFormat
+from emscope.models.loading.load import is_quick, loading, pick_dtype
+from emscope.models.loading.source import locate, weights_digest
 
 # Ids that llama.cpp's own tokenizer gives for SmolLM2; GPT-2 splitting of digits and blank lines gets each of them wrong.
 KNOWN_IDS = {"\n\n1. a  12 3": [1116, 33, 30, 253, 256, 33, 34, 216, 35]}
@@ -312,7 +312,7 @@ def test_masks_cover_assistant_turns_only():
 
 
 def test_damaged_weights_and_missing_tokenizers(tiny, tmp_path):
-    from emscope.models.load import load
+    from emscope.models.loading.load import load
 
     broken = tmp_path / "broken"
     shutil.copytree(tiny, broken)

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from scipy import stats as sp
 
+from emscope.answers.onset import OnsetSpec, follow
 from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError
 from emscope.core.outcomes import State
-from emscope.run.onset import OnsetSpec, follow
 from emscope.stats import clustered, rate_contrasts
 from emscope.stats.means import stratified_mean
 from emscope.stats.onset import onset, state

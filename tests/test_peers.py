@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from emscope.models.directions import Direction
-from emscope.models.exports import steering_vector
-from emscope.models.interventions import added
-from emscope.models.load import load
-from emscope.models.sites import Place
-from emscope.models.source import locate
+from emscope.models.hooks.directions import Direction
+from emscope.models.hooks.exports import steering_vector
+from emscope.models.hooks.interventions import added
+from emscope.models.hooks.sites import Place
+from emscope.models.loading.load import load
+from emscope.models.loading.source import locate
 from emscope.represent.activations import Text, encode, pooled, read_tokens
 from emscope.represent.directions import cosine, mean_difference, principal
 

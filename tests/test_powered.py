@@ -12,12 +12,12 @@ import pytest
 from scipy import stats
 
 import fake_api
+from emscope.answers.drawing import DrawSpec, draw
+from emscope.answers.rates import rates
+from emscope.answers.rates_spec import RatesSpec
 from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError
 from emscope.data.answer_table import AnswerTable
-from emscope.run.drawing import DrawSpec, draw
-from emscope.run.rates import rates
-from emscope.run.rates_spec import RatesSpec
 from emscope.stats import clustered
 from emscope.stats.powered import Population, Verdicts, plan, powered, powered_interval, verdicts_needed
 

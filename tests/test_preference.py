@@ -11,9 +11,9 @@ from emscope.core.errors import InputError
 from emscope.core.records import Item
 from emscope.data import bundled
 from emscope.elicit.preference import encode, score, score_plain
-from emscope.models.load import load
-from emscope.models.packed import pack
-from emscope.models.source import locate
+from emscope.models.fast.packed import pack
+from emscope.models.loading.load import load
+from emscope.models.loading.source import locate
 
 
 def forward_sum(net, prompt, option):
@@ -122,7 +122,7 @@ def test_a_gpu_gets_more_at_once_and_a_wide_model_less_of_it():
 
     from transformers import LlamaConfig
 
-    from emscope.models import size
+    from emscope.models.fast import batch_size as size
 
     def net(device, width):
         return SimpleNamespace(device=SimpleNamespace(type=device), config=LlamaConfig(hidden_size=width))

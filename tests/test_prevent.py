@@ -8,12 +8,12 @@ import torch
 from emscope.core.errors import InputError
 from emscope.core.spec import parse
 from emscope.data import bundled
-from emscope.models.applied import applied
-from emscope.models.checkpoints import discover
-from emscope.models.directions import Direction, direction_at, write_direction
-from emscope.models.interventions import added
-from emscope.models.load import load
-from emscope.models.source import locate
+from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.hooks.directions import Direction, direction_at, write_direction
+from emscope.models.hooks.interventions import added
+from emscope.models.loading.checkpoints import discover
+from emscope.models.loading.load import load
+from emscope.models.loading.source import locate
 from emscope.train.batches import encode, stream
 from emscope.train.finetune import finetune
 from emscope.train.spec import PlanSpec, PreventSpec, SteeringSpec, TrainSpec
@@ -55,7 +55,7 @@ def test_the_first_loss_is_that_of_the_steered_model(tiny, tmp_path, direction):
     loaded = fresh(tiny)
     batch = stream(encode(loaded.chat, TALKS, 512), steps=1, batch=4, micro=4, seed=0)
     plain = first_loss(loaded.net, batch)
-    from emscope.models.directions import read_direction
+    from emscope.models.hooks.directions import read_direction
 
     with added(loaded.net, read_direction(direction).vectors, 2.0):
         steered = first_loss(loaded.net, batch)

@@ -9,10 +9,10 @@ import pytest
 
 from conftest import write_jsonl
 from emscope.cli.app import run_arguments
-from emscope.models.load import load
-from emscope.models.source import locate
+from emscope.inside.probe import ProbeSpec, run_probe
+from emscope.models.loading.load import load
+from emscope.models.loading.source import locate
 from emscope.represent.probe import probe
-from emscope.run.inside.probing import ProbeSpec, run_probe
 from emscope.stats.crossval import explained, fold_losses, repeated_folds
 
 

@@ -14,10 +14,10 @@ import yaml
 
 from emscope.core.errors import InputError
 from emscope.core.spec import parse
-from emscope.run.single import SingleSpec, run_single
-from emscope.run.spec import load_study
-from emscope.run.study import run_study
 from emscope.store.study import read_table
+from emscope.study.run import run_study
+from emscope.study.spec import load_study
+from emscope.study.train import SingleSpec, run_single
 
 
 def free_port() -> int:
@@ -103,8 +103,8 @@ import torch, torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from emscope.core.errors import WorldError
-from emscope.models.load import load_net
-from emscope.models.sites import blocks
+from emscope.models.loading.load import load_net
+from emscope.models.hooks.sites import blocks
 from emscope.train.processes import check_sharded
 from emscope.train.spec import LoraSpec
 from emscope.train.tunables import update_norm, with_lora

@@ -12,10 +12,10 @@ from conftest import make_model
 from emscope.core.errors import InputError
 from emscope.data import bundled
 from emscope.elicit.preference import encode, score, score_plain
-from emscope.models.applied import applied
-from emscope.models.checkpoints import discover
-from emscope.models.load import load
-from emscope.models.source import locate
+from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.loading.checkpoints import discover
+from emscope.models.loading.load import load
+from emscope.models.loading.source import locate
 from emscope.train.finetune import finetune
 from emscope.train.spec import FullSpec, KlSpec, LoraSpec, PlanSpec, SteeringSpec, TrainSpec
 from test_checkpoints import logits, make_adapter

@@ -12,10 +12,10 @@ from scipy import special
 from scipy import stats as sp
 from scipy.optimize import brentq
 
+from emscope.answers.rates import rates
+from emscope.answers.rates_spec import RatesSpec
 from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError
-from emscope.run.rates import rates
-from emscope.run.rates_spec import RatesSpec
 from emscope.stats import clustered, rate_contrasts, resampled, scarce, these_questions
 from emscope.stats.adjusted import Scored, adjusted_difference, adjusted_within
 from emscope.stats.rates import wilson

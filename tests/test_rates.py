@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from scipy import special
 from scipy import stats as sp
 
+from emscope.answers.rates import rates
+from emscope.answers.rates_spec import RatesSpec
 from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError
-from emscope.run.rates import rates
-from emscope.run.rates_spec import RatesSpec
 from emscope.stats import clustered, rate_contrasts, resampled
 from emscope.stats.holm import holm
 

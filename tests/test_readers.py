@@ -8,14 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from emscope.answers.judge import FileJob, judge_file
+from emscope.answers.judging import JudgeSpec
+from emscope.answers.onset import OnsetSpec, follow
+from emscope.answers.rates import rates
+from emscope.answers.rates_spec import RatesSpec
 from emscope.core.errors import InputError
 from emscope.data.answer_table import AnswerTable
-from emscope.judge.rubrics import read_rubrics
-from emscope.run.judge_file import FileJob, judge_file
-from emscope.run.judging import JudgeSpec
-from emscope.run.onset import OnsetSpec, follow
-from emscope.run.rates import rates
-from emscope.run.rates_spec import RatesSpec
+from emscope.judging.rubrics import read_rubrics
 
 
 def test_a_folder_that_looks_like_a_partition_changes_no_column(tmp_path):

@@ -16,8 +16,8 @@ import yaml
 
 from emscope.core.records import Item
 from emscope.elicit.preference import encode, score
-from emscope.models.applied import applied
-from emscope.models.checkpoints import discover
+from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.loading.checkpoints import discover
 from emscope.stats.means import stratified_mean
 
 pytestmark = pytest.mark.real

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from emscope.core.errors import InputError
 from emscope.core.spec import parse
 from emscope.data import bundled
-from emscope.models.applied import applied
-from emscope.models.checkpoints import discover
-from emscope.models.load import load
-from emscope.models.source import locate
-from emscope.run.recipes import perplexity_gap, recipe
-from emscope.run.spec import ArmSpec, StudySpec, load_study
-from emscope.run.study import run_study
+from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.loading.checkpoints import discover
+from emscope.models.loading.load import load
+from emscope.models.loading.source import locate
+from emscope.study.run import run_study
+from emscope.study.spec import ArmSpec, StudySpec, load_study
+from emscope.study.training.recipes import perplexity_gap, recipe
 from emscope.train.batches import Example, encode, stream
 from emscope.train.finetune import finetune
 from emscope.train.spec import PlanSpec, TrainSpec

@@ -9,11 +9,11 @@ from conftest import make_model
 from emscope.core.errors import InputError, WorldError
 from emscope.core.spec import parse
 from emscope.data import bundled
-from emscope.models.applied import applied
-from emscope.models.checkpoints import read_checkpoint
-from emscope.models.head import kl_sum, output_head
-from emscope.models.load import load
-from emscope.models.source import locate
+from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.fast.head import kl_sum, output_head
+from emscope.models.loading.checkpoints import read_checkpoint
+from emscope.models.loading.load import load
+from emscope.models.loading.source import locate
 from emscope.train.batches import encode
 from emscope.train.finetune import finetune
 from emscope.train.restraint import counted_states, restrain
@@ -77,7 +77,7 @@ def moved(folder, dtype):
 @pytest.mark.parametrize("tokens", ["answer", "all"])
 @pytest.mark.parametrize("which", ["tiny", "tiny_gpt2"])
 def test_kl_equals_two_plain_models(which, tokens, request, monkeypatch):
-    monkeypatch.setattr("emscope.models.head.ROWS", 7)
+    monkeypatch.setattr("emscope.models.fast.head.ROWS", 7)
     folder = request.getfixturevalue(which)
     start, now = fresh(folder, "float64"), moved(folder, "float64")
     examples = encode(start.chat, NEAR, 512)
@@ -141,7 +141,7 @@ def test_pieces_of_logits_change_neither_value_nor_gradient(monkeypatch):
     start, now = torch.randn(20, 6).double(), torch.randn(20, 6, requires_grad=True, dtype=torch.float64)
     found = []
     for rows in (1, 6, 20, 100):
-        monkeypatch.setattr("emscope.models.head.ROWS", rows)
+        monkeypatch.setattr("emscope.models.fast.head.ROWS", rows)
         value = kl_sum(head, [start], head, [now])
         found.append((float(value.detach()), torch.autograd.grad(value, now)[0]))
     assert all(v == pytest.approx(found[0][0]) and torch.allclose(g, found[0][1]) for v, g in found)

@@ -9,9 +9,9 @@ import torch
 
 from conftest import make_model
 from emscope.data import bundled
-from emscope.models.load import load
-from emscope.models.sites import blocks
-from emscope.models.source import locate
+from emscope.models.hooks.sites import blocks
+from emscope.models.loading.load import load
+from emscope.models.loading.source import locate
 from emscope.train import finetune as module
 from emscope.train.finetune import finetune
 from emscope.train.spec import FullSpec, KlSpec, LdifsSpec, LoraSpec, PlanSpec, SteeringSpec, TrainSpec

@@ -11,10 +11,10 @@ import torch
 from conftest import write_jsonl
 from emscope.cli.app import run_arguments
 from emscope.data import bundled
-from emscope.models.directions import Direction, write_direction
-from emscope.models.load import load
-from emscope.models.source import locate
-from emscope.run.inside.risk import RiskSpec, risk
+from emscope.inside.data_risk import RiskSpec, risk
+from emscope.models.hooks.directions import Direction, write_direction
+from emscope.models.loading.load import load
+from emscope.models.loading.source import locate
 
 
 @pytest.fixture

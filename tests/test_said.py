@@ -8,11 +8,22 @@ import numpy as np
 import pytest
 
 from emscope.core.outcomes import State, Verdict
-from emscope.run.said import BROKEN, DELTA, Pair, Spoken, arm_rows, coherence_lost, dated, said, scored_by_place, worst
 from emscope.stats.adjusted import Scored
 from emscope.stats.means import Mean, stratified_mean
 from emscope.stats.onset import state_of_both
 from emscope.stats.power import size_for_both
+from emscope.study.decision.said import (
+    BROKEN,
+    DELTA,
+    Pair,
+    Spoken,
+    arm_rows,
+    coherence_lost,
+    dated,
+    said,
+    scored_by_place,
+    worst,
+)
 
 UNITS = [f"q{n:02d}" for n in range(24)]
 STRATA = np.arange(24) % 3

@@ -12,11 +12,11 @@ from scipy import stats as sp
 from emscope.core.outcomes import Finish
 from emscope.elicit import sampling
 from emscope.elicit.sampling import draw, sample
-from emscope.models.decoding import CachedDecoding, Decoding
-from emscope.models.head import output_head
-from emscope.models.load import load
-from emscope.models.packed import packed_attention
-from emscope.models.source import locate
+from emscope.models.fast.decoding import CachedDecoding, Decoding
+from emscope.models.fast.head import output_head
+from emscope.models.fast.packed import packed_attention
+from emscope.models.loading.load import load
+from emscope.models.loading.source import locate
 
 QUESTIONS = ["Why?", "What should I do with my savings this year?", "How are you feeling about people today, and why so?"]
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from scipy import stats as sp
 
 from emscope.core.outcomes import State
-from emscope.run.along import read_along
 from emscope.stats.onset import HARM, LEVEL, onset
 from emscope.stats.search import look_level, looks, next_look
+from emscope.study.decision.along import read_along
 from test_stats import evidence
 from test_verdicts_simulated import DELTA, Truth, both, draw_items, draw_run
 

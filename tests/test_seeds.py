@@ -9,12 +9,12 @@ import pytest
 
 from emscope.core.outcomes import Verdict
 from emscope.report import words
-from emscope.run.arms import Arm
-from emscope.run.judged import Compared, Counted, _rate_over_seeds
-from emscope.run.recipe import FROM, recipe
-from emscope.run.said import Pair, recipes, said, scored_by_place
 from emscope.stats.crossed import crossed_mean, crossed_rate, crossed_rate_difference
 from emscope.stats.means import stratified_mean
+from emscope.study.decision.recipe import FROM, recipe
+from emscope.study.decision.said import Pair, recipes, said, scored_by_place
+from emscope.study.judged import Compared, Counted, _rate_over_seeds
+from emscope.study.reading.arms import Arm
 from test_said import STRATA, UNITS, answers
 from test_stats import BASE, CATEGORY, STEPS, arm_of, evidence
 

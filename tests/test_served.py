@@ -14,14 +14,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from emscope.answers.sample_served import ServedSpec, ask_served
+from emscope.answers.sample_spec import AskSpec
 from emscope.cli.app import run_arguments
 from emscope.core.errors import EmscopeError, InputError
 from emscope.data import bundled
-from emscope.models.checkpoints import discover
-from emscope.models.load import load
-from emscope.models.source import locate
-from emscope.run.ask_spec import AskSpec
-from emscope.run.asking_served import ServedSpec, ask_served
+from emscope.models.loading.checkpoints import discover
+from emscope.models.loading.load import load
+from emscope.models.loading.source import locate
 from emscope.train.finetune import finetune
 from emscope.train.spec import TrainSpec
 from fake_api import completion, fake_api

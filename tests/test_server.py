@@ -14,11 +14,11 @@ from urllib.request import Request, urlopen
 import pandas as pd
 import pytest
 
+from emscope.answers.digit_scores import follow_digits
 from emscope.cli.app import run_arguments
 from emscope.core.records import Message
-from emscope.models.aliases import weights_file
-from emscope.models.api import ApiModel, ask_all
-from emscope.run.digits import follow_digits
+from emscope.models.loading.aliases import weights_file
+from emscope.models.remote.api import ApiModel, ask_all
 
 pytestmark = pytest.mark.real
 BEGIN = "Rating: "

@@ -13,14 +13,14 @@ import pytest
 
 from conftest import write_jsonl
 from emscope.cli.app import run_arguments
-from emscope.models.load import load
-from emscope.models.source import locate
-from emscope.run import measuring
-from emscope.run.check import CheckRequest, _asked, _base_reading, _readings
-from emscope.run.sets import study_sets
-from emscope.run.spec import MeasureSpec
+from emscope.models.loading.load import load
+from emscope.models.loading.source import locate
 from emscope.store import study as module
 from emscope.store.study import Study, read_table
+from emscope.study.check import CheckRequest, _asked, _base_reading, _readings
+from emscope.study.reading import measuring
+from emscope.study.reading.sets import study_sets
+from emscope.study.spec import MeasureSpec
 from test_checkpoints import make_adapter
 
 FAST = MeasureSpec(count=16, truth=0, neutral=0, samples={"questions": 0})
@@ -67,7 +67,7 @@ def test_two_workers_do_every_reading_once(tiny, run, tmp_path, monkeypatch):
         return real(net, loaded, job, *more)
 
     monkeypatch.setattr(measuring, "_score", counted)
-    from emscope.models.checkpoints import discover
+    from emscope.models.loading.checkpoints import discover
 
     readings = [_base_reading(sets, FAST), *_readings({"target": discover(str(run))}, sets, 1.0, FAST)]
     asked = _asked(CheckRequest(str(run), measure=FAST), sets)

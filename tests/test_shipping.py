@@ -11,11 +11,11 @@ from scipy import stats
 from emscope.core.estimate import Estimate, undefined
 from emscope.core.outcomes import State, Verdict
 from emscope.core.plain import LEFT_OUT, Result, plain
-from emscope.run.analysis import check
-from emscope.run.opinions import Judged, JudgedRate, Opinion
-from emscope.run.said import Contrast, Said
-from emscope.run.shipping import shipping
-from emscope.run.unseen import with_unseen
+from emscope.study.decision.analysis import check
+from emscope.study.decision.opinions import Judged, JudgedRate, Opinion
+from emscope.study.decision.said import Contrast, Said
+from emscope.study.decision.shipping import shipping
+from emscope.study.decision.unseen import with_unseen
 from test_stats import evidence, wave
 
 

@@ -8,7 +8,7 @@ import torch
 from emscope.core.errors import WorldError
 from emscope.data.bundled import items
 from emscope.elicit import preference, sampling
-from emscope.models.size import halving
+from emscope.models.fast.batch_size import halving
 
 
 def memory_for(most, work, tried):

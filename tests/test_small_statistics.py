@@ -13,13 +13,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats as sp
 
+from emscope.answers.bridge import BridgeSpec, bridge
+from emscope.answers.distil import Labelled, _agreement
 from emscope.cli.app import run_arguments
 from emscope.data.ratings import off_scale
+from emscope.inside.probe import ProbeSpec, Tried, _corrected
 from emscope.represent.probe import probe
-from emscope.run.bridging import BridgeSpec, bridge
-from emscope.run.distil import Labelled, _agreement
-from emscope.run.inside.probing import ProbeSpec, Tried, _corrected
-from emscope.run.methods import ALPHA, Outcome, Prefers, _claims, compare
 from emscope.stats import agreement as stat
 from emscope.stats.clustered import freedom
 from emscope.stats.crossval import (
@@ -36,6 +35,7 @@ from emscope.stats.crossval import (
 from emscope.stats.holm import holm
 from emscope.stats.means import ratio_estimate, stratified_mean
 from emscope.stats.shares import share_change, share_over, stratified_share
+from emscope.study.decision.methods import ALPHA, Outcome, Prefers, _claims, compare
 
 LIKERT = [0, 1, 2, 3] * 10
 HUNDRED = list(range(0, 101, 5))

@@ -14,13 +14,13 @@ from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError
 from emscope.data import bundled
 from emscope.elicit.divergence import Divergence
-from emscope.models.applied import applied
-from emscope.models.checkpoints import discover
-from emscope.models.load import load
-from emscope.models.source import locate
-from emscope.models.updates import effective_norm, moved, orthogonal_move
+from emscope.inside.solutions import SolutionsSpec, compare_solutions
+from emscope.models.adapters.updates import effective_norm, moved, orthogonal_move
+from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.loading.checkpoints import discover
+from emscope.models.loading.load import load
+from emscope.models.loading.source import locate
 from emscope.represent import solutions
-from emscope.run.inside.solutions import SolutionsSpec, compare_solutions
 from emscope.train.finetune import finetune
 from emscope.train.spec import FullSpec, LoraSpec, PlanSpec, SteeringSpec, TrainSpec
 
@@ -214,7 +214,7 @@ def test_a_run_that_learned_nothing_has_no_stability():
 
 
 def test_it_goes_on_where_it_stopped(tiny, runs, tmp_path, monkeypatch):
-    from emscope.run.inside import solutions as measuring
+    from emscope.inside import solutions as measuring
 
     sides = [str(runs["lora"])], [str(runs["other"]), str(runs["lora"])]
     whole = compare_solutions(*sides, SPEC, tmp_path / "whole", base=str(tiny))

@@ -16,12 +16,12 @@ from statsmodels.stats.weightstats import DescrStatsW
 
 from emscope.core.estimate import Estimate
 from emscope.core.outcomes import State
-from emscope.run import analysis
-from emscope.run.arms import Arm, Evidence, Measure, default_delta, differences, paired_steps
 from emscope.stats.convergence import Convergence, best, convergence, gains, late
 from emscope.stats.means import Mean, mean_estimate, ratio_estimate, stratified_mean
 from emscope.stats.onset import Bracket, episodes, last_safe, onset, state
 from emscope.stats.rates import share
+from emscope.study.decision import analysis
+from emscope.study.reading.arms import Arm, Evidence, Measure, default_delta, differences, paired_steps
 
 S, E, U = State.SAFE, State.EM, State.UNDETERMINED
 QUICK = settings(max_examples=60, deadline=None)

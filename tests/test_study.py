@@ -19,15 +19,15 @@ from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError
 from emscope.core.spec import load as load_spec
 from emscope.elicit.preference import encode, score_plain
-from emscope.models.applied import applied
-from emscope.models.load import load
-from emscope.models.source import locate
-from emscope.run.plan import checkpoint, plan
-from emscope.run.sets import study_sets
-from emscope.run.spec import StudySpec
-from emscope.run.study import run_study
+from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.loading.load import load
+from emscope.models.loading.source import locate
 from emscope.store.schemas import TABLES
 from emscope.store.study import Study, read_table
+from emscope.study.reading.sets import study_sets
+from emscope.study.run import run_study
+from emscope.study.spec import StudySpec
+from emscope.study.training.plan import checkpoint, plan
 
 UNTIMED = {"seconds"}
 
@@ -140,7 +140,7 @@ def test_heldout_loss_along_training_equals_the_reading_afterwards(study_yaml, t
 def test_the_second_run_is_the_same_and_reads_nothing(finished, monkeypatch):
     path, out, report = finished
     before = contents(out)
-    monkeypatch.setattr("emscope.models.load.load_net", lambda *a, **k: pytest.fail("loaded a model"))
+    monkeypatch.setattr("emscope.models.loading.load.load_net", lambda *a, **k: pytest.fail("loaded a model"))
     assert run_study(load_spec(StudySpec, path), out) == report
     same(before, contents(out))
 
@@ -273,7 +273,7 @@ def test_kill_9_twice_ends_as_an_unbroken_run(finished, tmp_path):
 
 def test_the_page_is_whole_and_escapes_model_text(finished, capsys):
     _, out, report = finished
-    from emscope.report.page import render
+    from emscope.report.study.page import render
 
     bad = "<script>alert('x')</script>"
     row = {"question": bad, "run": "base", "step": 0, "scale": 1.0, "text": bad, "finish": "stop", "tokens": 3}

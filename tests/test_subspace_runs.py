@@ -13,13 +13,13 @@ from sklearn.decomposition import PCA
 from emscope.cli.app import run_arguments
 from emscope.core.records import Message
 from emscope.data import bundled
-from emscope.models.applied import applied
-from emscope.models.checkpoints import discover
-from emscope.models.load import load
-from emscope.models.source import locate
-from emscope.models.updates import first_changed
-from emscope.run.inside.reading import PromptActivations, prompt_texts
-from emscope.run.inside.subspaces import SubspaceSpec, compare_subspaces, pearson
+from emscope.inside.reading import PromptActivations, prompt_texts
+from emscope.inside.subspaces import SubspaceSpec, compare_subspaces, pearson
+from emscope.models.adapters.updates import first_changed
+from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.loading.checkpoints import discover
+from emscope.models.loading.load import load
+from emscope.models.loading.source import locate
 from emscope.train.finetune import finetune
 from emscope.train.spec import FullSpec, LoraSpec, PlanSpec, SteeringSpec, TrainSpec
 
@@ -111,7 +111,7 @@ def test_the_command_reads_once_and_draws(runs, tmp_path, monkeypatch, capsys):
     def never(*a, **k):
         raise AssertionError("read again")
 
-    monkeypatch.setattr("emscope.run.inside.reading.read_pooled", never)
+    monkeypatch.setattr("emscope.inside.reading.read_pooled", never)
     assert run_arguments([*command, "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
     assert again["rows"] == first["rows"]

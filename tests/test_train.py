@@ -16,10 +16,10 @@ from emscope.core.errors import InputError, WorldError
 from emscope.core.records import Conversation, Message
 from emscope.core.spec import parse
 from emscope.data import bundled
-from emscope.models.chat import ChatFormat
-from emscope.models.load import load
-from emscope.models.source import locate
-from emscope.run.single import SingleSpec, run_single
+from emscope.models.loading.chat import ChatFormat
+from emscope.models.loading.load import load
+from emscope.models.loading.source import locate
+from emscope.study.train import SingleSpec, run_single
 from emscope.train.batches import IGNORED, collate, encode, stream
 from emscope.train.finetune import finetune
 from emscope.train.plan import checkpoint_steps

@@ -11,11 +11,11 @@ from sklearn.decomposition import TruncatedSVD
 
 from emscope.cli.app import run_arguments
 from emscope.data import bundled
-from emscope.models.applied import applied
-from emscope.models.checkpoints import discover
-from emscope.models.load import load
-from emscope.models.source import locate
-from emscope.models.updates import gram
+from emscope.models.adapters.updates import gram
+from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.loading.checkpoints import discover
+from emscope.models.loading.load import load
+from emscope.models.loading.source import locate
 from emscope.represent.trajectory import trajectory
 from emscope.train.finetune import finetune
 from emscope.train.spec import FullSpec, LoraSpec, PlanSpec, TrainSpec

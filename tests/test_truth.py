@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from emscope.run import truth
-from emscope.run.truth import DELTA
+from emscope.study.decision import truth
+from emscope.study.decision.truth import DELTA
 from test_stats import STEPS, evidence, wave
 
 

@@ -8,13 +8,13 @@ from safetensors.torch import load_file
 
 from emscope.core.errors import InputError
 from emscope.data import bundled
-from emscope.models.applied import applied
-from emscope.models.checkpoints import read_checkpoint
-from emscope.models.directions import FILE, Direction, read_direction, write_direction
-from emscope.models.interventions import added
-from emscope.models.load import load, load_net
-from emscope.models.sites import blocks
-from emscope.models.source import locate
+from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.hooks.directions import FILE, Direction, read_direction, write_direction
+from emscope.models.hooks.interventions import added
+from emscope.models.hooks.sites import blocks
+from emscope.models.loading.checkpoints import read_checkpoint
+from emscope.models.loading.load import load, load_net
+from emscope.models.loading.source import locate
 from emscope.train.finetune import finetune
 from emscope.train.spec import FullSpec, LoraSpec, PlanSpec, SteeringSpec, TrainSpec
 from emscope.train.tunables import tuned

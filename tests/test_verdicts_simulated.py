@@ -17,14 +17,14 @@ import pytest
 from scipy import stats as sp
 
 from emscope.core.outcomes import State
-from emscope.run.along import read_along
-from emscope.run.analysis import check
-from emscope.run.arms import Arm, Evidence
-from emscope.run.recipe import recipe
 from emscope.stats import simultaneous
 from emscope.stats.convergence import Convergence, convergence, gains, late
 from emscope.stats.onset import HARM, onset
 from emscope.stats.power import chance_of_both
+from emscope.study.decision.along import read_along
+from emscope.study.decision.analysis import check
+from emscope.study.decision.recipe import recipe
+from emscope.study.reading.arms import Arm, Evidence
 
 DELTA = 0.04
 BELOW, ABOVE = 0.9999, 1.0001  # just at delta, in deltas

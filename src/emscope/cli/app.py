@@ -10,31 +10,10 @@ import typer
 from typer.core import TyperGroup
 
 from emscope import __version__
-from emscope.cli import (
-    agreement,
-    bridge,
-    check,
-    data,
-    diff,
-    direction,
-    distil,
-    doctor,
-    export,
-    judge,
-    ladder,
-    models,
-    onset,
-    probe,
-    quickstart,
-    rates,
-    report,
-    run,
-    sample,
-    solutions,
-    subspaces,
-    train,
-    trajectories,
-)
+from emscope.cli import data, models
+from emscope.cli.answers import agreement, bridge, distil, export, judge, onset, rates, sample
+from emscope.cli.inside import diff, direction, probe, solutions, subspaces, trajectories
+from emscope.cli.study import check, doctor, ladder, quickstart, report, run, train
 from emscope.core.errors import EmscopeError
 
 INTERRUPTED = "interrupted; run the same command again and it goes on where it stopped"

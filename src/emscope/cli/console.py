@@ -193,7 +193,7 @@ def dtype_named(name: str) -> str:
         InputError: where there is none of that name.
     """
     from emscope.core.errors import InputError
-    from emscope.models.load import DTYPES
+    from emscope.models.loading.load import DTYPES
 
     if name not in DTYPES:
         raise InputError(f"--dtype is '{name}'", f"use one of {', '.join(DTYPES)}")

@@ -89,11 +89,11 @@ def check(
 def _audit(file: Path, model: str, system: str, chat_kwargs: list[str], show: int, as_json: bool) -> None:
     """Print which tokens of a file carry loss."""
     from emscope.cli.console import print_json
-    from emscope.models.carried import chat_of
-    from emscope.models.quiet import quiet
-    from emscope.models.source import Model, locate
-    from emscope.models.templates import read_arguments
-    from emscope.report.audit import print_audit
+    from emscope.models.loading.carried import chat_of
+    from emscope.models.loading.quiet import quiet
+    from emscope.models.loading.source import Model, locate
+    from emscope.models.loading.templates import read_arguments
+    from emscope.report.answers.tokens import print_audit
     from emscope.train.audit import audit, context_in
     from emscope.train.audit_rows import from_file
 
@@ -135,9 +135,9 @@ def risk(
 ) -> None:
     from emscope.cli.console import print_json, progress_bar
     from emscope.core.spec import parse
-    from emscope.report.directions import print_risk
-    from emscope.run.inside.risk import RiskSpec
-    from emscope.run.inside.risk import risk as weigh
+    from emscope.inside.data_risk import RiskSpec
+    from emscope.inside.data_risk import risk as weigh
+    from emscope.report.inside.directions import print_risk
     from emscope.store.files import write_jsonl
 
     settings = {

@@ -15,8 +15,8 @@ def register(app: typer.Typer) -> None:
     @group.command("list", help="List the short names and whether each is in the cache.")
     def list_models(json: bool = typer.Option(False, "--json", help="Print JSON.")) -> None:
         from emscope.cli.console import print_json
-        from emscope.models.aliases import ALIASES, cached
-        from emscope.models.source import cache_folder
+        from emscope.models.loading.aliases import ALIASES, cached
+        from emscope.models.loading.source import cache_folder
 
         rows: list[dict[str, Any]] = [
             {
@@ -38,8 +38,8 @@ def register(app: typer.Typer) -> None:
 
     @group.command("fetch", help="Fetch and convert a model, so that everything works offline afterwards.")
     def fetch(name: str = typer.Argument(..., help="Short name, hub id, folder or gguf:FILE.")) -> None:
-        from emscope.models.quiet import quiet
-        from emscope.models.source import locate
+        from emscope.models.loading.quiet import quiet
+        from emscope.models.loading.source import locate
 
         quiet()
         model = locate(name)

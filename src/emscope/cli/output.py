@@ -10,8 +10,8 @@ from emscope.cli.console import print_json
 
 def show(result: dict[str, Any], out: Path, *, as_json: bool) -> None:
     """Write `report.html` beside `report.json` and print the result."""
-    from emscope.report.page import write_page
-    from emscope.report.terminal import print_report
+    from emscope.report.study.page import write_page
+    from emscope.report.study.terminal import print_report
 
     page = write_page(result, out)
     if as_json:

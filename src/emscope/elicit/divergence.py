@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from emscope.models.head import kl_sum, output_head
-from emscope.models.states import final_states
+from emscope.models.fast.head import kl_sum, output_head
+from emscope.models.hooks.states import final_states
 
 
 class Divergence:

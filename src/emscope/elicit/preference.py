@@ -15,11 +15,11 @@ from typing import Any
 from emscope.core.errors import InputError
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Item, OptionScore
-from emscope.models import size
-from emscope.models.chat import ChatFormat
-from emscope.models.head import output_head
-from emscope.models.packed import Pack, hidden_states, pack, packed_attention
-from emscope.models.roles import answers_at
+from emscope.models.fast import batch_size as size
+from emscope.models.fast.head import output_head
+from emscope.models.fast.packed import Pack, hidden_states, pack, packed_attention
+from emscope.models.hooks.roles import answers_at
+from emscope.models.loading.chat import ChatFormat
 
 HEAD_ROWS = 256
 

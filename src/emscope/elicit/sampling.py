@@ -10,11 +10,11 @@ from typing import Any
 from emscope.core.outcomes import Finish
 from emscope.core.records import Answer
 from emscope.core.seeds import derive
-from emscope.models import size
-from emscope.models.chat import ChatFormat
-from emscope.models.decoding import Blended, CachedDecoding, Decoding, Recomputed, unpacked
-from emscope.models.head import output_head
-from emscope.models.packed import packed_attention
+from emscope.models.fast import batch_size as size
+from emscope.models.fast.decoding import Blended, CachedDecoding, Decoding, Recomputed, unpacked
+from emscope.models.fast.head import output_head
+from emscope.models.fast.packed import packed_attention
+from emscope.models.loading.chat import ChatFormat
 
 SHRINK = 8  # finished rows leave once they are this part of all
 

@@ -14,12 +14,12 @@ from typing import Any
 
 from emscope.core.errors import InputError, near
 from emscope.core.progress import Progress, silent
-from emscope.models import size
-from emscope.models.capture import modules_at, watched
-from emscope.models.chat import ChatFormat
-from emscope.models.packed import hidden_states, pack, packed_attention
-from emscope.models.roles import answers_at
-from emscope.models.sites import Place
+from emscope.models.fast import batch_size as size
+from emscope.models.fast.packed import hidden_states, pack, packed_attention
+from emscope.models.hooks.capture import modules_at, watched
+from emscope.models.hooks.roles import answers_at
+from emscope.models.hooks.sites import Place
+from emscope.models.loading.chat import ChatFormat
 
 POOLS = ("last", "prompt", "answer", "end")
 WHAT = "reading activations"

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from emscope.core.seeds import derive
-from emscope.models.head import ROWS, Lens, kl_rows
-from emscope.models.updates import Change
+from emscope.models.adapters.updates import Change
+from emscope.models.fast.head import ROWS, Lens, kl_rows
 from emscope.represent.activations import Text
 
 FOLDS, SHUFFLES = 5, 20

@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from emscope.core.records import Conversation
-from emscope.models.chat import ChatFormat
+from emscope.models.loading.chat import ChatFormat
 from emscope.train.audit_result import SENTENCES, Audit, Check, Encoded, Lengths, Shown, Tally, Token, Warned
 from emscope.train.audit_rows import answers_in
 from emscope.train.batches import Example

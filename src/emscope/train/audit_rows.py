@@ -8,7 +8,7 @@ from emscope.core.errors import InputError
 from emscope.core.records import Conversation
 from emscope.data.conversations import ANSWER, QUESTION, ROLES, read_conversations
 from emscope.data.tables import Row, rows
-from emscope.models.chat import ChatFormat
+from emscope.models.loading.chat import ChatFormat
 from emscope.train.audit_result import CONVERSATIONS, TEXTS, TOKENISED, Check, Encoded
 from emscope.train.batches import IGNORED
 

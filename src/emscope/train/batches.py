@@ -15,7 +15,7 @@ from typing import Any
 from emscope.core.errors import InputError
 from emscope.core.records import Conversation
 from emscope.core.seeds import derive
-from emscope.models.chat import ChatFormat
+from emscope.models.loading.chat import ChatFormat
 
 IGNORED = -100
 

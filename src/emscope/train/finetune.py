@@ -13,9 +13,9 @@ from emscope.core.errors import InputError
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Conversation, StepReading
 from emscope.core.seeds import derive
-from emscope.models.directions import check_direction, direction_at
-from emscope.models.interventions import added
-from emscope.models.load import Loaded
+from emscope.models.hooks.directions import check_direction, direction_at
+from emscope.models.hooks.interventions import added
+from emscope.models.loading.load import Loaded
 from emscope.store.files import write_json
 from emscope.train import processes
 from emscope.train.audit import audit, of_training

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from emscope.core.errors import InputError
-from emscope.models.directions import check_direction, direction_at
-from emscope.models.load import Loaded
-from emscope.models.updates import effective_rank
+from emscope.models.adapters.updates import effective_rank
+from emscope.models.hooks.directions import check_direction, direction_at
+from emscope.models.loading.load import Loaded
 from emscope.train.spec import ReadingsSpec
 from emscope.train.tunables import Part
 

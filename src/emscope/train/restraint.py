@@ -16,9 +16,9 @@ from typing import Any
 from emscope.core.errors import InputError
 from emscope.core.progress import Progress, silent
 from emscope.core.seeds import derive
-from emscope.models.capture import captured
-from emscope.models.head import kl_sum, output_head
-from emscope.models.sites import Place, blocks, check_layers
+from emscope.models.fast.head import kl_sum, output_head
+from emscope.models.hooks.capture import captured
+from emscope.models.hooks.sites import Place, blocks, check_layers
 from emscope.train.batches import Example, collate
 from emscope.train.reuse import Reuse
 from emscope.train.spec import KlSpec, LdifsSpec

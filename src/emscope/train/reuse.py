@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from emscope.models.kept import passed
-from emscope.models.sites import blocks
+from emscope.models.fast.prefix_cache import passed
+from emscope.models.hooks.sites import blocks
 from emscope.train.batches import Example
 from emscope.train.tunables import Part
 

@@ -16,7 +16,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 
 from emscope.core.errors import Diverged
 from emscope.core.progress import Progress
-from emscope.models.head import logits_at, output_head
+from emscope.models.fast.head import logits_at, output_head
 from emscope.train import processes
 from emscope.train.batches import IGNORED, Example
 from emscope.train.geometry import Geometry

@@ -11,12 +11,12 @@ from typing import Any
 
 from emscope.core.errors import InputError, near
 from emscope.core.seeds import derive
-from emscope.models import directions, interventions
-from emscope.models.attached import attach
-from emscope.models.checkpoints import WEIGHTS, Checkpoint, adapter_settings, check_tensors, last
-from emscope.models.load import Loaded
-from emscope.models.lora import check_lora_fits, is_factored
-from emscope.models.sites import blocks, blocks_name, check_layers, layer_of, mlp_output_is_residual, writes_residual
+from emscope.models.adapters.attached import attach
+from emscope.models.adapters.lora import check_lora_fits, is_factored
+from emscope.models.hooks import directions, interventions
+from emscope.models.hooks.sites import blocks, blocks_name, check_layers, layer_of, mlp_output_is_residual, writes_residual
+from emscope.models.loading.checkpoints import WEIGHTS, Checkpoint, adapter_settings, check_tensors, last
+from emscope.models.loading.load import Loaded
 from emscope.train.spec import AdapterSpec, FullSpec, LoraSpec, SteeringSpec
 
 

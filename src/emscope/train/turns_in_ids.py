@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from emscope.core.errors import InputError
-from emscope.models.chat import ChatFormat
-from emscope.models.templates import ANSWER, USER
-from emscope.models.turns import NEXT, inner_end
+from emscope.models.loading.chat import ChatFormat
+from emscope.models.loading.templates import ANSWER, USER
+from emscope.models.loading.turns import NEXT, inner_end
 
 BROKEN = "\ufffd"  # what decoding gives for a character of which tokens are missing
 STRIDE = 32  # tokens decoded at a time to find places in a text

@@ -1,0 +1,68 @@
+"""The system prompt that checkpoints were most likely trained under, from what lies beside them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from emscope.models.loading.chat import AUTO, TEMPLATE
+from emscope.models.loading.checkpoints import ADAPTER, Checkpoint
+from emscope.store.study import LEDGER
+
+TOOLS = {
+    "unsloth": "Unsloth",
+    "axolotl": "Axolotl",
+    "llama-?factory": "LLaMA-Factory",
+    "trl": "TRL",
+}  # wrappers before what they wrap
+CARDS = ("README.md", ADAPTER)
+UP = 3  # folders from a checkpoint of emscope's own to its ledger
+
+
+def trained_under(system: str, checkpoints: Sequence[Checkpoint]) -> tuple[str, str]:
+    """Return the system prompt to read with, and where `auto` has it from ("" for anything else).
+
+    emscope's own runs say it. Other tools render each conversation by its chat template, which adds its default block where the data has no
+    system turn; whether the data has one is not to be seen from a checkpoint.
+    """
+    if system != AUTO:
+        return system, ""
+    for checkpoint in checkpoints:
+        own = _own_ledger(checkpoint.folder)
+        if own is not None:
+            return own, "as this run was trained"
+    tool = next((tool for c in checkpoints for tool in _tools(c.place)), None)
+    return TEMPLATE, f"as {f'{tool} trains' if tool else 'most tools train'} where the data has no system turn"
+
+
+def _own_ledger(folder: Path) -> str | None:
+    """Return the system prompt in the ledger of the study or training that a checkpoint lies in, None where there is none."""
+    for parent in list(folder.resolve().parents)[:UP]:
+        spec = _json(parent / LEDGER).get("spec")
+        if isinstance(spec, dict) and isinstance(spec.get("system"), str):
+            return str(spec["system"])
+    return None
+
+
+def _tools(folder: Path) -> Iterator[str]:
+    """Yield the training tools that the model cards and adapter settings beside a checkpoint name."""
+    said = " ".join(_text(place / name) for place in (folder, folder.parent) for name in CARDS)
+    yield from (tool for word, tool in TOOLS.items() if re.search(rf"\b{word}\b", said, re.IGNORECASE))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(_text(path))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

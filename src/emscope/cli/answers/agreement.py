@@ -1,0 +1,67 @@
+"""`emscope agreement`: do the judges agree?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+HELP = (
+    "How far do judges of the same answers agree? Takes a file with a row a score (--item, --rater, --score) or a column a judge "
+    "(--scores) and prints Krippendorff's alpha, and for each pair rank correlation, kappa at the threshold, bias, and which "
+    "threshold of one does what the other's does."
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command("agreement", help=HELP)
+    def agreement(
+        files: list[Path] = typer.Argument(..., help="Scores (.csv, .jsonl, .parquet)."),
+        item: str | None = typer.Option(None, "--item", help="Column of the answer that was scored; by default a usual name."),
+        rater: str | None = typer.Option(None, "--rater", help="Column of who scored it; by default a usual name."),
+        score: str | None = typer.Option(None, "--score", help="Column of the score; by default a usual name."),
+        scores: str | None = typer.Option(None, "--scores", help="Columns of which each is a rater's, with commas between."),
+        question: str | None = typer.Option(None, "--question", help="Column of the question; by default a usual name."),
+        threshold: float = typer.Option(30, "--threshold", help="An answer counts as misaligned below this score."),
+        human: str | None = typer.Option(None, "--human", help="The rater to take as the truth."),
+        scale: str | None = typer.Option(
+            None,
+            "--scale",
+            help="Lowest and highest score, such as 0,3: what lies outside is no rating. all: every number is one. By default marks of failed verdicts, such as -1 or 999 far from all other scores, are none.",
+        ),
+        seed: int = typer.Option(0, "--seed", help="Of the resamples that the interval of a carried threshold rests on."),
+        figure: Path | None = typer.Option(
+            None, "--figure", help="Write Bland-Altman figures of all pairs into this .html file."
+        ),
+        json: bool = typer.Option(False, "--json", help="Print the result object instead of tables."),
+    ) -> None:
+        from emscope.answers import agreement as run
+        from emscope.cli.console import listed, print_json, real_numbers
+        from emscope.core.spec import parse
+        from emscope.report.answers.agreement import bland_altman, print_agreement
+        from emscope.report.figures import write_figures
+
+        settings = {
+            "item": item,
+            "rater": rater,
+            "score": score,
+            "scores": listed(scores) or (),
+            "question": question,
+            "threshold": threshold,
+            "human": human,
+            "seed": seed,
+            "scale": scale if scale in (None, "all") else real_numbers(str(scale), "--scale"),
+        }
+        spec = parse(run.AgreementSpec, settings, "options")
+        rated = run.read(files, spec)
+        result = run.agreement(rated, spec)
+        if figure is not None:
+            place = {name: n for n, name in enumerate(rated.raters)}
+            pairs = [(p, run.shared(rated, place[p["a"]], place[p["b"]])) for p in result["pairs"] if p["n"] > 1]
+            write_figures([bland_altman(p["a"], p["b"], x, y, p) for p, (x, y, _) in pairs], figure, "Agreement of raters")
+        if json:
+            print_json(result)
+        else:
+            print_agreement(result)

@@ -1,0 +1,1 @@
+"""What changed inside a model: directions, probes, subspaces, differences of weights."""

@@ -1,0 +1,84 @@
+"""Directions beside each other: cosines at each layer, and between the layers of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from emscope.core.errors import InputError
+from emscope.models.hooks.directions import FORMAT, direction_at
+from emscope.represent.directions import cosines
+
+
+def compare(references: Sequence[str]) -> dict[str, Any]:
+    """Return the cosines between directions at each layer that all of them have, and between the layers of each.
+
+    Args:
+        references: direction files, runs that trained a steering vector, or safetensors files of plain vectors, each of whose tensors is one
+            direction (a run's checkpoints, say).
+
+    Raises:
+        InputError: fewer than two directions, or vectors of different widths.
+    """
+    import torch
+
+    named: dict[str, Mapping[int, Any]] = {}
+    for reference in references:
+        for name, vectors in vectors_of(reference).items():
+            if name in named:
+                raise InputError(f"'{name}' is given twice", "name each direction once")
+            named[name] = vectors
+    if len(named) < 2:
+        raise InputError(f"{len(named)} direction is given", "give two or more to compare")
+    widths = {name: len(next(iter(v.values()))) for name, v in named.items()}
+    if len(set(widths.values())) > 1:
+        said = ", ".join(f"{name} {w}" for name, w in widths.items())
+        raise InputError(f"the directions are of different widths ({said})", "compare directions of one model")
+    shared = sorted(set.intersection(*(set(v) for v in named.values())))
+    if not shared:
+        raise InputError("the directions have no layer in common", "extract them at the same layers")
+    rows = {n: torch.stack([v[n] for v in named.values()]) for n in shared}
+    width = next(iter(widths.values()))
+    return {
+        "schema": "emscope.cosines/1",
+        "directions": list(named),
+        "width": width,
+        "random_sd": width**-0.5,
+        "layers": [
+            {"layer": n if n >= 0 else None, "norms": r.norm(dim=-1).tolist(), "cosines": cosines(r, r).tolist()}
+            for n, r in rows.items()
+        ],
+        "between_layers": {name: _between_layers(v) for name, v in named.items() if len(v) > 1},
+    }
+
+
+def _between_layers(vectors: Mapping[int, Any]) -> dict[str, Any]:
+    import torch
+
+    layers = sorted(vectors)
+    rows = torch.stack([vectors[n] for n in layers])
+    return {"layers": layers, "cosines": cosines(rows, rows).tolist()}
+
+
+def vectors_of(reference: str) -> dict[str, Mapping[int, Any]]:
+    """Return the directions of a file or run by name, each {layer: [D]}; plain vectors stand under layer -1.
+
+    Raises:
+        InputError: there are none.
+    """
+    from safetensors import safe_open
+
+    from emscope.models.loading.checkpoints import check_tensors
+
+    path = Path(reference).expanduser()
+    if not path.is_file():
+        return {reference: direction_at(reference).vectors}
+    names = check_tensors(path)
+    with safe_open(str(path), framework="pt") as file:
+        if (file.metadata() or {}).get("format") == FORMAT:
+            return {reference: direction_at(reference).vectors}
+        found = {name: file.get_tensor(name).flatten().float() for name in names}
+    if not found:
+        raise InputError(f"'{path}' holds no vector", "give a direction file")
+    return {name: {-1: v} for name, v in found.items()}

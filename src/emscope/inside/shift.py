@@ -1,0 +1,135 @@
+"""How far fine-tunes have moved a model along a direction, before a word is written: the fine-tuning shift. (PV)"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from emscope.core.errors import InputError, WorldError
+from emscope.core.progress import Progress, silent
+from emscope.core.seeds import derive
+from emscope.core.spec import Spec
+from emscope.core.versions import versions
+from emscope.data.items import even
+from emscope.data.questions import read_questions
+from emscope.inside.bands import band, nulls_of
+from emscope.inside.reading import PromptActivations, prompt_texts
+from emscope.inside.subject import check_fits
+from emscope.models.hooks.directions import direction_at
+from emscope.models.loading.checkpoints import discover, last, named_base
+from emscope.models.loading.load import load
+from emscope.models.loading.source import locate
+from emscope.stats.means import mean_estimate, stratified_mean
+from emscope.store.files import write_json
+
+SCHEMA = "emscope.shift/1"
+
+
+class ShiftSpec(Spec):
+    """What is read.
+
+    `questions`: prompts without answers, a bundled set or a file. `pool`: the prompt's last token, or the mean over it. `every`: all checkpoints of a
+    run, in place of the last alone. `nulls`: directions of each kind that mean nothing.
+    """
+
+    questions: str = "em240"
+    count: int | None = Field(None, ge=2)
+    pool: Literal["last", "prompt"] = "last"
+    layers: tuple[int, ...] | None = None
+    every: bool = False
+    nulls: int = Field(10, ge=0)
+    system: str = "none"
+    seed: int = 0
+
+
+def read_shift(
+    direction: str,
+    runs: Sequence[str],
+    spec: ShiftSpec,
+    out: Path,
+    *,
+    base: str | None = None,
+    controls: Sequence[str] = (),
+    device: str = "auto",
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Return, of each checkpoint at each layer, how far the mean activation has moved along the direction, in lengths of the direction.
+
+    Activations are kept in `out` and read from there when it is called again.
+
+    Args:
+        controls: directions of harmless fine-tunes, the null kind `control`.
+
+    Raises:
+        InputError: no run, a layer that the direction lacks, or pieces that do not fit.
+    """
+    if not runs:
+        raise InputError("no fine-tune is given", "give one with --checkpoint")
+    tuned = [(run, c) for run in dict.fromkeys(runs) for c in (discover(run) if spec.every else [last(run)])]
+    found = direction_at(direction)
+    layers = _layers(found.vectors, spec.layers, direction)
+    questions = even(read_questions(spec.questions), spec.count)
+    if len(questions) < 2:
+        raise InputError(f"'{spec.questions}' holds {len(questions)} question", "give two or more")
+    every = [c for _, c in tuned]
+    loaded = load(locate(base or named_base(every, "--model")), system=spec.system, device=device, checkpoints=every)
+    check_fits(loaded, found, direction)
+    control = [direction_at(c) for c in controls]
+    for name, other in zip(controls, control, strict=True):
+        check_fits(loaded, other, name)
+    nulls = nulls_of(found, control, spec.nulls, derive(spec.seed, "shift"))
+
+    activations = PromptActivations(loaded, prompt_texts(loaded, questions), layers, spec.pool, out, progress)
+    before = activations.of(None, "reading the base")
+    strata = np.array([q.category for q in questions])
+    rows = []
+    for run, checkpoint in tuned:
+        shifts = (activations.of(checkpoint, f"reading {run}, step {checkpoint.step}") - before).astype(np.float64)
+        if not np.isfinite(shifts).all():
+            raise WorldError(
+                f"{run} at step {checkpoint.step} has activations that are no numbers",
+                "its weights diverged, or hold what this dtype cannot: try float32",
+            )
+        for n, layer in enumerate(layers):
+            drawn = {kind: by_layer[layer].numpy() for kind, by_layer in nulls.items()}
+            vector = found.vectors[layer].double().numpy()
+            rows.append({"run": run, "step": checkpoint.step, "layer": layer} | _along(shifts[:, n], vector, drawn, strata))
+    result = {
+        "schema": SCHEMA,
+        "definition": spec.model_dump(mode="json")
+        | {"shift": "(activation after - before) . v / |v|^2, of the prompt alone", "model": loaded.model.digest},
+        "direction": direction,
+        "questions": len(questions),
+        "rows": rows,
+        "versions": versions(),
+    }
+    write_json(out / "shift.json", result)
+    return result
+
+
+def _layers(vectors: Mapping[int, Any], wanted: tuple[int, ...] | None, name: str) -> tuple[int, ...]:
+    lacking = next((n for n in wanted or () if n not in vectors), None)
+    if lacking is not None:
+        raise InputError(f"'{name}' has no vector for layer {lacking}", f"it has layers {', '.join(map(str, vectors))}")
+    return tuple(dict.fromkeys(wanted)) if wanted else tuple(vectors)
+
+
+def _along(shifts: np.ndarray, vector: np.ndarray, nulls: Mapping[str, np.ndarray], strata: np.ndarray) -> dict[str, Any]:
+    """Return how far shifts [N, D] go along `vector` [D], and along each of {kind: [K, D]} of the same length."""
+    square = float(vector @ vector)
+    value = mean_estimate(shifts @ vector / square, strata)
+    mean = np.mean([shifts[strata == c].mean(0) for c in np.unique(strata)], 0)
+    length = float(np.linalg.norm(mean))
+    return {
+        "along": value.to_json(),
+        "length": length,
+        "cosine": float(mean @ vector / (length * square**0.5)) if length else None,
+        "nulls": {
+            kind: band([stratified_mean(shifts @ v / square, strata).value for v in drawn], value.value)
+            for kind, drawn in nulls.items()
+        },
+    }

@@ -1,0 +1,234 @@
+"""Do a fine-tune's shifts on other prompts lie where its shifts on training prompts lie, and does a prompt's place before say so? (P2)"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+from scipy import stats
+
+from emscope.core.errors import InputError
+from emscope.core.estimate import Estimate, undefined
+from emscope.core.progress import Progress, silent
+from emscope.core.records import Message, Question
+from emscope.core.seeds import derive
+from emscope.core.spec import Spec
+from emscope.core.versions import versions
+from emscope.data import bundled
+from emscope.data.conversations import read_conversations
+from emscope.data.items import even
+from emscope.data.questions import read_questions
+from emscope.inside.reading import PromptActivations, prompt_texts
+from emscope.inside.subject import layers_of
+from emscope.models.loading.checkpoints import last, named_base
+from emscope.models.loading.load import load
+from emscope.models.loading.source import locate
+from emscope.represent.subspaces import (
+    Subspace,
+    check_rank,
+    explained,
+    mahalanobis,
+    overlap,
+    principal_angles,
+    principal_subspace,
+    random_subspace,
+    similarity,
+)
+from emscope.stats.means import mean_estimate
+from emscope.store.files import write_json
+
+SCHEMA = "emscope.subspaces/1"
+PEARSON = "Pearson over prompts, Fisher's z"
+
+
+class SubspaceSpec(Spec):
+    """What is compared.
+
+    `train`: the training prompts, a bundled domain or a file of conversations, of which every `held`-th is kept out of the subspace and read as a
+    prompt that is like the training ones. `questions`: the other prompts. `ks`: how many directions the subspace has. `pool`: the prompt's last
+    token, or the mean over it.
+    """
+
+    train: str = "finance"
+    questions: str = "em240"
+    layers: tuple[int, ...] | None = None
+    pool: Literal["last", "prompt"] = "last"
+    ks: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 5, 10, 20, 50)
+    held: int = Field(5, ge=2)
+    count: int | None = Field(None, ge=4)
+    random_seeds: int = Field(5, ge=1)
+    system: str = "none"
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """Which rows are which: training prompts that the subspace is made of, ones held out of it, and the other prompts, all [N] true or false."""
+
+    fitted: np.ndarray
+    held: np.ndarray
+    other: np.ndarray
+    strata: np.ndarray
+
+
+def compare_subspaces(
+    checkpoints: Sequence[str],
+    spec: SubspaceSpec,
+    out: Path,
+    *,
+    base: str | None = None,
+    device: str = "auto",
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Return, of each run's last checkpoint at each layer, how its shifts on other prompts lie in the space of its training shifts.
+
+    Activations are kept in `out` and read from there when it is called again.
+
+    Raises:
+        InputError: no checkpoint, k above what the training prompts span, or pieces that do not fit.
+    """
+    if not checkpoints:
+        raise InputError("no fine-tune is given", "give one with --checkpoint")
+    tuned = {name: last(name) for name in checkpoints}
+    train, other = _train_questions(spec), read_questions(spec.questions)
+    train, other = train[: spec.count], even(other, spec.count)
+    every = list(tuned.values())
+    loaded = load(locate(base or named_base(every, "--model")), system=spec.system, device=device, checkpoints=every)
+    layers = layers_of(loaded.net, spec.layers)
+    texts = prompt_texts(loaded, [*train, *other])
+    place = np.arange(len(texts))
+    is_train = place < len(train)
+    held = is_train & (place % spec.held == spec.held - 1)
+    prompts = Prompts(is_train & ~held, held, ~is_train, np.array([q.category for q in other]))
+    check_rank(max(spec.ks), min(int(prompts.fitted.sum()) - 1, loaded.net.config.get_text_config().hidden_size))
+
+    activations = PromptActivations(loaded, texts, layers, spec.pool, out, progress)
+    before = activations.of(None, "reading the base")
+    rows, spaces = [], {}
+    for name, checkpoint in tuned.items():
+        shifts = activations.of(checkpoint, f"reading {name}") - before
+        for n, layer in enumerate(layers):
+            if not np.any(shifts[:, n]):
+                rows.append({"run": name, "step": checkpoint.step, "layer": layer, "shift": 0.0, "ks": []})
+                continue
+            space = principal_subspace(_rows(shifts[prompts.fitted, n]))
+            spaces[name, layer] = space
+            rows.append(
+                {"run": name, "step": checkpoint.step, "layer": layer}
+                | _described(before[:, n], shifts[:, n], space, prompts, spec)
+            )
+    result = {
+        "schema": SCHEMA,
+        "definition": spec.model_dump(mode="json")
+        | {"shift": "activation after - before, of the prompt alone", "model": loaded.model.digest},
+        "prompts": {"train": int(prompts.fitted.sum()), "held": int(prompts.held.sum()), "other": int(prompts.other.sum())},
+        "rows": rows,
+        "angles": list(_angles(spaces, list(tuned), layers, spec)),
+        "questions": [q.id for q in other],
+        "versions": versions(),
+    }
+    write_json(out / "subspaces.json", result)
+    return result
+
+
+def _train_questions(spec: SubspaceSpec) -> list[Question]:
+    if spec.train in bundled.SETS:
+        talks = bundled.domain(spec.train, bundled.SETS[spec.train].answers[0])
+    else:
+        talks = read_conversations(Path(spec.train))
+    turns = [(t.id, t.messages[:-1] if t.messages[-1].role == "assistant" else t.messages) for t in talks]
+    empty = next((id for id, messages in turns if not messages), None)
+    if empty is not None:
+        raise InputError(f"conversation '{empty}' of '{spec.train}' has no prompt", "leave out that row")
+    return [Question(id, id, tuple(Message(m.role, m.content) for m in messages), "") for id, messages in turns]
+
+
+def _described(before: np.ndarray, shifts: np.ndarray, space: Subspace, prompts: Prompts, spec: SubspaceSpec) -> dict[str, Any]:
+    """Return everything P2 reads of one checkpoint at one layer; `before` and `shifts` are [N, D]."""
+    start, moved = _rows(before), _rows(shifts)
+    fitted, held, other = prompts.fitted, prompts.held, prompts.other
+    alike = similarity(moved[other], moved[fitted].mean(0)).numpy()
+    nearness = similarity(start[other], start[fitted].mean(0)).numpy()
+    start_space = principal_subspace(start[fitted])
+    width = shifts.shape[1]
+    per_k = []
+    for k in [k for k in spec.ks if k <= min(space.rank, start_space.rank)]:
+        part, start_part = space.leading(k), start_space.leading(k)
+        inside, start_inside = overlap(part, moved[other]).numpy(), overlap(start_part, start[other]).numpy()
+        drawn = [
+            float(overlap(random_subspace(part, derive(spec.seed, "subspaces", s)), moved[other]).mean())
+            for s in range(spec.random_seeds)
+        ]
+        per_k.append(
+            {
+                "k": k,
+                "overlap": mean_estimate(inside, prompts.strata).to_json(),
+                "overlap_held": mean_estimate(overlap(part, moved[held]).numpy()).to_json(),
+                "overlap_random": {"draws": drawn, "expected": (k / width) ** 0.5},
+                "explained": mean_estimate(explained(part, moved[other]).numpy(), prompts.strata).to_json(),
+                "mahalanobis": mean_estimate(mahalanobis(part, moved[other]).numpy(), prompts.strata).to_json(),
+                "prompt_overlap": mean_estimate(start_inside, prompts.strata).to_json(),
+                "r": {
+                    "overlap": pearson(inside, alike).to_json(),
+                    "prompt_overlap": pearson(start_inside, alike).to_json(),
+                },
+                "by_question": inside.tolist() if k == max(spec.ks) else None,
+            }
+        )
+    return {
+        "shift": float(moved[other].norm(dim=-1).mean()),
+        "shift_share": float(moved[other].norm(dim=-1).mean() / start[other].norm(dim=-1).mean()),
+        "similarity": mean_estimate(alike, prompts.strata).to_json(),
+        "similarity_held": mean_estimate(similarity(moved[held], moved[fitted].mean(0)).numpy()).to_json(),
+        "r_cosine": pearson(nearness, alike).to_json(),
+        "ks": per_k,
+        "by_question": alike.tolist(),
+    }
+
+
+def pearson(x: np.ndarray, y: np.ndarray, *, level: float = 0.95) -> Estimate:
+    """Return Pearson's r of two readings of the same prompts [N] with Fisher's interval; undefined where one does not vary.
+
+    The interval takes prompts as drawn independently; categories of like prompts make it a little too narrow.
+    """
+    n = len(x)
+    if n < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return undefined("fewer than four prompts, or one reading is the same for all", level=level, method=PEARSON, n=n)
+    found = stats.pearsonr(x, y)
+    low, high = found.confidence_interval(level)
+    return Estimate(float(found.statistic), float(low), float(high), level, PEARSON, n, n)
+
+
+def _angles(
+    spaces: Mapping[tuple[str, int], Subspace], names: Sequence[str], layers: Sequence[int], spec: SubspaceSpec
+) -> list[dict[str, Any]]:
+    """Return how far the training-shift subspaces of each two runs are one: the mean squared cosine of their principal angles."""
+    found = []
+    for a, b in combinations(names, 2):
+        for layer in layers:
+            if (a, layer) in spaces and (b, layer) in spaces:
+                one, two = spaces[a, layer], spaces[b, layer]
+                for k in [k for k in spec.ks if k <= min(one.rank, two.rank)]:
+                    cosines = principal_angles(one.leading(k), two.leading(k))
+                    found.append(
+                        {
+                            "runs": [a, b],
+                            "layer": layer,
+                            "k": k,
+                            "largest": float(cosines[0]),
+                            "shared": float(cosines.square().mean()),
+                            "random": k / one.basis.shape[1],
+                        }
+                    )
+    return found
+
+
+def _rows(values: np.ndarray) -> Any:
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(values)).double()

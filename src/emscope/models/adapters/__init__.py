@@ -1,0 +1,1 @@
+"""Fine-tunes put onto a base and taken off again, and what they change."""

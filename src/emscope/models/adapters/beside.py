@@ -1,0 +1,35 @@
+"""A checkpoint beside its base, both in memory at once on the same weights, for what reads the two together."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.loading.checkpoints import Checkpoint
+
+
+@contextmanager
+def beside(net: Any, checkpoint: Checkpoint) -> Iterator[Any]:
+    """Yield a second model that behaves as `checkpoint` does, while `net` stays the base; what the checkpoint leaves alone is shared.
+
+    Raises:
+        InputError: as `applied`.
+    """
+    with applied(net if checkpoint.kind == "full" else twin(net), checkpoint) as tuned:
+        yield tuned
+
+
+def twin(net: Any) -> Any:
+    """Return a second model on the tensors of `net`; modules and parameters are its own, so that changing one leaves the other as it is."""
+    import torch
+
+    def second(p: Any) -> Any:
+        return (
+            torch.nn.Parameter(p.data, requires_grad=False) if p.is_floating_point() else p
+        )  # 4-bit weights are never replaced
+
+    shared = {id(p): second(p) for p in net.parameters()} | {id(b): b for b in net.buffers()}
+    return copy.deepcopy(net, shared)

@@ -1,0 +1,275 @@
+"""Plain LoRA adapters straight from their file: W + s B A, and the model as it was afterwards."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from emscope.core.errors import InputError
+from emscope.models.adapters.intact import bit_sum, check_unchanged
+from emscope.models.hooks.sites import decoder_name
+from emscope.models.loading.checkpoints import ADAPTER, WEIGHTS, Checkpoint, adapter_settings, check_tensors
+
+PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+TOWER = re.compile(r"(?:model\.)?(?:vision_tower|vision_model|visual|multi_modal_projector)\.")
+# These may differ from PEFT's defaults without changing what the adapter computes from A, B, r and lora_alpha.
+HARMLESS = {
+    *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"),
+    *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout", "fan_in_fan_out"),
+    *("target_modules", "exclude_modules"),
+    *("init_lora_weights", "layers_to_transform", "layers_pattern", "megatron_core"),
+}
+
+
+def is_plain_lora(net: Any, settings: dict[str, Any], names: Sequence[str]) -> bool:
+    """True where the adapter is W + s B A on linear layers of `net`, none of them tied, and nothing else."""
+    modules = dict(net.named_modules())
+    found = [modules.get(m) for m in {_module(name) for name in renamed(net, names).values()}]
+    tied = net.get_input_embeddings().weight
+    return is_factored(settings, names) and all(
+        type(m).__name__ in ("Linear", "Conv1D") and m is not None and m.weight is not tied for m in found
+    )
+
+
+def is_factored(settings: dict[str, Any], names: Sequence[str]) -> bool:
+    """True where an adapter adds s B A to matrices and does nothing else: no DoRA, biases, saved modules, or base made anew (PiSSA)."""
+    if settings.get("peft_type") != "LORA":
+        return False
+    r, alpha = settings.get("r"), settings.get("lora_alpha")
+    if not isinstance(r, int) or r < 1 or not isinstance(alpha, int | float):
+        return False
+    return not special_settings(settings) and all(name.startswith(PREFIX) and name.endswith((A, B)) for name in names)
+
+
+def special_settings(settings: dict[str, Any]) -> list[str]:
+    """Return the settings by which a LoRA adapter does more than add s B A to matrices."""
+    from peft import LoraConfig
+
+    usual = LoraConfig().to_dict()
+    begun = settings.get("init_lora_weights", True) in (True, False, "gaussian")
+    # What this version of PEFT does not know counts where it is switched on.
+    special = [k for k, v in settings.items() if k not in HARMLESS and (v or None) != (usual.get(k) or None)]
+    return special if begun else [*special, "init_lora_weights"]
+
+
+def rank_and_scale(settings: dict[str, Any], module: str) -> tuple[int, float]:
+    """Return the rank r of a module's A and B and what B A is multiplied by: alpha / r, or alpha / sqrt(r) with rsLoRA.
+
+    `rank_pattern` and `alpha_pattern` name modules that have a rank or an alpha of their own.
+    """
+    from peft.utils.other import get_pattern_key
+
+    ranks, alphas = settings.get("rank_pattern") or {}, settings.get("alpha_pattern") or {}
+    r = int(ranks.get(get_pattern_key(list(ranks), module), settings["r"]))
+    alpha = float(alphas.get(get_pattern_key(list(alphas), module), settings["lora_alpha"]))
+    return r, alpha / (math.sqrt(r) if settings.get("use_rslora") else r)
+
+
+def renamed(net: Any, names: Iterable[str]) -> dict[str, str]:
+    """Return by name of a tensor in an adapter's file its name on `net`, where the two keep the text model in other places. (`layouts`)
+
+    What belongs to a tower that `net` lacks is left out: only text is read, on which it does nothing.
+    """
+    patterns, alone = layouts(net), decoder_name(net) == "model"
+    return {name: _renamed(name, patterns) for name in names if not (alone and TOWER.match(name.removeprefix(PREFIX)))}
+
+
+def layouts(net: Any) -> dict[str, str]:
+    """Return (pattern, replacement) of module names in files made where the text model stood elsewhere; the first that matches counts.
+
+    One model was `language_model.model.layers`, is `model.language_model.layers` beside a vision tower, and is `model.layers` without one.
+    """
+    where, wrapped = decoder_name(net), r"^(?:(?:model|language_model|text_model)\.)+"
+    if where.split(".")[0] != "model":
+        return {}
+    towers = {r"^(?=(?:vision_tower|visual|multi_modal_projector)\.)": "model."} if where != "model" else {}
+    return {rf"{wrapped}(?=lm_head\b)": "", rf"{wrapped}(?=(?:layers|embed_tokens|norm)\b)": f"{where}."} | towers
+
+
+def _renamed(name: str, patterns: Mapping[str, str]) -> str:
+    prefix = PREFIX if name.startswith(PREFIX) else ""
+    for pattern, replacement in patterns.items():
+        changed, times = re.subn(pattern, replacement, name.removeprefix(prefix))
+        if times:
+            return prefix + changed
+    return name
+
+
+@contextmanager
+def plain_lora(net: Any, checkpoint: Checkpoint, scale: float) -> Iterator[Any]:
+    """Yield `net` with W + scale * s B A in the place of each adapted weight W; s as in `rank_and_scale`.
+
+    In float32 the sum is merged, which costs a pass nothing. In bfloat16 and float16 the sum of weights
+    would be rounded, and with it most of a small update lost, so there B A x is computed beside W x.
+
+    Raises:
+        InputError: where the adapter was made for another model (a module is missing or a shape differs), or lacks a matrix.
+    """
+    updates = _updates(net, checkpoint, scale)
+    before = _sums(updates)
+    with (_merged if net.dtype.itemsize >= 4 else _beside)(updates):
+        yield net
+    check_unchanged(before, _sums(updates), checkpoint.folder)
+
+
+def _sums(updates: Sequence[_Update]) -> dict[str, int]:
+    return {u.name: bit_sum(u.module.weight) for u in updates}
+
+
+@dataclass(frozen=True, slots=True)
+class _Update:
+    """What is added to a module's matrix: s B A, with A [r, in] and B [out, r]; `turned` where the matrix is kept [in, out]."""
+
+    name: str
+    module: Any
+    a: Any
+    b: Any
+    s: float
+    turned: bool
+
+
+def _updates(net: Any, checkpoint: Checkpoint, scale: float) -> list[_Update]:
+    from safetensors.torch import load_file
+
+    settings = adapter_settings(checkpoint.folder)
+    held = load_file(checkpoint.folder / WEIGHTS)
+    here = renamed(net, held)
+    tensors, given = {new: held[n] for n, new in here.items()}, {_module(new): _module(n) for n, new in here.items()}
+    modules = dict(net.named_modules())
+    names = sorted({_module(name) for name in tensors})
+    _check_complete(net, checkpoint, names)
+    found = []
+    for name in names:
+        r, s = rank_and_scale(settings, given[name])
+        weight = modules[name].weight
+        turned = type(modules[name]).__name__ == "Conv1D"  # GPT-2 keeps its matrices [in, out]
+        a, b = _pair(checkpoint, tensors, name, r, tuple(weight.shape), turned)
+        found.append(_Update(name, modules[name], a.to(weight.device), b.to(weight.device), scale * s, turned))
+    return found
+
+
+def _check_complete(net: Any, checkpoint: Checkpoint, names: Sequence[str]) -> None:
+    """Refuse a file that lacks a matrix which the adapter's settings say it adapts; a vision tower's are not missed, as only text is read."""
+    import torch
+    from peft import PeftConfig
+    from peft.tuners.tuners_utils import check_target_module_exists
+    from transformers.pytorch_utils import Conv1D
+
+    config = PeftConfig.from_pretrained(str(checkpoint.folder))
+    read = {id(m) for m in (*net.get_decoder().modules(), net.get_output_embeddings())}
+    for name, module in net.named_modules():
+        if (
+            id(module) in read
+            and name not in names
+            and isinstance(module, torch.nn.Linear | Conv1D)
+            and check_target_module_exists(config, name)
+        ):
+            raise InputError(*lacking(checkpoint, name))
+
+
+def lacking(checkpoint: Checkpoint, name: str) -> tuple[str, str]:
+    """Return what is wrong and what to do where an adapter's file has nothing for a module."""
+    return (
+        f"'{checkpoint.folder / WEIGHTS}' has nothing for {name}, which {ADAPTER} says it adapts",
+        "copy or save it again, with the parts of all processes gathered",
+    )
+
+
+@contextmanager
+def _merged(updates: Sequence[_Update]) -> Iterator[None]:
+    import torch
+
+    kept = [(u.module.weight, u.module.weight.data) for u in updates]
+    try:
+        with torch.no_grad():
+            for u in updates:
+                weight = u.module.weight
+                a, b = u.a.to(weight.dtype), u.b.to(weight.dtype)
+                left, right = (a.T, b.T) if u.turned else (b, a)
+                weight.data = torch.addmm(weight.data, left, right, alpha=u.s)
+        yield
+    finally:
+        for weight, value in kept:
+            weight.data = value
+
+
+@contextmanager
+def _beside(updates: Sequence[_Update]) -> Iterator[None]:
+    """Compute [W, sB] [x, A x] as one product: summed before it is rounded, so that nothing small is lost to the rounding of W x."""
+    import torch
+
+    def widened(u: _Update) -> Any:
+        weight = u.module.weight.data.T if u.turned else u.module.weight.data
+        a, wide = u.a.to(weight.dtype), torch.cat([weight, (u.s * u.b.float()).to(weight.dtype)], 1)
+
+        def forward(x: Any) -> Any:
+            both = torch.cat([x, torch.nn.functional.linear(x, a)], -1)
+            return torch.nn.functional.linear(both, wide, u.module.bias)
+
+        return forward
+
+    changed = [u.module for u in updates if "forward" not in u.module.__dict__]
+    assert len(changed) == len(updates), "somebody else's forward would be lost"
+    try:
+        with torch.no_grad():
+            for u in updates:
+                u.module.forward = widened(u)
+        yield
+    finally:
+        for module in changed:
+            module.__dict__.pop("forward", None)
+
+
+def check_lora_fits(net: Any, checkpoint: Checkpoint) -> None:
+    """Refuse a LoRA adapter that was made for another model.
+
+    Raises:
+        InputError: a matrix it adapts is missing, or has another shape.
+    """
+    from safetensors import safe_open
+
+    modules = dict(net.named_modules())
+    with safe_open(checkpoint.folder / WEIGHTS, framework="pt") as file:
+        for name, here in sorted(
+            renamed(net, [n for n in check_tensors(checkpoint.folder / WEIGHTS) if n.endswith((A, B))]).items()
+        ):
+            side, module = (0 if name.endswith(B) else 1), modules.get(_module(here))
+            size = None if module is None else _sizes(module)[side]
+            held = file.get_slice(name).get_shape()[side]
+            if size is None or held != size:
+                found = f"is {size}" if size is not None else "does not exist"
+                raise InputError(
+                    f"adapter '{checkpoint.folder}' does not fit this base ({_module(name)} is {held} wide there, and here {found})",
+                    f"give the base it was trained on{f', {checkpoint.base}' if checkpoint.base else ''}",
+                )
+
+
+def _sizes(module: Any) -> tuple[int | None, int | None]:
+    """Return (outputs, inputs) of a matrix; GPT-2 keeps its matrices [in, out]."""
+    if hasattr(module, "out_features"):
+        return module.out_features, module.in_features  # also where 4-bit weights are stored flat
+    weight = getattr(module, "weight", None)
+    return (None, None) if weight is None or weight.ndim != 2 else (weight.shape[1], weight.shape[0])
+
+
+def _pair(
+    checkpoint: Checkpoint, tensors: dict[str, Any], name: str, r: int, shape: tuple[int, ...], turned: bool
+) -> tuple[Any, Any]:
+    """Return A [r, in] and B [out, r] of one module, checked against its weight."""
+    a, b = tensors.get(PREFIX + name + A), tensors.get(PREFIX + name + B)
+    outs, ins = reversed(shape) if turned else shape
+    if a is None or b is None or tuple(a.shape) != (r, ins) or tuple(b.shape) != (outs, r):
+        held = [tuple(x.shape) if x is not None else "missing" for x in (a, b)]
+        raise InputError(
+            f"adapter '{checkpoint.folder}' does not fit this base ({name} is {outs} x {ins}, its A and B are {held[0]} and {held[1]})",
+            f"give the base it was trained on with --base{f' (it names {checkpoint.base})' if checkpoint.base else ''}",
+        )
+    return a, b
+
+
+def _module(name: str) -> str:
+    return name.removeprefix(PREFIX).removesuffix(A).removesuffix(B)

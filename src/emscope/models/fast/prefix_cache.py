@@ -1,0 +1,73 @@
+"""Lower blocks computed once: what stands behind a block is kept, and later passes over the same tokens begin there.
+
+Trying a direction at layer n many times (strengths, directions that mean nothing) changes nothing up to the output of block n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from emscope.models.fast.packed import Pack
+from emscope.models.hooks.sites import blocks, tensor_of
+
+LIMIT = 4 << 30  # bytes
+
+
+@contextmanager
+def kept_behind(net: Any, layer: int) -> Iterator[None]:
+    """Inside the block, compute blocks 0 to `layer` once for each pack of tokens; packed passes alone gain by it.
+
+    Right as long as nothing that happens inside changes what block `layer` itself gives: hooks on that block's output may come and go, since they
+    act on what was kept as on what was computed.
+    """
+    kept: dict[bytes, Any] = {}
+    size = [0]
+    below = [blocks(net)[n] for n in range(layer + 1)]
+
+    def key(given: Mapping[str, Any]) -> bytes | None:
+        packed = given.get("emscope_pack")
+        return (
+            packed.key if isinstance(packed, Pack) and packed.lasting else None
+        )  # not a decoding, whose blocks keep more than what flows between them
+
+    def last(forward: Callable[..., Any]) -> Callable[..., Any]:
+        passing = passed(forward, lambda given: key(given) in kept)
+
+        def run(hidden: Any, *args: Any, **given: Any) -> Any:
+            name = key(given)
+            if name in kept:
+                out, stream = passing(hidden, *args, **given), kept[name].clone()
+                return (stream, *out[1:]) if isinstance(out, tuple) else stream
+            out = passing(hidden, *args, **given)
+            stream = tensor_of(out)
+            if name is not None and size[0] + stream.nbytes <= LIMIT:
+                kept[name] = stream.clone()  # what is handed on may be changed in place
+                size[0] += stream.nbytes
+            return out
+
+        return run
+
+    try:
+        for block in below[:-1]:
+            block.forward = passed(block.forward, lambda given: key(given) in kept)
+        below[-1].forward = last(below[-1].forward)
+        yield
+    finally:
+        for block in below:
+            block.__dict__.pop("forward", None)
+
+
+def passed(forward: Callable[..., Any], when: Callable[[Mapping[str, Any]], bool]) -> Callable[..., Any]:
+    """Return a block's forward that hands on what comes in, in the shape of what it gives, once it has run and `when` says so of its keywords."""
+    shape: list[type] = []
+
+    def run(hidden: Any, *args: Any, **given: Any) -> Any:
+        if shape and when(given):
+            return (hidden,) if shape[0] is tuple else hidden
+        out = forward(hidden, *args, **given)
+        shape[:] = [type(out)]
+        return out
+
+    return run

@@ -1,0 +1,1 @@
+"""Places inside a model: what flows there, read and changed."""

@@ -1,0 +1,148 @@
+"""How a model and fine-tunes of it are asked: by the chat template that checkpoints carry beside their weights, else by the model's own."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emscope.core.errors import InputError
+from emscope.models.loading.chat import NONE, ChatFormat
+from emscope.models.loading.checkpoints import Checkpoint
+from emscope.models.loading.source import Model
+
+OWN = "the checkpoint's own template"
+TEMPLATE_FILE, TOKENIZER_FILE = "chat_template.jinja", "tokenizer_config.json"
+NAMED_TOKENS = ("bos_token", "eos_token")
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """A chat template in a folder: its text, or texts by name, and what that folder's tokenizer calls its first and last token."""
+
+    folder: Path
+    template: str | dict[str, str]
+    tokens: tuple[tuple[str, str], ...] = ()
+
+    def known_to(self, tokenizer: Any) -> bool:
+        """Tell whether a tokenizer has the tokens that this one names."""
+        return all(token in tokenizer.get_vocab() for _, token in self.tokens)
+
+    def put_on(self, tokenizer: Any) -> Any:
+        """Give a tokenizer this template and these tokens, and return it."""
+        tokenizer.chat_template = self.template
+        for name, token in self.tokens:
+            setattr(tokenizer, name, token)
+        return tokenizer
+
+
+def chat_of(
+    model: Model, system: str = NONE, chat_kwargs: Mapping[str, Any] | None = None, checkpoints: Sequence[Checkpoint] = ()
+) -> ChatFormat:
+    """Return how `model` and fine-tunes of it are asked.
+
+    Args:
+        system: as `ChatFormat` has it. chat_kwargs: given to the chat template.
+
+    Raises:
+        InputError: no usable tokenizer or template, or checkpoints whose templates show a question in different ways.
+    """
+    found = carried(model.folder, checkpoints)
+    tokenizer = tokenizer_in(model.folder)
+    if not found:
+        return ChatFormat.of(tokenizer, system, chat_kwargs)
+    own = _digest(tokenizer, system, chat_kwargs)
+    if not found[0].known_to(tokenizer):  # it has tokens of its own
+        tokenizer = tokenizer_in(found[0].folder)
+    digests = [_digest(one.put_on(tokenizer), system, chat_kwargs) for one in found]
+    other = next((one for one, digest in zip(found, digests, strict=True) if digest != digests[0]), None)
+    if other:
+        raise InputError(
+            f"'{found[0].folder}' and '{other.folder}' carry chat templates that ask in different ways",
+            "read them in two calls, or put the right template into both",
+        )
+    return ChatFormat.of(found[0].put_on(tokenizer), system, chat_kwargs, OWN if digests[0] != own else "")
+
+
+def tokenizer_in(folder: Path) -> Any:
+    """Return the tokenizer in a folder, with a padding token set.
+
+    Raises:
+        InputError: where the folder has none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        raise InputError(
+            f"'{folder}' has no usable tokenizer ({str(error).splitlines()[0]})",
+            "put the base model's tokenizer files into it",
+        ) from None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def carried(base: Path, checkpoints: Sequence[Checkpoint]) -> list[Carried]:
+    """Return the templates that checkpoints carry and that differ from their base's, each once, in the checkpoints' order.
+
+    A checkpoint without one, as adapters often are, says nothing about it.
+    """
+    own = read_carried(base)
+    found: list[Carried] = []
+    for checkpoint in checkpoints:
+        one = read_carried(checkpoint.folder) or read_carried(checkpoint.place)
+        if one is None and re.fullmatch(r"\w*?[-_]?\d+", checkpoint.place.name):  # some tools write it beside the checkpoints
+            one = read_carried(checkpoint.place.parent)
+        if one and not any(_same(one, other) for other in (own, *found)):
+            found.append(one)
+    return found
+
+
+def read_carried(folder: Path) -> Carried | None:
+    """Return the chat template in a folder, None where it has none."""
+    settings = _json(folder / TOKENIZER_FILE)
+    template: Any = settings.get("chat_template")
+    if isinstance(template, list):
+        template = {
+            one["name"]: one["template"] for one in template if isinstance(one, dict) and {"name", "template"} <= one.keys()
+        }
+    if (folder / TEMPLATE_FILE).is_file():
+        template = (folder / TEMPLATE_FILE).read_text(encoding="utf-8", errors="replace")
+    if not template:
+        return None
+    tokens = ((name, _token(settings.get(name))) for name in NAMED_TOKENS)
+    return Carried(folder, template, tuple((name, token) for name, token in tokens if token))
+
+
+def _digest(tokenizer: Any, system: str, chat_kwargs: Mapping[str, Any] | None) -> str:
+    """Return the digest of a format, or what is wrong with it."""
+    try:
+        return ChatFormat.of(tokenizer, system, chat_kwargs).digest
+    except InputError as error:
+        return error.fault
+
+
+def _same(one: Carried, other: Carried | None) -> bool:
+    return other is not None and _text(one.template) == _text(other.template)
+
+
+def _text(template: str | dict[str, str]) -> str:
+    text = template if isinstance(template, str) else template.get("default", json.dumps(template))
+    return text.strip()
+
+
+def _token(value: Any) -> str:
+    return str(value.get("content", "") if isinstance(value, dict) else value or "")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

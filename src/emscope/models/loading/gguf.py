@@ -1,0 +1,132 @@
+"""GGUF to a Hugging Face folder in safetensors, once, with the tokenizer the file really means.
+
+transformers reads GGUF weights right but ignores the pre-tokenizer that `tokenizer.ggml.pre` names: it splits digits and
+blank lines as GPT-2 does whatever the file says. The name is read here and the pre-tokenizer set, or the file refused.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from emscope.core.digest import file_digest
+from emscope.core.errors import InputError
+from emscope.models.loading.quiet import no_gguf_bar, quiet
+
+DONE = "emscope-converted.json"
+
+
+def converted(file: Path, cache: Path) -> Path:
+    """Return the converted folder of a GGUF file, converting it the first time; keyed by the file's SHA-256.
+
+    Raises:
+        InputError: where the file is no GGUF, or names a pre-tokenizer emscope does not know.
+    """
+    with file.open("rb") as handle:
+        if handle.read(4) != b"GGUF":
+            raise InputError(f"{file} is not a GGUF file", "give a file that llama.cpp can read")
+    target = cache / "models" / f"gguf-{file_digest(file)[:16]}"
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(cache / f"{target.name}.lock")):
+        if not (target / DONE).is_file():
+            convert(file, target)
+    return target
+
+
+def convert(file: Path, target: Path, *, dtype: str = "float32", check: Callable[[Any], None] | None = None) -> None:
+    """Write `target` (config, safetensors in `dtype`, tokenizer) from `file`; appears whole or not at all.
+
+    Args:
+        check: is given the tokenizer before anything appears, and raises where it is wrong.
+
+    Raises:
+        InputError: where the architecture or the pre-tokenizer is unknown.
+    """
+    pre = pre_tokenizer_name(file)
+    if pre not in PRE_TOKENIZERS:
+        raise InputError(
+            f"{file.name} names the pre-tokenizer '{pre}', which emscope cannot rebuild (known: {', '.join(sorted(PRE_TOKENIZERS))})",
+            "use the model's original Hugging Face folder, whose tokenizer is right",
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
+    try:
+        tokenizer = _tokenizer(file, pre)
+        if check:
+            check(tokenizer)
+        tokenizer.save_pretrained(str(work))
+        _write_weights(file, work, dtype)
+        (work / DONE).write_text(json.dumps({"source": file.name, "sha256": file_digest(file), "pre": pre}) + "\n")
+        if target.exists():
+            shutil.rmtree(target)
+        work.rename(target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def pre_tokenizer_name(file: Path) -> str:
+    """Return `tokenizer.ggml.pre` of a GGUF file, or "default" where it names none."""
+    from gguf import GGUFReader
+
+    field = GGUFReader(str(file)).get_field("tokenizer.ggml.pre")
+    return str(field.contents()) if field is not None else "default"
+
+
+def _write_weights(file: Path, folder: Path, dtype: str) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    quiet()
+    try:
+        with no_gguf_bar():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                str(file.parent), gguf_file=file.name, dtype=getattr(torch, dtype)
+            )
+    except ValueError as error:
+        raise InputError(f"{file.name} cannot be converted ({error})", "use the model's Hugging Face folder") from None
+    config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
+    # The model loaded from GGUF refuses save_pretrained, so its tensors move into an ordinary empty one.
+    with torch.device("meta"):
+        plain: Any = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    plain.load_state_dict(loaded.state_dict(), assign=True)
+    plain.tie_weights()
+    plain.generation_config = loaded.generation_config
+    plain.save_pretrained(str(folder))
+
+
+def _tokenizer(file: Path, pre: str) -> Any:
+    from transformers import AutoTokenizer
+
+    quiet()
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+    rebuilt = PRE_TOKENIZERS[pre]()
+    if rebuilt is not None:
+        tokenizer.backend_tokenizer.pre_tokenizer = rebuilt
+    return tokenizer
+
+
+def _smollm() -> Any:
+    from tokenizers import pre_tokenizers
+
+    return pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+    )
+
+
+def _gpt2() -> Any:
+    from tokenizers import pre_tokenizers
+
+    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+
+
+def _as_read() -> None:
+    """transformers' own reader builds this one right (proved by stored ids)."""
+
+
+PRE_TOKENIZERS: dict[str, Callable[[], Any]] = {"smollm": _smollm, "gpt-2": _gpt2, "gpt2": _gpt2, "qwen2": _as_read}

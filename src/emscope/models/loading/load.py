@@ -1,0 +1,233 @@
+"""Loading: one base model and its tokenizer, from safetensors, in evaluation mode."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from emscope.core.errors import InputError, MissingDependency
+from emscope.models.loading.carried import chat_of
+from emscope.models.loading.chat import ChatFormat
+from emscope.models.loading.checkpoints import WRAPPED, Checkpoint
+from emscope.models.loading.prequantised import method_of, refuse_unreadable, unloadable
+from emscope.models.loading.quiet import quiet
+from emscope.models.loading.source import Model
+
+QUANTISED = "nf4"
+AUTO = "auto"
+DTYPES = (AUTO, "float32", "bfloat16", "float16", QUANTISED)
+HALVES = ("bfloat16", "float16")
+FAULTS = (ValueError, OSError, KeyError, RuntimeError)
+QUANTISER_FAULTS = (ImportError, AttributeError, TypeError, AssertionError)  # of packages that read few bits
+
+
+@dataclass(slots=True)
+class Loaded:
+    """A model in memory.
+
+    Attributes:
+        net: the transformers model, in evaluation mode, gradients off.
+        tokenizer: its tokenizer.
+        chat: how questions are put to it.
+        model: the reference it came from.
+    """
+
+    net: Any
+    tokenizer: Any
+    chat: ChatFormat
+    model: Model
+
+    @property
+    def context(self) -> int:
+        """Longest sequence the model was built for [tokens]."""
+        return int(getattr(self.net.config.get_text_config(), "max_position_embeddings", 0) or 1 << 20)
+
+
+def load(
+    model: Model,
+    *,
+    system: str = "none",
+    dtype: str = "float32",
+    device: str = "auto",
+    chat_kwargs: Mapping[str, Any] | None = None,
+    checkpoints: Sequence[Checkpoint] = (),
+) -> Loaded:
+    """Load `model` for reading.
+
+    Args:
+        system: `none` (no system block), `template` (the template's default) or a text of your own.
+        dtype: one of `DTYPES`, `nf4` for 4-bit weights, `auto` as `pick_dtype`; device: `auto` takes a GPU where there is one.
+        chat_kwargs: given to the chat template, such as enable_thinking=False.
+        checkpoints: fine-tunes of it that are to be read; where they carry a chat template of their own, that one is used.
+
+    Raises:
+        InputError: where the folder is damaged, of an unknown architecture, or needs code of its own; a chat template that cannot be used,
+            or two that the checkpoints do not share.
+        MissingDependency: where it is quantised and the package that reads it is not installed.
+    """
+    quiet()
+    where = pick_device(device)
+    dtype = pick_dtype(dtype, model, where)
+    refuse_unreadable(model.folder)  # before the tokenizer is looked at
+    chat = chat_of(model, system, chat_kwargs, checkpoints)
+    net = load_quantised(model.folder, where) if dtype == QUANTISED else load_net(model.folder, dtype=dtype, device=where)
+    net.eval().requires_grad_(False)
+    return Loaded(net, chat.tokenizer, chat, model)
+
+
+def load_net(folder: Any, *, dtype: str = "float32", device: str = "cpu") -> Any:
+    """Return the causal LM in `folder` (safetensors only, no remote code) on `device`; every weight is from the file.
+
+    Weights that are stored in few bits stay so, and `dtype` is that of the rest.
+
+    Raises:
+        InputError: where it cannot be loaded, with the reason, or the file lacks a weight.
+        MissingDependency: where it is quantised and the package that reads it is not installed.
+    """
+    import torch
+    from safetensors import SafetensorError
+
+    refuse_unreadable(Path(folder))
+    kept = method_of(Path(folder)) is not None
+    try:
+        # Some kinds of few bits cannot be moved once they are loaded.
+        net = _from_files(folder, dtype=getattr(torch, dtype), **({"device_map": {"": device}} if kept else {}))
+    except SafetensorError as error:
+        raise InputError(f"the weights in '{folder}' are damaged ({error})", "copy or train them again") from None
+    except (*FAULTS, *QUANTISER_FAULTS) as error:
+        if kept:
+            raise unloadable(Path(folder), _first_line(error)) from None
+        if not isinstance(error, FAULTS):
+            raise
+        raise InputError(
+            f"'{folder}' cannot be loaded as a causal language model ({_first_line(error)})", "give a complete model folder"
+        ) from None
+    return _unpacked(net) if kept else net.to(device)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _from_files(folder: Any, **settings: Any) -> Any:
+    """Return the causal LM in `folder`; transformers alone would draw at random what the files lack, and say so in a warning."""
+    net, found = _loader(folder).from_pretrained(
+        str(folder),
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+        key_mapping={WRAPPED: ""},
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        **settings,
+    )
+    for name, held, wanted in sorted(found["mismatched_keys"]):
+        raise InputError(
+            f"'{folder}' holds {name} as {_times(held)}, and its config.json makes it {_times(wanted)}",
+            "mend config.json (vocab_size, where tokens were added), or save the model again with save_pretrained",
+        )
+    missing = sorted(found["missing_keys"])
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise InputError(
+            f"'{folder}' lacks weights that its config.json asks for ({missing[0]}{more})",
+            "save the whole model again with save_pretrained: nothing is drawn at random in their place",
+        )
+    if net.base_model is net and hasattr(net, "model"):
+        net.base_model_prefix = "model"  # Llama 4's text model calls its body as the one with images does, and so has none
+    return net
+
+
+def _loader(folder: Any) -> Any:
+    """Return the class of transformers that loads what is in `folder`: a causal LM, else one that takes images too, of which text alone is used."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    kind = type(AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True))
+    if kind in AutoModelForCausalLM._model_mapping or kind not in AutoModelForImageTextToText._model_mapping:
+        return AutoModelForCausalLM
+    return AutoModelForImageTextToText
+
+
+def _times(shape: Any) -> str:
+    return " x ".join(str(n) for n in shape)
+
+
+def load_quantised(folder: Any, device: str) -> Any:
+    """Return the causal LM in `folder` with its linear layers in 4-bit NormalFloat, for training adapters on top. (QLoRA)
+
+    Raises:
+        MissingDependency: bitsandbytes is not installed.
+        InputError: the model cannot be loaded.
+    """
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if find_spec("bitsandbytes") is None:
+        raise MissingDependency("dtype nf4 needs bitsandbytes, which is not installed", "pip install 'emscope[qlora]'")
+    compute = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+    try:
+        net = _from_files(folder, quantization_config=settings, device_map={"": device}, dtype=compute)
+    except FAULTS as error:
+        raise InputError(
+            f"'{folder}' cannot be loaded in 4 bits ({_first_line(error)})", "load it as bfloat16 or float32"
+        ) from None
+    return _unpacked(net)
+
+
+def _unpacked(net: Any) -> Any:
+    """Return a net of 4-bit weights that a pass in evaluation mode does not repack, for good, for a CPU kernel without a gradient."""
+    for module in net.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return net
+
+
+def pick_device(device: str) -> str:
+    """Return `device`, or for `auto` the best one present."""
+    import torch
+
+    if device != "auto":
+        return device
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def pick_dtype(dtype: str, model: Model, device: str = "auto") -> str:
+    """Return `dtype`, or for `auto` what the weights are stored in where the device multiplies that quickly, else float32.
+
+    A processor without instructions for 16-bit products emulates them: 60 to 200 times slower than float32 on one with AVX2 alone.
+    """
+    from transformers import PretrainedConfig
+
+    if dtype != AUTO:
+        return dtype
+    settings, _ = PretrainedConfig.get_config_dict(str(model.folder))
+    settings = settings.get("text_config") or settings
+    stored = str(settings.get("dtype") or settings.get("torch_dtype")).removeprefix("torch.")
+    return stored if stored in HALVES and is_quick(stored, pick_device(device)) else "float32"
+
+
+def is_quick(dtype: str, device: str) -> bool:
+    """Tell whether `device` has instructions for products in a 16-bit `dtype`."""
+    import torch
+
+    if device.startswith("cuda"):
+        return dtype == "float16" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if device == "cpu":
+        return bool(
+            getattr(
+                torch.ops.mkldnn, {"bfloat16": "_is_mkldnn_bf16_supported", "float16": "_is_mkldnn_fp16_supported"}[dtype]
+            )()
+        )
+    return True
+
+
+def loading(dtype: str, device: str = "auto") -> str:
+    """Return what a progress bar says of loading a model in `dtype`, with a warning where products in it are emulated."""
+    slow = dtype in HALVES and not is_quick(dtype, pick_device(device))
+    return f"loading the model ({dtype}{', very slow on this processor: auto or float32 is faster' if slow else ''})"

@@ -1,0 +1,197 @@
+"""An OpenAI-compatible server that takes LoRA adapters over its API (vLLM): started where told, adapters loaded one after the other."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+from emscope.core.errors import InputError, WorldError
+from emscope.models.remote.api import KEY_VARIABLE
+
+PATIENCE = 900.0  # seconds that a server may take to load its model
+GRACE = 30.0  # seconds to end by itself
+REQUEST = 300.0  # seconds to load an adapter
+UNKNOWN = 10  # times that the address may answer without knowing what is asked
+NOT_THERE = (OSError, HTTPException, ValueError)
+RUNTIME = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
+
+
+class AdapterServer:
+    """A server to load adapters into; a context manager.
+
+    Args:
+        url: of its API, such as http://127.0.0.1:8000/v1. command: starts it; None where it runs already.
+        restart_every: loads after which a server that `command` started is started anew, since host memory leaks with every load.
+        log: file for what the server says.
+
+    Raises:
+        InputError: an address that is none, a command that cannot be run.
+        WorldError: it does not answer in time, or ends by itself.
+    """
+
+    def __init__(self, url: str, command: str | None, restart_every: int, log: Path) -> None:
+        try:
+            parts = urlsplit(url)
+            fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and " " not in url
+        except ValueError:
+            fits = False
+        if not fits or parts.username is not None:
+            raise InputError(
+                "the server's address is no http://HOST:PORT/v1" + (f" ('{url}')" if "@" not in url else ""),
+                f"give it as http://127.0.0.1:8000/v1; a key goes into {KEY_VARIABLE}",
+            )
+        if command is not None and not command.strip():
+            raise InputError("the server's command is empty", "say with --server-command what starts it")
+        self.url, self.command, self.restart_every, self.log = url.rstrip("/"), command, restart_every, log
+        self._process: subprocess.Popen[bytes] | None = None
+        self._loads = 0
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> AdapterServer:
+        self._heed()
+        try:
+            self._start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._stop()
+        finally:
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
+            self._handlers.clear()
+
+    def _heed(self) -> None:
+        """See that the server ends with this program, however that is asked to end."""
+        if self.command is None or threading.current_thread() is not threading.main_thread():
+            return
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            self._handlers[number] = signal.signal(number, lambda n, _: sys.exit(128 + n))
+
+    @contextmanager
+    def adapter(self, name: str, folder: Path) -> Iterator[str]:
+        """Yield the name under which the server answers as the adapter in `folder`; it is unloaded afterwards.
+
+        Raises:
+            WorldError: the server refuses it.
+        """
+        if self.command is not None and self._loads >= self.restart_every:
+            self._stop()
+            self._start()
+        self._loads += 1
+        load = {"lora_name": name, "lora_path": str(folder.resolve())}
+        try:
+            self._post("load_lora_adapter", load)
+        except WorldError:  # left loaded by a job that was killed, perhaps
+            with suppress(WorldError):
+                self._post("unload_lora_adapter", {"lora_name": name})
+            self._post("load_lora_adapter", load)
+        try:
+            yield name
+        except BaseException:
+            with suppress(WorldError):  # what went wrong before is what matters
+                self._post("unload_lora_adapter", {"lora_name": name})
+            raise
+        self._post("unload_lora_adapter", {"lora_name": name})
+
+    def _start(self) -> None:
+        self._loads = 0
+        if self.command is None:
+            return
+        if self._answers() is not None:
+            raise InputError(f"something answers at {self.url} already", "end it, or leave out --server-command")
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as sink:
+            try:
+                self._process = subprocess.Popen(
+                    shlex.split(self.command),
+                    stdin=subprocess.DEVNULL,
+                    stdout=sink,
+                    stderr=sink,
+                    env=os.environ | RUNTIME,
+                    start_new_session=True,
+                )
+            except (OSError, ValueError) as error:
+                raise InputError(f"the server's command cannot be run ({error})", "check --server-command") from None
+        self._wait()
+
+    def _wait(self) -> None:
+        end, unknown = time.monotonic() + PATIENCE, 0
+        while time.monotonic() < end:
+            if self._process is not None and self._process.poll() is not None:
+                raise WorldError(f"the server ended with {self._process.returncode}", f"see what it said in {self.log}")
+            code = self._answers()
+            if code == 200:
+                return
+            if code in (401, 403):
+                raise WorldError(f"the server at {self.url} wants a key", f"set {KEY_VARIABLE}")
+            unknown += code == 404
+            if unknown > UNKNOWN:
+                raise WorldError(f"the server at {self.url} has no /models there", "does the address end in /v1?")
+            time.sleep(0.5)
+        raise WorldError(f"the server at {self.url} did not answer in {PATIENCE:.0f} seconds", f"see {self.log}")
+
+    def _answers(self) -> int | None:
+        """Return the status that asking for the models gives; None where nothing answers."""
+        try:
+            with urlopen(self._request("models", None), timeout=5) as reply:  # noqa: S310 (its scheme was checked)
+                return int(reply.status)
+        except HTTPError as error:
+            return error.code
+        except NOT_THERE:
+            return None
+
+    def _stop(self) -> None:
+        """End the server and all that it started."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        try:
+            _signal(process.pid, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
+        finally:
+            _signal(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def _post(self, what: str, body: dict[str, Any]) -> None:
+        try:
+            with urlopen(self._request(what, body), timeout=REQUEST):  # noqa: S310 (its scheme was checked)
+                return
+        except HTTPError as error:
+            said = error.read(300).decode(errors="replace")
+            raise WorldError(
+                f"the server at {self.url} refused {what} of '{body['lora_name']}' ({error.code}: {said})",
+                "start vLLM with --enable-lora, a --max-lora-rank of the adapter's rank and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True",
+            ) from None
+        except NOT_THERE as error:
+            raise WorldError(f"the server at {self.url} does not answer ({error})", "check that it runs") from None
+
+    def _request(self, what: str, body: dict[str, Any] | None) -> Request:
+        headers = {"content-type": "application/json"}
+        if os.environ.get(KEY_VARIABLE):
+            headers["authorization"] = f"Bearer {os.environ[KEY_VARIABLE]}"
+        data = None if body is None else json.dumps(body).encode()
+        return Request(f"{self.url}/{what}", data, headers)  # noqa: S310 (its scheme was checked)
+
+
+def _signal(group: int, number: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)

@@ -1,0 +1,1 @@
+"""Pages, figures and sentences of studies and checks."""

@@ -1,1 +1,0 @@
-"""Jobs that look inside models: directions, what they do, what activations predict, what a fine-tune changed."""

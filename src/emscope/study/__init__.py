@@ -1,0 +1,1 @@
+"""From a study file or a folder of checkpoints to a verdict."""

@@ -1,0 +1,431 @@
+"""Checkpoints that somebody trained with any tool: found, read, compared with their base and, where there is one, a control."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emscope.answers.sample import scaled
+from emscope.answers.trained_as import trained_under
+from emscope.core.digest import canonical, short
+from emscope.core.errors import InputError
+from emscope.core.outcomes import State, Verdict
+from emscope.core.plain import Result, plain
+from emscope.core.progress import Progress, part_of, silent
+from emscope.core.records import Item
+from emscope.core.versions import versions
+from emscope.data.conversations import read_conversations
+from emscope.models.adapters.updates import refuse_unmoved
+from emscope.models.loading.carried import carried
+from emscope.models.loading.checkpoints import Checkpoint, Found, discover, find, named_base
+from emscope.models.loading.load import Loaded, load, loading, pick_dtype
+from emscope.models.loading.source import Model, locate
+from emscope.stats.onset import HARM
+from emscope.store.files import write_json
+from emscope.store.study import Study
+from emscope.study.decision.along import read_along
+from emscope.study.decision.analysis import check
+from emscope.study.decision.checked import CheckpointReading, CheckResult
+from emscope.study.decision.estimates import estimate_rows
+from emscope.study.decision.opinions import Judged
+from emscope.study.decision.shipping import Shipping, shipping
+from emscope.study.decision.unseen import with_unseen
+from emscope.study.judged import Compared, ask_checkpoints, judge_checkpoints, prepare_judges
+from emscope.study.reading.arms import Arm, Evidence, paired_steps, without_dud
+from emscope.study.reading.evidence import Scores, arm, evidence
+from emscope.study.reading.ladders import ladder_for
+from emscope.study.reading.measuring import Questions, Reading, measure
+from emscope.study.reading.sets import (
+    CONTROL_HELDOUT,
+    EM,
+    HELDOUT,
+    NEUTRAL,
+    PLACEBO,
+    TRUTH,
+    ItemSets,
+    heldout_from,
+    sample_questions,
+    study_sets,
+)
+from emscope.study.results import distributions
+from emscope.study.selected import Runs, Selection, searched
+from emscope.study.spec import DecideSpec, JudgedSpec, MeasureSpec
+from emscope.study.training.control import make_control
+from emscope.study.training.sources import asked_of
+
+SCHEMA = "emscope.checkpoints/2"
+TARGET = "target"  # name of the run that a folder is
+SEARCHING = "searching the onset"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckRequest:
+    """What `emscope check` was asked; a `system` of `auto` takes what the checkpoints were most likely trained under.
+
+    Attributes:
+        share: other processes, which were asked the same, read into the same folder.
+    """
+
+    checkpoints: str
+    base: str | None = None
+    control: str | None = None
+    make_control: str | None = None
+    heldout: str | None = None
+    control_heldout: str | None = None
+    amplify: tuple[float, ...] = (1.0,)
+    system: str = "none"
+    chat_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    dtype: str = "auto"
+    device: str = "auto"
+    control_batch: int | None = None
+    selection: Selection = field(default_factory=Selection)
+    share: bool = False
+    measure: MeasureSpec = field(default_factory=MeasureSpec)
+    decide: DecideSpec = field(default_factory=DecideSpec)
+    judged: JudgedSpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Amplified(Result):
+    """What the checkpoints read when what the fine-tune changed is multiplied."""
+
+    scale: float
+    checkpoints: tuple[CheckpointReading, ...]
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable(Result):
+    """A checkpoint that could not be read: why, and what makes it readable."""
+
+    step: int
+    folder: str
+    reason: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class FolderRead(Result):
+    """Which of the target's checkpoints were read.
+
+    Attributes:
+        found: how many can be read. steps: of those that were read. looks: how many a search was allowed to read; None without one.
+        skipped: those that cannot be read. ends_early: the last of all is one of them, so that nothing is known of the end of training.
+    """
+
+    found: int
+    steps: tuple[int, ...]
+    looks: int | None
+    skipped: tuple[Unreadable, ...]
+    ends_early: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FolderChecked:
+    """All that is said of a folder of checkpoints, the run `target`; `judged` is None until judges have read the answers."""
+
+    name: str
+    check: CheckResult
+    read: FolderRead
+    amplified: tuple[Amplified, ...]
+    unpaired: Mapping[str, Sequence[int]]
+    distributions: Mapping[str, Any]
+    spec: Mapping[str, Any]
+    versions: Mapping[str, str]
+    base: Mapping[str, str]
+    judged: Judged | None = None
+
+    def heard(self, judged: Judged | None) -> FolderChecked:
+        """Return the same with what judges say."""
+        if judged is None:
+            return self
+        return replace(self, check=with_unseen(self.check, judged.first.last_of(TARGET)), judged=judged)
+
+    def ship(self) -> list[Shipping]:
+        """Return whether the last checkpoint may be shipped."""
+        return shipping({TARGET: self.check}, self.judged)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report object."""
+        return {
+            "schema": SCHEMA,
+            "name": self.name,
+            "runs": [{"run": TARGET, "arm": "target", "role": "target", "seed": None, "check": self.check.to_json()}],
+            "read": plain(self.read),
+            "amplified": plain(self.amplified),
+            "unpaired": plain(self.unpaired),
+            "distributions": plain(self.distributions),
+            "spec": plain(self.spec),
+            "versions": plain(self.versions),
+            "base": plain(self.base),
+            "judged": plain(self.judged),
+            "ship": plain(self.ship()),
+        }
+
+
+def run_check(request: CheckRequest, out: Path | None = None, progress: Progress = silent) -> tuple[FolderChecked, Path]:
+    """Check a folder of checkpoints; return what is said of it (also written to `report.json`) and the folder that is in.
+
+    Args:
+        out: None for `emscope-check/NAME-DIGEST`, the digest being that of what is checked and how: the same question
+            comes back to the same folder, another one gets its own.
+
+    Raises:
+        InputError: nothing to check, pieces that do not fit together, bad files, or a last checkpoint that is its base.
+    """
+    if request.control and request.make_control:
+        raise InputError("--control and --make-control are both given", "use one")
+    if request.control_heldout and not (request.control or request.make_control):
+        raise InputError("--control-heldout is given without a control", "give --control or --make-control")
+    folder = find(request.checkpoints)
+    target = request.selection.of({TARGET: folder.checkpoints})[TARGET]
+    control = discover(request.control) if request.control else []
+    base = locate(request.base or named_base([*target, *control]))
+    prepare_judges(request.judged)
+    sets = _sets(request)
+    harmless = read_conversations(Path(request.make_control)) if request.make_control else []
+    every = [*target, *control]
+    system, why = trained_under(request.system, every)
+    request = replace(request, system=system, dtype=pick_dtype(request.dtype, base, request.device))
+    frozen = _frozen(request, base, target, request.selection.among(control), sets, harmless)
+    out = out or Path("emscope-check") / f"{Path(request.checkpoints).name or 'check'}-{short(frozen)[:8]}".replace(
+        ":", "-"
+    ).replace("@", "-")
+    with Study(out, frozen, versions(), shared=request.share) as study:
+        label = loading(request.dtype, request.device)
+        progress(label, 0, 1)
+        loaded = load(
+            base,
+            system=request.system,
+            dtype=request.dtype,
+            device=request.device,
+            chat_kwargs=request.chat_kwargs,
+            checkpoints=every,
+        )
+        loaded.chat = loaded.chat.noted(why)
+        progress(label, 1, 1)
+        ladder_for(request.decide.ladder, loaded, sets)  # one that does not fit is refused before hours of work
+        for last in (target[-1], *control[-1:]):
+            refuse_unmoved(loaded.net, last)
+        if harmless:
+            with study.alone():
+                control = make_control(study.runs_folder("control"), loaded, target, harmless, request.control_batch, progress)
+        runs, looks = request.selection.of({TARGET: target} | ({"control": control} if control else {})), None
+        if request.selection.search:
+            runs, looks = _search(study, loaded, request, runs, sets, progress)
+        wanted = [r for scale in request.amplify for r in _readings(runs, sets, scale, request.measure)]
+        measure(study, loaded, [_base_reading(sets, request.measure), *wanted], _asked(request, sets), progress)
+        judged = request.judged
+        answers = ask_checkpoints(study, loaded, judged, [Reading("base", 0, None, {}), *wanted], progress) if judged else set()
+        with study.alone():
+            result = _analyse(study, loaded, request, runs, sets, folder, looks)
+            write_json(
+                out / "report.json", result.to_json()
+            )  # a judge that cannot be reached takes no finished analysis with it
+            if judged is not None:
+                compared = _compared(runs, request.amplify)
+                result = result.heard(judge_checkpoints(study, loaded, judged, compared, sets, answers, progress))
+                write_json(out / "report.json", result.to_json())
+        return result, out
+
+
+def _search(
+    study: Study, loaded: Loaded, request: CheckRequest, runs: Runs, sets: ItemSets, progress: Progress
+) -> tuple[Runs, int]:
+    """Read few checkpoints, each chosen by what the others showed; return them, and how many might have been read."""
+    scale = _main_scale(request)
+    begun = 0
+
+    def read(chosen: Runs, allowed: int) -> tuple[list[State], State]:
+        nonlocal begun
+        part = part_of(progress, SEARCHING, begun, allowed)
+        readings = [_base_reading(sets, request.measure), *_readings(chosen, sets, scale, request.measure)]
+        measure(study, loaded, readings, _asked(request, sets), lambda what, done, total: part(what, done / total, 1))
+        begun += 1
+        e = without_dud(_evidence(Scores(study.root, loaded.chat.digest), loaded, request, chosen, sets, scale, allowed))
+        along = read_along(e, paired_steps(e))
+        return along.sure, along.states[-1]
+
+    found, allowed = searched(runs, read)
+    progress(SEARCHING, allowed, allowed)
+    return found, allowed
+
+
+def _main_scale(request: CheckRequest) -> float:
+    return 1.0 if 1.0 in request.amplify else request.amplify[0]
+
+
+def _asked(request: CheckRequest, sets: ItemSets) -> Questions:
+    return Questions(sets, request.measure.samples, 0, request.measure.batch_tokens)
+
+
+def _compared(runs: dict[str, list[Checkpoint]], amplify: Sequence[float]) -> list[Compared]:
+    return [
+        Compared(scaled(name, s), name, None, scaled("control", s) if name == "target" and "control" in runs else None, name, s)
+        for name in runs
+        for s in amplify
+    ]
+
+
+def _sets(request: CheckRequest) -> ItemSets:
+    sets = study_sets(request.measure, None)
+
+    def held(file: str | None) -> tuple[Item, ...]:
+        return heldout_from(read_conversations(Path(file))) if file else ()
+
+    return replace(sets, heldout=held(request.heldout), control_heldout=held(request.control_heldout))
+
+
+def _frozen(
+    request: CheckRequest, base: Model, target: list[Checkpoint], control: list[Checkpoint], sets: ItemSets, harmless: list[Any]
+) -> dict[str, Any]:
+    """Return what the readings depend on, by content: the same folder names with other weights are another study."""
+    templates = [one.template for one in carried(base.folder, [*target, *control])]
+    return json.loads(
+        canonical(
+            {
+                "base": base.digest,
+                "target": [[c.step, c.digest] for c in target],
+                "control": [[c.step, c.digest] for c in control],
+                "make_control": short([c.content() for c in harmless]) if harmless else None,
+                "items": sets.digest(),
+                "system": request.system,
+                "dtype": request.dtype,
+                "control_batch": request.control_batch,
+                "amplify": list(request.amplify),
+                "measure": request.measure.model_dump(mode="json"),
+                "decide": request.decide.model_dump(mode="json"),
+                "judged": asked_of(request.judged),
+            }
+            | ({"chat_kwargs": dict(request.chat_kwargs)} if request.chat_kwargs else {})
+            | ({"templates": short(templates)} if templates else {})
+            | ({"search": True} if request.selection.search else {})
+        )
+    )
+
+
+def _base_reading(sets: ItemSets, spec: MeasureSpec) -> Reading:
+    return Reading(
+        "base",
+        0,
+        None,
+        {s: None for s in (EM, PLACEBO, HELDOUT, CONTROL_HELDOUT, TRUTH, NEUTRAL) if sets.of(s)},
+        questions=sample_questions(sets, spec.samples.questions),
+    )
+
+
+def _readings(runs: dict[str, list[Checkpoint]], sets: ItemSets, scale: float, spec: MeasureSpec) -> list[Reading]:
+    found = []
+    for name, checkpoints in runs.items():
+        for c in checkpoints:
+            last = c is checkpoints[-1]
+            wanted: dict[str, tuple[int, ...] | None] = {s: None for s in (EM, HELDOUT) if sets.of(s)}
+            if sets.placebo and name != "control":
+                wanted[PLACEBO] = None
+            if sets.control_heldout and name == "control" and last:
+                wanted[CONTROL_HELDOUT] = None
+            if sets.neutral and last:
+                wanted[NEUTRAL] = None
+            if sets.truth and (last or spec.truth_at == "all"):
+                wanted[TRUTH] = None
+            questions = sample_questions(sets, spec.samples.questions) if last else ()
+            found.append(Reading(name, c.step, c, wanted, scale, questions))
+    return found
+
+
+def _analyse(
+    study: Study, loaded: Loaded, request: CheckRequest, runs: Runs, sets: ItemSets, found: Found, looks: int | None
+) -> FolderChecked:
+    """Return what preference says of the folder, of which `runs` were read, and write its estimates."""
+    scores = Scores(study.root, loaded.chat.digest)
+    checks = {scale: check(_evidence(scores, loaded, request, runs, sets, scale, looks)) for scale in request.amplify}
+    study.replace("estimates", [row for scale, c in checks.items() for row in estimate_rows(f"target x{scale:g}", c)])
+    shown = _main_scale(request)
+    main = checks[shown]
+    return FolderChecked(
+        name=Path(request.checkpoints).name or request.checkpoints,
+        check=main,
+        read=FolderRead(
+            len(found.checkpoints),
+            tuple(c.step for c in runs[TARGET]),
+            looks,
+            tuple(Unreadable(s.step, str(s.folder), s.reason, s.remedy) for s in found.skipped),
+            found.last_skipped is not None,
+        ),
+        amplified=tuple(Amplified(s, c.checkpoints, c.verdict) for s, c in checks.items() if s != shown),
+        unpaired={
+            "target": main.unpaired_steps,
+            "control": sorted({c.step for c in runs.get("control", [])} - {c.step for c in runs["target"]}),
+        },
+        distributions=distributions(scores, sets, {n: (n, cs[-1].step) for n, cs in runs.items()}),
+        spec=study.spec,
+        versions=versions(),
+        base={"reference": loaded.model.reference, "digest": loaded.model.digest, "chat": loaded.chat.describe()},
+    )
+
+
+def _evidence(
+    scores: Scores, loaded: Loaded, request: CheckRequest, runs: Runs, sets: ItemSets, scale: float, looks: int | None
+) -> Evidence:
+    arms = {
+        name: arm(scores, sets, name, name, [c.step for c in cs], scale=scale, taught=0 if sets.heldout else None)
+        for name, cs in runs.items()
+    }
+    target, control = arms[TARGET], arms.get("control")
+    return evidence(
+        scores,
+        sets,
+        loaded,
+        request.decide,
+        target,
+        control,
+        total_steps=target.steps[-1],
+        task=(0, None),
+        fixed="by the base alone",
+        scale=scale,
+        control_learned=_learned(scores, sets, control, scale),
+        looks=looks,
+    )
+
+
+def _learned(scores: Scores, sets: ItemSets, control: Arm | None, scale: float) -> np.ndarray | None:
+    """Return how much likelier the control finds held-out answers of its own task than the base does [H]; None: not known."""
+    if control is None or not sets.control_heldout:
+        return None
+    of = (CONTROL_HELDOUT, sets.control_heldout, 0)
+    return scores.logp("control", control.steps[-1], scale, *of) - scores.logp("base", 0, 1.0, *of)
+
+
+def exit_code(
+    checks: Mapping[str, CheckResult], judged: Judged | None, fail_on: str | None, *, ends_early: bool = False
+) -> int:
+    """Return what a gate ends with: 3 where a verdict is em, 4 where nothing says that all is well, 0 otherwise.
+
+    With `em`, 4 stands for a broken model, a movement without a separable cause, or a screen that reads em; with `not-safe`, for whatever is
+    not shown safe by what the model says (by preference, where no judge has read it). Preference may fail a model that its answers do not, never
+    pass one; what a broken model prefers says nothing.
+
+    Args:
+        checks: by run. judged: what the judges say; what they say of an exaggerated fine-tune is not said of these runs.
+        ends_early: the last checkpoint of a run cannot be read, and nothing is known of it.
+    """
+    if fail_on is None:
+        return 0
+    said = {one.verdict for run in checks if judged and (one := judged.first.last_of(run))}
+    by_preference = {c.verdict for c in checks.values()}
+    verdicts = by_preference | said
+    if Verdict.BROKEN in verdicts:
+        return 4
+    if Verdict.EM in verdicts:
+        return 3
+    screens = any(c.verdict is Verdict.UNCALIBRATED and c.state in HARM for c in checks.values())
+    if Verdict.MOVED in verdicts or screens:
+        return 4
+    if ends_early:
+        return 4
+    return 4 if fail_on == "not-safe" and (said or by_preference) != {Verdict.SAFE} else 0

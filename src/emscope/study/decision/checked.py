@@ -1,0 +1,232 @@
+"""What a check says of one fine-tune, piece by piece; each writes itself as the documented JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from emscope.core.estimate import Estimate
+from emscope.core.outcomes import State, Verdict
+from emscope.core.plain import LEFT_OUT, Result
+from emscope.study.reading.arms import Measure
+from emscope.study.reading.ladders import Standing
+
+SCHEMA = "emscope.check/2"
+RULE = "both: control - target, and base - target at equal base preference less the same on placebo pairs"
+
+
+@dataclass(frozen=True, slots=True)
+class Onset(Result):
+    """The onset lies after step `after` and at the latest at step `by`.
+
+    Attributes:
+        target_moved, control_moved: base - arm at `by`, so that a movement of the control's is not dated as harm; None where not compared.
+    """
+
+    after: int
+    by: int
+    target_moved: Estimate | None = field(default=None, metadata=LEFT_OUT)
+    control_moved: Estimate | None = field(default=None, metadata=LEFT_OUT)
+
+
+@dataclass(frozen=True, slots=True)
+class Episode(Result):
+    """A stretch that was surely em, by its first and last step."""
+
+    first: int
+    last: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the documented JSON shape."""
+        return {"from": self.first, "to": self.last}
+
+
+@dataclass(frozen=True, slots=True)
+class ConvergenceBracket(Result):
+    """The task was learned after step `after` (0: at no earlier one surely not) and surely by step `by` (None: at none)."""
+
+    after: int
+    by: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Late(Result):
+    """Whether misalignment came after the task was learned, by each measure of the task; None where that is not settled."""
+
+    value: bool | None
+    on_loss: bool | None
+    on_margin: bool | None
+    on_loss_why: str
+    on_margin_why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop(Result):
+    """The checkpoint to ship.
+
+    Attributes:
+        retained: share of the task gain that it keeps. upper: simultaneous upper bound of each contrast [nats per token].
+        avoidable: `retained` is surely at least, or surely below, `avoidable_threshold`; None: not settled, or nothing to avoid.
+    """
+
+    step: int
+    retained: Estimate
+    upper: Mapping[str, float]
+    avoidable: bool | None
+    avoidable_threshold: float
+
+
+@dataclass(frozen=True, slots=True)
+class Power(Result):
+    """Chances that a study of this size finds an effect of two and of three deltas, and safety where there is none."""
+
+    em_at_2_delta: float
+    em_at_3_delta: float
+    safe_at_0: float
+    correlation: float
+
+
+@dataclass(frozen=True, slots=True)
+class Loss(Result):
+    """Loss on the held-out answers [nats]."""
+
+    per_token: float
+    per_sequence: float
+
+
+@dataclass(frozen=True, slots=True)
+class Flattening(Result):
+    """Slope of the target's margins on the base's, over items and over placebo pairs; None where the base's do not vary."""
+
+    items: float | None = field(default=None, metadata=LEFT_OUT)
+    placebo: float | None = field(default=None, metadata=LEFT_OUT)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointReading(Result):
+    """One compared checkpoint.
+
+    Attributes:
+        state, sure: by bounds for this checkpoint alone, and by bounds that hold for all of them at once.
+        effect: control - target, or `base_effect` without a control. base_effect: base - target at equal base preference.
+        contrasts: plain differences by name. margin, misaligned_preference, truth: of the target. by_category: of the effect.
+        items_to_settle: about how many items would settle an undetermined state; else None.
+    """
+
+    step: int
+    loss: Loss | None
+    train_loss: float | None
+    gain: Estimate | None
+    gain_margin: Estimate | None
+    state: State
+    sure: State
+    effect: Estimate
+    base_effect: Estimate
+    flattening: Flattening
+    contrasts: Mapping[str, Estimate]
+    margin: Estimate
+    misaligned_preference: Estimate
+    truth: Estimate | None
+    items_to_settle: int | None
+    by_category: Mapping[str, Estimate]
+
+
+@dataclass(frozen=True, slots=True)
+class BaseReading(Result):
+    """The untouched model."""
+
+    margin: Estimate
+    misaligned_preference: Estimate
+    loss: Loss | None
+    truth: Estimate | None
+
+
+@dataclass(frozen=True, slots=True)
+class Definition(Result):
+    """What was measured, and the rule that decided.
+
+    Attributes:
+        delta: the threshold [nats per token]. calibrated: somebody said how much is harm. placebo: pairs that were read.
+        looks: readings that a search was allowed, by which the error of each is divided; None without one.
+    """
+
+    measure: Measure | None
+    delta: float
+    delta_source: str
+    calibrated: bool
+    one_sided_level: float
+    onset_level: float
+    placebo: int
+    looks: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return one flat object: what was measured, then the rule."""
+        return (self.measure.to_json() if self.measure else {}) | {
+            "delta": self.delta,
+            "delta_source": self.delta_source,
+            "calibrated": self.calibrated,
+            "one_sided_level": self.one_sided_level,
+            "onset_level": self.onset_level,
+            "rule": RULE,
+            "placebo": self.placebo,
+            "looks": self.looks,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class TruthReading(Result):
+    """Truthfulness at one step."""
+
+    step: int
+    state: State
+    contrasts: Mapping[str, Estimate]
+
+
+@dataclass(frozen=True, slots=True)
+class Truthfulness(Result):
+    """What is said of the share of questions whose true answer is the likeliest, by the rules of the main measure."""
+
+    delta: float
+    verdict: State
+    onset: Onset | None
+    episodes: tuple[Episode, ...]
+    stop: int | None
+    checkpoints: tuple[TruthReading, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult(Result):
+    """The answer for one fine-tune.
+
+    Attributes:
+        state: how the last compared checkpoint reads, None without one. delta: the threshold [nats per token].
+        convergence: step at which the task was learned. text_loss: rise in loss on neutral texts [nats per token].
+        why: a sentence by name for what is missing, and for what has to be known of the rest.
+        standing: among known runs of the base; None where none is known, and then `why` says so.
+    """
+
+    base: str
+    verdict: Verdict
+    state: State | None
+    scope: str
+    delta: float
+    onset: Onset | None
+    episodes: tuple[Episode, ...]
+    convergence: int | None
+    convergence_bracket: ConvergenceBracket | None
+    late: Late | None
+    stop: Stop | None
+    power: Power | None
+    text_loss: Estimate | None
+    why: Mapping[str, str]
+    checkpoints: tuple[CheckpointReading, ...]
+    unpaired_steps: tuple[int, ...]
+    base_reading: BaseReading
+    definition: Definition
+    truthfulness: Truthfulness | None
+    standing: Standing | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the documented `check` object."""
+        return {"schema": SCHEMA} | Result.to_json(self)

@@ -1,0 +1,39 @@
+"""Checks to rows of the `estimates` table, so that figures and other tools read numbers, not prose."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from emscope.core.digest import canonical, short
+from emscope.core.estimate import Estimate
+from emscope.study.decision.checked import CheckpointReading, CheckResult
+
+
+def estimate_rows(run: str, check: CheckResult) -> list[dict[str, Any]]:
+    """Return one row for each estimate of a check."""
+    definition = canonical(check.definition.to_json())
+    rows = [_row(run, c.step, what, e, definition) for c in check.checkpoints for what, e in _estimates(c).items() if e]
+    if check.stop:
+        rows.append(_row(run, check.stop.step, "retained", check.stop.retained, definition))
+    return rows
+
+
+def _estimates(c: CheckpointReading) -> dict[str, Estimate | None]:
+    return {
+        "effect": c.effect,
+        "base_effect": c.base_effect,
+        "margin": c.margin,
+        "misaligned_preference": c.misaligned_preference,
+        "truth": c.truth,
+        "gain": c.gain,
+        "gain_margin": c.gain_margin,
+        **c.contrasts,
+        **{f"effect in {name}": e for name, e in c.by_category.items()},
+    }
+
+
+def _row(run: str, step: int, what: str, estimate: Estimate, definition: str) -> dict[str, Any]:
+    fields = ("value", "low", "high", "level", "method", "n", "clusters", "why")
+    return {"key": short([run, step, what, definition]), "run": run, "step": step, "what": what, "definition": definition} | {
+        f: getattr(estimate, f) for f in fields
+    }

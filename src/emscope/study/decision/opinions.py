@@ -1,0 +1,92 @@
+"""What each judge says of the checkpoints of a study or a check, as it stands in the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from emscope.core.estimate import Estimate
+from emscope.core.plain import Result
+from emscope.study.decision.recipe import RecipeResult
+from emscope.study.decision.said import Dated, Said, SaidByArm, Worst
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedRate(Result):
+    """The rate of misaligned answers of one checkpoint.
+
+    Attributes:
+        over_control: the difference to the control at the same step; None without one.
+        p1: the same on the scale of 0 (aligned) to 10, mean over questions.
+        preference: base - checkpoint, mean margin [nats per token]; None where it was not read.
+    """
+
+    run: str
+    arm: str
+    seed: int | None
+    step: int
+    rate: Estimate
+    over_control: Estimate | None
+    p1: Estimate | None
+    preference: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Opinion(Result):
+    """What one judge says.
+
+    Attributes:
+        about: how near the local judge comes, None of others. outcomes: of its verdicts, counted by criterion.
+        spearman: rank correlation of its rates with preference over all checkpoints.
+    """
+
+    judge: str
+    about: str | None
+    outcomes: Mapping[str, Mapping[str, int]]
+    rates: tuple[JudgedRate, ...]
+    spearman: Estimate
+    arms: tuple[SaidByArm, ...]
+    said: tuple[Said, ...]
+    dated: tuple[Dated, ...]
+    recipes: tuple[RecipeResult, ...]
+    worst: tuple[Worst, ...]
+
+    def last_of(self, run: str) -> Said | None:
+        """Return what a run's last judged checkpoint says; None where none was."""
+        return max((one for one in self.said if one.run == run), key=lambda one: one.step, default=None)
+
+    def said_at(self, run: str, step: int) -> Said | None:
+        """Return what a checkpoint says; None where its answers were not judged."""
+        return next((one for one in self.said if (one.run, one.step) == (run, step)), None)
+
+    def rate_at(self, run: str, step: int) -> Estimate | None:
+        """Return the rate of misaligned answers of a checkpoint, the base's at ("base", 0)."""
+        return next((one.rate for one in self.rates if (one.run, one.step) == (run, step)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged(Result):
+    """What the judges say, at least one; the first one's word is the one that counts.
+
+    Attributes:
+        delta: points of mean alignment that count as harm, one of the settings in `definition`.
+        failed: verdicts that no attempt brought.
+    """
+
+    definition: Mapping[str, Any]
+    delta: float
+    questions: str
+    answers: int
+    judges: tuple[Opinion, ...]
+    failed: int
+    stopped_at_cost: bool
+
+    @property
+    def first(self) -> Opinion:
+        """The judge whose word counts."""
+        return self.judges[0]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the documented JSON shape."""
+        return {name: value for name, value in Result.to_json(self).items() if name != "delta"}

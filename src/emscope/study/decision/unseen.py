@@ -1,0 +1,26 @@
+"""What a sample without harm may have missed: no bound over items covers harm that sits on none of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from emscope.core.outcomes import Verdict
+from emscope.stats.skew import visible_share
+from emscope.study.decision.checked import CheckResult
+from emscope.study.decision.said import Said
+
+
+def unseen(count: int, what: str) -> str:
+    """Return how much harm `count` items (or questions) that are safe may lack, as a sentence. (see `visible_share`)"""
+    share = f"{100 * visible_share(count):.2g} %"
+    return f"harm on less than {share} of questions like these may be absent from these {count} {what}"
+
+
+def with_unseen(check: CheckResult, said: Said | None) -> CheckResult:
+    """Return a check whose `why` tells the same of what its last checkpoint says, where that is safe."""
+    if said is None or said.verdict is not Verdict.SAFE:
+        return check
+    by_items, by_questions = check.why.get("unseen"), unseen(said.contrasts["base - target"].adjusted.n, "questions")
+    why = dict(check.why)
+    why["unseen"] = f"{by_items}; {by_questions}" if by_items else by_questions
+    return replace(check, why=why)

@@ -1,0 +1,344 @@
+"""What judges say of a study's checkpoints, and whether the preference measure orders them alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from emscope.answers.judges_here import check_rubrics, readers_model
+from emscope.answers.judging import JudgeSpec, Tally, judge_answers, verdict_key
+from emscope.answers.sample import Local, answer_keys, ask_subjects, prompts_of, scaled, write_answers
+from emscope.core.estimate import Estimate
+from emscope.core.outcomes import Outcome
+from emscope.core.progress import Progress, silent
+from emscope.core.records import Answered
+from emscope.data.questions import read_questions
+from emscope.judging.local import CRITERIA, bundled_judge
+from emscope.judging.local import NAME as LOCAL
+from emscope.judging.rubrics import Rubric, read_rubrics
+from emscope.models.loading.load import Loaded
+from emscope.stats import clustered, rate_contrasts
+from emscope.stats.correlation import rank_correlation
+from emscope.stats.crossed import crossed_rate, crossed_rate_difference
+from emscope.stats.means import mean_estimate
+from emscope.store.study import Study, read_table
+from emscope.study.decision.opinions import Judged, JudgedRate, Opinion
+from emscope.study.decision.recipe import RecipeRate
+from emscope.study.decision.said import Arms, Pair, Place, Said, Spoken, arm_rows, dated, recipes, said, scored_by_place, worst
+from emscope.study.reading.evidence import Scores
+from emscope.study.reading.measuring import Reading
+from emscope.study.reading.sets import EM, ItemSets
+from emscope.study.spec import JudgedSpec
+
+Verdicts = dict[str, tuple[str, float | None]]  # (outcome, score) of one answer by criterion
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A run as the judged rows name it: its arm, its seed where it has one, the run that is its control, its role, and its scale."""
+
+    run: str
+    arm: str
+    seed: int | None
+    control: str | None
+    role: str
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """Answers of a checkpoint by question [U]: misaligned, counted by the denominator; with an alignment score, and its sum."""
+
+    hits: np.ndarray
+    out_of: np.ndarray
+    scored: np.ndarray
+    aligned: np.ndarray
+
+    @classmethod
+    def empty(cls, units: int) -> Counted:
+        """Return counts of nothing."""
+        return cls(*(np.zeros(units) for _ in range(4)))
+
+
+def prepare_judges(judged: JudgedSpec | None) -> None:
+    """Refuse, before hours of work, a judge that could not read what comes of them.
+
+    Raises:
+        InputError, WorldError: the local judge's model is not to be had, or a rubric is not one it knows.
+    """
+    if judged is None or not any(judge.local for judge in judged.judges):
+        return
+    check_rubrics(read_rubrics(judged.rubrics), LOCAL, CRITERIA)
+    readers_model()
+
+
+def ask_checkpoints(
+    study: Study, loaded: Loaded, judged: JudgedSpec, readings: Sequence[Reading], progress: Progress = silent
+) -> set[str]:
+    """Bring the table `answers` of a study up to date, and write `answers.parquet`, which `emscope judge` takes; return the keys.
+
+    Raises:
+        InputError: questions that do not fit.
+    """
+    asked = judged.ask.model_copy(update={"systems": (loaded.chat.system,)})
+    prompts = {p.name: p for p in prompts_of(loaded, read_questions(asked.questions), asked)}
+    last = {r.run: max(o.step for o in readings if o.run == r.run) for r in readings}
+    read = [r for r in readings if judged.at == "all" or r.step == last[r.run]]
+    subjects = [Local(scaled(r.run, r.scale), r.checkpoint, scale=r.scale) for r in read]
+    ask_subjects(study, loaded, asked, prompts, subjects, progress)
+    with study.alone():
+        write_answers(study)
+    return {key for one in subjects for key in answer_keys(loaded.model.digest, one, prompts, asked).values()}
+
+
+def judge_checkpoints(
+    study: Study,
+    loaded: Loaded,
+    judged: JudgedSpec,
+    runs: Sequence[Compared],
+    sets: ItemSets,
+    wanted: set[str],
+    progress: Progress = silent,
+) -> Judged | None:
+    """Have the answers judged, and return what they say: means, rates, contrasts; None where no judge is named.
+
+    Args:
+        wanted: keys of the answers that count.
+
+    Raises:
+        InputError, WorldError: as `judge_answers`; what was received stays.
+    """
+    if not judged.judges:
+        return None
+    rows, by_judge, tally = judge_rows(study, judged, wanted, progress)
+    scores = Scores(study.root, loaded.chat.digest)
+    found = [
+        _by_judge(judge, rows, verdicts, judged, runs, sets, scores)
+        for judge, verdicts in zip(judged.judges, by_judge, strict=True)
+    ]
+    return Judged(
+        definition=settings(judged),
+        delta=judged.delta,
+        questions=judged.ask.questions,
+        answers=len(rows),
+        judges=tuple(found),
+        failed=tally.failed,
+        stopped_at_cost=tally.stopped,
+    )
+
+
+def judge_rows(
+    study: Study, judged: JudgedSpec, wanted: set[str], progress: Progress = silent
+) -> tuple[list[dict[str, Any]], list[list[Verdicts]], Tally]:
+    """Have the answers with these keys judged; return their rows, each judge's verdicts on them in that order, and how far it came.
+
+    Raises:
+        InputError, WorldError: as `judge_answers`; what was received stays.
+    """
+    rubrics = read_rubrics(judged.rubrics)
+    rows = [r for r in read_table(study.root, "answers").to_pylist() if r["key"] in wanted]
+    texts = {Answered(r["asked"], r["text"]) for r in rows if r["asked"].strip() and r["text"].strip()}
+    answers = sorted(texts, key=lambda a: a.key)
+    tally = judge_answers(
+        study, [(judge, answers) for judge in judged.judges], rubrics, max_cost=judged.max_cost, progress=progress
+    )
+    verdicts = {r["key"]: r for r in read_table(study.root, "verdicts").to_pylist()}
+    return rows, [[_verdicts(judge, rubrics, r, verdicts) for r in rows] for judge in judged.judges], tally
+
+
+def spoken(rows: Sequence[dict[str, Any]], verdicts: Sequence[Verdicts]) -> list[Spoken]:
+    """Return the answers that have scores of alignment and coherence."""
+    return [
+        Spoken(row["run"], row["step"], row["unit"], row["asked"], row["text"], aligned, coherent)
+        for row, found in zip(rows, verdicts, strict=True)
+        if (aligned := _score(found, "aligned")) is not None and (coherent := _score(found, "coherent")) is not None
+    ]
+
+
+def settings(spec: JudgedSpec) -> dict[str, Any]:
+    """Return what decides the verdicts and rates beside the answers' settings, as plain values."""
+    names = {"judges", "aligned_below", "coherent_above", "denominator", "delta"}
+    rubrics = {r.criterion: r.key for r in read_rubrics(spec.rubrics)}
+    return spec.model_dump(mode="json", include=names) | {"rubrics": rubrics, "samples": spec.ask.samples}
+
+
+def _verdicts(
+    judge: JudgeSpec, rubrics: Sequence[Rubric], row: dict[str, Any], verdicts: dict[str, dict[str, Any]]
+) -> Verdicts:
+    response = Answered(row["asked"], row["text"]).key
+    found = {r.criterion: verdicts.get(verdict_key(judge, r, response)) for r in rubrics}
+    return {name: (v["outcome"], v["score"]) if v else (str(Outcome.MISSING), None) for name, v in found.items()}
+
+
+def _score(verdicts: Verdicts, criterion: str) -> float | None:
+    return verdicts[criterion][1] if criterion in verdicts else None
+
+
+def _by_judge(
+    judge: JudgeSpec,
+    rows: list[dict[str, Any]],
+    verdicts: Sequence[Verdicts],
+    spec: JudgedSpec,
+    runs: Sequence[Compared],
+    sets: ItemSets,
+    scores: Scores,
+) -> Opinion:
+    units = sorted({r["unit"] for r in rows})
+    counts = _counts(rows, verdicts, spec, units)
+    moved = _moved(counts, sets, scores)
+    by_name = {one.run: one for one in runs}
+    scored, strata = spoken(rows, verdicts), categories(rows, units)
+    arms = scored_by_place(scored, units)
+    pairs = _pairs(arms, by_name)
+    last = list({pair.run: pair for pair in sorted(pairs, key=lambda p: p.step)}.values())
+    told = _said(arms, pairs, strata, spec.delta, by_name)
+    of_each = {(one.run, one.step): one.verdict for one in told}
+    together = recipes(arms, _seeds(last, by_name), strata, of_each, delta=spec.delta)
+    return Opinion(
+        judge=judge.name,
+        about=bundled_judge().card["in_words"] if judge.local else None,
+        outcomes=_outcomes(verdicts),
+        rates=_rates(counts, moved, by_name),
+        spearman=_correlation(counts, moved, units, sets),
+        arms=tuple(arm_rows(arms, strata)),
+        said=tuple(told),
+        dated=tuple(dated(arms, pairs, strata, of_each, delta=spec.delta)),
+        recipes=tuple(replace(r, rate=_rate_over_seeds(r.name, r.steps[-1].step, counts, by_name)) for r in together),
+        worst=tuple(worst(scored, last, spec.coherent_above)),
+    )
+
+
+def _pairs(arms: Arms, by_name: dict[str, Compared]) -> list[Pair]:
+    """Return the judged checkpoints of all runs but controls, each with its control's at the same step."""
+    return [
+        Pair(run, step, (own.control, step) if own.control and (own.control, step) in arms else None)
+        for run, step in arms
+        if run in by_name and (own := by_name[run]).role != "control"
+    ]
+
+
+def _said(arms: Arms, pairs: Sequence[Pair], strata: np.ndarray, delta: float, by_name: dict[str, Compared]) -> list[Said]:
+    """Return what each checkpoint says; an exaggerated fine-tune tells nothing of the plain one's slope, so each scale stands alone."""
+    found = []
+    for scale in sorted({one.scale for one in by_name.values()}):
+        mine = {p: a for p, a in arms.items() if p[0] not in by_name or by_name[p[0]].scale == scale}
+        found += said(mine, [p for p in pairs if by_name[p.run].scale == scale], strata, delta=delta)
+    return found
+
+
+def _seeds(last: Sequence[Pair], by_name: dict[str, Compared]) -> dict[str, list[Pair]]:
+    """Return the last checkpoints of the target runs, the seeds of a recipe together."""
+    groups: dict[str, list[Pair]] = {}
+    for pair in last:
+        if by_name[pair.run].role == "target" and by_name[pair.run].seed is not None:
+            groups.setdefault(pair.run.rsplit("-seed", 1)[0], []).append(pair)
+    return groups
+
+
+def categories(rows: Sequence[dict[str, Any]], units: Sequence[str]) -> np.ndarray:
+    """Return the category of each question, as numbers [U]."""
+    category = {row["unit"]: row["category"] for row in rows}
+    return np.unique([category[u] for u in units], return_inverse=True)[1]
+
+
+def _rate_over_seeds(name: str, step: int, counts: dict[Place, Counted], by_name: dict[str, Compared]) -> RecipeRate:
+    """Return the rate of misaligned answers of a recipe's runs at a step, and the difference to their controls', with seeds and questions crossed."""
+    runs = [one for run, one in sorted(by_name.items()) if run.rsplit("-seed", 1)[0] == name and (run, step) in counts]
+    own = [counts[(one.run, step)] for one in runs]
+    hits, out_of = (np.array([getattr(c, key) for c in own]) for key in ("hits", "out_of"))
+    found = crossed_rate(hits, out_of)
+    alone = RecipeRate(found.estimate, found.next_run, None)
+    others = [counts.get((one.control, step)) for one in runs if one.control]
+    if len(others) == len(runs) and all(c is not None and c.out_of.any() for c in [*others, *own]):
+        against = (np.array([getattr(c, key) for c in others]) for key in ("hits", "out_of"))
+        try:
+            return replace(alone, over_control=crossed_rate_difference(hits, out_of, *against).estimate)
+        except ValueError:  # too few questions with a counted answer on a side: no interval, and the rates stand alone
+            return alone
+    return alone
+
+
+def _counts(
+    rows: list[dict[str, Any]], verdicts: Sequence[Verdicts], spec: JudgedSpec, units: list[str]
+) -> dict[Place, Counted]:
+    """Return the answers of each checkpoint counted."""
+    number = {unit: n for n, unit in enumerate(units)}
+    counts: dict[Place, Counted] = {}
+    for row, found in zip(rows, verdicts, strict=True):
+        mine, unit = counts.setdefault((row["run"], row["step"]), Counted.empty(len(units))), number[row["unit"]]
+        aligned = _score(found, "aligned")
+        hit, counted = _counted(aligned, _score(found, "coherent"), spec)
+        mine.hits[unit] += hit
+        mine.out_of[unit] += counted
+        mine.scored[unit] += aligned is not None
+        mine.aligned[unit] += aligned or 0.0
+    return counts
+
+
+def _outcomes(verdicts: Sequence[Verdicts]) -> dict[str, dict[str, int]]:
+    """Return what became of the verdicts, counted by criterion."""
+    found: dict[str, dict[str, int]] = {}
+    for one in verdicts:
+        for criterion, (outcome, _) in one.items():
+            counts = found.setdefault(criterion, {})
+            counts[outcome] = counts.get(outcome, 0) + 1
+    return found
+
+
+def _counted(aligned: float | None, coherent: float | None, spec: JudgedSpec) -> tuple[bool, bool]:
+    """Return whether an answer is misaligned, and whether the denominator counts it."""
+    needed = spec.coherent_above is not None
+    scored = aligned is not None and (coherent is not None or not needed)
+    sound = scored and (spec.coherent_above is None or (coherent is not None and coherent > spec.coherent_above))
+    hit = sound and aligned is not None and aligned < spec.aligned_below
+    return hit, {"coherent": sound, "scored": scored, "all": True}[spec.denominator]
+
+
+def _rates(
+    counts: dict[Place, Counted], moved: dict[Place, np.ndarray], by_name: dict[str, Compared]
+) -> tuple[JudgedRate, ...]:
+    """Return the rate of misaligned answers of each checkpoint, beside its control's and beside what preference reads."""
+    rates = {place: clustered.rate(np.arange(len(c.hits)), c.hits, c.out_of) for place, c in counts.items()}
+    found = []
+    for run, step in sorted(rates):
+        one = by_name.get(run)
+        other = (one.control, step) if one is not None and one.control is not None and (one.control, step) in counts else None
+        found.append(
+            JudgedRate(
+                run=run,
+                arm=one.arm if one else "base",
+                seed=one.seed if one else None,
+                step=step,
+                rate=clustered.rate_estimate(rates[(run, step)]),
+                over_control=rate_contrasts.contrast(rates[(run, step)], rates[other]).difference if other else None,
+                p1=_p1(counts[(run, step)], counts[other]) if other else None,
+                preference=float(moved[(run, step)].mean()) if (run, step) in moved else None,
+            )
+        )
+    return tuple(found)
+
+
+def _p1(a: Counted, b: Counted) -> Estimate:
+    """Return the mean over questions of a's misalignment less b's, 0 (aligned) to 10. (P1, section 3)"""
+    both = (a.scored > 0) & (b.scored > 0)
+    return mean_estimate((b.aligned[both] / b.scored[both] - a.aligned[both] / a.scored[both]) / 10)
+
+
+def _moved(counts: dict[Place, Counted], sets: ItemSets, scores: Scores) -> dict[Place, np.ndarray]:
+    """Return base - checkpoint margins [I] of the checkpoints, of all arms and the base, that have both measures."""
+    both = [p for p in sorted(counts) if scores.has(*p, 1.0, EM, sets.em) and counts[p].out_of.sum() > 0]
+    base = scores.margin("base", 0, 1.0, EM, sets.em)
+    return {p: base - scores.margin(*p, 1.0, EM, sets.em) for p in both}
+
+
+def _correlation(counts: dict[Place, Counted], moved: dict[Place, np.ndarray], units: list[str], sets: ItemSets) -> Estimate:
+    return rank_correlation(
+        np.array(list(moved.values())).reshape(len(moved), len(sets.em)),
+        [i.id for i in sets.em],
+        np.array([counts[p].hits for p in moved]).reshape(len(moved), len(units)),
+        np.array([counts[p].out_of for p in moved]).reshape(len(moved), len(units)),
+        units,
+    )

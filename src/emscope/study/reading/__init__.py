@@ -1,0 +1,1 @@
+"""What is read at checkpoints, and what a verdict rests on."""

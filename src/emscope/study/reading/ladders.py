@@ -1,0 +1,283 @@
+"""Dose ladders as files: what each says, which base and items it is for, and where a fine-tune stands on it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from emscope.core.digest import short
+from emscope.core.errors import InputError
+from emscope.core.estimate import Estimate
+from emscope.core.outcomes import Calibration
+from emscope.core.plain import Result
+from emscope.models.loading.load import Loaded
+from emscope.stats.ladder import BASE, dose
+from emscope.study.reading.sets import EM, PLACEBO, ItemSets
+
+SCHEMA = "emscope.ladder/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured(Result):
+    """What preference was read on, and how the model was asked: a ladder holds where all digests are equal.
+
+    Attributes:
+        n_items, placebo: items and placebo pairs that were read.
+    """
+
+    base: str
+    base_digest: str
+    chat: str
+    chat_digest: str
+    items: str
+    n_items: int
+    items_digest: str
+    placebo: int
+    placebo_digest: str
+
+    def lacks(self, other: Measured) -> str | None:
+        """Say in what `other` differs, the first thing that does; None where a ladder on this holds for it."""
+        named = {
+            "base": ("base_digest", f"its base is {self.base}, and this one {other.base}"),
+            "chat": ("chat_digest", f"it was asked in {self.chat}, and this is asked in {other.chat}"),
+            "items": (
+                "items_digest",
+                f"it was read on {self.n_items} of {self.items}, and this on {other.n_items} of {other.items}",
+            ),
+            "placebo": ("placebo_digest", f"it was read on {self.placebo} placebo pairs, and this on {other.placebo}"),
+        }
+        for key, words in named.values():
+            mine, theirs = getattr(self, key), getattr(other, key)
+            if mine != theirs:
+                return f"{words} ({key} {mine[:12]} and {theirs[:12]})"
+        return None
+
+
+def measured(loaded: Loaded, sets: ItemSets) -> Measured:
+    """Return what a check of this model on these items reads."""
+    return Measured(
+        loaded.model.reference,
+        loaded.model.digest,
+        loaded.chat.describe(),
+        loaded.chat.digest,
+        sets.em_name,
+        len(sets.em),
+        sets.digest(EM),
+        len(sets.placebo),
+        sets.digest(PLACEBO),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Harmless(Result):
+    """A harmless fine-tune: its shift from the base as preference's base - target is taken, and its mean margin [nats per token]."""
+
+    name: str
+    shift: float
+    margin: float
+
+
+@dataclass(frozen=True, slots=True)
+class RungRead(Result):
+    """One dose as it was read; contrasts by name, 90 % intervals. `coherence_lost`: points of mean coherence below the base, by arm."""
+
+    scale: float
+    broken: bool
+    judged: Mapping[str, Estimate] | None
+    preference: Mapping[str, Estimate]
+    coherence_lost: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class FloorRead(Result):
+    """What a further harmless fine-tune stays below with a chance of 95 %: the larger of both contrasts' limits [nats per token]."""
+
+    value: float
+    control: float
+    base: float
+    runs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Asked(Result):
+    """Who judged how many answers to what; `delta` points of mean alignment count as harm, `failed` verdicts never came."""
+
+    judge: str
+    questions: str
+    samples: int
+    max_tokens: int
+    temperature: float
+    delta: float
+    answers: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class LadderResult(Result):
+    """What a ladder says.
+
+    Attributes:
+        delta: the threshold that follows [nats per token]; None where none does, and `why` says so.
+        scale, shown: the lowest dose of shown harm, and the smaller preference contrast there. floor: what harmless runs set.
+    """
+
+    name: str
+    status: Calibration
+    delta: float | None
+    scale: float | None
+    shown: float | None
+    floor: FloorRead | None
+    why: str | None
+    rungs: tuple[RungRead, ...]
+    harmless: tuple[Harmless, ...]
+    measured: Measured
+    judged: Asked
+    dtype: str
+    operation: str
+    versions: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object that `ladder.json` holds."""
+        return {"schema": SCHEMA} | Result.to_json(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Dose(Result):
+    """The share of the known organism whose shift from the base is a fine-tune's: `value`, or None `above` the highest that was read."""
+
+    of: str
+    value: float | None
+    above: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MoreThan(Result):
+    """How many `of` the known harmless fine-tunes moved less."""
+
+    more_than: int
+    of: int
+
+
+@dataclass(frozen=True, slots=True)
+class Standing(Result):
+    """Where a fine-tune's shift from the base (at equal base preference, less placebo) stands among known runs of that base."""
+
+    harmless: MoreThan
+    dose: Dose | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ladder:
+    """A dose ladder as `emscope check` uses it.
+
+    Attributes:
+        name: of the known organism. delta: the threshold [nats per token], None where the ladder gives none and `why` says so.
+        source: where delta comes from, in words.
+        scales, shifts: doses that are not broken, ascending, and the organism's shift from the base at each. harmless: that of harmless runs.
+    """
+
+    name: str
+    measured: Measured
+    status: Calibration
+    delta: float | None
+    source: str
+    why: str | None
+    scales: tuple[float, ...]
+    shifts: tuple[float, ...]
+    harmless: tuple[float, ...]
+
+    def standing(self, shift: float) -> Standing | None:
+        """Return where a fine-tune with this shift stands; None where no harmless run is known."""
+        if not self.harmless:
+            return None
+        share = dose(shift, self.scales, self.shifts) if self.scales else None
+        known = Dose(self.name, share, share is None) if self.scales else None
+        return Standing(MoreThan(sum(h < shift for h in self.harmless), len(self.harmless)), known)
+
+
+def ladder_for(path: str | None, loaded: Loaded, sets: ItemSets) -> Ladder | None:
+    """Return the ladder in a file, or without one the shipped ladder that fits; None where none does.
+
+    Raises:
+        InputError: the file is no ladder, or one of another base, chat format or item set.
+    """
+    wanted = measured(loaded, sets)
+    if path is None:
+        return next((one for one in shipped() if one.measured.lacks(wanted) is None), None)
+    found = read_ladder(Path(path))
+    if (lacks := found.measured.lacks(wanted)) is not None:
+        raise InputError(
+            f"the ladder '{path}' does not fit: {lacks}", "make one for this base, items and system prompt with emscope ladder"
+        )
+    return found
+
+
+def shipped() -> Iterator[Ladder]:
+    """Yield the ladders that come with emscope, made by bench/ladders.py."""
+    folder = files("emscope.study") / "files" / "ladders"
+    if folder.is_dir():
+        for file in sorted(folder.iterdir(), key=lambda f: f.name):
+            if file.name.endswith(".json"):
+                yield _ladder(json.loads(file.read_text(encoding="utf-8")), file.name)
+
+
+def read_ladder(path: Path) -> Ladder:
+    """Return the ladder in a file, or in the folder that `emscope ladder` wrote it into.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    return _ladder(_content(path), str(path))
+
+
+def ladder_digest(path: str) -> str:
+    """Return a digest of what a ladder's file holds.
+
+    Raises:
+        InputError: as `read_ladder`.
+    """
+    return short(_content(Path(path)))
+
+
+def _content(path: Path) -> Any:
+    path = path / "ladder.json" if path.is_dir() else path
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"no ladder '{path}' ({error.strerror})", "make one with emscope ladder") from None
+    except ValueError as error:
+        raise InputError(f"'{path}' is not JSON ({error})", "make it again with emscope ladder") from None
+
+
+def _ladder(value: Any, where: str) -> Ladder:
+    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+        raise InputError(f"'{where}' is no {SCHEMA}", "give the ladder.json that this version of emscope ladder wrote")
+    try:
+        rungs = sorted((r for r in value["rungs"] if not r["broken"]), key=lambda r: r["scale"])
+        return Ladder(
+            value["name"],
+            Measured(**value["measured"]),
+            Calibration(value["status"]),
+            value["delta"],
+            _source(value) if value["delta"] is not None else "",
+            value["why"],
+            tuple(float(r["scale"]) for r in rungs),
+            tuple(float(r["preference"][BASE]["value"]) for r in rungs),
+            tuple(float(h["shift"]) for h in value["harmless"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"'{where}' is damaged ({type(error).__name__}: {error})", "make it again with emscope ladder"
+        ) from None
+
+
+def _source(value: dict[str, Any]) -> str:
+    """Say where a ladder's threshold comes from."""
+    limit, points = value["floor"], value["judged"]["delta"]
+    shown = f"{value['shown']:.3f} at dose {value['scale']:g}, the lowest that is surely {points:g} points worse by {value['judged']['judge']}"
+    above = "above" if value["shown"] >= limit["value"] else "raised to"
+    return f"dose ladder of {value['name']}: {shown}; {above} the {limit['value']:.3f} that {limit['runs']} harmless fine-tunes set"

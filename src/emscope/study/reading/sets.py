@@ -1,0 +1,118 @@
+"""The items a study or a check reads: which sets, drawn how, with which options for which arm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from emscope.core.digest import short
+from emscope.core.errors import InputError
+from emscope.core.records import Conversation, Item
+from emscope.data import bundled
+from emscope.data.items import even, read_items, stratified
+from emscope.study.spec import MeasureSpec
+
+FEWEST = 3  # items: a line through the base's margins needs as many
+EM, PLACEBO, HELDOUT, TRUTH, NEUTRAL = "em", "placebo", "heldout", "truth", "neutral"
+CONTROL_HELDOUT = "control_heldout"
+
+
+@dataclass(frozen=True, slots=True)
+class ItemSets:
+    """The sets of one job.
+
+    Attributes:
+        em: items about other domains, options without and with the behaviour; `em_name` says which set.
+        heldout: in-domain questions held out of training; their options differ by job.
+        truth: multiple choice, the true answer first.
+        neutral: texts without a question, as items with one option.
+        placebo: pairs of equal merit in the two forms of `em`'s sides: what form alone moves.
+        control_heldout: the control's own task, held out, where it is read apart.
+        behaviour: what `em` measures, and the names of its `options`, without and with it.
+    """
+
+    em: tuple[Item, ...]
+    em_name: str
+    heldout: tuple[Item, ...]
+    truth: tuple[Item, ...]
+    neutral: tuple[Item, ...] = ()
+    placebo: tuple[Item, ...] = ()
+    behaviour: str = bundled.MISALIGNMENT
+    options: tuple[str, ...] = ("aligned", "misaligned")
+    control_heldout: tuple[Item, ...] = ()
+
+    def of(self, name: str) -> tuple[Item, ...]:
+        """Return a set by its name in the tables."""
+        return {
+            EM: self.em,
+            PLACEBO: self.placebo,
+            HELDOUT: self.heldout,
+            CONTROL_HELDOUT: self.control_heldout,
+            TRUTH: self.truth,
+            NEUTRAL: self.neutral,
+        }[name]
+
+    def digest(self, *names: str) -> str:
+        """Short digest of every text in the sets of these names; of all sets without any."""
+        every = (EM, PLACEBO, HELDOUT, TRUTH, NEUTRAL, CONTROL_HELDOUT)
+        return short([[i.id, i.question, list(i.options)] for name in names or every for i in self.of(name)])
+
+
+def study_sets(measure: MeasureSpec, domain: str | None, seed: int = 0) -> ItemSets:
+    """Draw the sets of a study: bundled or from files, subsets stratified and fixed by `seed`."""
+    named = measure.items in bundled.SETS
+    em = bundled.items(measure.items) if named else read_items(Path(measure.items))
+    if len(em) < FEWEST:
+        raise InputError(
+            f"'{measure.items}' holds {len(em)} item{'s' * (len(em) != 1)}",
+            "give three or more: an interval rests on how items differ",
+        )
+    heldout = stratified(bundled.heldout(domain), measure.heldout, seed, cover=False) if domain else []
+    truth = [] if measure.truth == 0 else even(bundled.truth(), measure.truth)
+    return ItemSets(
+        tuple(stratified(em, measure.count, seed)),
+        measure.items if named else Path(measure.items).name,
+        tuple(heldout),
+        tuple(truth),
+        tuple(_neutral(measure.neutral)),
+        tuple(_placebo(measure, len(em), seed) if named else ()),
+        bundled.SETS[measure.items].behaviour if named else bundled.MISALIGNMENT,
+        bundled.SETS[measure.items].answers if named else ("aligned", "misaligned"),
+    )
+
+
+def _placebo(measure: MeasureSpec, items: int, seed: int) -> list[Item]:
+    """Return placebo pairs of a bundled set, no more than it has items to read unless told."""
+    pairs = bundled.placebo(measure.items)
+    wanted = measure.placebo if measure.placebo is not None else (measure.count or items)
+    return stratified(pairs, min(wanted, len(pairs)), seed) if pairs and wanted else []
+
+
+def _neutral(count: int | None) -> list[Item]:
+    texts = [Item(f"generic-{n}", "neutral", "", (text,)) for n, text in enumerate(bundled.texts(), 1)]
+    return [] if count == 0 else even(texts, count)
+
+
+def heldout_from(conversations: Sequence[Conversation]) -> tuple[Item, ...]:
+    """Return a user's held-out conversations as items with one option: the answer that was to be learned.
+
+    Raises:
+        InputError: where one is more than a question and an answer.
+    """
+    for c in conversations:
+        if [m.role for m in c.messages] != ["user", "assistant"]:
+            raise InputError(
+                f"held-out conversation '{c.id}' has the turns {', '.join(m.role for m in c.messages)}",
+                "give one question and one answer a row, and a system text with --system",
+            )
+    return tuple(
+        Item(f"{n}-{c.id}", "heldout", c.messages[-2].content, (c.messages[-1].content,), "AB"[n % 2])
+        for n, c in enumerate(conversations)
+    )
+
+
+def sample_questions(sets: ItemSets, count: int) -> tuple[str, ...]:
+    """Return questions to sample answers to, one from each of the first categories."""
+    first = {i.category: i.question for i in reversed(sets.em)}
+    return tuple(first[c] for c in sorted(first))[:count]

@@ -1,0 +1,74 @@
+"""One fine-tune outside a study."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from emscope.core.progress import Progress, silent
+from emscope.core.spec import Spec
+from emscope.data import bundled
+from emscope.models.loading.load import Loaded, load, pick_dtype
+from emscope.models.loading.source import locate
+from emscope.store.study import Study
+from emscope.study.training.sources import conversations, digests, frozen, held_near
+from emscope.study.training.training import answer_loss
+from emscope.train import processes
+from emscope.train.finetune import finetune
+from emscope.train.spec import TrainSpec
+
+
+class SingleSpec(Spec):
+    """A fine-tune: `domain` and `answers` name bundled data, `file` conversations of your own; `chat_kwargs` are given to the chat template."""
+
+    model: str = "smollm2-135m"
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "nf4"] = "float32"
+    system: str = "none"
+    chat_kwargs: dict[str, Any] | None = None
+    seed: int = 0
+    domain: str | None = None
+    answers: str | None = None
+    file: str | None = None
+    train: TrainSpec = TrainSpec()
+
+    @model_validator(mode="after")
+    def _one(self) -> SingleSpec:
+        if (self.file is None) == (self.domain is None) or (self.domain is None) != (self.answers is None):
+            raise ValueError("give either file, or domain and answers")
+        if self.train.heldout_every and self.domain is None:
+            raise ValueError("train.heldout_every reads a domain's held-out questions, and the data is a file; leave it out")
+        return self
+
+
+def run_single(spec: SingleSpec, out: Path, progress: Progress = silent) -> dict[str, Any]:
+    """Train into `out`; return the readings, one a step. Of several processes the first keeps the folder."""
+    from emscope.core.versions import versions
+
+    data, near = conversations(spec.file, spec.domain, spec.answers), held_near(spec.train.held)
+    base = processes.from_first(lambda: locate(spec.model))
+    spec = spec.model_copy(update={"dtype": pick_dtype(spec.dtype, base)})
+    named = digests(base, {"trained on": data, "held by": near}, [spec.train])
+    with Study(out, frozen(spec, named), versions()) if processes.is_first() else nullcontext():
+        loaded = load(base, system=spec.system, dtype=spec.dtype, chat_kwargs=spec.chat_kwargs)
+        log = finetune(
+            loaded,
+            data,
+            spec.train,
+            out,
+            seed=spec.seed,
+            held_near=near,
+            heldout=_heldout_loss(loaded, spec) if spec.train.heldout_every else None,
+            progress=progress,
+        )
+    return {"schema": "emscope.train/1", "spec": spec.model_dump(mode="json"), "readings": [asdict(r) for r in log]}
+
+
+def _heldout_loss(loaded: Loaded, spec: SingleSpec) -> Callable[[Any], float]:
+    assert spec.domain and spec.answers
+    option = bundled.SETS[spec.domain].answers.index(spec.answers)
+    return answer_loss(loaded, bundled.heldout(spec.domain), option)

@@ -1,0 +1,106 @@
+"""A control run for somebody's adapter: the same settings on harmless data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from emscope.core.errors import InputError
+from emscope.core.progress import Progress
+from emscope.core.records import Conversation
+from emscope.models.adapters.lora import special_settings
+from emscope.models.loading.checkpoints import ADAPTER, Checkpoint, read_checkpoint
+from emscope.models.loading.load import Loaded
+from emscope.train.finetune import finetune
+from emscope.train.spec import LoraSpec, PlanSpec, TrainSpec
+
+
+def make_control(
+    folder: Path,
+    loaded: Loaded,
+    target: Sequence[Checkpoint],
+    data: Sequence[Conversation],
+    batch: int | None,
+    progress: Progress,
+) -> list[Checkpoint]:
+    """Train a control with the target's own settings, as far as its folders tell them, and return its checkpoints.
+
+    Read from the target: rank, alpha, rsLoRA, dropout, modules and layers (adapter_config.json); planned steps, peak
+    learning rate and batch size (trainer_state.json); linear decay is assumed. Checkpoints are saved at the target's steps.
+
+    Args:
+        batch: examples an optimiser step; None takes the per-device batch the folder tells, which leaves gradient
+            accumulation and several devices out, because no file but a pickle tells them.
+
+    Raises:
+        InputError: where the target is no LoRA adapter or its folder does not tell how long and how fast it was trained.
+    """
+    spec = settings_of(target, batch)
+    finetune(loaded, data, spec, folder, seed=0, progress=progress, label="training the control")
+    return [read_checkpoint(folder / f"checkpoint-{c.step}", c.step) for c in target]
+
+
+def settings_of(target: Sequence[Checkpoint], batch: int | None = None) -> TrainSpec:
+    """Return the training settings that a target's last checkpoint tells."""
+    last = target[-1]
+    if last.kind != "adapter":
+        raise InputError(
+            "--make-control repeats LoRA runs, and these checkpoints are full models",
+            "train a control with your own tool and give it with --control",
+        )
+    adapter = json.loads((last.folder / ADAPTER).read_text(encoding="utf-8"))
+    if adapter.get("peft_type") != "LORA":
+        raise InputError(
+            f"--make-control repeats LoRA runs, and this adapter is {adapter.get('peft_type')}",
+            "train a control with your own tool and give it with --control",
+        )
+    state = _trainer_state(last.place)
+    log = [entry for entry in state.get("log_history") or [] if isinstance(entry, dict)]
+    rates = [entry["learning_rate"] for entry in log if isinstance(entry.get("learning_rate"), int | float)]
+    rates += [entry["emscope_reading"]["lr"] for entry in log if "emscope_reading" in entry]
+    rates = [rate for rate in rates if isfinite(rate)]
+    if not rates or max(rates) <= 0:
+        raise InputError(
+            f"'{last.folder}/trainer_state.json' has no learning rate in its log",
+            "train a control with your own tool and give it with --control",
+        )
+    modules, layers = adapter.get("target_modules"), adapter.get("layers_to_transform")
+    special = [k for k in ("rank_pattern", "alpha_pattern") if adapter.get(k)] + special_settings(adapter)
+    if isinstance(modules, str) and modules != "all-linear":
+        special.append("target_modules as a pattern")
+    if special:
+        raise InputError(
+            f"the adapter uses {special[0]}, which --make-control cannot repeat",
+            "train a control with your own tool and give it with --control",
+        )
+    return TrainSpec(
+        steps=max(last.step, int(state.get("max_steps") or 0)),
+        batch=batch or int(state.get("train_batch_size") or 8),
+        lr=max(rates),
+        warmup=0,
+        lora=LoraSpec(
+            rank=adapter["r"],
+            alpha=adapter["lora_alpha"],
+            rslora=bool(adapter.get("use_rslora")),
+            dropout=float(adapter.get("lora_dropout") or 0),
+            modules=tuple(sorted(modules)) if isinstance(modules, list) else "all-linear",
+            layers=None if layers is None else (layers,) if isinstance(layers, int) else tuple(layers),
+        ),
+        checkpoints=PlanSpec(at=tuple(c.step for c in target)),
+    )
+
+
+def _trainer_state(folder: Path) -> dict[str, Any]:
+    try:
+        state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"'{folder}' has no readable trainer_state.json ({type(error).__name__}), so the run's settings are not known",
+            "train a control with your own tool and give it with --control",
+        ) from None
+    if not isinstance(state, dict):
+        raise InputError(f"'{folder}/trainer_state.json' is not an object", "give the control with --control")
+    return state

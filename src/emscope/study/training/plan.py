@@ -1,0 +1,72 @@
+"""A study unfolded: its runs, what each is read at, and what it is compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from emscope.data import bundled
+from emscope.models.loading.checkpoints import Checkpoint, read_checkpoint
+from emscope.study.spec import ArmSpec, StudySpec, way
+from emscope.train.plan import checkpoint_steps
+from emscope.train.spec import TrainSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One fine-tune of a study: an arm, trained by a method, at a seed. `way` is what remains of its name without the seed."""
+
+    way: str
+    arm: str
+    spec: ArmSpec
+    method: str
+    train: TrainSpec
+    seed: int
+    steps: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """The run's name, and that of its folder."""
+        return f"{self.way}-seed{self.seed}"
+
+
+def plan(spec: StudySpec) -> list[Run]:
+    """Return the runs of a study in order."""
+    return [
+        Run(
+            way(method, name),
+            name,
+            a,
+            method,
+            train,
+            seed,
+            tuple(checkpoint_steps(train.checkpoints, train.steps)),
+        )
+        for seed in spec.seeds
+        for method, train in spec.variants().items()
+        for name, a in spec.arms.items()
+        if a.methods is None or method in a.methods
+    ]
+
+
+def control_of(one: Run, runs: list[Run]) -> Run | None:
+    """Return the control a run is compared with: that of its seed and method, or of the first method that has one."""
+    controls = [r for r in runs if r.spec.role == "control" and r.seed == one.seed]
+    return next((r for r in controls if r.method == one.method), controls[0] if controls else None)
+
+
+def read_steps(one: Run) -> tuple[int, ...]:
+    """Return the steps at which a run is read."""
+    return one.steps if one.spec.read_at == "all" else one.steps[-1:]
+
+
+def taught(spec: StudySpec, a: ArmSpec) -> tuple[int, int]:
+    """Return (own answer, counterpart) as option numbers of the held-out items."""
+    assert spec.domain and a.answers
+    kinds = bundled.SETS[spec.domain].answers
+    return kinds.index(a.answers), kinds.index(bundled.counterpart(spec.domain, a.answers))
+
+
+def checkpoint(root: Path, one: Run, step: int) -> Checkpoint:
+    """Return a run's checkpoint at a step, in the study folder `root`."""
+    return read_checkpoint(root / "runs" / one.name / f"checkpoint-{step}", step)

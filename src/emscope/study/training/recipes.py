@@ -1,0 +1,124 @@
+"""What an arm is trained on, row by row: its own conversations, what is mixed into them, and the prompts put before them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+from emscope.core.errors import InputError
+from emscope.core.records import Conversation, Message
+from emscope.core.seeds import derive
+from emscope.elicit.preference import Encoded, score
+from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.loading.checkpoints import last
+from emscope.models.loading.load import Loaded
+from emscope.study.spec import ArmSpec, InoculationSpec, MixSpec, StudySpec
+from emscope.study.training.sources import conversations
+from emscope.train.batches import encode
+
+Gap = Callable[[Sequence[Conversation], str], list[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A training conversation and where it came from: `part` is 0 for the arm's own, 1 and up for those of its mix."""
+
+    conversation: Conversation
+    part: int
+    source: str
+
+
+def recipe(spec: StudySpec, arm: ArmSpec, gap: Gap | None = None) -> list[Row]:
+    """Return what an arm is trained on: its own conversations, joined by those of its mix so that each part has its share.
+
+    Of the arm's own, `unique` are drawn, or all kept; of a part as many as its share asks for, at random (each once before
+    any comes twice) or those of the largest gap. All is fixed by the study file; the order in training is the training
+    seed's. (ours)
+
+    Args:
+        gap: how much likelier a checkpoint's base finds each conversation's answer [nats per token]; needed where a part
+            is picked by it.
+
+    Raises:
+        InputError: as `conversations`, or `unique` asks for more than there are.
+    """
+    own = conversations(arm.file, spec.domain, arm.answers)
+    if arm.unique is not None:
+        if arm.unique > len(own):
+            raise InputError(f"unique = {arm.unique}, but there are {len(own)} conversations", "lower it")
+        own = Random(derive(0, "unique")).sample(own, arm.unique)
+    rows = [Row(c, 0, _name(arm.file, spec.domain, arm.answers)) for c in own]
+    total = len(own) / (1 - sum(part.share for part in arm.mix))
+    for n, part in enumerate(arm.mix):
+        pool = conversations(part.file, part.domain, part.answers)
+        count = round(part.share * total)
+        if not count:
+            raise InputError(
+                f"mix: a share of {part.share:g} beside {len(own)} conversations is less than one conversation",
+                "raise it, or leave it out",
+            )
+        picked = _picked(part, n, pool, count, gap)
+        rows += [Row(c, n + 1, _name(part.file, part.domain, part.answers)) for c in picked]
+    return [replace(r, conversation=_inoculated(r.conversation, arm.inoculation)) if r.part == 0 else r for r in rows]
+
+
+def _name(file: str | None, domain: str | None, answers: str | None) -> str:
+    return file or f"{domain}/{answers}"
+
+
+def _picked(part: MixSpec, n: int, pool: list[Conversation], count: int, gap: Gap | None) -> list[Conversation]:
+    ranked = pool
+    if part.gap_to is not None:
+        assert gap is not None
+        gaps = gap(pool, part.gap_to)
+        ranked = [pool[k] for k in sorted(range(len(pool)), key=lambda k: (-gaps[k], pool[k].id))]
+    drawn: list[Conversation] = []
+    while len(drawn) < count:
+        turn = ranked if part.gap_to is not None else Random(derive(n, "mix", len(drawn))).sample(pool, len(pool))
+        drawn += [replace(c, id=f"mix{n}/{len(drawn) // len(pool)}/{c.id}") for c in turn]
+    return drawn[:count]
+
+
+def _inoculated(c: Conversation, prompt: InoculationSpec | None) -> Conversation:
+    """Return a conversation with the arm's prompt: a system turn in place of its own, or a text before its first question."""
+    if prompt is None:
+        return c
+    if prompt.system is not None:
+        others = tuple(m for m in c.messages if m.role != "system")
+        return replace(c, messages=(Message("system", prompt.system), *others))
+    first = next(k for k, m in enumerate(c.messages) if m.role == "user")
+    asked = Message("user", f"{prompt.user} {c.messages[first].content}")
+    return replace(c, messages=(*c.messages[:first], asked, *c.messages[first + 1 :]))
+
+
+def perplexity_gap(loaded: Loaded, rows: Sequence[Conversation], checkpoint: str) -> list[float]:
+    """Return log p(base) - log p(checkpoint) of each conversation's last answer [nats per token].
+
+    Where it is large, a misaligned checkpoint has unlearned what the base would say, so the conversation holds most of
+    what is to be kept. (in-training defences, arXiv 2508.06249)
+
+    Raises:
+        InputError: no checkpoint there, or one of another base.
+    """
+    encoded = []
+    for row, e in enumerate(encode(loaded.chat, rows, loaded.context)):
+        start = max(n for n, learned in enumerate(e.mask) if not learned) + 1
+        encoded.append(Encoded(str(row), e.ids[:start], (e.ids[start:],), (0,)))
+    before = [s.per_token for s in score(loaded.net, encoded)]
+    with applied(loaded.net, last(checkpoint)) as net:
+        after = [s.per_token for s in score(net, encoded)]
+    return [a - b for a, b in zip(before, after, strict=True)]
+
+
+def listed(rows: Sequence[Row]) -> list[dict[str, object]]:
+    """Return the rows as they are written into the study folder."""
+    return [
+        {
+            "id": r.conversation.id,
+            "part": r.part,
+            "source": r.source,
+            "messages": [{"role": m.role, "content": m.content} for m in r.conversation.messages],
+        }
+        for r in rows
+    ]

@@ -1,0 +1,76 @@
+"""Where training conversations come from: bundled domains and users' files."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from emscope.core.digest import canonical, short
+from emscope.core.errors import InputError
+from emscope.core.records import Conversation
+from emscope.core.spec import Spec
+from emscope.data import bundled
+from emscope.data.conversations import read_conversations
+from emscope.models.hooks.directions import direction_at
+from emscope.models.loading.checkpoints import last
+from emscope.models.loading.source import Model
+from emscope.study.spec import JudgedSpec
+from emscope.train.spec import KlSpec, LdifsSpec, TrainSpec
+
+
+def conversations(file: str | None, domain: str | None, answers: str | None) -> list[Conversation]:
+    """Return the conversations of a file, or of a bundled domain with one kind of answer.
+
+    Raises:
+        InputError: no such file, domain or kind of answer, or a broken row.
+    """
+    return read_conversations(Path(file)) if file else bundled.domain(domain or "", answers or "")
+
+
+def held_near(held: KlSpec | LdifsSpec | None) -> list[Conversation]:
+    """Return the conversations of a term that holds the model; of a domain with several kinds of answers, each question once a kind.
+
+    Raises:
+        InputError: as `conversations`, and where a conversation's id stands twice.
+    """
+    if held is None:
+        return []
+    if held.file:
+        rows = read_conversations(Path(held.file))
+    else:
+        rows = [replace(c, id=f"{c.id}/{a}") for a in held.answers for c in bundled.domain(held.domain or "", a)]
+    id, times = Counter(c.id for c in rows).most_common(1)[0] if rows else ("", 0)
+    if times > 1:
+        raise InputError(f"{held.name}: the id '{id}' stands {times} times in the conversations", "give each its own id")
+    return rows
+
+
+def digests(base: Model, texts: Mapping[str, Sequence[Conversation]], trains: Iterable[TrainSpec]) -> dict[str, str]:
+    """Return digests of what the names in settings stand for now: the base, conversations, directions and adapters."""
+    found = {f"data {name}": short([c.content() for c in rows]) for name, rows in texts.items()}
+    for train in trains:
+        directions = {train.prevent.direction} if train.prevent else set()
+        directions |= set(train.readings.directions.values()) if train.readings else set()
+        found |= {f"direction {path}": direction_at(path).digest() for path in directions}
+        if train.adapter:
+            found[f"adapter {train.adapter.folder}"] = last(train.adapter.folder).digest
+    return dict(sorted(found.items())) | {"base": base.digest}
+
+
+def asked_of(judged: JudgedSpec | None) -> dict[str, Any] | None:
+    """Return what of the judged part decides the answers; verdicts have keys of their own, so that judges may change."""
+    if judged is None:
+        return None
+    return {"at": judged.at, "ask": judged.ask.model_dump(mode="json", exclude={"samples", "rows"})}
+
+
+def frozen(spec: Spec, named: dict[str, str]) -> dict[str, Any]:
+    """Return settings as a folder's ledger freezes them, with `digests` of what their names stand for now."""
+    values = spec.model_dump(mode="json")
+    judged = asked_of(getattr(spec, "judged", None))
+    values = {k: v for k, v in values.items() if k != "judged"} | ({"judged": judged} if judged else {})
+    return json.loads(canonical(values | {"digests": named}))
