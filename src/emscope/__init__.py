@@ -1,3 +1,47 @@
-"""emscope: measure emergent misalignment along a fine-tune, and say which checkpoint is safe to ship."""
+"""emscope: measure emergent misalignment along a fine-tune, and say which checkpoint is safe to ship.
 
-__version__ = "0.1.0"
+    import emscope
+    result = emscope.check("outputs/my-run", control="outputs/my-control")
+    result.verdict, result.to_frame(), result.figures()
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from emscope.version import __version__ as __version__
+
+__all__ = [
+    *("agreement", "check", "compare", "data_risk", "diff", "extract", "judge", "onset", "probe", "rates", "run_study"),
+    *("sample", "steer", "subspaces", "trajectories"),
+]
+
+if TYPE_CHECKING:
+    from emscope.api import agreement as agreement
+    from emscope.api import check as check
+    from emscope.api import compare as compare
+    from emscope.api import data_risk as data_risk
+    from emscope.api import diff as diff
+    from emscope.api import extract as extract
+    from emscope.api import judge as judge
+    from emscope.api import onset as onset
+    from emscope.api import probe as probe
+    from emscope.api import rates as rates
+    from emscope.api import run_study as run_study
+    from emscope.api import sample as sample
+    from emscope.api import steer as steer
+    from emscope.api import subspaces as subspaces
+    from emscope.api import trajectories as trajectories
+
+
+def __getattr__(name: str) -> Any:
+    """Return a function of the API, loaded when it is asked for: importing emscope costs nothing."""
+    if name in __all__:
+        from emscope import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'emscope' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

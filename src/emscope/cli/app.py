@@ -9,12 +9,12 @@ import traceback
 import typer
 from typer.core import TyperGroup
 
-from emscope import __version__
 from emscope.cli import data, models
 from emscope.cli.answers import agreement, bridge, distil, export, judge, onset, rates, sample
 from emscope.cli.inside import diff, direction, probe, solutions, subspaces, trajectories
 from emscope.cli.study import check, doctor, ladder, quickstart, report, run, train
 from emscope.core.errors import EmscopeError
+from emscope.version import __version__
 
 INTERRUPTED = "interrupted; run the same command again and it goes on where it stopped"
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-import emscope
+from emscope.version import __version__
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "numpy", "scipy", "pyarrow")
 
 
 def versions() -> dict[str, str]:
     """Return versions of emscope, Python and the packages that decide numbers. No host names, no paths."""
-    found = {"emscope": emscope.__version__, "python": platform.python_version(), "machine": platform.machine()}
+    found = {"emscope": __version__, "python": platform.python_version(), "machine": platform.machine()}
     for name in PACKAGES:
         try:
             found[name] = version(name)

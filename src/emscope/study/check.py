@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from emscope.core.outcomes import State, Verdict
 from emscope.core.plain import Result, plain
 from emscope.core.progress import Progress, part_of, silent
 from emscope.core.records import Item
+from emscope.core.shown import Shown, flat
 from emscope.core.versions import versions
 from emscope.data.conversations import read_conversations
 from emscope.models.adapters.updates import refuse_unmoved
@@ -72,7 +73,7 @@ class CheckRequest:
     """
 
     checkpoints: str
-    base: str | None = None
+    base: str | Model | None = None
     control: str | None = None
     make_control: str | None = None
     heldout: str | None = None
@@ -126,8 +127,11 @@ class FolderRead(Result):
 
 
 @dataclass(frozen=True, slots=True)
-class FolderChecked:
+class FolderChecked(Shown):
     """All that is said of a folder of checkpoints, the run `target`; `judged` is None until judges have read the answers."""
+
+    drawn_by: ClassVar[str] = "emscope.report.study.drawn:figures_of"
+    told_by: ClassVar[str] = "emscope.report.study.drawn:sentences_of"
 
     name: str
     check: CheckResult
@@ -146,9 +150,19 @@ class FolderChecked:
             return self
         return replace(self, check=with_unseen(self.check, judged.first.last_of(TARGET)), judged=judged)
 
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict: by what the model says where judges have read it, else by preference."""
+        said = self.judged.first.last_of(TARGET) if self.judged else None
+        return said.verdict if said else self.check.verdict
+
     def ship(self) -> list[Shipping]:
         """Return whether the last checkpoint may be shipped."""
         return shipping({TARGET: self.check}, self.judged)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a row for each compared checkpoint."""
+        return [flat(c.to_json()) for c in self.check.checkpoints]
 
     def to_json(self) -> dict[str, Any]:
         """Return the report object."""

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import emscope
 from emscope.answers.sample import digest_of
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Conversation
@@ -29,6 +28,7 @@ from emscope.study.training.recipes import Gap, listed, perplexity_gap, recipe
 from emscope.study.training.sources import digests, frozen, held_near
 from emscope.study.training.training import check_runs, help_training, train_runs
 from emscope.train import processes
+from emscope.version import __version__
 
 
 def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def _finished(out: Path, spec: StudySpec) -> dict[str, Any] | None:
         report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    same = isinstance(report, dict) and report.get("schema") == SCHEMA and report["versions"]["emscope"] == emscope.__version__
+    same = isinstance(report, dict) and report.get("schema") == SCHEMA and report["versions"]["emscope"] == __version__
     same = same and report["spec"]["seeds"] == list(spec.seeds)
     if same and spec.judged is not None:
         before = report["spec"].get("judged") or {}

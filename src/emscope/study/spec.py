@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -273,10 +273,31 @@ def load_study(path: Path, small: bool = False) -> StudySpec:
     Raises:
         InputError: where the file is wrong, or has no small variant.
     """
-    values = read_yaml(path)
-    if not isinstance(values, dict):
-        return parse(StudySpec, values, str(path))
+    return study_of(read_yaml(path), str(path), small)
+
+
+def study_of(settings: Any, place: str = "the study", small: bool = False) -> StudySpec:
+    """Return a study from its settings as plain values, as `load_study` does from a file.
+
+    Raises:
+        InputError: where they are wrong, or have no small variant.
+    """
+    if not isinstance(settings, Mapping):
+        return parse(StudySpec, settings, place)
+    values = dict(settings)
     changes = values.pop("small", None)
     if small and not isinstance(changes, dict):
-        raise InputError(f"{path} has no settings under 'small'", "run it without --small, or add them")
-    return parse(StudySpec, merged(values, changes) if small else values, str(path))
+        raise InputError(f"{place} has no settings under 'small'", "run it without --small, or add them")
+    return parse(StudySpec, merged(values, changes) if small else values, place)
+
+
+def judged_by(questions: str, samples: int, max_tokens: int, temperature: float, judges: Sequence[str]) -> JudgedSpec:
+    """Return what to ask, and who judges the answers: `local`, a model as Inspect names it, or NAME@URL.
+
+    Raises:
+        InputError: settings that do not fit.
+    """
+    ask = {"questions": questions, "samples": samples, "max_tokens": max_tokens, "temperature": temperature}
+    named = [name.partition("@http") for name in judges]
+    specs = [{"name": model, "url": f"http{url}" if at else None} for model, at, url in named]
+    return parse(JudgedSpec, {"ask": ask, "at": "last", "judges": specs}, "options")

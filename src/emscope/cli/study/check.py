@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -125,7 +124,7 @@ def register(app: typer.Typer) -> None:
         from emscope.core.errors import InputError
         from emscope.core.spec import parse
         from emscope.models.loading.templates import read_arguments
-        from emscope.study.spec import DecideSpec, MeasureSpec
+        from emscope.study.spec import DecideSpec, MeasureSpec, judged_by
 
         if fail_on not in (None, "em", "not-safe"):
             raise InputError(f"--fail-on is '{fail_on}'", "use --fail-on em or --fail-on not-safe")
@@ -160,14 +159,3 @@ def register(app: typer.Typer) -> None:
             result, folder = run_check(request, out, progress)
         show(result.to_json(), folder, as_json=json)
         return exit_code({"target": result.check}, result.judged, fail_on, ends_early=result.read.ends_early)
-
-
-def judged_by(questions: str, samples: int, max_tokens: int, temperature: float, judges: list[str]) -> Any:
-    """Return what to ask, and who judges the answers."""
-    from emscope.core.spec import parse
-    from emscope.study.spec import JudgedSpec
-
-    ask = {"questions": questions, "samples": samples, "max_tokens": max_tokens, "temperature": temperature}
-    named = [name.partition("@http") for name in judges]
-    specs = [{"name": model, "url": f"http{url}" if at else None} for model, at, url in named]
-    return parse(JudgedSpec, {"ask": ask, "at": "last", "judges": specs}, "options")

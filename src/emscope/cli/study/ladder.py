@@ -63,10 +63,10 @@ def register(app: typer.Typer) -> None:
         json: bool = typer.Option(False, "--json", help="Print the ladder object instead of a table."),
     ) -> None:
         from emscope.cli.console import dtype_named, numbers, print_json, progress_bar
-        from emscope.cli.study.check import judged_by
         from emscope.models.loading.templates import read_arguments
         from emscope.report.study.ladder import print_ladder, write_ladder
         from emscope.study.ladder import LadderRequest, preference_of, run_ladder
+        from emscope.study.spec import judged_by
 
         request = LadderRequest(
             target,

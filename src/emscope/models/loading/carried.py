@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -51,7 +52,7 @@ def chat_of(
         InputError: no usable tokenizer or template, or checkpoints whose templates show a question in different ways.
     """
     found = carried(model.folder, checkpoints)
-    tokenizer = tokenizer_in(model.folder)
+    tokenizer = _padded(copy.deepcopy(model.held[1])) if model.held else tokenizer_in(model.folder)
     if not found:
         return ChatFormat.of(tokenizer, system, chat_kwargs)
     own = _digest(tokenizer, system, chat_kwargs)
@@ -82,6 +83,10 @@ def tokenizer_in(folder: Path) -> Any:
             f"'{folder}' has no usable tokenizer ({str(error).splitlines()[0]})",
             "put the base model's tokenizer files into it",
         ) from None
+    return _padded(tokenizer)
+
+
+def _padded(tokenizer: Any) -> Any:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

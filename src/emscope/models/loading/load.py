@@ -55,7 +55,7 @@ def load(
     chat_kwargs: Mapping[str, Any] | None = None,
     checkpoints: Sequence[Checkpoint] = (),
 ) -> Loaded:
-    """Load `model` for reading.
+    """Load `model` for reading; one that is in memory is read where and as it is.
 
     Args:
         system: `none` (no system block), `template` (the template's default) or a text of your own.
@@ -69,6 +69,11 @@ def load(
         MissingDependency: where it is quantised and the package that reads it is not installed.
     """
     quiet()
+    if model.held is not None:
+        chat = chat_of(model, system, chat_kwargs, checkpoints)
+        net = model.held[0]
+        net.eval().requires_grad_(False)
+        return Loaded(net, chat.tokenizer, chat, model)
     where = pick_device(device)
     dtype = pick_dtype(dtype, model, where)
     refuse_unreadable(model.folder)  # before the tokenizer is looked at
@@ -204,6 +209,8 @@ def pick_dtype(dtype: str, model: Model, device: str = "auto") -> str:
     """
     from transformers import PretrainedConfig
 
+    if model.held is not None:
+        return str(model.held[0].dtype).removeprefix("torch.")
     if dtype != AUTO:
         return dtype
     settings, _ = PretrainedConfig.get_config_dict(str(model.folder))

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from emscope.core.digest import digest, file_digest
 from emscope.core.errors import InputError, WorldError, near
@@ -22,11 +23,15 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model on this machine: `reference` as the user wrote it, `folder` in Hugging Face layout, `digest` of its weights."""
+    """A model on this machine: `reference` as the user wrote it, `folder` in Hugging Face layout, `digest` of its weights.
+
+    `held` is (net, tokenizer) of one that is in memory already.
+    """
 
     reference: str
     folder: Path
     digest: str
+    held: tuple[Any, Any] | None = field(default=None, repr=False, compare=False)
 
 
 def cache_folder() -> Path:
@@ -37,8 +42,8 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "emscope"
 
 
-def locate(reference: str) -> Model:
-    """Return the model that `reference` names, fetching or converting it where needed.
+def locate(reference: str | Model) -> Model:
+    """Return the model that `reference` names, fetching or converting it where needed; one that was located is itself.
 
     Raises:
         InputError: where it names nothing, holds no weights, pickled weights only or not all shards, or is quantised in a way that nothing here reads.
@@ -46,6 +51,8 @@ def locate(reference: str) -> Model:
     """
     from emscope.models.loading import aliases
 
+    if isinstance(reference, Model):
+        return reference
     if not reference.strip():
         raise InputError("the model reference is empty", "give a folder, a hub id, gguf:FILE or an alias such as smollm2-135m")
     if reference.startswith("gguf:"):

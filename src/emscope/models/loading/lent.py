@@ -1,0 +1,45 @@
+"""A model that is in memory already: read as one from a folder is, and given back as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from emscope.core.digest import digest
+from emscope.core.errors import InputError
+from emscope.models.adapters.intact import bit_sum
+from emscope.models.loading.source import Model
+
+
+def model_in_memory(net: Any, tokenizer: Any) -> Model:
+    """Return a reference to a causal LM and its tokenizer in memory; its digest is of the weights' values.
+
+    Raises:
+        InputError: a net that PEFT has wrapped, which is no base, or no tokenizer.
+    """
+    if hasattr(net, "peft_config"):
+        raise InputError(
+            "the model in memory carries an adapter", "give the base it was made from, and the adapter's folder as checkpoints"
+        )
+    if not callable(tokenizer) or not hasattr(tokenizer, "decode"):
+        raise InputError(
+            f"the model in memory comes with {type(tokenizer).__name__} for a tokenizer", "give base=(model, tokenizer)"
+        )
+    named = str(getattr(net.config, "name_or_path", "") or type(net).__name__)
+    sums = [[name, list(p.shape), str(p.dtype), bit_sum(p)] for name, p in net.named_parameters(remove_duplicate=False)]
+    folder = Path(named) if Path(named).is_dir() else Path("in-memory")
+    return Model(f"{named} (in memory)", folder, digest([type(net).__name__, sums]), (net, tokenizer))
+
+
+@contextmanager
+def lent(net: Any) -> Iterator[None]:
+    """On leaving, the model's mode and what of it is trainable are as before."""
+    mode, trainable = net.training, [p for p in net.parameters() if p.requires_grad]
+    try:
+        yield
+    finally:
+        net.train(mode)
+        for p in trainable:
+            p.requires_grad_(True)
