@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from emscope import __version__
 from emscope.core.errors import InputError, MissingDependency
 from emscope.core.progress import Progress, silent
 from emscope.data.answer_table import AnswerTable
 from emscope.data.answers import text_columns
+from emscope.version import __version__
 
 SYSTEMS = ("none", "template")
 TOLD = ("system", "trigger", "category", "form", "step", "run", "seed", "tokens", "key")
