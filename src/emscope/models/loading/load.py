@@ -67,7 +67,10 @@ def load(
         InputError: where the folder is damaged, of an unknown architecture, or needs code of its own; a chat template that cannot be used,
             or two that the checkpoints do not share.
         MissingDependency: where it is quantised and the package that reads it is not installed.
+        WorldError: its weights take more memory than the device has left.
     """
+    from emscope.models.sizing.memory import refuse_beyond
+
     quiet()
     if model.held is not None:
         chat = chat_of(model, system, chat_kwargs, checkpoints)
@@ -76,6 +79,7 @@ def load(
         return Loaded(net, chat.tokenizer, chat, model)
     where = pick_device(device)
     dtype = pick_dtype(dtype, model, where)
+    refuse_beyond(model, dtype, where)
     refuse_unreadable(model.folder)  # before the tokenizer is looked at
     chat = chat_of(model, system, chat_kwargs, checkpoints)
     net = load_quantised(model.folder, where) if dtype == QUANTISED else load_net(model.folder, dtype=dtype, device=where)

@@ -1,0 +1,1 @@
+"""How much memory a model takes, counted before it is loaded, and small copies of its architecture."""

@@ -1,0 +1,375 @@
+"""What reading answers, writing them and training take at the fullest moment, counted from a model's configuration alone.
+
+Nothing is loaded: the real code runs on tensors without values (`models.simulated`), and what is alive is counted.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+from emscope.core.plain import Result
+from emscope.models.adapters.attached import unmergeable
+from emscope.models.fast import batch_size as size
+from emscope.models.fast import prefix_cache as kept
+from emscope.models.loading.checkpoints import WEIGHTS, Checkpoint, adapter_settings, tensor_shapes
+from emscope.models.loading.load import HALVES, QUANTISED
+from emscope.models.sizing.memory import BYTES, Counted, compute_dtype, counted, product
+
+ADAM = 2  # states of a trained weight, as wide as it is
+HEAD_ROWS = 256  # logits that a reading has at once (`elicit.preference`)
+SHALLOW = 3, 6  # blocks of the two models that a deep one is counted from
+UNLIKE = (
+    "first_k_dense_replace",
+    "mlp_only_layers",
+    "num_kv_shared_layers",
+    "moe_layers",
+    "no_rope_layers",
+)  # blocks of several kinds
+
+
+@dataclass(frozen=True, slots=True)
+class Need(Result):
+    """What one kind of work takes: bytes at the moment when they are most, by what they hold."""
+
+    work: str
+    dtype: str
+    parts: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        """All bytes together."""
+        return sum(self.parts.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the parts with their sum."""
+        return {"work": self.work, "dtype": self.dtype, "bytes": self.total, "parts": dict(self.parts)}
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A packed pass: `tokens` distinct ones in `sequences` of which the longest has `longest`, logits behind `answers` of them.
+
+    `kept` tokens of the stream are kept for later passes (`models.kept`), in all.
+    """
+
+    tokens: int
+    sequences: int
+    longest: int
+    answers: int
+    kept: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """`rows` answers of at most `most` tokens side by side, to `prompts` prompts of `prompt` tokens.
+
+    `shrinks`: some end before others, and the rest is copied.
+    """
+
+    rows: int
+    most: int
+    prompts: int
+    prompt: int
+    shrinks: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """A step: `micro` examples of `tokens` a pass, `answers` of each example's tokens learned, `passes` of them a step.
+
+    Attributes:
+        tune: from a model to a context manager whose value has the model to train as `model` (`train.tunables.tuned`).
+        checkpointing: activations are computed twice rather than kept. autocast: computed in bfloat16.
+        kept: tokens of all examples together whose lower blocks are computed once (`train.reuse`).
+        layers: blocks that `tune` names by number, None where it names none.
+    """
+
+    micro: int
+    tokens: int
+    answers: int
+    tune: Callable[[Any], AbstractContextManager[Any]] = field(repr=False)
+    passes: int = 1
+    checkpointing: bool = False
+    autocast: bool = False
+    kept: int = 0
+    layers: tuple[int, ...] | None = None
+
+
+def usual_reading(config: Any, device: str = "cpu") -> Reading:
+    """Return a full batch of two-answer items as the bundled ones are: 25 tokens of question, two answers of 30."""
+    tokens = size.batch_tokens(_standing_in(config, device))
+    items = max(1, tokens // 85)
+    return Reading(tokens, 2 * items, 55, 60 * items)
+
+
+def usual_sampling(config: Any, device: str = "cpu") -> Sampling:
+    """Return as many answers side by side as suit the device, of at most 200 tokens, ten to a question of 40."""
+    rows = size.rows(_standing_in(config, device))
+    return Sampling(rows, 200, max(1, rows // 10), 40)
+
+
+def _standing_in(config: Any, device: str) -> Any:
+    import torch
+
+    return SimpleNamespace(device=torch.device(device), config=config)
+
+
+def reading(
+    config: Any,
+    work: Reading | None = None,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    checkpoint: Checkpoint | None = None,
+    scale: float = 1.0,
+    weights: Counted | None = None,
+) -> Need:
+    """Return what it takes to score fixed answers.
+
+    Args:
+        work: None for `usual_reading`.
+        checkpoint: a fine-tune that is put onto the base; scale: its update's factor (`--amplify`).
+        weights: as `counted` gives them, where that is known.
+    """
+    import torch
+
+    from emscope.models.fast.head import output_head
+    from emscope.models.fast.packed import hidden_states, pack, packed_attention
+    from emscope.models.sizing.simulated import Ledger, simulated
+
+    work, on_cpu, found = work or usual_reading(config, device), device == "cpu", weights or counted(config)
+    running = compute_dtype(dtype, on_cpu=on_cpu)
+    fits = True
+
+    def taken(one: Any) -> tuple[int, ...]:
+        nonlocal fits
+        with simulated(one, running, lean=on_cpu) as net, torch.inference_mode(), Ledger(net) as ledger:
+            output_head(net)
+            extra = _put_on(net, checkpoint, dtype, scale) if checkpoint else 0
+            with packed_attention(net, work.longest) as fits:
+                joined = ledger.mark()
+                if fits:
+                    out = hidden_states(net, pack(_sequences(work)))
+                else:
+                    out = net(input_ids=torch.ones(1, work.longest, dtype=torch.long), use_cache=False).logits
+                return joined, extra, ledger.peak - joined, out.nbytes
+
+    joined, extra, body, stream = taken(config) if checkpoint else _at_depth(config, taken)
+    shared = _weights(found, dtype, on_cpu) | {
+        "joined projections": joined,
+        "fine-tune": extra,
+        "kept streams": min(work.kept * found.width * BYTES[running], kept.LIMIT),
+    }
+    rows = min(HEAD_ROWS, work.answers) if fits else work.longest
+    logits = rows * found.vocabulary * (BYTES[running] if running in HALVES else 0) + rows * found.vocabulary * 4
+    return _most("reading", dtype, shared, {"activations": body}, {"activations": stream, "logits": logits})
+
+
+def sampling(
+    config: Any, work: Sampling | None = None, *, dtype: str = "float32", device: str = "cpu", weights: Counted | None = None
+) -> Need:
+    """Return what it takes to write answers. Args: as `reading`."""
+    import torch
+
+    from emscope.models.fast.decoding import CachedDecoding, Decoding, Recomputed
+    from emscope.models.fast.head import output_head
+    from emscope.models.fast.packed import packed_attention, turns_alike
+    from emscope.models.sizing.simulated import Ledger, simulated
+
+    work, on_cpu, found = work or usual_sampling(config, device), device == "cpu", weights or counted(config)
+    running = compute_dtype(dtype, on_cpu=on_cpu)
+    longest = work.prompt + work.most
+    asked_of = max(2, work.prompts)  # which of them a row answers is a value, and one is taken for it
+    of = [n * asked_of // work.rows for n in range(work.rows)]
+    prompts = [[(n + 7 * k) % 97 for k in range(work.prompt)] for n in range(asked_of)]
+
+    def taken(one: Any) -> tuple[int, ...]:
+        with simulated(one, running, lean=on_cpu) as net, torch.inference_mode(), Ledger(net) as ledger:
+            head = output_head(net)
+            with packed_attention(net, longest) as fits:
+                joined = ledger.mark()
+                alike: Any = CachedDecoding if turns_alike(net, longest) else Recomputed
+                way = Decoding if fits else alike
+                rows = way(net, head, prompts, of, work.most)
+                asked = ledger.peak - joined
+                if not fits:  # transformers' cache grows a token at a time: it is taken where it is nearly full
+                    del rows
+                    rows = way(net, head, [[*p, *[1] * (work.most - 2)] for p in prompts], of, work.most)
+                rows.write(torch.ones(work.rows, dtype=torch.long))  # the room for all that is to be written is made here
+                held = ledger.mark()
+                rows.write(torch.ones(work.rows, dtype=torch.long))
+                writing, logits = ledger.peak - held, rows.logits.nbytes
+                ledger.mark()
+                rows.keep(torch.ones(max(1, work.rows * 7 // 8), dtype=torch.long))
+                return joined, asked, held - joined - logits, writing, logits, ledger.peak - joined
+
+    joined, asked, held, writing, logits, shrinking = _at_depth(config, taken)
+    shared = _weights(found, dtype, on_cpu) | {"joined projections": joined}
+    kept_part = {"keys and values": held}
+    # A draw holds probabilities beside the logits, then their exponentials, each in float32.
+    wide = work.rows * found.vocabulary * 4 * (3 if running in HALVES else 2)
+    return _most(
+        "sampling",
+        dtype,
+        shared,
+        {"activations": asked},
+        kept_part | {"activations": writing, "logits": logits},
+        kept_part | {"logits": logits + wide},
+        {"keys and values": shrinking} if work.shrinks else {},
+    )
+
+
+def training(
+    config: Any, work: Training, *, dtype: str = "float32", device: str = "cpu", weights: Counted | None = None
+) -> Need:
+    """Return what a step of training takes, AdamW's two states included. Args: as `reading`."""
+
+    from emscope.models.sizing.simulated import Ledger, simulated
+
+    on_cpu, found = device == "cpu", weights or counted(config)
+    running = compute_dtype(dtype, on_cpu=on_cpu)
+
+    def taken(one: Any) -> tuple[int, ...]:
+        with simulated(one, running, lean=False) as net, Ledger(net) as ledger, work.tune(net) as made:
+            trained = [p for p in made.model.parameters() if p.requires_grad]
+            own = ledger.mark()
+            made.model.train()
+            if work.checkpointing:
+                made.model.gradient_checkpointing_enable({"use_reentrant": False})
+            for _ in range(min(work.passes, 2)):
+                _step(net, made.model, work)
+            gradients, largest = sum(p.nbytes for p in trained), max(p.nbytes for p in trained)
+            return own, ledger.peak - own, gradients, largest
+
+    whole = isinstance(work.layers, tuple)
+    own, peak, gradients, largest = taken(config) if whole else _at_depth(config, taken)
+    # On a CPU weights are stepped one by one, on a GPU all at once, with a square root of each at hand.
+    stepping = gradients + (2 * largest if on_cpu else gradients)
+    shared = _weights(found, dtype, on_cpu) | {
+        "trained, and what it was": own,
+        "optimiser": ADAM * gradients,
+        "kept streams": work.kept * found.width * 4,
+    }
+    return _most("training", dtype, shared, {"activations and gradients": peak}, {"activations and gradients": stepping})
+
+
+def _step(net: Any, model: Any, work: Training) -> None:
+    """Run one pass and its gradients as `train.trainer` does: the logits of the learned tokens alone."""
+    import torch
+
+    learned = work.micro * work.answers
+
+    def choose(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0].flatten(0, -2).index_select(0, torch.zeros(learned, dtype=torch.long)), *args[1:])
+
+    ids = torch.ones(work.micro, work.tokens, dtype=torch.long)
+    handle = net.get_output_embeddings().register_forward_pre_hook(choose)
+    cast = torch.autocast("cpu", torch.bfloat16) if work.autocast else nullcontext()
+    try:
+        with cast:
+            out = model(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                position_ids=torch.ones_like(ids),
+                logits_to_keep=work.tokens,
+                use_cache=False,
+            )
+            logits = out.logits.float()
+            loss = torch.nn.functional.cross_entropy(logits, torch.ones(learned, dtype=torch.long), reduction="sum")
+        del out, logits
+        loss.backward()
+    finally:
+        handle.remove()
+
+
+def _sequences(work: Reading) -> list[list[int]]:
+    """Return token sequences of which a trie has about as many distinct ones as `work` says: pairs share a beginning."""
+    items = max(1, work.sequences // 2)
+    apart = max(1, min(work.longest - 1, work.tokens // items - work.longest)) if work.sequences > 1 else 0
+    shared = work.longest - apart
+    rows = [
+        [10_000 + n * work.longest + k for k in range(shared)] + [(n * 2 + o) * 1000 + k for k in range(apart)]
+        for n in range(items)
+        for o in range(2)
+    ]
+    return rows[: work.sequences]
+
+
+def in_four_bits(need: Need, weights: Counted, *, on_cpu: bool = True) -> Need:
+    """Return what the same work takes on 4-bit weights, from what it takes in the dtype that they are unpacked to."""
+    return Need(need.work, QUANTISED, dict(need.parts) | _weights(weights, QUANTISED, on_cpu))
+
+
+def _at_depth(config: Any, taken: Callable[[Any], tuple[int, ...]]) -> tuple[int, ...]:
+    """Return what `taken` gives for a configuration.
+
+    Where its blocks are all of one kind it comes from two shallow ones, as each block adds the same.
+    """
+    text = config.get_text_config()
+    depth = int(text.num_hidden_layers)
+    lists = [v for v in text.to_dict().values() if isinstance(v, list) and len(v) == depth]
+    alike = all(len({repr(one) for one in v}) == 1 for v in lists)
+    few, more = SHALLOW
+    if depth <= more or not alike or any(getattr(text, name, None) for name in UNLIKE):
+        return taken(config)
+    low, high = taken(shallow(config, few)), taken(shallow(config, more))
+    return tuple(b + (b - a) * (depth - more) // (more - few) for a, b in zip(low, high, strict=True))
+
+
+def shallow(config: Any, depth: int) -> Any:
+    """Return the configuration with its first `depth` blocks alone."""
+    made = copy.deepcopy(config)
+    text = made.get_text_config()
+    before = int(text.num_hidden_layers)
+    for name, value in text.to_dict().items():
+        if isinstance(value, list) and len(value) == before:
+            setattr(text, name, value[:depth])
+    text.num_hidden_layers = depth
+    return made
+
+
+def _weights(found: Counted, dtype: str, on_cpu: bool) -> dict[str, int]:
+    parts = {"weights": found.bytes_in(dtype, on_cpu=on_cpu)}
+    if dtype == QUANTISED:
+        parts["one matrix unpacked"] = found.largest * BYTES[compute_dtype(dtype, on_cpu=on_cpu)]
+    return parts
+
+
+def _most(work: str, dtype: str, shared: Mapping[str, int], *moments: Mapping[str, int]) -> Need:
+    """Return what there is at all times with what there is at the fullest moment."""
+    fullest = max(moments, key=lambda parts: sum(parts.values()))
+    return Need(work, dtype, {name: n for name, n in (dict(shared) | dict(fullest)).items() if n})
+
+
+def _put_on(net: Any, checkpoint: Checkpoint, dtype: str, scale: float) -> int:
+    """Return the bytes that a checkpoint takes on top of its base, as `models.applied` puts it there."""
+    from emscope.models.adapters.lora import is_plain_lora, renamed
+
+    item = BYTES.get(dtype, 0)
+    if checkpoint.kind == "full":
+        return sum(p.nbytes for p in net.parameters())
+    if checkpoint.kind != "adapter":
+        return 0
+    settings, shapes = adapter_settings(checkpoint.folder), tensor_shapes(checkpoint.folder / WEIGHTS)
+    held = 4 * sum(product(shape) for shape in shapes.values())
+    modules = dict(net.named_modules())
+    places = {m for name in renamed(net, shapes).values() if (m := _module_of(name, modules))}
+    adapted = sum(modules[m].weight.numel() for m in places if hasattr(modules[m], "weight"))
+    if dtype == QUANTISED or unmergeable(checkpoint) is not None:
+        return held
+    if is_plain_lora(net, settings, list(shapes)):
+        return adapted * item + held  # in float32 the sum beside the weight; in 16 bits [W, sB] beside it
+    if item >= 4:
+        return adapted * 4 + held
+    return held if scale == 1.0 else adapted * 2 * item + held
+
+
+def _module_of(name: str, modules: Mapping[str, Any]) -> str | None:
+    """Return the longest beginning of a tensor's name that names a module."""
+    parts = name.removeprefix("base_model.model.").split(".")
+    return next((m for n in range(len(parts), 0, -1) if (m := ".".join(parts[:n])) in modules), None)
