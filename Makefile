@@ -9,7 +9,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constr
 # one process a core, each with one thread; a file's tests stay together, since they share fixtures
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-all lint bench docs site clean
+.PHONY: quickstart test test-fast test-all lint bench docs site clean
 
 $(VENV)/.runtime: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +33,9 @@ lint: $(VENV)/.test
 
 test: lint
 	$(PYTEST)
+
+test-fast: lint
+	$(PYTEST) -m 'not slow and not models'
 
 test-all: lint
 	$(PYTEST) -m 'slow or not slow'

@@ -13,6 +13,12 @@ CHATML = (
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+MODELS = {"tiny", "tiny_gpt2", "loaded", "reader", "smollm2", "bundled", "study_yaml"}  # fixtures that build or load one
+BUILDERS = {  # files whose tests build models themselves
+    *("test_activations", "test_architectures", "test_audit", "test_beside", "test_cases", "test_chat_formats", "test_checkpoints"),
+    *("test_doctor", "test_found", "test_geometry", "test_ladder", "test_lean", "test_memory", "test_models", "test_notebooks"),
+    *("test_peers", "test_processes", "test_quantised", "test_real", "test_restraint", "test_reuse", "test_server", "test_tunables"),
+}
 LONGEST = ["test_real", "test_processes", "test_study", "test_judging", "test_asking", "test_preference"]
 JUDGE_LAYERS = (0, 1)
 REFERENCE = Path(os.environ.get("EMSCOPE_REFERENCE_DATA", Path(__file__).parents[1].parent / "shared" / "data"))
@@ -27,8 +33,12 @@ def threads(request):
     torch.set_num_threads(max(share, 1) if request.node.get_closest_marker("real") else 1)
 
 
+@pytest.hookimpl(tryfirst=True)  # before marks choose
 def pytest_collection_modifyitems(items):
-    """Begin with the files that take longest, so that no process is left alone with one of them at the end."""
+    """Mark what needs a model, and begin with the files that take longest, so that no process is left alone with one of them at the end."""
+    for item in items:
+        if MODELS & set(item.fixturenames) or item.path.stem in BUILDERS:
+            item.add_marker(pytest.mark.models)
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
