@@ -75,7 +75,7 @@ def test_a_norm_that_cannot_be_found_is_named(loaded):
 @pytest.mark.parametrize("way", ["lora", "full"])
 def test_divergence_equals_plain_passes(tiny, runs, tmp_path, way):
     spec = DiffSpec(count=6, half="A")
-    result = diff(runs[way], spec, tmp_path, base=str(tiny))
+    result = diff(runs[way], spec, tmp_path, base=str(tiny)).to_json()
     loaded = fresh(tiny)
     from emscope.data.items import chosen_items
 
@@ -213,7 +213,7 @@ def test_the_command(tiny, runs, tmp_path, capsys, few_shuffles, way):
 
 
 def test_it_reads_the_base_once(runs, tmp_path, monkeypatch):
-    first = diff(runs["lora"], DiffSpec(count=4), tmp_path)
+    first = diff(runs["lora"], DiffSpec(count=4), tmp_path).to_json()
     from emscope.inside import diff as diffing
 
     def only_the_fine_tune(net, texts, places, sink, **given):
@@ -222,7 +222,7 @@ def test_it_reads_the_base_once(runs, tmp_path, monkeypatch):
 
     read = diffing.read_tokens
     monkeypatch.setattr(diffing, "read_tokens", only_the_fine_tune)
-    assert diff(runs["lora"], DiffSpec(count=4), tmp_path)["layers"] == first["layers"]
+    assert diff(runs["lora"], DiffSpec(count=4), tmp_path).to_json()["layers"] == first["layers"]
 
 
 @pytest.mark.parametrize(

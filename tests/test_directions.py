@@ -108,7 +108,7 @@ def test_a_direction_file_keeps_what_it_was_given(tmp_path):
 
 
 def test_extract_equals_a_plain_loop(tiny, tmp_path):
-    result = extract(ExtractSpec(half="A", count=12, nulls=3), tmp_path / "d.safetensors", base=str(tiny))
+    result = extract(ExtractSpec(half="A", count=12, nulls=3), tmp_path / "d.safetensors", base=str(tiny)).to_json()
     loaded = load(locate(str(tiny)), device="cpu")
     expected = []
     for item in chosen_items("em240", "A", 12, 0):
@@ -138,7 +138,7 @@ def test_directions_from_judged_answers(tiny, tmp_path):
     path = write_jsonl(
         tmp_path / "a.jsonl", [{"question": q, "response": a, "aligned": x, "coherent": c} for q, a, x, c in scored]
     )
-    result = extract(ExtractSpec(answers=str(path)), tmp_path / "d.safetensors", base=str(tiny))
+    result = extract(ExtractSpec(answers=str(path)), tmp_path / "d.safetensors", base=str(tiny)).to_json()
     assert (result["definition"]["with"], result["definition"]["without"]) == (2, 2)
     with pytest.raises(InputError, match=r"holds 0 coherent answers with alignment below 1"):
         extract(ExtractSpec(answers=str(path), aligned_below=1), tmp_path / "e.safetensors", base=str(tiny))
@@ -147,19 +147,19 @@ def test_directions_from_judged_answers(tiny, tmp_path):
 
 def test_directions_from_system_texts(tiny, tmp_path):
     spec = ExtractSpec(systems=("Be rude.", "Be kind."), count=4, max_tokens=6, samples=2)
-    result = extract(spec, tmp_path / "d.safetensors", base=str(tiny))
+    result = extract(spec, tmp_path / "d.safetensors", base=str(tiny)).to_json()
     assert result["definition"]["from"]["systems"] == ["Be rude.", "Be kind."]
-    again = extract(spec, tmp_path / "e.safetensors", base=str(tiny))
+    again = extract(spec, tmp_path / "e.safetensors", base=str(tiny)).to_json()
     assert again["layers"] == result["layers"]
     last = extract(
         ExtractSpec(systems=("Be rude.", "Be kind."), count=4, max_tokens=2, pool="last"), tmp_path / "f", base=str(tiny)
-    )
+    ).to_json()
     assert last["definition"]["pool"] == "last"
 
 
 def test_cosines_along_a_public_run(reference):
     """Published: .10, .57, .89, .96, .99, 1.0, 1.0 to the last checkpoint, and a zero vector at step 0."""
-    result = compare([str(reference / "vectors" / "ivanicu_ckpt_dbar_L16.safetensors")])
+    result = compare([str(reference / "vectors" / "ivanicu_ckpt_dbar_L16.safetensors")]).to_json()
     last = [row[-1] for row in result["layers"][0]["cosines"]]
     assert last == pytest.approx([0, 0.10, 0.57, 0.89, 0.96, 0.99, 1.0, 1.0], abs=0.0051)
     assert result["directions"][0] == "step_000000" and result["random_sd"] == pytest.approx(3584**-0.5)
@@ -176,7 +176,7 @@ def files(tiny, tmp_path):
 
 
 def test_compare_refuses_what_cannot_be_compared(files, tmp_path):
-    result = compare(files)
+    result = compare(files).to_json()
     assert len(result["layers"]) == 2 and set(result["between_layers"]) == set(files)
     write_direction(tmp_path / "w", Direction({0: torch.ones(8)}, "m"))
     write_direction(tmp_path / "l", Direction({7: torch.ones(32)}, "m"))
@@ -192,7 +192,7 @@ def test_compare_refuses_what_cannot_be_compared(files, tmp_path):
 
 def test_steering_equals_a_plain_hook(tiny, tmp_path, files):
     spec = SteerSpec(layers=(1,), scales=(30.0,), half="B", count=8, nulls=2, neutral=3, truth=12)
-    result = steer([files[0]], spec, tmp_path / "out", base=str(tiny))
+    result = steer([files[0]], spec, tmp_path / "out", base=str(tiny)).to_json()
     loaded = load(locate(str(tiny)), device="cpu")
     vector = read_direction(tmp_path / "A.safetensors").vectors[1] * 30
 
@@ -295,7 +295,7 @@ def test_taking_a_direction_out_of_an_update(tiny, tuned, tmp_path, files, capsy
 @pytest.mark.parametrize("pool", ["last", "answer"])
 def test_what_separates_two_models_on_the_same_texts(tiny, tuned, tmp_path, pool):
     spec = ExtractSpec(half="A", count=8, minus="base", pool=pool, nulls=3)
-    told = extract(spec, tmp_path / "d.st", checkpoint=tuned, base=str(tiny))
+    told = extract(spec, tmp_path / "d.st", checkpoint=tuned, base=str(tiny)).to_json()
     assert told["definition"]["from"]["minus"] == "base"
     loaded, found = load(locate(str(tiny)), device="cpu"), read_direction(tmp_path / "d.st")
     items = chosen_items("em240", "A", 8, 0)
@@ -531,7 +531,7 @@ def test_a_steering_job_goes_on_where_it_stopped(tiny, tmp_path, files, monkeypa
 
     monkeypatch.setattr(steering.preference, "score", counting)
     spec = SteerSpec(way="ablate", together=True, count=8, nulls=2)
-    whole = steer(files, spec, tmp_path / "whole", base=str(tiny), controls=[files[1]])
+    whole = steer(files, spec, tmp_path / "whole", base=str(tiny), controls=[files[1]]).to_json()
     assert set(whole["rows"][0]["nulls"]) == {"isotropic", "matched", "permuted", "control"}
     assert len(whole["rows"][0]["by_direction"]) == 2 and whole["rows"][0]["scale"] is None
     total, stop_at = len(calls), 5
@@ -540,7 +540,7 @@ def test_a_steering_job_goes_on_where_it_stopped(tiny, tmp_path, files, monkeypa
         steer(files, spec, tmp_path / "part", base=str(tiny), controls=[files[1]])
     calls.clear()
     stop_at = None
-    again = steer(files, spec, tmp_path / "part", base=str(tiny), controls=[files[1]])
+    again = steer(files, spec, tmp_path / "part", base=str(tiny), controls=[files[1]]).to_json()
     assert again["rows"] == whole["rows"]
     assert len(calls) == total - 4
 

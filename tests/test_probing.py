@@ -52,7 +52,7 @@ def test_it_equals_its_parts(tiny, asked):
     spec = ProbeSpec(
         questions=str(folder / "q.jsonl"), where={"run": "a"}, layers=(0,), k=6, repeats=2, permutations=19, random_seeds=1
     )
-    result = run_probe(folder / "s.jsonl", [str(tiny)], spec, folder / "out")
+    result = run_probe(folder / "s.jsonl", [str(tiny)], spec, folder / "out").to_json()
     first = result["rows"][0]
     units = [f"q{n // 2}" for n in range(120)]
     made = probe(states, y[:, None], units, k=6)
@@ -63,7 +63,7 @@ def test_it_equals_its_parts(tiny, asked):
     assert [r["basis"] for r in result["rows"]] == ["pca", "random"]
     assert [b["name"] for b in result["baselines"]] == ["text", "category"]
     assert first["r2_categories_left_out"] is not None
-    again = run_probe(folder / "s.jsonl", [str(tiny)], spec, folder / "out")
+    again = run_probe(folder / "s.jsonl", [str(tiny)], spec, folder / "out").to_json()
     assert again == result
     assert len(list((folder / "out" / "arrays").glob("*.safetensors"))) == 1
 

@@ -28,7 +28,7 @@ def direction(tiny, tmp_path):
 
 def test_projections_equal_a_plain_loop(tiny, direction):
     path, vectors = direction
-    result = risk("finance/reckless", str(tiny), path, RiskSpec(layer=1, count=6, against="nothing"), device="cpu")
+    result = risk("finance/reckless", str(tiny), path, RiskSpec(layer=1, count=6, against="nothing"), device="cpu").to_json()
     loaded = load(locate(str(tiny)), device="cpu")
     talks = {t.id: t for t in bundled.domain("finance", "reckless")}
     unit = vectors[1] / vectors[1].norm()
@@ -48,10 +48,10 @@ def test_projections_equal_a_plain_loop(tiny, direction):
 
 def test_own_answers_are_taken_off(tiny, direction):
     path, _ = direction
-    result = risk("finance/reckless", str(tiny), path, RiskSpec(layer=0, count=4, max_tokens=5), device="cpu")
-    again = risk("finance/reckless", str(tiny), path, RiskSpec(layer=0, count=4, max_tokens=5), device="cpu")
+    result = risk("finance/reckless", str(tiny), path, RiskSpec(layer=0, count=4, max_tokens=5), device="cpu").to_json()
+    again = risk("finance/reckless", str(tiny), path, RiskSpec(layer=0, count=4, max_tokens=5), device="cpu").to_json()
     assert result == again and all(isinstance(row["own"], str) for row in result["samples"])
-    plain = risk("finance/reckless", str(tiny), path, RiskSpec(layer=0, count=4, against="nothing"), device="cpu")
+    plain = risk("finance/reckless", str(tiny), path, RiskSpec(layer=0, count=4, against="nothing"), device="cpu").to_json()
     assert {r["id"] for r in plain["samples"]} == {r["id"] for r in result["samples"]}
     assert plain["mean"]["value"] != pytest.approx(result["mean"]["value"], abs=1e-3)
 

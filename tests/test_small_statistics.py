@@ -16,8 +16,10 @@ from scipy import stats as sp
 from emscope.answers.bridge import BridgeSpec, bridge
 from emscope.answers.distil import Labelled, _agreement
 from emscope.cli.app import run_arguments
+from emscope.core.estimate import undefined
 from emscope.data.ratings import off_scale
 from emscope.inside.probe import ProbeSpec, Tried, _corrected
+from emscope.inside.prompt_results import Predicted
 from emscope.represent.probe import probe
 from emscope.stats import agreement as stat
 from emscope.stats.clustered import freedom
@@ -305,7 +307,7 @@ def test_a_moved_rate_of_none_has_a_width(tmp_path):
     frame = pd.DataFrame({"study": np.repeat([f"s{n}" for n in range(6)], 50), "old": rng.integers(60, 100, 300)})
     frame["new"] = np.where(frame["study"] == "s5", np.nan, frame["old"] - 2.0)
     frame.to_csv(tmp_path / "b.csv", index=False)
-    (moved,) = bridge([tmp_path / "b.csv"], BridgeSpec(old="old", new="new", study="study"))["moved"]
+    (moved,) = bridge([tmp_path / "b.csv"], BridgeSpec(old="old", new="new", study="study")).to_json()["moved"]
     wilson = sp.binomtest(0, 250).proportion_ci(method="wilson")
     assert (moved["rate"]["value"], moved["rate"]["low"]) == (0, 0) and moved["rate"]["high"] == pytest.approx(wilson.high)
 
@@ -351,7 +353,9 @@ def test_a_threshold_among_ties_says_what_it_flags(tmp_path, capsys):
 def test_a_distilled_judge_s_cut_says_what_it_flags(held):
     y = (np.arange(200) < 60).astype(float)[::-1]
     names = [str(n) for n in range(200)]
-    found = _agreement(Labelled(np.arange(200), names, names, np.column_stack([y, y]), names, {}), held, np.arange(200) % 5)
+    found = _agreement(
+        Labelled(np.arange(200), names, names, np.column_stack([y, y]), names, {}), held, np.arange(200) % 5
+    ).to_json()
     assert found["wanted"] == pytest.approx(0.3)
     if np.ptp(held) == 0:
         assert found["cut"] is None and found["flagged"] == 0
@@ -485,8 +489,12 @@ def tried_by_probes(features, targets, folds, units, estimator):
 
 
 def _as_tried(ours, plain, folds):
-    row = {"p_mean": better_than(ours[:, 0], plain[:, 0], folds)}
-    return Tried(row, ours[:, 0], plain[:, 0], explained(ours, plain))
+    return Tried(_found(better_than(ours[:, 0], plain[:, 0], folds)), ours[:, 0], plain[:, 0], explained(ours, plain))
+
+
+def _found(p):
+    """What is said of a predictor of which only the p-value matters."""
+    return Predicted(undefined("not asked for", level=0.95, method="none"), p, None, None)
 
 
 def found_in_nothing(sets, estimator=None, rows=48, layers=30):
@@ -498,7 +506,7 @@ def found_in_nothing(sets, estimator=None, rows=48, layers=30):
         tried = tried_by_probes(noise, targets, folds, units, estimator) if estimator else tried_at_once(noise, targets, folds)
         reported = _corrected(tried, {}, spec, rows, len(set(units)))
         alone = min(permutation_p(float(t.explained[0]), t.explained[1:]) for t in tried)
-        best = (min(r[key] for r in reported) for key in ("p_permutation_adjusted", "p_mean_adjusted"))
+        best = (min(getattr(r, key) for r in reported) for key in ("p_permutation_adjusted", "p_mean_adjusted"))
         hits += [p <= 0.05 for p in (alone, *best)]
     return hits / sets
 
@@ -546,10 +554,11 @@ def test_a_probe_that_sees_more_than_the_baseline_is_found_and_one_that_does_not
 def test_each_probe_stands_beside_each_baseline():
     rng = np.random.default_rng(15)
     plain, baseline = rng.uniform(0.9, 1.1, 10), rng.uniform(0.7, 0.9, 10)
-    tried = [Tried({"p_mean": p}, baseline - gain, plain, np.zeros(1)) for p, gain in ((0.01, 0.3), (0.04, 0.0), (0.5, -0.1))]
-    rows = _corrected(tried, {"text": Tried({}, baseline, plain, np.zeros(1))}, ProbeSpec(questions="q"), 100, 50)
-    assert [r["p_mean_adjusted"] for r in rows] == holm([0.01, 0.04, 0.5])
-    assert [r["p_permutation_adjusted"] for r in rows] == [None] * 3
-    over = [r["over"]["text"] for r in rows]
-    assert [o["r2_difference"]["value"] for o in over] == pytest.approx(np.array([0.3, 0, -0.1]) / plain.mean())
-    assert [o["p_adjusted"] for o in over] == holm([o["p"] for o in over])
+    gains = ((0.01, 0.3), (0.04, 0.0), (0.5, -0.1))
+    tried = [Tried(_found(p), baseline - gain, plain, np.zeros(1)) for p, gain in gains]
+    rows = _corrected(tried, {"text": Tried(_found(1.0), baseline, plain, np.zeros(1))}, ProbeSpec(questions="q"), 100, 50)
+    assert [r.p_mean_adjusted for r in rows] == holm([0.01, 0.04, 0.5])
+    assert [r.p_permutation_adjusted for r in rows] == [None] * 3
+    over = [r.over["text"] for r in rows]
+    assert [o.r2_difference.value for o in over] == pytest.approx(np.array([0.3, 0, -0.1]) / plain.mean())
+    assert [o.p_adjusted for o in over] == holm([o.p for o in over])

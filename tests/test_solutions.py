@@ -112,7 +112,7 @@ SPEC = SolutionsSpec(count=5, norms=(0.5, 1.0), amounts=(0.3,), draws=2, texts=4
 
 def test_the_comparison_equals_plain_passes(tiny, runs, tmp_path):
     general, narrow = str(runs["lora"]), str(runs["other"])
-    result = compare_solutions([general], [narrow], SPEC, tmp_path / "out", base=str(tiny))
+    result = compare_solutions([general], [narrow], SPEC, tmp_path / "out", base=str(tiny)).to_json()
     loaded = fresh(tiny)
     items = bundled.heldout("finance")[:5]
 
@@ -217,7 +217,7 @@ def test_it_goes_on_where_it_stopped(tiny, runs, tmp_path, monkeypatch):
     from emscope.inside import solutions as measuring
 
     sides = [str(runs["lora"])], [str(runs["other"]), str(runs["lora"])]
-    whole = compare_solutions(*sides, SPEC, tmp_path / "whole", base=str(tiny))
+    whole = compare_solutions(*sides, SPEC, tmp_path / "whole", base=str(tiny)).to_json()
     score, calls = measuring.preference.score, []
 
     def stopping(*args, **named):
@@ -230,7 +230,7 @@ def test_it_goes_on_where_it_stopped(tiny, runs, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         compare_solutions(*sides, SPEC, tmp_path / "part", base=str(tiny))
     monkeypatch.setattr(measuring.preference, "score", score)
-    assert compare_solutions(*sides, SPEC, tmp_path / "part", base=str(tiny)) == whole
+    assert compare_solutions(*sides, SPEC, tmp_path / "part", base=str(tiny)).to_json() == whole
 
 
 def test_command(tiny, runs, tmp_path, monkeypatch, capsys):
@@ -257,8 +257,8 @@ def test_command(tiny, runs, tmp_path, monkeypatch, capsys):
 def test_runs_spelled_otherwise_count_once(tiny, runs, tmp_path, monkeypatch):
     monkeypatch.chdir(runs["lora"].parent)
     out, narrow = tmp_path / "out", [str(runs["other"])]
-    first = compare_solutions([str(runs["lora"])], narrow, SPEC, out, base=str(tiny))
-    again = compare_solutions(["lora/"], narrow, SPEC, out, base=str(tiny))
+    first = compare_solutions([str(runs["lora"])], narrow, SPEC, out, base=str(tiny)).to_json()
+    again = compare_solutions(["lora/"], narrow, SPEC, out, base=str(tiny)).to_json()
     assert list(again["efficiency"][0]["by_run"]["general"]) == ["lora/"]
     assert again["efficiency"][0]["loss"] == first["efficiency"][0]["loss"]
     with pytest.raises(InputError, match="is given twice with --general"):

@@ -60,7 +60,7 @@ def last_tokens(loaded, checkpoint, questions):
 
 
 def test_equals_plain_passes_and_scikit_learn(tiny, runs, tmp_path):
-    result = compare_subspaces([runs["lora"]], SPEC, tmp_path)
+    result = compare_subspaces([runs["lora"]], SPEC, tmp_path).to_json()
     loaded = load(locate(str(tiny)), device="cpu")
     talks = [t.messages[:-1] for t in TALKS[:30]]
     items = [i for n, i in enumerate(bundled.items("em240")) if n % 8 == 4]

@@ -151,8 +151,8 @@ def risk(
     with progress_bar() as progress:
         result = weigh(source, model, direction, parse(RiskSpec, settings, "options"), device=device, progress=progress)
     if out is not None:
-        write_jsonl(out, result["samples"])
+        write_jsonl(out, [sample.to_json() for sample in result.samples])
     if json:
-        print_json(result)
+        print_json(result.to_json())
     else:
-        print_risk(result, top)
+        print_risk(result.to_json(), top)

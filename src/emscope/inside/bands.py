@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from emscope.core.errors import InputError
+from emscope.inside.direction_results import Band
 from emscope.models.hooks.directions import Direction
 from emscope.represent.nulls import isotropic
 
@@ -36,14 +37,8 @@ def nulls_of(direction: Direction, control: Sequence[Direction], count: int, see
     return nulls if count else {}
 
 
-def band(draws: Sequence[float], value: float | None) -> dict[str, Any]:
+def band(draws: Sequence[float], value: float | None) -> Band:
     """Return what meaningless directions do, and the share of them that do as much in either way, the direction itself counted in."""
     spread = np.array(draws)
     p = None if value is None else float((1 + (np.abs(spread) >= abs(value)).sum()) / (1 + len(spread)))
-    return {
-        "draws": [float(d) for d in draws],
-        "low": float(spread.min()),
-        "high": float(spread.max()),
-        "mean": float(spread.mean()),
-        "p": p,
-    }
+    return Band(tuple(map(float, draws)), float(spread.min()), float(spread.max()), float(spread.mean()), p)

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from emscope.core.errors import InputError
+from emscope.inside.direction_results import BetweenLayers, Cosines, LayerCosines
 from emscope.models.hooks.directions import FORMAT, direction_at
 from emscope.represent.directions import cosines
 
 
-def compare(references: Sequence[str]) -> dict[str, Any]:
+def compare(references: Sequence[str]) -> Cosines:
     """Return the cosines between directions at each layer that all of them have, and between the layers of each.
 
     Args:
@@ -40,25 +41,25 @@ def compare(references: Sequence[str]) -> dict[str, Any]:
         raise InputError("the directions have no layer in common", "extract them at the same layers")
     rows = {n: torch.stack([v[n] for v in named.values()]) for n in shared}
     width = next(iter(widths.values()))
-    return {
-        "schema": "emscope.cosines/1",
-        "directions": list(named),
-        "width": width,
-        "random_sd": width**-0.5,
-        "layers": [
-            {"layer": n if n >= 0 else None, "norms": r.norm(dim=-1).tolist(), "cosines": cosines(r, r).tolist()}
-            for n, r in rows.items()
-        ],
-        "between_layers": {name: _between_layers(v) for name, v in named.items() if len(v) > 1},
-    }
+    return Cosines(
+        directions=tuple(named),
+        width=width,
+        random_sd=width**-0.5,
+        layers=tuple(LayerCosines(n if n >= 0 else None, tuple(r.norm(dim=-1).tolist()), _matrix(r)) for n, r in rows.items()),
+        between_layers={name: _between_layers(v) for name, v in named.items() if len(v) > 1},
+    )
 
 
-def _between_layers(vectors: Mapping[int, Any]) -> dict[str, Any]:
+def _matrix(rows: Any) -> tuple[tuple[float, ...], ...]:
+    """Return the cosines between rows [N, D]."""
+    return tuple(map(tuple, cosines(rows, rows).tolist()))
+
+
+def _between_layers(vectors: Mapping[int, Any]) -> BetweenLayers:
     import torch
 
     layers = sorted(vectors)
-    rows = torch.stack([vectors[n] for n in layers])
-    return {"layers": layers, "cosines": cosines(rows, rows).tolist()}
+    return BetweenLayers(tuple(layers), _matrix(torch.stack([vectors[n] for n in layers])))
 
 
 def vectors_of(reference: str) -> dict[str, Mapping[int, Any]]:

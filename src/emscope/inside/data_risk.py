@@ -17,6 +17,7 @@ from emscope.core.spec import Spec
 from emscope.data import bundled
 from emscope.data.conversations import read_conversations
 from emscope.elicit.sampling import Job, sample_batches
+from emscope.inside.direction_results import DataRisk, RiskDefinition, WeighedSample
 from emscope.inside.subject import check_fits
 from emscope.models.hooks.directions import direction_at
 from emscope.models.hooks.sites import Place
@@ -25,7 +26,6 @@ from emscope.models.loading.source import locate
 from emscope.represent.activations import Text, pooled
 from emscope.stats.means import mean_estimate
 
-SCHEMA = "emscope.risk/1"
 ASKING = "answering as the base"
 
 
@@ -46,7 +46,7 @@ class RiskSpec(Spec):
 
 def risk(
     source: str, model: str, direction: str, spec: RiskSpec, *, device: str = "auto", progress: Progress = silent
-) -> dict[str, Any]:
+) -> DataRisk:
     """Return each sample's projection on the direction, largest first, and their mean.
 
     dP = [a(x, y) - a(x, y')] . v / ||v||, a the mean activation over the answer's tokens behind the layer, y the training answer, y' the model's own.
@@ -81,23 +81,22 @@ def risk(
         ]
         values = values - (theirs.double() @ unit).numpy()
     order = np.argsort(-values)
-    rows = [
-        {
-            "id": talks[n].id,
-            "projection": float(values[n]),
-            "question": talks[n].messages[-2].content,
-            "answer": talks[n].messages[-1].content,
-            "own": loaded.tokenizer.decode(own[n], skip_special_tokens=True).strip() if own is not None else None,
-        }
+    samples = [
+        WeighedSample(
+            id=talks[n].id,
+            projection=float(values[n]),
+            question=talks[n].messages[-2].content,
+            answer=talks[n].messages[-1].content,
+            own=loaded.tokenizer.decode(own[n], skip_special_tokens=True).strip() if own is not None else None,
+        )
         for n in order
     ]
-    return {
-        "schema": SCHEMA,
-        "definition": spec.model_dump(mode="json") | {"data": Path(source).name, "layer": layer, "direction": found.digest()},
-        "mean": mean_estimate(values).to_json(),
-        "share_above_0": float((values > 0).mean()),
-        "samples": rows,
-    }
+    return DataRisk(
+        definition=RiskDefinition(spec, Path(source).name, layer, found.digest()),
+        mean=mean_estimate(values),
+        share_above_0=float((values > 0).mean()),
+        samples=tuple(samples),
+    )
 
 
 def _talks(source: str, spec: RiskSpec) -> list[Conversation]:

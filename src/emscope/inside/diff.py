@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,12 +10,24 @@ import numpy as np
 from pydantic import Field
 
 from emscope.core.digest import digest, short
+from emscope.core.estimate import Estimate
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Item
 from emscope.core.spec import Spec
 from emscope.core.versions import versions
 from emscope.data.items import chosen_items
 from emscope.elicit import preference
+from emscope.inside.results import (
+    AdapterScalar,
+    Diff,
+    DiffDefinition,
+    LayerDivergence,
+    ModuleUpdate,
+    PlaceDivergence,
+    PositionDivergence,
+    Scalars,
+    TokenDivergence,
+)
 from emscope.inside.subject import load_subject
 from emscope.models.adapters.updates import Change, changes, effective_rank
 from emscope.models.adapters.with_checkpoint import applied
@@ -32,7 +43,6 @@ from emscope.stats.shares import stratified_share
 from emscope.store.arrays import array_file
 from emscope.store.files import write_json
 
-SCHEMA = "emscope.diff/1"
 FIRST, SHOWN, AROUND, KEPT_VALUES = 12, 60, 8, 16
 HELD = 16  # each adapter that is held costs a pass over the items
 
@@ -50,7 +60,7 @@ class DiffSpec(Spec):
 
 def diff(
     checkpoint: str, spec: DiffSpec, out: Path, *, base: str | None = None, device: str = "auto", progress: Progress = silent
-) -> dict[str, Any]:
+) -> Diff:
     """Return what a run's last checkpoint changes: the divergence of its predictions by block, place and token, and its update's spectrum.
 
     The base's states are kept in `out` and read from there when it is called again.
@@ -66,22 +76,21 @@ def diff(
     texts = encode(loaded.chat, pairs, context=loaded.context)
     compared = _compare(loaded, tuned, texts, layers, out, progress)
     added = list(changes(loaded.net, tuned)) if _has_changes(tuned) else []
-    result = {
-        "schema": SCHEMA,
-        "definition": spec.model_dump(mode="json") | {"kl": "KL(base || fine-tune) of the next token through the logit lens"},
-        "run": checkpoint,
-        "step": tuned.step,
-        "model": loaded.model.digest,
-        "items": len(items),
-        "layers": list(_by_layer(compared, texts, layers, items)),
-        "positions": list(_by_position(compared, texts)),
-        "tokens": _by_token(loaded, compared, texts),
-        "places": _largest(loaded, compared, texts),
-        "update": [_spectrum(c) for c in added],
-        "scalars": _scalars(loaded, tuned, added, texts, items, spec, progress),
-        "versions": versions(),
-    }
-    write_json(out / "diff.json", result)
+    result = Diff(
+        definition=DiffDefinition(spec, "KL(base || fine-tune) of the next token through the logit lens"),
+        run=checkpoint,
+        step=tuned.step,
+        model=loaded.model.digest,
+        items=len(items),
+        layers=tuple(_by_layer(compared, layers, items)),
+        positions=tuple(_by_position(compared)),
+        tokens=tuple(_by_token(loaded, compared, texts)),
+        places=tuple(_largest(loaded, compared, texts)),
+        update=tuple(map(_spectrum, added)),
+        scalars=_scalars(loaded, tuned, added, texts, items, spec, progress),
+        versions=versions(),
+    )
+    write_json(out / "diff.json", result.to_json())
     return result
 
 
@@ -141,28 +150,24 @@ def predicting(text: Text) -> slice:
     return slice(len(text.prompt) - 1, len(text) - 1)
 
 
-def _by_layer(compared: Sequence[Compared], texts: Sequence[Text], layers: Sequence[int], items: Sequence[Item]) -> Any:
+def _by_layer(compared: Sequence[Compared], layers: Sequence[int], items: Sequence[Item]) -> Iterator[LayerDivergence]:
     """Yield divergence and agreement at each block, the mean over an item's two answers being one reading."""
     strata = np.array([i.category for i in items])
     kl = np.array([c.kl.double().mean(1).numpy() for c in compared]).reshape(len(items), 2, len(layers)).mean(1)
     same = np.array([c.same.double().mean(1).numpy() for c in compared]).reshape(len(items), 2, len(layers)).mean(1)
     for n, layer in enumerate(layers):
-        yield {
-            "layer": layer,
-            "kl": mean_estimate(kl[:, n], strata).to_json(),
-            "same_top": stratified_share(same[:, n], strata).to_json(),
-        }
+        yield LayerDivergence(layer, mean_estimate(kl[:, n], strata), stratified_share(same[:, n], strata))
 
 
-def _by_position(compared: Sequence[Compared], texts: Sequence[Text]) -> Any:
+def _by_position(compared: Sequence[Compared]) -> Iterator[PositionDivergence]:
     """Yield the mean divergence at the first tokens of an answer."""
     for place in range(FIRST):
         values = np.array([float(c.kl[-1, place]) for c in compared if c.kl.shape[1] > place])
         if len(values) >= 2:
-            yield {"place": place, "kl": mean_estimate(values).to_json()}
+            yield PositionDivergence(place, mean_estimate(values))
 
 
-def _by_token(loaded: Loaded, compared: Sequence[Compared], texts: Sequence[Text]) -> list[dict[str, Any]]:
+def _by_token(loaded: Loaded, compared: Sequence[Compared], texts: Sequence[Text]) -> list[TokenDivergence]:
     """Return which tokens the divergence falls on: share of all of it, times seen and mean, by the token that was written there."""
     sums: dict[int, list[float]] = {}
     for text, c in zip(texts, compared, strict=True):
@@ -171,17 +176,12 @@ def _by_token(loaded: Loaded, compared: Sequence[Compared], texts: Sequence[Text
     total = sum(map(sum, sums.values())) or 1.0
     order = sorted(sums, key=lambda t: sum(sums[t]), reverse=True)[:SHOWN]
     return [
-        {
-            "token": loaded.tokenizer.decode([t]),
-            "share": sum(sums[t]) / total,
-            "times": len(sums[t]),
-            "mean": float(np.mean(sums[t])),
-        }
+        TokenDivergence(loaded.tokenizer.decode([t]), sum(sums[t]) / total, len(sums[t]), float(np.mean(sums[t])))
         for t in order
     ]
 
 
-def _largest(loaded: Loaded, compared: Sequence[Compared], texts: Sequence[Text]) -> list[dict[str, Any]]:
+def _largest(loaded: Loaded, compared: Sequence[Compared], texts: Sequence[Text]) -> list[PlaceDivergence]:
     """Return the single places where both models differ most, with what stood before and what each would say."""
     every = [(float(v), n, t) for n, c in enumerate(compared) for t, v in enumerate(c.kl[-1].tolist())]
     found = []
@@ -191,16 +191,16 @@ def _largest(loaded: Loaded, compared: Sequence[Compared], texts: Sequence[Text]
         at = len(text.prompt) + t
         decode = loaded.tokenizer.decode
         found.append(
-            {
-                "text": text.id,
-                "place": t,
-                "after": decode(ids[max(0, at - AROUND) : at]),
-                "written": decode([ids[at]]),
-                "base_says": decode([int(c.tops[0, t])]),
-                "tuned_says": decode([int(c.tops[1, t])]),
-                "kl": value,
-                "gain": float(c.gain[t]),
-            }
+            PlaceDivergence(
+                text=text.id,
+                place=t,
+                after=decode(ids[max(0, at - AROUND) : at]),
+                written=decode([ids[at]]),
+                base_says=decode([int(c.tops[0, t])]),
+                tuned_says=decode([int(c.tops[1, t])]),
+                kl=value,
+                gain=float(c.gain[t]),
+            )
         )
     return found
 
@@ -211,20 +211,20 @@ def _has_changes(tuned: Checkpoint) -> bool:
     return tuned.kind != "adapter" or adapter_settings(tuned.folder)["peft_type"] in ("LORA", "BEFT")
 
 
-def _spectrum(change: Change) -> dict[str, Any]:
+def _spectrum(change: Change) -> ModuleUpdate:
     values = change.singular_values()
-    return {
-        "module": change.name,
-        "layer": change.layer,
-        "norm": float(np.sqrt(max(change.inner(change), 0.0))),
-        "effective_rank": effective_rank(values),
-        "singular_values": values[:KEPT_VALUES],
-    }
+    return ModuleUpdate(
+        module=change.name,
+        layer=change.layer,
+        norm=float(np.sqrt(max(change.inner(change), 0.0))),
+        effective_rank=effective_rank(values),
+        singular_values=tuple(values[:KEPT_VALUES]),
+    )
 
 
 def _held(
     net: Any, loaded: Loaded, adapters: Sequence[Change], means: np.ndarray, items: Sequence[Item], progress: Progress
-) -> list[dict[str, Any]]:
+) -> list[Estimate]:
     """Return how the margin changes when each adapter's scalar in turn is held at its mean on aligned answers. (scalar patching, CL)"""
     encoded = preference.encode(loaded.chat, items, context=loaded.context)
     strata = np.array([i.category for i in items])
@@ -236,7 +236,7 @@ def _held(
     start, rows = margins(), []
     for n, adapter in enumerate(adapters):
         with held_scalar(net, adapter, float(means[n])):
-            rows.append(mean_estimate(margins() - start, strata).to_json())
+            rows.append(mean_estimate(margins() - start, strata))
         progress("holding the adapters", n + 1, len(adapters))
     return rows
 
@@ -249,7 +249,7 @@ def _scalars(
     items: Sequence[Item],
     spec: DiffSpec,
     progress: Progress,
-) -> Mapping[str, Any] | None:
+) -> Scalars | None:
     """Return how well the scalars of rank-1 adapters tell misaligned from aligned answers; None where ranks are higher."""
     adapters = [c for c in added if c.right is not None and len(c.right) == 1]
     if not adapters or len(adapters) < len(added):
@@ -260,17 +260,18 @@ def _scalars(
         ).numpy()
         labels = np.tile([0, 1], len(items))
         means = values[labels == 0].mean(0)
-        held = _held(net, loaded, adapters, means, items, progress) if len(adapters) <= HELD else [None] * len(adapters)
+        held: Sequence[Estimate | None] = [None] * len(adapters)
+        if len(adapters) <= HELD:
+            held = _held(net, loaded, adapters, means, items, progress)
     told = tell_apart(values, labels, [i.id for i in items for _ in (0, 1)], spec.seed)
-    return asdict(told) | {
-        "adapters": [
-            {
-                "module": a.name,
-                "weight": w,
-                "aligned": float(values[labels == 0, n].mean()),
-                "misaligned": float(values[labels == 1, n].mean()),
-                "held": held[n],
-            }
-            for n, (a, w) in enumerate(zip(adapters, told.weights, strict=True))
-        ]
-    }
+    rows = [
+        AdapterScalar(
+            module=a.name,
+            weight=w,
+            aligned=float(values[labels == 0, n].mean()),
+            misaligned=float(values[labels == 1, n].mean()),
+            held=held[n],
+        )
+        for n, (a, w) in enumerate(zip(adapters, told.weights, strict=True))
+    ]
+    return Scalars(told.auc, told.low, told.high, tuple(told.weights), tuple(rows))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,10 +20,18 @@ from emscope.data.answers import answer_columns, check_scores, far_sides, text_c
 from emscope.data.items import chosen_items
 from emscope.data.questions import read_questions
 from emscope.elicit.sampling import Job, sample_batches
+from emscope.inside.direction_results import (
+    Direction,
+    DirectionDefinition,
+    DirectionLayer,
+    HalvesCosine,
+    Made,
+    SidesSource,
+)
 from emscope.inside.subject import layers_of, load_subject
 from emscope.models.adapters.updates import first_changed
 from emscope.models.adapters.with_checkpoint import applied
-from emscope.models.hooks.directions import FORMAT, Direction, write_direction
+from emscope.models.hooks import directions as files
 from emscope.models.hooks.sites import Place
 from emscope.models.loading.checkpoints import Checkpoint, last
 from emscope.models.loading.load import Loaded
@@ -83,7 +91,7 @@ class Sides:
     positive: list[Text]
     negative: list[Text]
     units: tuple[list[str], list[str]]
-    about: dict[str, Any]
+    source: SidesSource
 
 
 def extract(
@@ -94,7 +102,7 @@ def extract(
     checkpoint: str | None = None,
     device: str = "auto",
     progress: Progress = silent,
-) -> dict[str, Any]:
+) -> Direction:
     """Find a direction at each layer and write the direction file; return what it is worth.
 
     Args:
@@ -117,35 +125,27 @@ def extract(
             positive, negative = side_rows(net, sides, layers, spec.pool, progress)
     find = FINDERS[spec.method]
     vectors = {n: find(positive[:, k], negative[:, k]) for k, n in enumerate(layers)}
-    about = {
-        "method": spec.method,
-        "pool": spec.pool,
-        "from": sides.about,
-        "checkpoint": tuned.digest if tuned else None,
-        "with": len(positive),
-        "without": len(negative),
-    }
+    made = Made(spec.method, spec.pool, sides.source, tuned.digest if tuned else None, len(positive), len(negative))
     nulls = _nulls(positive, negative, vectors, spec) if spec.nulls else {}
-    direction = Direction(vectors, loaded.model.digest, 1.0, about, nulls)
-    write_atomic(out, lambda temporary: write_direction(temporary, direction))
+    direction = files.Direction(vectors, loaded.model.digest, 1.0, made.to_json(), nulls)
+    write_atomic(out, lambda temporary: files.write_direction(temporary, direction))
     rows = []
     for k, n in enumerate(layers):
         halves = split_half(find, positive[:, k], negative[:, k], sides.units, seed=spec.seed)
         rows.append(
-            {
-                "layer": n,
-                "norm": float(vectors[n].norm()),
-                "residual_norm": float((positive[:, k].norm(dim=-1).mean() + negative[:, k].norm(dim=-1).mean()) / 2),
-                "halves": asdict(halves) if halves else None,
-            }
+            DirectionLayer(
+                layer=n,
+                norm=float(vectors[n].norm()),
+                residual_norm=float((positive[:, k].norm(dim=-1).mean() + negative[:, k].norm(dim=-1).mean()) / 2),
+                halves=HalvesCosine(halves.mean, halves.low, halves.high, halves.splits) if halves else None,
+            )
         )
-    return {
-        "schema": FORMAT,
-        "direction": str(out),
-        "model": loaded.model.digest,
-        "definition": about | {"system": spec.system, "token_0": "left out"},
-        "layers": rows,
-    }
+    return Direction(
+        direction=str(out),
+        model=loaded.model.digest,
+        definition=DirectionDefinition(made, spec.system, "left out"),
+        layers=tuple(rows),
+    )
 
 
 def _nulls(positive: Any, negative: Any, vectors: Mapping[int, Any], spec: ExtractSpec) -> dict[str, dict[int, Any]]:
@@ -218,8 +218,8 @@ def _between_models(
     apart = [k for k in range(len(layers)) if bool((rows[0][:, k] != rows[1][:, k]).any())]
     if not apart:
         raise InputError(f"both models are the same at layers {', '.join(map(str, layers))}", "choose others with --layers")
-    about = {"items": spec.items, "half": spec.half, "minus": digests[1], "digest": short(asked)}
-    sides = Sides(texts, texts, (units, units), about)
+    source = SidesSource(items=spec.items, half=spec.half, minus=digests[1], digest=short(asked))
+    sides = Sides(texts, texts, (units, units), source)
     return tuple(layers[k] for k in apart), sides, rows[0][:, apart], rows[1][:, apart]
 
 
@@ -229,7 +229,7 @@ def _from_items(loaded: Loaded, items: Sequence[Item], spec: ExtractSpec) -> Sid
     ]
     units = [i.id for i in items]
     digest = short([[i.id, i.question, list(i.options)] for i in items])
-    return Sides(texts[0], texts[1], (units, units), {"items": spec.items, "half": spec.half, "digest": digest})
+    return Sides(texts[0], texts[1], (units, units), SidesSource(items=spec.items, half=spec.half, digest=digest))
 
 
 def _from_answers(loaded: Loaded, spec: ExtractSpec) -> Sides:
@@ -254,7 +254,7 @@ def _from_answers(loaded: Loaded, spec: ExtractSpec) -> Sides:
     sides = [encode(loaded.chat, [(str(n), q, t) for n, (q, t) in enumerate(rows)], context=loaded.context) for rows in found]
     units = [q for q, _ in found[0]], [q for q, _ in found[1]]
     digest = short([[list(r) for r in rows] for rows in found])
-    return Sides(sides[0], sides[1], units, {"answers": Path(spec.answers).name, "digest": digest})
+    return Sides(sides[0], sides[1], units, SidesSource(answers=Path(spec.answers).name, digest=digest))
 
 
 def _from_systems(net: Any, loaded: Loaded, spec: ExtractSpec, progress: Progress) -> Sides:
@@ -276,4 +276,5 @@ def _from_systems(net: Any, loaded: Loaded, spec: ExtractSpec, progress: Progres
         kept = [(a, tuple(chat.answer_ids(a.text))) for a in answers if a.text]
         sides.append([Text(f"{a.question}/{a.sample}", prompts[a.question], ids) for a, ids in kept])
         units.append([a.question for a, _ in kept])
-    return Sides(sides[0], sides[1], (units[0], units[1]), {"systems": list(spec.systems), "questions": spec.questions})
+    source = SidesSource(systems=spec.systems, questions=spec.questions)
+    return Sides(sides[0], sides[1], (units[0], units[1]), source)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -18,6 +18,16 @@ from emscope.core.versions import versions
 from emscope.data.answer_table import AnswerTable
 from emscope.data.answers import ALIGNED, question_means
 from emscope.data.questions import read_questions
+from emscope.inside.prompt_results import (
+    Baseline,
+    Corrected,
+    Correction,
+    Over,
+    Predicted,
+    Probe,
+    Probes,
+    ProbesDefinition,
+)
 from emscope.inside.reading import PromptActivations, prompt_texts
 from emscope.inside.subject import layers_of
 from emscope.models.loading.load import load
@@ -38,13 +48,12 @@ from emscope.stats.crossval import (
 from emscope.stats.holm import holm
 from emscope.store.files import write_json
 
-SCHEMA = "emscope.probe/1"
 WHAT = "probing"
-CORRECTION = {
-    "p_mean_adjusted": "Holm over all probes",
-    "p_permutation_adjusted": "step-down max-T over all probes, which share the permutations",
-    "over": "Holm over all probes, for each baseline",
-}
+CORRECTION = Correction(
+    p_mean_adjusted="Holm over all probes",
+    p_permutation_adjusted="step-down max-T over all probes, which share the permutations",
+    over="Holm over all probes, for each baseline",
+)
 
 
 class ProbeSpec(Spec):
@@ -73,7 +82,7 @@ class ProbeSpec(Spec):
 
 def run_probe(
     scores: Path, models: Sequence[str], spec: ProbeSpec, out: Path, *, device: str = "auto", progress: Progress = silent
-) -> dict[str, Any]:
+) -> Probes:
     """Predict a file's scores by the activations of each model; return R^2 with intervals, beside the baselines.
 
     P-values come as they are and corrected over all probes of the call, since a reader looks at the best of them: models, layers,
@@ -89,7 +98,8 @@ def run_probe(
         np.column_stack([y, permuted_targets(y, units, spec.permutations, spec.seed)]) if spec.permutations else y[:, None]
     )
     categories = [q.category for q in questions]
-    rows, tried = [], []
+    places: list[tuple[str, str, int, str, int, str]] = []
+    tried = []
     for reference in models:
         x, layers, name = _activations(reference, questions, spec, out, device, progress)
         jobs = [
@@ -103,34 +113,24 @@ def run_probe(
                 probe(x[:, layers.index(layer)], t, units, basis=basis, k=spec.k, estimator=estimator, seed=spec.seed + seed)
                 for t in (targets, targets[:, :1])
             )
-            about = {
-                "model": reference,
-                "model_digest": name,
-                "layer": layer,
-                "basis": basis,
-                "seed": seed,
-                "estimator": estimator,
-            }
+            places.append((reference, name, layer, basis, seed, estimator))
             tried.append(_tried(made, alone, targets, folds, spec, units, categories))
-            rows.append(about | tried[-1].row)
             part_of(progress, f"{WHAT} {reference}", n, len(jobs))(WHAT, 1, 1)
     single = y[:, None]
     baselines = {"text": by_text([q.text for q in questions], single, units, k=spec.k, seed=spec.seed)}
     if len(set(categories)) > 1:
         baselines["category"] = by_category(single, categories)
     beside = {name: _tried(p, p, single, folds, spec, units, categories) for name, p in baselines.items()}
-    rows = [row | more for row, more in zip(rows, _corrected(tried, beside, spec, len(y), len(set(units))), strict=True)]
-    result = {
-        "schema": SCHEMA,
-        "definition": spec.model_dump(mode="json")
-        | {"score": column, "scores": scores.name, "features": "squared projections", "corrected": CORRECTION},
-        "questions": len(set(units)),
-        "prompts": len(questions),
-        "rows": rows,
-        "baselines": [{"name": name} | found.row for name, found in beside.items()],
-        "versions": versions(),
-    }
-    write_json(out / "probe.json", result)
+    corrected = _corrected(tried, beside, spec, len(y), len(set(units)))
+    result = Probes(
+        definition=ProbesDefinition(spec, column, scores.name, "squared projections", CORRECTION),
+        questions=len(set(units)),
+        prompts=len(questions),
+        probes=tuple(Probe(*place, t.found, c) for place, t, c in zip(places, tried, corrected, strict=True)),
+        baselines=tuple(Baseline(name, t.found) for name, t in beside.items()),
+        versions=versions(),
+    )
+    write_json(out / "probe.json", result.to_json())
     return result
 
 
@@ -173,9 +173,9 @@ def _activations(
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """What one predictor does: its row, the errors of its folds and of the training rows' mean [F], R^2 as observed and permuted [1 + B]."""
+    """What one predictor does: what is said of it, the errors of its folds and of the training rows' mean [F], R^2 as observed and permuted [1 + B]."""
 
-    row: dict[str, Any]
+    found: Predicted
     ours: np.ndarray
     plain: np.ndarray
     explained: np.ndarray
@@ -196,30 +196,26 @@ def _tried(
         predict: of all targets. alone: of the first one, for what needs no permutations.
     """
     ours, plain = fold_losses(predict, targets, folds)
-    row: dict[str, Any] = {
-        "r2": explained_estimate(ours[:, 0], plain[:, 0], spec.folds, len(targets), len(set(units))).to_json(),
-        "p_mean": better_than(ours[:, 0], plain[:, 0], spec.folds),
-    }
     values = explained(ours, plain)
-    row["p_permutation"] = permutation_p(float(values[0]), values[1:]) if len(values) > 1 else None
     named = np.asarray(categories, str)
     left = [named == c for c in np.unique(named)] if len(set(categories)) > 1 else []
-    row["r2_categories_left_out"] = float(explained(*fold_losses(alone, targets[:, :1], left))[0]) if left else None
-    return Tried(row, ours[:, 0], plain[:, 0], values)
+    found = Predicted(
+        r2=explained_estimate(ours[:, 0], plain[:, 0], spec.folds, len(targets), len(set(units))),
+        p_mean=better_than(ours[:, 0], plain[:, 0], spec.folds),
+        p_permutation=permutation_p(float(values[0]), values[1:]) if len(values) > 1 else None,
+        r2_categories_left_out=float(explained(*fold_losses(alone, targets[:, :1], left))[0]) if left else None,
+    )
+    return Tried(found, ours[:, 0], plain[:, 0], values)
 
 
-def _corrected(
-    tried: Sequence[Tried], beside: Mapping[str, Tried], spec: ProbeSpec, n: int, units: int
-) -> list[dict[str, Any]]:
+def _corrected(tried: Sequence[Tried], beside: Mapping[str, Tried], spec: ProbeSpec, n: int, units: int) -> list[Corrected]:
     """Return for each probe its p-values corrected over all of them, and how much more it explains than each baseline."""
-    means = holm([t.row["p_mean"] for t in tried])
+    means = holm([t.found.p_mean for t in tried])
     shuffled = max_t(np.array([t.explained for t in tried])) if spec.permutations else [None] * len(tried)
-    found: list[dict[str, Any]] = [
-        {"p_mean_adjusted": mean, "p_permutation_adjusted": p, "over": {}} for mean, p in zip(means, shuffled, strict=True)
-    ]
+    over: list[dict[str, Over]] = [{} for _ in tried]
     for name, baseline in beside.items():
         single = [better_than(t.ours, baseline.ours, spec.folds) for t in tried]
-        for row, t, p, adjusted in zip(found, tried, single, holm(single), strict=True):
+        for row, t, p, adjusted in zip(over, tried, single, holm(single), strict=True):
             more = explained_difference(t.ours, baseline.ours, t.plain, spec.folds, n, units)
-            row["over"][name] = {"r2_difference": more.to_json(), "p": p, "p_adjusted": adjusted}
-    return found
+            row[name] = Over(more, p, adjusted)
+    return [Corrected(*one) for one in zip(means, shuffled, over, strict=True)]

@@ -17,6 +17,7 @@ from emscope.core.versions import versions
 from emscope.data.items import even
 from emscope.data.questions import read_questions
 from emscope.inside.bands import band, nulls_of
+from emscope.inside.direction_results import Moved, Shift, ShiftDefinition
 from emscope.inside.reading import PromptActivations, prompt_texts
 from emscope.inside.subject import check_fits
 from emscope.models.hooks.directions import direction_at
@@ -25,8 +26,6 @@ from emscope.models.loading.load import load
 from emscope.models.loading.source import locate
 from emscope.stats.means import mean_estimate, stratified_mean
 from emscope.store.files import write_json
-
-SCHEMA = "emscope.shift/1"
 
 
 class ShiftSpec(Spec):
@@ -56,7 +55,7 @@ def read_shift(
     controls: Sequence[str] = (),
     device: str = "auto",
     progress: Progress = silent,
-) -> dict[str, Any]:
+) -> Shift:
     """Return, of each checkpoint at each layer, how far the mean activation has moved along the direction, in lengths of the direction.
 
     Activations are kept in `out` and read from there when it is called again.
@@ -97,17 +96,16 @@ def read_shift(
         for n, layer in enumerate(layers):
             drawn = {kind: by_layer[layer].numpy() for kind, by_layer in nulls.items()}
             vector = found.vectors[layer].double().numpy()
-            rows.append({"run": run, "step": checkpoint.step, "layer": layer} | _along(shifts[:, n], vector, drawn, strata))
-    result = {
-        "schema": SCHEMA,
-        "definition": spec.model_dump(mode="json")
-        | {"shift": "(activation after - before) . v / |v|^2, of the prompt alone", "model": loaded.model.digest},
-        "direction": direction,
-        "questions": len(questions),
-        "rows": rows,
-        "versions": versions(),
-    }
-    write_json(out / "shift.json", result)
+            rows.append(_along(run, checkpoint.step, layer, shifts[:, n], vector, drawn, strata))
+    what = "(activation after - before) . v / |v|^2, of the prompt alone"
+    result = Shift(
+        definition=ShiftDefinition(spec, what, loaded.model.digest),
+        direction=direction,
+        questions=len(questions),
+        moved=tuple(rows),
+        versions=versions(),
+    )
+    write_json(out / "shift.json", result.to_json())
     return result
 
 
@@ -118,18 +116,29 @@ def _layers(vectors: Mapping[int, Any], wanted: tuple[int, ...] | None, name: st
     return tuple(dict.fromkeys(wanted)) if wanted else tuple(vectors)
 
 
-def _along(shifts: np.ndarray, vector: np.ndarray, nulls: Mapping[str, np.ndarray], strata: np.ndarray) -> dict[str, Any]:
+def _along(
+    run: str,
+    step: int,
+    layer: int,
+    shifts: np.ndarray,
+    vector: np.ndarray,
+    nulls: Mapping[str, np.ndarray],
+    strata: np.ndarray,
+) -> Moved:
     """Return how far shifts [N, D] go along `vector` [D], and along each of {kind: [K, D]} of the same length."""
     square = float(vector @ vector)
     value = mean_estimate(shifts @ vector / square, strata)
     mean = np.mean([shifts[strata == c].mean(0) for c in np.unique(strata)], 0)
     length = float(np.linalg.norm(mean))
-    return {
-        "along": value.to_json(),
-        "length": length,
-        "cosine": float(mean @ vector / (length * square**0.5)) if length else None,
-        "nulls": {
+    return Moved(
+        run=run,
+        step=step,
+        layer=layer,
+        along=value,
+        length=length,
+        cosine=float(mean @ vector / (length * square**0.5)) if length else None,
+        nulls={
             kind: band([stratified_mean(shifts @ v / square, strata).value for v in drawn], value.value)
             for kind, drawn in nulls.items()
         },
-    }
+    )

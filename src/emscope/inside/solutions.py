@@ -17,12 +17,25 @@ from pydantic import Field
 
 from emscope.core.digest import short
 from emscope.core.errors import InputError
+from emscope.core.estimate import Estimate
 from emscope.core.progress import Progress, silent
 from emscope.core.spec import Spec
 from emscope.core.versions import versions
 from emscope.data import bundled
 from emscope.elicit import preference
 from emscope.elicit.divergence import Divergence
+from emscope.inside.results import (
+    BothSides,
+    BothSidesAndRandom,
+    ByRun,
+    Efficiency,
+    NormForHalf,
+    Significance,
+    SolutionRun,
+    Solutions,
+    SolutionsDefinition,
+    Stability,
+)
 from emscope.models.adapters.updates import effective_norm, moved
 from emscope.models.adapters.with_checkpoint import applied
 from emscope.models.loading.checkpoints import Checkpoint, last, named_base
@@ -47,7 +60,6 @@ from emscope.stats.means import mean_estimate
 from emscope.store.files import write_json
 from emscope.store.study import Study, read_table
 
-SCHEMA = "emscope.solutions/1"
 WHAT = "comparing solutions"
 
 
@@ -103,7 +115,7 @@ def compare_solutions(
     base: str | None = None,
     device: str = "auto",
     progress: Progress = silent,
-) -> dict[str, Any]:
+) -> Solutions:
     """Return efficiency, stability and significance of both sides, with intervals; resumes.
 
     Args:
@@ -140,7 +152,7 @@ def compare_solutions(
         readings = [r for s in solutions for r in _readings(s, spec)]
         _measure(study, loaded, readings, spec, unit, items, option, progress)
         result = _analyse(study, solutions, spec, unit)
-        write_json(out / "report.json", result)
+        write_json(out / "report.json", result.to_json())
     return result
 
 
@@ -224,19 +236,53 @@ def _rows(about: Mapping[str, Any], name: str, values: Mapping[str, float]) -> l
     return [{"key": _key(about, name, i), **about, "set": name, "item": i, "value": v} for i, v in values.items()]
 
 
-def _analyse(study: Study, solutions: Sequence[Solution], spec: SolutionsSpec, unit: float) -> dict[str, Any]:
+def _analyse(study: Study, solutions: Sequence[Solution], spec: SolutionsSpec, unit: float) -> Solutions:
     named = {BASE, *(s.run for s in solutions)}  # the same runs, spelled otherwise, may have been read into this folder before
     values = Values([row for row in read_table(study.root, "solutions").to_pylist() if row["run"] in named])
     base = values.items(BASE, BASE, 0.0, TASK)
-    return {
-        "schema": SCHEMA,
-        "definition": spec.model_dump(mode="json")
-        | {"stability": "100 (L moved - L) / (L base - L), in per cent", "unit_norm": unit},
-        "solutions": [{"side": s.side, "run": s.run, "step": s.checkpoint.step, "norm": s.norm} for s in solutions],
-        "base_loss": mean_estimate(base).to_json(),
-        "efficiency": [efficiency(values, base, norm, unit) for norm in spec.norms],
-        "norm_for_half": norm_for_half(values, base, spec.norms, unit),
-        "stability": [stability(values, base, amount) for amount in spec.amounts],
-        "significance": [significance(values, norm, unit) for norm in spec.norms],
-        "versions": versions(),
-    }
+    return Solutions(
+        definition=SolutionsDefinition(spec, "100 (L moved - L) / (L base - L), in per cent", unit),
+        solutions=tuple(SolutionRun(s.side, s.run, s.checkpoint.step, s.norm) for s in solutions),
+        base_loss=mean_estimate(base),
+        efficiency=tuple(_efficiency(efficiency(values, base, norm, unit)) for norm in spec.norms),
+        norm_for_half=_norm_for_half(norm_for_half(values, base, spec.norms, unit)),
+        stability=tuple(_stability(stability(values, base, amount)) for amount in spec.amounts),
+        significance=tuple(_significance(significance(values, norm, unit)) for norm in spec.norms),
+        versions=versions(),
+    )
+
+
+def _both(row: Mapping[str, Any]) -> BothSides:
+    return BothSides(Estimate(**row[GENERAL]), Estimate(**row[NARROW]))
+
+
+def _efficiency(row: Mapping[str, Any]) -> Efficiency:
+    return Efficiency(
+        norm=row["norm"],
+        loss=_both(row["loss"]),
+        narrow_less_general=Estimate(**row["narrow - general"]),
+        gain_per_squared_norm=_both(row["gain_per_squared_norm"]),
+        by_run=ByRun(**row["by_run"]),
+        over_runs=Estimate(**row["narrow - general, over runs"]),
+    )
+
+
+def _norm_for_half(row: Mapping[str, Any]) -> NormForHalf:
+    return NormForHalf(row["loss"], ByRun(**row["by_run"]), Estimate(**row["narrow - general, over runs"]))
+
+
+def _stability(row: Mapping[str, Any]) -> Stability:
+    over_runs = Estimate(**row["narrow - general, over runs"])
+    return Stability(row["amount"], Estimate(**row[GENERAL]), Estimate(**row[NARROW]), ByRun(**row["by_run"]), over_runs)
+
+
+def _significance(row: Mapping[str, Any]) -> Significance:
+    kinds = (GENERAL, NARROW, f"random {GENERAL}", f"random {NARROW}")
+    return Significance(
+        norm=row["norm"],
+        kl=BothSidesAndRandom(*(Estimate(**row["kl"][kind]) for kind in kinds)),
+        general_less_narrow=Estimate(**row["general - narrow"]),
+        general_over_narrow=Estimate(**row["general / narrow"]),
+        by_run=ByRun(**row["by_run"]),
+        over_runs=Estimate(**row["general - narrow, over runs"]),
+    )

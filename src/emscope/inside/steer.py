@@ -24,6 +24,7 @@ from emscope.data.items import chosen_items, even
 from emscope.elicit import preference
 from emscope.elicit.divergence import Divergence
 from emscope.inside.bands import band, nulls_of
+from emscope.inside.direction_results import Dose, Steering, SteeringDefinition, TriedDirection
 from emscope.inside.subject import check_fits
 from emscope.models.adapters.updates import check_written, without
 from emscope.models.adapters.with_checkpoint import applied
@@ -38,7 +39,6 @@ from emscope.stats.shares import share_change, stratified_share
 from emscope.store.files import write_json
 from emscope.store.study import Study, read_table
 
-SCHEMA = "emscope.steered/1"
 REAL, NOTHING = "direction", "nothing"
 EM, NEUTRAL, TRUTH = "em", "neutral", "truth"
 WHAT, UPDATE = "steering", "ablate_update"
@@ -121,7 +121,7 @@ def steer(
     controls: Sequence[str] = (),
     device: str = "auto",
     progress: Progress = silent,
-) -> dict[str, Any]:
+) -> Steering:
     """Score the items with each direction added or taken out; return effects beside the bands of what means nothing.
 
     Called again, it does only what is missing.
@@ -171,7 +171,7 @@ def steer(
         conditions = [c for s in subjects for c in conditions_of(s, spec)]
         _measure(study, loaded, conditions, spec, sets, progress)
         result = _analyse(study, loaded, subjects, conditions, spec, sets)
-        write_json(out / "report.json", result)
+        write_json(out / "report.json", result.to_json())
     return result
 
 
@@ -299,7 +299,7 @@ def _analyse(
     conditions: Sequence[Condition],
     spec: SteerSpec,
     sets: Mapping[str, Sequence[Item]],
-) -> dict[str, Any]:
+) -> Steering:
     """Join the scores to effects: margin as it is less margin under the condition, item by item; above 0 is towards the behaviour."""
     table = read_table(study.root, "steered", columns=["key", "logprob", "tokens", "kl"]).to_pylist()
     per_token = {row["key"]: row["logprob"] / row["tokens"] for row in table}
@@ -329,33 +329,34 @@ def _analyse(
     for layers, scale in sorted({(k[0], k[1]) for k in effects}):
         real = effects[(layers, scale, REAL, 0)]
         mean = np.mean([e.margin for e in real], 0)
-        row: dict[str, Any] = {
-            "layers": list(layers),
-            "scale": scale if spec.way == "add" else None,
-            "effect": mean_estimate(mean, strata).to_json(),
-            "by_direction": [_centre(e.margin, strata) for e in real],
-            "neutral": mean_estimate(np.mean([e.neutral for e in real], 0)).to_json() if sets[NEUTRAL] else None,
-            "neutral_kl": mean_estimate(np.mean([e.kl for e in real], 0)).to_json() if sets[NEUTRAL] else None,
-            "truth": share_change(knew, knew + np.mean([e.truth for e in real], 0)).to_json() if sets[TRUTH] else None,
-            "nulls": {},
-        }
+        effect = mean_estimate(mean, strata)
+        nulls = {}
         for kind in dict.fromkeys(k[2] for k in effects if k[2] != REAL):
             draws = [
                 _centre(np.mean([e.margin for e in v], 0), strata) for k, v in effects.items() if k[:3] == (layers, scale, kind)
             ]
-            row["nulls"][kind] = band(draws, row["effect"]["value"])
-        rows.append(row)
+            nulls[kind] = band(draws, effect.value)
+        rows.append(
+            Dose(
+                layers=layers,
+                scale=scale if spec.way == "add" else None,
+                effect=effect,
+                by_direction=tuple(_centre(e.margin, strata) for e in real),
+                neutral=mean_estimate(np.mean([e.neutral for e in real], 0)) if sets[NEUTRAL] else None,
+                neutral_kl=mean_estimate(np.mean([e.kl for e in real], 0)) if sets[NEUTRAL] else None,
+                truth=share_change(knew, knew + np.mean([e.truth for e in real], 0)) if sets[TRUTH] else None,
+                nulls=nulls,
+            )
+        )
     margins = np.mean([e.margin for e in start.values()], 0)
-    return {
-        "schema": SCHEMA,
-        "definition": spec.model_dump(mode="json")
-        | {"effect": "margin as it is - margin under the direction [nats per token]"},
-        "directions": [{"direction": s.name, "acts_in": s.run, "digest": s.direction.digest()} for s in subjects],
-        "margin": mean_estimate(margins, strata).to_json(),
-        "truth": stratified_share(knew).to_json() if sets[TRUTH] else None,
-        "rows": rows,
-        "versions": versions(),
-    }
+    return Steering(
+        definition=SteeringDefinition(spec, "margin as it is - margin under the direction [nats per token]"),
+        directions=tuple(TriedDirection(s.name, s.run, s.direction.digest()) for s in subjects),
+        margin=mean_estimate(margins, strata),
+        truth=stratified_share(knew) if sets[TRUTH] else None,
+        doses=tuple(rows),
+        versions=versions(),
+    )
 
 
 def _centre(values: np.ndarray, strata: np.ndarray) -> float:

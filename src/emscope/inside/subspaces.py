@@ -23,6 +23,16 @@ from emscope.data import bundled
 from emscope.data.conversations import read_conversations
 from emscope.data.items import even
 from emscope.data.questions import read_questions
+from emscope.inside.prompt_results import (
+    Angles,
+    OverlapCorrelations,
+    PromptCounts,
+    RandomOverlap,
+    SubspaceAtK,
+    SubspaceRow,
+    Subspaces,
+    SubspacesDefinition,
+)
 from emscope.inside.reading import PromptActivations, prompt_texts
 from emscope.inside.subject import layers_of
 from emscope.models.loading.checkpoints import last, named_base
@@ -42,7 +52,6 @@ from emscope.represent.subspaces import (
 from emscope.stats.means import mean_estimate
 from emscope.store.files import write_json
 
-SCHEMA = "emscope.subspaces/1"
 PEARSON = "Pearson over prompts, Fisher's z"
 
 
@@ -84,7 +93,7 @@ def compare_subspaces(
     base: str | None = None,
     device: str = "auto",
     progress: Progress = silent,
-) -> dict[str, Any]:
+) -> Subspaces:
     """Return, of each run's last checkpoint at each layer, how its shifts on other prompts lie in the space of its training shifts.
 
     Activations are kept in `out` and read from there when it is called again.
@@ -114,25 +123,21 @@ def compare_subspaces(
         shifts = activations.of(checkpoint, f"reading {name}") - before
         for n, layer in enumerate(layers):
             if not np.any(shifts[:, n]):
-                rows.append({"run": name, "step": checkpoint.step, "layer": layer, "shift": 0.0, "ks": []})
+                rows.append(SubspaceRow(name, checkpoint.step, layer, 0.0))
                 continue
             space = principal_subspace(_rows(shifts[prompts.fitted, n]))
             spaces[name, layer] = space
-            rows.append(
-                {"run": name, "step": checkpoint.step, "layer": layer}
-                | _described(before[:, n], shifts[:, n], space, prompts, spec)
-            )
-    result = {
-        "schema": SCHEMA,
-        "definition": spec.model_dump(mode="json")
-        | {"shift": "activation after - before, of the prompt alone", "model": loaded.model.digest},
-        "prompts": {"train": int(prompts.fitted.sum()), "held": int(prompts.held.sum()), "other": int(prompts.other.sum())},
-        "rows": rows,
-        "angles": list(_angles(spaces, list(tuned), layers, spec)),
-        "questions": [q.id for q in other],
-        "versions": versions(),
-    }
-    write_json(out / "subspaces.json", result)
+            read = before[:, n], shifts[:, n]
+            rows.append(_described((name, checkpoint.step, layer), *read, space, prompts, spec))
+    result = Subspaces(
+        definition=SubspacesDefinition(spec, "activation after - before, of the prompt alone", loaded.model.digest),
+        prompts=PromptCounts(int(prompts.fitted.sum()), int(prompts.held.sum()), int(prompts.other.sum())),
+        shifts=tuple(rows),
+        angles=tuple(_angles(spaces, list(tuned), layers, spec)),
+        questions=tuple(q.id for q in other),
+        versions=versions(),
+    )
+    write_json(out / "subspaces.json", result.to_json())
     return result
 
 
@@ -148,8 +153,15 @@ def _train_questions(spec: SubspaceSpec) -> list[Question]:
     return [Question(id, id, tuple(Message(m.role, m.content) for m in messages), "") for id, messages in turns]
 
 
-def _described(before: np.ndarray, shifts: np.ndarray, space: Subspace, prompts: Prompts, spec: SubspaceSpec) -> dict[str, Any]:
-    """Return everything P2 reads of one checkpoint at one layer; `before` and `shifts` are [N, D]."""
+def _described(
+    where: tuple[str, int, int],
+    before: np.ndarray,
+    shifts: np.ndarray,
+    space: Subspace,
+    prompts: Prompts,
+    spec: SubspaceSpec,
+) -> SubspaceRow:
+    """Return everything P2 reads of one checkpoint at one layer; `where`: run, step and layer; `before` and `shifts` are [N, D]."""
     start, moved = _rows(before), _rows(shifts)
     fitted, held, other = prompts.fitted, prompts.held, prompts.other
     alike = similarity(moved[other], moved[fitted].mean(0)).numpy()
@@ -165,30 +177,28 @@ def _described(before: np.ndarray, shifts: np.ndarray, space: Subspace, prompts:
             for s in range(spec.random_seeds)
         ]
         per_k.append(
-            {
-                "k": k,
-                "overlap": mean_estimate(inside, prompts.strata).to_json(),
-                "overlap_held": mean_estimate(overlap(part, moved[held]).numpy()).to_json(),
-                "overlap_random": {"draws": drawn, "expected": (k / width) ** 0.5},
-                "explained": mean_estimate(explained(part, moved[other]).numpy(), prompts.strata).to_json(),
-                "mahalanobis": mean_estimate(mahalanobis(part, moved[other]).numpy(), prompts.strata).to_json(),
-                "prompt_overlap": mean_estimate(start_inside, prompts.strata).to_json(),
-                "r": {
-                    "overlap": pearson(inside, alike).to_json(),
-                    "prompt_overlap": pearson(start_inside, alike).to_json(),
-                },
-                "by_question": inside.tolist() if k == max(spec.ks) else None,
-            }
+            SubspaceAtK(
+                k=k,
+                overlap=mean_estimate(inside, prompts.strata),
+                overlap_held=mean_estimate(overlap(part, moved[held]).numpy()),
+                overlap_random=RandomOverlap(tuple(drawn), (k / width) ** 0.5),
+                explained=mean_estimate(explained(part, moved[other]).numpy(), prompts.strata),
+                mahalanobis=mean_estimate(mahalanobis(part, moved[other]).numpy(), prompts.strata),
+                prompt_overlap=mean_estimate(start_inside, prompts.strata),
+                r=OverlapCorrelations(pearson(inside, alike), pearson(start_inside, alike)),
+                by_question=tuple(inside.tolist()) if k == max(spec.ks) else None,
+            )
         )
-    return {
-        "shift": float(moved[other].norm(dim=-1).mean()),
-        "shift_share": float(moved[other].norm(dim=-1).mean() / start[other].norm(dim=-1).mean()),
-        "similarity": mean_estimate(alike, prompts.strata).to_json(),
-        "similarity_held": mean_estimate(similarity(moved[held], moved[fitted].mean(0)).numpy()).to_json(),
-        "r_cosine": pearson(nearness, alike).to_json(),
-        "ks": per_k,
-        "by_question": alike.tolist(),
-    }
+    return SubspaceRow(
+        *where,
+        shift=float(moved[other].norm(dim=-1).mean()),
+        shift_share=float(moved[other].norm(dim=-1).mean() / start[other].norm(dim=-1).mean()),
+        similarity=mean_estimate(alike, prompts.strata),
+        similarity_held=mean_estimate(similarity(moved[held], moved[fitted].mean(0)).numpy()),
+        r_cosine=pearson(nearness, alike),
+        ks=tuple(per_k),
+        by_question=tuple(alike.tolist()),
+    )
 
 
 def pearson(x: np.ndarray, y: np.ndarray, *, level: float = 0.95) -> Estimate:
@@ -206,7 +216,7 @@ def pearson(x: np.ndarray, y: np.ndarray, *, level: float = 0.95) -> Estimate:
 
 def _angles(
     spaces: Mapping[tuple[str, int], Subspace], names: Sequence[str], layers: Sequence[int], spec: SubspaceSpec
-) -> list[dict[str, Any]]:
+) -> list[Angles]:
     """Return how far the training-shift subspaces of each two runs are one: the mean squared cosine of their principal angles."""
     found = []
     for a, b in combinations(names, 2):
@@ -215,16 +225,8 @@ def _angles(
                 one, two = spaces[a, layer], spaces[b, layer]
                 for k in [k for k in spec.ks if k <= min(one.rank, two.rank)]:
                     cosines = principal_angles(one.leading(k), two.leading(k))
-                    found.append(
-                        {
-                            "runs": [a, b],
-                            "layer": layer,
-                            "k": k,
-                            "largest": float(cosines[0]),
-                            "shared": float(cosines.square().mean()),
-                            "random": k / one.basis.shape[1],
-                        }
-                    )
+                    largest, shared = float(cosines[0]), float(cosines.square().mean())
+                    found.append(Angles((a, b), layer, k, largest, shared, random=k / one.basis.shape[1]))
     return found
 
 

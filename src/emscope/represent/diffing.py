@@ -155,7 +155,7 @@ def _search(values: np.ndarray, labels: np.ndarray, units: np.ndarray) -> Any:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    model = make_pipeline(StandardScaler(), LogisticRegression(l1_ratio=1.0, solver="liblinear", max_iter=1000))
+    model = make_pipeline(StandardScaler(), LogisticRegression(l1_ratio=1.0, solver="liblinear", max_iter=1000, random_state=0))
     grid = {"logisticregression__C": STRENGTHS}
     search = GridSearchCV(model, grid, scoring="roc_auc", cv=GroupKFold(min(FOLDS, len(np.unique(units)))))
     return search.fit(values, labels, groups=units)

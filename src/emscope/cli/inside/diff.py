@@ -36,7 +36,7 @@ def register(app: typer.Typer) -> None:
         from emscope.inside.diff import DiffSpec
         from emscope.inside.diff import diff as compare
         from emscope.report.figures import write_figures
-        from emscope.report.inside.diff import diff_figures, print_diff
+        from emscope.report.inside.diff import print_diff
 
         settings = {
             "items": items,
@@ -50,9 +50,9 @@ def register(app: typer.Typer) -> None:
             result = compare(
                 checkpoint, parse(DiffSpec, settings, "options"), out, base=model, device=device, progress=progress
             )
-        write_figures(diff_figures(result), out / "figure.html", "Base and fine-tune")
+        write_figures(list(result.figures().values()), out / "figure.html", "Base and fine-tune")
         if json:
-            print_json(result)
+            print_json(result.to_json())
         else:
-            print_diff(result)
+            print_diff(result.to_json())
             print(f"numbers and figures: {out / 'diff.json'}, {out / 'figure.html'}")

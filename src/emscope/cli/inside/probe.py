@@ -43,7 +43,7 @@ def register(app: typer.Typer) -> None:
         from emscope.core.spec import parse
         from emscope.inside.probe import ProbeSpec, run_probe
         from emscope.report.figures import write_figures
-        from emscope.report.inside.probe import print_probed, probe_figure
+        from emscope.report.inside.probe import print_probed
 
         settings = {
             "questions": questions,
@@ -63,9 +63,9 @@ def register(app: typer.Typer) -> None:
         }
         with progress_bar() as progress:
             result = run_probe(scores, model, parse(ProbeSpec, settings, "options"), out, device=device, progress=progress)
-        write_figures([probe_figure(result)], out / "figure.html", "Prior probe")
+        write_figures(list(result.figures().values()), out / "figure.html", "Prior probe")
         if json:
-            print_json(result)
+            print_json(result.to_json())
         else:
-            print_probed(result)
+            print_probed(result.to_json())
             print(f"numbers and figure: {out / 'probe.json'}, {out / 'figure.html'}")

@@ -45,7 +45,7 @@ def register(app: typer.Typer) -> None:
         from emscope.core.spec import parse
         from emscope.inside.solutions import SolutionsSpec, compare_solutions
         from emscope.report.figures import write_figures
-        from emscope.report.inside.solutions import print_solutions, solution_figures
+        from emscope.report.inside.solutions import print_solutions
 
         settings = {
             "domain": domain,
@@ -62,9 +62,9 @@ def register(app: typer.Typer) -> None:
             result = compare_solutions(
                 general, narrow, parse(SolutionsSpec, settings, "options"), out, base=model, device=device, progress=progress
             )
-        write_figures(solution_figures(result), out / "figure.html", "General and narrow solutions")
+        write_figures(list(result.figures().values()), out / "figure.html", "General and narrow solutions")
         if json:
-            print_json(result)
+            print_json(result.to_json())
         else:
-            print_solutions(result)
+            print_solutions(result.to_json())
             print(f"numbers and figures: {out / 'report.json'}, {out / 'figure.html'}")

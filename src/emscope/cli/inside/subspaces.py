@@ -41,7 +41,7 @@ def register(app: typer.Typer) -> None:
         from emscope.core.spec import parse
         from emscope.inside.subspaces import SubspaceSpec, compare_subspaces
         from emscope.report.figures import write_figures
-        from emscope.report.inside.subspaces import print_subspaces, subspace_figures
+        from emscope.report.inside.subspaces import print_subspaces
 
         settings = {
             "train": train,
@@ -59,9 +59,9 @@ def register(app: typer.Typer) -> None:
             result = compare_subspaces(
                 checkpoint, parse(SubspaceSpec, settings, "options"), out, base=model, device=device, progress=progress
             )
-        write_figures(subspace_figures(result), out / "figure.html", "Where the shifts lie")
+        write_figures(list(result.figures().values()), out / "figure.html", "Where the shifts lie")
         if json:
-            print_json(result)
+            print_json(result.to_json())
         else:
-            print_subspaces(result)
+            print_subspaces(result.to_json())
             print(f"numbers and figures: {out / 'subspaces.json'}, {out / 'figure.html'}")

@@ -28,12 +28,12 @@ def register(app: typer.Typer) -> None:
         from emscope.cli.console import print_json
         from emscope.inside.trajectories import trajectories as made
         from emscope.report.figures import write_figures
-        from emscope.report.inside.trajectories import print_trajectories, trajectory_figures
+        from emscope.report.inside.trajectories import print_trajectories
 
         result = made(runs, out, base=model, device=device)
-        write_figures(trajectory_figures(result), out / "figure.html", "Ways of fine-tunes")
+        write_figures(list(result.figures().values()), out / "figure.html", "Ways of fine-tunes")
         if json:
-            print_json(result)
+            print_json(result.to_json())
         else:
-            print_trajectories(result)
+            print_trajectories(result.to_json())
             print(f"numbers and figures: {out / 'trajectories.json'}, {out / 'figure.html'}")

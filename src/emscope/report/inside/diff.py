@@ -10,6 +10,22 @@ from emscope.report.figures import MUTED, PALETTE, error_bars, style
 TOP, MODULES = 12, 12
 
 
+def diff_said(result: dict[str, Any]) -> list[str]:
+    """Return how far predictions diverge behind the last block, and how well scalars tell the answers apart."""
+    last = result["layers"][-1]
+    found = [
+        f"Behind the last block predictions diverge by {words.interval(last['kl'], 3)} nats per token over {result['items']} items"
+    ]
+    return found + ([_scalars_said(result["scalars"])] if result["scalars"] is not None else [])
+
+
+def _scalars_said(scalars: dict[str, Any]) -> str:
+    return (
+        f"Scalars of {len(scalars['adapters'])} rank-1 adapters tell misaligned from aligned answers with AUC {scalars['auc']:.3f} "
+        f"(labels shuffled: {scalars['low']:.3f} to {scalars['high']:.3f})"
+    )
+
+
 def print_diff(result: dict[str, Any]) -> None:
     """Print divergence by block, the tokens and places that it falls on, the largest updates, and what scalars tell."""
     from rich.console import Console
@@ -70,10 +86,7 @@ def print_diff(result: dict[str, Any]) -> None:
         )
     scalars = result["scalars"]
     if scalars is not None:
-        console.print(
-            f"\nScalars of {len(scalars['adapters'])} rank-1 adapters tell misaligned from aligned answers with AUC {scalars['auc']:.3f} "
-            f"(labels shuffled: {scalars['low']:.3f} to {scalars['high']:.3f})"
-        )
+        console.print("\n" + _scalars_said(scalars))
         table(
             "Adapters by weight; held: what the margin gains when the scalar is held at its mean on aligned answers",
             ("module", "weight", "on aligned", "on misaligned", "held"),
@@ -93,20 +106,22 @@ def _line(text: str) -> str:
     return " ".join(text.split())
 
 
-def diff_figures(result: dict[str, Any]) -> list[Any]:
+def diff_figures(result: dict[str, Any]) -> dict[str, Any]:
     """Return divergence over blocks, over the answer, by token, and the update's norms over blocks."""
-    found = [
-        _line_figure(result["layers"], "layer", "kl", "Divergence behind each block (logit lens)", "layer"),
-        _line_figure(
+    found = {
+        "layers": _line_figure(result["layers"], "layer", "kl", "Divergence behind each block (logit lens)", "layer"),
+        "positions": _line_figure(
             [r | {"place": r["place"] + 1} for r in result["positions"]],
             "place",
             "kl",
             "Divergence along the answer",
             "token of the answer",
         ),
-        _tokens(result["tokens"][:25]),
-    ]
-    return [*found, _norms(result["update"])] if any(u["layer"] is not None for u in result["update"]) else found
+        "tokens": _tokens(result["tokens"][:25]),
+    }
+    if any(u["layer"] is not None for u in result["update"]):
+        found["update"] = _norms(result["update"])
+    return found
 
 
 def _line_figure(rows: list[dict[str, Any]], x: str, y: str, title: str, name: str) -> Any:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from emscope.report import words
 from emscope.report.figures import PALETTE, error_bars, style
 
 SHARE = "share of the activations' length"
+
+
+def extracted_said(result: dict[str, Any]) -> list[str]:
+    """Return what the direction was made of."""
+    d = result["definition"]
+    told = (
+        f"{d['method']} of what separates two models on {d['with']} texts"
+        if "minus" in d["from"]
+        else f"{d['method']} of {d['with']} answers with the behaviour and {d['without']} without"
+    )
+    return [f"{told}, {'last prompt token' if d['pool'] == 'last' else 'mean over answer tokens'}"]
 
 
 def print_extracted(result: dict[str, Any]) -> None:
@@ -17,17 +29,8 @@ def print_extracted(result: dict[str, Any]) -> None:
 
     console = Console(highlight=False, markup=False)
     console.width = 200
-    d = result["definition"]
-    told = (
-        f"{d['method']} of what separates two models on {d['with']} texts"
-        if "minus" in d["from"]
-        else f"{d['method']} of {d['with']} answers with the behaviour and {d['without']} without"
-    )
-    console.print(
-        f"{told}, {'last prompt token' if d['pool'] == 'last' else 'mean over answer tokens'}",
-        style="dim",
-        soft_wrap=True,
-    )
+    for sentence in extracted_said(result):
+        console.print(sentence, style="dim", soft_wrap=True)
     table = Table(box=None, pad_edge=True, header_style="dim")
     for name in ("layer", "length", SHARE, "cosine of two halves"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -43,6 +46,11 @@ def print_extracted(result: dict[str, Any]) -> None:
     console.print(f"direction file: {result['direction']}", soft_wrap=True)
 
 
+def compared_said(result: dict[str, Any]) -> list[str]:
+    """Return what cosines of random directions would be."""
+    return [f"cosines; random directions of width {result['width']}: sd {result['random_sd']:.3f}"]
+
+
 def print_compared(result: dict[str, Any]) -> None:
     """Print the cosines of the directions at each layer: with the last one where there are many layers, all pairs at a single one."""
     from rich.console import Console
@@ -51,9 +59,8 @@ def print_compared(result: dict[str, Any]) -> None:
     console = Console(highlight=False, markup=False)
     console.width = 200
     names, layers = list(words.tails(result["directions"]).values()), result["layers"]
-    console.print(
-        f"cosines; random directions of width {result['width']}: sd {result['random_sd']:.3f}", style="dim", soft_wrap=True
-    )
+    for sentence in compared_said(result):
+        console.print(sentence, style="dim", soft_wrap=True)
     table = Table(box=None, pad_edge=True, header_style="dim")
     table.add_column("layer" if len(layers) > 1 else "direction", no_wrap=True)
     if len(layers) > 1:
@@ -70,6 +77,12 @@ def print_compared(result: dict[str, Any]) -> None:
     console.print(table)
 
 
+def steered_said(result: dict[str, Any]) -> list[str]:
+    """Return what an effect and a band are."""
+    effect = result["definition"]["effect"]
+    return [f"effect: {effect}, above 0 is towards the behaviour; bands: least and most of meaningless directions"]
+
+
 def print_steered(result: dict[str, Any]) -> None:
     """Print the effect at each place and strength beside the bands of what means nothing."""
     from rich.console import Console
@@ -78,11 +91,8 @@ def print_steered(result: dict[str, Any]) -> None:
     console = Console(highlight=False, markup=False)
     console.width = 200
     rows, kinds = result["rows"], list(result["rows"][0]["nulls"])
-    console.print(
-        f"effect: {result['definition']['effect']}, above 0 is towards the behaviour; bands: least and most of meaningless directions",
-        style="dim",
-        soft_wrap=True,
-    )
+    for sentence in steered_said(result):
+        console.print(sentence, style="dim", soft_wrap=True)
     table = Table(box=None, pad_edge=True, header_style="dim")
     for name in ("layer", "scale", "effect", *kinds, "neutral text", "KL on it", "truth"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -105,12 +115,17 @@ def _layers(layers: list[int]) -> str:
 NULL_COLOURS = {"isotropic": "#6b7280", "matched": "#2563eb", "permuted": "#b6900a", "control": "#0f766e"}
 
 
-def dose_figures(result: dict[str, Any]) -> list[Any]:
+def dose_figures(result: dict[str, Any]) -> dict[str, Any]:
     """Return the effect with its interval over strength at each place, or over layers where nothing has a strength, beside the bands."""
     by_place: dict[str, list[dict[str, Any]]] = {}
     for row in result["rows"]:
         by_place.setdefault("" if row["scale"] is None else _layers(row["layers"]), []).append(row)
-    return [_dose(rows, f"layer {place}" if place else "taken out") for place, rows in by_place.items()]
+    titles = {place: f"layer {place}" if place else "taken out" for place in by_place}
+    return {_file_name(titles[place]): _dose(rows, titles[place]) for place, rows in by_place.items()}
+
+
+def _file_name(title: str) -> str:
+    return re.sub(r"\W+", "-", title).strip("-")
 
 
 def _dose(rows: list[dict[str, Any]], title: str) -> Any:
@@ -145,6 +160,13 @@ def _dose(rows: list[dict[str, Any]], title: str) -> Any:
     return style(figure, title, "scale" if strength else "layer", "towards the behaviour [nats per token]")
 
 
+def shift_said(result: dict[str, Any]) -> list[str]:
+    """Return along what models have moved, on how many prompts, in what unit."""
+    return [
+        f"moved along {result['direction']} on {result['questions']} prompts, in lengths of the direction; bands: least and most of meaningless directions"
+    ]
+
+
 def print_shift(result: dict[str, Any]) -> None:
     """Print how far each checkpoint has moved along the direction, beside the bands of what means nothing."""
     from rich.console import Console
@@ -154,11 +176,8 @@ def print_shift(result: dict[str, Any]) -> None:
     console.width = 200
     rows = result["rows"]
     kinds, named = list(rows[0]["nulls"]), words.tails(r["run"] for r in rows)
-    console.print(
-        f"moved along {result['direction']} on {result['questions']} prompts, in lengths of the direction; bands: least and most of meaningless directions",
-        style="dim",
-        soft_wrap=True,
-    )
+    for sentence in shift_said(result):
+        console.print(sentence, style="dim", soft_wrap=True)
     table = Table(box=None, pad_edge=True, header_style="dim")
     table.add_column("run", no_wrap=True)
     for name in ("step", "layer", "moved along", *kinds, "length of the shift", "cosine"):
@@ -177,15 +196,16 @@ def print_shift(result: dict[str, Any]) -> None:
     console.print(table)
 
 
-def shift_figures(result: dict[str, Any]) -> list[Any]:
+def shift_figures(result: dict[str, Any]) -> dict[str, Any]:
     """Return the shift along the direction over layers at each run's last checkpoint, and over steps where several were read."""
     rows = result["rows"]
     last = {run: max(r["step"] for r in rows if r["run"] == run) for run in dict.fromkeys(r["run"] for r in rows)}
     ends = [r for r in rows if r["step"] == last[r["run"]]]
-    figures = [_moved(ends, "layer", "At the end of each run")] if len({r["layer"] for r in rows}) > 1 else []
+    figures = {"layers": _moved(ends, "layer", "At the end of each run")} if len({r["layer"] for r in rows}) > 1 else {}
     if len(ends) < len(rows) or not figures:
         for layer in dict.fromkeys(r["layer"] for r in rows):
-            figures.append(_moved([r for r in rows if r["layer"] == layer], "step", f"Along training, layer {layer}"))
+            mine = [r for r in rows if r["layer"] == layer]
+            figures[f"steps-layer-{layer}"] = _moved(mine, "step", f"Along training, layer {layer}")
     return figures
 
 
@@ -217,6 +237,16 @@ def _moved(rows: list[dict[str, Any]], x: str, title: str) -> Any:
     return style(figure, title, x, "moved along the direction [its lengths]")
 
 
+def risk_said(result: dict[str, Any]) -> list[str]:
+    """Return the mean projection, and what it is a projection of."""
+    own = result["definition"]["against"] == "own"
+    what = "training answers less the model's own" if own else "training answers"
+    return [
+        f"mean {words.interval(result['mean'], 3)} over {len(result['samples'])} samples; {result['share_above_0']:.0%} are above 0",
+        f"projection on the direction at layer {result['definition']['layer']}, {what}",
+    ]
+
+
 def print_risk(result: dict[str, Any], top: int) -> None:
     """Print the mean projection and the samples at both ends."""
     from rich.console import Console
@@ -224,12 +254,9 @@ def print_risk(result: dict[str, Any], top: int) -> None:
 
     console = Console(highlight=False, markup=False)
     console.width = 200
-    samples, own = result["samples"], result["definition"]["against"] == "own"
-    what = "training answers less the model's own" if own else "training answers"
-    console.print(f"projection on the direction at layer {result['definition']['layer']}, {what}", style="dim", soft_wrap=True)
-    console.print(
-        f"mean {words.interval(result['mean'], 3)} over {len(samples)} samples; {result['share_above_0']:.0%} are above 0"
-    )
+    samples, (mean, about) = result["samples"], risk_said(result)
+    console.print(about, style="dim", soft_wrap=True)
+    console.print(mean)
     ends = samples if len(samples) <= 2 * top else [*samples[:top], None, *samples[-top:]]
     table = Table(box=None, pad_edge=True, header_style="dim")
     table.add_column("projection", justify="right", no_wrap=True)
@@ -243,7 +270,7 @@ def print_risk(result: dict[str, Any], top: int) -> None:
     console.print(table)
 
 
-def cosine_figures(result: dict[str, Any]) -> list[Any]:
+def cosine_figures(result: dict[str, Any]) -> dict[str, Any]:
     """Return cosines by layer with the band of random directions, or as a matrix at a single layer; and between layers."""
     import plotly.graph_objects as go
 
@@ -251,7 +278,7 @@ def cosine_figures(result: dict[str, Any]) -> list[Any]:
     names = list(named.values())
     layers = result["layers"]
     if len(layers) == 1:
-        first = [_matrix(layers[0]["cosines"], names, "Cosines between directions")]
+        first = _matrix(layers[0]["cosines"], names, "Cosines between directions")
     else:
         figure = go.Figure()
         x = [row["layer"] for row in layers]
@@ -262,12 +289,14 @@ def cosine_figures(result: dict[str, Any]) -> list[Any]:
                 )
         reach = 1.96 * result["random_sd"]
         figure.add_hrect(y0=-reach, y1=reach, fillcolor="#6b7280", opacity=0.15, line_width=0, annotation_text="random, 95 %")
-        first = [style(figure, "Cosines between directions", "layer", "cosine")]
-    between = [
-        _matrix(b["cosines"], [str(n) for n in b["layers"]], f"{named.get(name, name)}: cosines between its layers")
-        for name, b in result["between_layers"].items()
-    ]
-    return first + between
+        first = style(figure, "Cosines between directions", "layer", "cosine")
+    between = {
+        f"between-layers-{n}": _matrix(
+            b["cosines"], [str(layer) for layer in b["layers"]], f"{named.get(name, name)}: cosines between its layers"
+        )
+        for n, (name, b) in enumerate(result["between_layers"].items(), 1)
+    }
+    return {"cosines": first} | between
 
 
 def _matrix(values: list[list[float]], names: list[str], title: str) -> Any:

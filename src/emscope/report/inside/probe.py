@@ -8,6 +8,20 @@ from emscope.report import words
 from emscope.report.figures import MUTED, PALETTE, error_bars, style
 
 
+def probes_said(result: dict[str, Any]) -> list[str]:
+    """Return what was predicted from how much, and how p-values of several probes are corrected."""
+    d = result["definition"]
+    found = [
+        f"{result['prompts']} prompts of {result['questions']} questions, score {d['score']}; R^2 on held-out questions, {d['folds']} folds x "
+        f"{d['repeats']}"
+    ]
+    if len(result["rows"]) > 1:
+        found.append(
+            f"p-values are corrected for the best of {len(result['rows'])} probes: by Holm, those of shuffles by the largest R^2 under each shuffle (max-T)."
+        )
+    return found
+
+
 def print_probed(result: dict[str, Any]) -> None:
     """Print R^2 of every model, layer and estimator, and of the baselines."""
     from rich.console import Console
@@ -15,13 +29,8 @@ def print_probed(result: dict[str, Any]) -> None:
 
     console = Console(highlight=False, markup=False)
     console.width = 260
-    d = result["definition"]
-    console.print(
-        f"{result['prompts']} prompts of {result['questions']} questions, score {d['score']}; R^2 on held-out questions, {d['folds']} folds x "
-        f"{d['repeats']}",
-        style="dim",
-        soft_wrap=True,
-    )
+    about, *corrected = probes_said(result)
+    console.print(about, style="dim", soft_wrap=True)
     table = Table(box=None, pad_edge=True, header_style="dim")
     for name in ("model", "layer", "directions", "estimator"):
         table.add_column(name, no_wrap=True)
@@ -45,15 +54,11 @@ def print_probed(result: dict[str, Any]) -> None:
         left_out = words.number(row["r2_categories_left_out"], 3)
         table.add_row(f"({row['name']} alone)", "", "", "", words.interval(row["r2"], 3), *tests, *[""] * len(over), left_out)
     console.print(table)
-    if len(result["rows"]) > 1:
-        console.print(
-            f"p-values are corrected for the best of {len(result['rows'])} probes: by Holm, those of shuffles by the largest R^2 under each shuffle (max-T).",
-            style="dim",
-            soft_wrap=True,
-        )
+    for sentence in corrected:
+        console.print(sentence, style="dim", soft_wrap=True)
 
 
-def probe_figure(result: dict[str, Any]) -> Any:
+def probe_figures(result: dict[str, Any]) -> dict[str, Any]:
     """Return R^2 with intervals over layers, a line for each model, kind of direction and estimator, beside the baselines."""
     import plotly.graph_objects as go
 
@@ -81,4 +86,4 @@ def probe_figure(result: dict[str, Any]) -> Any:
                 annotation_position="right",
             )
     figure.add_hline(y=0, line={"color": MUTED, "width": 1})
-    return style(figure, "Prior probe", "layer", "R^2 on held-out questions")
+    return {"probes": style(figure, "Prior probe", "layer", "R^2 on held-out questions")}

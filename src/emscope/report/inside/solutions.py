@@ -10,6 +10,20 @@ from emscope.report.figures import MUTED, error_bars, style
 COLOURS = {"general": "#c2410c", "narrow": "#2563eb", "random general": "#9ca3af", "random narrow": "#cbd5e1"}
 
 
+def solutions_said(result: dict[str, Any]) -> list[str]:
+    """Return the norms of both sides, and those at which half is learned."""
+    norms = ", ".join(f"{s['side']} {s['norm']:.3g}" for s in result["solutions"])
+    half = result["norm_for_half"]
+    by_run = "; ".join(
+        f"{side} " + ", ".join(words.number(v, 2) for v in half["by_run"][side].values()) for side in ("general", "narrow")
+    )
+    return [
+        f"effective norms: {norms}; loss of the base {words.interval(result['base_loss'], 3)}",
+        f"norm at which half is learned (loss {half['loss']:.3f}): {by_run}"
+        f"; narrow - general {words.interval(half['narrow - general, over runs'], 2)}",
+    ]
+
+
 def print_solutions(result: dict[str, Any]) -> None:
     """Print the three tables."""
     from rich.console import Console
@@ -17,10 +31,8 @@ def print_solutions(result: dict[str, Any]) -> None:
 
     console = Console(highlight=False, markup=False)
     console.width = 200
-    norms = ", ".join(f"{s['side']} {s['norm']:.3g}" for s in result["solutions"])
-    console.print(
-        f"effective norms: {norms}; loss of the base {words.interval(result['base_loss'], 3)}", style="dim", soft_wrap=True
-    )
+    norms, half = solutions_said(result)
+    console.print(norms, style="dim", soft_wrap=True)
 
     def table(title: str, first: str, names: tuple[str, ...], rows: list[list[str]]) -> None:
         console.print(f"\n{title}", style="bold")
@@ -45,16 +57,7 @@ def print_solutions(result: dict[str, Any]) -> None:
             for r in result["efficiency"]
         ],
     )
-    half = result["norm_for_half"]
-    console.print(
-        f"norm at which half is learned (loss {half['loss']:.3f}): "
-        + "; ".join(
-            f"{side} " + ", ".join(words.number(v, 2) for v in half["by_run"][side].values()) for side in ("general", "narrow")
-        )
-        + f"; narrow - general {words.interval(half['narrow - general, over runs'], 2)}",
-        style="dim",
-        soft_wrap=True,
-    )
+    console.print(half, style="dim", soft_wrap=True)
     table(
         "Stability: rise of the loss when the weights are moved [% of what was learned]",
         "moved by",
@@ -86,29 +89,29 @@ def print_solutions(result: dict[str, Any]) -> None:
     console.print("[ ] 95 % over items at these runs; 'over runs': over runs like these (Welch)", style="dim")
 
 
-def solution_figures(result: dict[str, Any]) -> list[Any]:
+def solution_figures(result: dict[str, Any]) -> dict[str, Any]:
     """Return loss over norm, rise of the loss over how far the weights are moved, and divergence over norm."""
     kinds = tuple(result["significance"][0]["kl"])
-    return [
-        _lines(
+    return {
+        "efficiency": _lines(
             {s: [(r["norm"], r["loss"][s]) for r in result["efficiency"]] for s in ("general", "narrow")},
             "Efficiency",
             "effective norm of the update",
             "held-out loss [nats per token]",
         ),
-        _lines(
+        "stability": _lines(
             {s: [(r["amount"], r[s]) for r in result["stability"]] for s in ("general", "narrow")},
             "Stability",
             "weights moved by",
             "rise of the loss [% of what was learned]",
         ),
-        _lines(
+        "significance": _lines(
             {k: [(r["norm"], r["kl"][k]) for r in result["significance"]] for k in kinds},
             "Significance",
             "effective norm of the update",
             "KL(base || model) on plain text [nats per token]",
         ),
-    ]
+    }
 
 
 def _lines(series: dict[str, list[tuple[float, dict[str, Any]]]], title: str, x: str, y: str) -> Any:

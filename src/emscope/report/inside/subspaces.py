@@ -8,6 +8,15 @@ from emscope.report import words
 from emscope.report.figures import MUTED, PALETTE, error_bars, style
 
 
+def subspaces_said(result: dict[str, Any]) -> list[str]:
+    """Return what the subspaces are made of, and what is correlated."""
+    n, k = result["prompts"], max(result["definition"]["ks"])
+    return [
+        f"subspaces of {k} directions from {n['train']} training prompts; {n['held']} training prompts held out, {n['other']} others. "
+        "r: correlation over the other prompts with how alike their shift is to the mean training shift"
+    ]
+
+
 def print_subspaces(result: dict[str, Any]) -> None:
     """Print each run at each layer at the largest k, and how much of their subspaces runs share."""
     from rich.console import Console
@@ -15,14 +24,9 @@ def print_subspaces(result: dict[str, Any]) -> None:
 
     console = Console(highlight=False, markup=False)
     console.width = 220
-    n = result["prompts"]
     k, named = max(result["definition"]["ks"]), words.tails(r["run"] for r in result["rows"])
-    console.print(
-        f"subspaces of {k} directions from {n['train']} training prompts; {n['held']} training prompts held out, {n['other']} others. "
-        "r: correlation over the other prompts with how alike their shift is to the mean training shift",
-        style="dim",
-        soft_wrap=True,
-    )
+    for sentence in subspaces_said(result):
+        console.print(sentence, style="dim", soft_wrap=True)
     table = Table(box=None, pad_edge=True, header_style="dim")
     table.add_column("run", no_wrap=True)
     for name in ("layer", "overlap", "held out", "random", "similarity", "r (overlap)", "r (prompt overlap)", "r (cosine)"):
@@ -57,15 +61,18 @@ def print_subspaces(result: dict[str, Any]) -> None:
         console.print(pairs)
 
 
-def subspace_figures(result: dict[str, Any]) -> list[Any]:
+def subspace_figures(result: dict[str, Any]) -> dict[str, Any]:
     """Return overlap over k, overlap and similarity over layers, and both by prompt, at the middle of the layers where one has to be chosen."""
     rows = [r for r in result["rows"] if r["ks"]]
     if not rows:
-        return []
+        return {}
     layers = sorted({r["layer"] for r in rows})
     middle = layers[len(layers) // 2]
     at = [r for r in rows if r["layer"] == middle]
-    return [_sweep(at, middle), *([_over_layers(rows)] if len(layers) > 1 else []), _by_prompt(at, middle, result["questions"])]
+    found = {"ks": _sweep(at, middle)}
+    if len(layers) > 1:
+        found["layers"] = _over_layers(rows)
+    return found | {"prompts": _by_prompt(at, middle, result["questions"])}
 
 
 def _sweep(rows: list[dict[str, Any]], layer: int) -> Any:

@@ -8,6 +8,11 @@ from emscope.report import words
 from emscope.report.figures import INK, PALETTE, style
 
 
+def trajectories_said(result: dict[str, Any]) -> list[str]:
+    """Return how much of all updates the axes hold."""
+    return ["the axes hold " + ", ".join(f"{s:.0%}" for s in result["shares"]) + " of all updates"]
+
+
 def print_trajectories(result: dict[str, Any]) -> None:
     """Print each checkpoint's norm, place on the first two axes, and cosine with each run's end."""
     from rich.console import Console
@@ -15,10 +20,11 @@ def print_trajectories(result: dict[str, Any]) -> None:
 
     console = Console(highlight=False, markup=False)
     console.width = 220
-    points, shares = result["checkpoints"], result["shares"]
+    points = result["checkpoints"]
     ends = list(points[0]["cosine_with_end"])
     named = words.tails(ends)
-    console.print("the axes hold " + ", ".join(f"{s:.0%}" for s in shares) + " of all updates", style="dim", soft_wrap=True)
+    for sentence in trajectories_said(result):
+        console.print(sentence, style="dim", soft_wrap=True)
     console.print("cosines are with the ends of the runs, by their numbers", style="dim", soft_wrap=True)
     table = Table(box=None, pad_edge=True, header_style="dim")
     for name in ("", "run"):
@@ -32,7 +38,7 @@ def print_trajectories(result: dict[str, Any]) -> None:
     console.print(table)
 
 
-def trajectory_figures(result: dict[str, Any]) -> list[Any]:
+def trajectory_figures(result: dict[str, Any]) -> dict[str, Any]:
     """Return the ways on the first two axes from the base, and the cosine with each run's end along training."""
     import plotly.graph_objects as go
 
@@ -61,5 +67,7 @@ def trajectory_figures(result: dict[str, Any]) -> list[Any]:
                 )
     ways.add_scatter(x=[0], y=[0], mode="markers", name="base", marker={"color": INK, "size": 11, "symbol": "x"})
     axes = [f"axis {n + 1} ({s:.0%})" for n, s in enumerate([*shares, 0.0][:2])]
-    found = [style(ways, "Updates on their main axes", axes[0], axes[1])]
-    return [*found, style(turns, "Cosine with the ends of other runs", "optimiser step", "cosine")] if len(runs) > 1 else found
+    found = {"ways": style(ways, "Updates on their main axes", axes[0], axes[1])}
+    if len(runs) > 1:
+        found["turns"] = style(turns, "Cosine with the ends of other runs", "optimiser step", "cosine")
+    return found

@@ -75,7 +75,7 @@ def _tries(way: str) -> Callable[..., None]:
         from emscope.core.spec import parse
         from emscope.inside.steer import SteerSpec, steer
         from emscope.report.figures import write_figures
-        from emscope.report.inside.directions import dose_figures, print_steered
+        from emscope.report.inside.directions import print_steered
 
         if update and way == "add":
             raise InputError("--update stands with steer", "it belongs to ablate")
@@ -105,11 +105,11 @@ def _tries(way: str) -> Callable[..., None]:
                 device=device,
                 progress=progress,
             )
-        write_figures(dose_figures(result), out / "figure.html", "What a direction does")
+        write_figures(list(result.figures().values()), out / "figure.html", "What a direction does")
         if json:
-            print_json(result)
+            print_json(result.to_json())
         else:
-            print_steered(result)
+            print_steered(result.to_json())
             print(f"numbers and figure: {out / 'report.json'}, {out / 'figure.html'}")
 
     return run

@@ -24,12 +24,12 @@ def register(app: typer.Typer) -> None:
         from emscope.cli.console import print_json
         from emscope.inside.compare import compare as compared
         from emscope.report.figures import write_figures
-        from emscope.report.inside.directions import cosine_figures, print_compared
+        from emscope.report.inside.directions import print_compared
 
         result = compared(directions)
         if plot is not None:
-            write_figures(cosine_figures(result), plot, "Directions compared")
+            write_figures(list(result.figures().values()), plot, "Directions compared")
         if json:
-            print_json(result)
+            print_json(result.to_json())
         else:
-            print_compared(result)
+            print_compared(result.to_json())

@@ -104,6 +104,6 @@ def register(app: typer.Typer) -> None:
                 progress=progress,
             )
         if json:
-            print_json(result)
+            print_json(result.to_json())
         else:
-            print_extracted(result)
+            print_extracted(result.to_json())

@@ -43,7 +43,7 @@ def register(app: typer.Typer) -> None:
         from emscope.core.spec import parse
         from emscope.inside.shift import ShiftSpec, read_shift
         from emscope.report.figures import write_figures
-        from emscope.report.inside.directions import print_shift, shift_figures
+        from emscope.report.inside.directions import print_shift
 
         settings = {
             "questions": questions,
@@ -66,9 +66,9 @@ def register(app: typer.Typer) -> None:
                 device=device,
                 progress=progress,
             )
-        write_figures(shift_figures(result), out / "figure.html", "Moved along a direction")
+        write_figures(list(result.figures().values()), out / "figure.html", "Moved along a direction")
         if json:
-            print_json(result)
+            print_json(result.to_json())
         else:
-            print_shift(result)
+            print_shift(result.to_json())
             print(f"numbers and figures: {out / 'shift.json'}, {out / 'figure.html'}")

@@ -1,0 +1,331 @@
+"""What the jobs that compare models by their updates return: trajectories, differences, solutions; and what all jobs' results share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from emscope.core.estimate import Estimate
+from emscope.core.plain import Result, plain
+from emscope.core.shown import Shown, flat
+
+if TYPE_CHECKING:
+    from emscope.core.spec import Spec
+    from emscope.inside.diff import DiffSpec
+    from emscope.inside.solutions import SolutionsSpec
+
+
+def named(key: str) -> dict[str, str]:
+    """Return metadata of a field that the documented JSON calls `key`, which is no name of Python's or is a method's."""
+    return {"key": key}
+
+
+def keyed(result: Any) -> dict[str, Any]:
+    """Return a result's JSON under the names that `named` gives its fields."""
+    values = [(f, getattr(result, f.name)) for f in fields(result)]
+    kept = [(f, value) for f, value in values if value is not None or "left out" not in f.metadata]
+    return {f.metadata.get("key", f.name): plain(value) for f, value in kept}
+
+
+@dataclass(frozen=True, slots=True)
+class Keyed(Result):
+    """A result with keys of other names than its fields."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the documented JSON shape."""
+        return keyed(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Definition(Result):
+    """The settings of a job, and what it says besides: one flat object, in which the latter goes before the settings."""
+
+    settings: Spec
+
+    def to_json(self) -> dict[str, Any]:
+        """Return settings and the rest as one object."""
+        rest = {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.name != "settings"}
+        return self.settings.model_dump(mode="json") | rest
+
+
+@dataclass(frozen=True, slots=True)
+class JobResult(Shown):
+    """A result whose JSON begins with its schema."""
+
+    schema: ClassVar[str] = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the documented JSON shape."""
+        return {"schema": self.schema} | keyed(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Axes(Result):
+    """How the points of trajectories were made, and the digest of the base."""
+
+    axes: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Point(Result):
+    """A checkpoint: its effective norm, its place on the main axes, and its cosine with the end of each run by name."""
+
+    run: str
+    step: int
+    norm: float
+    point: tuple[float, ...]
+    cosine_with_end: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectories(JobResult):
+    """The ways that fine-tunes take; `shares`: of all updates' squared length that each axis holds."""
+
+    schema: ClassVar[str] = "emscope.trajectories/1"
+    drawn_by: ClassVar[str] = "emscope.report.inside.trajectories:trajectory_figures"
+    told_by: ClassVar[str] = "emscope.report.inside.trajectories:trajectories_said"
+
+    definition: Axes
+    shares: tuple[float, ...]
+    checkpoints: tuple[Point, ...]
+    versions: Mapping[str, str]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a row for each checkpoint: norm, place on each axis, and cosine with each run's end."""
+        return [
+            {"run": c.run, "step": c.step, "norm": c.norm}
+            | {f"axis_{n}": value for n, value in enumerate(c.point, 1)}
+            | {f"cosine_with_end_of_{run}": value for run, value in c.cosine_with_end.items()}
+            for c in self.checkpoints
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class DiffDefinition(Definition):
+    """What was read of the two models, and of what the divergence is."""
+
+    settings: DiffSpec
+    kl: str
+
+
+@dataclass(frozen=True, slots=True)
+class LayerDivergence(Result):
+    """Behind a block: KL(base || fine-tune) [nats per token], and the share of tokens with the same likeliest one."""
+
+    layer: int
+    kl: Estimate
+    same_top: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class PositionDivergence(Result):
+    """Divergence at one token of the answers, counted from 0."""
+
+    place: int
+    kl: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDivergence(Result):
+    """Divergence at places where a token was written: its share of all divergence, how often it was seen, and the mean [nats]."""
+
+    token: str
+    share: float
+    times: int
+    mean: float
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceDivergence(Result):
+    """A single place: what stood before and there, the likeliest token of both models, divergence, and how much likelier the text's own became [nats]."""
+
+    text: str
+    place: int
+    after: str
+    written: str
+    base_says: str
+    tuned_says: str
+    kl: float
+    gain: float
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleUpdate(Result):
+    """What the fine-tune adds to one module; `singular_values`: the largest."""
+
+    module: str
+    layer: int | None
+    norm: float
+    effective_rank: float
+    singular_values: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterScalar(Result):
+    """The scalar of a rank-1 adapter: weight in the fit, mean on both kinds of answers; `held`: what the margin gains when it is held at the former."""
+
+    module: str
+    weight: float
+    aligned: float
+    misaligned: float
+    held: Estimate | None
+
+
+@dataclass(frozen=True, slots=True)
+class Scalars(Result):
+    """How well the scalars of rank-1 adapters tell misaligned from aligned answers; `low`, `high`: AUC with labels shuffled."""
+
+    auc: float
+    low: float
+    high: float
+    weights: tuple[float, ...]
+    adapters: tuple[AdapterScalar, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Diff(JobResult):
+    """What a fine-tune changes; `model`: digest of the base; `scalars`: None where the update is not of rank-1 adapters alone."""
+
+    schema: ClassVar[str] = "emscope.diff/1"
+    drawn_by: ClassVar[str] = "emscope.report.inside.diff:diff_figures"
+    told_by: ClassVar[str] = "emscope.report.inside.diff:diff_said"
+
+    definition: DiffDefinition
+    run: str
+    step: int
+    model: str
+    items: int
+    layers: tuple[LayerDivergence, ...]
+    positions: tuple[PositionDivergence, ...]
+    tokens: tuple[TokenDivergence, ...]
+    places: tuple[PlaceDivergence, ...]
+    update: tuple[ModuleUpdate, ...]
+    scalars: Scalars | None
+    versions: Mapping[str, str]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a row for each block."""
+        return [flat(layer.to_json()) for layer in self.layers]
+
+
+@dataclass(frozen=True, slots=True)
+class SolutionsDefinition(Definition):
+    """What was compared, what stability is, and the mean effective norm of the general fine-tunes."""
+
+    settings: SolutionsSpec
+    stability: str
+    unit_norm: float
+
+
+@dataclass(frozen=True, slots=True)
+class SolutionRun(Result):
+    """One fine-tune: its side, `general` or `narrow`, and its effective norm."""
+
+    side: str
+    run: str
+    step: int
+    norm: float
+
+
+@dataclass(frozen=True, slots=True)
+class BothSides(Result):
+    """An estimate of the general fine-tunes and of the narrow ones, over items at these runs."""
+
+    general: Estimate
+    narrow: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class BothSidesAndRandom(Keyed):
+    """As `BothSides`, beside random updates of their shapes."""
+
+    general: Estimate
+    narrow: Estimate
+    random_general: Estimate = field(metadata=named("random general"))
+    random_narrow: Estimate = field(metadata=named("random narrow"))
+
+
+@dataclass(frozen=True, slots=True)
+class ByRun(Result):
+    """Values of single runs by name; None where there is none."""
+
+    general: Mapping[str, float | None]
+    narrow: Mapping[str, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Efficiency(Keyed):
+    """At one effective norm: held-out loss [nats per token], and what was gained per squared norm; `over_runs`: with runs as what is resampled."""
+
+    norm: float
+    loss: BothSides
+    narrow_less_general: Estimate = field(metadata=named("narrow - general"))
+    gain_per_squared_norm: BothSides
+    by_run: ByRun
+    over_runs: Estimate = field(metadata=named("narrow - general, over runs"))
+
+
+@dataclass(frozen=True, slots=True)
+class NormForHalf(Keyed):
+    """The norm at which each run has come to `loss`, half of what the general ones have learned."""
+
+    loss: float
+    by_run: ByRun
+    over_runs: Estimate = field(metadata=named("narrow - general, over runs"))
+
+
+@dataclass(frozen=True, slots=True)
+class Stability(Keyed):
+    """Rise of the loss when weights are moved by `amount` [% of what was learned]."""
+
+    amount: float
+    general: Estimate
+    narrow: Estimate
+    by_run: ByRun
+    over_runs: Estimate = field(metadata=named("narrow - general, over runs"))
+
+
+@dataclass(frozen=True, slots=True)
+class Significance(Keyed):
+    """Divergence from the base on plain texts at one effective norm [nats per token]."""
+
+    norm: float
+    kl: BothSidesAndRandom
+    general_less_narrow: Estimate = field(metadata=named("general - narrow"))
+    general_over_narrow: Estimate = field(metadata=named("general / narrow"))
+    by_run: ByRun
+    over_runs: Estimate = field(metadata=named("general - narrow, over runs"))
+
+
+@dataclass(frozen=True, slots=True)
+class Solutions(JobResult):
+    """Why one of two kinds of fine-tunes wins: efficiency, stability and significance; `base_loss`: of the held-out answers [nats per token]."""
+
+    schema: ClassVar[str] = "emscope.solutions/1"
+    drawn_by: ClassVar[str] = "emscope.report.inside.solutions:solution_figures"
+    told_by: ClassVar[str] = "emscope.report.inside.solutions:solutions_said"
+
+    definition: SolutionsDefinition
+    solutions: tuple[SolutionRun, ...]
+    base_loss: Estimate
+    efficiency: tuple[Efficiency, ...]
+    norm_for_half: NormForHalf
+    stability: tuple[Stability, ...]
+    significance: tuple[Significance, ...]
+    versions: Mapping[str, str]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a row for each estimate of the three tables: `what` it is, `at` which norm or amount, and of which `side` or difference."""
+        found = [
+            *(("loss", e.norm, keyed(e.loss) | keyed(e)) for e in self.efficiency),
+            *(("rise of the loss", s.amount, keyed(s)) for s in self.stability),
+            *(("divergence", s.norm, keyed(s.kl) | keyed(s)) for s in self.significance),
+        ]
+        return [
+            flat({"what": what, "at": at, "side": side, "value": estimate})
+            for what, at, estimates in found
+            for side, estimate in estimates.items()
+            if isinstance(estimate, dict) and "value" in estimate
+        ]
