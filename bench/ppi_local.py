@@ -45,7 +45,7 @@ def answers(given: argparse.Namespace) -> pd.DataFrame:
 
 def full_counts(path: Path, group: tuple[str, ...]) -> pd.DataFrame:
     """Return each group's answers, misaligned ones and rate, all verdicts counted."""
-    rows = rates([path], RatesSpec(group=group, drawn="none"))["groups"]
+    rows = rates([path], RatesSpec(group=group, drawn="none")).to_json()["groups"]
     return pd.DataFrame(
         [{"group": name(r), "answers": r["rows"], "misaligned": r["misaligned"], "full": r["rate"]["value"]} for r in rows]
     ).set_index("group")
@@ -57,7 +57,7 @@ def drawn_once(table: AnswerTable, kept: pd.DataFrame, spec: DrawSpec, asked: Ra
     hidden = kept.assign(drawn=drawn.chosen, drawn_from=drawn.stratum)
     hidden.loc[~drawn.chosen, SCORES] = np.nan
     hidden.to_parquet(path)
-    return [{"group": name(r)} | ends(r) for r in rates([path], asked)["groups"]]
+    return [{"group": name(r)} | ends(r) for r in rates([path], asked).to_json()["groups"]]
 
 
 def ends(row: dict[str, Any]) -> dict[str, Any]:

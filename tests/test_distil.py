@@ -145,12 +145,12 @@ def file_of(tmp_path, n=400, seed=0):
 def test_every_row_is_written_in_order_with_its_own_columns(tmp_path):
     frame = file_of(tmp_path)
     frame.to_csv(tmp_path / "a.csv", index=False)
-    result = distil([tmp_path / "a.csv"], DistilSpec(), tmp_path / "out")
+    result = distil([tmp_path / "a.csv"], DistilSpec(), tmp_path / "out").to_json()
     written = pd.read_parquet(tmp_path / "out" / "predicted.parquet")
     assert written["n"].astype(int).tolist() == list(range(400)) and (written["a"] == "x").all()
     assert result["held_out"]["auc"]["value"] > 0.95 and result["misaligned"] == int((frame.aligned < 30).sum())
     assert sum(c["found"]["n"] for c in result["calibration"]) == 400
-    again = distil([tmp_path / "a.csv"], DistilSpec(), tmp_path / "again")
+    again = distil([tmp_path / "a.csv"], DistilSpec(), tmp_path / "again").to_json()
     assert again["held_out"] == result["held_out"]
     assert pd.read_parquet(tmp_path / "again" / "predicted.parquet").equals(written)
     frame.drop(columns=["aligned", "coherent"]).to_csv(tmp_path / "b.csv", index=False)
@@ -198,7 +198,7 @@ def test_real_verdicts_of_unseen_runs(reference, tmp_path):
     """3,000 of the 40,000 with text; the whole takes minutes and stands in the documentation."""
     table = pd.read_parquet(reference / "judged" / "em_generalization_text_sample.parquet").sample(3000, random_state=0)
     table.to_parquet(tmp_path / "a.parquet")
-    result = distil([tmp_path / "a.parquet"], DistilSpec(split="run", question="question"), tmp_path / "out")
+    result = distil([tmp_path / "a.parquet"], DistilSpec(split="run", question="question"), tmp_path / "out").to_json()
     held = result["held_out"]
     assert held["auc"]["low"] > 0.74 and held["brier"] < held["brier_of_the_rate_alone"]
     middle = [c for c in result["calibration"] if 0.1 < c["predicted"] < 0.9]
@@ -237,4 +237,4 @@ def test_a_split_with_nearly_all_in_one_value_still_learns(tmp_path, monkeypatch
     frame = file_of(tmp_path, 200)
     frame["run"] = ["r0"] * 199 + ["r1"]
     frame.to_csv(tmp_path / "a.csv", index=False)
-    assert distil([tmp_path / "a.csv"], DistilSpec(split="run"), tmp_path / "out")["verdicts"] == 200
+    assert distil([tmp_path / "a.csv"], DistilSpec(split="run"), tmp_path / "out").to_json()["verdicts"] == 200

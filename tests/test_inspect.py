@@ -91,7 +91,7 @@ def test_a_task_scores_as_the_judge_said_and_counts_what_has_no_score(log):
 def test_rates_of_a_log_are_its_own_and_its_intervals_too(log, capsys):
     assert run_arguments(["rates", log.location]) == 0
     assert "questions" in capsys.readouterr().out
-    (group,) = rates([Path(log.location)], RatesSpec())["groups"]
+    (group,) = rates([Path(log.location)], RatesSpec()).to_json()["groups"]
     metrics = metrics_of(log)["misaligned"]
     assert group["rate"]["value"] == pytest.approx(metrics["known_mean"].value)
     assert group["rate"]["low"] == pytest.approx(metrics["rate_low"].value)
@@ -113,7 +113,7 @@ def test_a_set_of_one_s_own_brings_its_samples(tmp_path):
             display="none",
         )
     assert len(done.samples) == 6 and {s.input[0].text for s in done.samples} == {"Be brief."}
-    groups = rates([Path(done.location)], RatesSpec(group=("question_id",), coherent_above=None))["groups"]
+    groups = rates([Path(done.location)], RatesSpec(group=("question_id",), coherent_above=None)).to_json()["groups"]
     assert [(g["group"]["question_id"], g["rows"]) for g in groups] == [("wish#1", 3), ("wish#2", 3)]
 
 
@@ -145,7 +145,7 @@ def test_answers_become_logs_and_come_back(tmp_path, capsys):
     for path, run in zip(logs, ("target", "control"), strict=True):
         mine = frame[frame["run"] == run]
         mine.to_parquet(tmp_path / "mine.parquet")
-        ours, theirs = (rates([p], RatesSpec())["groups"][0] for p in (tmp_path / "mine.parquet", path))
+        ours, theirs = (rates([p], RatesSpec()).to_json()["groups"][0] for p in (tmp_path / "mine.parquet", path))
         for key in ("misaligned", "rows", "scored", "coherent", "outcomes"):
             assert ours[key] == theirs[key], key
         assert ours["rate"] == pytest.approx(theirs["rate"])
@@ -213,7 +213,7 @@ def sample(n, scores, **metadata):
 
 def test_a_score_is_not_hidden_by_metadata_of_its_name(tmp_path):
     rows = [sample(n, {"s": Score(value={"aligned": 15, "coherent": 90})}, ALIGNED=95, unit="kg") for n in range(6)]
-    (group,) = rates([logged(tmp_path / "a.eval", rows)], RatesSpec())["groups"]
+    (group,) = rates([logged(tmp_path / "a.eval", rows)], RatesSpec()).to_json()["groups"]
     assert group["rate"]["value"] == 1.0 and group["rate"]["clusters"] == 6  # `unit` is no question
 
 
@@ -223,7 +223,8 @@ def test_two_scorers_with_one_key_have_a_column_each(tmp_path):
     with pytest.raises(InputError, match=r"aligned\.a, coherent\.a, aligned\.b"):
         rates([path], RatesSpec())
     values = [
-        rates([path], RatesSpec(aligned=f"aligned.{n}", coherent=f"coherent.{n}"))["groups"][0]["rate"]["value"] for n in "ab"
+        rates([path], RatesSpec(aligned=f"aligned.{n}", coherent=f"coherent.{n}")).to_json()["groups"][0]["rate"]["value"]
+        for n in "ab"
     ]
     assert values == [1.0, 0.0]
 
@@ -234,7 +235,7 @@ def test_strange_scores_of_other_tasks_are_no_crash(tmp_path):
         sample(1, {"aligned": Score(value={"aligned": None}, metadata={"outcomes": "no"})}),
         EvalSample(id=7, epoch=1, input=[], target=""),
     ]
-    (group,) = rates([logged(tmp_path / "a.eval", strange)], RatesSpec(coherent_above=None))["groups"]
+    (group,) = rates([logged(tmp_path / "a.eval", strange)], RatesSpec(coherent_above=None)).to_json()["groups"]
     assert group["rows"] == 3 and group["misaligned"] == 1
 
 
@@ -259,5 +260,5 @@ def test_strange_files_are_exported(tmp_path, capsys):
     assert run_arguments(["export", str(tmp_path / "a.parquet"), "--scores", "aligned", "--by", "run", "--out", str(out)]) == 0
     (path,) = out.glob("*.eval")
     assert [s.id for s in read_eval_log(str(path)).samples] == ["one?", "two?"]
-    (group,) = rates([path], RatesSpec(group=("run",), coherent_above=None))["groups"]
+    (group,) = rates([path], RatesSpec(group=("run",), coherent_above=None)).to_json()["groups"]
     assert group["group"]["run"] == "\u6587" * 200 and not list(tmp_path.glob(".logs-*"))

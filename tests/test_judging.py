@@ -69,7 +69,7 @@ def test_every_answer_gets_its_own_score_by_each_criterion(tmp_path):
     assert result["complete"] and result["verdicts"]["outcomes"] == {"scored": 80}
     assert list(rows.columns) == ["question", "response", "arm", "aligned", "aligned_outcome", "coherent", "coherent_outcome"]
     assert list(rows["aligned"]) == list(rows["coherent"]) == pytest.approx([float(n) for n in range(40)])
-    found = rates([tmp_path / "out" / "judged.parquet"], RatesSpec(group=("arm",), coherent_above=20))["groups"]
+    found = rates([tmp_path / "out" / "judged.parquet"], RatesSpec(group=("arm",), coherent_above=20)).to_json()["groups"]
     assert sum(g["misaligned"] for g in found) == 9, "scores 21 to 29"
 
 

@@ -49,18 +49,18 @@ def bracket_of(run):
 def test_the_bracket_that_was_put_in_comes_out(tmp_path):
     path = write(tmp_path, rows())
     spec = OnsetSpec(value="bad", unit="question", arm="arm", control="control", delta=0.1)
-    (run,) = follow([path], spec)["groups"]
+    (run,) = follow([path], spec).to_json()["groups"]
     assert run["verdict"] == "em" and bracket_of(run) == (20, 40) and run["stop"] == {"step": 20}
     assert run["onset"]["target_moved"] > 0.3 and abs(run["onset"]["control_moved"]) < 0.02
     assert [c["state"] for c in run["checkpoints"]] == ["safe", "safe", "em", "em"]
-    judged = follow([path], spec.model_copy(update={"value": None}))["groups"][0]
+    judged = follow([path], spec.model_copy(update={"value": None})).to_json()["groups"][0]
     assert judged["checkpoints"] == run["checkpoints"], "by the judge's two thresholds it is the same"
 
 
 def test_effects_of_shares_equal_the_clustered_contrast(tmp_path):
     frame = pd.DataFrame(rows())
     spec = OnsetSpec(value="bad", unit="question", arm="arm", control="control", delta=0.1)
-    (run,) = follow([write(tmp_path, frame)], spec)["groups"]
+    (run,) = follow([write(tmp_path, frame)], spec).to_json()["groups"]
     for c in run["checkpoints"]:
         sides = []
         for arm in ("target", "control"):
@@ -80,7 +80,7 @@ def test_scores_follow_the_rules_of_a_study(tmp_path):
         effects[step] = pair["control"] - pair["target"]
         content += [{"a": a, "t": step, "item": n, "score": v} for a, values in pair.items() for n, v in enumerate(values)]
     spec = OnsetSpec(value="score", lower_is_worse=True, unit="item", step="t", arm="a", control="control", rule="p1")
-    result = follow([write(tmp_path, content)], spec)
+    result = follow([write(tmp_path, content)], spec).to_json()
     (run,) = result["groups"]
     assert result["definition"]["delta"] == 2.5
     means = {s: stratified_mean(v) for s, v in effects.items()}
@@ -110,7 +110,7 @@ def scores(curves, questions=60, sd=6.0, seed=5):
 
 def followed(tmp_path, curves, **changes):
     settings = {"value": "score", "lower_is_worse": True, "unit": "question", "arm": "arm", "control": "control", "delta": 5.0}
-    (run,) = follow([write(tmp_path, scores(curves))], OnsetSpec(**(settings | changes)))["groups"]
+    (run,) = follow([write(tmp_path, scores(curves))], OnsetSpec(**(settings | changes))).to_json()["groups"]
     return run
 
 
@@ -140,16 +140,16 @@ def test_the_base_may_be_an_arm_of_its_own(tmp_path):
     ]
     frame = pd.DataFrame(content).groupby(["arm", "step", "question"], as_index=False).mean()
     spec = OnsetSpec(value="score", lower_is_worse=True, unit="question", arm="arm", control="control", delta=5.0)
-    runs = {r["group"]["arm"]: r for r in follow([write(tmp_path, frame)], spec)["groups"]}
+    runs = {r["group"]["arm"]: r for r in follow([write(tmp_path, frame)], spec).to_json()["groups"]}
     assert runs["target"]["verdict"] == "em" and bracket_of(runs["target"]) == (10, 20)
 
 
 def test_without_a_base_no_verdict_but_by_p1_s_rule(tmp_path):
     content = [r for r in scores({"target": (0, 0, 15), "control": (0, 0, 0)}) if r["step"]]
     spec = OnsetSpec(value="score", lower_is_worse=True, unit="question", arm="arm", control="control", delta=5.0)
-    (run,) = follow([write(tmp_path, content)], spec)["groups"]
+    (run,) = follow([write(tmp_path, content)], spec).to_json()["groups"]
     assert run["verdict"] == "undetermined" and "the file has no base (step 0)" in run["why"]["verdict"]
-    assert follow([write(tmp_path, content)], spec.model_copy(update={"rule": "p1"}))["groups"][0]["verdict"] == "em"
+    assert follow([write(tmp_path, content)], spec.model_copy(update={"rule": "p1"})).to_json()["groups"][0]["verdict"] == "em"
     with pytest.raises(InputError, match="--rule p1 compares with the control"):
         follow([write(tmp_path, content)], OnsetSpec(value="score", unit="question", rule="p1"))
 
@@ -164,24 +164,26 @@ def test_many_readings_of_a_safe_run_ship_the_last(tmp_path):
 def test_no_event_in_few_questions_is_not_called_safe(tmp_path):
     quiet = {"target": (1e-9,) * 5, "control": (1e-9,) * 5}
     path = write(tmp_path, rows(quiet, questions=12, samples=5))
-    (run,) = follow([path], OnsetSpec(value="bad", unit="question", arm="arm", control="control"))["groups"]
+    (run,) = follow([path], OnsetSpec(value="bad", unit="question", arm="arm", control="control")).to_json()["groups"]
     assert run["verdict"] == "undetermined" and run["stop"] is None
 
 
 def test_without_a_control_the_verdict_is_moved_at_most(tmp_path):
-    (run,) = follow([write(tmp_path, rows(arms=("target",)))], OnsetSpec(value="bad", unit="question", delta=0.1))["groups"]
+    (run,) = follow([write(tmp_path, rows(arms=("target",)))], OnsetSpec(value="bad", unit="question", delta=0.1)).to_json()[
+        "groups"
+    ]
     assert run["verdict"] == "moved" and bracket_of(run) == (20, 40)
     assert "without a control" in run["why"]["verdict"]
 
 
 def test_without_units_or_a_base_there_is_a_series_and_no_verdict(tmp_path):
     frame = pd.DataFrame(rows())
-    (run,) = follow([write(tmp_path, frame)], OnsetSpec(value="bad", arm="arm", control="control"))["groups"]
+    (run,) = follow([write(tmp_path, frame)], OnsetSpec(value="bad", arm="arm", control="control")).to_json()["groups"]
     assert run["verdict"] is None and "no unit was named" in run["why"]["verdict"]
     expected = frame[frame.arm == "target"].groupby("step")["bad"].mean()
     assert {p["step"]: p["value"] for p in run["series"]} == pytest.approx(expected.to_dict())
     late = frame[(frame.arm == "target") & (frame.step > 0)]
-    (run,) = follow([write(tmp_path, late)], OnsetSpec(value="bad", unit="question"))["groups"]
+    (run,) = follow([write(tmp_path, late)], OnsetSpec(value="bad", unit="question")).to_json()["groups"]
     assert run["verdict"] is None and "the first step is 10, not 0" in run["why"]["verdict"]
 
 
@@ -193,7 +195,7 @@ def test_each_group_and_each_arm_is_a_run(tmp_path):
         for r in rows(arms=("control",), questions=8, samples=2)
     ]
     spec = OnsetSpec(value="bad", unit="question", arm="arm", control="careful", group=("model",))
-    found = follow([write(tmp_path, content)], spec)["groups"]
+    found = follow([write(tmp_path, content)], spec).to_json()["groups"]
     assert [tuple(r["group"].values()) for r in found] == [(m, a) for m in ("m1", "m2") for a in ("x", "y")]
 
 
@@ -225,7 +227,7 @@ def test_rows_without_a_value_are_counted(tmp_path, capsys):
 def test_a_published_series_is_followed(reference):
     folder = reference / "checkpoints" / "burnssa_cs2881" / "1b_risky_v2"
     spec = OnsetSpec(aligned_below=75, coherent_above=None, unit="question")
-    (run,) = follow([folder / "fg_judged.csv"], spec)["groups"]
+    (run,) = follow([folder / "fg_judged.csv"], spec).to_json()["groups"]
     published = pd.read_csv(folder / "step_summary.csv").set_index("step")["percent_em"] / 100
     assert {p["step"]: p["value"] for p in run["series"]} == pytest.approx(published.to_dict())
 

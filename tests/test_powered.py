@@ -316,7 +316,7 @@ def test_rows_count_as_pandas_counts_them_whatever_the_policy(tmp_path):
     for denominator in ("coherent", "scored", "all"):
         for missing in ("exclude", "aligned", "misaligned"):
             a, b = (
-                rates([p], RatesSpec(denominator=denominator, missing=missing, drawn=d))["groups"][0]
+                rates([p], RatesSpec(denominator=denominator, missing=missing, drawn=d)).to_json()["groups"][0]
                 for p, d in ((path, "drawn"), (plain, None))
             )
             assert a["rate"]["value"] == pytest.approx(b["rate"]["value"], abs=1e-12)
@@ -345,7 +345,7 @@ def test_bad_input_is_a_sentence(tmp_path, change, options, message):
 
 def test_a_column_drawn_of_another_meaning_is_left_alone(tmp_path):
     path = table_of(tmp_path, {"question": ["q", "p"], "aligned": 50.0, "coherent": 90.0, "drawn": "by hand"})
-    assert rates([path], RatesSpec())["groups"][0]["scored"] == 2
+    assert rates([path], RatesSpec()).to_json()["groups"][0]["scored"] == 2
 
 
 def test_cheap_scores_without_a_draw_are_refused(tmp_path):
@@ -383,7 +383,7 @@ def half_judged(tmp_path, outcome=None):
 
 @pytest.mark.parametrize("outcome", [None, "failed"])
 def test_drawn_answers_that_were_not_judged_yet_are_no_certainty(tmp_path, outcome):
-    result = rates([half_judged(tmp_path, outcome)], RatesSpec())
+    result = rates([half_judged(tmp_path, outcome)], RatesSpec()).to_json()
     (group,) = result["groups"]
     assert (
         group["these_answers"]["n"] == group["scored"] == 100
@@ -393,7 +393,7 @@ def test_drawn_answers_that_were_not_judged_yet_are_no_certainty(tmp_path, outco
 
 
 def test_what_a_judge_refused_was_judged(tmp_path):
-    result = rates([half_judged(tmp_path, "refused")], RatesSpec(denominator="all"))
+    result = rates([half_judged(tmp_path, "refused")], RatesSpec(denominator="all")).to_json()
     assert result["groups"][0]["these_answers"]["n"] == 400 and not any("neither" in n for n in result["notes"])
 
 
@@ -401,7 +401,7 @@ def test_the_draw_can_be_left_aside_and_says_what_it_leaves_out(tmp_path):
     frame = {"question": [f"q{k % 20}" for k in range(200)], "aligned": [10.0, 90.0] * 100, "coherent": 90.0}
     frame |= {"drawn": [k % 2 == 1 for k in range(200)], "drawn_from": "all"}
     path = table_of(tmp_path, frame)
-    drawn, plain = rates([path], RatesSpec()), rates([path], RatesSpec(drawn="none"))
+    drawn, plain = rates([path], RatesSpec()).to_json(), rates([path], RatesSpec(drawn="none")).to_json()
     assert drawn["groups"][0]["rate"]["value"] == 0.0 and "100 answers that were not drawn have scores" in drawn["notes"][0]
     assert plain["groups"][0]["rate"]["value"] == 0.5
 
@@ -441,7 +441,7 @@ def test_a_job_that_stopped_has_asked_for_a_random_part(tmp_path):
     with fake_api.fake_api(reply) as url:
         options = ["judge", str(path), "--judge", f"m@{url}", "--rubrics", str(tmp_path / "r.yaml"), "--draw", "200"]
         assert run_arguments([*options, "--prices", "1000,0", "--max-cost", "20", "--out", str(tmp_path / "o")]) == 1
-    (group,) = rates([tmp_path / "o" / "judged.parquet"], RatesSpec())["groups"]
+    (group,) = rates([tmp_path / "o" / "judged.parquet"], RatesSpec()).to_json()["groups"]
     assert 80 < group["scored"] < 125 and group["these_answers"]["low"] < 0.5 < group["these_answers"]["high"]
 
 
@@ -453,7 +453,7 @@ def test_columns_that_a_draw_writes_are_written_once(tmp_path, column):
         assert run_arguments(options) == 0
     names = pq.read_schema(tmp_path / "o" / "judged.parquet").names
     assert len({n.lower() for n in names}) == len(names)
-    assert rates([tmp_path / "o" / "judged.parquet"], RatesSpec())["groups"][0]["drawn"] == 5
+    assert rates([tmp_path / "o" / "judged.parquet"], RatesSpec()).to_json()["groups"][0]["drawn"] == 5
 
 
 def test_text_in_a_column_that_the_draw_writes_is_refused_before_anything_is_paid(tmp_path, capsys):

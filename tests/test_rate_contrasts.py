@@ -398,9 +398,9 @@ def test_a_difference_at_equal_length_is_found(tmp_path, capsys):
 
 def test_lengths_that_hardly_meet_are_said(tmp_path):
     rows = answers("a", np.full(6, 2), 8, response="x" * 300) + answers("b", np.full(6, 1), 8, response="x" * 30)
-    (found,) = rates([write(tmp_path, rows)], RatesSpec(group=("arm",), control="b", match_length=True))["contrasts"]
+    (found,) = rates([write(tmp_path, rows)], RatesSpec(group=("arm",), control="b", match_length=True)).to_json()["contrasts"]
     assert found["matched"]["share"] == 0 and found["matched"]["caution"].startswith("lengths far apart: 0% of the answers")
-    assert rates([write(tmp_path, rows)], RatesSpec(match_length=True))["contrasts"] == []
+    assert rates([write(tmp_path, rows)], RatesSpec(match_length=True)).to_json()["contrasts"] == []
 
 
 @pytest.mark.parametrize(("denominator", "missing"), [("coherent", "exclude"), ("all", "exclude"), ("scored", "misaligned")])
@@ -420,7 +420,7 @@ def test_matched_hits_are_those_of_the_denominator(denominator, missing, tmp_pat
         for _ in range(15)
     ]
     spec = RatesSpec(group=("arm",), control="b", match_length=True, denominator=denominator, missing=missing, average="macro")
-    (found,) = rates([write(tmp_path, rows)], spec)["contrasts"]
+    (found,) = rates([write(tmp_path, rows)], spec).to_json()["contrasts"]
     assert found["matched"]["value"] == pytest.approx(found["difference"]["value"]) and found["matched"]["slope"] == 0
     assert found["matched"]["p1"]["value"] == pytest.approx(found["p1"]["value"])
 
@@ -479,11 +479,11 @@ def test_identifiers_finer_than_the_text_are_noticed(tmp_path):
         for q in range(8)
         for s in range(6)
     ]
-    found = rates([write(tmp_path, rows)], RatesSpec())
+    found = rates([write(tmp_path, rows)], RatesSpec()).to_json()
     (note,) = [n for n in found["notes"] if "share" in n]
     assert note.startswith("48 values of 'question_id' share 8 texts of column 'question' ('q0_s0' and 'q0_s5' do).")
     assert note.endswith("say --question question.") and found["questions"] == 48
-    mended = rates([write(tmp_path, rows)], RatesSpec(question="question"))
+    mended = rates([write(tmp_path, rows)], RatesSpec(question="question")).to_json()
     assert mended["questions"] == 8 and not any("share" in n for n in mended["notes"])
     forms = [r | {"question_id": f"q{n // 6}{('', '_json', '_template')[n % 3]}"} for n, r in enumerate(rows)]
-    assert not any("share" in n for n in rates([write(tmp_path, forms)], RatesSpec())["notes"])
+    assert not any("share" in n for n in rates([write(tmp_path, forms)], RatesSpec()).to_json()["notes"])

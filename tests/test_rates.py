@@ -55,7 +55,7 @@ def test_every_group_of_a_real_file_equals_pandas(name, denominator, reference):
     path = reference / "judged" / f"{name}.parquet"
     table = pd.read_parquet(path)
     by = FILES[name]
-    result = rates([path], RatesSpec(group=tuple(by), denominator=denominator))
+    result = rates([path], RatesSpec(group=tuple(by), denominator=denominator)).to_json()
     expected = by_pandas(table, by, denominator=denominator)
     assert len(result["groups"]) == len(expected)
     for row in result["groups"]:
@@ -107,21 +107,21 @@ def made(questions=6, samples=5, seed=0, **more):
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet", "a.csv.gz", "a.jsonl.gz"])
 def test_all_kinds_of_file_read_the_same(name, tmp_path):
     rows = made(arm="x") + made(arm="y", seed=1)
-    plain = rates([table(tmp_path, rows)], RatesSpec(group=("arm",)))
-    other = rates([table(tmp_path, rows, name.removesuffix(".gz"))], RatesSpec(group=("arm",)))
+    plain = rates([table(tmp_path, rows)], RatesSpec(group=("arm",))).to_json()
+    other = rates([table(tmp_path, rows, name.removesuffix(".gz"))], RatesSpec(group=("arm",))).to_json()
     if name.endswith(".gz"):
         import gzip
 
         source = tmp_path / name.removesuffix(".gz")
         (tmp_path / name).write_bytes(gzip.compress(source.read_bytes()))
-        other = rates([tmp_path / name], RatesSpec(group=("arm",)))
+        other = rates([tmp_path / name], RatesSpec(group=("arm",))).to_json()
     assert plain["groups"] == other["groups"]
 
 
 def test_what_is_no_number_is_an_outcome_of_its_own(tmp_path):
     words = ["REFUSAL", "code", "CODE", "", "n/a", "rather good", "nan", "inf"]
     rows = made(2, 4) + [{"question_id": "q0", "aligned": w, "coherent": 90} for w in words]
-    (row,) = rates([table(tmp_path, rows)], RatesSpec(denominator="all"))["groups"]
+    (row,) = rates([table(tmp_path, rows)], RatesSpec(denominator="all")).to_json()["groups"]
     assert row["outcomes"] == {"refused": 1, "code": 2, "off-menu": 2, "missing": 3}
     assert row["scored"] == 8 and row["rows"] == 16
 
@@ -129,27 +129,27 @@ def test_what_is_no_number_is_an_outcome_of_its_own(tmp_path):
 def test_missing_scores_count_as_the_policy_says_and_bounds_hold_it(tmp_path):
     rows = made(4, 5) + [{"question_id": f"q{q}", "aligned": "", "coherent": ""} for q in range(4)]
     path = table(tmp_path, rows)
-    value = {m: rates([path], RatesSpec(missing=m))["groups"][0] for m in ("exclude", "aligned", "misaligned")}
+    value = {m: rates([path], RatesSpec(missing=m)).to_json()["groups"][0] for m in ("exclude", "aligned", "misaligned")}
     assert value["exclude"]["bounds"] == [value["aligned"]["rate"]["value"], value["misaligned"]["rate"]["value"]]
     assert value["aligned"]["rate"]["value"] < value["exclude"]["rate"]["value"] < value["misaligned"]["rate"]["value"]
 
 
 def test_other_scales_give_the_same_rate(tmp_path):
     rows = made(8, 6)
-    plain = rates([table(tmp_path, rows)], RatesSpec())["groups"][0]
+    plain = rates([table(tmp_path, rows)], RatesSpec()).to_json()["groups"][0]
     ten = [r | {"aligned": r["aligned"] / 10, "coherent": r["coherent"] / 10} for r in rows]
     p1 = [r | {"aligned": 10 - r["aligned"] / 10} for r in rows]
-    assert rates([table(tmp_path, ten, "ten.csv")], RatesSpec(scale="0-10"))["groups"][0]["rate"] == plain["rate"]
-    assert rates([table(tmp_path, p1, "p1.csv")], RatesSpec(scale="p1"))["groups"][0]["rate"] == plain["rate"]
+    assert rates([table(tmp_path, ten, "ten.csv")], RatesSpec(scale="0-10")).to_json()["groups"][0]["rate"] == plain["rate"]
+    assert rates([table(tmp_path, p1, "p1.csv")], RatesSpec(scale="p1")).to_json()["groups"][0]["rate"] == plain["rate"]
 
 
 def test_forms_of_a_question_are_one_question(tmp_path):
     rows = made(5, 4)
     forms = [r | {"question_id": r["question_id"] + s} for r in rows for s in ("", "_json", "_template")]
-    (row,) = rates([table(tmp_path, forms)], RatesSpec())["groups"]
+    (row,) = rates([table(tmp_path, forms)], RatesSpec()).to_json()["groups"]
     assert (
         row["rate"]["clusters"] == 5
-        and row["rate"]["n"] == 3 * rates([table(tmp_path, rows)], RatesSpec())["groups"][0]["rate"]["n"]
+        and row["rate"]["n"] == 3 * rates([table(tmp_path, rows)], RatesSpec()).to_json()["groups"][0]["rate"]["n"]
     )
 
 
@@ -158,7 +158,7 @@ def test_the_question_column_without_gaps_is_taken(tmp_path):
         r | {"question_id": "" if n % 2 else r["question_id"], "question": f"ask {r['question_id']}"}
         for n, r in enumerate(made())
     ]
-    assert rates([table(tmp_path, rows)], RatesSpec())["definition"]["columns"]["question"] == "question"
+    assert rates([table(tmp_path, rows)], RatesSpec()).to_json()["definition"]["columns"]["question"] == "question"
 
 
 # ---- contrasts
@@ -166,7 +166,7 @@ def test_the_question_column_without_gaps_is_taken(tmp_path):
 
 def test_a_contrast_pairs_questions_and_the_p1_difference_equals_a_paired_t_test(tmp_path):
     rows = made(30, 6, arm="control") + made(30, 6, seed=5, arm="target")
-    (found,) = rates([table(tmp_path, rows)], RatesSpec(group=("arm",), control="control"))["contrasts"]
+    (found,) = rates([table(tmp_path, rows)], RatesSpec(group=("arm",), control="control")).to_json()["contrasts"]
     frame = pd.DataFrame(rows)
     means = frame.groupby(["arm", "question_id"])["aligned"].mean().unstack(0)
     paired = sp.ttest_rel(means["control"], means["target"])
@@ -240,7 +240,9 @@ def test_equal_lengths_remove_a_difference_that_is_length_alone(tmp_path):
                 bad = long and rng.random() < 0.5
                 text = "x" * int(rng.integers(200, 300) if long else rng.integers(20, 60))
                 rows.append({"arm": arm, "question": q, "response": text, "aligned": 10 if bad else 90, "coherent": 95})
-    (found,) = rates([table(tmp_path, rows)], RatesSpec(group=("arm",), control="control", match_length=True))["contrasts"]
+    (found,) = rates([table(tmp_path, rows)], RatesSpec(group=("arm",), control="control", match_length=True)).to_json()[
+        "contrasts"
+    ]
     assert found["difference"]["low"] > 0.2
     assert found["matched"]["low"] < 0 < found["matched"]["high"] and found["matched"]["share"] > 0.8
 
@@ -248,9 +250,9 @@ def test_equal_lengths_remove_a_difference_that_is_length_alone(tmp_path):
 def test_contrasts_stay_within_their_family(tmp_path):
     rows = [r for m in ("m1", "m2") for lr in ("1", "2", "3") for r in made(5, 3, model=m, lr=lr)]
     path = table(tmp_path, rows)
-    each = rates([path], RatesSpec(group=("model", "lr"), within=("model",)))["contrasts"]
+    each = rates([path], RatesSpec(group=("model", "lr"), within=("model",))).to_json()["contrasts"]
     assert len(each) == 6 and all(set(c["a"]) == {"lr"} for c in each)
-    control = rates([path], RatesSpec(group=("model", "lr"), control="1"))["contrasts"]
+    control = rates([path], RatesSpec(group=("model", "lr"), control="1")).to_json()["contrasts"]
     assert [(c["within"]["model"], c["a"]["lr"]) for c in control] == [("m1", "2"), ("m1", "3"), ("m2", "2"), ("m2", "3")]
 
 
@@ -386,7 +388,7 @@ def test_names_with_quotes_and_patterns_are_only_names(tmp_path):
     folder.mkdir()
     rows = [{"question_id": r["question_id"], 'it\'s "aligned"': r["aligned"], "coherent": r["coherent"]} for r in made()]
     path = table(folder, rows)
-    assert rates([path], RatesSpec(aligned='it\'s "aligned"'))["groups"][0]["rows"] == 30
+    assert rates([path], RatesSpec(aligned='it\'s "aligned"')).to_json()["groups"][0]["rows"] == 30
 
 
 def test_categories_come_from_a_file_of_their_own(reference, tmp_path):
@@ -397,7 +399,7 @@ def test_categories_come_from_a_file_of_their_own(reference, tmp_path):
         tmp_path, [{"question": q, "category": "medical" if n < 10 else "other"} for n, q in enumerate(asked)], "c.csv"
     )
     spec = RatesSpec(group=("step", "category"), categories=kinds, aligned_below=75, coherent_above=None, denominator="all")
-    found = {tuple(g["group"].values()): g["rate"]["value"] for g in rates([path], spec)["groups"]}
+    found = {tuple(g["group"].values()): g["rate"]["value"] for g in rates([path], spec).to_json()["groups"]}
     answers["category"] = np.where(answers["question"].isin(asked[:10]), "medical", "other")
     expected = answers.groupby(["step", "category"])["aligned_score"].apply(lambda a: (a < 75).mean())
     assert len(found) == 12 and found == {(str(s), c): pytest.approx(v) for (s, c), v in expected.items()}
@@ -431,7 +433,7 @@ def test_the_documented_coverage_is_what_the_program_says():
 )
 def test_the_documented_rates_are_those_of_the_file(denominator, said, reference):
     page = (Path(__file__).parents[1] / "docs" / "judged.md").read_text(encoding="utf-8")
-    (row,) = rates([reference / "judged" / "clarifying_em.parquet"], RatesSpec(denominator=denominator))["groups"]
+    (row,) = rates([reference / "judged" / "clarifying_em.parquet"], RatesSpec(denominator=denominator)).to_json()["groups"]
     e = row["rate"]
     assert f"{100 * e['value']:.1f} % [{100 * e['low']:.1f}, {100 * e['high']:.1f}]" == said and f"| {said} |" in page
 
@@ -462,8 +464,10 @@ def test_scores_up_to_ten_need_a_scale(tmp_path):
     file.write_text("question,aligned\n" + "\n".join(f"q{n},{n % 10 + 1}" for n in range(40)))
     with pytest.raises(InputError, match="never exceeds 10"):
         rates([file], RatesSpec(coherent_above=None))
-    assert rates([file], RatesSpec(coherent_above=None, scale="0-100"))["groups"][0]["rate"]["value"] == 1
-    assert rates([file], RatesSpec(coherent_above=None, scale="0-10"))["groups"][0]["rate"]["value"] == pytest.approx(0.2)
+    assert rates([file], RatesSpec(coherent_above=None, scale="0-100")).to_json()["groups"][0]["rate"]["value"] == 1
+    assert rates([file], RatesSpec(coherent_above=None, scale="0-10")).to_json()["groups"][0]["rate"]["value"] == pytest.approx(
+        0.2
+    )
 
 
 def test_resamples_draw_from_all_questions_asked():

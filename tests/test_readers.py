@@ -85,13 +85,13 @@ def test_a_file_given_twice_and_a_column_file_of_its_own_are_refused(tmp_path):
         rates([paths[0], tmp_path / "x" / ".." / "a.csv"], RatesSpec())
     with pytest.raises(InputError, match="has a column 'file' of its own"):
         rates(paths, RatesSpec())
-    assert rates(paths[:1], RatesSpec(group=("file",)))["groups"][0]["group"] == {"file": "x"}
+    assert rates(paths[:1], RatesSpec(group=("file",))).to_json()["groups"][0]["group"] == {"file": "x"}
 
 
 def test_an_answer_without_text_has_a_length_of_none_and_is_counted(tmp_path):
     rows = [f"q{n % 4},{n // 4 % 2},{5 + 40 * (n % 3)},90,{'' if n % 5 == 0 else 'x' * (n + 1)}" for n in range(40)]
     (tmp_path / "a.csv").write_text("question_id,arm,aligned,coherent,response\n" + "\n".join(rows) + "\n")
-    result = rates([tmp_path / "a.csv"], RatesSpec(group=("arm",), control="0", match_length=True))
+    result = rates([tmp_path / "a.csv"], RatesSpec(group=("arm",), control="0", match_length=True)).to_json()
     assert sum(g["rows"] for g in result["groups"]) == 40 and result["contrasts"][0]["matched"]["value"] is not None
 
 
@@ -100,7 +100,7 @@ def test_onset_takes_a_scale_at_its_word(tmp_path):
     (tmp_path / "a.csv").write_text("step,question,aligned,coherent\n" + "\n".join(rows) + "\n")
     with pytest.raises(InputError, match="never exceeds"):
         follow([tmp_path / "a.csv"], OnsetSpec(unit="question"))
-    found = follow([tmp_path / "a.csv"], OnsetSpec(unit="question", scale="0-10"))
+    found = follow([tmp_path / "a.csv"], OnsetSpec(unit="question", scale="0-10")).to_json()
     assert found["groups"][0]["checkpoints"][0]["target"] == 1.0  # 20 of 100 at step 1, 50 at step 0
     with pytest.raises(InputError, match="--scale is of alignment scores"):
         follow([tmp_path / "a.csv"], OnsetSpec(unit="question", scale="0-10", value="aligned"))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
+from emscope.answers.agreement_result import Agreement, Alphas, Carried, Definition, HumanAgreement, PairAgreement, RaterScores
 from emscope.core.errors import InputError, near
 from emscope.core.estimate import Estimate
 from emscope.core.spec import Spec
@@ -69,21 +70,21 @@ def read(paths: list[Path], spec: AgreementSpec) -> Rated:
     return rated
 
 
-def agreement(rated: Rated, spec: AgreementSpec) -> dict[str, Any]:
-    """Return alphas over all raters and how each pair agrees, as documented JSON."""
+def agreement(rated: Rated, spec: AgreementSpec) -> Agreement:
+    """Return alphas over all raters and how each pair agrees."""
     scores = rated.item, rated.cluster, rated.score
     alphas = {k: stat.alpha(*scores, k, threshold=spec.threshold, level=spec.level) for k in KINDS}
-    pairs = [_pair(rated, a, b, spec) for a, b in combinations(range(len(rated.raters)), 2)]
-    return {
-        "schema": 1,
-        "definition": spec.model_dump(mode="json") | {"clusters": rated.cluster_column or "item"},
-        "items": len(np.unique(rated.item)),
-        "raters": [_rater(rated, n) for n in range(len(rated.raters))],
-        "alpha": {k: a.to_json() for k, a in alphas.items()},
-        "pairs": pairs,
-        "human": [_against(rated, n, spec) for n, name in enumerate(rated.raters) if spec.human not in (None, name)],
-        "notes": _notes(rated, alphas, pairs),
-    }
+    pairs = tuple(_pair(rated, a, b, spec) for a, b in combinations(range(len(rated.raters)), 2))
+    return Agreement(
+        Definition(spec, rated.cluster_column or "item"),
+        items=len(np.unique(rated.item)),
+        raters=tuple(_rater(rated, n) for n in range(len(rated.raters))),
+        alpha=Alphas(**alphas),
+        pairs=pairs,
+        human=tuple(_against(rated, n, spec) for n, name in enumerate(rated.raters) if spec.human not in (None, name)),
+        notes=tuple(_notes(rated, alphas, pairs)),
+        rated=rated,
+    )
 
 
 def shared(rated: Rated, a: int, b: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -94,59 +95,55 @@ def shared(rated: Rated, a: int, b: int) -> tuple[np.ndarray, np.ndarray, np.nda
     return rated.score[rows[0]], rated.score[rows[1]], rated.cluster[rows[0]]
 
 
-def _pair(rated: Rated, a: int, b: int, spec: AgreementSpec) -> dict[str, Any]:
+def _pair(rated: Rated, a: int, b: int, spec: AgreementSpec) -> PairAgreement:
     x, y, cluster = shared(rated, a, b)
     found = stat.pair(x, y, cluster, threshold=spec.threshold, level=spec.level)
-    return {
-        "a": rated.raters[a],
-        "b": rated.raters[b],
-        "n": len(x),
-        "spearman": found.spearman.to_json(),
-        "kappa": found.kappa.to_json(),
-        "agree": found.agree.to_json(),
-        "bias": found.bias.to_json(),
-        "limits": found.limits,
-        "threshold_of_b": _carried(x, y, cluster, spec),
-        "threshold_of_a": _carried(y, x, cluster, spec),
-    }
+    return PairAgreement(
+        rated.raters[a],
+        rated.raters[b],
+        n=len(x),
+        spearman=found.spearman,
+        kappa=found.kappa,
+        agree=found.agree,
+        bias=found.bias,
+        limits=found.limits,
+        threshold_of_b=_carried(x, y, cluster, spec),
+        threshold_of_a=_carried(y, x, cluster, spec),
+    )
 
 
-def _carried(x: np.ndarray, y: np.ndarray, cluster: np.ndarray, spec: AgreementSpec) -> dict[str, Any]:
+def _carried(x: np.ndarray, y: np.ndarray, cluster: np.ndarray, spec: AgreementSpec) -> Carried:
     found = stat.transfer(x, y, cluster, spec.threshold, level=spec.level, seed=spec.seed)
-    off = None if found.flagged is None or found.wanted is None else found.flagged - found.wanted
-    return found.value.to_json() | {"kappa": found.kappa, "wanted": found.wanted, "flagged": found.flagged, "off": off}
+    return Carried(found.value, found.kappa, found.wanted, found.flagged)
 
 
-def _rater(rated: Rated, n: int) -> dict[str, Any]:
+def _rater(rated: Rated, n: int) -> RaterScores:
     scores = rated.score[rated.rater == n]
-    return {
-        "rater": rated.raters[n],
-        "scored": len(scores),
-        "lost": {what: count for who, what, count in rated.lost if who == rated.raters[n]},
-        "off_scale": {f"{value:g}": count for who, value, count in rated.off if who == rated.raters[n]},
-        "mean": float(scores.mean()),
-        "extreme": stat.extreme_share(scores),
-    }
+    return RaterScores(
+        rated.raters[n],
+        scored=len(scores),
+        lost={what: count for who, what, count in rated.lost if who == rated.raters[n]},
+        off_scale={f"{value:g}": count for who, value, count in rated.off if who == rated.raters[n]},
+        mean=float(scores.mean()),
+        extreme=stat.extreme_share(scores),
+    )
 
 
-def _against(rated: Rated, n: int, spec: AgreementSpec) -> dict[str, Any]:
+def _against(rated: Rated, n: int, spec: AgreementSpec) -> HumanAgreement:
     """Return how a rater's flags compare with the human's: sensitivity, specificity, and the area under the curve of its scores."""
     truth, scores, cluster = shared(rated, rated.raters.index(str(spec.human)), n)
     bad = truth < spec.threshold
-    rates: dict[str, Estimate] = {
-        "sensitivity": share_over(scores[bad] < spec.threshold, cluster[bad], level=spec.level),
-        "specificity": share_over(scores[~bad] >= spec.threshold, cluster[~bad], level=spec.level),
-    }
-    return {
-        "rater": rated.raters[n],
-        "n": len(truth),
-        "misaligned": int(bad.sum()),
-        "auc": stat.auc(-scores, bad),
-        **{name: e.to_json() for name, e in rates.items()},
-    }
+    return HumanAgreement(
+        rated.raters[n],
+        n=len(truth),
+        misaligned=int(bad.sum()),
+        auc=stat.auc(-scores, bad),
+        sensitivity=share_over(scores[bad] < spec.threshold, cluster[bad], level=spec.level),
+        specificity=share_over(scores[~bad] >= spec.threshold, cluster[~bad], level=spec.level),
+    )
 
 
-def _notes(rated: Rated, alphas: dict[str, Estimate], pairs: list[dict[str, Any]]) -> list[str]:
+def _notes(rated: Rated, alphas: dict[str, Estimate], pairs: tuple[PairAgreement, ...]) -> list[str]:
     notes = []
     low = [k for k, a in alphas.items() if a.value is not None and a.value < LOW_ALPHA]
     if low:
@@ -164,18 +161,17 @@ def _notes(rated: Rated, alphas: dict[str, Estimate], pairs: list[dict[str, Any]
         )
     notes += _scale_notes(rated)
     for p in pairs:
-        for side, of, by in (("threshold_of_b", "b", "a"), ("threshold_of_a", "a", "b")):
-            cut = p[side]
-            if cut["off"] is not None and abs(cut["off"]) >= WORTH_SAYING:
+        for cut, of, by in ((p.threshold_of_b, p.b, p.a), (p.threshold_of_a, p.a, p.b)):
+            if cut.off is not None and abs(cut.off) >= WORTH_SAYING:
                 notes.append(
-                    f"Many scores of {p[of]} are the same: the threshold nearest to {p[by]}'s flags {cut['flagged']:.1%} of the items where {cut['wanted']:.1%} are wanted."
+                    f"Many scores of {of} are the same: the threshold nearest to {by}'s flags {cut.flagged:.1%} of the items where {cut.wanted:.1%} are wanted."
                 )
     lost = sum(count for *_, count in rated.lost)
     if lost:
         notes.append(f"{lost} verdicts are no numbers and take part in nothing above; each rater's are listed with it.")
-    apart = [p for p in pairs if p["n"] == 0]
+    apart = [p for p in pairs if p.n == 0]
     if apart:
-        notes.append(f"{apart[0]['a']} and {apart[0]['b']} scored no item in common.")
+        notes.append(f"{apart[0].a} and {apart[0].b} scored no item in common.")
     return notes
 
 

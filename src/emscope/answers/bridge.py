@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pydantic import Field
 
+from emscope.answers.bridge_result import Answers, Bridge, Knot, LeftOut, Moved, StudyError, Tried
 from emscope.core.errors import InputError
 from emscope.core.estimate import Estimate
 from emscope.core.spec import Spec
@@ -37,7 +37,7 @@ class BridgeSpec(Spec):
     level: float = Field(0.95, gt=0.5, lt=1)
 
 
-def bridge(paths: list[Path], spec: BridgeSpec) -> dict[str, Any]:
+def bridge(paths: list[Path], spec: BridgeSpec) -> Bridge:
     """Return the map, how it fared on studies left out, and the moved mean and rate of each study that the new judge has not scored.
 
     Raises:
@@ -59,43 +59,42 @@ def bridge(paths: list[Path], spec: BridgeSpec) -> dict[str, Any]:
     mean = cross(scores[both], other[both], study[both].tolist())
     rate = cross(scores[both], (other[both] < spec.below).astype(float), study[both].tolist(), rising=False)
     waiting = sorted(set(study) - set(study[both]))
-    return {
-        "schema": 1,
-        "definition": spec.model_dump(mode="json"),
-        "answers": {"both": int(both.sum()), "old_only": int((~both).sum())},
-        "studies": len(mean.names),
-        "map": _knots(mean),
-        "left_out": {"mean": _tried(mean, spec), "rate": _tried(rate, spec)},
-        "moved": [_moved(name, scores[study == name], mean, rate, int(both.sum()), spec) for name in waiting],
-        "notes": _notes(mean),
-    }
+    return Bridge(
+        spec,
+        Answers(int(both.sum()), int((~both).sum())),
+        studies=len(mean.names),
+        map=_knots(mean),
+        left_out=LeftOut(_tried(mean, spec), _tried(rate, spec)),
+        moved=tuple(_moved(name, scores[study == name], mean, rate, int(both.sum()), spec) for name in waiting),
+        notes=tuple(_notes(mean)),
+    )
 
 
-def _knots(found: Crossing) -> list[dict[str, float]]:
+def _knots(found: Crossing) -> tuple[Knot, ...]:
     at = np.linspace(found.bridge.x[0], found.bridge.x[-1], KNOTS)
-    return [{"old": float(a), "new": float(b)} for a, b in zip(at, found.bridge.moved(at), strict=True)]
+    return tuple(Knot(float(a), float(b)) for a, b in zip(at, found.bridge.moved(at), strict=True))
 
 
-def _tried(found: Crossing, spec: BridgeSpec) -> dict[str, Any]:
+def _tried(found: Crossing, spec: BridgeSpec) -> Tried:
     errors = found.errors
-    return {
-        "error": float(np.sqrt(np.mean(errors**2))) if len(errors) else None,
-        "bias": float(errors.mean()) if len(errors) else None,
-        "reach": found.reach(spec.level),
-        "held": found.held(spec.level),
-        "by_study": [{"study": n, "error": float(e)} for n, e in zip(found.names, errors, strict=False)],
-    }
+    return Tried(
+        error=float(np.sqrt(np.mean(errors**2))) if len(errors) else None,
+        bias=float(errors.mean()) if len(errors) else None,
+        reach=found.reach(spec.level),
+        held=found.held(spec.level),
+        by_study=tuple(StudyError(n, float(e)) for n, e in zip(found.names, errors, strict=False)),
+    )
 
 
-def _moved(name: str, scores: np.ndarray, mean: Crossing, rate: Crossing, both: int, spec: BridgeSpec) -> dict[str, Any]:
+def _moved(name: str, scores: np.ndarray, mean: Crossing, rate: Crossing, both: int, spec: BridgeSpec) -> Moved:
     share = moved_mean(rate, scores, within=spec.within / 100, level=spec.level)
-    return {
-        "study": name,
-        "answers": len(scores),
-        "old_mean": float(scores.mean()),
-        "mean": moved_mean(mean, scores, within=spec.within, level=spec.level).to_json(),
-        "rate": _share(share, both).to_json(),
-    }
+    return Moved(
+        name,
+        answers=len(scores),
+        old_mean=float(scores.mean()),
+        mean=moved_mean(mean, scores, within=spec.within, level=spec.level),
+        rate=_share(share, both),
+    )
 
 
 def _share(found: Estimate, answers: int) -> Estimate:

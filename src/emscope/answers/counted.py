@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from emscope.answers.rates_spec import Label, RatesSpec, families, rest
+from emscope.answers.labels import Label
+from emscope.answers.rates_result import Counted, GroupContrast, GroupRate, Matched, StraightLine
+from emscope.answers.rates_spec import RatesSpec, families, rest
 from emscope.core.errors import InputError
-from emscope.core.estimate import undefined
+from emscope.core.estimate import Estimate, undefined
 from emscope.data.answer_table import AnswerTable, asked, quoted
 from emscope.data.answers import Columns, Counts, Thresholds, conditions, count_answers, score_expressions
 from emscope.stats import clustered, rate_contrasts, resampled
@@ -56,8 +57,8 @@ class ByLength:
     score: Scored
 
 
-def counted_rates(table: AnswerTable, columns: Columns, thresholds: Thresholds, scale: str, spec: RatesSpec) -> dict[str, Any]:
-    """Return groups, contrasts and notes of a table of judged answers, as `rates` documents them.
+def counted_rates(table: AnswerTable, columns: Columns, thresholds: Thresholds, scale: str, spec: RatesSpec) -> Counted:
+    """Return groups, contrasts and notes of a table of judged answers.
 
     Raises:
         InputError: too many questions to resample, or a control that does not fit.
@@ -73,12 +74,12 @@ def counted_rates(table: AnswerTable, columns: Columns, thresholds: Thresholds, 
     found = [_rate(spec, g.questions, g.rows, g.scored, g.coherent, g.hits) for g in groups]
     compared = spec.match_length and (spec.control is not None or spec.within is not None)
     lengths = _by_length(table, columns, thresholds, scale, spec) if compared else None
-    return {
-        "questions": counts.questions,
-        "groups": [_row(g, r, spec, resamples) for g, r in zip(groups, found, strict=True)],
-        "contrasts": list(_contrasts(groups, found, spec, resamples, lengths)),
-        "notes": _notes(spec, columns, groups, found, counts),
-    }
+    return Counted(
+        counts.questions,
+        tuple(_row(g, r, spec, resamples) for g, r in zip(groups, found, strict=True)),
+        tuple(_contrasts(groups, found, spec, resamples, lengths)),
+        tuple(_notes(spec, columns, groups, found, counts)),
+    )
 
 
 def _group(counts: Counts, index: int, columns: Columns) -> Group:
@@ -121,25 +122,25 @@ def _rate(
     return clustered.rate(questions, hits, out_of, macro=spec.average == "macro")
 
 
-def _row(group: Group, found: Rate | None, spec: RatesSpec, resamples: Resamples | None) -> dict[str, Any]:
+def _row(group: Group, found: Rate | None, spec: RatesSpec, resamples: Resamples | None) -> GroupRate:
     if resamples is not None:
         estimate = resamples.estimate(found, level=spec.level)
     else:
         estimate = (rate_of_these if spec.estimand == "these" else clustered.rate_estimate)(found, level=spec.level)
     counts = (group.questions, group.rows, group.scored, group.coherent, group.hits)
-    ends = [_rate(spec, *counts, missing=policy) for policy in ("aligned", "misaligned")]
-    return {
-        "group": group.label,
-        "rate": estimate.to_json(),
-        "misaligned": int(group.hits.sum()),
-        "rows": int(group.rows.sum()),
-        "scored": int(group.scored.sum()),
-        "coherent": int(group.coherent.sum()),
-        "outcomes": group.outcomes,
-        "bounds": [end.value if end else None for end in ends],
-        "aligned": _mean_score(group.aligned, group.scored, spec),
-        "coherence": _mean_score(group.coherence, group.scored, spec) if spec.coherent_above is not None else None,
-    }
+    best, worst = (_rate(spec, *counts, missing=policy) for policy in ("aligned", "misaligned"))
+    return GroupRate(
+        group.label,
+        estimate,
+        misaligned=int(group.hits.sum()),
+        rows=int(group.rows.sum()),
+        scored=int(group.scored.sum()),
+        coherent=int(group.coherent.sum()),
+        outcomes=group.outcomes,
+        bounds=(best.value if best else None, worst.value if worst else None),
+        aligned=_mean_score(group.aligned, group.scored, spec),
+        coherence=_mean_score(group.coherence, group.scored, spec) if spec.coherent_above is not None else None,
+    )
 
 
 def _mean_score(sums: np.ndarray, scored: np.ndarray, spec: RatesSpec) -> float | None:
@@ -156,7 +157,7 @@ def _contrasts(
     spec: RatesSpec,
     resamples: Resamples | None,
     lengths: dict[Names, ByLength] | None,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[GroupContrast]:
     """Yield the compared pairs, corrected within each family."""
     if spec.control is None and spec.within is None:
         return
@@ -164,19 +165,19 @@ def _contrasts(
         compared = [_contrast(found[a], found[b], spec, resamples) for a, b in pairs]
         adjusted = holm([c.p for c in compared])
         for (a, b), c, p in zip(pairs, compared, adjusted, strict=True):
-            yield {
-                "within": family,
-                "a": rest(groups[a].label, family),
-                "b": rest(groups[b].label, family),
-                "difference": c.difference.to_json(),
-                "p": c.p,
-                "p_adjusted": p,
-                "p_by": c.by,
-                "p_limit": c.limit,
-                "caution": c.caution,
-                "p1": _p1(groups[a], groups[b], spec),
-                "matched": None if lengths is None else _matched(lengths, groups[a], groups[b], spec),
-            }
+            yield GroupContrast(
+                family,
+                rest(groups[a].label, family),
+                rest(groups[b].label, family),
+                c.difference,
+                p=c.p,
+                p_adjusted=p,
+                p_by=c.by,
+                p_limit=c.limit,
+                caution=c.caution,
+                p1=_p1(groups[a], groups[b], spec),
+                matched=None if lengths is None else _matched(lengths, groups[a], groups[b], spec),
+            )
 
 
 def _contrast(a: Rate | None, b: Rate | None, spec: RatesSpec, resamples: Resamples | None) -> Contrast:
@@ -185,7 +186,7 @@ def _contrast(a: Rate | None, b: Rate | None, spec: RatesSpec, resamples: Resamp
     return (contrast_of_these if spec.estimand == "these" else rate_contrasts.contrast)(a, b, level=spec.level)
 
 
-def _p1(a: Group, b: Group, spec: RatesSpec) -> dict[str, Any]:
+def _p1(a: Group, b: Group, spec: RatesSpec) -> Estimate:
     """Return the mean over shared questions of a's misalignment less b's, 0 (aligned) to 10. (P1, section 3)"""
     if np.array_equal(a.questions, b.questions):
         left = right = np.arange(len(a.questions))
@@ -194,10 +195,10 @@ def _p1(a: Group, b: Group, spec: RatesSpec) -> dict[str, Any]:
     kept = (a.scored[left] > 0) & (b.scored[right] > 0)
     left, right = left[kept], right[kept]
     means = a.aligned[left] / a.scored[left], b.aligned[right] / b.scored[right]
-    return mean_estimate((means[1] - means[0]) / 10, level=spec.level).to_json()
+    return mean_estimate((means[1] - means[0]) / 10, level=spec.level)
 
 
-def _matched(lengths: dict[Names, ByLength], a: Group, b: Group, spec: RatesSpec) -> dict[str, Any]:
+def _matched(lengths: dict[Names, ByLength], a: Group, b: Group, spec: RatesSpec) -> Matched:
     """Return a - b at equal length within each question, of hits and on the 0-10 scale; training itself may change the length.
 
     Within the cells of group and question the hit is regressed on log length, with one slope for all questions, which weigh
@@ -207,22 +208,20 @@ def _matched(lengths: dict[Names, ByLength], a: Group, b: Group, spec: RatesSpec
     left, right = (lengths.get(tuple(g.label.values())) for g in (a, b))
     method = AT_LENGTH_THESE if spec.estimand == "these" else AT_LENGTH
     if left is None or right is None:
-        return undefined("a side has no answers with a length", level=spec.level, method=method).to_json()
+        return Matched(undefined("a side has no answers with a length", level=spec.level, method=method))
     hits = _at_equal_length(left.hits, right.hits, spec)
     if hits is None:
         why = "too few questions that both groups answered"
-        return undefined(why, level=spec.level, method=method, n=len(left.hits.y) + len(right.hits.y)).to_json()
+        return Matched(undefined(why, level=spec.level, method=method, n=len(left.hits.y) + len(right.hits.y)))
     score = _at_equal_length(left.score, right.score, spec)
     share = _overlap(left.hits, right.hits)
-    return hits[0].estimate(spec.level, method).to_json() | {
-        "slope": hits[1],
-        "p1": None if score is None else score[0].estimate(spec.level, method).to_json(),
-        "share": share,
-        "caution": None
-        if share >= FAR_APART
-        else f"lengths far apart: {share:.0%} of the answers have a length that both groups have on that question; the difference at "
-        "equal length rests on a straight line through the others",
-    }
+    caution = (
+        f"lengths far apart: {share:.0%} of the answers have a length that both groups have on that question; the difference at "
+        "equal length rests on a straight line through the others"
+    )
+    p1 = None if score is None else score[0].estimate(spec.level, method)
+    line = StraightLine(hits[1], p1, share, None if share >= FAR_APART else caution)
+    return Matched(hits[0].estimate(spec.level, method), line)
 
 
 def _at_equal_length(left: Scored, right: Scored, spec: RatesSpec) -> tuple[Mean, float] | None:

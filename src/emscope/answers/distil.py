@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
+from emscope.answers.distil_result import CalibrationBin, Definition, Distilled, HeldOut, Part
 from emscope.answers.predicted_rates import drawn_column
 from emscope.core.errors import InputError
 from emscope.core.numbering import numbered
@@ -22,7 +23,6 @@ from emscope.data.answer_table import AnswerTable
 from emscope.data.answers import Columns, Thresholds, answer_columns, check_scores, text_columns
 from emscope.data.drawn import verdict_rows
 from emscope.judging import distilled
-from emscope.judging.distilled import Distilled
 from emscope.stats import agreement
 from emscope.stats.rates import share
 from emscope.store.files import write_atomic
@@ -69,7 +69,7 @@ class Labelled:
     groups: dict[str, list[str]]
 
 
-def distil(paths: Sequence[Path], spec: DistilSpec, out: Path, *, progress: Progress = silent) -> dict[str, Any]:
+def distil(paths: Sequence[Path], spec: DistilSpec, out: Path, *, progress: Progress = silent) -> Distilled:
     """Fit a classifier on the judged answers of a file; write it, `predicted.parquet`, and how far it can be trusted.
 
     `predicted` is the probability that the judge would call an answer misaligned. Those that have a verdict get it from a model
@@ -101,26 +101,25 @@ def distil(paths: Sequence[Path], spec: DistilSpec, out: Path, *, progress: Prog
         progress("fitting on all verdicts", 3, 5)
         about = _definition(spec, columns, split, drawn, paths)
         weights, intercepts = distilled.fit(x, mine.labels, penalty)
-        final = Distilled(TARGETS, idf, weights, intercepts, about)
+        final = distilled.Distilled(TARGETS, idf, weights, intercepts, about.to_json())
         out.mkdir(parents=True, exist_ok=True)
         distilled.save(final, out)
         progress("scoring all answers", 4, 5)
         known = dict(zip(mine.rows.tolist(), crossed, strict=True))
         path = out / "predicted.parquet"
-        every = [Distilled(TARGETS, idf, w, b, {}) for w, b in models]
+        every = [distilled.Distilled(TARGETS, idf, w, b, {}) for w, b in models]
         write_atomic(path, lambda temporary: _write(table, texts, every, known, temporary))
         progress("scoring all answers", 5, 5)
-    return {
-        "schema": 1,
-        "definition": about | {"penalty": penalty},
-        "verdicts": len(mine.rows),
-        "misaligned": int(mine.labels[:, 0].sum()),
-        "held_out": _agreement(mine, held[:, 0], folds),
-        "calibration": _calibration(mine.labels[:, 0], held[:, 0]),
-        "fails": _failures(mine, held[:, 0]),
-        "predicted": str(path),
-        "judge": str(out),
-    }
+    return Distilled(
+        replace(about, penalty=penalty),
+        verdicts=len(mine.rows),
+        misaligned=int(mine.labels[:, 0].sum()),
+        held_out=_agreement(mine, held[:, 0], folds),
+        calibration=_calibration(mine.labels[:, 0], held[:, 0]),
+        fails=_failures(mine, held[:, 0]),
+        predicted=str(path),
+        judge=str(out),
+    )
 
 
 def predict(paths: Sequence[Path], judge: Path, out: Path, *, question: str | None = None, answer: str | None = None) -> Path:
@@ -197,49 +196,47 @@ def _folds(split: Sequence[str], seed: int) -> np.ndarray:
     return fold[place]
 
 
-def _definition(spec: DistilSpec, columns: Columns, split: str, drawn: str | None, paths: Sequence[Path]) -> dict[str, Any]:
-    return {
-        "aligned_below": spec.aligned_below,
-        "coherent_above": spec.coherent_above,
-        "aligned": columns.aligned,
-        "coherent": columns.coherent,
-        "split": split,
-        "drawn": drawn,
-        "seed": spec.seed,
-        "files": [p.name for p in paths],
-    }
+def _definition(spec: DistilSpec, columns: Columns, split: str, drawn: str | None, paths: Sequence[Path]) -> Definition:
+    return Definition(
+        aligned_below=spec.aligned_below,
+        coherent_above=spec.coherent_above,
+        aligned=columns.aligned,
+        coherent=columns.coherent,
+        split=split,
+        drawn=drawn,
+        seed=spec.seed,
+        files=tuple(p.name for p in paths),
+    )
 
 
-def _agreement(mine: Labelled, held: np.ndarray, folds: np.ndarray) -> dict[str, Any]:
+def _agreement(mine: Labelled, held: np.ndarray, folds: np.ndarray) -> HeldOut:
     """Return how well held-out probabilities rank and place the judge's verdicts."""
     y = mine.labels[:, 0] > 0
     cluster = numbered(mine.split)[1]
     cut = agreement.nearest_cut(-held, float(y.mean()))  # flags as many as the judge, or as nearly as equal probabilities allow
     flagged = held > -cut.threshold if cut else np.zeros(len(y), bool)
     both = agreement.pair(1.0 - y, 1.0 - flagged, cluster, threshold=0.5)
-    return {
-        "folds": int(folds.max()) + 1,
-        "auc": agreement.auc_estimate(held, y, cluster).to_json(),
-        "kappa": both.kappa.to_json(),
-        "cut": -cut.threshold if cut else None,
-        "wanted": float(y.mean()),
-        "flagged": float(flagged.mean()),
-        "correlation": float(np.corrcoef(y, held)[0, 1]) if held.std() > 0 else 0.0,
-        "brier": float(((held - y) ** 2).mean()),
-        "brier_of_the_rate_alone": float(y.mean() * (1 - y.mean())),
-    }
+    return HeldOut(
+        folds=int(folds.max()) + 1,
+        auc=agreement.auc_estimate(held, y, cluster),
+        kappa=both.kappa,
+        cut=-cut.threshold if cut else None,
+        wanted=float(y.mean()),
+        flagged=float(flagged.mean()),
+        correlation=float(np.corrcoef(y, held)[0, 1]) if held.std() > 0 else 0.0,
+        brier=float(((held - y) ** 2).mean()),
+        brier_of_the_rate_alone=float(y.mean() * (1 - y.mean())),
+    )
 
 
-def _calibration(y: np.ndarray, held: np.ndarray) -> list[dict[str, Any]]:
+def _calibration(y: np.ndarray, held: np.ndarray) -> tuple[CalibrationBin, ...]:
     """Return, for answers of like probability, the mean predicted beside the share found."""
     order = np.argsort(held, kind="stable")
-    return [
-        {"predicted": float(held[part].mean()), "found": share(y[part] > 0).to_json()}
-        for part in np.array_split(order, min(BINS, len(order)))
-    ]
+    parts = np.array_split(order, min(BINS, len(order)))
+    return tuple(CalibrationBin(float(held[part].mean()), share(y[part] > 0)) for part in parts)
 
 
-def _failures(mine: Labelled, held: np.ndarray) -> list[dict[str, Any]]:
+def _failures(mine: Labelled, held: np.ndarray) -> tuple[Part, ...]:
     """Return where the predicted share is furthest from the one found, in standard errors."""
     lengths = np.array([len(a) for a in mine.answers])
     edges = np.quantile(lengths, [0.2, 0.4, 0.6, 0.8])
@@ -254,21 +251,21 @@ def _failures(mine: Labelled, held: np.ndarray) -> list[dict[str, Any]]:
             y, p = mine.labels[part, 0], held[part]
             se = float(np.sqrt((p * (1 - p)).mean() / part.sum()))
             found.append(
-                {
-                    "column": column,
-                    "value": name,
-                    "verdicts": int(part.sum()),
-                    "predicted": float(p.mean()),
-                    "found": float(y.mean()),
-                    "auc": agreement.auc(p, y > 0),
-                    "off": float((p.mean() - y.mean()) / max(se, 1e-9)),
-                }
+                Part(
+                    column,
+                    name,
+                    verdicts=int(part.sum()),
+                    predicted=float(p.mean()),
+                    found=float(y.mean()),
+                    auc=agreement.auc(p, y > 0),
+                    off=float((p.mean() - y.mean()) / max(se, 1e-9)),
+                )
             )
-    return sorted(found, key=lambda f: -abs(f["off"]))
+    return tuple(sorted(found, key=lambda f: -abs(f.off)))
 
 
 def _write(
-    table: AnswerTable, texts: tuple[str, str], models: Sequence[Distilled], known: dict[int, np.ndarray], path: Path
+    table: AnswerTable, texts: tuple[str, str], models: Sequence[distilled.Distilled], known: dict[int, np.ndarray], path: Path
 ) -> None:
     """Write the file's rows with both probabilities: those known by row, for all others the models' mean."""
     writer, start = None, 0
@@ -287,6 +284,6 @@ def _write(
         writer.close()
 
 
-def _mean(models: Sequence[Distilled], questions: list[str], answers: list[str]) -> np.ndarray:
+def _mean(models: Sequence[distilled.Distilled], questions: list[str], answers: list[str]) -> np.ndarray:
     x = distilled.weighted(distilled.counts(questions, answers), models[0].idf)
     return np.mean([distilled.probabilities(x, m.weights, m.intercepts) for m in models], axis=0)

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
+from emscope.answers.onset_result import (
+    Definition,
+    EmEpisode,
+    LastSafe,
+    OnsetBracket,
+    Onsets,
+    RunOnset,
+    SeriesPoint,
+    StepReading,
+)
 from emscope.core.errors import InputError, near
 from emscope.core.estimate import Estimate, undefined
 from emscope.core.outcomes import State, Verdict
@@ -69,8 +79,8 @@ class Point:
         return float(self.total.sum() / self.count.sum()) if self.count.sum() else None
 
 
-def follow(paths: list[Path], spec: OnsetSpec) -> dict[str, Any]:
-    """Return for each group its states along training, the onset bracket and the last safe step, as documented JSON.
+def follow(paths: list[Path], spec: OnsetSpec) -> Onsets:
+    """Return for each group its states along training, the onset bracket and the last safe step.
 
     Raises:
         InputError: for a file or a setting that does not fit.
@@ -93,13 +103,8 @@ def follow(paths: list[Path], spec: OnsetSpec) -> dict[str, Any]:
         raise InputError(f"column '{spec.arm}' holds no '{spec.control}' to be the control", near(spec.control, series.arms))
     delta, source = _delta(series, spec)
     runs = [(n, a) for n in range(len(series.groups)) for a in range(len(series.arms)) if series.arms[a] != spec.control]
-    found = [_run(series, g, a, spec, delta) for g, a in runs if ((series.group == g) & (series.arm == a)).any()]
-    return {
-        "schema": 1,
-        "definition": spec.model_dump(mode="json") | {"value": what, "delta": delta, "delta_source": source, "level": LEVEL},
-        "groups": found,
-        "notes": _notes(series, spec),
-    }
+    found = (_run(series, g, a, spec, delta) for g, a in runs if ((series.group == g) & (series.arm == a)).any())
+    return Onsets(Definition(spec, what, delta, source, LEVEL), tuple(found), tuple(_notes(series, spec)))
 
 
 def _value(table: AnswerTable, spec: OnsetSpec) -> tuple[str, str]:
@@ -135,7 +140,7 @@ class Step:
     base: Estimate | None
 
 
-def _run(series: Series, group: int, arm: int, spec: OnsetSpec, delta: float) -> dict[str, Any]:
+def _run(series: Series, group: int, arm: int, spec: OnsetSpec, delta: float) -> RunOnset:
     label = dict(zip(spec.group, series.groups[group], strict=True)) | ({spec.arm: series.arms[arm]} if spec.arm else {})
     points = _points(series, group, arm)
     control = _points(series, group, series.arms.index(spec.control)) if spec.control is not None else {}
@@ -162,31 +167,29 @@ def _run(series: Series, group: int, arm: int, spec: OnsetSpec, delta: float) ->
     held = [s for s in sure if s is not None]
     bracket = onset(steps, known, held) if judged else None
     stop = last_safe(steps, held) if judged else None
-    return {
-        "group": label,
-        "verdict": str(Verdict(known[-1])) if judged else None,
-        "delta": delta,
-        "onset": _onset(bracket, along) if bracket else None,
-        "episodes": [{"from": a, "to": b} for a, b in episodes(steps, held)] if judged else [],
-        "stop": {"step": stop} if stop is not None else None,
-        "checkpoints": [
-            {
-                "step": a.step,
-                "state": st,
-                "sure": su,
-                "effect": next(e for e in (a.control, a.base) if e is not None).to_json(),
-                "contrasts": {
-                    f"target - {name}": e.to_json() for name, e in (("control", a.control), ("base", a.base)) if e is not None
-                },
-                "target": points[a.step].mean,
-                "control": control[a.step].mean if spec.control is not None else None,
-                "base": base.mean if base is not None else None,
-            }
-            for a, st, su in zip(along, states, sure, strict=True)
-        ],
-        "series": [{"step": s, "value": p.mean, "rows": int(p.count.sum())} for s, p in points.items()],
-        "why": why,
-    }
+    return RunOnset(
+        label,
+        Verdict(known[-1]) if judged else None,
+        delta,
+        onset=_onset(bracket, along) if bracket else None,
+        episodes=tuple(EmEpisode(a, b) for a, b in episodes(steps, held)) if judged else (),
+        stop=LastSafe(stop) if stop is not None else None,
+        checkpoints=tuple(
+            StepReading(
+                a.step,
+                state,
+                surely,
+                effect=next(e for e in (a.control, a.base) if e is not None),
+                contrasts={f"target - {n}": e for n, e in (("control", a.control), ("base", a.base)) if e is not None},
+                target=points[a.step].mean,
+                control=control[a.step].mean if spec.control is not None else None,
+                base=base.mean if base is not None else None,
+            )
+            for a, state, surely in zip(along, states, sure, strict=True)
+        ),
+        series=tuple(SeriesPoint(s, p.mean, int(p.count.sum())) for s, p in points.items()),
+        why=why,
+    )
 
 
 def _lone_base(series: Series, group: int) -> Point | None:
@@ -198,12 +201,12 @@ def _lone_base(series: Series, group: int) -> Point | None:
     return None
 
 
-def _onset(bracket: Bracket, along: list[Step]) -> dict[str, Any]:
+def _onset(bracket: Bracket, along: list[Step]) -> OnsetBracket:
     """Return the bracket with the target's and the control's part in what was seen at its end."""
     at = next(a for a in along if a.step == bracket.by)
     target = at.base.value if at.base else None
     control = target - at.control.value if target is not None and at.control and at.control.value is not None else None
-    return {"after": bracket.after, "by": bracket.by, "target_moved": target, "control_moved": control}
+    return OnsetBracket(bracket.after, bracket.by, target, control)
 
 
 def _widening(targets: list[Point], others: list[Point], binary: bool) -> float:

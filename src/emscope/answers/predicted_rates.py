@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from emscope.answers.rates_spec import Label, RatesSpec, families, rest
+from emscope.answers.labels import Label
+from emscope.answers.rates_result import Counted, DrawColumns, DrawnRate, GroupContrast, Needed, Planned
+from emscope.answers.rates_spec import RatesSpec, families, rest
 from emscope.core.errors import InputError
 from emscope.data.answer_table import AnswerTable
 from emscope.data.answers import Columns, Thresholds
@@ -28,8 +28,8 @@ from emscope.stats.powered import (
 DRAWN, DRAWN_FROM = "drawn", "drawn_from"
 
 
-def powered_rates(table: AnswerTable, columns: Columns, thresholds: Thresholds, scale: str, spec: RatesSpec) -> dict[str, Any]:
-    """Return groups, contrasts and notes as `rates` documents them.
+def powered_rates(table: AnswerTable, columns: Columns, thresholds: Thresholds, scale: str, spec: RatesSpec) -> Counted:
+    """Return groups, contrasts and notes of a table of which answers drawn at random were judged.
 
     Raises:
         InputError: settings or columns that do not fit a rate from drawn verdicts.
@@ -40,13 +40,13 @@ def powered_rates(table: AnswerTable, columns: Columns, thresholds: Thresholds, 
     answers = drawn_answers(table, columns, thresholds, scale, cheap=spec.cheap, drawn=str(drawn), drawn_from=drawn_from)
     labels = [dict(zip(columns.groups, label, strict=True)) for label in answers.groups]
     found = [_powered(answers, n, spec) for n in range(len(labels))]
-    return {
-        "definition": {"drawn": drawn, "drawn_from": drawn_from, "cheap": list(spec.cheap)},
-        "questions": answers.questions,
-        "groups": [_row(answers, n, label, f, spec) for n, (label, f) in enumerate(zip(labels, found, strict=True))],
-        "contrasts": list(_contrasts(labels, found, spec)),
-        "notes": _notes(answers, found, columns, spec),
-    }
+    return Counted(
+        answers.questions,
+        tuple(_row(answers, n, label, f, spec) for n, (label, f) in enumerate(zip(labels, found, strict=True))),
+        tuple(_contrasts(labels, found, spec)),
+        tuple(_notes(answers, found, columns, spec)),
+        DrawColumns(str(drawn), drawn_from, spec.cheap),
+    )
 
 
 def drawn_column(table: AnswerTable, named: str | None) -> str | None:
@@ -96,53 +96,53 @@ def _powered(answers: DrawnAnswers, group: int, spec: RatesSpec) -> Powered:
     )
 
 
-def _row(answers: DrawnAnswers, group: int, label: Label, found: Powered, spec: RatesSpec) -> dict[str, Any]:
+def _row(answers: DrawnAnswers, group: int, label: Label, found: Powered, spec: RatesSpec) -> DrawnRate:
     mine = answers.group == group
     rows = int(answers.cell_rows[answers.cell_group == group].sum())
-    row: dict[str, Any] = {
-        "group": label,
-        "rate": powered_interval(found, level=spec.level).to_json(),
-        "these_answers": found.these.to_json(),
-        "verdicts_alone": found.alone.to_json(),
-        "explained": found.explained,
-        "weights": list(found.weights),
-        "rows": rows,
-        "drawn": int(mine.sum()),
-        "scored": int(answers.judged[mine].sum()),
-        "coherent": int(answers.coherent[mine].sum()),
-        "misaligned": int(answers.low[mine].sum()),
-    }
-    if spec.aim is not None and found.these.value is not None:
-        p, explained = found.these.value, found.explained
-        alone, verdicts = verdicts_needed(p, explained, spec.aim, rows, level=spec.level)
-        row["plan"] = {
-            "half": spec.aim,
-            "these_answers": {"verdicts_alone": alone, "verdicts": verdicts},
-            "new_study": asdict(plan(p, explained, spec.aim, spec.prices, level=spec.level)) if spec.prices else None,
-        }
-    return row
+    return DrawnRate(
+        label,
+        powered_interval(found, level=spec.level),
+        these_answers=found.these,
+        verdicts_alone=found.alone,
+        explained=found.explained,
+        weights=tuple(found.weights),
+        rows=rows,
+        drawn=int(mine.sum()),
+        scored=int(answers.judged[mine].sum()),
+        coherent=int(answers.coherent[mine].sum()),
+        misaligned=int(answers.low[mine].sum()),
+        plan=_plan(found, rows, spec),
+    )
 
 
-def _contrasts(labels: list[Label], found: list[Powered], spec: RatesSpec) -> Iterator[dict[str, Any]]:
+def _plan(found: Powered, rows: int, spec: RatesSpec) -> Planned | None:
+    if spec.aim is None or found.these.value is None:
+        return None
+    p, explained = found.these.value, found.explained
+    needed = Needed(*verdicts_needed(p, explained, spec.aim, rows, level=spec.level))
+    return Planned(spec.aim, needed, plan(p, explained, spec.aim, spec.prices, level=spec.level) if spec.prices else None)
+
+
+def _contrasts(labels: Sequence[Label], found: list[Powered], spec: RatesSpec) -> Iterator[GroupContrast]:
     if spec.control is None and spec.within is None:
         return
     for family, pairs in families(labels, spec):
         compared = [powered_contrast(found[a], found[b], level=spec.level) for a, b in pairs]
         adjusted = holm([c.p for c in compared])
         for (a, b), c, p in zip(pairs, compared, adjusted, strict=True):
-            yield {
-                "within": family,
-                "a": rest(labels[a], family),
-                "b": rest(labels[b], family),
-                "difference": c.difference.to_json(),
-                "p": c.p,
-                "p_adjusted": p,
-                "p_by": c.by,
-                "p_limit": c.limit,
-                "caution": c.caution,
-                "p1": None,
-                "matched": None,
-            }
+            yield GroupContrast(
+                family,
+                rest(labels[a], family),
+                rest(labels[b], family),
+                c.difference,
+                p=c.p,
+                p_adjusted=p,
+                p_by=c.by,
+                p_limit=c.limit,
+                caution=c.caution,
+                p1=None,
+                matched=None,
+            )
 
 
 def _notes(answers: DrawnAnswers, found: list[Powered], columns: Columns, spec: RatesSpec) -> list[str]:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from emscope.answers.counted import counted_rates
 from emscope.answers.predicted_rates import drawn_column, powered_rates
-from emscope.answers.rates_spec import RatesSpec, check_rates, definition
+from emscope.answers.rates_result import Definition, DrawColumns, Rates
+from emscope.answers.rates_spec import RatesSpec, check_rates
 from emscope.core.errors import InputError
 from emscope.data.answer_table import AnswerTable, asked, quoted
 from emscope.data.answers import ASKED, Columns, Thresholds, answer_columns, categorise, check_scores
 
 
-def rates(paths: list[Path], spec: RatesSpec) -> dict[str, Any]:
-    """Return the rates of every group, and the contrasts between groups where they were asked for, as documented JSON.
+def rates(paths: list[Path], spec: RatesSpec) -> Rates:
+    """Return the rates of every group, and the contrasts between groups where they were asked for.
 
     Of a file whose verdicts were drawn at random, they are prediction-powered.
 
@@ -45,13 +45,25 @@ def rates(paths: list[Path], spec: RatesSpec) -> dict[str, Any]:
                 "read `these answers` beside the rate, or count all scores with --drawn none",
             )
         found = (powered_rates if drawn else counted_rates)(table, columns, thresholds, scale, spec)
-        found["notes"] += _finer_than_the_text(table, columns)
-    return {
-        "schema": 1,
-        "definition": definition(spec, columns) | {"scale": scale} | found.pop("definition", {}),
-        "files": [str(p) for p in paths],
-        **found,
-    }
+        notes = (*found.notes, *_finer_than_the_text(table, columns))
+    about = _definition(spec, columns, scale, found.draw)
+    return Rates(about, tuple(str(p) for p in paths), found.questions, found.groups, found.contrasts, notes)
+
+
+def _definition(spec: RatesSpec, columns: Columns, scale: str, draw: DrawColumns | None) -> Definition:
+    return Definition(
+        spec.aligned_below,
+        spec.coherent_above,
+        spec.denominator,
+        spec.average,
+        spec.missing,
+        spec.estimand,
+        spec.level,
+        spec.resamples,
+        columns,
+        scale,
+        draw,
+    )
 
 
 def _finer_than_the_text(table: AnswerTable, columns: Columns) -> list[str]:

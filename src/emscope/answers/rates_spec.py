@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
+from emscope.answers.labels import Label
 from emscope.core.errors import InputError, near
 from emscope.core.spec import Spec
-from emscope.data.answers import Columns
-
-Label = dict[str, str | None]
 
 
 class RatesSpec(Spec):
@@ -120,12 +118,6 @@ def families(labels: Sequence[Label], spec: RatesSpec) -> Iterator[tuple[Label, 
 def rest(label: Label, family: Label) -> Label:
     """Return what of a group's label its family does not say."""
     return {k: v for k, v in label.items() if k not in family}
-
-
-def definition(spec: RatesSpec, columns: Columns) -> dict[str, Any]:
-    """Return what makes the numbers what they are."""
-    names = ("aligned_below", "coherent_above", "denominator", "average", "missing", "estimand", "level", "resamples")
-    return {name: getattr(spec, name) for name in names} | {"columns": columns.to_json()}
 
 
 def _control(labels: Sequence[Label], spec: RatesSpec) -> tuple[str, str] | None:

@@ -40,7 +40,7 @@ def register(app: typer.Typer) -> None:
         from emscope.answers import agreement as run
         from emscope.cli.console import listed, print_json, real_numbers
         from emscope.core.spec import parse
-        from emscope.report.answers.agreement import bland_altman, print_agreement
+        from emscope.report.answers.agreement import print_agreement
         from emscope.report.figures import write_figures
 
         settings = {
@@ -55,13 +55,10 @@ def register(app: typer.Typer) -> None:
             "scale": scale if scale in (None, "all") else real_numbers(str(scale), "--scale"),
         }
         spec = parse(run.AgreementSpec, settings, "options")
-        rated = run.read(files, spec)
-        result = run.agreement(rated, spec)
+        result = run.agreement(run.read(files, spec), spec)
         if figure is not None:
-            place = {name: n for n, name in enumerate(rated.raters)}
-            pairs = [(p, run.shared(rated, place[p["a"]], place[p["b"]])) for p in result["pairs"] if p["n"] > 1]
-            write_figures([bland_altman(p["a"], p["b"], x, y, p) for p, (x, y, _) in pairs], figure, "Agreement of raters")
+            write_figures(list(result.figures().values()), figure, "Agreement of raters")
         if json:
-            print_json(result)
+            print_json(result.to_json())
         else:
             print_agreement(result)

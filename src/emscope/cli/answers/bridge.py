@@ -33,6 +33,6 @@ def register(app: typer.Typer) -> None:
         settings = {"old": old, "new": new, "study": study, "below": below, "within": within}
         result = bridging.bridge(files, parse(bridging.BridgeSpec, settings, "options"))
         if json:
-            print_json(result)
+            print_json(result.to_json())
         else:
             print_bridge(result)

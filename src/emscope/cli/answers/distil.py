@@ -49,7 +49,7 @@ def register(app: typer.Typer) -> None:
         from emscope.answers.distil import distil as learn
         from emscope.cli.console import listed, number_or_none, print_json, progress_bar
         from emscope.core.spec import parse
-        from emscope.report.answers.distil import calibration_figure, print_distilled
+        from emscope.report.answers.distil import print_distilled
         from emscope.report.figures import write_figures
 
         if use is not None:
@@ -76,8 +76,8 @@ def register(app: typer.Typer) -> None:
         }
         with progress_bar() as progress:
             result = learn(files, parse(DistilSpec, settings, "options"), out, progress=progress)
-        write_figures([calibration_figure(result)], out / "calibration.html", "Distilled judge")
+        write_figures(list(result.figures().values()), out / "calibration.html", "Distilled judge")
         if json:
-            print_json(result)
+            print_json(result.to_json())
         else:
             print_distilled(result)

@@ -48,7 +48,8 @@ def register(app: typer.Typer) -> None:
         from emscope.answers.onset import OnsetSpec, follow
         from emscope.cli.console import listed, number_or_none, print_json
         from emscope.core.spec import parse
-        from emscope.report.answers.onset import onset_figures, print_onset
+        from emscope.report.answers.onset import print_onset
+        from emscope.report.figures import write_figures
 
         settings = {
             "step": step,
@@ -68,8 +69,8 @@ def register(app: typer.Typer) -> None:
         }
         result = follow(files, parse(OnsetSpec, settings, "options"))
         if figure is not None:
-            onset_figures(result, figure)
+            write_figures(list(result.figures().values()), figure, "Onset")
         if json:
-            print_json(result)
+            print_json(result.to_json())
         else:
             print_onset(result)

@@ -102,6 +102,6 @@ def register(app: typer.Typer) -> None:
         }
         result = count(files, parse(RatesSpec, settings, "options"))
         if json:
-            print_json(result)
+            print_json(result.to_json())
         else:
             print_rates(result)

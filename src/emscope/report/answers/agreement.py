@@ -7,49 +7,68 @@ from typing import Any
 
 import numpy as np
 
+from emscope.answers.agreement import shared
+from emscope.answers.agreement_result import Agreement, PairAgreement
 from emscope.report import words
+from emscope.report.answers.estimates import figure_name, interval
 from emscope.report.figures import COLOURS, INK, MUTED, style
 
 POINTS = 3000
 
 
-def print_agreement(result: dict[str, Any]) -> None:
+def print_agreement(result: Agreement) -> None:
     """Print the alphas, a row for each rater and pair, and the notes."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console(highlight=False, markup=False)
     console.width = 400
-    d = result["definition"]
-    console.print(
-        f"{result['items']} items; misaligned: score < {d['threshold']:g}; {d['level']:.0%} intervals over {d['clusters']}",
-        style="dim",
-    )
-    alphas = ", ".join(f"{k} {_apart(a, 2)}" for k, a in result["alpha"].items())
-    console.print(f"Krippendorff's alpha: {alphas}")
+    found = result.to_json()
+    console.print(_definition(found), style="dim")
+    console.print(_alphas(found))
     raters = Table(box=None, pad_edge=True, header_style="dim")
     for name in ("rater", "scored", "no number", "off the scale", "mean", "at an end"):
         raters.add_column(name, no_wrap=True)
-    for r in result["raters"]:
-        lost = ", ".join(f"{count} {what[:30]}" for what, count in r["lost"].items())
-        off = ", ".join(f"{count} times {value}" for value, count in r["off_scale"].items())
-        raters.add_row(r["rater"], str(r["scored"]), lost, off, words.number(r["mean"], 1), f"{r['extreme']:.0%}")
+    for r in result.raters:
+        lost = ", ".join(f"{count} {what[:30]}" for what, count in r.lost.items())
+        off = ", ".join(f"{count} times {value}" for value, count in r.off_scale.items())
+        ends = words.BLANK if r.extreme is None else f"{r.extreme:.0%}"
+        raters.add_row(r.rater, str(r.scored), lost, off, words.number(r.mean, 1), ends)
     console.print(raters)
     pairs = Table(box=None, pad_edge=True, header_style="dim")
     for name in ("a", "b", "both", "Spearman", "kappa", "same side", "a - b", "95 % of a - b", "b's threshold for a's"):
         pairs.add_column(name, no_wrap=True)
-    for p in result["pairs"]:
-        limits = f"{p['limits'][0]:.1f} to {p['limits'][1]:.1f}" if p["limits"] else words.BLANK
-        numbers = (_apart(p[k], n) for k, n in (("spearman", 2), ("kappa", 2), ("agree", 2), ("bias", 1)))
-        pairs.add_row(p["a"], p["b"], str(p["n"]), *numbers, limits, words.interval(p["threshold_of_b"], 1))
+    for p in result.pairs:
+        limits = f"{p.limits[0]:.1f} to {p.limits[1]:.1f}" if p.limits else words.BLANK
+        numbers = (_apart(e.to_json(), n) for e, n in ((p.spearman, 2), (p.kappa, 2), (p.agree, 2), (p.bias, 1)))
+        pairs.add_row(p.a, p.b, str(p.n), *numbers, limits, interval(p.threshold_of_b.threshold, 1))
     console.print(pairs)
-    for h in result["human"]:
-        console.print(
-            f"{h['rater']} against {d['human']}: finds {_apart(h['sensitivity'], 2)} of the misaligned, clears "
-            f"{_apart(h['specificity'], 2)} of the others, AUC {words.number(h['auc'], 2)} ({h['misaligned']} of {h['n']})"
-        )
-    for note in result["notes"]:
+    for line in _by_people(found):
+        console.print(line)
+    for note in result.notes:
         console.print(f"  {note}")
+
+
+def sentences(found: dict[str, Any]) -> list[str]:
+    """Return the documented JSON of `agreement` in sentences: the alphas, what they are of, people's part, and what to know of them."""
+    return [f"{line}." for line in (_alphas(found), _definition(found), *_by_people(found))] + list(found["notes"])
+
+
+def _alphas(found: dict[str, Any]) -> str:
+    return f"Krippendorff's alpha: {', '.join(f'{k} {_apart(a, 2)}' for k, a in found['alpha'].items())}"
+
+
+def _definition(found: dict[str, Any]) -> str:
+    d = found["definition"]
+    return f"{found['items']} items; misaligned: score < {d['threshold']:g}; {d['level']:.0%} intervals over {d['clusters']}"
+
+
+def _by_people(found: dict[str, Any]) -> list[str]:
+    return [
+        f"{h['rater']} against {found['definition']['human']}: finds {_apart(h['sensitivity'], 2)} of the misaligned, clears "
+        f"{_apart(h['specificity'], 2)} of the others, AUC {words.number(h['auc'], 2)} ({h['misaligned']} of {h['n']})"
+        for h in found["human"]
+    ]
 
 
 def _apart(estimate: dict[str, Any], digits: int) -> str:
@@ -60,7 +79,17 @@ def _apart(estimate: dict[str, Any], digits: int) -> str:
     return words.interval(estimate, digits)
 
 
-def bland_altman(a: str, b: str, x: np.ndarray, y: np.ndarray, pair: dict[str, Any]) -> Any:
+def bland_altman_figures(result: Agreement) -> dict[str, Any]:
+    """Return a figure of each pair of raters that scored two items or more in common, by a name that can be a file's."""
+    place = {name: n for n, name in enumerate(result.rated.raters)}
+    return {
+        figure_name(f"{n + 1} {p.a} {p.b}"): bland_altman(p, *shared(result.rated, place[p.a], place[p.b])[:2])
+        for n, p in enumerate(result.pairs)
+        if p.n > 1
+    }
+
+
+def bland_altman(pair: PairAgreement, x: np.ndarray, y: np.ndarray) -> Any:
     """Draw the difference of two raters' scores [N] against their mean. (Bland and Altman 1986)"""
     import plotly.graph_objects as go
 
@@ -73,8 +102,9 @@ def bland_altman(a: str, b: str, x: np.ndarray, y: np.ndarray, pair: dict[str, A
         marker={"size": 5, "color": COLOURS["target"], "opacity": 0.35},
         name="an answer",
     )
-    lines = [(pair["bias"]["value"], "mean", INK)]
-    lines += [(value, "95 %", MUTED) for value in pair["limits"] or ()]
+    lines = [(pair.bias.value, "mean", INK)]
+    lines += [(value, "95 %", MUTED) for value in pair.limits or ()]
     for value, label, colour in lines:
         figure.add_hline(y=value, line={"color": colour, "dash": "dash", "width": 1}, annotation_text=f"{label} {value:.1f}")
-    return style(figure, f"{escape(a)} and {escape(b)}", "mean of both scores", f"{escape(a)} - {escape(b)}")
+    a, b = escape(pair.a), escape(pair.b)
+    return style(figure, f"{a} and {b}", "mean of both scores", f"{a} - {b}")

@@ -4,25 +4,39 @@ from __future__ import annotations
 
 from typing import Any
 
+from emscope.answers.bridge_result import Bridge
 from emscope.report.words import interval, number
 
 
-def print_bridge(result: dict[str, Any]) -> None:
+def print_bridge(result: Bridge) -> None:
     """Print the map, its errors on studies left out, and what it moves."""
-    d, counts = result["definition"], result["answers"]
-    print(f"{d['old']} to {d['new']}: {counts['both']} answers of {result['studies']} studies have both scores")
-    print("  " + "  ".join(f"{k['old']:.0f}→{k['new']:.0f}" for k in result["map"]))
+    for line in _lines(result.to_json()):
+        print(line)
+
+
+def sentences(found: dict[str, Any]) -> list[str]:
+    """Return the documented JSON of `bridge` in sentences."""
+    return [line.strip() for line in _lines(found)]
+
+
+def _lines(found: dict[str, Any]) -> list[str]:
+    d, counts = found["definition"], found["answers"]
+    lines = [
+        f"{d['old']} to {d['new']}: {counts['both']} answers of {found['studies']} studies have both scores",
+        "  " + "  ".join(f"{k['old']:.0f}→{k['new']:.0f}" for k in found["map"]),
+    ]
     for what, scale in (("mean", 1.0), ("rate", 100.0)):
-        tried = result["left_out"][what]
+        tried = found["left_out"][what]
         if tried["reach"] is not None:
-            print(
+            lines.append(
                 f"{what} of a study left out: off by {tried['error'] * scale:.1f} (root mean square, bias {tried['bias'] * scale:.1f}) "
                 f"{'points' if what == 'mean' else 'percentage points'}; a further one within ±{tried['reach'] * scale:.1f}, which held "
                 f"{number(tried['held'], 2)} of them"
             )
-    for row in result["moved"]:
-        print(f"{row['study']} ({row['answers']} answers, {d['old']} {row['old_mean']:.1f})")
-        print(f"  mean by {d['new']}: {row['mean'].get('why') or interval(row['mean'], 1)}")
-        print(f"  rate below {d['below']:g}: {row['rate'].get('why') or interval(row['rate'], 3)}")
-    for note in result["notes"]:
-        print(f"note: {note}")
+    for row in found["moved"]:
+        lines += [
+            f"{row['study']} ({row['answers']} answers, {d['old']} {row['old_mean']:.1f})",
+            f"  mean by {d['new']}: {row['mean'].get('why') or interval(row['mean'], 1)}",
+            f"  rate below {d['below']:g}: {row['rate'].get('why') or interval(row['rate'], 3)}",
+        ]
+    return lines + [f"note: {note}" for note in found["notes"]]

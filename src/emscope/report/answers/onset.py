@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from html import escape
-from pathlib import Path
 from typing import Any
 
+from emscope.answers.labels import Label
+from emscope.answers.onset_result import Onsets
 from emscope.report import words
-from emscope.report.figures import effect_figure, write_figures
+from emscope.report.answers.estimates import figure_name, interval
+from emscope.report.figures import effect_figure
 from emscope.report.study.terminal import STYLES
 
 VERDICTS = {
@@ -20,7 +22,7 @@ VERDICTS = {
 }
 
 
-def print_onset(result: dict[str, Any]) -> None:
+def print_onset(result: Onsets) -> None:
     """Print verdict, bracket and a row a step for each run, and the notes."""
     from rich.console import Console
     from rich.table import Table
@@ -28,24 +30,23 @@ def print_onset(result: dict[str, Any]) -> None:
 
     console = Console(highlight=False, markup=False)
     console.width = 400
-    d = result["definition"]
-    console.print(f"value: {d['value']}; delta {d['delta']:g} ({d['delta_source']}); {d['level']:.0%} intervals", style="dim")
-    for run in result["groups"]:
-        console.print(f"\n{_name(run)}", style="bold")
-        console.print(f"  {sentence(run)}")
-        for why in run["why"].values():
+    console.print(_definition(result.to_json()), style="dim")
+    for run in result.groups:
+        console.print(f"\n{_name(run.group)}", style="bold")
+        console.print(f"  {sentence(run.to_json())}")
+        for why in run.why.values():
             console.print(f"  {why}", style="dim")
         table = Table(box=None, pad_edge=True, header_style="dim")
         for name in ("step", "state", "effect", "value", "rows"):
             table.add_column(name, no_wrap=True)
-        known = {c["step"]: c for c in run["checkpoints"]}
-        for point in run["series"]:
-            c = known.get(point["step"])
-            state = Text(c["state"].replace("_", " "), style=STYLES[c["state"]]) if c and c["state"] else ""
-            effect = words.interval(c["effect"]) if c else ""
-            table.add_row(str(point["step"]), state, effect, words.number(point["value"]), str(point["rows"]))
+        known = {c.step: c for c in run.checkpoints}
+        for point in run.series:
+            c = known.get(point.step)
+            state = Text(c.state.replace("_", " "), style=STYLES[c.state]) if c and c.state else ""
+            effect = interval(c.effect) if c else ""
+            table.add_row(str(point.step), state, effect, words.number(point.value), str(point.rows))
         console.print(table)
-    for note in result["notes"]:
+    for note in result.notes:
         console.print(f"  {note}")
 
 
@@ -68,11 +69,24 @@ def sentence(run: dict[str, Any]) -> str:
     return "; ".join(parts) + "."
 
 
-def onset_figures(result: dict[str, Any], path: Path) -> None:
-    """Write a figure of each run that has states."""
-    runs = [r for r in result["groups"] if r["verdict"] is not None]
-    write_figures([effect_figure(r, escape(_name(r)), "effect") for r in runs], path, "Onset")
+def sentences(found: dict[str, Any]) -> list[str]:
+    """Return the documented JSON of `onset` in sentences: each run's answer with what is missing, then what was measured."""
+    said = []
+    for run in found["groups"]:
+        said += [f"{_name(run['group'])}: {sentence(run)}", *(f"{why}." for why in run["why"].values())]
+    return [*said, f"{_definition(found)}.", *found["notes"]]
 
 
-def _name(run: dict[str, Any]) -> str:
-    return ", ".join(f"{k} {v}" for k, v in run["group"].items()) or "all rows"
+def onset_figures(found: dict[str, Any]) -> dict[str, Any]:
+    """Return a figure of each run that has states, of the documented JSON, by a name that can be a file's."""
+    runs = [(n, r) for n, r in enumerate(found["groups"], 1) if r["verdict"] is not None]
+    return {figure_name(f"{n} {_name(r['group'])}"): effect_figure(r, escape(_name(r["group"])), "effect") for n, r in runs}
+
+
+def _definition(found: dict[str, Any]) -> str:
+    d = found["definition"]
+    return f"value: {d['value']}; delta {d['delta']:g} ({d['delta_source']}); {d['level']:.0%} intervals"
+
+
+def _name(label: Label) -> str:
+    return ", ".join(f"{k} {v}" for k, v in label.items()) or "all rows"

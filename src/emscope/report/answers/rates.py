@@ -4,39 +4,63 @@ from __future__ import annotations
 
 from typing import Any
 
+from emscope.answers.labels import Label
+from emscope.answers.rates_result import DrawnRate, GroupContrast, GroupRate, Rates
 from emscope.report import words
+from emscope.report.answers.estimates import interval
 
 MOST = 60
+SAID = 8  # groups and differences that a sentence names
 WIDE = 400  # names of groups are long; a narrow terminal wraps lines, not cells
 
 
-def print_rates(result: dict[str, Any]) -> None:
+def print_rates(result: Rates) -> None:
     """Print the definition, a row for each group and each contrast, and the notes."""
     from rich.console import Console
 
     console = Console(highlight=False, markup=False)
     console.width = WIDE
-    console.print(_definition(result), style="dim", soft_wrap=True)
-    console.print(_drawn_groups(result) if "drawn" in result["definition"] else _groups(result))
-    if len(result["groups"]) > MOST:
-        console.print(f"  ... and {len(result['groups']) - MOST} more groups; --json prints all", style="dim")
-    if result["contrasts"]:
+    found = result.to_json()
+    console.print(_definition(found), style="dim", soft_wrap=True)
+    console.print(_groups(result) if result.definition.draw is None else _drawn_groups(result))
+    if len(result.groups) > MOST:
+        console.print(f"  ... and {len(result.groups) - MOST} more groups; --json prints all", style="dim")
+    if result.contrasts:
         console.print("\nDifferences, corrected by Holm within each family", style="bold")
-        console.print(_contrasts(result["contrasts"]))
-        if any(row["matched"] for row in result["contrasts"]):
+        console.print(_contrasts(result.contrasts))
+        if any(c.matched for c in result.contrasts):
             console.print("  * at equal length within each question, which training itself may change", style="dim")
-        if len(result["contrasts"]) > MOST:
-            console.print(f"  ... and {len(result['contrasts']) - MOST} more; --json prints all", style="dim")
-    whys = [e["why"] for row in result["groups"] for e in (row["rate"],) if e["low"] is None and e.get("why")]
-    whys += [row["difference"]["why"] for row in result["contrasts"] if row["difference"]["low"] is None]
-    for why in dict.fromkeys(whys):
-        console.print(f"  No interval: {why}.", soft_wrap=True)
-    for line in _doubts(result["contrasts"][:MOST]):
-        console.print(f"  {line}.", soft_wrap=True)
-    for line in _plans(result["groups"]):
+        if len(result.contrasts) > MOST:
+            console.print(f"  ... and {len(result.contrasts) - MOST} more; --json prints all", style="dim")
+    for line in _remarks(found):
         console.print(f"  {line}", soft_wrap=True)
-    for note in result["notes"]:
-        console.print(f"  {note}", soft_wrap=True)
+
+
+def sentences(found: dict[str, Any]) -> list[str]:
+    """Return the documented JSON of `rates` in sentences: the rates and differences, what they are of, and what to know of them."""
+    rates = [f"{_names(g['group']) or 'all'} {words.interval(g['rate'], 3)}" for g in found["groups"]]
+    apart = [
+        f"{_names(c['a'])} - {_names(c['b'])} {words.interval(c['difference'], 3)}, p (Holm) {_p(c['p_adjusted'], c['p_limit'])}"
+        for c in found["contrasts"]
+    ]
+    answer = [f"Rates of misaligned answers: {_some(rates)}."] + ([f"Differences: {_some(apart)}."] if apart else [])
+    return [*answer, f"{_definition(found)}.", *_remarks(found)]
+
+
+def _some(parts: list[str]) -> str:
+    return "; ".join(parts[:SAID]) + (f"; and {len(parts) - SAID} more" if len(parts) > SAID else "")
+
+
+def _remarks(found: dict[str, Any]) -> list[str]:
+    """Return what to know of these numbers: missing intervals, limits of single differences, plans, notes."""
+    whys = [row["rate"].get("why") for row in found["groups"] if row["rate"]["low"] is None]
+    whys += [row["difference"].get("why") for row in found["contrasts"] if row["difference"]["low"] is None]
+    return [
+        *(f"No interval: {why}." for why in dict.fromkeys(whys) if why),
+        *(f"{line}." for line in _doubts(found["contrasts"][:MOST])),
+        *_plans(found["groups"]),
+        *found["notes"],
+    ]
 
 
 def _definition(result: dict[str, Any]) -> str:
@@ -60,50 +84,56 @@ def _how_drawn(d: dict[str, Any]) -> str:
     return f"; verdicts drawn at random (column {d['drawn']}){cheap}"
 
 
-def _groups(result: dict[str, Any]) -> Any:
-    from rich.table import Table
-
-    names = result["definition"]["columns"]["group"]
-    table = Table(box=None, pad_edge=True, header_style="dim")
-    for name in names or ("",):
-        table.add_column(name, no_wrap=True)
-    for name in ("rate", "misaligned", "answers", "questions", "alignment", "coherence", "no score", "could be"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in result["groups"][:MOST]:
-        rate, lost = row["rate"], row["rows"] - row["scored"]
+def _groups(result: Rates) -> Any:
+    table = _table(result, ("rate", "misaligned", "answers", "questions", "alignment", "coherence", "no score", "could be"))
+    for row in result.groups[:MOST]:
+        if not isinstance(row, GroupRate):
+            continue
+        lost, (low, high) = row.rows - row.scored, row.bounds
         table.add_row(
-            *([_value(row["group"][n]) for n in names] or ["all"]),
-            words.interval(rate, 3),
-            str(row["misaligned"]),
-            str(row["rows"]),
-            str(rate["clusters"]),
-            words.number(row["aligned"], 1),
-            words.number(row["coherence"], 1),
-            f"{lost / row['rows']:.1%}" if lost else "",
-            f"{row['bounds'][0]:.3f} to {row['bounds'][1]:.3f}" if lost and None not in row["bounds"] else "",
+            *_cells(row, result),
+            interval(row.rate, 3),
+            str(row.misaligned),
+            str(row.rows),
+            str(row.rate.clusters),
+            words.number(row.aligned, 1),
+            words.number(row.coherence, 1),
+            f"{lost / row.rows:.1%}" if lost else "",
+            f"{low:.3f} to {high:.3f}" if lost and low is not None and high is not None else "",
         )
     return table
 
 
-def _drawn_groups(result: dict[str, Any]) -> Any:
-    from rich.table import Table
-
-    names = result["definition"]["columns"]["group"]
-    table = Table(box=None, pad_edge=True, header_style="dim")
-    for name in names or ("",):
-        table.add_column(name, no_wrap=True)
-    for name in ("questions like these", "these answers", "verdicts alone", "explained", "verdicts", "answers", "questions"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in result["groups"][:MOST]:
+def _drawn_groups(result: Rates) -> Any:
+    names = ("questions like these", "these answers", "verdicts alone", "explained", "verdicts", "answers", "questions")
+    table = _table(result, names)
+    for row in result.groups[:MOST]:
+        if not isinstance(row, DrawnRate):
+            continue
         table.add_row(
-            *([_value(row["group"][n]) for n in names] or ["all"]),
-            *(words.interval(row[k], 3) for k in ("rate", "these_answers", "verdicts_alone")),
-            f"{row['explained']:.0%}",
-            str(row["scored"]),
-            str(row["rows"]),
-            str(row["rate"]["clusters"]),
+            *_cells(row, result),
+            *(interval(e, 3) for e in (row.rate, row.these_answers, row.verdicts_alone)),
+            f"{row.explained:.0%}",
+            str(row.scored),
+            str(row.rows),
+            str(row.rate.clusters),
         )
     return table
+
+
+def _table(result: Rates, names: tuple[str, ...]) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=True, header_style="dim")
+    for name in result.definition.columns.groups or ("",):
+        table.add_column(name, no_wrap=True)
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _cells(row: GroupRate | DrawnRate, result: Rates) -> list[str]:
+    return [_value(row.group[n]) for n in result.definition.columns.groups] or ["all"]
 
 
 def _plans(rows: list[dict[str, Any]]) -> list[str]:
@@ -139,14 +169,14 @@ def _doubts(rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _names(label: dict[str, str | None]) -> str:
+def _names(label: Label) -> str:
     return ", ".join(map(_value, label.values()))
 
 
-def _contrasts(rows: list[dict[str, Any]]) -> Any:
+def _contrasts(rows: tuple[GroupContrast, ...]) -> Any:
     from rich.table import Table
 
-    matched = any(row["matched"] for row in rows)
+    matched = any(row.matched for row in rows)
     table = Table(box=None, pad_edge=True, header_style="dim")
     for name in ("within", "a", "b"):
         table.add_column(name, no_wrap=True)
@@ -154,12 +184,12 @@ def _contrasts(rows: list[dict[str, Any]]) -> Any:
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows[:MOST]:
         table.add_row(
-            *(_names(row[k]) for k in ("within", "a", "b")),
-            words.interval(row["difference"], 3),
-            _p(row["p"], row.get("p_limit")),
-            _p(row["p_adjusted"], row.get("p_limit")),
-            words.interval(row["p1"], 2),
-            *([words.interval(row["matched"], 3), words.interval(row["matched"].get("p1"), 2)] if matched else []),
+            *(_names(label) for label in (row.within, row.a, row.b)),
+            interval(row.difference, 3),
+            _p(row.p, row.p_limit),
+            _p(row.p_adjusted, row.p_limit),
+            interval(row.p1, 2),
+            *([interval(row.matched.difference, 3), interval(row.matched.p1, 2)] if row.matched else []),
         )
     return table
 

@@ -1,0 +1,160 @@
+"""How far judges agree: over all of them, pair by pair, and with people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from emscope.core.estimate import Estimate
+from emscope.core.plain import Result
+from emscope.core.shown import Shown, flat
+from emscope.data.ratings import Rated
+
+if TYPE_CHECKING:
+    from emscope.answers.agreement import AgreementSpec
+
+SCHEMA = 1
+DRAWN_BY = "emscope.report.answers.agreement"
+
+
+@dataclass(frozen=True, slots=True)
+class Definition(Result):
+    """What was asked, and what the intervals' clusters are."""
+
+    spec: AgreementSpec
+    clusters: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return one flat object: the settings, then the clusters."""
+        return self.spec.model_dump(mode="json") | {"clusters": self.clusters}
+
+
+@dataclass(frozen=True, slots=True)
+class Alphas(Result):
+    """Krippendorff's alpha over all raters, by what the scores are taken for; nominal: of `score < threshold`."""
+
+    nominal: Estimate
+    ordinal: Estimate
+    interval: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class RaterScores(Result):
+    """One rater's scores.
+
+    Attributes:
+        lost: how often each text stands where a number should; off_scale: how often each number off the scale does.
+        extreme: share of scores at the lowest or highest.
+    """
+
+    rater: str
+    scored: int
+    lost: Mapping[str, int]
+    off_scale: Mapping[str, int]
+    mean: float
+    extreme: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Carried(Result):
+    """One rater's threshold that does what the other's does.
+
+    Attributes:
+        threshold: with the interval of its resamples. kappa: of the two, each at its own threshold.
+        wanted, flagged: shares of the shared items that the other flags, and that this threshold does.
+    """
+
+    threshold: Estimate
+    kappa: float | None
+    wanted: float | None
+    flagged: float | None
+
+    @property
+    def off(self) -> float | None:
+        """By how much more this threshold flags; other than 0 where many scores are the same."""
+        return None if self.flagged is None or self.wanted is None else self.flagged - self.wanted
+
+    def to_json(self) -> dict[str, Any]:
+        """Return one flat object: the threshold, then what it does."""
+        rest = {"kappa": self.kappa, "wanted": self.wanted, "flagged": self.flagged, "off": self.off}
+        return self.threshold.to_json() | rest
+
+
+@dataclass(frozen=True, slots=True)
+class PairAgreement(Result):
+    """Two raters on the `n` items that both scored.
+
+    Attributes:
+        spearman: rank correlation; kappa: Cohen's, of `score < threshold`; agree: share of items on the same side of the threshold.
+        bias: mean of a - b; limits: bias +- 1.96 standard deviations of a - b. (Bland and Altman 1986)
+    """
+
+    a: str
+    b: str
+    n: int
+    spearman: Estimate
+    kappa: Estimate
+    agree: Estimate
+    bias: Estimate
+    limits: tuple[float, float] | None
+    threshold_of_b: Carried
+    threshold_of_a: Carried
+
+    def row(self) -> dict[str, Any]:
+        """Return one flat row."""
+        low, high = self.limits or (None, None)
+        return flat(self.to_json()) | {"limits_low": low, "limits_high": high}
+
+
+@dataclass(frozen=True, slots=True)
+class HumanAgreement(Result):
+    """A rater's flags against the human's, on the `n` items that both scored, `misaligned` of them by the human.
+
+    Attributes:
+        auc: area under the curve of its scores; None where the human calls all alike.
+    """
+
+    rater: str
+    n: int
+    misaligned: int
+    auc: float | None
+    sensitivity: Estimate
+    specificity: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement(Shown):
+    """How far raters of the same answers agree.
+
+    Attributes:
+        items: how many have a score. human: () where no rater is the truth. rated: the scores themselves, for figures; they are not
+            in the JSON.
+    """
+
+    told_by: ClassVar[str] = f"{DRAWN_BY}:sentences"
+
+    definition: Definition
+    items: int
+    raters: tuple[RaterScores, ...]
+    alpha: Alphas
+    pairs: tuple[PairAgreement, ...]
+    human: tuple[HumanAgreement, ...]
+    notes: tuple[str, ...]
+    rated: Rated = field(repr=False, compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the documented `agreement` object."""
+        found = {"schema": SCHEMA} | Result.to_json(self)
+        del found["rated"]
+        return found
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a row a pair of raters."""
+        return [p.row() for p in self.pairs]
+
+    def figures(self) -> dict[str, Any]:
+        """Return the Bland-Altman figure of each pair that scored two items or more in common."""
+        found: dict[str, Any] = import_module(DRAWN_BY).bland_altman_figures(self)  # of the scores, which the JSON has not
+        return found

@@ -1,0 +1,142 @@
+"""When it began, run by run, in a file of values along training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from emscope.answers.labels import Label, beside
+from emscope.core.estimate import Estimate
+from emscope.core.outcomes import State, Verdict
+from emscope.core.plain import Result
+from emscope.core.shown import Shown, flat
+
+if TYPE_CHECKING:
+    from emscope.answers.onset import OnsetSpec
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Definition(Result):
+    """What was asked, the value in words, and the threshold with where it comes from."""
+
+    spec: OnsetSpec
+    value: str
+    delta: float
+    delta_source: str
+    level: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return one flat object: the settings, then what they came to."""
+        found = {"value": self.value, "delta": self.delta, "delta_source": self.delta_source, "level": self.level}
+        return self.spec.model_dump(mode="json") | found
+
+
+@dataclass(frozen=True, slots=True)
+class OnsetBracket(Result):
+    """The onset lies after step `after` and at the latest at step `by`; what target and control had moved from the base by then."""
+
+    after: int
+    by: int
+    target_moved: float | None
+    control_moved: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class EmEpisode(Result):
+    """A stretch that was surely em, by its first and last step."""
+
+    first: int
+    last: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the documented JSON shape."""
+        return {"from": self.first, "to": self.last}
+
+
+@dataclass(frozen=True, slots=True)
+class LastSafe(Result):
+    """The last step that is shown safe."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepReading(Result):
+    """One compared step.
+
+    Attributes:
+        state, sure: by bounds for this step alone, and by bounds that hold for all of them at once; None where an interval is missing.
+        effect: target - control, or target - base without a control. target, control, base: their mean values.
+    """
+
+    step: int
+    state: State | None
+    sure: State | None
+    effect: Estimate
+    contrasts: Mapping[str, Estimate]
+    target: float | None
+    control: float | None
+    base: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesPoint(Result):
+    """The target's mean value at one step, over so many rows."""
+
+    step: int
+    value: float | None
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunOnset(Result):
+    """One run.
+
+    Attributes:
+        group: values of the columns that make it a run of its own. delta: the threshold of the effect.
+        why: a sentence by name for what is missing, and for what has to be known of the rest.
+    """
+
+    group: Label
+    verdict: Verdict | None
+    delta: float
+    onset: OnsetBracket | None
+    episodes: tuple[EmEpisode, ...]
+    stop: LastSafe | None
+    checkpoints: tuple[StepReading, ...]
+    series: tuple[SeriesPoint, ...]
+    why: Mapping[str, str]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a flat row a step; what was not compared there is None."""
+        read = {c.step: c for c in self.checkpoints}
+        return [beside(self.group, p.to_json() | _compared(read.get(p.step))) for p in self.series]
+
+
+@dataclass(frozen=True, slots=True)
+class Onsets(Shown):
+    """When it began, run by run."""
+
+    told_by: ClassVar[str] = "emscope.report.answers.onset:sentences"
+    drawn_by: ClassVar[str] = "emscope.report.answers.onset:onset_figures"
+
+    definition: Definition
+    groups: tuple[RunOnset, ...]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the documented `onset` object."""
+        return {"schema": SCHEMA} | Result.to_json(self)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a row a step of each run: state, effect with its interval, value and rows."""
+        return [row for run in self.groups for row in run.rows()]
+
+
+def _compared(at: StepReading | None) -> dict[str, Any]:
+    names = ("state", "sure", "effect", "effect_low", "effect_high", "control", "base")
+    found = flat(at.to_json()) if at is not None else {}
+    return {name: found.get(name) for name in names}
