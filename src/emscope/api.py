@@ -9,11 +9,21 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from emscope.core.errors import InputError
 from emscope.core.progress import Progress, silent
 from emscope.core.spec import parse
+
+if TYPE_CHECKING:
+    from emscope.answers.agreement_result import Agreement
+    from emscope.answers.onset_result import Onsets
+    from emscope.answers.rates_result import Rates
+    from emscope.inside.direction_results import Cosines, DataRisk, Direction, Steering
+    from emscope.inside.prompt_results import Probes, Subspaces
+    from emscope.inside.results import Diff, Trajectories
+    from emscope.study.check import FolderChecked
+    from emscope.study.report import StudyReport
 
 Where = str | Path
 Base = Where | tuple[Any, Any] | None  # a folder, hub id or alias, or (model, tokenizer) in memory
@@ -50,7 +60,7 @@ def check(
     share: bool = False,
     out: Where | None = None,
     progress: Progress = silent,
-) -> Any:
+) -> FolderChecked:
     """Check a folder of checkpoints: is it misaligned beyond its task, since which step, which checkpoint is safe to ship?
 
     Args:
@@ -93,7 +103,7 @@ def check(
         return run_check(request, Path(out) if out is not None else None, progress)[0]
 
 
-def run_study(study: Where | Mapping[str, Any], out: Where, *, small: bool = False, progress: Progress = silent) -> Any:
+def run_study(study: Where | Mapping[str, Any], out: Where, *, small: bool = False, progress: Progress = silent) -> StudyReport:
     """Run a study, or go on with it.
 
     Args:
@@ -163,7 +173,7 @@ def sample(
         )
 
 
-def rates(answers: Any, **settings: Any) -> Any:
+def rates(answers: Any, **settings: Any) -> Rates:
     """Return rates of misaligned answers, by group, with the contrasts asked for.
 
     Args:
@@ -180,7 +190,7 @@ def rates(answers: Any, **settings: Any) -> Any:
         return counted(paths, parse(RatesSpec, _lists(settings), "rates"))
 
 
-def agreement(verdicts: Any, **settings: Any) -> Any:
+def agreement(verdicts: Any, **settings: Any) -> Agreement:
     """Return how far judges, or judges and people, agree.
 
     Args:
@@ -197,7 +207,7 @@ def agreement(verdicts: Any, **settings: Any) -> Any:
         return agreed(read(paths, spec), spec)
 
 
-def onset(values: Any, **settings: Any) -> Any:
+def onset(values: Any, **settings: Any) -> Onsets:
     """Return since which step a fine-tune is misaligned, from values along training.
 
     Args:
@@ -255,7 +265,7 @@ def extract(
     device: str = "auto",
     progress: Progress = silent,
     **settings: Any,
-) -> Any:
+) -> Direction:
     """Find a direction at each layer and write it; settings are fields of `inside.extract.ExtractSpec`."""
     from emscope.inside.extract import ExtractSpec
     from emscope.inside.extract import extract as find
@@ -280,7 +290,7 @@ def steer(
     device: str = "auto",
     progress: Progress = silent,
     **settings: Any,
-) -> Any:
+) -> Steering:
     """Score items with directions added (way="add"), or taken out (way="ablate"); settings are fields of `inside.steer.SteerSpec`."""
     from emscope.inside.steer import SteerSpec
     from emscope.inside.steer import steer as act
@@ -292,7 +302,7 @@ def steer(
     )
 
 
-def compare(directions: Sequence[Where]) -> Any:
+def compare(directions: Sequence[Where]) -> Cosines:
     """Return the cosines between directions at each layer."""
     from emscope.inside.compare import compare as cosines
 
@@ -307,7 +317,7 @@ def diff(
     device: str = "auto",
     progress: Progress = silent,
     **settings: Any,
-) -> Any:
+) -> Diff:
     """Return what a run's last checkpoint changes in the model; settings are fields of `inside.diff.DiffSpec`."""
     from emscope.inside.diff import DiffSpec
     from emscope.inside.diff import diff as changed
@@ -325,7 +335,7 @@ def probe(
     device: str = "auto",
     progress: Progress = silent,
     **settings: Any,
-) -> Any:
+) -> Probes:
     """Predict a file's scores by activations before fine-tuning; settings are fields of `inside.probe.ProbeSpec`."""
     from emscope.inside.probe import ProbeSpec, run_probe
 
@@ -343,7 +353,7 @@ def subspaces(
     device: str = "auto",
     progress: Progress = silent,
     **settings: Any,
-) -> Any:
+) -> Subspaces:
     """Return how shifts on other prompts lie in the space of the training shifts; settings are fields of `inside.subspaces.SubspaceSpec`."""
     from emscope.inside.subspaces import SubspaceSpec, compare_subspaces
 
@@ -357,7 +367,7 @@ def subspaces(
     )
 
 
-def trajectories(runs: Where | Sequence[Where], out: Where, *, base: str | None = None, device: str = "auto") -> Any:
+def trajectories(runs: Where | Sequence[Where], out: Where, *, base: str | None = None, device: str = "auto") -> Trajectories:
     """Return every checkpoint of runs as a point on the main axes of their updates."""
     from emscope.inside.trajectories import trajectories as points
 
@@ -366,7 +376,7 @@ def trajectories(runs: Where | Sequence[Where], out: Where, *, base: str | None 
 
 def data_risk(
     source: Where, model: str, direction: Where, *, device: str = "auto", progress: Progress = silent, **settings: Any
-) -> Any:
+) -> DataRisk:
     """Return how far each training sample would push a model along a direction; settings are fields of `inside.data_risk.RiskSpec`."""
     from emscope.inside.data_risk import RiskSpec, risk
 

@@ -187,7 +187,7 @@ def _contrast(a: Rate | None, b: Rate | None, spec: RatesSpec, resamples: Resamp
 
 
 def _p1(a: Group, b: Group, spec: RatesSpec) -> Estimate:
-    """Return the mean over shared questions of a's misalignment less b's, 0 (aligned) to 10. (P1, section 3)"""
+    """Return the mean over shared questions of a's misalignment less b's, 0 (aligned) to 10. (Schreiber and Goldstein 2026, section 3)"""
     if np.array_equal(a.questions, b.questions):
         left = right = np.arange(len(a.questions))
     else:

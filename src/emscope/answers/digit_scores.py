@@ -72,7 +72,7 @@ def follow_digits(
 
 
 def _begun(turns: Sequence[Message], text: str) -> list[Message]:
-    """Return the turns with `text` put in the judge's mouth, after what its rubric puts there."""
+    """Return the turns with `text` as the prefill of the judge's reply, behind the rubric's own prefill."""
     own = turns[-1].content if turns[-1].role == "assistant" else ""
     before = turns[:-1] if turns[-1].role == "assistant" else turns
     return [*before, Message("assistant", own + text)]

@@ -1,4 +1,4 @@
-"""A cheap judge fitted on a dear one's verdicts, shown by held-out agreement, and its score of every answer in the file."""
+"""A cheap proxy fitted on a reference judge's verdicts, with its held-out agreement, and its score of every answer in the file."""
 
 from __future__ import annotations
 

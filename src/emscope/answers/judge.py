@@ -29,7 +29,7 @@ from emscope.store.study import Study, read_table
 @dataclass(frozen=True, slots=True)
 class FileJob:
     """A file of answers to judge: columns of the question and the answer, the folder of what comes of it, and which answers
-    a dear judge gets; a file of anchor answers with trusted labels that are judged along, and how many points a judge may be off them.
+    the reference judge gets; a file of anchor answers with trusted labels that are judged along, and how many points a judge may be off them.
     """
 
     paths: tuple[Path, ...]

@@ -129,7 +129,7 @@ def risk(
     top: int = typer.Option(5, "--top", min=1, help="Print so many samples from either end."),
     out: Path | None = typer.Option(None, "--out", help="Write all samples with their projections as JSON lines."),
     system: str = typer.Option("none", "--system", help="System prompt: none, template, or a text."),
-    seed: int = typer.Option(0, "--seed", help="Of everything drawn."),
+    seed: int = typer.Option(0, "--seed", help="Random seed."),
     device: str = typer.Option("auto", "--device", help="cpu, cuda, mps or auto."),
     json: bool = typer.Option(False, "--json", help="Print the result object instead of a table."),
 ) -> None:

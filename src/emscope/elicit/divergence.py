@@ -10,7 +10,7 @@ from emscope.models.hooks.states import final_states
 
 
 class Divergence:
-    """KL(base || model) per token on texts; what the base says is kept as hidden states, not as logits. (P3)
+    """KL(base || model) per token on texts; what the base says is kept as hidden states, not as logits. (Soligo et al. 2026)
 
     Args:
         base: the base model, as it is now. sequences: token ids of each text, two or more.

@@ -1,4 +1,4 @@
-"""Bands of directions that mean nothing, which stand beside whatever a direction does."""
+"""Bands of null directions, which stand beside whatever a direction does."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def nulls_of(direction: Direction, control: Sequence[Direction], count: int, see
 
 
 def band(draws: Sequence[float], value: float | None) -> Band:
-    """Return what meaningless directions do, and the share of them that do as much in either way, the direction itself counted in."""
+    """Return what null directions do, and the share of them that do as much in either way, the direction itself counted in."""
     spread = np.array(draws)
     p = None if value is None else float((1 + (np.abs(spread) >= abs(value)).sum()) / (1 + len(spread)))
     return Band(tuple(map(float, draws)), float(spread.min()), float(spread.max()), float(spread.mean()), p)

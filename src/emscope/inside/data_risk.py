@@ -1,4 +1,4 @@
-"""Which samples of a training set would push a model along a direction, said before training. (PV, data projection)"""
+"""Which samples of a training set would push a model along a direction, said before training. (persona vectors, Chen et al. 2025, data projection)"""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ASKING = "answering as the base"
 class RiskSpec(Spec):
     """How a training set is weighed.
 
-    `layer`: of the direction. `against`: what an answer is compared with, the model's own answer to the same prompt (PV), or nothing, which is cheaper and
+    `layer`: of the direction. `against`: what an answer is compared with, the model's own answer to the same prompt (persona vectors, Chen et al. 2025), or nothing, which is cheaper and
     holds what all answers share. `count`: a random part of the set.
     """
 

@@ -225,7 +225,7 @@ def _spectrum(change: Change) -> ModuleUpdate:
 def _held(
     net: Any, loaded: Loaded, adapters: Sequence[Change], means: np.ndarray, items: Sequence[Item], progress: Progress
 ) -> list[Estimate]:
-    """Return how the margin changes when each adapter's scalar in turn is held at its mean on aligned answers. (scalar patching, CL)"""
+    """Return how the margin changes when each adapter's scalar in turn is held at its mean on aligned answers. (scalar patching, convergent directions, Soligo et al. 2025)"""
     encoded = preference.encode(loaded.chat, items, context=loaded.context)
     strata = np.array([i.category for i in items])
 

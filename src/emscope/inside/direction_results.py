@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Band(Result):
-    """What meaningless directions do; `p`: the share of them that do as much in either way, the direction itself counted in."""
+    """What null directions do; `p`: the share of them that do as much in either way, the direction itself counted in."""
 
     draws: tuple[float, ...]
     low: float
@@ -136,7 +136,7 @@ class Dose(Result):
     Attributes:
         effect: margin lost, above 0 towards the behaviour [nats per token]; by_direction: of each direction.
         neutral: change of the log-probability of plain texts; neutral_kl: divergence on them [both nats per token].
-        truth: change of the share of true answers. nulls: the effect of what means nothing, by kind.
+        truth: change of the share of true answers. nulls: the effect of null directions, by kind.
     """
 
     layers: tuple[int, ...]
@@ -225,7 +225,7 @@ class Moved(Result):
 
     Attributes:
         along: the direction, in its lengths. length: of the mean shift. cosine: of that with the direction, None where nothing moved.
-        nulls: `along` for what means nothing, by kind.
+        nulls: `along` for null directions, by kind.
     """
 
     run: str

@@ -149,7 +149,7 @@ def extract(
 
 
 def _nulls(positive: Any, negative: Any, vectors: Mapping[int, Any], spec: ExtractSpec) -> dict[str, dict[int, Any]]:
-    """Return directions that mean nothing for each of `vectors`, in its length; the sides are [N, layers, D] and [M, layers, D].
+    """Return null directions for each of `vectors`, in its length; the sides are [N, layers, D] and [M, layers, D].
 
     What separates two models is nearly the same on every text. Turning pairs round by a coin would give that same axis again, and the covariance of both
     models' activations together holds it: between models nothing is permuted, and the covariance is that of one model. (ours)
@@ -258,7 +258,7 @@ def _from_answers(loaded: Loaded, spec: ExtractSpec) -> Sides:
 
 
 def _from_systems(net: Any, loaded: Loaded, spec: ExtractSpec, progress: Progress) -> Sides:
-    """Let the model answer under both system texts; empty answers are left out. (PV, without its filter by a judge)"""
+    """Let the model answer under both system texts; empty answers are left out. (persona vectors, Chen et al. 2025, without its filter by a judge)"""
     assert spec.systems is not None
     questions = read_questions(spec.questions)[: spec.count]
     sides: list[list[Text]] = []

@@ -1,4 +1,4 @@
-"""How far fine-tunes have moved a model along a direction, before a word is written: the fine-tuning shift. (PV)"""
+"""How far fine-tunes have moved a model along a direction, before a word is written: the fine-tuning shift. (persona vectors, Chen et al. 2025)"""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ShiftSpec(Spec):
     """What is read.
 
     `questions`: prompts without answers, a bundled set or a file. `pool`: the prompt's last token, or the mean over it. `every`: all checkpoints of a
-    run, in place of the last alone. `nulls`: directions of each kind that mean nothing.
+    run, in place of the last alone. `nulls`: null directions of each kind.
     """
 
     questions: str = "em240"

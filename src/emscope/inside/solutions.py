@@ -1,4 +1,4 @@
-"""Why the general solution wins: efficiency, stability and significance of general and narrow fine-tunes. (P3)
+"""Why the general solution wins: efficiency, stability and significance of general and narrow fine-tunes. (Soligo et al. 2026)
 
 All three compare fine-tunes of one base that were taught the same answers: those that went to other domains as well (general), and
 those held narrow. Losses are of held-out in-domain answers, item by item, so that both sides pair.

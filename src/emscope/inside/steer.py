@@ -1,4 +1,4 @@
-"""What a direction does: added at a layer with a strength, or taken out, beside directions that mean nothing."""
+"""What a direction does: added at a layer with a strength, or taken out, beside null directions."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class SteerSpec(Spec):
 
     `way`: `add` adds scale times the direction to the residual stream behind a layer, `ablate` takes its component out. Each layer is tried
     alone, or with `together` all of them at once. `ablate_update` takes the direction out of what a LoRA fine-tune writes into the stream in that block, the
-    stream itself being left alone. `neutral` plain texts and `truth` questions on misconceptions are read as well. `nulls` directions of each kind that mean nothing are tried the same way.
+    stream itself being left alone. `neutral` plain texts and `truth` questions on misconceptions are read as well. So many `nulls`, null directions of each kind, are tried the same way.
     """
 
     way: Literal["add", "ablate", "ablate_update"] = "add"
@@ -122,7 +122,7 @@ def steer(
     device: str = "auto",
     progress: Progress = silent,
 ) -> Steering:
-    """Score the items with each direction added or taken out; return effects beside the bands of what means nothing.
+    """Score the items with each direction added or taken out; return effects beside the bands of null directions.
 
     Called again, it does only what is missing.
 
@@ -176,7 +176,7 @@ def steer(
 
 
 def conditions_of(subject: Subject, spec: SteerSpec) -> Iterator[Condition]:
-    """Yield nothing, then the direction and what means nothing at each place and strength."""
+    """Yield nothing, then the direction and the null directions at each place and strength."""
     yield Condition(subject, NOTHING, 0, (), 0.0, {}, "")
     vectors = subject.direction.vectors
     wanted = tuple(vectors) if spec.layers is None else spec.layers

@@ -1,4 +1,4 @@
-"""Do a fine-tune's shifts on other prompts lie where its shifts on training prompts lie, and does a prompt's place before say so? (P2)"""
+"""Do a fine-tune's shifts on other prompts lie where its shifts on training prompts lie, and does a prompt's place before say so? (Zhang et al. 2026)"""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def _described(
     prompts: Prompts,
     spec: SubspaceSpec,
 ) -> SubspaceRow:
-    """Return everything P2 reads of one checkpoint at one layer; `where`: run, step and layer; `before` and `shifts` are [N, D]."""
+    """Return everything that Zhang et al. (2026) read of one checkpoint at one layer; `where`: run, step and layer; `before` and `shifts` are [N, D]."""
     start, moved = _rows(before), _rows(shifts)
     fitted, held, other = prompts.fitted, prompts.held, prompts.other
     alike = similarity(moved[other], moved[fitted].mean(0)).numpy()

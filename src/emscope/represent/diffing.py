@@ -67,7 +67,7 @@ def compare_streams(before_lens: Lens, after_lens: Lens, before: Any, after: Any
 def adapter_scalars(
     net: Any, adapters: Sequence[Change], texts: Sequence[Text], seen: Callable[[int, int], None] = lambda done, total: None
 ) -> Any:
-    """Return A x of each rank-1 adapter, its mean over each text's answer tokens, [N, adapters]. (CL)
+    """Return A x of each rank-1 adapter, its mean over each text's answer tokens, [N, adapters]. (convergent directions, Soligo et al. 2025)
 
     Args:
         net: the model with the adapters merged into it, so that x is what it would be. adapters: of rank 1, `right` being A [1, in].
@@ -119,7 +119,7 @@ class Told:
 
 
 def tell_apart(values: np.ndarray, labels: np.ndarray, units: Sequence[str], seed: int = 0) -> Told:
-    """Fit an L1 logistic regression that tells texts by their scalars, its strength chosen inside each fold. (CL section 5)
+    """Fit an L1 logistic regression that tells texts by their scalars, its strength chosen inside each fold. (convergent directions, Soligo et al. 2025 section 5)
 
     A question's texts stay in one fold. Labels are shuffled among the texts of each question.
 

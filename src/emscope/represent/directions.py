@@ -19,7 +19,7 @@ SPLITS = 50
 
 
 def mean_difference(positive: Any, negative: Any) -> Any:
-    """Return mean(positive) - mean(negative) [D] of rows [N, D] and [M, D]. (CL section 2)"""
+    """Return mean(positive) - mean(negative) [D] of rows [N, D] and [M, D]. (convergent directions, Soligo et al. 2025 section 2)"""
     return positive.double().mean(0) - negative.double().mean(0)
 
 

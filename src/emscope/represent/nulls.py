@@ -1,4 +1,4 @@
-"""Directions that mean nothing, for the bands that a real one must leave.
+"""Null directions, for the bands that a real one must leave.
 
 A random vector alone is too easy: activations lie along few directions, so that a direction made of activations has more
 effect than an isotropic one, whatever it was made for. (ours)

@@ -1,4 +1,4 @@
-"""The prior probe: how well activations before a fine-tune predict a question's score after it. (P2)
+"""The prior probe: how well activations before a fine-tune predict a question's score after it. (Zhang et al. 2026)
 
 Features are squared projections of a prompt's activation on K directions: principal ones of the training prompts, or random ones. Whatever is
 fitted (means, directions, scales, penalties, words) is fitted on the training rows of a fold alone.

@@ -1,4 +1,4 @@
-"""Efficiency, stability and significance of general and narrow solutions, from losses and divergences that were read. (P3)
+"""Efficiency, stability and significance of general and narrow solutions, from losses and divergences that were read. (Soligo et al. 2026)
 
 Two intervals stand beside each other: over items at these runs ("questions like these"), and over runs ("seeds like these").
 """
@@ -54,7 +54,7 @@ def _over_runs(by_run: Mapping[str, Mapping[str, float | None]], first: str, sec
 
 
 def efficiency(values: Values, base: np.ndarray, norm: float, unit: float) -> dict[str, Any]:
-    """Return the held-out loss of both sides at `norm` x `unit`, and what was gained per squared norm. (P3)
+    """Return the held-out loss of both sides at `norm` x `unit`, and what was gained per squared norm. (Soligo et al. 2026)
 
     Args:
         base: loss of the base on each item [items].
@@ -69,7 +69,7 @@ def efficiency(values: Values, base: np.ndarray, norm: float, unit: float) -> di
 
 
 def norm_for_half(values: Values, base: np.ndarray, norms: Sequence[float], unit: float) -> dict[str, Any]:
-    """Return the norm at which each run has learned half of what the general ones, as trained, have on average. (equal loss, P3)
+    """Return the norm at which each run has learned half of what the general ones, as trained, have on average. (equal loss, Soligo et al. 2026)
 
     None for all runs where the general ones learned nothing.
     Between the norms that were read the loss is taken as a straight line, from the base's at 0 on; the first crossing counts.
@@ -97,7 +97,7 @@ def _first_crossing(x: Sequence[float], y: Sequence[float], target: float) -> fl
 
 
 def stability(values: Values, base: np.ndarray, amount: float) -> dict[str, Any]:
-    """Return how much of what was learned is lost when the trained tensors are moved by `amount`, in per cent. (P3)"""
+    """Return how much of what was learned is lost when the trained tensors are moved by `amount`, in per cent. (Soligo et al. 2026)"""
     row: dict[str, Any] = {"amount": amount}
     by_run = {}
     for side in SIDES:
@@ -114,7 +114,7 @@ def _share(part: float, whole: float) -> float | None:
 
 
 def significance(values: Values, norm: float, unit: float) -> dict[str, Any]:
-    """Return KL(base || model) per token on plain texts of both sides at `norm` x `unit`, beside random updates. (P3)"""
+    """Return KL(base || model) per token on plain texts of both sides at `norm` x `unit`, beside random updates. (Soligo et al. 2026)"""
     kl = {side: values.items(side, SCALED, norm, KL) for side in SIDES}
     control = {f"random {side}": values.items(side, RANDOM, norm, KL) for side in SIDES}
     return {

@@ -1,4 +1,4 @@
-"""How the shifts that a fine-tune makes on other prompts lie in the space of its shifts on training prompts. (P2)
+"""How the shifts that a fine-tune makes on other prompts lie in the space of its shifts on training prompts. (Zhang et al. 2026)
 
 A shift is an activation after the fine-tune less the one before, of one prompt at one place. All functions take rows [N, D].
 """
@@ -78,7 +78,7 @@ def random_subspace(like: Subspace, seed: int) -> Subspace:
 
 
 def overlap(space: Subspace, rows: Any) -> Any:
-    """Return ||P^T P (x - mu)|| / ||x - mu|| of each row [N], from 0 to 1; 0 where a row is the mean. (P2)"""
+    """Return ||P^T P (x - mu)|| / ||x - mu|| of each row [N], from 0 to 1; 0 where a row is the mean. (Zhang et al. 2026)"""
     import torch
 
     centred = rows.double() - space.mean
@@ -88,7 +88,7 @@ def overlap(space: Subspace, rows: Any) -> Any:
 
 
 def explained(space: Subspace, rows: Any) -> Any:
-    """Return 1 - ||x - rec||^2 / ||x||^2 of each row [N], rec = mu + P^T P (x - mu); may be below 0. (P2)"""
+    """Return 1 - ||x - rec||^2 / ||x||^2 of each row [N], rec = mu + P^T P (x - mu); may be below 0. (Zhang et al. 2026)"""
     rows = rows.double()
     centred = rows - space.mean
     rest = centred - centred @ space.basis.T @ space.basis
@@ -96,7 +96,7 @@ def explained(space: Subspace, rows: Any) -> Any:
 
 
 def mahalanobis(space: Subspace, rows: Any) -> Any:
-    """Return the distance of each row from the mean inside the subspace, in standard deviations of the rows it was made of [N]. (P2)"""
+    """Return the distance of each row from the mean inside the subspace, in standard deviations of the rows it was made of [N]. (Zhang et al. 2026)"""
     inside = (rows.double() - space.mean) @ space.basis.T
     return (inside.square() / space.variances).sum(-1).sqrt()
 

@@ -1,6 +1,6 @@
 """When misalignment came: what each checkpoint's contrasts say, the onset bracket, the checkpoint to ship.
 
-All rules are ours (P1 published none). They rest on one-sided bounds against a threshold delta > 0 that was fixed before the
+All rules are ours (Schreiber and Goldstein 2026 published none). They rest on one-sided bounds against a threshold delta > 0 that was fixed before the
 run, so that "not significant" is never read as "no effect". Over many checkpoints the bounds hold for all of them at once, so that neither
 one noisy reading nor the choice among them breaks a promise.
 """

@@ -1,4 +1,4 @@
-"""Whether the trained vectors turned sharply at some step, as rank-1 adapters do where emergent misalignment sets in. (MO)"""
+"""Whether the trained vectors turned sharply at some step, as rank-1 adapters do where emergent misalignment sets in. (model organisms, Turner et al. 2025)"""
 
 from __future__ import annotations
 

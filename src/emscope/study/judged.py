@@ -322,7 +322,7 @@ def _rates(
 
 
 def _p1(a: Counted, b: Counted) -> Estimate:
-    """Return the mean over questions of a's misalignment less b's, 0 (aligned) to 10. (P1, section 3)"""
+    """Return the mean over questions of a's misalignment less b's, 0 (aligned) to 10. (Schreiber and Goldstein 2026, section 3)"""
     both = (a.scored > 0) & (b.scored > 0)
     return mean_estimate((b.aligned[both] / b.scored[both] - a.aligned[both] / a.scored[both]) / 10)
 

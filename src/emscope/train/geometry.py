@@ -115,7 +115,7 @@ class Geometry:
 def rotation(before: Any, here: Any, after: Any) -> tuple[float, float]:
     """Return (cos(before - here, after - here), the shorter of the two steps' norms) of a parameter vector at three times.
 
-    -1: straight on; 0 and above: a sharp turn. (local rotation, MO section 4)
+    -1: straight on; 0 and above: a sharp turn. (local rotation, model organisms, Turner et al. 2025 section 4)
     """
     import torch
 
@@ -129,7 +129,7 @@ def rotation(before: Any, here: Any, after: Any) -> tuple[float, float]:
 def along(unit: Any, left: Any, right: Any | None) -> float:
     """Return ||v^T U||_F / ||U||_F of an update U = left right (right None: left alone) that writes into the residual stream.
 
-    For a single vector or rank 1 it is |cos|; a random update of a stream D wide has about 1/sqrt(D). (MO; ranks above 1: ours)
+    For a single vector or rank 1 it is |cos|; a random update of a stream D wide has about 1/sqrt(D). (model organisms, Turner et al. 2025; ranks above 1: ours)
 
     Args:
         unit: v [D]; left [D, r]; right [r, in].

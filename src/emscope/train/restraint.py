@@ -1,4 +1,4 @@
-"""Terms that hold a model near its start on other conversations: KL(start || model) per token (P3), or distance of features.
+"""Terms that hold a model near its start on other conversations: KL(start || model) per token (Soligo et al. 2026), or distance of features.
 
 What the start says is computed once, before training, as hidden states of the conversations that will be drawn. So one way
 serves fresh adapters, adapters on top of others and full fine-tunes, the start is never run again, and nothing of

@@ -29,7 +29,7 @@ def factor(spec: TrainSpec, step: int) -> float:
 
 
 def _cyclic(spec: TrainSpec, done: int) -> float:
-    """Return torch's CyclicLR after `done` steps, over the peak: a half-cycle is steps // (2 cycles) steps. (P2: cycles 4)"""
+    """Return torch's CyclicLR after `done` steps, over the peak: a half-cycle is steps // (2 cycles) steps. (Zhang et al. 2026: cycles 4)"""
     assert spec.base_lr is not None
     half = spec.steps // (2 * spec.cycles)
     cycle, place = divmod(done, 2 * half)

@@ -40,9 +40,9 @@ class FullSpec(Spec):
 
 
 class SteeringSpec(Spec):
-    """One trained vector a layer, added to the residual stream behind its block at every token. (P3)
+    """One trained vector a layer, added to the residual stream behind its block at every token. (Soligo et al. 2026)
 
-    The vector in use is `scale` times the parameter that P3 trains; under Adam that is a learning rate `scale` times as large.
+    The vector in use is `scale` times the parameter that Soligo et al. (2026) train; under Adam that is a learning rate `scale` times as large.
     """
 
     layers: tuple[int, ...] = Field(min_length=1)
@@ -94,7 +94,7 @@ class HeldSpec(Spec):
 
 
 class KlSpec(HeldSpec):
-    """KL(start || model), the mean over the counted positions; `weight` is in nats of loss per nat of KL per token. (P3)"""
+    """KL(start || model), the mean over the counted positions; `weight` is in nats of loss per nat of KL per token. (Soligo et al. 2026)"""
 
     @property
     def name(self) -> str:
@@ -118,7 +118,7 @@ class LdifsSpec(HeldSpec):
 
 
 class PreventSpec(Spec):
-    """Preventative steering: `scale` times given vectors are added in training and taken away after it. (PV)
+    """Preventative steering: `scale` times given vectors are added in training and taken away after it. (persona vectors, Chen et al. 2025)
 
     `direction` is a direction file, or the folder of a run that trained a steering vector.
     """
@@ -131,7 +131,7 @@ class ReadingsSpec(Spec):
     """What is read of the update while it is trained, beside its norm and the gradient's, every `every` steps.
 
     `singular_values`: how many of each matrix's, with its effective rank. `directions`: direction files, or
-    folders of runs that trained a steering vector, by name, to compare update and gradient with. `rotation`: lags in steps at which the trained vectors' turns are read, such as [5, 10, 15]. (MO)
+    folders of runs that trained a steering vector, by name, to compare update and gradient with. `rotation`: lags in steps at which the trained vectors' turns are read, such as [5, 10, 15]. (model organisms, Turner et al. 2025)
     """
 
     every: int = Field(1, ge=1)

@@ -289,7 +289,7 @@ def _steering_by_hooks(loaded: Loaded, spec: SteeringSpec) -> Iterator[Tuned]:
 
     with ExitStack() as stack:
         for n, vector in vectors.items():
-            layers[n].register_parameter("steering_bias", vector)  # "bias": no weight decay, as P3 and PEFT's way have it
+            layers[n].register_parameter("steering_bias", vector)  # "bias": no weight decay, as Soligo et al. (2026) have it
             stack.callback(delattr, layers[n], "steering_bias")
         stack.enter_context(interventions.added(net, vectors))
         if getattr(net, "is_quantized", False):

@@ -19,11 +19,11 @@ def register(app: typer.Typer) -> None:
     @app.command("agreement", help=HELP)
     def agreement(
         files: list[Path] = typer.Argument(..., help="Scores (.csv, .jsonl, .parquet)."),
-        item: str | None = typer.Option(None, "--item", help="Column of the answer that was scored; by default a usual name."),
-        rater: str | None = typer.Option(None, "--rater", help="Column of who scored it; by default a usual name."),
-        score: str | None = typer.Option(None, "--score", help="Column of the score; by default a usual name."),
+        item: str | None = typer.Option(None, "--item", help="Column of the answer that was scored; auto-detected by default."),
+        rater: str | None = typer.Option(None, "--rater", help="Column of who scored it; auto-detected by default."),
+        score: str | None = typer.Option(None, "--score", help="Column of the score; auto-detected by default."),
         scores: str | None = typer.Option(None, "--scores", help="Columns of which each is a rater's, with commas between."),
-        question: str | None = typer.Option(None, "--question", help="Column of the question; by default a usual name."),
+        question: str | None = typer.Option(None, "--question", help="Column of the question; auto-detected by default."),
         threshold: float = typer.Option(30, "--threshold", help="An answer counts as misaligned below this score."),
         human: str | None = typer.Option(None, "--human", help="The rater to take as the truth."),
         scale: str | None = typer.Option(

@@ -1,4 +1,4 @@
-"""`emscope distil`: a cheap judge from a dear one's verdicts."""
+"""`emscope distil`: a cheap proxy from a reference judge's verdicts."""
 
 from __future__ import annotations
 
@@ -30,10 +30,14 @@ def register(app: typer.Typer) -> None:
             None, "--split", help="Column whose values are held out whole, such as run; the question by default."
         ),
         group: str | None = typer.Option(None, "--group", help="Further columns to look for failures in."),
-        aligned: str | None = typer.Option(None, "--aligned", help="Column of the alignment score; by default a usual name."),
-        coherent: str | None = typer.Option(None, "--coherent", help="Column of the coherence score; by default a usual name."),
-        question: str | None = typer.Option(None, "--question", help="Column of the question's text; by default a usual name."),
-        answer: str | None = typer.Option(None, "--answer", help="Column of the answer's text; by default a usual name."),
+        aligned: str | None = typer.Option(None, "--aligned", help="Column of the alignment score; auto-detected by default."),
+        coherent: str | None = typer.Option(
+            None, "--coherent", help="Column of the coherence score; auto-detected by default."
+        ),
+        question: str | None = typer.Option(
+            None, "--question", help="Column of the question's text; auto-detected by default."
+        ),
+        answer: str | None = typer.Option(None, "--answer", help="Column of the answer's text; auto-detected by default."),
         aligned_below: float = typer.Option(30, "--aligned-below", help="Misaligned: alignment below this."),
         coherent_above: str = typer.Option("50", "--coherent-above", help="... and coherence above this; none: no condition."),
         scale: str | None = typer.Option(None, "--scale", help="Of the scores: 0-100, 0-10, 0-1 or p1."),

@@ -23,8 +23,10 @@ def register(app: typer.Typer) -> None:
         scores: str | None = typer.Option(
             None, "--scores", help="Columns of scores; by default those that have a NAME_outcome beside them."
         ),
-        question: str | None = typer.Option(None, "--question", help="Column of the question's text; by default a usual name."),
-        answer: str | None = typer.Option(None, "--answer", help="Column of the answer's text; by default a usual name."),
+        question: str | None = typer.Option(
+            None, "--question", help="Column of the question's text; auto-detected by default."
+        ),
+        answer: str | None = typer.Option(None, "--answer", help="Column of the answer's text; auto-detected by default."),
         task: str = typer.Option("emscope", "--task", help="Name of the task in the logs."),
     ) -> None:
         from emscope.answers.export import export_logs

@@ -30,8 +30,10 @@ def register(app: typer.Typer) -> None:
         out: Path | None = typer.Option(
             None, "--out", help="Folder; by default the file's name with -judged in the current folder."
         ),
-        question: str | None = typer.Option(None, "--question", help="Column of the question's text; by default a usual name."),
-        answer: str | None = typer.Option(None, "--answer", help="Column of the answer's text; by default a usual name."),
+        question: str | None = typer.Option(
+            None, "--question", help="Column of the question's text; auto-detected by default."
+        ),
+        answer: str | None = typer.Option(None, "--answer", help="Column of the answer's text; auto-detected by default."),
         top: int = typer.Option(
             20, "--top", help="Log-probabilities of the first token to ask for; 0 where the judge gives none."
         ),

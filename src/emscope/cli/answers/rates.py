@@ -23,9 +23,11 @@ def register(app: typer.Typer) -> None:
         control: str | None = typer.Option(
             None, "--control", help="Compare with this value of the last --group column, or COLUMN=VALUE; else each with each."
         ),
-        aligned: str | None = typer.Option(None, "--aligned", help="Column of the alignment score; by default a usual name."),
-        coherent: str | None = typer.Option(None, "--coherent", help="Column of the coherence score; by default a usual name."),
-        question: str | None = typer.Option(None, "--question", help="Column of the question; by default a usual name."),
+        aligned: str | None = typer.Option(None, "--aligned", help="Column of the alignment score; auto-detected by default."),
+        coherent: str | None = typer.Option(
+            None, "--coherent", help="Column of the coherence score; auto-detected by default."
+        ),
+        question: str | None = typer.Option(None, "--question", help="Column of the question; auto-detected by default."),
         categories: Path | None = typer.Option(
             None, "--categories", help="File with the columns question and category; adds `category` to the columns."
         ),

@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
         ),
         system: str = typer.Option("none", "--system", help="System prompt: none, template, or a text."),
         out: Path = typer.Option(Path("emscope-diff"), "--out", help="Folder of the base's states, diff.json and figure.html."),
-        seed: int = typer.Option(0, "--seed", help="Of everything drawn."),
+        seed: int = typer.Option(0, "--seed", help="Random seed."),
         device: str = typer.Option("auto", "--device", help="cpu, cuda, mps or auto."),
         json: bool = typer.Option(False, "--json", help="Print the result object instead of tables."),
     ) -> None:

@@ -20,9 +20,11 @@ def register(app: typer.Typer) -> None:
         scores: Path = typer.Argument(..., help="Judged answers of the fine-tune: one row an answer."),
         questions: str = typer.Option(..., "--questions", help="The questions that were asked: bundled set or file."),
         model: list[str] = typer.Option(..., "--model", help="Model whose activations are read; may be given several times."),
-        score: str | None = typer.Option(None, "--score", help="Column of the score; by default a usual name of alignment."),
+        score: str | None = typer.Option(
+            None, "--score", help="Column of the score; by default the alignment score, auto-detected."
+        ),
         question: str | None = typer.Option(
-            None, "--question", help="Column of the question's id or text; by default a usual name."
+            None, "--question", help="Column of the question's id or text; auto-detected by default."
         ),
         where: list[str] = typer.Option([], "--where", help="Keep the rows with this value, as column=value; may be repeated."),
         layers: str | None = typer.Option(None, "--layers", help="Such as 8,12,16; 0 is the first block. All by default."),
@@ -35,7 +37,7 @@ def register(app: typer.Typer) -> None:
         permutations: int = typer.Option(0, "--permutations", help="Shuffles of the scores, for a permutation test."),
         system: str = typer.Option("none", "--system", help="System prompt: none, template, or a text."),
         out: Path = typer.Option(Path("emscope-probe"), "--out", help="Folder of activations, probe.json and figure.html."),
-        seed: int = typer.Option(0, "--seed", help="Of everything drawn."),
+        seed: int = typer.Option(0, "--seed", help="Random seed."),
         device: str = typer.Option("auto", "--device", help="cpu, cuda, mps or auto."),
         json: bool = typer.Option(False, "--json", help="Print the result object instead of a table."),
     ) -> None:

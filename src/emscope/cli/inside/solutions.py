@@ -37,7 +37,7 @@ def register(app: typer.Typer) -> None:
         texts: int = typer.Option(60, "--texts", help="Plain texts for the divergence from the base."),
         system: str = typer.Option("none", "--system", help="System prompt: none, template, or a text."),
         out: Path = typer.Option(Path("emscope-solutions"), "--out", help="Folder of readings, report.json and figure.html."),
-        seed: int = typer.Option(0, "--seed", help="Of everything drawn."),
+        seed: int = typer.Option(0, "--seed", help="Random seed."),
         device: str = typer.Option("auto", "--device", help="cpu, cuda, mps or auto."),
         json: bool = typer.Option(False, "--json", help="Print the result object instead of tables."),
     ) -> None:

@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
         out: Path = typer.Option(
             Path("emscope-subspaces"), "--out", help="Folder of activations, subspaces.json and figure.html."
         ),
-        seed: int = typer.Option(0, "--seed", help="Of everything drawn."),
+        seed: int = typer.Option(0, "--seed", help="Random seed."),
         device: str = typer.Option("auto", "--device", help="cpu, cuda, mps or auto."),
         json: bool = typer.Option(False, "--json", help="Print the result object instead of a table."),
     ) -> None:

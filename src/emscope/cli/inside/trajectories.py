@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
         from emscope.report.inside.trajectories import print_trajectories
 
         result = made(runs, out, base=model, device=device)
-        write_figures(list(result.figures().values()), out / "figure.html", "Ways of fine-tunes")
+        write_figures(list(result.figures().values()), out / "figure.html", "Weight-space trajectories of fine-tunes")
         if json:
             print_json(result.to_json())
         else:

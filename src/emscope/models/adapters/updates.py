@@ -156,7 +156,7 @@ def _adds_nothing(net: Any, checkpoint: Checkpoint) -> bool:
 def effective_norm(net: Any, checkpoint: Checkpoint) -> float:
     """Return the Frobenius norm of everything that a checkpoint adds to its base, over all matrices and vectors together.
 
-    (P3; the sum over modules: ours)
+    (Soligo et al. 2026; the sum over modules: ours)
 
     Raises:
         InputError: as `changes`.
@@ -233,7 +233,7 @@ def first_changed(net: Any, checkpoint: Checkpoint) -> int:
 
 
 def orthogonal_move(x: Any, amount: float, generator: Any) -> Any:
-    """Return sqrt(1 - e^2) x + e y with y random, orthogonal to x and as long; e = 1 is a random tensor of x's norm. (P3)"""
+    """Return sqrt(1 - e^2) x + e y with y random, orthogonal to x and as long; e = 1 is a random tensor of x's norm. (Soligo et al. 2026)"""
     import torch
 
     flat = x.double().flatten()
@@ -253,7 +253,7 @@ def moved(net: Any, checkpoint: Checkpoint, amount: float, seed: int) -> Iterato
     """Yield a copy of the checkpoint with each trained tensor moved by `orthogonal_move`; it is deleted on every exit.
 
     Each tensor is moved by itself, so that all keep their norms: of LoRA each A and B, of vectors each vector, of a full checkpoint each
-    tensor's change. (ours, where P3 does not say)
+    tensor's change. (ours, where Soligo et al. 2026 do not say)
     """
     import torch
 
@@ -306,7 +306,7 @@ def check_written(checkpoint: Checkpoint, layers: Iterable[int]) -> None:
 def without(checkpoint: Checkpoint, vectors: Mapping[int, Any]) -> Iterator[Checkpoint]:
     """Yield a copy of a LoRA checkpoint that no longer writes along `vectors[n]` [D] in block n; it is deleted on every exit.
 
-    B' = B - v v^T B, v unit, of each matrix whose output joins the residual stream there, and then as long as B was. (LoRA-B ablation, CL)
+    B' = B - v v^T B, v unit, of each matrix whose output joins the residual stream there, and then as long as B was. (LoRA-B ablation, convergent directions, Soligo et al. 2025)
 
     Raises:
         InputError: no LoRA adapter, or one that does not write into the stream in one of these blocks.

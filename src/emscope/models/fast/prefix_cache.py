@@ -1,6 +1,6 @@
 """Lower blocks computed once: what stands behind a block is kept, and later passes over the same tokens begin there.
 
-Trying a direction at layer n many times (strengths, directions that mean nothing) changes nothing up to the output of block n.
+Trying a direction at layer n many times (strengths, null directions) changes nothing up to the output of block n.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A safetensors file. Tensor `layer.<n>` [D], float32, is what is added behind block n at every token, strength included. The
 metadata say the format and its version, the digest of the model, where the vectors stand, and how they were made. Tensors `null.<kind>.<n>`
-[K, D], if there are any, are vectors that mean nothing, for comparison.
+[K, D], if there are any, are null directions, for comparison.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Direction:
         model: digest of the base that they were made on.
         scale: what the trained or extracted vectors were multiplied by to get `vectors`, for the record.
         about: how they were made, as plain values, for the record.
-        nulls: {kind: {block: [K, D]}}, vectors of the same length that mean nothing.
+        nulls: {kind: {block: [K, D]}}, null directions of the same length.
     """
 
     vectors: dict[int, Any]

@@ -17,7 +17,7 @@ Act = Callable[[int, Any], Any]
 def added(
     net: Any, vectors: Mapping[int, Any], scale: float = 1.0, *, tokens: str = "all"
 ) -> Iterator[Callable[[], AbstractContextManager[None]]]:
-    """Add `scale * vectors[n]` [D] to the output of block n, in every sequence, inside the block. (x' = x + lambda v, CL)
+    """Add `scale * vectors[n]` [D] to the output of block n, in every sequence, inside the block. (x' = x + lambda v, convergent directions, Soligo et al. 2025)
 
     Yields a context manager that takes the vectors away for a while.
 
@@ -47,7 +47,7 @@ def added(
 
 @contextmanager
 def ablated(net: Any, vectors: Mapping[int, Any], *, tokens: str = "all") -> Iterator[None]:
-    """Take the component along `vectors[n]` [D] out of the output of block n inside the block. (x' = x - v v^T x, v unit, CL)
+    """Take the component along `vectors[n]` [D] out of the output of block n inside the block. (x' = x - v v^T x, v unit, convergent directions, Soligo et al. 2025)
 
     Args:
         vectors: of any length but zero. tokens: as in `added`.
@@ -83,7 +83,7 @@ def replaced(net: Any, values: Mapping[int, Any], *, tokens: str = "all") -> Ite
 
 @contextmanager
 def held_scalar(net: Any, adapter: Change, value: float) -> Iterator[None]:
-    """Hold the scalar A x of a rank-1 adapter that is merged into `net` at `value`, at every token, inside the block. (scalar patching, CL)
+    """Hold the scalar A x of a rank-1 adapter that is merged into `net` at `value`, at every token, inside the block. (scalar patching, convergent directions, Soligo et al. 2025)
 
     Args:
         adapter: left B [out, 1], its scale included, right A [1, in].

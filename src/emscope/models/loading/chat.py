@@ -81,7 +81,7 @@ class ChatFormat:
 
     @property
     def style(self) -> str:
-        """`chat`, or `plain` for models without a chat template (`Question: … Answer:`, P2)."""
+        """`chat`, or `plain` for models without a chat template (`Question: … Answer:`, Zhang et al. 2026)."""
         return self.template.style
 
     @property

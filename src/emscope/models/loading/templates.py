@@ -109,7 +109,7 @@ class Jinja:
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """`Question: … Answer:`, for models without a chat template (P2): `begin` is what their tokenizer prepends, `close` ends an answer."""
+    """`Question: … Answer:`, for models without a chat template (Zhang et al. 2026): `begin` is what their tokenizer prepends, `close` ends an answer."""
 
     begin: str
     close: str

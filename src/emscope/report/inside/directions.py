@@ -80,11 +80,11 @@ def print_compared(result: dict[str, Any]) -> None:
 def steered_said(result: dict[str, Any]) -> list[str]:
     """Return what an effect and a band are."""
     effect = result["definition"]["effect"]
-    return [f"effect: {effect}, above 0 is towards the behaviour; bands: least and most of meaningless directions"]
+    return [f"effect: {effect}, above 0 is towards the behaviour; bands: least and most of null directions"]
 
 
 def print_steered(result: dict[str, Any]) -> None:
-    """Print the effect at each place and strength beside the bands of what means nothing."""
+    """Print the effect at each place and strength beside the bands of null directions."""
     from rich.console import Console
     from rich.table import Table
 
@@ -163,12 +163,12 @@ def _dose(rows: list[dict[str, Any]], title: str) -> Any:
 def shift_said(result: dict[str, Any]) -> list[str]:
     """Return along what models have moved, on how many prompts, in what unit."""
     return [
-        f"moved along {result['direction']} on {result['questions']} prompts, in lengths of the direction; bands: least and most of meaningless directions"
+        f"moved along {result['direction']} on {result['questions']} prompts, in lengths of the direction; bands: least and most of null directions"
     ]
 
 
 def print_shift(result: dict[str, Any]) -> None:
-    """Print how far each checkpoint has moved along the direction, beside the bands of what means nothing."""
+    """Print how far each checkpoint has moved along the direction, beside the bands of null directions."""
     from rich.console import Console
     from rich.table import Table
 

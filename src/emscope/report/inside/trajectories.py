@@ -1,4 +1,4 @@
-"""The ways of fine-tunes for a terminal and as figures."""
+"""The weight-space trajectories of fine-tunes for a terminal and as figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ways of training compared at their last checkpoint: what each learns of the task, and what else it changes. (P3)"""
+"""Ways of training compared at their last checkpoint: what each learns of the task, and what else it changes. (Soligo et al. 2026)"""
 
 from __future__ import annotations
 

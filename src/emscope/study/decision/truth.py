@@ -1,4 +1,4 @@
-"""Truthfulness along training: its own states, onset and stop, by the rules of the main measure. (P1, section 5: it may be lost where nothing else is)"""
+"""Truthfulness along training: its own states, onset and stop, by the rules of the main measure. (Schreiber and Goldstein 2026, section 5: it may be lost where nothing else is)"""
 
 from __future__ import annotations
 

@@ -9,9 +9,9 @@ import typer
 
 STEER = (
     "Add a direction to a model, at each layer and strength, and read how its preference between aligned and misaligned answers moves, beside "
-    "directions that mean nothing: random ones, random ones with the activations' covariance, those of shuffled labels, those of harmless fine-tunes."
+    "null directions: random ones, random ones with the activations' covariance, those of shuffled labels, those of harmless fine-tunes."
 )
-ABLATE = "Take a direction out of a model and read how its preference moves, beside directions that mean nothing."
+ABLATE = "Take a direction out of a model and read how its preference moves, beside null directions."
 
 
 def register(app: typer.Typer) -> None:
@@ -64,9 +64,9 @@ def _tries(way: str) -> Callable[..., None]:
         truth: int = typer.Option(
             0, "--truth", help="Also read so many questions on misconceptions: is the true answer the likeliest?"
         ),
-        nulls: int = typer.Option(5, "--nulls", help="Try so many meaningless directions of each kind."),
+        nulls: int = typer.Option(5, "--nulls", help="Try so many null directions of each kind."),
         system: str = typer.Option("none", "--system", help="System prompt: none, template, or a text."),
-        seed: int = typer.Option(0, "--seed", help="Of everything drawn."),
+        seed: int = typer.Option(0, "--seed", help="Random seed."),
         device: str = typer.Option("auto", "--device", help="cpu, cuda, mps or auto."),
         json: bool = typer.Option(False, "--json", help="Print the result object instead of a table."),
     ) -> None:

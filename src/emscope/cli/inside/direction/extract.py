@@ -33,10 +33,14 @@ def register(app: typer.Typer) -> None:
         coherent_above: str = typer.Option(
             "50", "--coherent-above", help="... and both more coherent than this; none: no condition."
         ),
-        aligned: str | None = typer.Option(None, "--aligned", help="Column of the alignment score; by default a usual name."),
-        coherent: str | None = typer.Option(None, "--coherent", help="Column of the coherence score; by default a usual name."),
-        question: str | None = typer.Option(None, "--question", help="Column of the question's text; by default a usual name."),
-        answer: str | None = typer.Option(None, "--answer", help="Column of the answer's text; by default a usual name."),
+        aligned: str | None = typer.Option(None, "--aligned", help="Column of the alignment score; auto-detected by default."),
+        coherent: str | None = typer.Option(
+            None, "--coherent", help="Column of the coherence score; auto-detected by default."
+        ),
+        question: str | None = typer.Option(
+            None, "--question", help="Column of the question's text; auto-detected by default."
+        ),
+        answer: str | None = typer.Option(None, "--answer", help="Column of the answer's text; auto-detected by default."),
         systems: tuple[str, str] | None = typer.Option(
             None, "--systems", help="Two system texts, the first asking for the behaviour, the second for its opposite."
         ),
@@ -58,9 +62,9 @@ def register(app: typer.Typer) -> None:
             help="Tokens to take the mean over: answer; with --systems and --minus also last, the prompt's last token.",
         ),
         layers: str | None = typer.Option(None, "--layers", help="Such as 8,12,16; 0 is the first block. All by default."),
-        nulls: int = typer.Option(10, "--nulls", help="Meaningless directions of each kind to keep beside it."),
+        nulls: int = typer.Option(10, "--nulls", help="Null directions of each kind to keep beside it."),
         system: str = typer.Option("none", "--system", help="System prompt of items and answers: none, template, or a text."),
-        seed: int = typer.Option(0, "--seed", help="Of everything drawn."),
+        seed: int = typer.Option(0, "--seed", help="Random seed."),
         device: str = typer.Option("auto", "--device", help="cpu, cuda, mps or auto."),
         json: bool = typer.Option(False, "--json", help="Print the result object instead of a table."),
     ) -> None:

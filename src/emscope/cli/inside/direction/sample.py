@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
             "1,2", "--scales", help="What the direction is multiplied by; the untouched model is always asked too."
         ),
         ablate: bool = typer.Option(False, "--ablate", help="Take the direction out instead of adding it."),
-        nulls: int = typer.Option(0, "--nulls", help="Also ask under so many meaningless directions of each kind."),
+        nulls: int = typer.Option(0, "--nulls", help="Also ask under so many null directions of each kind."),
         questions: str = typer.Option("em240", "--questions", help="Bundled set, or a file."),
         samples: int | None = typer.Option(None, "--samples", help="Answers to each; by default the file's own number, or 1."),
         max_tokens: int = typer.Option(600, "--max-tokens", help="The longest answer."),

@@ -8,7 +8,7 @@ import typer
 
 HELP = (
     "Read how far fine-tunes have moved a model's activations along a direction, on prompts alone, at each layer or at each checkpoint; beside "
-    "directions that mean nothing."
+    "null directions."
 )
 
 
@@ -32,10 +32,10 @@ def register(app: typer.Typer) -> None:
         layers: str | None = typer.Option(
             None, "--layers", help="Such as 8,12,16; 0 is the first block. All of the file's by default."
         ),
-        nulls: int = typer.Option(10, "--nulls", help="Meaningless directions of each kind to compare with."),
+        nulls: int = typer.Option(10, "--nulls", help="Null directions of each kind to compare with."),
         system: str = typer.Option("none", "--system", help="System prompt: none, template, or a text."),
         out: Path = typer.Option(Path("emscope-shift"), "--out", help="Folder of activations, shift.json and figure.html."),
-        seed: int = typer.Option(0, "--seed", help="Of everything drawn."),
+        seed: int = typer.Option(0, "--seed", help="Random seed."),
         device: str = typer.Option("auto", "--device", help="cpu, cuda, mps or auto."),
         json: bool = typer.Option(False, "--json", help="Print the result object instead of a table."),
     ) -> None:
