@@ -1,8 +1,8 @@
 """emscope: measure emergent misalignment along a fine-tune, and say which checkpoint is safe to ship.
 
-    import emscope
-    result = emscope.check("outputs/my-run", control="outputs/my-control")
-    result.verdict, result.to_frame(), result.figures()
+import emscope
+result = emscope.check("outputs/my-run", control="outputs/my-control")
+result.verdict, result.to_frame(), result.figures()
 """
 
 from __future__ import annotations
