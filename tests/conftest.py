@@ -15,9 +15,26 @@ CHATML = (
 )
 MODELS = {"tiny", "tiny_gpt2", "loaded", "reader", "smollm2", "bundled", "study_yaml"}  # fixtures that build or load one
 BUILDERS = {  # files whose tests build models themselves
-    *("test_activations", "test_architectures", "test_audit", "test_beside", "test_cases", "test_chat_formats", "test_checkpoints"),
+    *(
+        "test_activations",
+        "test_architectures",
+        "test_audit",
+        "test_beside",
+        "test_cases",
+        "test_chat_formats",
+        "test_checkpoints",
+    ),
     *("test_doctor", "test_found", "test_geometry", "test_ladder", "test_lean", "test_memory", "test_models", "test_notebooks"),
-    *("test_peers", "test_processes", "test_quantised", "test_real", "test_restraint", "test_reuse", "test_server", "test_tunables"),
+    *(
+        "test_peers",
+        "test_processes",
+        "test_quantised",
+        "test_real",
+        "test_restraint",
+        "test_reuse",
+        "test_server",
+        "test_tunables",
+    ),
 }
 LONGEST = ["test_real", "test_processes", "test_study", "test_judging", "test_asking", "test_preference"]
 JUDGE_LAYERS = (0, 1)
