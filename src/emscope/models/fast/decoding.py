@@ -86,8 +86,9 @@ class Decoding:
     def keep(self, rows: Any) -> None:
         """Go on with these rows alone, as indices ascending."""
         self._of, self.logits = self._of[rows], self.logits[rows]
-        for layer, (k, v) in list(self._own.items()):  # one at a time: copies of all blocks at once would double the memory
-            self._own[layer] = k[rows], v[rows]
+        for layer in self._own:  # one at a time: copies of all blocks at once would double the memory
+            keys, values = self._own[layer]
+            self._own[layer] = keys[rows], values[rows]
         self._spans = self._find_spans()
 
     def attend(self, layer: int, q: Any, k: Any, v: Any, scale: float | None) -> Any:
