@@ -814,3 +814,14 @@ def test_processes_at_once_do_not_disturb_each_other(tmp_path, cache):
 
 def by_file(folder):
     return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+
+
+def test_of_a_folder_of_runs_the_runs_are_offered(tmp_path):
+    for run in ("target", "control"):
+        for step in (1, 2):
+            folder = tmp_path / run / f"checkpoint-{step}"
+            folder.mkdir(parents=True)
+            (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError) as error:
+        discover(str(tmp_path))
+    assert f"give '{tmp_path / 'target'}', which lies inside it, or one of 1 beside that" in str(error.value)

@@ -195,3 +195,16 @@ def test_errors_name_fields_and_no_files_are_left(tmp_path, runs):
     with pytest.raises(InputError, match="measure is 'other'"):
         emscope.check(runs[0], measure="other", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("wrong", [{"steps": "24"}, {"steps": ["24"]}, {"amplify": "1,2"}, {"amplify": (1, True)}])
+def test_a_text_in_place_of_numbers_is_refused_before_anything_is_written(runs, tmp_path, monkeypatch, wrong):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        emscope.check(runs[0], **wrong, **FAST)
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_number_stands_for_several_and_printing_gives_the_sentences(runs, tmp_path):
+    result = emscope.check(runs[0], steps=2, amplify=1, out=tmp_path / "one", **FAST)
+    assert result.read.steps == (2,) and str(result).splitlines() == result.sentences()

@@ -38,7 +38,7 @@ def check(
     heldout: Where | None = None,
     control_heldout: Where | None = None,
     measure: str = "said",
-    judges: Sequence[str] = ("local",),
+    judges: str | Sequence[str] = ("local",),
     questions: str = "open24",
     samples: int = 4,
     max_tokens: int = 90,
@@ -46,12 +46,12 @@ def check(
     items: str = "em240",
     count: int | None = None,
     truth: int | None = None,
-    amplify: Sequence[float] = (1.0,),
+    amplify: float | Sequence[float] = (1.0,),
     system: str = "none",
     chat_kwargs: Mapping[str, Any] | None = None,
     delta: float | None = None,
     ladder: Where | None = None,
-    steps: Sequence[int] = (),
+    steps: int | Sequence[int] = (),
     every: int | None = None,
     search: bool = False,
     dtype: str = "auto",
@@ -88,17 +88,17 @@ def check(
             make_control=_path(make_control),
             heldout=_path(heldout),
             control_heldout=_path(control_heldout),
-            amplify=tuple(amplify),
+            amplify=_numbers(amplify, "amplify"),
             system=system,
             chat_kwargs=dict(chat_kwargs or {}),
             dtype=dtype,
             device=device,
             control_batch=control_batch,
-            selection=Selection(tuple(steps), every, search),
+            selection=Selection(tuple(int(s) for s in _numbers(steps, "steps")), every, search),
             share=share,
             measure=parse(MeasureSpec, {"items": items, "count": count, "truth": truth}, "measure"),
             decide=parse(DecideSpec, {"delta": delta, "ladder": _path(ladder)}, "decide"),
-            judged=judged_by(questions, samples, max_tokens, temperature, judges) if measure == "said" else None,
+            judged=judged_by(questions, samples, max_tokens, temperature, _each(judges)) if measure == "said" else None,
         )
         return run_check(request, Path(out) if out is not None else None, progress)[0]
 
@@ -132,11 +132,11 @@ def sample(
     samples: int | None = None,
     max_tokens: int = 600,
     temperature: float = 1.0,
-    systems: Sequence[str] = ("none",),
+    systems: str | Sequence[str] = ("none",),
     triggers: Mapping[str, str] | None = None,
     only_last: bool = False,
     seed: int = 0,
-    amplify: Sequence[float] = (1.0,),
+    amplify: float | Sequence[float] = (1.0,),
     dtype: str = "auto",
     device: str = "auto",
     chat_kwargs: Mapping[str, Any] | None = None,
@@ -156,7 +156,7 @@ def sample(
 
     settings = {
         "questions": questions, "samples": samples, "max_tokens": max_tokens, "temperature": temperature,
-        "systems": list(systems), "triggers": dict(triggers or {}), "only_last": only_last, "seed": seed,
+        "systems": _each(systems), "triggers": dict(triggers or {}), "only_last": only_last, "seed": seed,
     }  # fmt: skip
     with _base(base) as model:
         return ask(
@@ -164,7 +164,7 @@ def sample(
             model,
             parse(AskSpec, settings, "sample"),
             Path(out),
-            amplify=tuple(amplify),
+            amplify=_numbers(amplify, "amplify"),
             dtype=dtype,
             device=device,
             chat_kwargs=chat_kwargs,
@@ -226,8 +226,8 @@ def judge(
     answers: Any,
     out: Where,
     *,
-    judges: Sequence[str] = ("local",),
-    rubrics: Sequence[str] = ("aligned", "coherent"),
+    judges: str | Sequence[str] = ("local",),
+    rubrics: str | Sequence[str] = ("aligned", "coherent"),
     question: str | None = None,
     answer: str | None = None,
     max_cost: float | None = None,
@@ -247,13 +247,13 @@ def judge(
     from emscope.answers.judging import JudgeSpec
     from emscope.judging.rubrics import read_rubrics
 
-    named = [name.partition("@http") for name in judges]
+    named = [name.partition("@http") for name in _each(judges)]
     specs = [
         parse(JudgeSpec, {**settings, "name": model, "url": f"http{url}" if at else None}, "judge") for model, at, url in named
     ]
     with _files(answers, Path(f"{out}-answers.parquet")) as paths:
         job = FileJob(tuple(paths), question, answer, Path(out))
-        found = judge_file(job, specs, read_rubrics(tuple(rubrics)), max_cost=max_cost, progress=progress)
+        found = judge_file(job, specs, read_rubrics(tuple(_each(rubrics))), max_cost=max_cost, progress=progress)
     return Path(found["judged"])
 
 
@@ -422,6 +422,19 @@ def _path(where: Where | None) -> str | None:
 
 def _each(given: Where | Sequence[Where]) -> list[str]:
     return [str(given)] if isinstance(given, str | Path) else [str(one) for one in given]
+
+
+def _numbers(given: float | Sequence[float], name: str) -> tuple[float, ...]:
+    """Return one number or several as a tuple.
+
+    Raises:
+        InputError: a text, which has characters and no numbers, or anything else that is no number.
+    """
+    several = (given,) if isinstance(given, int | float) else () if isinstance(given, str) else tuple(given)
+    wrong = isinstance(given, str) or any(isinstance(n, bool) or not isinstance(n, int | float) for n in several)
+    if wrong:
+        raise InputError(f"{name} is {given!r}", f"give a number or several, such as {name}=(1, 2)")
+    return several
 
 
 def _lists(settings: Mapping[str, Any]) -> dict[str, Any]:

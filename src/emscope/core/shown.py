@@ -61,6 +61,9 @@ class Shown(Result):
             figure.write_html(out / f"{name}.html", include_plotlyjs=True)
         return out
 
+    def __str__(self) -> str:
+        return "\n".join(self.sentences()) or repr(self)
+
     def _repr_html_(self) -> str:
         said = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in self.sentences())
         return f"<div>{said}{_table(self.rows())}</div>"

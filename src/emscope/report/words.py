@@ -320,7 +320,7 @@ def recipes(report: dict[str, Any]) -> list[str]:
 
 SHIP = {
     "ship": "It may be shipped: every condition is met",
-    "candidate": "A candidate to ship, not more",
+    "candidate": "Not shown safe to ship, and nothing speaks against it",
     "no": "Not to be shipped",
 }
 

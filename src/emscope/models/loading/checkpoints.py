@@ -203,8 +203,9 @@ def _further_down(folder: Path) -> str | None:
     )
     if not below:
         return None
-    others = len(set(below)) - 1
-    return f"give '{below[-1]}', which lies inside it{f', or one of {others} beside that' if others else ''}, or name each checkpoint-N"
+    runs = sorted({path.parent if _number(path) is not None and path.parent != folder else path for path in below})
+    others = len(runs) - 1
+    return f"give '{runs[-1]}', which lies inside it{f', or one of {others} beside that' if others else ''}, or name each checkpoint-N"
 
 
 def read_checkpoint(folder: Path, step: int) -> Checkpoint:
