@@ -105,12 +105,16 @@ def test_a_model_in_memory_is_read_as_its_folder_is_and_given_back(tiny, runs, t
     net, tokenizer = AutoModelForCausalLM.from_pretrained(tiny), AutoTokenizer.from_pretrained(tiny)
     tokenizer.pad_token, template = None, tokenizer.chat_template
     net.train()
+    net.model.norm.eval()  # some keep a part of a model in another mode
+    net.model.embed_tokens.weight.requires_grad_(False)
+    modes, trainable = ([m.training for m in net.modules()], [p.requires_grad for p in net.parameters()])
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
     held = emscope.check(runs[0], base=(net, tokenizer), out=tmp_path / "held", **FAST)
     named = emscope.check(runs[0], base=tiny, out=tmp_path / "named", **FAST)
     assert held.check.to_json()["checkpoints"] == named.check.to_json()["checkpoints"]
     assert "in memory" in held.base["reference"]
-    assert net.training and all(p.requires_grad for p in net.parameters())
+    assert [m.training for m in net.modules()] == modes and len(set(modes)) == 2
+    assert [p.requires_grad for p in net.parameters()] == trainable and len(set(trainable)) == 2
     assert all(torch.equal(before[name], p) for name, p in net.named_parameters())
     assert tokenizer.pad_token is None and tokenizer.chat_template == template
     with torch.no_grad():

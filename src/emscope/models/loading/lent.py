@@ -35,11 +35,12 @@ def model_in_memory(net: Any, tokenizer: Any) -> Model:
 
 @contextmanager
 def lent(net: Any) -> Iterator[None]:
-    """On leaving, the model's mode and what of it is trainable are as before."""
-    mode, trainable = net.training, [p for p in net.parameters() if p.requires_grad]
+    """On leaving, the mode of each of the model's modules and what of it is trainable are as before."""
+    modes, trainable = [(m, m.training) for m in net.modules()], [p for p in net.parameters() if p.requires_grad]
     try:
         yield
     finally:
-        net.train(mode)
+        for module, mode in modes:
+            module.training = mode
         for p in trainable:
             p.requires_grad_(True)
