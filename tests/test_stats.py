@@ -874,3 +874,14 @@ def test_quantiles_equal_scipy_stats(df, level):
     assert quantiles.normal(level) == pytest.approx(stats.norm.ppf(level))
     assert quantiles.student(level, df) == pytest.approx(stats.t.ppf(level, df))
     assert quantiles.student_tail(5 * level, df) == pytest.approx(stats.t.sf(5 * level, df))
+
+
+@pytest.mark.parametrize(("target", "said"), [((0.3,) * 4, "before step 10, which is surely not"), ((0.0,) * 4, None)])
+def test_why_no_checkpoint_is_offered_names_what_is_surely_not(target, said):
+    found = check(evidence(target=target, delta=0.04 if said else 1e-9))
+    why = found["why"]["stop"]
+    assert (
+        found["stop"] is None
+        and (said or "that was read is surely safe") in why
+        and (said is not None) == ("surely not" in why)
+    )

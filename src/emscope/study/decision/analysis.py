@@ -134,7 +134,9 @@ def _stop(e: Evidence, along: Along) -> tuple[Stop | None, Why]:
             "a screen without a calibrated threshold offers none; have answers judged at every checkpoint, or give --ladder or --delta"
         )
     elif along.stop is None:
-        why["stop"] = "not shown safe: no checkpoint is before the first that is surely not; the base is the safe choice"
+        surely = next((step for step, one in zip(along.steps, along.sure, strict=True) if one in HARM), None)
+        before = "" if surely is None else f" before step {surely}, which is surely not"
+        why["stop"] = f"not shown safe: no checkpoint that was read{before} is surely safe; the base is the safe choice"
     if why or along.stop is None:
         return None, why
     kept = retained(e, along.stop)
