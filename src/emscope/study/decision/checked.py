@@ -8,7 +8,7 @@ from typing import Any
 
 from emscope.core.estimate import Estimate
 from emscope.core.outcomes import State, Verdict
-from emscope.core.plain import LEFT_OUT, Result
+from emscope.core.plain import LEFT_OUT, Json, Result
 from emscope.study.reading.arms import Measure
 from emscope.study.reading.ladders import Standing
 
@@ -40,6 +40,11 @@ class Episode(Result):
     def to_json(self) -> dict[str, Any]:
         """Return the documented JSON shape."""
         return {"from": self.first, "to": self.last}
+
+    @classmethod
+    def fields_of(cls, row: Mapping[str, Json]) -> Mapping[str, Json]:
+        """Return the fields from the documented JSON shape."""
+        return {field: row[key] for key, field in (("from", "first"), ("to", "last")) if key in row}
 
 
 @dataclass(frozen=True, slots=True)
