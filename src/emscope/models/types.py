@@ -1,0 +1,230 @@
+"""Types of what transformers and PEFT make: exactly what emscope relies on of a model, its configuration, its tokenizer and its cache.
+
+Both libraries are annotated, and their annotations say little (calling a model gives `Any`, and so does every setting); following them
+doubles the time of a check. A model is a class below PyTorch's `Module`, not a Protocol: hooks, `modules()` and `to()` are `Module`'s, and a
+Protocol would have to write them all down again. What is no `Module` is a Protocol. Nothing here is made at run time, so that this module,
+which imports torch, is imported under `TYPE_CHECKING` alone.
+
+Settings that only some models have are read with `getattr(config, name, default)`.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import Embedding, Linear, Module
+
+from emscope.core.plain import Json, JsonObject
+
+# Tensors by their last axes: B batch, T token, D width of the residual stream, V vocabulary, L layer.
+Vector: TypeAlias = Tensor  # [D]
+Vectors: TypeAlias = Mapping[int, Vector]  # by block
+Stream: TypeAlias = Tensor  # [..., D]
+Logits: TypeAlias = Tensor  # [..., V]
+
+Head: TypeAlias = Callable[[Stream], Logits]
+ModuleOutput: TypeAlias = "Tensor | tuple[Tensor, ...]"  # of a block or a part of one: the stream alone, or first of several
+Adapted: TypeAlias = "CausalLM | Wrapped"  # what can be trained
+
+
+class Config(Protocol):
+    """A model's configuration."""
+
+    model_type: str
+    name_or_path: str
+    num_hidden_layers: int
+    hidden_size: int
+    vocab_size: int
+    max_position_embeddings: int
+    eos_token_id: int | list[int] | None
+    _attn_implementation: str | None
+
+    def get_text_config(self) -> Config:
+        """Return the part about text, itself where there is no other."""
+        ...
+
+    def to_dict(self) -> JsonObject:
+        """Return the settings as config.json has them."""
+        ...
+
+
+class GenerationConfig(Protocol):
+    """How answers are written where nobody says."""
+
+    eos_token_id: int | list[int] | None
+
+
+class Cache(Protocol):
+    """Keys, values and states of what a model has read, in transformers' form."""
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Keep these rows [R], in this order."""
+        ...
+
+
+class Attends(Protocol):
+    """Attention in the place of the model's own (`models.fast`)."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
+        """Return [T, H, e] of q [T, H, d] over k [T, K, d] and v [T, K, e]."""
+        ...
+
+
+class BodyOutput(Protocol):
+    """What a model's body gives."""
+
+    last_hidden_state: Stream  # [B, T, D], behind the last norm
+
+
+class CausalLMOutput(Protocol):
+    """What a causal LM gives."""
+
+    logits: Logits  # [B, T, V], or [B, K, V] of the last K columns
+
+
+class Body(Module):
+    """A causal LM without its head."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        *,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        use_cache: bool | None = None,
+        emscope_pack: Attends | None = None,
+    ) -> BodyOutput:
+        """Read tokens [B, T]."""
+
+
+class LanguageModel(Module):
+    """What reads tokens and gives logits: a causal LM, or one that PEFT has wrapped."""
+
+    config: Config
+    device: torch.device
+    dtype: torch.dtype
+
+    @abstractmethod
+    def __call__(
+        self,
+        *,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+    ) -> CausalLMOutput:
+        """Read tokens [B, T].
+
+        Args:
+            logits_to_keep: logits of how many last columns, 0 for all; or of which.
+        """
+
+
+class CausalLM(LanguageModel):
+    """A causal LM of transformers, a `PreTrainedModel`.
+
+    Attributes:
+        base_model: its body; itself where it is its own. base_model_prefix: the body's name.
+    """
+
+    base_model: Body
+    base_model_prefix: str
+    generation_config: GenerationConfig
+    get_decoder: Callable[[], Module]
+    get_input_embeddings: Callable[[], Embedding]
+    get_output_embeddings: Callable[[], Linear]
+    set_attn_implementation: Callable[[str], None]
+    tie_weights: Callable[[], None]
+    save_pretrained: Callable[..., None]
+
+
+class LoadResult(Protocol):
+    """Names of tensors that found no module, and of modules that found no tensor."""
+
+    unexpected_keys: list[str]
+    missing_keys: list[str]
+
+
+class PeftSettings(Protocol):
+    """A `PeftConfig`."""
+
+    is_prompt_learning: bool
+    is_adaption_prompt: bool
+    inference_mode: bool
+    base_model_name_or_path: str | None
+
+
+class Wrapped(LanguageModel):
+    """A causal LM that PEFT has put an adapter beside, a `PeftModel`."""
+
+    peft_config: dict[str, PeftSettings]
+    load_adapter: Callable[..., LoadResult]
+    merge_and_unload: Callable[[], CausalLM]
+    unload: Callable[[], CausalLM]
+    save_pretrained: Callable[..., None]
+
+
+class AddedToken(Protocol):
+    """A token that was added to a vocabulary by itself."""
+
+    content: str
+    special: bool
+
+
+class Tokenizer(Protocol):
+    """A `PreTrainedTokenizerBase`."""
+
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    bos_token_id: int | None
+    eos_token_id: int | None
+    pad_token_id: int | None
+    all_special_ids: list[int]
+    chat_template: str | dict[str, str] | None
+
+    @property
+    def added_tokens_encoder(self) -> Mapping[str, int]:
+        """Ids of the added tokens."""
+        ...
+
+    @property
+    def added_tokens_decoder(self) -> Mapping[int, AddedToken]:
+        """The added tokens by id."""
+        ...
+
+    def __call__(self, text: str, *, add_special_tokens: bool = True) -> Mapping[str, list[int]]:
+        """Return the ids of a text, as `input_ids`."""
+        ...
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """Return the text of ids."""
+        ...
+
+    def get_vocab(self) -> Mapping[str, int]:
+        """Return all tokens' ids."""
+        ...
+
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Mapping[str, Json]],
+        *,
+        chat_template: str | None = None,
+        tokenize: bool = True,
+        add_generation_prompt: bool = False,
+        **arguments: Json,
+    ) -> str:
+        """Return turns as text, where `tokenize` is False."""
+        ...
+
+    def save_pretrained(self, save_directory: str | Path) -> tuple[str, ...]:
+        """Write its files."""
+        ...
