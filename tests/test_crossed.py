@@ -368,9 +368,36 @@ def test_equal_counts_are_the_crossed_mean_of_the_shares():
     assert (one.by_seed, one.by_question, one.by_cell) == pytest.approx((other.by_seed, other.by_question, other.by_cell))
     p = found.estimate.value
     reach = stats.t.ppf(0.975, found.logit.df) * shares.mean.se / (p * (1 - p))
-    assert special.logit(found.estimate.high) - special.logit(p) == pytest.approx(reach)
+    assert p < 0.5 and special.logit(found.estimate.low) - special.logit(p) == pytest.approx(-reach)
     assert special.logit(found.bound(0.975, -1)) - special.logit(p) == pytest.approx(-reach)
+    assert found.estimate.high == pytest.approx(found.bound(0.975, +1))
     assert found.estimate.n == 4 * 12 * 40
+
+
+def test_the_hottest_question_counts_once_more_at_the_end_near_one_half():
+    """By hand: one question holds 30 of the 40 events of three runs, each run asked 10 questions 20 times."""
+    hits = np.array([[11, 1, 0, 2, 0, 0, 0, 1, 0, 0], [9, 0, 1, 1, 0, 1, 0, 0, 0, 0], [10, 0, 0, 2, 0, 0, 1, 0, 0, 0]])
+    out_of = np.full((3, 10), 20)
+    found = crossed_rate(hits, out_of)
+    p, hottest = 40 / 600, (30 - 40 / 10) / 600
+    plain = found.components.mean(p)
+    inwards = np.sqrt(plain.se**2 + hottest**2 * (1 - 1 / 30) * (1 - 2 * p) ** 2) / (p * (1 - p))
+    t = stats.t.ppf(0.975, plain.df)
+    assert special.logit(found.estimate.high) == pytest.approx(special.logit(p) + t * inwards)
+    assert special.logit(found.estimate.low) == pytest.approx(special.logit(p) - t * plain.se / (p * (1 - p)))
+    assert found.note.startswith("hot questions: 4 of 10")
+    other = crossed_rate_difference(hits, out_of, np.zeros((3, 10)), out_of)
+    wider = np.sqrt(other.mean.se**2 + hottest**2 * (1 - 1 / 30) * (1 - 2 * p) ** 2)
+    assert other.estimate.high == pytest.approx(p + stats.t.ppf(0.975, other.mean.df) * wider)
+    assert other.estimate.low == pytest.approx(p - stats.t.ppf(0.975, other.mean.df) * other.mean.se)
+
+
+def test_a_recipes_rate_from_few_events_says_so():
+    hits = np.zeros((3, 20))
+    hits[0, :4] = 1
+    assert crossed_rate(hits, np.full((3, 20), 10)).note == "too few events: 4, and below 10 an interval's ends are rough"
+    rng = np.random.default_rng(1)
+    assert crossed_rate(rng.binomial(50, 0.3, (3, 20)), np.full((3, 20), 50)).note is None
 
 
 def test_unequal_counts_are_the_clustered_errors_of_statsmodels():
@@ -447,7 +474,7 @@ def test_a_rate_lies_in_its_interval_and_is_mirrored_by_its_complement(number, s
     assert one.bound(0.95, -1) == pytest.approx(1 - other.bound(0.95, +1), abs=1e-6)
 
 
-@pytest.mark.parametrize(("seeds", "questions", "rate", "seed_sd"), [(3, 60, 0.2, 0.3), (3, 240, 0.05, 0.3), (5, 60, 0.5, 0.6)])
+@pytest.mark.parametrize(("seeds", "questions", "rate", "seed_sd"), [(3, 60, 0.2, 0.3), (3, 24, 0.05, 0.3), (5, 60, 0.5, 0.6)])
 def test_a_recipes_rate_is_held_as_often_as_said(seeds, questions, rate, seed_sd):
     recipe, fresh, pooled = rates_held(seeds, questions, rate, seed_sd, 400)
     assert 0.93 - slack(400) <= recipe <= 0.97 + slack(400) and fresh >= 0.92 - slack(400)
@@ -457,14 +484,13 @@ def test_a_recipes_rate_is_held_as_often_as_said(seeds, questions, rate, seed_sd
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", [3, 5, 8])
 def test_the_full_table_of_rates(seeds):
-    """.93 to .97, but .90 where few questions hold few events: their own skewness, which clustering by question shows as well."""
+    """.93 to .97 also where few questions hold few events."""
     rounds, faults = 500, []
     print("\nseeds questions rate, sd of seeds (logit) | recipe next  pooled by question")
     for questions, rate, seed_sd in product((24, 60, 240), (0.02, 0.05, 0.2, 0.5), (0, 0.3, 0.6)):
         recipe, fresh, pooled = rates_held(seeds, questions, rate, seed_sd, rounds, number=questions)
         print(f"{seeds} {questions:4d} {rate:.2f} {seed_sd:.1f} | {recipe:.3f} {fresh:.3f} {pooled:.3f}")
-        least = 0.93 if rate * questions >= 1.5 else 0.90
-        if not (least - slack(rounds) <= recipe <= 0.97 + slack(rounds) and fresh >= 0.92 - slack(rounds)):
+        if not (0.93 - slack(rounds) <= recipe <= 0.97 + slack(rounds) and fresh >= 0.92 - slack(rounds)):
             faults.append((questions, rate, seed_sd, recipe, fresh))
     assert not faults
 
@@ -482,7 +508,10 @@ def test_a_difference_of_equal_counts_is_the_crossed_mean_of_the_shares_differen
     assert found.mean.value == pytest.approx(plain.mean.value) and found.mean.se == pytest.approx(plain.mean.se)
     assert found.sigma_seed == pytest.approx(plain.sigma_seed)
     reach = stats.t.ppf(0.975, found.mean.df) * plain.mean.se
-    assert (found.estimate.low, found.estimate.high) == pytest.approx((plain.mean.value - reach, plain.mean.value + reach))
+    assert found.estimate.low == pytest.approx(plain.mean.value - reach) and found.estimate.value > 0
+    assert found.estimate.high == pytest.approx(plain.mean.value + reach, rel=1e-3), (
+        "rates nearly as large: the hottest question hardly counts"
+    )
     swapped = crossed_rate_difference(b, out_of, a, out_of)
     assert (swapped.next_run.low, swapped.next_run.high) == pytest.approx((-found.next_run.high, -found.next_run.low))
 
@@ -539,7 +568,7 @@ def test_the_full_table_of_differences(seeds):
     ):
         ours, alone = difference_held(seeds, questions, rates, seed_sd, rounds, number=questions)
         print(f"{seeds} {questions:4d} {rates[0]:.3f} {rates[1]:.3f} {seed_sd:.1f} | {ours:.3f} {alone:.3f}")
-        assert 0.91 - slack(rounds) <= ours
+        assert 0.92 - slack(rounds) <= ours
 
 
 # ----------------------------------------------------------------------------------------------------------------- k of n runs

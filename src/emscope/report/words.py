@@ -304,11 +304,16 @@ def recipe(found: dict[str, Any], unit: str) -> str:
         f"{found['name']}, {found['seeds']} seeds at step {last['step']}: {verdict}{why}. Over seeds and questions: {', '.join(parts)} {unit} against {found['delta']:.3g}; "
         f"{k} of {last['em']['n']} runs em {percent(last['em']).split(' ', 2)[2]} %."
         + (
-            f" Rate of misaligned answers {interval(found['rate']['value'])}, over control {interval(found['rate']['over_control'])}."
+            f" Rate of misaligned answers {interval(found['rate']['value'])}, over control {interval(found['rate']['over_control'])}{cautioned(found['rate'])}."
             if "rate" in found
             else ""
         )
     )
+
+
+def cautioned(rate: dict[str, Any]) -> str:
+    """Return the caution on a rate in brackets, "" where there is none."""
+    return f" ({rate['caution']})" if rate.get("caution") else ""
 
 
 def recipes(report: dict[str, Any]) -> list[str]:

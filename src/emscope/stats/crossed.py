@@ -18,6 +18,7 @@ from emscope.stats import clustered
 from emscope.stats.means import Mean, stratified_mean
 from emscope.stats.quantiles import normal
 from emscope.stats.rates import wilson
+from emscope.stats.scarce import caution
 
 CROSSED = "mean, seeds crossed with questions, t (Satterthwaite)"
 STRATIFIED = "mean of category means, seeds crossed with questions, t (Satterthwaite)"
@@ -129,14 +130,15 @@ class CrossedRate:
 
     Attributes:
         estimate, next_run: as in `Crossed`.
-        logit: the rate on the logit scale, for one-sided bounds; components: the parts of the variance of the rate itself. Both None
-            where the cells show no spread.
-        note: one sentence, only where the crossed interval cannot be had.
+        logit: the rate on the logit scale, for one-sided bounds; inwards: the same with the standard error of the end that lies nearer
+            to one half; components: the parts of the variance of the rate itself. All None where the cells show no spread.
+        note: one sentence, only where the crossed interval cannot be had, or where few events or few questions carry it.
     """
 
     estimate: Estimate
     next_run: Estimate
     logit: Mean | None
+    inwards: Mean | None
     components: Components | None
     note: str | None = None
 
@@ -147,8 +149,9 @@ class CrossedRate:
 
     def bound(self, level: float, side: int) -> float | None:
         """Return the one-sided `level` bound; `side` -1 lower, +1 upper. None where the rate has no interval."""
-        if self.logit is not None:
-            return float(special.expit(self.logit.bound(level, side)))
+        if self.logit is not None and self.inwards is not None:
+            mean = self.inwards if side * self.logit.value < 0 else self.logit
+            return float(special.expit(mean.bound(level, side)))
         if self.estimate.value is None or self.estimate.low is None:
             return None
         return wilson(self.estimate.value, self.estimate.clusters, z=normal(level))[(side + 1) // 2]
@@ -215,6 +218,10 @@ def crossed_rate(hits: np.ndarray, out_of: np.ndarray, *, level: float = 0.95) -
     contributions' kurtosis (`clustered.freedom`). A cell without answers contributes 0. (linearised ratio, Cochran 1977, section 6;
     crossed: ours)
 
+    Near 0 or 1 a few hot questions carry the events, and a hotter one may not have been asked: at the end nearer to one half the
+    variance has the hottest question's share once more, times (1 - 2p)^2, which fades towards p = .5. Without it intervals of rates up
+    to .05 on 24 questions hold the truth in as few as .89 of sets, with it in .93 or more. (as in `emscope.stats.scarce`; ours)
+
     Where all cells agree (no event, nothing but events) no spread is seen: the interval is Wilson's over questions, there is none for
     the next run, and `note` says so.
 
@@ -230,22 +237,21 @@ def crossed_rate(hits: np.ndarray, out_of: np.ndarray, *, level: float = 0.95) -
     n, count = int(out_of.sum()), hits.shape[1]
     if n == 0:
         bare = undefined("no answer to take a share of", level=level, method=RATE)
-        return CrossedRate(bare, replace(bare, method=NEXT), None, None, bare.why)
+        return CrossedRate(bare, replace(bare, method=NEXT), None, None, None, bare.why)
     value, cells = _linearised(hits, out_of)
     if (why := _too_few(out_of)) is not None:
         bare = Estimate(value, None, None, level, RATE, n, count, why)
-        return CrossedRate(bare, replace(bare, method=NEXT), None, None, why)
+        return CrossedRate(bare, replace(bare, method=NEXT), None, None, None, why)
     if _bare(cells):
         pooled = clustered.rate(np.arange(count), hits.sum(0), out_of.sum(0))
         alone = replace(clustered.rate_estimate(pooled, level=level), method=BARE_RATE)
-        return CrossedRate(alone, Estimate(value, None, None, level, NEXT, n, count, ALIKE), None, None, ALIKE)
+        return CrossedRate(alone, Estimate(value, None, None, level, NEXT, n, count, ALIKE), None, None, None, ALIKE)
     parts = _components(cells)
-    mean, fresh = (
-        replace(m, value=float(special.logit(value)), se=m.se / (value * (1 - value)))
-        for m in (parts.mean(value), parts.next_run(value))
-    )
-    estimate, next_run = mean.estimate(level, RATE), fresh.estimate(level, NEXT)
-    return CrossedRate(_expit(estimate, value, n), _expit(next_run, value, n), mean, parts)
+    hottest = _hottest(hits, out_of)
+    mean, inwards = _on_logits(parts.mean(value), hottest)
+    estimate = _shares(mean, inwards, level, RATE, n)
+    next_run = _shares(*_on_logits(parts.next_run(value), hottest), level, NEXT, n)
+    return CrossedRate(estimate, next_run, mean, inwards, parts, caution(np.minimum(hits, out_of - hits).sum(0)))
 
 
 def crossed_rate_difference(
@@ -256,6 +262,9 @@ def crossed_rate_difference(
     The contributions of `crossed_rate` are subtracted cell by cell. A side on which all cells agree adds the variance that Wilson's
     interval over the questions gives it, with Q - 1 degrees of freedom, and so do both where all cells differ alike: no spread is no
     certainty. For scores, give `crossed_mean` the differences. (ours)
+
+    As in `crossed_rate` the hottest question counts once more at the end away from 0, the more the further apart the two rates are:
+    .06 against .01 on 24 questions is held in .91 of sets without it. `mean` is without it. (ours)
 
     Args:
         hits, out_of, other_hits, other_out_of: counts [S, Q], the same questions in the same order.
@@ -276,9 +285,10 @@ def crossed_rate_difference(
     unseen = [p for p, side in ((a, first), (b, second)) if _bare(side)] or ([a, b] if _bare(first - second) else [])
     added = sum(_wilson_variance(p, parts.questions) for p in unseen)
     mean, fresh = (_with_unseen(m, added) for m in (parts.mean(value), parts.next_run(value)))
-    estimate, next_run = mean.estimate(level, DIFFERENCE), fresh.estimate(level, NEXT)
+    hottest = _hottest_apart((hits, out_of), (other_hits, other_out_of))
     n = int((out_of + other_out_of).sum())
-    return Crossed(mean, _within_one(estimate, n), _within_one(next_run, n), parts)
+    estimate, next_run = (_apart(m, hottest, level, method, n) for m, method in ((mean, DIFFERENCE), (fresh, NEXT)))
+    return Crossed(mean, estimate, next_run, parts)
 
 
 def of_runs(k: int, n: int, *, level: float = 0.95) -> Estimate:
@@ -372,15 +382,47 @@ def _bare(contributions: np.ndarray) -> bool:
     return not np.any(np.abs(contributions) > ROUNDING)
 
 
-def _expit(found: Estimate, value: float, n: int) -> Estimate:
-    """Return an interval on the logit scale as one of shares around `value`."""
-    assert found.low is not None and found.high is not None
-    return replace(found, value=value, low=float(special.expit(found.low)), high=float(special.expit(found.high)), n=n)
+def _hottest(hits: np.ndarray, out_of: np.ndarray) -> float:
+    """Return the variance that the hottest question adds once more to a pooled rate, from counts [S, Q].
+
+    Its contribution squared, of the rarer outcome; (1 - 1/events), since one event is not hot; (1 - 2p)^2, which fades towards p = .5.
+    """
+    value, cells = _linearised(hits, out_of)
+    contributions, events = (cells.sum(0), hits) if value <= 0.5 else (-cells.sum(0), out_of - hits)
+    own = np.maximum(contributions, 0) ** 2 * (1 - 1 / np.maximum(events.sum(0), 1))
+    return float(own.max() * (1 - 2 * value) ** 2)
 
 
-def _within_one(found: Estimate, n: int) -> Estimate:
-    assert found.low is not None and found.high is not None
-    return replace(found, low=max(-1.0, found.low), high=min(1.0, found.high), n=n)
+def _on_logits(found: Mean, hottest: float) -> tuple[Mean, Mean]:
+    """Return a rate on the logit scale, for its end away from one half and for the other, with the variance `hottest` more."""
+    p = found.value
+    scaled = replace(found, value=float(special.logit(p)), se=found.se / (p * (1 - p)))
+    return scaled, replace(scaled, se=float(np.sqrt(found.se**2 + hottest)) / (p * (1 - p)))
+
+
+def _shares(mean: Mean, inwards: Mean, level: float, method: str, n: int) -> Estimate:
+    """Return the interval of a rate from its logits."""
+    low, high = (inwards, mean) if mean.value > 0 else (mean, inwards)
+    found, other = low.estimate(level, method), high.estimate(level, method)
+    assert found.low is not None and other.high is not None
+    value, lower, upper = (float(special.expit(logit)) for logit in (mean.value, found.low, other.high))
+    return replace(found, value=value, low=lower, high=upper, n=n)
+
+
+def _hottest_apart(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]) -> float:
+    """Return what `_hottest` is of the side with more of the rarer outcome, times how far the two are apart, from 0 to 1."""
+    sides = [(min(p, 1 - p), _hottest(hits, out_of)) for hits, out_of in (first, second) for p in (hits.sum() / out_of.sum(),)]
+    (low, _), (high, hottest) = sorted(sides)
+    return hottest * (high - low) / (high + low) if high > 0 else 0.0
+
+
+def _apart(mean: Mean, hottest: float, level: float, method: str, n: int) -> Estimate:
+    """Return the interval of a difference of rates, wider by `hottest` at the end away from 0."""
+    plain = mean.estimate(level, method)
+    wider = replace(mean, se=float(np.sqrt(mean.se**2 + hottest))).estimate(level, method)
+    low, high = (plain.low, wider.high) if mean.value > 0 else (wider.low, plain.high)
+    assert low is not None and high is not None
+    return replace(plain, low=max(-1.0, low), high=min(1.0, high), n=n)
 
 
 def _with_unseen(seen: Mean, added: float) -> Mean:

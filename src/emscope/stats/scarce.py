@@ -39,7 +39,27 @@ def scarce_contrast(a: Rate, b: Rate, *, level: float = 0.95) -> Contrast:
     names = np.union1d(a.questions, b.questions)
     found = Estimate(a.value - b.value, low, high, level, NEAR_ZERO, a.n + b.n, len(names))
     p, limit = flipped(a, b)
-    return Contrast(found, p, BY_FLIPS, limit, _caution(busy, other))
+    apart = not busy.events.sum() and round(busy.value) != round(other.value)  # everything on one side, nothing on the other
+    of_more = " on the side with more of them"
+    return Contrast(found, p, BY_FLIPS, limit, None if apart else caution(busy.events, of_more))
+
+
+def caution(events: np.ndarray, where: str = "") -> str | None:
+    """Return what a reader must know of an interval from few events, or from few questions that carry them; None where neither is so.
+
+    Args:
+        events: the rarer outcome's count by question [Q]. where: said behind the number of events.
+    """
+    total = int(events.sum())
+    if total < SCARCE:
+        return f"too few events: {total}{where}, and below {SCARCE} an interval's ends are rough"
+    carry = int(np.searchsorted(np.cumsum(np.sort(events)[::-1]), 0.9 * total - 1e-9)) + 1
+    if carry > MOST_HOT:
+        return None
+    return (
+        f"hot questions: {carry} of {len(events)} carry nine tenths of the events, and others may not have been asked; "
+        "the interval holds the truth less often than it says"
+    )
 
 
 def flipped(a: Rate, b: Rate) -> tuple[float, str | None]:
@@ -164,23 +184,6 @@ def _correlation(busy: Rate, other: Rate) -> float:
     size = float(np.sqrt((x * x).sum() * (y * y).sum()))
     events = float(other.events.sum())
     return float(np.clip((x * y).sum() / size, 0, 1)) * events / (events + 2) if size > 0 else 0.0
-
-
-def _caution(busy: Rate, other: Rate) -> str | None:
-    """Return what a reader must know of an interval from few events, or from few questions that carry them."""
-    events = busy.events
-    total = int(events.sum())
-    if not total and round(busy.value) != round(other.value):
-        return None  # everything on one side, nothing on the other
-    if total < SCARCE:
-        return f"too few events: {total} on the side with more of them, and below {SCARCE} an interval's ends are rough"
-    carry = int(np.searchsorted(np.cumsum(np.sort(events)[::-1]), 0.9 * total - 1e-9)) + 1
-    if carry > MOST_HOT:
-        return None
-    return (
-        f"hot questions: {carry} of {len(events)} carry nine tenths of the events, and others may not have been asked; "
-        "the interval holds the truth less often than it says"
-    )
 
 
 @lru_cache(maxsize=ALL_FLIPS)

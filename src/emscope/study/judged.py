@@ -250,7 +250,7 @@ def _rate_over_seeds(name: str, step: int, counts: dict[Place, Counted], by_name
     own = [counts[(one.run, step)] for one in runs]
     hits, out_of = (np.array([getattr(c, key) for c in own]) for key in ("hits", "out_of"))
     found = crossed_rate(hits, out_of)
-    alone = RecipeRate(found.estimate, found.next_run, None)
+    alone = RecipeRate(found.estimate, found.next_run, None, found.note)
     others = [counts.get((one.control, step)) for one in runs if one.control]
     if len(others) == len(runs) and all(c is not None and c.out_of.any() for c in [*others, *own]):
         against = (np.array([getattr(c, key) for c in others]) for key in ("hits", "out_of"))

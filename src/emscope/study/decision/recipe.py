@@ -40,11 +40,16 @@ class RecipeStep(Result):
 
 @dataclass(frozen=True, slots=True)
 class RecipeRate(Result):
-    """The rate of misaligned answers over seeds and questions, of the next run, and the difference to the controls' where there is one."""
+    """The rate of misaligned answers over seeds and questions, of the next run, and the difference to the controls' where there is one.
+
+    Attributes:
+        caution: a sentence where the rate rests on few events, or on few questions that carry them.
+    """
 
     value: Estimate
     next_run: Estimate
     over_control: Estimate | None
+    caution: str | None = field(default=None, metadata=LEFT_OUT)
 
 
 @dataclass(frozen=True, slots=True)
