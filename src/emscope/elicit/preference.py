@@ -118,7 +118,7 @@ def score_beyond(
     """Return what `score` would of models whose logits are base + s (tuned - base), for each scale s, in the order given.
 
     log p_s = log_softmax((1 - s) z_base + s z_tuned), which is the base itself at 0 and the fine-tune itself at 1. Answers are drawn from the
-    same logits by `sampling.Beyond`. (ours; Liu et al. 2021, proxy tuning)
+    same logits by `sampling.Beyond`. (ours; Liu et al. 2024, proxy tuning)
 
     Args:
         net: the base. tuned: a fine-tune of it in memory beside it (`models.beside`). Each passes over the items once, whatever the scales.

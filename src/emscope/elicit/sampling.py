@@ -58,7 +58,7 @@ class Job:
 class Beyond:
     """A fine-tune exaggerated: every token is drawn from base + scale (tuned - base) in logits, which asks nothing of its kind.
 
-    Of a low-rank adapter it is near its update times `scale`, and stays coherent longer. (ours; Liu et al. 2021, proxy tuning)
+    Of a low-rank adapter it is near its update times `scale`, and stays coherent longer. (ours; Liu et al. 2024, proxy tuning)
     """
 
     tuned: Any
