@@ -2,9 +2,9 @@
 
     python bench/tested_matrix.py [--check]
 
-Each architecture of tests/test_architectures.py is read packed or plainly, written greedily and read with a LoRA adapter; each kind
-of adapter of tests/adapters.py is read on a tiny model. All are held against plain transformers and PEFT. What does not agree is not
-listed, and said.
+Each architecture of tests/test_architectures.py is read packed or plainly, written greedily, edited at each site and read with a LoRA
+adapter; each kind of adapter of tests/adapters.py is read on a tiny model. All are held against plain transformers and PEFT. What
+does not agree is not listed, and said.
 `--check` writes nothing and fails where the shipped file is not what this makes.
 """
 
@@ -29,12 +29,13 @@ import torch  # noqa: E402
 from adapters import EXPERTS, configs, make_tiny, with_peft, write_adapter  # noqa: E402
 from emscope.elicit.preference import score  # noqa: E402
 from emscope.models.adapters.with_checkpoint import applied  # noqa: E402
+from emscope.models.hooks.sites import SITES  # noqa: E402
 from emscope.models.loading.checkpoints import read_checkpoint  # noqa: E402
 from emscope.models.loading.load import load_net  # noqa: E402
 from emscope.models.loading.quiet import quiet  # noqa: E402
 from emscope.models.sizing.simulated import whole_model  # noqa: E402
 from emscope.study.doctor import MATRIX, VERSIONS  # noqa: E402
-from emscope.study.examining import Passed, cached_writing, packed_reading  # noqa: E402
+from emscope.study.examining import Passed, cached_writing, causal_edit, packed_reading  # noqa: E402
 from test_architectures import ITEMS, KINDS, plainly  # noqa: E402
 
 FILE = ROOT / "src" / "emscope" / "study" / "files" / MATRIX
@@ -98,8 +99,11 @@ def architecture(name: str, folder: Path, targets: Sequence[str]) -> list[dict[s
         print(f"NOT as transformers has it: {name} ({reading.sentence} {writing.sentence} adapter {apart:.1e})")
         return []
     kind = str(net.config.get_text_config().model_type)
+    sites = [site for site in SITES if causal_edit(net, site).outcome == Passed.PASS]
+    if len(sites) < len(SITES):
+        print(f"{name}: no site {', '.join(s for s in SITES if s not in sites)}")
     way = {"packed": reading.figures["packed"], "writing": writing.figures["way"]}
-    return [{"name": name, "model_type": kind, **way, "adapter": "LORA"}]
+    return [{"name": name, "model_type": kind, **way, "sites": sites, "adapter": "LORA"}]
 
 
 def adapters(root: Path) -> list[dict[str, Any]]:

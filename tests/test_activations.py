@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from emscope.core.errors import InputError
-from emscope.models.hooks.capture import captured, modules_at, watched
+from emscope.models.hooks.capture import branches_at, captured, watched
 from emscope.models.hooks.interventions import ablated, added, replaced
 from emscope.models.hooks.roles import answers_at
 from emscope.models.hooks.sites import Place, blocks
@@ -172,7 +172,7 @@ def test_hooks_are_gone_after_an_exception_at_any_point(fails_at):
         if calls > fails_at:
             raise Broken
 
-    with pytest.raises(Broken), watched(modules_at(net, [*(Place("block", n) for n in range(3)), Place("before", 0)]), see):
+    with pytest.raises(Broken), watched(branches_at(net, [*(Place("block", n) for n in range(3)), Place("before", 0)]), see):
         net(input_ids=torch.tensor([[1, 2, 3]]))
     assert hooks(net) == 0
     attention = net.config._attn_implementation
@@ -189,7 +189,7 @@ def test_a_place_that_does_not_exist():
         (Place("block", 3), "layer 3 is out of range, this model has layers 0 to 2"),
     ):
         with pytest.raises(InputError) as error:
-            modules_at(net, [place])
+            branches_at(net, [place])
         assert said.split(",")[0] in str(error.value)
     with pytest.raises(InputError, match="there is no pool 'answers'"):
         pooled(net, TEXTS, [Place("block", 0)], ["answers"])

@@ -247,6 +247,7 @@ def test_the_shipped_list_is_of_the_tests_own_cases():
     assert {a["name"]: a["peft_type"] for a in listed["adapters"]} == {n: c.peft_type.value for n, c in configs().items()}
     packed = {a["name"]: a["packed"] for a in listed["architectures"] if a["name"] in KINDS}
     assert packed == {name: kind.packs for name, kind in KINDS.items()}
+    assert {tuple(a["sites"]) for a in listed["architectures"]} == {examining.SITES}
 
 
 def test_what_no_test_runs_on_is_said(tiny, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from emscope.core.errors import InputError, near
 from emscope.core.progress import Progress, silent
 from emscope.models.fast import batch_size as size
 from emscope.models.fast.packed import hidden_states, pack, packed_attention
-from emscope.models.hooks.capture import modules_at, watched
+from emscope.models.hooks.capture import branches_at, watched
 from emscope.models.hooks.roles import answers_at
 from emscope.models.hooks.sites import Place
 from emscope.models.loading.chat import ChatFormat
@@ -233,7 +233,7 @@ def _passes(
     """Call `read` for each batch with which texts it holds, how they lie, and what runs the pass and shows what is at each place."""
     import torch
 
-    modules = modules_at(net, places)
+    modules = branches_at(net, places)
     most = batch_tokens or size.batch_tokens(net)
     longest = max(map(len, texts), default=0)
     total, done = sum(map(len, texts)), 0

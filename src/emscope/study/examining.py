@@ -19,10 +19,11 @@ from emscope.elicit.preference import Encoded, score
 from emscope.models.fast.decoding import Decoding, unpacked
 from emscope.models.fast.head import output_head
 from emscope.models.fast.packed import packed_attention
-from emscope.models.hooks.capture import captured, modules_at
+from emscope.models.hooks.branches import Branch, branches
+from emscope.models.hooks.capture import watched
 from emscope.models.hooks.interventions import added
 from emscope.models.hooks.roles import answers_at
-from emscope.models.hooks.sites import SITES, Place, blocks
+from emscope.models.hooks.sites import SITES, Place
 from emscope.models.loading.chat import ChatFormat
 from emscope.models.loading.templates import TODAY
 
@@ -165,53 +166,57 @@ def causal_edit(net: Any, site: str) -> Finding:
     import torch
 
     name = f"site {site}"
-    depth = len(blocks(net))
-    layers = sorted({round(n * (depth - 1) / max(1, min(LAYERS, depth) - 1)) for n in range(min(LAYERS, depth))})
-    ids = torch.tensor([[*some_items(net)[0].prompt, *some_items(net)[0].options[1]][:8]], device=net.device)
-    at = ids.shape[1] // 2
-    behind = torch.arange(ids.shape[1], device=ids.device)[None] >= at
-    here = behind & (torch.arange(ids.shape[1], device=ids.device)[None] == at)
-    moved, early, dead = [], 0.0, []
     try:
-        with torch.inference_mode():
-            for layer in layers:
-                place = Place(site, layer)
-                with captured(net, [place]) as seen:
-                    before = net(input_ids=ids, use_cache=False).logits[0].float()
-                stream = seen[place].float()
-                vector = torch.randn(stream.shape[-1], generator=torch.Generator().manual_seed(layer)).to(stream.device)
-                vector = vector * stream.pow(2).mean().sqrt()
-                with _edited(net, place, vector, here):
-                    after = net(input_ids=ids, use_cache=False).logits[0].float()
-                change = (after - before).abs().amax(-1) / before.abs().max()
-                early = max(early, float(change[:at].max()))
-                moved.append(float(change[at:].max()))
-                if moved[-1] < MOVED:
-                    dead.append(layer)
+        every = branches(net, site)
     except InputError as error:
         return refused(name, error, Passed.NOT_APPLICABLE)
-    faults = [f"an edit of layer {n} moves no logit" for n in dead[:1]]
+    has = [n for n, parts in enumerate(every) if parts]
+    if not has:
+        return Finding(name, Passed.NOT_APPLICABLE, f"No block of this model has {'an MLP' if site == 'mlp' else site}.")
+    tried = min(LAYERS, len(has))
+    layers = sorted({has[round(n * (len(has) - 1) / max(1, tried - 1))] for n in range(tried)})
+    ids = torch.tensor([[*some_items(net)[0].prompt, *some_items(net)[0].options[1]][:8]], device=net.device)
+    at = ids.shape[1] // 2
+    here = torch.arange(ids.shape[1], device=ids.device)[None] == at
+    moved, early = [], 0.0
+    with torch.inference_mode():
+        for layer in layers:
+            before, after = _with_and_without(net, Place(site, layer), every[layer], ids, here)
+            change = (after - before).abs().amax(-1) / before.abs().max()
+            early = max(early, float(change[:at].max()))
+            moved.append(float(change[at:].max()))
+    faults = [f"an edit of layer {n} moves no logit" for n, share in zip(layers, moved, strict=True) if share < MOVED][:1]
     faults += [f"logits of earlier tokens move too ({early:.1e} of the largest): it looks ahead"] * (early > STILL)
-    said = (
-        "; ".join(faults)
-        or f"logits behind it move by {min(moved):.2g} of the largest or more, earlier ones by {early:.0e} at most"
-    )
+    sound = f"logits behind it move by {min(moved):.2g} of the largest or more, earlier ones by {early:.0e} at most"
+    blocks = f"{len(has)} blocks" + f" that have one (of {len(every)})" * (len(has) < len(every))
     return Finding(
         name,
         Passed.FAIL if faults else Passed.PASS,
-        f"A vector added at one token in {len(layers)} of {depth} blocks: {said}.",
+        f"A vector added at one token in {len(layers)} of {blocks}: {'; '.join(faults) or sound}.",
         {"layers": layers, "least_moved": min(moved), "most_moved_before": early},
     )
 
 
+def _with_and_without(net: Any, place: Place, parts: tuple[Branch, ...], ids: Any, where: Any) -> tuple[Any, Any]:
+    """Return the logits [T, V] of a plain pass, and of one with a random vector added at a place, at the tokens `where` [1, T]."""
+    import torch
+
+    seen: dict[Place, Any] = {}
+    with watched({place: parts}, seen.__setitem__):
+        before = net(input_ids=ids, use_cache=False).logits[0].float()
+    stream = seen[place].float()
+    vector = torch.randn(stream.shape[-1], generator=torch.Generator().manual_seed(place.layer)).to(stream.device)
+    with _edited(net, place, parts[0], vector * stream.pow(2).mean().sqrt(), where):
+        return before, net(input_ids=ids, use_cache=False).logits[0].float()
+
+
 @contextmanager
-def _edited(net: Any, place: Place, vector: Any, where: Any) -> Iterator[None]:
+def _edited(net: Any, place: Place, part: Branch, vector: Any, where: Any) -> Iterator[None]:
     """Add a vector at a place, at the tokens where `where` [1, T] is True."""
     if place.site == "block":
         with answers_at(where), added(net, {place.layer: vector}, tokens="answer"):
             yield
         return
-    module = modules_at(net, [place])[place]
     shift = vector * where[0, :, None]
 
     def enter(_: Any, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
@@ -220,10 +225,9 @@ def _edited(net: Any, place: Place, vector: Any, where: Any) -> Iterator[None]:
         return given, named | {"hidden_states": named["hidden_states"] + shift.to(named["hidden_states"].dtype)}
 
     def leave(_: Any, given: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (output[0] + shift.to(output[0].dtype), *output[1:])
-        return output + shift.to(output.dtype)
+        return part.moved(output, shift)
 
+    module = part.module
     handle = (
         module.register_forward_pre_hook(enter, with_kwargs=True)
         if place.site == "before"

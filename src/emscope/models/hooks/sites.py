@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 from emscope.core.errors import InputError, near
@@ -109,19 +107,16 @@ def mlp_output_is_residual(net: Any) -> bool:
     return True
 
 
-SITES = ("block", "before", "attention", "mlp")
-ATTENTION, MLP = ("self_attn", "attn", "attention", "self_attention"), ("mlp", "feed_forward", "ffn")
-# A norm behind a part, where a model has one: its output is what joins the stream (Gemma 2 and 3, OLMo 2, GLM 4).
-AFTER_ATTENTION = ("post_attention_layernorm", "post_self_attn_layernorm")
-AFTER_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm")
+SITES = ("block", "before", "mixer", "attention", "mlp")
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where to look: `site` of block `layer`.
 
-    `block`: the residual stream behind the block; `before`: in front of it; `attention`, `mlp`: what that part adds to the
-    stream. Block 0 is the first; `before` 0 is the embeddings.
+    `block`: the residual stream behind the block; `before`: in front of it; `mixer`, `attention`, `mlp`: what that part adds to
+    the stream (the mixer is the block's attention, or what stands in its place or beside it). Block 0 is the first; `before` 0 is
+    the embeddings.
     """
 
     site: str
@@ -141,74 +136,6 @@ def check_places(net: Any, places: Sequence[Place], where: str = "places") -> No
         if place.site not in SITES:
             raise InputError(f"{where}: there is no site '{place.site}'", near(place.site, SITES))
     check_layers(net, tuple(p.layer for p in places), where)
-
-
-def site_modules(net: Any, site: str) -> list[Any]:
-    """Return for each block the module whose output is this site's (`block` and `before`: the block itself).
-
-    `attention` and `mlp` are what the model's configuration names as `emscope_sites: {attention: ..., mlp: ...}`, module names
-    inside a block; else they are found by their usual names, and taken only where on a small probe
-    block(x) - x = attention + mlp.
-
-    Raises:
-        InputError: no such modules, with how to name them.
-    """
-    layers = list(blocks(net))
-    if site in ("block", "before"):
-        return layers
-    named = (getattr(net.config, "emscope_sites", None) or {}).get(site)
-    name = named or _found_parts(net)[site]
-    try:
-        return [block.get_submodule(name) for block in layers]
-    except AttributeError:
-        raise InputError(
-            f"emscope_sites: a block of {type(net).__name__} has no module '{name}'",
-            f"it has {', '.join(n for n, _ in layers[0].named_children())}",
-        ) from None
-
-
-def _found_parts(net: Any) -> dict[str, str]:
-    """Return the names of the modules inside a block whose outputs the block adds to the stream."""
-    import torch
-
-    block = blocks(net)[0]
-    inside = dict(block.named_modules())
-    attention, mlp = ([n for n in names if n in inside] for names in ((*AFTER_ATTENTION, *ATTENTION), (*AFTER_MLP, *MLP)))
-    seen: dict[str, Any] = {}
-
-    def keeping(name: str) -> Any:
-        def hook(module: Any, given: Any, output: Any) -> None:
-            seen[name] = tensor_of(output)
-
-        return hook
-
-    with ExitStack() as stack:
-        for name in [*attention, *mlp]:
-            stack.callback(inside[name].register_forward_hook(keeping(name)).remove)
-        stack.callback(block.register_forward_pre_hook(_keeping_input(seen, "before"), with_kwargs=True).remove)
-        stack.callback(block.register_forward_hook(keeping("block")).remove)
-        with torch.no_grad():
-            net.base_model(input_ids=torch.arange(1, 6, device=net.device)[None], use_cache=False)
-    change = (seen["block"] - seen["before"]).float()
-    exact = seen["block"].dtype in (torch.float32, torch.float64)
-    tolerance = (1e-4 if exact else 5e-2) * float(change.abs().max())
-    for a, m in product(attention, mlp):
-        if a in seen and m in seen and seen[a].shape == seen[m].shape == change.shape:
-            rest = seen[a].float() + seen[m].float() - change
-            if float(rest.abs().max()) <= tolerance:
-                return {"attention": a, "mlp": m}
-    raise InputError(
-        f"emscope cannot tell what attention and MLP add to the residual stream of {type(net).__name__}",
-        'name them in the model\'s config.json, such as "emscope_sites": {"attention": "self_attn", "mlp": "mlp"}; the sites block '
-        "and before need no name",
-    )
-
-
-def _keeping_input(seen: dict[str, Any], name: str) -> Any:
-    def hook(module: Any, given: Any, named: Any) -> None:
-        seen[name] = stream_in(given, named)
-
-    return hook
 
 
 def stream_in(given: Sequence[Any], named: Mapping[str, Any]) -> Any:
