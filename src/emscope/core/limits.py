@@ -1,0 +1,95 @@
+"""Limits on what a stranger's file may cost: seconds and memory of a block, size and depth of plain values."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+DEEPEST, MOST_VALUES = 200, 2_000_000
+
+
+class TooMuch(Exception):
+    """A block ran beyond its limits."""
+
+
+@contextmanager
+def bounded(seconds: float, more_bytes: int | None = None) -> Iterator[None]:
+    """End a block that takes too long, or more memory than it may.
+
+    It works in the main thread of a POSIX system, on what Python runs and on its regular expressions; elsewhere the block runs as it is.
+
+    Args:
+        seconds: by the clock. more_bytes: address space beyond what the process has; None for no limit.
+
+    Raises:
+        TooMuch: with what was too much.
+    """
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(*_: object) -> None:
+        raise TooMuch(f"it takes more than {seconds:g} seconds")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    earlier, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        with _memory(more_bytes) if more_bytes else suppress():
+            yield
+    except MemoryError:
+        raise TooMuch("it takes too much memory") from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, earlier)  # what was set before rings late rather than never
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def _memory(more_bytes: int) -> Iterator[None]:
+    """Lower the limit of the address space inside a block."""
+    import resource
+
+    try:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    except OSError:
+        yield
+        return
+    wanted = used + more_bytes
+    free = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min([wanted, *free]), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def check_size(value: Any) -> None:
+    """Refuse plain values that hold themselves, are nested too deep, or are more than memory likes once what is shared is written out.
+
+    Raises:
+        TooMuch: with what was too much.
+    """
+    sizes: dict[int, int] = {}
+    open_: set[int] = set()
+
+    def size(one: Any, depth: int) -> int:
+        if not isinstance(one, dict | list | tuple | set):
+            return 1
+        if id(one) in open_:
+            raise TooMuch("a part of it holds itself")
+        if depth > DEEPEST:
+            raise TooMuch(f"it is nested deeper than {DEEPEST}")
+        if id(one) not in sizes:
+            open_.add(id(one))
+            inside = [*one.keys(), *one.values()] if isinstance(one, dict) else one
+            sizes[id(one)] = 1 + sum(size(part, depth + 1) for part in inside)
+            open_.discard(id(one))
+        if sizes[id(one)] > MOST_VALUES:
+            raise TooMuch(f"it stands for more than {MOST_VALUES} values")
+        return sizes[id(one)]
+
+    size(value, 0)
