@@ -13,9 +13,14 @@ from emscope.cli import data, models
 from emscope.cli.answers import agreement, bridge, distil, export, judge, onset, rates, sample
 from emscope.cli.inside import diff, direction, probe, solutions, subspaces, trajectories
 from emscope.cli.study import check, doctor, ladder, quickstart, report, run, train
+from emscope.cli.terminal import cleaned
 from emscope.core.errors import EmscopeError
+from emscope.core.signals import interrupted_by_signals
+from emscope.core.visible import one_line
 from emscope.version import __version__
 
+SHOW = "EMSCOPE_TRACEBACK"
+LONGEST = 300
 INTERRUPTED = "interrupted; run the same command again and it goes on where it stopped"
 
 app = typer.Typer(
@@ -72,6 +77,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run_arguments(arguments: list[str]) -> int:
     """Run one command; return its exit code: 0, 1 (program or world), 2 (input), 3 and 4 (--fail-on), 130 (interrupted)."""
+    with cleaned(), interrupted_by_signals():
+        return _run(arguments)
+
+
+def _run(arguments: list[str]) -> int:
     # Everything is read from folders; a hub look-up behind the scenes would only cost time-outs.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
@@ -85,11 +95,16 @@ def run_arguments(arguments: list[str]) -> int:
         return _complain(INTERRUPTED, 130)
     except OSError as error:
         return _complain(*_os_fault(error))
+    except MemoryError:
+        return _complain("there is not enough memory for this; close other programs, or give it less at a time", 1)
     except Exception as error:
         if usage := _usage(error):
             return _complain(usage, 2)
-        traceback.print_exc()
-        return _complain("this is a fault of emscope itself; please report the lines above", 1)
+        return _complain(*_unforeseen(error))
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # what libraries written in Rust raise
+            raise
+        return _complain(*_unforeseen(error))
 
 
 def _usage(error: Exception) -> str | None:
@@ -102,6 +117,20 @@ def _usage(error: Exception) -> str | None:
     return f"{text}; see {context.command_path} --help" if context is not None else text
 
 
+def _unforeseen(error: BaseException) -> tuple[str, int]:
+    """Return the one sentence about what nothing else turned into one: its class, where it arose, and how to report it."""
+    if os.environ.get(SHOW):
+        traceback.print_exception(error)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if f"{os.sep}emscope{os.sep}" in frame.filename]
+    at = f" in {frames[-1].filename.rpartition(f'{os.sep}emscope{os.sep}')[2]} line {frames[-1].lineno}" if frames else ""
+    said = one_line(str(error))[:LONGEST] or "no message"
+    return (
+        f"something that nobody foresaw: {type(error).__name__}{at} ({said}); please report this line and the command, "
+        f"and what {SHOW}=1 shows before it",
+        1,
+    )
+
+
 def _os_fault(error: OSError) -> tuple[str, int]:
     from pathlib import Path
 
@@ -112,5 +141,5 @@ def _os_fault(error: OSError) -> tuple[str, int]:
 
 
 def _complain(text: str, code: int) -> int:
-    print(f"emscope: {text}", file=sys.stderr)
+    print(f"emscope: {one_line(text)}", file=sys.stderr)
     return code
