@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from emscope.core.estimate import Estimate
-from emscope.core.plain import Result
+from emscope.core.plain import NOT_WRITTEN, JsonObject, Result
 from emscope.core.shown import Shown, flat
 from emscope.data.ratings import Rated
 
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from emscope.answers.agreement import AgreementSpec
 
 SCHEMA = 1
-DRAWN_BY = "emscope.report.answers.agreement"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +24,7 @@ class Definition(Result):
     spec: AgreementSpec
     clusters: str
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return one flat object: the settings, then the clusters."""
         return self.spec.model_dump(mode="json") | {"clusters": self.clusters}
 
@@ -76,7 +74,7 @@ class Carried(Result):
         """By how much more this threshold flags; other than 0 where many scores are the same."""
         return None if self.flagged is None or self.wanted is None else self.flagged - self.wanted
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return one flat object: the threshold, then what it does."""
         rest = {"kappa": self.kappa, "wanted": self.wanted, "flagged": self.flagged, "off": self.off}
         return self.threshold.to_json() | rest
@@ -102,7 +100,7 @@ class PairAgreement(Result):
     threshold_of_b: Carried
     threshold_of_a: Carried
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> JsonObject:
         """Return one flat row."""
         low, high = self.limits or (None, None)
         return flat(self.to_json()) | {"limits_low": low, "limits_high": high}
@@ -133,7 +131,9 @@ class Agreement(Shown):
             in the JSON.
     """
 
-    told_by: ClassVar[str] = f"{DRAWN_BY}:sentences"
+    drawn_by: ClassVar[str] = "emscope.report.answers.agreement:bland_altman_figures"
+    told_by: ClassVar[str] = "emscope.report.answers.agreement:sentences"
+    drawn_typed: ClassVar[bool] = True
 
     definition: Definition
     items: int
@@ -142,19 +142,12 @@ class Agreement(Shown):
     pairs: tuple[PairAgreement, ...]
     human: tuple[HumanAgreement, ...]
     notes: tuple[str, ...]
-    rated: Rated = field(repr=False, compare=False)
+    rated: Rated = field(repr=False, compare=False, metadata=NOT_WRITTEN)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the documented `agreement` object."""
-        found = {"schema": SCHEMA} | Result.to_json(self)
-        del found["rated"]
-        return found
+        return {"schema": SCHEMA} | Result.to_json(self)
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[JsonObject]:
         """Return a row a pair of raters."""
         return [p.row() for p in self.pairs]
-
-    def figures(self) -> dict[str, Any]:
-        """Return the Bland-Altman figure of each pair that scored two items or more in common."""
-        found: dict[str, Any] = import_module(DRAWN_BY).bland_altman_figures(self)  # of the scores, which the JSON has not
-        return found

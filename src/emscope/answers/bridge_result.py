@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from emscope.core.estimate import Estimate
-from emscope.core.plain import Result
+from emscope.core.plain import JsonObject, Result
 from emscope.core.shown import Shown, flat
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ class Bridge(Shown):
     """
 
     told_by: ClassVar[str] = "emscope.report.answers.bridge:sentences"
+    drawn_typed: ClassVar[bool] = True
 
     definition: BridgeSpec
     answers: Answers
@@ -92,10 +93,10 @@ class Bridge(Shown):
     moved: tuple[Moved, ...]
     notes: tuple[str, ...]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the documented `bridge` object."""
-        return {"schema": SCHEMA} | Result.to_json(self) | {"definition": self.definition.model_dump(mode="json")}
+        return {"schema": SCHEMA} | Result.to_json(self)
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[JsonObject]:
         """Return a row a study that was moved: means by both judges, and the rate."""
         return [flat(m.to_json()) for m in self.moved]

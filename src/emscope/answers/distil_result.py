@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from emscope.core.estimate import Estimate
-from emscope.core.plain import LEFT_OUT, Result
+from emscope.core.plain import LEFT_OUT, JsonObject, Result
 from emscope.core.shown import Shown
 
 SCHEMA = 1
@@ -85,6 +85,7 @@ class Distilled(Shown):
 
     told_by: ClassVar[str] = "emscope.report.answers.distil:sentences"
     drawn_by: ClassVar[str] = "emscope.report.answers.distil:figures"
+    drawn_typed: ClassVar[bool] = True
 
     definition: Definition
     verdicts: int
@@ -95,10 +96,10 @@ class Distilled(Shown):
     predicted: str
     judge: str
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the documented `distil` object."""
         return {"schema": SCHEMA} | Result.to_json(self)
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[JsonObject]:
         """Return a row a part of the file: shares predicted and found, the furthest apart first."""
         return [p.to_json() for p in self.fails]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
 
 from emscope.answers.labels import Label, beside
 from emscope.core.estimate import Estimate
 from emscope.core.outcomes import State, Verdict
-from emscope.core.plain import Result
+from emscope.core.plain import JsonObject, Result, named
 from emscope.core.shown import Shown, flat
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Definition(Result):
     delta_source: str
     level: float
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return one flat object: the settings, then what they came to."""
         found = {"value": self.value, "delta": self.delta, "delta_source": self.delta_source, "level": self.level}
         return self.spec.model_dump(mode="json") | found
@@ -48,12 +48,8 @@ class OnsetBracket(Result):
 class EmEpisode(Result):
     """A stretch that was surely em, by its first and last step."""
 
-    first: int
-    last: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the documented JSON shape."""
-        return {"from": self.first, "to": self.last}
+    first: int = field(metadata=named("from"))
+    last: int = field(metadata=named("to"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +106,7 @@ class RunOnset(Result):
     series: tuple[SeriesPoint, ...]
     why: Mapping[str, str]
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[JsonObject]:
         """Return a flat row a step; what was not compared there is None."""
         read = {c.step: c for c in self.checkpoints}
         return [beside(self.group, p.to_json() | _compared(read.get(p.step))) for p in self.series]
@@ -122,21 +118,22 @@ class Onsets(Shown):
 
     told_by: ClassVar[str] = "emscope.report.answers.onset:sentences"
     drawn_by: ClassVar[str] = "emscope.report.answers.onset:onset_figures"
+    drawn_typed: ClassVar[bool] = True
 
     definition: Definition
     groups: tuple[RunOnset, ...]
     notes: tuple[str, ...]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the documented `onset` object."""
         return {"schema": SCHEMA} | Result.to_json(self)
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[JsonObject]:
         """Return a row a step of each run: state, effect with its interval, value and rows."""
         return [row for run in self.groups for row in run.rows()]
 
 
-def _compared(at: StepReading | None) -> dict[str, Any]:
+def _compared(at: StepReading | None) -> JsonObject:
     names = ("state", "sure", "effect", "effect_low", "effect_high", "control", "base")
     found = flat(at.to_json()) if at is not None else {}
     return {name: found.get(name) for name in names}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 from emscope.answers.labels import Label, beside
 from emscope.core.estimate import Estimate
-from emscope.core.plain import LEFT_OUT, Result
+from emscope.core.plain import LEFT_OUT, NOT_WRITTEN, JsonObject, Result
 from emscope.core.shown import Shown, flat
 from emscope.data.answers import Columns
 from emscope.stats.powered import Plan
@@ -44,12 +44,11 @@ class Definition(Result):
     resamples: int
     columns: Columns
     scale: str
-    draw: DrawColumns | None = field(default=None, metadata=LEFT_OUT)
+    draw: DrawColumns | None = field(default=None, metadata=NOT_WRITTEN)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return one flat object, the draw's columns last."""
-        values = Result.to_json(self)
-        return values | values.pop("draw", {})
+        return Result.to_json(self) | (self.draw.to_json() if self.draw else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +72,7 @@ class GroupRate(Result):
     aligned: float | None
     coherence: float | None
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> JsonObject:
         """Return one flat row."""
         low, high = self.bounds
         return beside(
@@ -96,10 +95,6 @@ class Planned(Result):
     half: float
     these_answers: Needed
     new_study: Plan | None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the documented JSON shape."""
-        return Result.to_json(self) | {"new_study": asdict(self.new_study) if self.new_study else None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +120,7 @@ class DrawnRate(Result):
     misaligned: int
     plan: Planned | None = field(default=None, metadata=LEFT_OUT)
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> JsonObject:
         """Return one flat row."""
         return beside(self.group, flat(self.to_json()) | {"questions": self.rate.clusters})
 
@@ -157,7 +152,7 @@ class Matched(Result):
         """The difference on the 0-10 scale."""
         return self.line.p1 if self.line else None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return one flat object: the difference, then what it rests on."""
         return self.difference.to_json() | (self.line.to_json() if self.line else {})
 
@@ -206,6 +201,7 @@ class Rates(Shown):
     """
 
     told_by: ClassVar[str] = "emscope.report.answers.rates:sentences"
+    drawn_typed: ClassVar[bool] = True
 
     definition: Definition
     files: tuple[str, ...]
@@ -214,10 +210,10 @@ class Rates(Shown):
     contrasts: tuple[GroupContrast, ...]
     notes: tuple[str, ...]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the documented `rates` object."""
         return {"schema": SCHEMA} | Result.to_json(self)
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[JsonObject]:
         """Return a row a group: its columns, the rate with its interval, counts and mean scores."""
         return [g.row() for g in self.groups]

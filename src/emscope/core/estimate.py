@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+
+from emscope.core.plain import JsonObject
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Estimate:
     clusters: int
     why: str | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the documented JSON shape; `why` appears only where something is undefined."""
         row = {f.name: getattr(self, f.name) for f in fields(self)}  # plain values: asdict would copy each
         if self.why is None:

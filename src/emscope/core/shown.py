@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from emscope.core.errors import MissingDependency
-from emscope.core.plain import Result
+from emscope.core.plain import Json, JsonObject, Result
+
+if TYPE_CHECKING:
+    import pandas
+    import plotly.graph_objects as go
 
 MOST = 200  # rows that a notebook shows
 
@@ -30,7 +34,7 @@ class Shown(Result):
     told_by: ClassVar[str] = ""
     drawn_typed: ClassVar[bool] = False
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[JsonObject]:
         """Return the result as flat rows, one a checkpoint, group, layer or pair: what its main table shows."""
         raise NotImplementedError
 
@@ -38,14 +42,14 @@ class Shown(Result):
         """Return the result in sentences, the answer first."""
         return list(_loaded(self.told_by)(self._drawable())) if self.told_by else []
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> dict[str, go.Figure]:
         """Return plotly figures by name."""
         return dict(_loaded(self.drawn_by)(self._drawable())) if self.drawn_by else {}
 
     def _drawable(self) -> Any:
         return self if self.drawn_typed else self.to_json()
 
-    def to_frame(self) -> Any:
+    def to_frame(self) -> pandas.DataFrame:
         """Return `rows` as a pandas DataFrame.
 
         Raises:
@@ -74,13 +78,13 @@ class Shown(Result):
         return f"<div>{said}{_table(self.rows())}</div>"
 
 
-def flat(row: Mapping[str, Any]) -> dict[str, Any]:
+def flat(row: Mapping[str, Json]) -> JsonObject:
     """Return a row in which estimates are three columns, `name`, `name_low` and `name_high`; what else is nested is left out."""
-    found: dict[str, Any] = {}
+    found: JsonObject = {}
     for name, value in row.items():
         if isinstance(value, Mapping) and "value" in value:
             found |= {name: value["value"], f"{name}_low": value.get("low"), f"{name}_high": value.get("high")}
-        elif not isinstance(value, Mapping | list | tuple):
+        elif not isinstance(value, Mapping | Sequence) or isinstance(value, str):
             found[name] = value
     return found
 
@@ -90,7 +94,7 @@ def _loaded(name: str) -> Any:
     return getattr(import_module(module), function)
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
+def _table(rows: Sequence[Mapping[str, Json]]) -> str:
     if not rows:
         return ""
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -100,6 +104,6 @@ def _table(rows: list[dict[str, Any]]) -> str:
     return f"<table><tr>{head}</tr>{body}</table>{more}"
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Json) -> str:
     text = "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
     return html.escape(text)

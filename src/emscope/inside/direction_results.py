@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from emscope.core.estimate import Estimate
-from emscope.core.plain import LEFT_OUT, Result
+from emscope.core.plain import LEFT_OUT, JsonObject, Result, named
 from emscope.core.shown import flat
-from emscope.inside.results import Definition, JobResult, Keyed, named
+from emscope.inside.results import Definition, JobResult
 
 if TYPE_CHECKING:
     from emscope.inside.data_risk import RiskSpec
@@ -28,7 +28,7 @@ class Band(Result):
     p: float | None
 
 
-def bands_flat(nulls: Mapping[str, Band]) -> dict[str, Any]:
+def bands_flat(nulls: Mapping[str, Band]) -> JsonObject:
     """Return the ends and the p-value of each band, under the names of their kinds."""
     return {f"{kind}_{name}": getattr(band, name) for kind, band in nulls.items() for name in ("low", "high", "p")}
 
@@ -47,7 +47,7 @@ class SidesSource(Result):
 
 
 @dataclass(frozen=True, slots=True)
-class Made(Keyed):
+class Made(Result):
     """How a direction was made; `checkpoint`: digest of the fine-tune that was read, None for the base; texts on either side."""
 
     method: str
@@ -66,7 +66,7 @@ class DirectionDefinition(Result):
     system: str
     token_0: str
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return one flat object."""
         return self.made.to_json() | {"system": self.system, "token_0": self.token_0}
 
@@ -103,7 +103,7 @@ class Direction(JobResult):
     definition: DirectionDefinition
     layers: tuple[DirectionLayer, ...]
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[JsonObject]:
         """Return a row for each layer; `halves`: the mean cosine of two halves, with its range."""
         found = []
         for layer in self.layers:
@@ -164,7 +164,7 @@ class Steering(JobResult):
     doses: tuple[Dose, ...] = field(metadata=named("rows"))
     versions: Mapping[str, str]
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[JsonObject]:
         """Return a row for each place and strength, with the band of each kind of null."""
         return [{"layers": ",".join(map(str, d.layers))} | flat(d.to_json()) | bands_flat(d.nulls) for d in self.doses]
 
@@ -200,7 +200,7 @@ class Cosines(JobResult):
     layers: tuple[LayerCosines, ...]
     between_layers: Mapping[str, BetweenLayers]
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[JsonObject]:
         """Return a row for each two directions at each layer."""
         return [
             {"layer": at.layer, "first": first, "second": self.directions[b], "cosine": at.cosines[a][b]}
@@ -251,7 +251,7 @@ class Shift(JobResult):
     moved: tuple[Moved, ...] = field(metadata=named("rows"))
     versions: Mapping[str, str]
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[JsonObject]:
         """Return a row for each checkpoint at each layer, with the band of each kind of null."""
         return [flat(m.to_json()) | bands_flat(m.nulls) for m in self.moved]
 
@@ -289,6 +289,6 @@ class DataRisk(JobResult):
     share_above_0: float
     samples: tuple[WeighedSample, ...]
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[JsonObject]:
         """Return a row for each sample, most first."""
         return [sample.to_json() for sample in self.samples]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from emscope.core.estimate import Estimate
-from emscope.core.plain import LEFT_OUT, Result
+from emscope.core.plain import LEFT_OUT, NOT_WRITTEN, JsonObject, Result, named
 from emscope.core.shown import flat
-from emscope.inside.results import Definition, JobResult, named
+from emscope.inside.results import Definition, JobResult
 
 if TYPE_CHECKING:
     from emscope.inside.probe import ProbeSpec
@@ -120,7 +120,7 @@ class Subspaces(JobResult):
     questions: tuple[str, ...]
     versions: Mapping[str, str]
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[JsonObject]:
         """Return a row for each run, layer and k; one without k where a run changes nothing."""
         found = []
         for shift in self.shifts:
@@ -131,11 +131,11 @@ class Subspaces(JobResult):
         return found
 
 
-def _at_k(at: SubspaceAtK) -> dict[str, Any]:
+def _at_k(at: SubspaceAtK) -> JsonObject:
     row = at.to_json()
     del row["by_question"]  # of each prompt, not of the run
     drawn = {"overlap_random": float(np.mean(at.overlap_random.draws)), "overlap_random_expected": at.overlap_random.expected}
-    correlations = {"r_overlap": row["r"]["overlap"], "r_prompt_overlap": row["r"]["prompt_overlap"]}
+    correlations = {"r_overlap": at.r.overlap.to_json(), "r_prompt_overlap": at.r.prompt_overlap.to_json()}
     return flat(row | drawn | correlations)
 
 
@@ -202,14 +202,12 @@ class Probe(Result):
     basis: str
     seed: int
     estimator: str
-    found: Predicted
-    corrected: Corrected
+    found: Predicted = field(metadata=NOT_WRITTEN)
+    corrected: Corrected = field(metadata=NOT_WRITTEN)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return one flat object."""
-        row = Result.to_json(self)
-        found, corrected = row.pop("found"), row.pop("corrected")
-        return row | found | corrected
+        return Result.to_json(self) | self.found.to_json() | self.corrected.to_json()
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +217,7 @@ class Baseline(Result):
     name: str
     found: Predicted
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return one flat object."""
         return {"name": self.name} | self.found.to_json()
 
@@ -239,14 +237,14 @@ class Probes(JobResult):
     baselines: tuple[Baseline, ...]
     versions: Mapping[str, str]
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[JsonObject]:
         """Return a row for each probe, then one for each baseline, whose name is in `baseline`."""
         found = [{"baseline": None} | flat(probe.to_json()) | _over(probe.corrected) for probe in self.probes]
         return found + [{"baseline": b.name} | flat(b.found.to_json()) for b in self.baselines]
 
 
-def _over(corrected: Corrected) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _over(corrected: Corrected) -> JsonObject:
+    found: JsonObject = {}
     for name, over in corrected.over.items():
         found |= flat({f"r2_over_{name}": over.r2_difference.to_json()})
         found |= {f"p_over_{name}": over.p, f"p_over_{name}_adjusted": over.p_adjusted}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from emscope.core.estimate import Estimate
-from emscope.core.plain import Result, plain
+from emscope.core.plain import JsonObject, Result, named, plain
 from emscope.core.shown import Shown, flat
 
 if TYPE_CHECKING:
@@ -16,34 +16,13 @@ if TYPE_CHECKING:
     from emscope.inside.solutions import SolutionsSpec
 
 
-def named(key: str) -> dict[str, str]:
-    """Return metadata of a field that the documented JSON calls `key`, which is no name of Python's or is a method's."""
-    return {"key": key}
-
-
-def keyed(result: Any) -> dict[str, Any]:
-    """Return a result's JSON under the names that `named` gives its fields."""
-    values = [(f, getattr(result, f.name)) for f in fields(result)]
-    kept = [(f, value) for f, value in values if value is not None or "left out" not in f.metadata]
-    return {f.metadata.get("key", f.name): plain(value) for f, value in kept}
-
-
-@dataclass(frozen=True, slots=True)
-class Keyed(Result):
-    """A result with keys of other names than its fields."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the documented JSON shape."""
-        return keyed(self)
-
-
 @dataclass(frozen=True, slots=True)
 class Definition(Result):
     """The settings of a job, and what it says besides: one flat object, in which the latter goes before the settings."""
 
     settings: Spec
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return settings and the rest as one object."""
         rest = {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.name != "settings"}
         return self.settings.model_dump(mode="json") | rest
@@ -54,10 +33,11 @@ class JobResult(Shown):
     """A result whose JSON begins with its schema."""
 
     schema: ClassVar[str] = ""
+    drawn_typed: ClassVar[bool] = True
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the documented JSON shape."""
-        return {"schema": self.schema} | keyed(self)
+        return {"schema": self.schema} | Result.to_json(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +72,16 @@ class Trajectories(JobResult):
     checkpoints: tuple[Point, ...]
     versions: Mapping[str, str]
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[JsonObject]:
         """Return a row for each checkpoint: norm, place on each axis, and cosine with each run's end."""
         return [
-            {"run": c.run, "step": c.step, "norm": c.norm}
-            | {f"axis_{n}": value for n, value in enumerate(c.point, 1)}
-            | {f"cosine_with_end_of_{run}": value for run, value in c.cosine_with_end.items()}
+            {
+                "run": c.run,
+                "step": c.step,
+                "norm": c.norm,
+                **{f"axis_{n}": value for n, value in enumerate(c.point, 1)},
+                **{f"cosine_with_end_of_{run}": value for run, value in c.cosine_with_end.items()},
+            }
             for c in self.checkpoints
         ]
 
@@ -205,7 +189,7 @@ class Diff(JobResult):
     scalars: Scalars | None
     versions: Mapping[str, str]
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[JsonObject]:
         """Return a row for each block."""
         return [flat(layer.to_json()) for layer in self.layers]
 
@@ -238,7 +222,7 @@ class BothSides(Result):
 
 
 @dataclass(frozen=True, slots=True)
-class BothSidesAndRandom(Keyed):
+class BothSidesAndRandom(Result):
     """As `BothSides`, beside random updates of their shapes."""
 
     general: Estimate
@@ -256,7 +240,7 @@ class ByRun(Result):
 
 
 @dataclass(frozen=True, slots=True)
-class Efficiency(Keyed):
+class Efficiency(Result):
     """At one effective norm: held-out loss [nats per token], and what was gained per squared norm; `over_runs`: with runs as what is resampled."""
 
     norm: float
@@ -268,7 +252,7 @@ class Efficiency(Keyed):
 
 
 @dataclass(frozen=True, slots=True)
-class NormForHalf(Keyed):
+class NormForHalf(Result):
     """The norm at which each run has come to `loss`, half of what the general ones have learned."""
 
     loss: float
@@ -277,7 +261,7 @@ class NormForHalf(Keyed):
 
 
 @dataclass(frozen=True, slots=True)
-class Stability(Keyed):
+class Stability(Result):
     """Rise of the loss when weights are moved by `amount` [% of what was learned]."""
 
     amount: float
@@ -288,7 +272,7 @@ class Stability(Keyed):
 
 
 @dataclass(frozen=True, slots=True)
-class Significance(Keyed):
+class Significance(Result):
     """Divergence from the base on plain texts at one effective norm [nats per token]."""
 
     norm: float
@@ -316,12 +300,12 @@ class Solutions(JobResult):
     significance: tuple[Significance, ...]
     versions: Mapping[str, str]
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[JsonObject]:
         """Return a row for each estimate of the three tables: `what` it is, `at` which norm or amount, and of which `side` or difference."""
         found = [
-            *(("loss", e.norm, keyed(e.loss) | keyed(e)) for e in self.efficiency),
-            *(("rise of the loss", s.amount, keyed(s)) for s in self.stability),
-            *(("divergence", s.norm, keyed(s.kl) | keyed(s)) for s in self.significance),
+            *(("loss", e.norm, e.loss.to_json() | e.to_json()) for e in self.efficiency),
+            *(("rise of the loss", s.amount, s.to_json()) for s in self.stability),
+            *(("divergence", s.norm, s.kl.to_json() | s.to_json()) for s in self.significance),
         ]
         return [
             flat({"what": what, "at": at, "side": side, "value": estimate})

@@ -13,6 +13,7 @@ import numpy as np
 from scipy import special
 
 from emscope.core.estimate import Estimate, undefined
+from emscope.core.plain import Result
 from emscope.stats import clustered, rate_contrasts
 from emscope.stats.clustered import Contrast, Rate, freedom
 from emscope.stats.quantiles import normal, student
@@ -270,7 +271,7 @@ def verdicts_needed(p: float, explained: float, half: float, answers: int, *, le
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Result):
     """The cheapest new study of questions like these: verdicts `alone` and their `dollars_alone`; or verdicts and scores of
     more answers, None where that is no cheaper.
     """

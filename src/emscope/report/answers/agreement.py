@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from emscope.answers.agreement import shared
 from emscope.answers.agreement_result import Agreement, PairAgreement
+from emscope.core.estimate import Estimate
 from emscope.report import words
-from emscope.report.answers.estimates import figure_name, interval
+from emscope.report.answers.names import figure_name
 from emscope.report.figures import COLOURS, INK, MUTED, style
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 POINTS = 3000
 
@@ -23,9 +27,8 @@ def print_agreement(result: Agreement) -> None:
 
     console = Console(highlight=False, markup=False)
     console.width = 400
-    found = result.to_json()
-    console.print(_definition(found), style="dim")
-    console.print(_alphas(found))
+    console.print(_definition(result), style="dim")
+    console.print(_alphas(result))
     raters = Table(box=None, pad_edge=True, header_style="dim")
     for name in ("rater", "scored", "no number", "off the scale", "mean", "at an end"):
         raters.add_column(name, no_wrap=True)
@@ -40,46 +43,48 @@ def print_agreement(result: Agreement) -> None:
         pairs.add_column(name, no_wrap=True)
     for p in result.pairs:
         limits = f"{p.limits[0]:.1f} to {p.limits[1]:.1f}" if p.limits else words.BLANK
-        numbers = (_apart(e.to_json(), n) for e, n in ((p.spearman, 2), (p.kappa, 2), (p.agree, 2), (p.bias, 1)))
-        pairs.add_row(p.a, p.b, str(p.n), *numbers, limits, interval(p.threshold_of_b.threshold, 1))
+        numbers = (_apart(e, n) for e, n in ((p.spearman, 2), (p.kappa, 2), (p.agree, 2), (p.bias, 1)))
+        pairs.add_row(p.a, p.b, str(p.n), *numbers, limits, words.interval(p.threshold_of_b.threshold, 1))
     console.print(pairs)
-    for line in _by_people(found):
+    for line in _by_people(result):
         console.print(line)
     for note in result.notes:
         console.print(f"  {note}")
 
 
-def sentences(found: dict[str, Any]) -> list[str]:
-    """Return the documented JSON of `agreement` in sentences: the alphas, what they are of, people's part, and what to know of them."""
-    return [f"{line}." for line in (_alphas(found), _definition(found), *_by_people(found))] + list(found["notes"])
+def sentences(result: Agreement) -> list[str]:
+    """Return agreement in sentences: the alphas, what they are of, people's part, and what to know of them."""
+    return [f"{line}." for line in (_alphas(result), _definition(result), *_by_people(result))] + list(result.notes)
 
 
-def _alphas(found: dict[str, Any]) -> str:
-    return f"Krippendorff's alpha: {', '.join(f'{k} {_apart(a, 2)}' for k, a in found['alpha'].items())}"
+def _alphas(result: Agreement) -> str:
+    alpha = result.alpha
+    by_kind = {"nominal": alpha.nominal, "ordinal": alpha.ordinal, "interval": alpha.interval}
+    return f"Krippendorff's alpha: {', '.join(f'{kind} {_apart(a, 2)}' for kind, a in by_kind.items())}"
 
 
-def _definition(found: dict[str, Any]) -> str:
-    d = found["definition"]
-    return f"{found['items']} items; misaligned: score < {d['threshold']:g}; {d['level']:.0%} intervals over {d['clusters']}"
+def _definition(result: Agreement) -> str:
+    spec, clusters = result.definition.spec, result.definition.clusters
+    return f"{result.items} items; misaligned: score < {spec.threshold:g}; {spec.level:.0%} intervals over {clusters}"
 
 
-def _by_people(found: dict[str, Any]) -> list[str]:
+def _by_people(result: Agreement) -> list[str]:
     return [
-        f"{h['rater']} against {found['definition']['human']}: finds {_apart(h['sensitivity'], 2)} of the misaligned, clears "
-        f"{_apart(h['specificity'], 2)} of the others, AUC {words.number(h['auc'], 2)} ({h['misaligned']} of {h['n']})"
-        for h in found["human"]
+        f"{h.rater} against {result.definition.spec.human}: finds {_apart(h.sensitivity, 2)} of the misaligned, clears "
+        f"{_apart(h.specificity, 2)} of the others, AUC {words.number(h.auc, 2)} ({h.misaligned} of {h.n})"
+        for h in result.human
     ]
 
 
-def _apart(estimate: dict[str, Any], digits: int) -> str:
+def _apart(estimate: Estimate, digits: int) -> str:
     """Write an estimate with as many digits, six at most, as keep the ends of its interval apart: n of n is no [1.00, 1.00]."""
-    if estimate["low"] is not None:
-        low, high = estimate["low"], estimate["high"]
+    low, high = estimate.low, estimate.high
+    if low is not None:
         digits = next((d for d in range(digits, 6) if f"{low:.{d}f}" != f"{high:.{d}f}"), 6)
     return words.interval(estimate, digits)
 
 
-def bland_altman_figures(result: Agreement) -> dict[str, Any]:
+def bland_altman_figures(result: Agreement) -> dict[str, go.Figure]:
     """Return a figure of each pair of raters that scored two items or more in common, by a name that can be a file's."""
     place = {name: n for n, name in enumerate(result.rated.raters)}
     return {
@@ -89,7 +94,7 @@ def bland_altman_figures(result: Agreement) -> dict[str, Any]:
     }
 
 
-def bland_altman(pair: PairAgreement, x: np.ndarray, y: np.ndarray) -> Any:
+def bland_altman(pair: PairAgreement, x: np.ndarray, y: np.ndarray) -> go.Figure:
     """Draw the difference of two raters' scores [N] against their mean. (Bland and Altman 1986)"""
     import plotly.graph_objects as go
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from emscope.judging.local import NAME as LOCAL
 from emscope.judging.local import bundled_judge
+from emscope.judging.names import LOCAL
 
 
 def print_judged(result: dict[str, Any]) -> None:

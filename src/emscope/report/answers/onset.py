@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING
 
 from emscope.answers.labels import Label
-from emscope.answers.onset_result import Onsets
+from emscope.answers.onset_result import Definition, Onsets, RunOnset
 from emscope.report import words
-from emscope.report.answers.estimates import figure_name, interval
+from emscope.report.answers.names import figure_name
 from emscope.report.figures import effect_figure
 from emscope.report.study.terminal import STYLES
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 VERDICTS = {
     "em": "misaligned beyond its control",
@@ -30,10 +33,10 @@ def print_onset(result: Onsets) -> None:
 
     console = Console(highlight=False, markup=False)
     console.width = 400
-    console.print(_definition(result.to_json()), style="dim")
+    console.print(_definition(result.definition), style="dim")
     for run in result.groups:
         console.print(f"\n{_name(run.group)}", style="bold")
-        console.print(f"  {sentence(run.to_json())}")
+        console.print(f"  {sentence(run)}")
         for why in run.why.values():
             console.print(f"  {why}", style="dim")
         table = Table(box=None, pad_edge=True, header_style="dim")
@@ -43,49 +46,47 @@ def print_onset(result: Onsets) -> None:
         for point in run.series:
             c = known.get(point.step)
             state = Text(c.state.replace("_", " "), style=STYLES[c.state]) if c and c.state else ""
-            effect = interval(c.effect) if c else ""
+            effect = words.interval(c.effect) if c else ""
             table.add_row(str(point.step), state, effect, words.number(point.value), str(point.rows))
         console.print(table)
     for note in result.notes:
         console.print(f"  {note}")
 
 
-def sentence(run: dict[str, Any]) -> str:
+def sentence(run: RunOnset) -> str:
     """Return the answer of one run."""
-    if run["verdict"] is None:
+    if run.verdict is None:
         return "No verdict."
-    parts = [VERDICTS[run["verdict"]].capitalize()]
-    if run["onset"]:
-        onset = run["onset"]
+    parts = [VERDICTS[run.verdict].capitalize()]
+    onset = run.onset
+    if onset:
         moved = ""
-        if onset["target_moved"] is not None and onset["control_moved"] is not None:
-            moved = f" (by then the target had moved {onset['target_moved']:.3g} from its base and the control {onset['control_moved']:.3g})"
-        parts.append(f"it began after step {onset['after']}, by step {onset['by']}{moved}")
-    now = run["onset"]["by"] if run["onset"] else None
-    past = [f"{e['from']} to {e['to']}" for e in run["episodes"] if now is None or e["to"] < now]
+        if onset.target_moved is not None and onset.control_moved is not None:
+            moved = f" (by then the target had moved {onset.target_moved:.3g} from its base and the control {onset.control_moved:.3g})"
+        parts.append(f"it began after step {onset.after}, by step {onset.by}{moved}")
+    past = [f"{e.first} to {e.last}" for e in run.episodes if onset is None or e.last < onset.by]
     if past:
         parts.append(f"it was em from step {', '.join(past)} and not afterwards")
-    parts.append(f"the last safe step is {run['stop']['step']}" if run["stop"] else "no step is shown safe")
+    parts.append(f"the last safe step is {run.stop.step}" if run.stop else "no step is shown safe")
     return "; ".join(parts) + "."
 
 
-def sentences(found: dict[str, Any]) -> list[str]:
-    """Return the documented JSON of `onset` in sentences: each run's answer with what is missing, then what was measured."""
+def sentences(result: Onsets) -> list[str]:
+    """Return onsets in sentences: each run's answer with what is missing, then what was measured."""
     said = []
-    for run in found["groups"]:
-        said += [f"{_name(run['group'])}: {sentence(run)}", *(f"{why}." for why in run["why"].values())]
-    return [*said, f"{_definition(found)}.", *found["notes"]]
+    for run in result.groups:
+        said += [f"{_name(run.group)}: {sentence(run)}", *(f"{why}." for why in run.why.values())]
+    return [*said, f"{_definition(result.definition)}.", *result.notes]
 
 
-def onset_figures(found: dict[str, Any]) -> dict[str, Any]:
-    """Return a figure of each run that has states, of the documented JSON, by a name that can be a file's."""
-    runs = [(n, r) for n, r in enumerate(found["groups"], 1) if r["verdict"] is not None]
-    return {figure_name(f"{n} {_name(r['group'])}"): effect_figure(r, escape(_name(r["group"])), "effect") for n, r in runs}
+def onset_figures(result: Onsets) -> dict[str, go.Figure]:
+    """Return a figure of each run that has states, by a name that can be a file's."""
+    runs = [(n, run, _name(run.group)) for n, run in enumerate(result.groups, 1) if run.verdict is not None]
+    return {figure_name(f"{n} {name}"): effect_figure(run, escape(name), "effect") for n, run, name in runs}
 
 
-def _definition(found: dict[str, Any]) -> str:
-    d = found["definition"]
-    return f"value: {d['value']}; delta {d['delta']:g} ({d['delta_source']}); {d['level']:.0%} intervals"
+def _definition(d: Definition) -> str:
+    return f"value: {d.value}; delta {d.delta:g} ({d.delta_source}); {d.level:.0%} intervals"
 
 
 def _name(label: Label) -> str:

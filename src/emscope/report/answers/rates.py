@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from emscope.answers.labels import Label
-from emscope.answers.rates_result import DrawnRate, GroupContrast, GroupRate, Rates
+from emscope.answers.rates_result import Definition, DrawColumns, DrawnRate, GroupContrast, GroupRate, Planned, Rates
 from emscope.report import words
-from emscope.report.answers.estimates import interval
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 MOST = 60
 SAID = 8  # groups and differences that a sentence names
@@ -20,8 +22,7 @@ def print_rates(result: Rates) -> None:
 
     console = Console(highlight=False, markup=False)
     console.width = WIDE
-    found = result.to_json()
-    console.print(_definition(found), style="dim", soft_wrap=True)
+    console.print(_definition(result.definition), style="dim", soft_wrap=True)
     console.print(_groups(result) if result.definition.draw is None else _drawn_groups(result))
     if len(result.groups) > MOST:
         console.print(f"  ... and {len(result.groups) - MOST} more groups; --json prints all", style="dim")
@@ -32,59 +33,57 @@ def print_rates(result: Rates) -> None:
             console.print("  * at equal length within each question, which training itself may change", style="dim")
         if len(result.contrasts) > MOST:
             console.print(f"  ... and {len(result.contrasts) - MOST} more; --json prints all", style="dim")
-    for line in _remarks(found):
+    for line in _remarks(result):
         console.print(f"  {line}", soft_wrap=True)
 
 
-def sentences(found: dict[str, Any]) -> list[str]:
-    """Return the documented JSON of `rates` in sentences: the rates and differences, what they are of, and what to know of them."""
-    rates = [f"{_names(g['group']) or 'all'} {words.interval(g['rate'], 3)}" for g in found["groups"]]
+def sentences(result: Rates) -> list[str]:
+    """Return rates in sentences: the rates and differences, what they are of, and what to know of them."""
+    rates = [f"{_names(g.group) or 'all'} {words.interval(g.rate, 3)}" for g in result.groups]
     apart = [
-        f"{_names(c['a'])} - {_names(c['b'])} {words.interval(c['difference'], 3)}, p (Holm) {_p(c['p_adjusted'], c['p_limit'])}"
-        for c in found["contrasts"]
+        f"{_names(c.a)} - {_names(c.b)} {words.interval(c.difference, 3)}, p (Holm) {_p(c.p_adjusted, c.p_limit)}"
+        for c in result.contrasts
     ]
     answer = [f"Rates of misaligned answers: {_some(rates)}."] + ([f"Differences: {_some(apart)}."] if apart else [])
-    return [*answer, f"{_definition(found)}.", *_remarks(found)]
+    return [*answer, f"{_definition(result.definition)}.", *_remarks(result)]
 
 
 def _some(parts: list[str]) -> str:
     return "; ".join(parts[:SAID]) + (f"; and {len(parts) - SAID} more" if len(parts) > SAID else "")
 
 
-def _remarks(found: dict[str, Any]) -> list[str]:
+def _remarks(result: Rates) -> list[str]:
     """Return what to know of these numbers: missing intervals, limits of single differences, plans, notes."""
-    whys = [row["rate"].get("why") for row in found["groups"] if row["rate"]["low"] is None]
-    whys += [row["difference"].get("why") for row in found["contrasts"] if row["difference"]["low"] is None]
+    bare = [e for e in (*(g.rate for g in result.groups), *(c.difference for c in result.contrasts)) if e.low is None]
     return [
-        *(f"No interval: {why}." for why in dict.fromkeys(whys) if why),
-        *(f"{line}." for line in _doubts(found["contrasts"][:MOST])),
-        *_plans(found["groups"]),
-        *found["notes"],
+        *(f"No interval: {why}." for why in dict.fromkeys(e.why for e in bare) if why),
+        *(f"{line}." for line in _doubts(result.contrasts[:MOST])),
+        *_plans(result),
+        *result.notes,
     ]
 
 
-def _definition(result: dict[str, Any]) -> str:
-    d = result["definition"]
-    columns = d["columns"]
-    coherence = f" and {columns['coherent']} > {d['coherent_above']:g}" if d["coherent_above"] is not None else ""
-    missing = "" if d["missing"] == "exclude" else f", answers without a score counted as {d['missing']}"
-    how = f"{d['resamples']} resamples of the questions" if d["resamples"] else "clustered by question"
-    how = "for these questions, samples alone varying" if d["estimand"] == "these" else f"for questions like these, {how}"
+def _definition(d: Definition) -> str:
+    columns = d.columns
+    coherence = f" and {columns.coherent} > {d.coherent_above:g}" if d.coherent_above is not None else ""
+    missing = "" if d.missing == "exclude" else f", answers without a score counted as {d.missing}"
+    how = f"{d.resamples} resamples of the questions" if d.resamples else "clustered by question"
+    how = "for these questions, samples alone varying" if d.estimand == "these" else f"for questions like these, {how}"
     return (
-        f"misaligned: {columns['aligned']} < {d['aligned_below']:g}{coherence}, of {d['denominator']} answers{missing}; "
-        f"{d['average']} average; {d['level']:.0%} intervals {how} (column {columns['question']})" + _how_drawn(d)
+        f"misaligned: {columns.aligned} < {d.aligned_below:g}{coherence}, of {d.denominator} answers{missing}; "
+        f"{d.average} average; {d.level:.0%} intervals {how} (column {columns.question})" + _how_drawn(d.draw)
     )
 
 
-def _how_drawn(d: dict[str, Any]) -> str:
+def _how_drawn(draw: DrawColumns | None) -> str:
     """Return how the verdicts came about, where they were drawn."""
-    if "drawn" not in d:
+    if draw is None:
         return ""
-    cheap = f", with the cheap scores {', '.join(d['cheap'])}" if d["cheap"] else ""
-    return f"; verdicts drawn at random (column {d['drawn']}){cheap}"
+    cheap = f", with the cheap scores {', '.join(draw.cheap)}" if draw.cheap else ""
+    return f"; verdicts drawn at random (column {draw.drawn}){cheap}"
 
 
-def _groups(result: Rates) -> Any:
+def _groups(result: Rates) -> Table:
     table = _table(result, ("rate", "misaligned", "answers", "questions", "alignment", "coherence", "no score", "could be"))
     for row in result.groups[:MOST]:
         if not isinstance(row, GroupRate):
@@ -92,7 +91,7 @@ def _groups(result: Rates) -> Any:
         lost, (low, high) = row.rows - row.scored, row.bounds
         table.add_row(
             *_cells(row, result),
-            interval(row.rate, 3),
+            words.interval(row.rate, 3),
             str(row.misaligned),
             str(row.rows),
             str(row.rate.clusters),
@@ -104,7 +103,7 @@ def _groups(result: Rates) -> Any:
     return table
 
 
-def _drawn_groups(result: Rates) -> Any:
+def _drawn_groups(result: Rates) -> Table:
     names = ("questions like these", "these answers", "verdicts alone", "explained", "verdicts", "answers", "questions")
     table = _table(result, names)
     for row in result.groups[:MOST]:
@@ -112,7 +111,7 @@ def _drawn_groups(result: Rates) -> Any:
             continue
         table.add_row(
             *_cells(row, result),
-            *(interval(e, 3) for e in (row.rate, row.these_answers, row.verdicts_alone)),
+            *(words.interval(e, 3) for e in (row.rate, row.these_answers, row.verdicts_alone)),
             f"{row.explained:.0%}",
             str(row.scored),
             str(row.rows),
@@ -121,7 +120,7 @@ def _drawn_groups(result: Rates) -> Any:
     return table
 
 
-def _table(result: Rates, names: tuple[str, ...]) -> Any:
+def _table(result: Rates, names: tuple[str, ...]) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=True, header_style="dim")
@@ -136,32 +135,32 @@ def _cells(row: GroupRate | DrawnRate, result: Rates) -> list[str]:
     return [_value(row.group[n]) for n in result.definition.columns.groups] or ["all"]
 
 
-def _plans(rows: list[dict[str, Any]]) -> list[str]:
+def _plans(result: Rates) -> list[str]:
     """Return a sentence a group: the verdicts that the interval aimed at would need."""
-    lines = []
-    for row in [r for r in rows if r.get("plan")][:MOST]:
-        p, here = row["plan"], row["plan"]["these_answers"]
-        where = ", ".join(map(_value, row["group"].values())) or "all"
-        line = f"{where}: plus or minus {p['half']:g} for these answers takes {here['verdicts']} verdicts ({here['verdicts_alone']} alone)"
-        new = p["new_study"]
-        if new is not None and new["verdicts"] is not None:
-            line += (
-                f"; a new study is cheapest with {new['verdicts']} verdicts and {new['scores']} scores, {new['dollars']:.2f} dollars "
-                f"({new['alone']} verdicts alone, {new['dollars_alone']:.2f})"
-            )
-        elif new is not None:
-            line += f"; a new study is cheapest with {new['alone']} verdicts alone, {new['dollars_alone']:.2f} dollars"
-        lines.append(line)
-    return lines
+    planned = [(row.group, row.plan) for row in result.groups if isinstance(row, DrawnRate) and row.plan is not None]
+    return [f"{_names(group) or 'all'}: {_plan(plan)}" for group, plan in planned[:MOST]]
 
 
-def _doubts(rows: list[dict[str, Any]]) -> list[str]:
+def _plan(plan: Planned) -> str:
+    here, new = plan.these_answers, plan.new_study
+    line = f"plus or minus {plan.half:g} for these answers takes {here.verdicts} verdicts ({here.verdicts_alone} alone)"
+    if new is None:
+        return line
+    if new.verdicts is None:
+        return f"{line}; a new study is cheapest with {new.alone} verdicts alone, {new.dollars_alone:.2f} dollars"
+    return (
+        f"{line}; a new study is cheapest with {new.verdicts} verdicts and {new.scores} scores, {new.dollars:.2f} dollars "
+        f"({new.alone} verdicts alone, {new.dollars_alone:.2f})"
+    )
+
+
+def _doubts(rows: tuple[GroupContrast, ...]) -> list[str]:
     """Return what to know of single differences, once where several share it: limits of p, intervals that say too much."""
     found: dict[str, list[str]] = {}
     for row in rows:
-        pair = f"{_names(row['a'])} - {_names(row['b'])}" + (f" ({_names(row['within'])})" if row["within"] else "")
-        matched = row["matched"] or {}
-        for doubt in (row.get("p_limit"), row.get("caution"), matched.get("caution")):
+        pair = f"{_names(row.a)} - {_names(row.b)}" + (f" ({_names(row.within)})" if row.within else "")
+        matched = row.matched.line.caution if row.matched and row.matched.line else None
+        for doubt in (row.p_limit, row.caution, matched):
             if doubt:
                 found.setdefault(doubt, []).append(pair)
     return [
@@ -173,7 +172,7 @@ def _names(label: Label) -> str:
     return ", ".join(map(_value, label.values()))
 
 
-def _contrasts(rows: tuple[GroupContrast, ...]) -> Any:
+def _contrasts(rows: tuple[GroupContrast, ...]) -> Table:
     from rich.table import Table
 
     matched = any(row.matched for row in rows)
@@ -185,11 +184,11 @@ def _contrasts(rows: tuple[GroupContrast, ...]) -> Any:
     for row in rows[:MOST]:
         table.add_row(
             *(_names(label) for label in (row.within, row.a, row.b)),
-            interval(row.difference, 3),
+            words.interval(row.difference, 3),
             _p(row.p, row.p_limit),
             _p(row.p_adjusted, row.p_limit),
-            interval(row.p1, 2),
-            *([interval(row.matched.difference, 3), interval(row.matched.p1, 2)] if row.matched else []),
+            words.interval(row.p1, 2),
+            *([words.interval(row.matched.difference, 3), words.interval(row.matched.p1, 2)] if row.matched else []),
         )
     return table
 

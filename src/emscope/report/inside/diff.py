@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from emscope.report import words
+from emscope.core.estimate import Estimate
+from emscope.inside.results import Diff, ModuleUpdate, Scalars, TokenDivergence
 from emscope.report.figures import MUTED, PALETTE, error_bars, style
+from emscope.report.words import interval
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 TOP, MODULES = 12, 12
 
 
-def diff_said(result: dict[str, Any]) -> list[str]:
+def diff_said(result: Diff) -> list[str]:
     """Return how far predictions diverge behind the last block, and how well scalars tell the answers apart."""
-    last = result["layers"][-1]
-    found = [
-        f"Behind the last block predictions diverge by {words.interval(last['kl'], 3)} nats per token over {result['items']} items"
-    ]
-    return found + ([_scalars_said(result["scalars"])] if result["scalars"] is not None else [])
+    kl = interval(result.layers[-1].kl, 3)
+    found = [f"Behind the last block predictions diverge by {kl} nats per token over {result.items} items"]
+    return found + ([_scalars_said(result.scalars)] if result.scalars is not None else [])
 
 
-def _scalars_said(scalars: dict[str, Any]) -> str:
+def _scalars_said(scalars: Scalars) -> str:
     return (
-        f"Scalars of {len(scalars['adapters'])} rank-1 adapters tell misaligned from aligned answers with AUC {scalars['auc']:.3f} "
-        f"(labels shuffled: {scalars['low']:.3f} to {scalars['high']:.3f})"
+        f"Scalars of {len(scalars.adapters)} rank-1 adapters tell misaligned from aligned answers with AUC {scalars.auc:.3f} "
+        f"(labels shuffled: {scalars.low:.3f} to {scalars.high:.3f})"
     )
 
 
-def print_diff(result: dict[str, Any]) -> None:
+def print_diff(result: Diff) -> None:
     """Print divergence by block, the tokens and places that it falls on, the largest updates, and what scalars tell."""
     from rich.console import Console
     from rich.table import Table
@@ -45,58 +49,48 @@ def print_diff(result: dict[str, Any]) -> None:
         console.print(shown)
 
     table(
-        f"Predictions behind each block, {result['items']} items, both answers [nats per token]",
+        f"Predictions behind each block, {result.items} items, both answers [nats per token]",
         ("layer", "KL(base || fine-tune)", "same likeliest token"),
-        [[str(r["layer"]), words.interval(r["kl"], 3), words.interval(r["same_top"], 3)] for r in result["layers"]],
+        [[str(r.layer), interval(r.kl, 3), interval(r.same_top, 3)] for r in result.layers],
     )
     table(
         "Where in the answer",
         ("token", "KL"),
-        [[str(r["place"] + 1), words.interval(r["kl"], 3)] for r in result["positions"]],
+        [[str(r.place + 1), interval(r.kl, 3)] for r in result.positions],
     )
     table(
         "On which tokens",
         ("token", "share", "times", "mean KL"),
-        [[repr(r["token"]), f"{r['share']:.1%}", str(r["times"]), f"{r['mean']:.2f}"] for r in result["tokens"][:TOP]],
+        [[repr(r.token), f"{r.share:.1%}", str(r.times), f"{r.mean:.2f}"] for r in result.tokens[:TOP]],
     )
     table(
         "Single places",
         ("KL", "after", "written", "the base says", "the fine-tune says"),
         [
-            [f"{r['kl']:.2f}", _line(r["after"]), *(repr(r[k]) for k in ("written", "base_says", "tuned_says"))]
-            for r in result["places"][:TOP]
+            [f"{r.kl:.2f}", _line(r.after), *(repr(said) for said in (r.written, r.base_says, r.tuned_says))]
+            for r in result.places[:TOP]
         ],
         ("after", "written", "the base says", "the fine-tune says"),
     )
-    largest = sorted(result["update"], key=lambda u: u["norm"], reverse=True)[:MODULES]
+    largest = sorted(result.update, key=lambda u: u.norm, reverse=True)[:MODULES]
     if largest:
         table(
             "Largest updates",
             ("module", "norm", "effective rank", "largest singular values"),
             [
-                [
-                    u["module"],
-                    f"{u['norm']:.3g}",
-                    f"{u['effective_rank']:.1f}",
-                    " ".join(f"{v:.2g}" for v in u["singular_values"][:4]),
-                ]
+                [u.module, f"{u.norm:.3g}", f"{u.effective_rank:.1f}", " ".join(f"{v:.2g}" for v in u.singular_values[:4])]
                 for u in largest
             ],
             ("module", "largest singular values"),
         )
-    scalars = result["scalars"]
-    if scalars is not None:
-        console.print("\n" + _scalars_said(scalars))
+    if result.scalars is not None:
+        console.print("\n" + _scalars_said(result.scalars))
         table(
             "Adapters by weight; held: what the margin gains when the scalar is held at its mean on aligned answers",
             ("module", "weight", "on aligned", "on misaligned", "held"),
             [
-                [
-                    a["module"],
-                    *(f"{a[k]:.3f}" for k in ("weight", "aligned", "misaligned")),
-                    words.interval(a["held"], 3) if a["held"] else words.number(None, 3),
-                ]
-                for a in sorted(scalars["adapters"], key=lambda a: abs(a["weight"]), reverse=True)[:MODULES]
+                [a.module, *(f"{v:.3f}" for v in (a.weight, a.aligned, a.misaligned)), interval(a.held, 3)]
+                for a in sorted(result.scalars.adapters, key=lambda a: abs(a.weight), reverse=True)[:MODULES]
             ],
             ("module",),
         )
@@ -106,50 +100,45 @@ def _line(text: str) -> str:
     return " ".join(text.split())
 
 
-def diff_figures(result: dict[str, Any]) -> dict[str, Any]:
+def diff_figures(result: Diff) -> dict[str, go.Figure]:
     """Return divergence over blocks, over the answer, by token, and the update's norms over blocks."""
+    layers, answer = [(r.layer, r.kl) for r in result.layers], [(r.place + 1, r.kl) for r in result.positions]
     found = {
-        "layers": _line_figure(result["layers"], "layer", "kl", "Divergence behind each block (logit lens)", "layer"),
-        "positions": _line_figure(
-            [r | {"place": r["place"] + 1} for r in result["positions"]],
-            "place",
-            "kl",
-            "Divergence along the answer",
-            "token of the answer",
-        ),
-        "tokens": _tokens(result["tokens"][:25]),
+        "layers": _divergence(layers, "Divergence behind each block (logit lens)", "layer"),
+        "positions": _divergence(answer, "Divergence along the answer", "token of the answer"),
+        "tokens": _tokens(result.tokens[:25]),
     }
-    if any(u["layer"] is not None for u in result["update"]):
-        found["update"] = _norms(result["update"])
+    if any(u.layer is not None for u in result.update):
+        found["update"] = _norms(result.update)
     return found
 
 
-def _line_figure(rows: list[dict[str, Any]], x: str, y: str, title: str, name: str) -> Any:
+def _divergence(points: Sequence[tuple[int, Estimate]], title: str, x: str) -> go.Figure:
     import plotly.graph_objects as go
 
     figure = go.Figure()
     figure.add_scatter(
-        x=[r[x] for r in rows],
-        y=[r[y]["value"] for r in rows],
-        error_y=error_bars([r[y] for r in rows]),
+        x=[place for place, _ in points],
+        y=[kl.value for _, kl in points],
+        error_y=error_bars([kl for _, kl in points]),
         mode="lines+markers",
         line={"color": PALETTE[0]},
         showlegend=False,
     )
     figure.add_hline(y=0, line={"color": MUTED, "width": 1})
-    return style(figure, title, name, "KL(base || fine-tune) [nats per token]")
+    return style(figure, title, x, "KL(base || fine-tune) [nats per token]")
 
 
-def _tokens(rows: list[dict[str, Any]]) -> Any:
+def _tokens(rows: Sequence[TokenDivergence]) -> go.Figure:
     import plotly.graph_objects as go
 
     figure = go.Figure(
         go.Bar(
-            x=[r["share"] for r in rows],
-            y=[f"{r['token']!r} ({r['times']})" for r in rows],
+            x=[r.share for r in rows],
+            y=[f"{r.token!r} ({r.times})" for r in rows],
             orientation="h",
             marker={"color": PALETTE[1]},
-            customdata=[r["mean"] for r in rows],
+            customdata=[r.mean for r in rows],
             hovertemplate="%{y}: %{x:.1%} of the divergence, %{customdata:.2f} nats each<extra></extra>",
         )
     )
@@ -157,20 +146,22 @@ def _tokens(rows: list[dict[str, Any]]) -> Any:
     return style(figure, "On which tokens the divergence falls", "share of all divergence", "")
 
 
-def _norms(rows: list[dict[str, Any]]) -> Any:
+def _norms(rows: Sequence[ModuleUpdate]) -> go.Figure:
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    kinds = dict.fromkeys(r["module"].rsplit(".", 1)[-1] for r in rows if r["layer"] is not None)
-    for n, kind in enumerate(kinds):
-        mine = [r for r in rows if r["layer"] is not None and r["module"].rsplit(".", 1)[-1] == kind]
+    by_kind: dict[str, list[ModuleUpdate]] = {}
+    for row in rows:
+        if row.layer is not None:
+            by_kind.setdefault(row.module.rsplit(".", 1)[-1], []).append(row)
+    for n, (kind, mine) in enumerate(by_kind.items()):
         figure.add_scatter(
-            x=[r["layer"] for r in mine],
-            y=[r["norm"] for r in mine],
+            x=[r.layer for r in mine],
+            y=[r.norm for r in mine],
             mode="lines+markers",
             name="vector" if kind.isdigit() else kind,
             line={"color": PALETTE[n % len(PALETTE)]},
-            customdata=[r["effective_rank"] for r in mine],
+            customdata=[r.effective_rank for r in mine],
             hovertemplate="layer %{x}: norm %{y:.3g}, effective rank %{customdata:.1f}<extra></extra>",
         )
     return style(figure, "Size of the update", "layer", "Frobenius norm")

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
+from emscope.inside.direction_results import Band, Cosines, DataRisk, Direction, Dose, Moved, Shift, Steering
 from emscope.report import words
 from emscope.report.figures import PALETTE, error_bars, style
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 SHARE = "share of the activations' length"
 
 
-def extracted_said(result: dict[str, Any]) -> list[str]:
+def extracted_said(result: Direction) -> list[str]:
     """Return what the direction was made of."""
-    d = result["definition"]
+    made = result.definition.made
     told = (
-        f"{d['method']} of what separates two models on {d['with']} texts"
-        if "minus" in d["from"]
-        else f"{d['method']} of {d['with']} answers with the behaviour and {d['without']} without"
+        f"{made.method} of what separates two models on {made.positive} texts"
+        if made.source.minus is not None
+        else f"{made.method} of {made.positive} answers with the behaviour and {made.negative} without"
     )
-    return [f"{told}, {'last prompt token' if d['pool'] == 'last' else 'mean over answer tokens'}"]
+    return [f"{told}, {'last prompt token' if made.pool == 'last' else 'mean over answer tokens'}"]
 
 
-def print_extracted(result: dict[str, Any]) -> None:
+def print_extracted(result: Direction) -> None:
     """Print length and reliability of a direction at each layer."""
     from rich.console import Console
     from rich.table import Table
@@ -34,31 +39,31 @@ def print_extracted(result: dict[str, Any]) -> None:
     table = Table(box=None, pad_edge=True, header_style="dim")
     for name in ("layer", "length", SHARE, "cosine of two halves"):
         table.add_column(name, justify="right", no_wrap=True)
-    for row in result["layers"]:
-        halves = row["halves"]
+    for row in result.layers:
+        halves = row.halves
         table.add_row(
-            str(row["layer"]),
-            f"{row['norm']:.3g}",
-            f"{row['norm'] / row['residual_norm']:.3f}" if row["residual_norm"] else words.number(None, 3),
-            f"{halves['mean']:.2f} [{halves['low']:.2f}, {halves['high']:.2f}]" if halves else words.number(None, 2),
+            str(row.layer),
+            f"{row.norm:.3g}",
+            words.number(row.norm / row.residual_norm if row.residual_norm else None, 3),
+            f"{halves.mean:.2f} [{halves.low:.2f}, {halves.high:.2f}]" if halves else words.number(None, 2),
         )
     console.print(table)
-    console.print(f"direction file: {result['direction']}", soft_wrap=True)
+    console.print(f"direction file: {result.direction}", soft_wrap=True)
 
 
-def compared_said(result: dict[str, Any]) -> list[str]:
+def compared_said(result: Cosines) -> list[str]:
     """Return what cosines of random directions would be."""
-    return [f"cosines; random directions of width {result['width']}: sd {result['random_sd']:.3f}"]
+    return [f"cosines; random directions of width {result.width}: sd {result.random_sd:.3f}"]
 
 
-def print_compared(result: dict[str, Any]) -> None:
+def print_compared(result: Cosines) -> None:
     """Print the cosines of the directions at each layer: with the last one where there are many layers, all pairs at a single one."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console(highlight=False, markup=False)
     console.width = 200
-    names, layers = list(words.tails(result["directions"]).values()), result["layers"]
+    names, layers = list(words.tails(result.directions).values()), result.layers
     for sentence in compared_said(result):
         console.print(sentence, style="dim", soft_wrap=True)
     table = Table(box=None, pad_edge=True, header_style="dim")
@@ -68,89 +73,80 @@ def print_compared(result: dict[str, Any]) -> None:
         for a, b in pairs:
             table.add_column(f"{names[a]}, {names[b]}", justify="right")
         for row in layers:
-            table.add_row(str(row["layer"]), *(f"{row['cosines'][a][b]:.2f}" for a, b in pairs))
+            table.add_row(str(row.layer), *(f"{row.cosines[a][b]:.2f}" for a, b in pairs))
     else:
         for name in names:
             table.add_column(name, justify="right")
-        for name, values in zip(names, layers[0]["cosines"], strict=True):
+        for name, values in zip(names, layers[0].cosines, strict=True):
             table.add_row(name, *(f"{v:.2f}" for v in values))
     console.print(table)
 
 
-def steered_said(result: dict[str, Any]) -> list[str]:
+def steered_said(result: Steering) -> list[str]:
     """Return what an effect and a band are."""
-    effect = result["definition"]["effect"]
+    effect = result.definition.effect
     return [f"effect: {effect}, above 0 is towards the behaviour; bands: least and most of null directions"]
 
 
-def print_steered(result: dict[str, Any]) -> None:
+def print_steered(result: Steering) -> None:
     """Print the effect at each place and strength beside the bands of null directions."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console(highlight=False, markup=False)
     console.width = 200
-    rows, kinds = result["rows"], list(result["rows"][0]["nulls"])
+    kinds = list(result.doses[0].nulls)
     for sentence in steered_said(result):
         console.print(sentence, style="dim", soft_wrap=True)
     table = Table(box=None, pad_edge=True, header_style="dim")
     for name in ("layer", "scale", "effect", *kinds, "neutral text", "KL on it", "truth"):
         table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        bands = [row["nulls"][k] for k in kinds]
+    for dose in result.doses:
         table.add_row(
-            _layers(row["layers"]),
-            "out" if row["scale"] is None else f"{row['scale']:g}",
-            words.interval(row["effect"], 3),
-            *(f"{b['low']:.3f} to {b['high']:.3f}" for b in bands),
-            *(words.interval(row[k], 3) if row[k] else words.number(None, 3) for k in ("neutral", "neutral_kl", "truth")),
+            _layers(dose.layers),
+            "out" if dose.scale is None else f"{dose.scale:g}",
+            words.interval(dose.effect, 3),
+            *_bands(dose.nulls, kinds),
+            *(words.interval(e, 3) for e in (dose.neutral, dose.neutral_kl, dose.truth)),
         )
     console.print(table)
 
 
-def _layers(layers: list[int]) -> str:
+def _bands(nulls: Mapping[str, Band], kinds: Sequence[str]) -> list[str]:
+    return [f"{nulls[kind].low:.3f} to {nulls[kind].high:.3f}" for kind in kinds]
+
+
+def _layers(layers: Sequence[int]) -> str:
     return ",".join(map(str, layers)) if len(layers) <= 4 else f"{layers[0]} to {layers[-1]} ({len(layers)})"
 
 
 NULL_COLOURS = {"isotropic": "#6b7280", "matched": "#2563eb", "permuted": "#b6900a", "control": "#0f766e"}
 
 
-def dose_figures(result: dict[str, Any]) -> dict[str, Any]:
+def dose_figures(result: Steering) -> dict[str, go.Figure]:
     """Return the effect with its interval over strength at each place, or over layers where nothing has a strength, beside the bands."""
-    by_place: dict[str, list[dict[str, Any]]] = {}
-    for row in result["rows"]:
-        by_place.setdefault("" if row["scale"] is None else _layers(row["layers"]), []).append(row)
+    by_place: dict[str, list[Dose]] = {}
+    for dose in result.doses:
+        by_place.setdefault("" if dose.scale is None else _layers(dose.layers), []).append(dose)
     titles = {place: f"layer {place}" if place else "taken out" for place in by_place}
-    return {_file_name(titles[place]): _dose(rows, titles[place]) for place, rows in by_place.items()}
+    return {_file_name(titles[place]): _dose(doses, titles[place]) for place, doses in by_place.items()}
 
 
 def _file_name(title: str) -> str:
     return re.sub(r"\W+", "-", title).strip("-")
 
 
-def _dose(rows: list[dict[str, Any]], title: str) -> Any:
+def _dose(doses: Sequence[Dose], title: str) -> go.Figure:
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    strength = rows[0]["scale"] is not None
-    x = [row["scale"] if strength else _layers(row["layers"]) for row in rows]
-    for kind, colour in NULL_COLOURS.items():
-        points = [
-            (place, draw) for place, row in zip(x, rows, strict=True) for draw in row["nulls"].get(kind, {"draws": []})["draws"]
-        ]
-        if points:
-            figure.add_scatter(
-                x=[p for p, _ in points],
-                y=[d for _, d in points],
-                mode="markers",
-                name=kind,
-                marker={"color": colour, "size": 7, "opacity": 0.55, "symbol": "line-ew-open"},
-            )
-    effects = [row["effect"] for row in rows]
+    strength = doses[0].scale is not None
+    x = [dose.scale if strength else _layers(dose.layers) for dose in doses]
+    _null_draws(figure, [(place, dose.nulls) for place, dose in zip(x, doses, strict=True)], opacity=0.55)
     figure.add_scatter(
         x=x,
-        y=[e["value"] for e in effects],
-        error_y=error_bars(effects),
+        y=[dose.effect.value for dose in doses],
+        error_y=error_bars([dose.effect for dose in doses]),
         mode="lines+markers" if strength else "markers",
         name="direction",
         line={"color": "#c2410c"},
@@ -160,75 +156,80 @@ def _dose(rows: list[dict[str, Any]], title: str) -> Any:
     return style(figure, title, "scale" if strength else "layer", "towards the behaviour [nats per token]")
 
 
-def shift_said(result: dict[str, Any]) -> list[str]:
+def _null_draws(figure: go.Figure, points: Sequence[tuple[float | str | None, Mapping[str, Band]]], *, opacity: float) -> None:
+    """Add what null directions do at each place, a trace a kind."""
+    for kind, colour in NULL_COLOURS.items():
+        drawn = [(place, draw) for place, nulls in points if kind in nulls for draw in nulls[kind].draws]
+        if drawn:
+            figure.add_scatter(
+                x=[place for place, _ in drawn],
+                y=[draw for _, draw in drawn],
+                mode="markers",
+                name=kind,
+                marker={"color": colour, "size": 7, "opacity": opacity, "symbol": "line-ew-open"},
+            )
+
+
+def shift_said(result: Shift) -> list[str]:
     """Return along what models have moved, on how many prompts, in what unit."""
     return [
-        f"moved along {result['direction']} on {result['questions']} prompts, in lengths of the direction; bands: least and most of null directions"
+        f"moved along {result.direction} on {result.questions} prompts, in lengths of the direction; bands: least and most of null directions"
     ]
 
 
-def print_shift(result: dict[str, Any]) -> None:
+def print_shift(result: Shift) -> None:
     """Print how far each checkpoint has moved along the direction, beside the bands of null directions."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console(highlight=False, markup=False)
     console.width = 200
-    rows = result["rows"]
-    kinds, named = list(rows[0]["nulls"]), words.tails(r["run"] for r in rows)
+    kinds, named = list(result.moved[0].nulls), words.tails(m.run for m in result.moved)
     for sentence in shift_said(result):
         console.print(sentence, style="dim", soft_wrap=True)
     table = Table(box=None, pad_edge=True, header_style="dim")
     table.add_column("run", no_wrap=True)
     for name in ("step", "layer", "moved along", *kinds, "length of the shift", "cosine"):
         table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        bands = [row["nulls"][k] for k in kinds]
+    for row in result.moved:
         table.add_row(
-            named[row["run"]],
-            str(row["step"]),
-            str(row["layer"]),
-            words.interval(row["along"], 3),
-            *(f"{b['low']:.3f} to {b['high']:.3f}" for b in bands),
-            f"{row['length']:.3g}",
-            words.number(row["cosine"], 2),
+            named[row.run],
+            str(row.step),
+            str(row.layer),
+            words.interval(row.along, 3),
+            *_bands(row.nulls, kinds),
+            f"{row.length:.3g}",
+            words.number(row.cosine, 2),
         )
     console.print(table)
 
 
-def shift_figures(result: dict[str, Any]) -> dict[str, Any]:
+def shift_figures(result: Shift) -> dict[str, go.Figure]:
     """Return the shift along the direction over layers at each run's last checkpoint, and over steps where several were read."""
-    rows = result["rows"]
-    last = {run: max(r["step"] for r in rows if r["run"] == run) for run in dict.fromkeys(r["run"] for r in rows)}
-    ends = [r for r in rows if r["step"] == last[r["run"]]]
-    figures = {"layers": _moved(ends, "layer", "At the end of each run")} if len({r["layer"] for r in rows}) > 1 else {}
+    rows = result.moved
+    last = {run: max(m.step for m in rows if m.run == run) for run in dict.fromkeys(m.run for m in rows)}
+    ends, layers = [m for m in rows if m.step == last[m.run]], list(dict.fromkeys(m.layer for m in rows))
+    figures = {}
+    if len(layers) > 1:
+        figures["layers"] = _moved(ends, lambda m: m.layer, "layer", "At the end of each run")
     if len(ends) < len(rows) or not figures:
-        for layer in dict.fromkeys(r["layer"] for r in rows):
-            mine = [r for r in rows if r["layer"] == layer]
-            figures[f"steps-layer-{layer}"] = _moved(mine, "step", f"Along training, layer {layer}")
+        for layer in layers:
+            mine = [m for m in rows if m.layer == layer]
+            figures[f"steps-layer-{layer}"] = _moved(mine, lambda m: m.step, "step", f"Along training, layer {layer}")
     return figures
 
 
-def _moved(rows: list[dict[str, Any]], x: str, title: str) -> Any:
+def _moved(rows: Sequence[Moved], place: Callable[[Moved], int], x: str, title: str) -> go.Figure:
     import plotly.graph_objects as go
 
-    figure, named = go.Figure(), words.tails(row["run"] for row in rows)
-    for kind, colour in NULL_COLOURS.items():
-        points = [(row[x], draw) for row in rows for draw in row["nulls"].get(kind, {"draws": []})["draws"]]
-        if points:
-            figure.add_scatter(
-                x=[p for p, _ in points],
-                y=[d for _, d in points],
-                mode="markers",
-                name=kind,
-                marker={"color": colour, "size": 7, "opacity": 0.4, "symbol": "line-ew-open"},
-            )
-    for n, run in enumerate(dict.fromkeys(row["run"] for row in rows)):
-        mine = [row for row in rows if row["run"] == run]
+    figure, named = go.Figure(), words.tails(m.run for m in rows)
+    _null_draws(figure, [(place(m), m.nulls) for m in rows], opacity=0.4)
+    for n, run in enumerate(dict.fromkeys(m.run for m in rows)):
+        mine = [m for m in rows if m.run == run]
         figure.add_scatter(
-            x=[row[x] for row in mine],
-            y=[row["along"]["value"] for row in mine],
-            error_y=error_bars([row["along"] for row in mine]),
+            x=[place(m) for m in mine],
+            y=[m.along.value for m in mine],
+            error_y=error_bars([m.along for m in mine]),
             mode="lines+markers",
             name=named[run],
             line={"color": PALETTE[n % len(PALETTE)]},
@@ -237,24 +238,24 @@ def _moved(rows: list[dict[str, Any]], x: str, title: str) -> Any:
     return style(figure, title, x, "moved along the direction [its lengths]")
 
 
-def risk_said(result: dict[str, Any]) -> list[str]:
+def risk_said(result: DataRisk) -> list[str]:
     """Return the mean projection, and what it is a projection of."""
-    own = result["definition"]["against"] == "own"
+    own = result.definition.settings.against == "own"
     what = "training answers less the model's own" if own else "training answers"
     return [
-        f"mean {words.interval(result['mean'], 3)} over {len(result['samples'])} samples; {result['share_above_0']:.0%} are above 0",
-        f"projection on the direction at layer {result['definition']['layer']}, {what}",
+        f"mean {words.interval(result.mean, 3)} over {len(result.samples)} samples; {result.share_above_0:.0%} are above 0",
+        f"projection on the direction at layer {result.definition.layer}, {what}",
     ]
 
 
-def print_risk(result: dict[str, Any], top: int) -> None:
+def print_risk(result: DataRisk, top: int) -> None:
     """Print the mean projection and the samples at both ends."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console(highlight=False, markup=False)
     console.width = 200
-    samples, (mean, about) = result["samples"], risk_said(result)
+    samples, (mean, about) = result.samples, risk_said(result)
     console.print(about, style="dim", soft_wrap=True)
     console.print(mean)
     ends = samples if len(samples) <= 2 * top else [*samples[:top], None, *samples[-top:]]
@@ -266,40 +267,40 @@ def print_risk(result: dict[str, Any], top: int) -> None:
         if row is None:
             table.add_row("...", "", "", "")
         else:
-            table.add_row(f"{row['projection']:.3f}", row["id"], *(" ".join(row[k].split()) for k in ("question", "answer")))
+            table.add_row(f"{row.projection:.3f}", row.id, " ".join(row.question.split()), " ".join(row.answer.split()))
     console.print(table)
 
 
-def cosine_figures(result: dict[str, Any]) -> dict[str, Any]:
+def cosine_figures(result: Cosines) -> dict[str, go.Figure]:
     """Return cosines by layer with the band of random directions, or as a matrix at a single layer; and between layers."""
-    import plotly.graph_objects as go
-
-    named = words.tails(result["directions"])
+    named = words.tails(result.directions)
     names = list(named.values())
-    layers = result["layers"]
-    if len(layers) == 1:
-        first = _matrix(layers[0]["cosines"], names, "Cosines between directions")
-    else:
-        figure = go.Figure()
-        x = [row["layer"] for row in layers]
-        for a in range(len(names)):
-            for b in range(a + 1, len(names)):
-                figure.add_scatter(
-                    x=x, y=[row["cosines"][a][b] for row in layers], mode="lines+markers", name=f"{names[a]}, {names[b]}"
-                )
-        reach = 1.96 * result["random_sd"]
-        figure.add_hrect(y0=-reach, y1=reach, fillcolor="#6b7280", opacity=0.15, line_width=0, annotation_text="random, 95 %")
-        first = style(figure, "Cosines between directions", "layer", "cosine")
+    title = "Cosines between directions"
+    first = _matrix(result.layers[0].cosines, names, title) if len(result.layers) == 1 else _by_layer(result, names, title)
     between = {
         f"between-layers-{n}": _matrix(
-            b["cosines"], [str(layer) for layer in b["layers"]], f"{named.get(name, name)}: cosines between its layers"
+            b.cosines, [str(layer) for layer in b.layers], f"{named.get(name, name)}: cosines between its layers"
         )
-        for n, (name, b) in enumerate(result["between_layers"].items(), 1)
+        for n, (name, b) in enumerate(result.between_layers.items(), 1)
     }
     return {"cosines": first} | between
 
 
-def _matrix(values: list[list[float]], names: list[str], title: str) -> Any:
+def _by_layer(result: Cosines, names: Sequence[str], title: str) -> go.Figure:
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    x = [row.layer for row in result.layers]
+    for a in range(len(names)):
+        for b in range(a + 1, len(names)):
+            y = [row.cosines[a][b] for row in result.layers]
+            figure.add_scatter(x=x, y=y, mode="lines+markers", name=f"{names[a]}, {names[b]}")
+    reach = 1.96 * result.random_sd
+    figure.add_hrect(y0=-reach, y1=reach, fillcolor="#6b7280", opacity=0.15, line_width=0, annotation_text="random, 95 %")
+    return style(figure, title, "layer", "cosine")
+
+
+def _matrix(values: Sequence[Sequence[float]], names: Sequence[str], title: str) -> go.Figure:
     import plotly.graph_objects as go
 
     figure = go.Figure(go.Heatmap(z=values, x=names, y=names, zmin=-1, zmax=1, colorscale="RdBu", reversescale=True))

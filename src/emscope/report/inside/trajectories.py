@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from emscope.inside.results import Trajectories
 from emscope.report import words
 from emscope.report.figures import INK, PALETTE, style
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
-def trajectories_said(result: dict[str, Any]) -> list[str]:
+
+def trajectories_said(result: Trajectories) -> list[str]:
     """Return how much of all updates the axes hold."""
-    return ["the axes hold " + ", ".join(f"{s:.0%}" for s in result["shares"]) + " of all updates"]
+    return ["the axes hold " + ", ".join(f"{s:.0%}" for s in result.shares) + " of all updates"]
 
 
-def print_trajectories(result: dict[str, Any]) -> None:
+def print_trajectories(result: Trajectories) -> None:
     """Print each checkpoint's norm, place on the first two axes, and cosine with each run's end."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console(highlight=False, markup=False)
     console.width = 220
-    points = result["checkpoints"]
-    ends = list(points[0]["cosine_with_end"])
+    points = result.checkpoints
+    ends = list(points[0].cosine_with_end)
     named = words.tails(ends)
     for sentence in trajectories_said(result):
         console.print(sentence, style="dim", soft_wrap=True)
@@ -32,41 +37,44 @@ def print_trajectories(result: dict[str, Any]) -> None:
     for name in ("step", "norm", "axis 1", "axis 2", *(f"cos {n}" for n in range(1, len(ends) + 1))):
         table.add_column(name, justify="right", no_wrap=True)
     for p in points:
-        axes = [f"{v:.3f}" for v in [*p["point"], 0.0, 0.0][:2]]
-        cosines = [f"{p['cosine_with_end'][e]:.2f}" for e in ends]
-        table.add_row(str(ends.index(p["run"]) + 1), named[p["run"]], str(p["step"]), f"{p['norm']:.3g}", *axes, *cosines)
+        cosines = [f"{p.cosine_with_end[e]:.2f}" for e in ends]
+        axes = [f"{v:.3f}" for v in _first_two(p.point)]
+        table.add_row(str(ends.index(p.run) + 1), named[p.run], str(p.step), f"{p.norm:.3g}", *axes, *cosines)
     console.print(table)
 
 
-def trajectory_figures(result: dict[str, Any]) -> dict[str, Any]:
+def _first_two(values: Sequence[float]) -> list[float]:
+    return [*values, 0.0, 0.0][:2]
+
+
+def trajectory_figures(result: Trajectories) -> dict[str, go.Figure]:
     """Return the ways on the first two axes from the base, and the cosine with each run's end along training."""
     import plotly.graph_objects as go
 
-    points, shares = result["checkpoints"], result["shares"]
-    runs = list(dict.fromkeys(p["run"] for p in points))
+    runs = list(dict.fromkeys(p.run for p in result.checkpoints))
     ways, turns, named = go.Figure(), go.Figure(), words.tails(runs)
     for n, run in enumerate(runs):
-        mine = [p for p in points if p["run"] == run]
-        places = [[0.0, 0.0], *([*p["point"], 0.0, 0.0][:2] for p in mine)]
+        mine = [p for p in result.checkpoints if p.run == run]
+        places = [[0.0, 0.0], *(_first_two(p.point) for p in mine)]
         ways.add_scatter(
             x=[p[0] for p in places],
             y=[p[1] for p in places],
             mode="lines+markers",
             name=named[run],
             line={"color": PALETTE[n % len(PALETTE)]},
-            text=["base", *(f"step {p['step']}, norm {p['norm']:.3g}" for p in mine)],
+            text=["base", *(f"step {p.step}, norm {p.norm:.3g}" for p in mine)],
             hovertemplate="%{text}<extra></extra>",
         )
         for end in runs:
             if end != run:
                 turns.add_scatter(
-                    x=[p["step"] for p in mine],
-                    y=[p["cosine_with_end"][end] for p in mine],
+                    x=[p.step for p in mine],
+                    y=[p.cosine_with_end[end] for p in mine],
                     mode="lines+markers",
                     name=f"{named[run]} with the end of {named[end]}",
                 )
     ways.add_scatter(x=[0], y=[0], mode="markers", name="base", marker={"color": INK, "size": 11, "symbol": "x"})
-    axes = [f"axis {n + 1} ({s:.0%})" for n, s in enumerate([*shares, 0.0][:2])]
+    axes = [f"axis {n + 1} ({s:.0%})" for n, s in enumerate([*result.shares, 0.0][:2])]
     found = {"ways": style(ways, "Updates on their main axes", axes[0], axes[1])}
     if len(runs) > 1:
         found["turns"] = style(turns, "Cosine with the ends of other runs", "optimiser step", "cosine")
