@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from emscope.core.errors import InputError, MissingDependency, near
 from emscope.data import inspect_log
 from emscope.data.questions import FORMS
+from emscope.data.tables import unpacked
 
 MEMORY = "600MB"
 LOG = "inspect_log"
@@ -209,6 +211,9 @@ def _json_keys(paths: Sequence[Path]) -> list[str]:
     """Return the keys of all rows of the files, those of the first rows in the order met."""
     found: dict[str, None] = {}
     for path in paths:
+        if path.suffix == ".gz":
+            for _ in unpacked(path):  # one line may be as long as all of it
+                pass
         opened = gzip.open if path.suffix == ".gz" else open
         try:
             with opened(path, "rt", encoding="utf-8-sig") as lines:
@@ -221,7 +226,7 @@ def _json_keys(paths: Sequence[Path]) -> list[str]:
                                 "write one JSON object a line",
                             )
                         found.update(dict.fromkeys(row))
-        except (ValueError, RecursionError, EOFError, gzip.BadGzipFile) as error:
+        except (ValueError, RecursionError, EOFError, OSError, zlib.error) as error:
             raise InputError(f"'{path}' is not JSON lines ({error})", "write one JSON object a line, as UTF-8") from None
     if not found:
         raise InputError(f"'{path}' holds no rows", "give a file with at least one judged answer")

@@ -6,11 +6,18 @@ import csv
 import gzip
 import io
 import json
+import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from emscope.core.errors import InputError
+from emscope.core.visible import HALF
+
+MOST_PACKED = 200  # times that text gets smaller; a bomb packs a thousand times
+PIECE = 2**22
+HALF_ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")
 
 Row = dict[str, Any]
 
@@ -44,10 +51,28 @@ def text(path: Path) -> str:
         InputError: where it is not UTF-8 or not gzip.
     """
     try:
-        raw = path.read_bytes()
-        return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+        raw = b"".join(unpacked(path)) if path.suffix == ".gz" else path.read_bytes()
+        return raw.decode("utf-8-sig")
+    except (UnicodeDecodeError, OSError) as error:
         raise InputError(f"'{path}' cannot be read ({error})", "save it as UTF-8 text") from None
+
+
+def unpacked(path: Path) -> Iterator[bytes]:
+    """Yield the content of a gzip file piece by piece.
+
+    Raises:
+        InputError: damaged, or so much larger once it is unpacked that it is no text.
+    """
+    size, most = 0, MOST_PACKED * path.stat().st_size + PIECE
+    try:
+        with gzip.open(path) as file:
+            while piece := file.read(PIECE):
+                size += len(piece)
+                if size > most:
+                    raise InputError(f"'{path}' unpacks to more than {MOST_PACKED} times its size", "unpack it yourself")
+                yield piece
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"'{path}' is damaged ({error})", "pack it again") from None
 
 
 def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
@@ -66,9 +91,12 @@ def _json(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _decode(line: str, place: str) -> Any:
     try:
-        return json.loads(line)
+        found = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{place} is not JSON ({error})", "mend or delete that line") from None
+    if HALF_ESCAPED.search(line) and HALF.search(json.dumps(found, ensure_ascii=False)):
+        raise InputError(f"{place} holds half a character (a lone surrogate such as \\ud800)", "mend or delete that line")
+    return found
 
 
 def _csv(path: Path) -> Iterator[tuple[str, Row]]:
@@ -89,8 +117,12 @@ def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
     import pyarrow.parquet as pq
 
     try:
+        about, size = pq.ParquetFile(path).metadata, path.stat().st_size
+        unpacked_size = sum(about.row_group(n).total_byte_size for n in range(about.num_row_groups))
+        if max(unpacked_size, 4 * about.num_rows) > MOST_PACKED * size + 16 * PIECE:
+            raise InputError(f"'{path}' unpacks to more than {MOST_PACKED} times its size", "write it anew")
         table = pq.read_table(path)
-    except (pyarrow.ArrowInvalid, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise InputError(f"'{path}' is not Parquet ({error})", "give an undamaged file") from None
     for number, row in enumerate(table.to_pylist(), 1):
         yield f"{path} row {number}", row

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -11,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from emscope.core.errors import InputError, WorldError
+from emscope.core.visible import json_text, whole
+
+OURS, CUT_OFF = ".emscope-", ".part"  # a temporary file's name begins and ends so
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
@@ -22,7 +25,7 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{OURS}{path.name[:60]}.", suffix=CUT_OFF)
         os.close(handle)
         temporary = Path(name)
         try:
@@ -37,31 +40,50 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         raise disk_error(path, error) from None
 
 
+def sweep(root: Path) -> None:
+    """Delete the temporary files that a kill left below a folder; for whoever holds the folder alone."""
+    for path in root.rglob(f"{OURS}*{CUT_OFF}"):
+        path.unlink(missing_ok=True)
+
+
 def disk_error(path: Path, error: OSError) -> InputError | WorldError:
-    """Return the emscope error that says what an OSError on `path` means for the user."""
+    """Return the emscope error that says what an OSError while writing `path` means for the user."""
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return InputError(f"no permission to write '{path}'", "choose another folder with --out")
-    if error.errno == errno.ENOSPC:
+    if error.errno in FULL:
         return WorldError(
             f"no space left on the disk of '{path}'", "free some, then run the same command again: it goes on where it stopped"
         )
-    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP):
         return InputError(f"'{path}' cannot be written ({error.strerror})", "choose another folder with --out")
     return WorldError(
         f"'{path}' cannot be written ({error.strerror or error})", "check the disk, then run the same command again"
     )
 
 
+def unknown_fault(error: OSError) -> InputError | WorldError:
+    """Return the emscope error for an OSError of which it is not known whether it arose while reading or writing."""
+    place = f"'{os.fsdecode(error.filename)}'" if error.filename is not None else "a file or folder"
+    said = error.strerror or str(error) or type(error).__name__
+    if error.errno in FULL:
+        return WorldError(f"no space left on the disk of {place}", "free some, then run the same command again")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return InputError(f"no permission for {place}", "check its permissions, or give another path")
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST):
+        return InputError(f"{place} cannot be used ({said})", "check the path")
+    return WorldError(f"{place} cannot be used ({said})", "check the disk, then run the same command again")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write text atomically."""
-    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_atomic(path, lambda temporary: temporary.write_text(whole(text), encoding="utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically; NaN is refused (missing stays null)."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    write_text(path, json_text(value, indent=1) + "\n")
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows as JSON lines atomically."""
-    write_text(path, "".join(json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, "".join(json_text(row) + "\n" for row in rows))

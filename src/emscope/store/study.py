@@ -14,7 +14,8 @@ from filelock import FileLock, Timeout
 
 from emscope.core.digest import digest, short
 from emscope.core.errors import InputError
-from emscope.store.files import disk_error, write_atomic, write_json, write_text
+from emscope.core.visible import whole
+from emscope.store.files import CUT_OFF, OURS, disk_error, sweep, write_atomic, write_json, write_text
 from emscope.store.schemas import TABLES, VERSION
 
 LEDGER = "ledger.json"
@@ -63,6 +64,8 @@ class Study:
             raise disk_error(self.root, error) from None
         try:
             self._open_ledger()
+            if not self.shared:
+                sweep(self.root)
         except BaseException:
             self._lock.release()
             raise
@@ -133,7 +136,7 @@ class Study:
 
     def _write_part(self, table: str, rows: Sequence[dict[str, Any]]) -> Path:
         schema = TABLES[table]
-        content = pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema=schema)
+        content = pa.Table.from_pylist([{name: _kept(row.get(name)) for name in schema.names} for row in rows], schema=schema)
         path = self.root / "tables" / table / f"{short(sorted(row['key'] for row in rows))}.parquet"
         write_atomic(path, lambda temporary: pq.write_table(content, temporary))
         return path
@@ -143,7 +146,7 @@ class Study:
         if path.is_file():
             self._check_ledger(path)
             return
-        others = [p.name for p in self.root.iterdir() if p.name not in (".lock", "study.yaml", CLAIMS)]
+        others = [p.name for p in self.root.iterdir() if p.name not in (".lock", "study.yaml", CLAIMS) and not _cut_off(p)]
         if others:
             raise InputError(f"'{self.root}' is not empty ({others[0]}) and is no study", "choose a new folder with --out")
         self._write_ledger(path)
@@ -164,8 +167,12 @@ class Study:
         try:
             ledger = json.loads(path.read_text(encoding="utf-8"))
             frozen, version = ledger["spec"], ledger["tables"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"'{path}' is damaged ({error})", "choose a new folder with --out") from None
+            if not isinstance(frozen, dict):
+                raise ValueError("its settings are no object")
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise InputError(
+                f"'{path}' is damaged ({type(error).__name__}: {error})", "choose a new folder with --out"
+            ) from None
         if version != VERSION:
             raise InputError(
                 f"'{self.root}' has tables of version {version}, this emscope writes {VERSION}",
@@ -180,6 +187,15 @@ class Study:
             )
         if changed or grown != frozen:
             self._write_ledger(path)
+
+
+def _kept(value: Any) -> Any:
+    """Return a value as a table holds it: half characters escaped, which no text encoding has."""
+    return whole(value) if isinstance(value, str) else value
+
+
+def _cut_off(path: Path) -> bool:
+    return path.name.startswith(OURS) and path.name.endswith(CUT_OFF)
 
 
 def begins_with(new: Any, old: Any) -> bool:
