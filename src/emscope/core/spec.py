@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -10,6 +12,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 
 from emscope.core.digest import digest
 from emscope.core.errors import InputError, near
+from emscope.core.limits import TooMuch, bounded, check_size
+from emscope.core.visible import HALF
+
+LARGEST_YAML, YAML_SECONDS = 20_000_000, 30.0  # bytes; by the clock
 
 
 class Spec(BaseModel):
@@ -33,6 +39,7 @@ class Spec(BaseModel):
 
 
 S = TypeVar("S", bound=Spec)
+ESCAPED_HALF = re.compile(r"\\[uU](?:0000)?[dD][89a-fA-F]")
 
 
 def parse(cls: type[S], values: Any, where: str) -> S:
@@ -78,18 +85,42 @@ def read_yaml(path: Path) -> Any:
     Raises:
         InputError: where the file is missing or is not YAML.
     """
+    if not path.is_file():
+        raise InputError(f"no file {path}", "give the path of a YAML file")
     try:
+        if path.stat().st_size > LARGEST_YAML:
+            raise InputError(f"{path} is larger than {LARGEST_YAML / 1e6:.0f} MB", "give a file of settings or questions")
         text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, IsADirectoryError):
-        raise InputError(f"no file {path}", "give the path of a YAML file") from None
-    except (UnicodeDecodeError, PermissionError) as error:
+    except (UnicodeDecodeError, OSError) as error:
         raise InputError(f"{path} cannot be read ({error})", "give a readable UTF-8 file") from None
     try:
-        return yaml.safe_load(text)
+        with bounded(YAML_SECONDS):
+            content = yaml.safe_load(text)
+        check_size(content)
+        if HALF.search(text) or (ESCAPED_HALF.search(text) and any(HALF.search(one) for one in _texts(content))):
+            raise InputError(f"{path} holds half a character (a lone surrogate such as \\ud800)", "mend that text")
+        return content
+    except (TooMuch, RecursionError) as error:
+        why = error if isinstance(error, TooMuch) else "it is nested too deep"
+        raise InputError(f"{path} cannot be read: {why}", "write it plainly") from None
+    except (ValueError, OverflowError, TypeError, AttributeError) as error:  # what YAML makes of dates and numbers that are none
+        raise InputError(f"{path} is not YAML ({error})", "put texts that look like dates or numbers in quotes") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
         raise InputError(f"{path}{line} is not YAML ({getattr(error, 'problem', None) or error})", "mend that line") from None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield every text inside plain values."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, one in value.items():
+            yield from (*_texts(key), *_texts(one))
+    elif isinstance(value, list | tuple | set):
+        for one in value:
+            yield from _texts(one)
 
 
 def _fault(cls: type[BaseModel], item: Any) -> str:
