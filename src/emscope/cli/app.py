@@ -132,11 +132,9 @@ def _unforeseen(error: BaseException) -> tuple[str, int]:
 
 
 def _os_fault(error: OSError) -> tuple[str, int]:
-    from pathlib import Path
+    from emscope.store.files import unknown_fault
 
-    from emscope.store.files import disk_error
-
-    known = disk_error(Path(error.filename or "."), error)
+    known = unknown_fault(error)
     return str(known), known.exit_code
 
 
