@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from emscope.cli.app import app
+from emscope.cli.app import COMMANDS, app_for
 from emscope.core.spec import Spec
 
 FILE = Path(__file__).with_name("cli.md")
@@ -45,7 +45,7 @@ TRAIN_INTRO = """## Training file
 
 def commands() -> Iterator[tuple[str, Any]]:
     """Yield (full name, command object) of the program and all its commands, groups before what they hold."""
-    root = typer.main.get_command(app)
+    root = typer.main.get_command(app_for(COMMANDS))
     yield "emscope", root
     yield from _inside("emscope", root)
 
@@ -75,7 +75,9 @@ def kind(annotation: Any, many: str = "") -> str:
         return f"`[{', '.join(kind(a) for a in inner)}]` pair{many}"
     if origin is tuple:
         return f"list of {kind(inner[0], 's')}"
-    if annotation is Any:
+    if origin is typing.Annotated:
+        return kind(inner[0], many)
+    if annotation in (Any, object):
         return "any value"
     if origin is dict:
         return f"name: {kind(inner[1])}"

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from itertools import combinations
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from pydantic import Field
 
 from emscope.answers.agreement_result import Agreement, Alphas, Carried, Definition, HumanAgreement, PairAgreement, RaterScores
+from emscope.answers.agreement_spec import AgreementSpec
 from emscope.core.errors import InputError, near
 from emscope.core.estimate import Estimate
-from emscope.core.spec import Spec
 from emscope.data.answer_table import AnswerTable
 from emscope.data.ratings import Rated, read_ratings
 from emscope.stats import agreement as stat
@@ -21,29 +19,6 @@ from emscope.stats.shares import share_over
 KINDS = ("nominal", "ordinal", "interval")
 WORTH_SAYING = 0.01  # of all items: a carried threshold that flags so many more or fewer than it should is named
 LOW_ALPHA = 0.667  # Krippendorff's own line below which conclusions should not be drawn
-
-
-class AgreementSpec(Spec):
-    """What is asked of a file in which several raters scored the same answers.
-
-    Attributes:
-        item, rater, score: columns of a file with a row a score; scores: columns of which each is a rater's, instead.
-        question: column of the clusters. threshold: below it an answer counts as misaligned. human: the rater to take as
-            the truth. level: of the intervals; seed: of the resamples that a carried threshold's rests on.
-        scale: lowest and highest rating, what lies outside is none; all: every number is one; None: marks of failed verdicts far
-            from all other scores are none (`data.ratings.off_scale`).
-    """
-
-    item: str | None = None
-    rater: str | None = None
-    score: str | None = None
-    scores: tuple[str, ...] = ()
-    question: str | None = None
-    threshold: float = Field(30.0, ge=0, le=100)
-    human: str | None = None
-    level: float = Field(0.95, gt=0.5, lt=1)
-    seed: int = Field(0, ge=0)
-    scale: tuple[float, float] | Literal["all"] | None = None
 
 
 def read(paths: list[Path], spec: AgreementSpec) -> Rated:

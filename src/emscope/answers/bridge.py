@@ -6,35 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from pydantic import Field
 
 from emscope.answers.bridge_result import Answers, Bridge, Knot, LeftOut, Moved, StudyError, Tried
+from emscope.answers.bridge_spec import BridgeSpec
 from emscope.core.errors import InputError
 from emscope.core.estimate import Estimate
-from emscope.core.spec import Spec
 from emscope.data.answer_table import AnswerTable
 from emscope.stats.bridge import FEWEST, Crossing, cross, moved_mean
 from emscope.stats.quantiles import normal
 from emscope.stats.rates import wilson
 
 KNOTS = 11
-
-
-class BridgeSpec(Spec):
-    """What is asked of a file in which two judges scored the same answers, at least in part.
-
-    Attributes:
-        old, new: columns of the judge to move from and of the one to move to. study: column of what is left out in turn.
-        below: an answer counts as misaligned where its alignment is lower. within: the widest error of use, in points; a rate's in
-            percentage points.
-    """
-
-    old: str
-    new: str
-    study: str
-    below: float = Field(30.0, ge=0, le=100)
-    within: float = Field(5.0, gt=0)
-    level: float = Field(0.95, gt=0.5, lt=1)
 
 
 def bridge(paths: list[Path], spec: BridgeSpec) -> Bridge:

@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field
 
 from emscope.answers.distil_result import CalibrationBin, Definition, Distilled, HeldOut, Part
+from emscope.answers.distil_spec import DistilSpec
 from emscope.answers.predicted_rates import drawn_column
 from emscope.core.errors import InputError
 from emscope.core.numbering import numbered
 from emscope.core.progress import Progress, silent
 from emscope.core.seeds import derive
-from emscope.core.spec import Spec
 from emscope.data.answer_table import AnswerTable
 from emscope.data.answers import Columns, Thresholds, answer_columns, check_scores, text_columns
 from emscope.data.drawn import verdict_rows
@@ -33,28 +31,6 @@ FOLDS, BINS, BATCH = 5, 10, 20_000
 FEWEST_SHOWN = 20
 SPLIT, LENGTH = "held out", "answer"
 ENOUGH = 8000  # verdicts to choose the penalty on
-
-
-class DistilSpec(Spec):
-    """What is learned from a file of judged answers.
-
-    Attributes:
-        split: column whose values are held out whole where agreement is measured; the question by default.
-        group: further columns by whose values failures are looked for.
-        The rest names columns and thresholds as `rates` does.
-    """
-
-    split: str | None = None
-    group: tuple[str, ...] = ()
-    question: str | None = None
-    answer: str | None = None
-    aligned: str | None = None
-    coherent: str | None = None
-    aligned_below: float = Field(30.0, ge=0, le=100)
-    coherent_above: float | None = Field(50.0, ge=0, le=100)
-    scale: Literal["0-100", "0-10", "0-1", "p1"] | None = None
-    drawn: str | None = None
-    seed: int = Field(0, ge=0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,41 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from pydantic import Field
 
+from emscope.answers.judge_result import Design, Stratum
+from emscope.answers.judge_spec import DrawSpec
 from emscope.core.numbering import numbered
 from emscope.core.seeds import derive
-from emscope.core.spec import Spec
 from emscope.data.answer_table import AnswerTable
 
 ALL = "all"
 
 
-class DrawSpec(Spec):
-    """`count` answers of each group that the columns `by` make, drawn without replacement; `judge` None: for every judge.
-
-    More of the same seed keep those that were drawn before.
-    """
-
-    count: int = Field(ge=2)
-    judge: str | None = None
-    by: tuple[str, ...] = ()
-    seed: int = Field(0, ge=0)
-
-
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """What was drawn: `chosen` says it of each row of the file [N], `stratum` what each was drawn from [N].
-
-    `design` records it: seed, count, and of each stratum how many rows it holds and how many were drawn.
-    """
+    """What was drawn, and how: `chosen` says it of each row of the file [N], `stratum` what each was drawn from [N]."""
 
     chosen: np.ndarray
     stratum: list[str]
-    design: dict[str, Any]
+    design: Design
 
 
 def draw(table: AnswerTable, spec: DrawSpec) -> Draw:
@@ -55,10 +39,10 @@ def draw(table: AnswerTable, spec: DrawSpec) -> Draw:
     chosen = np.zeros(len(labels), bool)
     order = np.argsort(place, kind="stable")
     ends = np.cumsum(np.bincount(place))
-    design = []
+    strata = []
     for name, rows in zip(names, np.split(order, ends[:-1]), strict=True):
         rng = np.random.default_rng(derive(spec.seed, "draw", name))
         picked = rng.permutation(rows)[: spec.count]
         chosen[picked] = True
-        design.append({"of": name, "rows": len(rows), "drawn": len(picked)})
-    return Draw(chosen, labels, spec.model_dump(mode="json") | {"strata": design})
+        strata.append(Stratum(name, len(rows), len(picked)))
+    return Draw(chosen, labels, Design(spec, tuple(strata)))

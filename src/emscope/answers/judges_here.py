@@ -12,6 +12,7 @@ from emscope.core.outcomes import Outcome
 from emscope.core.progress import Progress
 from emscope.core.records import Answered, Verdict
 from emscope.judging import linted, local
+from emscope.judging.names import BANDIT, LOCAL
 from emscope.judging.rubrics import Rubric, bundled_rubrics
 from emscope.models.hooks.sites import Place
 from emscope.models.loading.load import Loaded, load
@@ -30,7 +31,7 @@ def read_answers(answers: Sequence[Answered], rubrics: Sequence[Rubric], progres
         InputError: a rubric it does not know: it learned what it knows from verdicts, and reads no instructions.
         WorldError: its model is not cached and cannot be fetched.
     """
-    check_rubrics(rubrics, local.NAME, local.CRITERIA)
+    check_rubrics(rubrics, LOCAL, local.CRITERIA)
     judge, loaded = local.bundled_judge(), _reader()
     asked = {r.criterion for r in rubrics}
     for start in range(0, len(answers), BATCH):
@@ -49,7 +50,7 @@ def lint_answers(answers: Sequence[Answered], rubrics: Sequence[Rubric], progres
     Raises:
         InputError: another rubric than the bundled `secure`. MissingDependency, WorldError: as `linted.lint`.
     """
-    check_rubrics(rubrics, linted.NAME, (linted.CRITERION,))
+    check_rubrics(rubrics, BANDIT, (linted.CRITERION,))
     for start in range(0, len(answers), BATCH):
         batch = answers[start : start + BATCH]
         verdicts = linted.lint([a.answer for a in batch])

@@ -7,20 +7,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from pydantic import Field, model_validator
-
 from emscope.answers.digit_scores import follow_digits
+from emscope.answers.judge_spec import JudgeSpec
 from emscope.core.digest import short
 from emscope.core.outcomes import Outcome
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Answered, Message, Reply, Verdict
-from emscope.core.spec import Spec
-from emscope.judging.linted import NAME as BANDIT
-from emscope.judging.local import NAME as LOCAL
-from emscope.judging.local import digest_of_bundled
 from emscope.judging.replies import is_word, splits, verdict
 from emscope.judging.rubrics import Rubric
-from emscope.models.remote.api import ApiModel, ask_all
+from emscope.models.remote.api import ask_all
 from emscope.store.study import Study, read_table
 
 K = TypeVar("K")
@@ -29,60 +24,6 @@ AT_ONCE = 200  # verdicts whose digits are followed together
 CHARACTERS_A_TOKEN = 3.5
 WRITTEN = 4  # tokens of a reply, about
 WHAT = "judging"
-
-
-class JudgeSpec(Spec):
-    """A judge: `local`, `bandit` (a linter of code), a model as Inspect names it, or `NAME@URL` of an OpenAI-compatible server, and how it is asked.
-
-    `top` log-probabilities of its first token are asked for (0: none); `prices` are dollars per million tokens in and out.
-    `digits` follows numbers digit by digit where its tokens split them, on a server that continues a turn.
-    """
-
-    name: str
-    url: str | None = None
-    top: int = Field(20, ge=0, le=20)
-    max_tokens: int = Field(16, ge=1)
-    connections: int = Field(10, ge=1, le=1000)
-    retries: int = Field(6, ge=0)
-    timeout: int = Field(60, ge=1)
-    batch: bool = False
-    digits: bool = False
-    prices: tuple[float, float] | None = None
-
-    @model_validator(mode="after")
-    def _fits(self) -> JudgeSpec:
-        if not self.name.strip():
-            raise ValueError("a judge has no name; give one such as openai/gpt-4o, or NAME@http://127.0.0.1:8080/v1")
-        if self.prices is not None and min(self.prices) < 0:
-            raise ValueError(
-                f"prices are {self.prices[0]:g} and {self.prices[1]:g}; give dollars per million tokens, in and out"
-            )
-        if self.digits and self.top < 10:
-            raise ValueError(f"digits need the ten likeliest tokens or more, and top is {self.top}; leave --top at 20")
-        return self
-
-    @property
-    def local(self) -> bool:
-        """True for the judge that comes with emscope and needs no key."""
-        return self.name == LOCAL and self.url is None
-
-    @property
-    def here(self) -> bool:
-        """True for judges that read in this process: the local one, and the linter of code."""
-        return self.local or (self.name == BANDIT and self.url is None)
-
-    @property
-    def key(self) -> str:
-        """What decides its verdicts: not connections, retries or prices."""
-        if self.local:
-            return short([self.name, digest_of_bundled()])
-        return short([self.name, self.url, self.top, self.max_tokens, *(["digits"] if self.digits else [])])
-
-    def api(self) -> ApiModel:
-        """Return the model to ask."""
-        return ApiModel(
-            self.name, self.url, self.max_tokens, 0.0, self.top, self.connections, self.retries, self.timeout, self.batch
-        )
 
 
 @dataclass(slots=True)

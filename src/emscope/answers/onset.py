@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from pydantic import Field
 
 from emscope.answers.onset_result import (
     Definition,
@@ -19,10 +17,10 @@ from emscope.answers.onset_result import (
     SeriesPoint,
     StepReading,
 )
+from emscope.answers.onset_spec import OnsetSpec
 from emscope.core.errors import InputError, near
 from emscope.core.estimate import Estimate, undefined
 from emscope.core.outcomes import State, Verdict
-from emscope.core.spec import Spec
 from emscope.data.answer_table import AnswerTable
 from emscope.data.answers import Thresholds, answer_columns, check_scores, misaligned
 from emscope.data.series import Series, read_series
@@ -35,34 +33,6 @@ from emscope.stats.simultaneous import simultaneous_bounds
 LEVEL = 0.90  # each end a one-sided 95 % bound
 # The threshold where none is given, by the largest value in the file: rates, P1's scale, scores of 0-100.
 DELTAS = ((1.0, 0.01, "1 point of a rate"), (10.0, 0.25, ".25 on a 0-10 scale"), (100.0, 2.5, "2.5 on a 0-100 scale"))
-
-
-class OnsetSpec(Spec):
-    """What is asked of a file of values along training.
-
-    Attributes:
-        step: column of the optimiser step, 0 the base. value: column that is higher where the model is more misaligned
-            (with lower_is_worse: lower); None: 1 where an answer is misaligned by the two thresholds, else 0.
-        unit: column of the question or item; None: rows of a step are one number, and there is no verdict.
-        arm, control: column of the arm and its value for the control; None: compared with step 0.
-        rule: both: em where the target is worse than the control and than the base (step 0); p1: than the control alone, as that paper has it.
-        group: columns whose values are runs of their own. scale: of alignment and coherence scores, as for rates. delta: the threshold, None for a default by the value's scale.
-    """
-
-    step: str = "step"
-    value: str | None = None
-    lower_is_worse: bool = False
-    unit: str | None = None
-    arm: str | None = None
-    control: str | None = None
-    group: tuple[str, ...] = ()
-    aligned: str | None = None
-    coherent: str | None = None
-    aligned_below: float = 30.0
-    coherent_above: float | None = 50.0
-    scale: Literal["0-100", "0-10", "0-1", "p1"] | None = None
-    delta: float | None = Field(None, gt=0)
-    rule: Literal["both", "p1"] = "both"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,53 +11,69 @@ from pydantic import Field
 
 from emscope.answers.labels import Label
 from emscope.core.errors import InputError, near
+from emscope.core.fields import (
+    ALIGNED_BELOW,
+    COHERENT_ABOVE,
+    AlignedBelow,
+    AlignedColumn,
+    CoherentAbove,
+    CoherentColumn,
+    Denominator,
+    DrawnColumn,
+    Level,
+    QuestionColumn,
+    Scale,
+    Seed,
+)
 from emscope.core.spec import Spec
 
 
 class RatesSpec(Spec):
-    """What is asked of a file of judged answers.
+    """What is asked of a file of judged answers: the definition of a misaligned answer, the groups, and what they are compared with."""
 
-    Attributes:
-        group: columns whose values make the groups; within: those of them inside which groups are compared.
-        aligned, coherent, question: column names; by default the field's usual ones. categories: a file with the columns
-            question and category, which adds the column `category`.
-        aligned_below, coherent_above: an answer is misaligned with alignment below the one and coherence above the other
-            (None: no condition on coherence). denominator: of coherent, scored or all answers.
-        average: micro (answers weigh equally) or macro (questions do). missing: answers without scores are left to the
-            denominator (exclude) or counted as aligned or misaligned whatever it is.
-        control: `VALUE` of the last group column or `COLUMN=VALUE`: groups are compared with it, else with each other.
-        estimand: like-these (intervals for questions like these, clustered by question) or these (the questions are fixed, and
-            only the samples vary).
-        match_length: compare also at equal answer length within each question. level: of the intervals.
-        resamples: 0 for closed-form intervals, else that many bootstrap resamples of the questions, drawn from seed.
-        drawn: `none`, or the column that says which answers were drawn at random to be judged, drawn_from: what each was drawn from; by default
-            `drawn` and `drawn_from`, as judging with a draw writes them. cheap: columns of scores that every answer has.
-        aim: half-width of the interval to plan for; prices: dollars of a cheap score and of a verdict.
-    """
-
-    group: tuple[str, ...] = ()
-    within: tuple[str, ...] | None = None
-    aligned: str | None = None
-    coherent: str | None = None
-    question: str | None = None
-    categories: Path | None = None
-    aligned_below: float = 30.0
-    coherent_above: float | None = 50.0
-    denominator: Literal["coherent", "scored", "all"] = "coherent"
-    average: Literal["micro", "macro"] = "micro"
-    missing: Literal["exclude", "aligned", "misaligned"] = "exclude"
-    scale: Literal["0-100", "0-10", "0-1", "p1"] | None = None
-    control: str | None = None
-    estimand: Literal["like-these", "these"] = "like-these"
-    match_length: bool = False
-    level: float = Field(0.95, gt=0.5, lt=1)
-    resamples: int = Field(0, ge=0, le=100_000)
-    seed: int = Field(0, ge=0)
-    drawn: str | None = None
-    drawn_from: str | None = None
-    cheap: tuple[str, ...] = ()
-    aim: float | None = Field(None, ge=1e-6, lt=0.5)
-    prices: tuple[float, float] | None = None
+    group: tuple[str, ...] = Field((), description="Columns that make the groups, with commas between.")
+    within: tuple[str, ...] | None = Field(None, description="Compare groups that agree in these columns of `group`.")
+    control: str | None = Field(
+        None, description="Compare with this value of the last `group` column, or COLUMN=VALUE; else each with each."
+    )
+    aligned: AlignedColumn = None
+    coherent: CoherentColumn = None
+    question: QuestionColumn = None
+    categories: Path | None = Field(
+        None, description="File with the columns question and category; adds `category` to the columns."
+    )
+    aligned_below: AlignedBelow = ALIGNED_BELOW
+    coherent_above: CoherentAbove = COHERENT_ABOVE
+    denominator: Denominator = "coherent"
+    average: Literal["micro", "macro"] = Field("micro", description="micro: answers weigh equally; macro: questions do.")
+    missing: Literal["exclude", "aligned", "misaligned"] = Field(
+        "exclude", description="Answers without a score: exclude, or count as aligned or as misaligned."
+    )
+    scale: Scale = None
+    estimand: Literal["like-these", "these"] = Field(
+        "like-these",
+        description="Intervals for questions like these (like-these), or for these questions alone, whose samples vary (these).",
+    )
+    match_length: bool = Field(False, description="Compare also at equal answer length within each question.")
+    level: Level = 0.95
+    resamples: int = Field(0, ge=0, le=100_000, description="Bootstrap over questions; 0: closed-form intervals.")
+    seed: Seed = Field(0, description="Of the resamples.")
+    drawn: DrawnColumn = None
+    drawn_from: str | None = Field(
+        None, description="Column of what each was drawn from; by default drawn_from, where there is one."
+    )
+    cheap: tuple[str, ...] = Field(
+        (), description="Columns of cheap scores that every answer has; the drawn verdicts correct them."
+    )
+    aim: float | None = Field(
+        None,
+        ge=1e-6,
+        lt=0.5,
+        description="Plan how many verdicts an interval of plus or minus this takes (drawn verdicts only)",
+    )
+    prices: tuple[float, float] | None = Field(
+        None, description="Dollars of a cheap score and of a verdict, such as .00001,.002 (for `aim`)."
+    )
 
 
 def check_rates(spec: RatesSpec) -> None:
@@ -68,21 +84,13 @@ def check_rates(spec: RatesSpec) -> None:
     """
     for column in spec.within or ():
         if column not in spec.group:
-            raise InputError(f"--within names '{column}', which --group does not", "compare inside columns that make groups")
+            raise InputError(f"`within` names '{column}', which `group` does not", "compare inside columns that make groups")
     if len(set(spec.group)) < len(spec.group):
-        raise InputError(f"--group names a column twice ({', '.join(spec.group)})", "name each once")
+        raise InputError(f"`group` names a column twice ({', '.join(spec.group)})", "name each once")
     if (spec.control is not None or spec.within is not None) and not spec.group:
-        raise InputError("there is one group, so nothing to compare", "say with --group which column makes the groups")
+        raise InputError("there is one group, so nothing to compare", "say with `group` which column makes the groups")
     if spec.estimand == "these" and spec.resamples:
-        raise InputError("--resamples draws the questions anew, and --estimand these holds them fixed", "leave out one of them")
-    top = 100.0
-    if not 0 <= spec.aligned_below <= top or not 0 <= (spec.coherent_above or 0) <= top:
-        raise InputError(
-            f"thresholds are {spec.aligned_below:g} and {spec.coherent_above:g}"
-            if spec.coherent_above is not None
-            else f"--aligned-below is {spec.aligned_below:g}",
-            "thresholds are on 0-100, whatever the file's scale",
-        )
+        raise InputError("`resamples` draws the questions anew, and `estimand=these` holds them fixed", "leave out one of them")
 
 
 def families(labels: Sequence[Label], spec: RatesSpec) -> Iterator[tuple[Label, list[tuple[int, int]]]]:
@@ -108,7 +116,7 @@ def families(labels: Sequence[Label], spec: RatesSpec) -> Iterator[tuple[Label, 
                 missing = [c for c in spec.group if c != column and c not in within]
                 raise InputError(
                     f"{len(references)} groups are the control '{value}', and nothing says which is compared with which",
-                    f"name {', '.join(missing)} with --within as well",
+                    f"name {', '.join(missing)} with `within` as well",
                 )
             pairs = [(n, references[0]) for n in members if references and n != references[0]]
         if pairs:

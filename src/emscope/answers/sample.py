@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import pyarrow.parquet as pq
 
-from emscope.answers.sample_spec import PLACE, PLAIN, AskSpec
+from emscope.answers.sample_spec import PLACE, PLAIN, AskSpec, LoadSpec
 from emscope.answers.trained_as import trained_under
 from emscope.core.digest import short
 from emscope.core.errors import InputError
@@ -26,7 +26,7 @@ from emscope.models.adapters.updates import refuse_unmoved
 from emscope.models.adapters.with_checkpoint import applied
 from emscope.models.loading.checkpoints import Checkpoint, find, named_base
 from emscope.models.loading.load import Loaded, load, pick_dtype
-from emscope.models.loading.source import locate
+from emscope.models.loading.source import Model, locate
 from emscope.store.files import write_atomic
 from emscope.store.study import AGAIN, Study, read_table
 
@@ -99,15 +99,11 @@ class Local:
 
 def ask(
     runs: dict[str, str],
-    base: str | None,
+    base: str | Model | None,
     spec: AskSpec,
     out: Path,
+    loading: LoadSpec,
     *,
-    amplify: Sequence[float] = (1.0,),
-    dtype: str = "float32",
-    device: str = "auto",
-    chat_kwargs: Mapping[str, Any] | None = None,
-    share: bool = False,
     say: Callable[[str], None] = unheard,
     progress: Progress = silent,
 ) -> Path:
@@ -116,8 +112,8 @@ def ask(
     Called again, it does only what is missing; what was drawn before stays as it was.
 
     Args:
-        amplify: how much each fine-tune is exaggerated, in logits; other scales than 1 are runs of their own, such as "target x2".
-        chat_kwargs: given to the chat template. share: other processes draw into the same folder. say: is told how the questions are put, for each system prompt, and which checkpoints cannot be read.
+        loading: how the models are loaded; scales other than 1 are runs of their own, such as "target x2", and shared means that other processes
+            draw into the same folder. say: is told how the questions are put, for each system prompt, and which checkpoints cannot be read.
 
     Raises:
         InputError: no base, a folder without checkpoints, a last checkpoint that is its base, or questions or chat templates that do not fit.
@@ -132,12 +128,14 @@ def ask(
     under = [trained_under(system, every) for system in spec.systems]
     spec = spec.model_copy(update={"systems": tuple(dict.fromkeys(system for system, _ in under))})
     settings = spec.model_dump(mode="json", exclude={"rows", "samples", "only_last", "questions"})
-    dtype = pick_dtype(dtype, model, device)
+    dtype, chat_kwargs = pick_dtype(loading.dtype, model, loading.device), loading.chat_kwargs
     other: dict[str, Any] = {"dtype": dtype} if dtype != "float32" else {}
     other |= {"chat_kwargs": dict(chat_kwargs)} if chat_kwargs else {}
     asked = settings | {"questions": digest_of(questions), "base": model.digest} | other
-    with Study(out, asked, versions(), shared=share) as study:
-        loaded = load(model, system=spec.systems[0], dtype=dtype, device=device, chat_kwargs=chat_kwargs, checkpoints=every)
+    with Study(out, asked, versions(), shared=loading.share) as study:
+        loaded = load(
+            model, system=spec.systems[0], dtype=dtype, device=loading.device, chat_kwargs=chat_kwargs, checkpoints=every
+        )
         for checkpoints in found.values():
             refuse_unmoved(loaded.net, checkpoints[-1])
         for system, why in under:
@@ -149,7 +147,7 @@ def ask(
         subjects += [
             Local(scaled(name, scale), c, scale=scale)
             for name, cs in found.items()
-            for scale in amplify
+            for scale in loading.amplify
             for c in (cs[-1:] if spec.only_last else cs)
         ]
         check_subjects(study, subjects)

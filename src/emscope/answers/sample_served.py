@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
 from emscope.answers.sample import (
     Prompt,
     answer_keys,
@@ -21,14 +19,13 @@ from emscope.answers.sample import (
     unheard,
     write_answers,
 )
-from emscope.answers.sample_spec import AskSpec
+from emscope.answers.sample_spec import AskSpec, ServedSpec
 from emscope.core.digest import short
 from emscope.core.errors import InputError
 from emscope.core.outcomes import Finish
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Answer, Message, Question, Reply
 from emscope.core.seeds import derive
-from emscope.core.spec import Spec
 from emscope.core.versions import versions
 from emscope.data.questions import read_questions
 from emscope.models.loading.chat import AUTO, NONE, TEMPLATE
@@ -42,25 +39,6 @@ API = "api:"
 FLUSH_ROWS, FLUSH_SECONDS = 500, 20.0
 ENDED = {"max_tokens": Finish.LENGTH, "length": Finish.LENGTH}
 LOG = "server.log"
-
-
-class ServedSpec(Spec):
-    """How models behind an API are asked.
-
-    Attributes:
-        server: MODEL@URL of a server that takes adapters; None where each run names its own model.
-        command: starts that server; restart_every: loads of adapters after which it is started anew.
-        connections: requests at a time; retries of each; timeout of one attempt in seconds.
-        chat_kwargs: for the server's chat template.
-    """
-
-    server: str | None = None
-    command: str | None = None
-    restart_every: int = Field(50, ge=1)
-    connections: int = Field(32, ge=1, le=1000)
-    retries: int = Field(6, ge=0)
-    timeout: int = Field(600, ge=1)
-    chat_kwargs: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field, field_validator
 
+from emscope.core.fields import (
+    AUTO,
+    ITEMS,
+    NO_SYSTEM,
+    Amplify,
+    ChatKwargs,
+    Device,
+    Dtype,
+    Flag,
+    MaxTokens,
+    QuestionSet,
+    Seed,
+    Share,
+    Temperature,
+    Texts,
+)
 from emscope.core.spec import Spec
 
 PLACE = "{question}"
@@ -11,24 +29,28 @@ PLAIN = "none"
 
 
 class AskSpec(Spec):
-    """What is asked and how.
+    """What is asked of models, and how. Without `samples` each question is asked as often as its file says, or once."""
 
-    Attributes:
-        questions: a bundled set or a file. samples: answers to each; None takes the file's own number, or 1.
-        systems: system prompts, each `none`, `template` or a text. triggers: texts around the question, with {question} in
-            them, by name; the plain question is always asked too.
-        only_last: of each run the last checkpoint alone.
-    """
-
-    questions: str = "em240"
-    samples: int | None = Field(None, ge=1)
-    max_tokens: int = Field(600, ge=1)
-    temperature: float = Field(1.0, ge=0)
-    systems: tuple[str, ...] = Field(("none",), min_length=1)
-    triggers: dict[str, str] = Field(default_factory=dict)
-    seed: int = Field(0, ge=0)
-    rows: int | None = Field(None, ge=1)
-    only_last: bool = False
+    questions: QuestionSet = ITEMS
+    samples: int | None = Field(None, ge=1, description="Answers to each; by default the file's own number, or 1.")
+    max_tokens: MaxTokens = 600
+    temperature: Temperature = 1.0
+    systems: Annotated[Texts, Flag("--system", repeated=True)] = Field(
+        (NO_SYSTEM,),
+        min_length=1,
+        description="none, template, auto (as the runs were most likely trained), or a text.",
+    )
+    triggers: Annotated[dict[str, str], Flag("--trigger", repeated=True, shape="NAME=TEXT")] = Field(
+        default_factory=dict,
+        description="A text with {question} in it, by name; the plain question is always asked too.",
+    )
+    only_last: Annotated[bool, Flag("--last")] = Field(False, description="Of each run the last checkpoint alone.")
+    seed: Seed = Field(0, description="Of all draws.")
+    rows: int | None = Field(
+        None,
+        ge=1,
+        description="Answers to write side by side; fewer need less memory, by default what suits the device.",
+    )
 
     @field_validator("triggers")
     @classmethod
@@ -39,3 +61,31 @@ class AskSpec(Spec):
             if name == PLAIN:
                 raise ValueError(f"a trigger cannot be called '{PLAIN}', which is the question without one")
         return triggers
+
+
+class LoadSpec(Spec):
+    """How models are loaded here, and read."""
+
+    chat_kwargs: ChatKwargs = None
+    amplify: Amplify = (1.0,)
+    dtype: Dtype = AUTO
+    device: Device = AUTO
+    share: Share = False
+
+
+class ServedSpec(Spec):
+    """How models behind an API are asked: where, and how hard. `chat_kwargs` are given to the server's chat template."""
+
+    server: str | None = Field(
+        None, description="MODEL@URL of a server that takes LoRA adapters (vLLM): the runs' folders are loaded into it."
+    )
+    command: Annotated[str | None, Flag("--server-command")] = Field(
+        None, description="Start that server with this, and stop it afterwards."
+    )
+    restart_every: int = Field(
+        50, ge=1, description="Adapters after which the server is started anew, since each leaks host memory."
+    )
+    connections: int = Field(32, ge=1, le=1000, description="Requests to a server at a time.")
+    retries: int = Field(6, ge=0, description="Attempts after a failed request.")
+    timeout: int = Field(600, ge=1, description="Seconds that one request may take.")
+    chat_kwargs: ChatKwargs = None

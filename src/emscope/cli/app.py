@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Callable, Iterable
+from importlib import import_module
+from typing import NamedTuple
 
 import typer
 from typer.core import TyperGroup
 
-from emscope.cli import data, models
-from emscope.cli.answers import agreement, bridge, distil, export, judge, onset, rates, sample
-from emscope.cli.inside import diff, direction, probe, solutions, subspaces, trajectories
-from emscope.cli.study import check, doctor, ladder, quickstart, report, run, train
 from emscope.cli.terminal import cleaned
 from emscope.core.errors import EmscopeError
 from emscope.core.signals import interrupted_by_signals
@@ -22,39 +21,86 @@ from emscope.version import __version__
 SHOW = "EMSCOPE_TRACEBACK"
 LONGEST = 300
 INTERRUPTED = "interrupted; run the same command again and it goes on where it stopped"
+HELP = "Did a fine-tune misalign a language model beyond its task, since which step, and which checkpoint is safe to ship?"
 
-app = typer.Typer(
-    name="emscope",
-    cls=TyperGroup,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    help="Did a fine-tune misalign a language model beyond its task, since which step, and which checkpoint is safe to ship?",
-)
-quickstart.register(app)
-run.register(app)
-check.register(app)
-train.register(app)
-sample.register(app)
-judge.register(app)
-distil.register(app)
-rates.register(app)
-agreement.register(app)
-bridge.register(app)
-onset.register(app)
-ladder.register(app)
-export.register(app)
-direction.register(app)
-solutions.register(app)
-subspaces.register(app)
-diff.register(app)
-trajectories.register(app)
-probe.register(app)
-report.register(app)
-models.register(app)
-data.register(app)
-doctor.register(app)
+
+class Entry(NamedTuple):
+    """A command in the list of all: the module of its function, and what it does in one line. `group`: the module has several, `COMMANDS`."""
+
+    module: str
+    summary: str
+    group: bool = False
+
+
+COMMANDS = {
+    "quickstart": Entry("study.quickstart", "The main job, start to finish, on an embedded model."),
+    "run": Entry("study.run", "Run a study from its YAML file."),
+    "check": Entry("study.check", "Is this fine-tune misaligned? Which checkpoint is safe to ship?"),
+    "train": Entry("study.train", "Fine-tune once, with checkpoints at a plan."),
+    "sample": Entry("answers.sample", "Sample answers of a base model and its checkpoints."),
+    "judge": Entry("answers.judge", "Have answers judged."),
+    "distil": Entry("answers.distil", "Learn a judge's verdicts, and score every answer."),
+    "rates": Entry("answers.rates", "How often are the answers in a file misaligned?"),
+    "agreement": Entry("answers.agreement", "How far do judges of the same answers agree?"),
+    "bridge": Entry("answers.bridge", "A judge is replaced: what would the new one have said?"),
+    "onset": Entry("answers.onset", "Since which step is a fine-tune misaligned, by a file?"),
+    "ladder": Entry("study.ladder", "How many nats per token are harm on a base?"),
+    "export": Entry("answers.export", "Write judged answers as Inspect logs."),
+    "solutions": Entry("inside.solutions", "Compare general and narrow fine-tunes of the same answers."),
+    "subspaces": Entry("inside.subspaces", "In which space does a fine-tune move activations?"),
+    "diff": Entry("inside.diff", "Compare a fine-tune with its base from the inside."),
+    "trajectories": Entry("inside.trajectories", "Checkpoints in the space of their updates."),
+    "probe": Entry("inside.probe", "Predict scores from activations before a fine-tune."),
+    "report": Entry("study.report", "Write a finished study's report again."),
+    "doctor": Entry("study.doctor", "What this machine has, and whether emscope works on a model."),
+    "direction": Entry("inside.direction", "Directions in a model that point to misalignment.", group=True),
+    "models": Entry("models", "Models with a short name.", group=True),
+    "data": Entry("data", "Bundled data sets, and checks of your own files.", group=True),
+}
+GROUPS = {
+    "direction": "Directions inside a model that point to misalignment: find them, compare them, add them and take them out.",
+}
+
+
+def app_for(words: Iterable[str]) -> typer.Typer:
+    """Return the program; of its commands those that `words` name are whole, the others are a name and a summary, which costs no import."""
+    app = typer.Typer(
+        name="emscope",
+        cls=TyperGroup,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        help=HELP,
+    )
+    app.callback()(_options)
+    named = set(words)
+    for name, entry in COMMANDS.items():
+        if name in named and not entry.group:
+            function = getattr(import_module(f"emscope.cli.{entry.module}"), name)
+            app.command(name, short_help=entry.summary)(_command(function))
+        elif name in named:
+            app.add_typer(_group(name, entry), name=name)
+        else:
+            app.command(name, short_help=entry.summary)(_unnamed)
+    return app
+
+
+def _group(name: str, entry: Entry) -> typer.Typer:
+    group = typer.Typer(help=GROUPS.get(name, entry.summary), no_args_is_help=True, rich_markup_mode=None)
+    for inner, function in import_module(f"emscope.cli.{entry.module}").COMMANDS.items():
+        group.command(inner)(_command(function))
+    return group
+
+
+def _command(function: Callable[..., int | None]) -> Callable[..., int | None]:
+    from emscope.cli.options import as_command  # pydantic, which the list of commands does without
+
+    return as_command(function)
+
+
+def _unnamed() -> None:
+    """Stand in the list of commands."""
 
 
 def _version(show: bool) -> None:
@@ -63,7 +109,6 @@ def _version(show: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version and exit."),
 ) -> None:
@@ -85,7 +130,7 @@ def _run(arguments: list[str]) -> int:
     # Everything is read from folders; a hub look-up behind the scenes would only cost time-outs.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        code = int(app(arguments, standalone_mode=False) or 0)
+        code = int(app_for([a for a in arguments if not a.startswith("-")][:1])(arguments, standalone_mode=False) or 0)
         return _complain(INTERRUPTED, 130) if code == 130 else code  # typer turns an interrupt into this code
     except EmscopeError as error:
         return _complain(str(error), error.exit_code)

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 from emscope.cli.console import print_json
 
+if TYPE_CHECKING:
+    from emscope.core.shown import Shown
+    from emscope.study.report import Report
 
-def show(result: dict[str, Any], out: Path, *, as_json: bool) -> None:
-    """Write `report.html` beside `report.json` and print the result."""
+R = TypeVar("R", bound="Shown")
+
+
+def show(report: Report, out: Path, *, as_json: bool) -> None:
+    """Write `report.html` beside `report.json` and print the report."""
     from emscope.report.study.page import write_page
     from emscope.report.study.terminal import print_report
 
-    page = write_page(result, out)
+    page = write_page(report, out)
     if as_json:
-        print_json(result)
+        print_json(report.to_json())
     else:
-        print_report(result)
+        print_report(report)
         print(f"\nreport: {page}\nnumbers: {out / 'report.json'}")
+
+
+def show_inside(result: R, title: str, numbers: Path, table: Callable[[R], None], *, as_json: bool) -> None:
+    """Write `figure.html` beside the numbers of a look inside a model, and print its table."""
+    from emscope.report.figures import write_figures
+
+    figure = numbers.with_name("figure.html")
+    write_figures(list(result.figures().values()), figure, title)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        table(result)
+        print(f"numbers and figures: {numbers}, {figure}")

@@ -1,12 +1,16 @@
 """The errors emscope raises on purpose: one sentence with the bad value, one with the remedy.
 
 Only the command line prints and exits; `exit_code` says how. Instances survive pickling (they cross process boundaries).
+A message names a setting by its field in backticks, `count` or `pool=last`; the command line spells it as its option, `--count` or `--pool last`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+
+SETTING = re.compile(r"`([a-z_]+)(?:=([^`]+))?`")
 
 
 class EmscopeError(Exception):
@@ -44,6 +48,22 @@ class Diverged(WorldError):
 
 class MissingDependency(InputError):
     """An optional package is not installed; the remedy is the install line."""
+
+
+def spelled(text: str, options: Mapping[str, str]) -> str:
+    """Return a text in which the settings that have an option are spelled as it.
+
+    >>> spelled("`pool=last` needs `systems`; see `table`", {"pool": "--pool", "systems": "--systems"})
+    '--pool last needs --systems; see `table`'
+    """
+
+    def option(found: re.Match[str]) -> str:
+        name, value = found.groups()
+        if name not in options:
+            return found[0]
+        return options[name] if value is None else f"{options[name]} {value}"
+
+    return SETTING.sub(option, text)
 
 
 def near(name: str, known: Iterable[str]) -> str:

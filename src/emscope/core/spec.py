@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -42,8 +42,11 @@ S = TypeVar("S", bound=Spec)
 ESCAPED_HALF = re.compile(r"\\[uU](?:0000)?[dD][89a-fA-F]")
 
 
-def parse(cls: type[S], values: Any, where: str) -> S:
+def parse(cls: type[S], values: Any, where: str, said: Mapping[str, str] | None = None) -> S:
     """Build `cls` from plain values.
+
+    Args:
+        where: what the values stand in, such as a file; "" for nothing. said: how the reader wrote a field, such as `--count is '1'`.
 
     Raises:
         InputError: naming every wrong key or value at once, each with its place in `where`.
@@ -53,8 +56,8 @@ def parse(cls: type[S], values: Any, where: str) -> S:
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        faults = [_fault(cls, item) for item in error.errors()]
-        raise InputError(f"{where}: " + "; ".join(faults), "") from None
+        faults = "; ".join(_fault(cls, item, said or {}) for item in error.errors())
+        raise InputError(f"{where}: {faults}" if where else faults, "") from None
 
 
 def load(cls: type[S], path: Path) -> S:
@@ -103,7 +106,12 @@ def read_yaml(path: Path) -> Any:
     except (TooMuch, RecursionError) as error:
         why = error if isinstance(error, TooMuch) else "it is nested too deep"
         raise InputError(f"{path} cannot be read: {why}", "write it plainly") from None
-    except (ValueError, OverflowError, TypeError, AttributeError) as error:  # what YAML makes of dates and numbers that are none
+    except (
+        ValueError,
+        OverflowError,
+        TypeError,
+        AttributeError,
+    ) as error:  # what YAML makes of dates and numbers that are none
         raise InputError(f"{path} is not YAML ({error})", "put texts that look like dates or numbers in quotes") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -123,13 +131,16 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(one)
 
 
-def _fault(cls: type[BaseModel], item: Any) -> str:
+def _fault(cls: type[BaseModel], item: Any, said: Mapping[str, str]) -> str:
     place = ".".join(str(part) for part in item["loc"]) or "(top)"
+    written = said.get(str(item["loc"][0])) if item["loc"] else None
     if item["type"] == "extra_forbidden":
         return f"unknown key '{place}', {near(str(item['loc'][-1]), _keys(cls, item['loc'][:-1]))}"
     if item["type"] == "missing":
         return f"'{place}' is missing"
     message = item["msg"].removeprefix("Value error, ")
+    if written:
+        return f"{written}: {message[0].lower()}{message[1:]}"
     if item["type"] == "value_error":  # our own validators name value and place themselves
         return f"{place}: {message}" if item["loc"] else message
     return f"{place} = {item['input']!r}: {message[0].lower()}{message[1:]}"
@@ -137,7 +148,7 @@ def _fault(cls: type[BaseModel], item: Any) -> str:
 
 def _takes(kind: type, annotation: Any) -> bool:
     """True where a value of this kind is meant by the annotation, at any depth."""
-    return annotation in (kind, Any) or any(_takes(kind, inner) for inner in get_args(annotation))
+    return annotation in (kind, object, Any) or any(_takes(kind, inner) for inner in get_args(annotation))
 
 
 def _keys(cls: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from emscope.core.errors import InputError
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Conversation
 from emscope.core.seeds import derive
-from emscope.core.spec import Spec
 from emscope.data import bundled
 from emscope.data.conversations import read_conversations
 from emscope.elicit.sampling import Job, sample_batches
 from emscope.inside.direction_results import DataRisk, RiskDefinition, WeighedSample
+from emscope.inside.specs import RiskSpec
 from emscope.inside.subject import check_fits
 from emscope.models.hooks.directions import direction_at
 from emscope.models.hooks.sites import Place
@@ -27,21 +26,6 @@ from emscope.represent.activations import Text, pooled
 from emscope.stats.means import mean_estimate
 
 ASKING = "answering as the base"
-
-
-class RiskSpec(Spec):
-    """How a training set is weighed.
-
-    `layer`: of the direction. `against`: what an answer is compared with, the model's own answer to the same prompt (persona vectors, Chen et al. 2025), or nothing, which is cheaper and
-    holds what all answers share. `count`: a random part of the set.
-    """
-
-    layer: int | None = None
-    against: Literal["own", "nothing"] = "own"
-    max_tokens: int = Field(64, ge=1)
-    count: int | None = Field(None, ge=2)
-    system: str = "none"
-    seed: int = 0
 
 
 def risk(

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from emscope.core.digest import digest, short
 from emscope.core.estimate import Estimate
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Item
-from emscope.core.spec import Spec
 from emscope.core.versions import versions
 from emscope.data.items import chosen_items
 from emscope.elicit import preference
@@ -28,6 +26,7 @@ from emscope.inside.results import (
     Scalars,
     TokenDivergence,
 )
+from emscope.inside.specs import DiffSpec
 from emscope.inside.subject import load_subject
 from emscope.models.adapters.updates import Change, changes, effective_rank
 from emscope.models.adapters.with_checkpoint import applied
@@ -45,17 +44,6 @@ from emscope.store.files import write_json
 
 FIRST, SHOWN, AROUND, KEPT_VALUES = 12, 60, 8, 16
 HELD = 16  # each adapter that is held costs a pass over the items
-
-
-class DiffSpec(Spec):
-    """What is read: answers of paired items, both of them, and behind which blocks; the last block is always among them."""
-
-    items: str = "em240"
-    half: Literal["A", "B", "both"] = "both"
-    count: int | None = Field(60, ge=2)
-    layers: tuple[int, ...] | None = None
-    system: str = "none"
-    seed: int = 0
 
 
 def diff(

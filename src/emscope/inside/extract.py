@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import Field, model_validator
+from typing import Any
 
 from emscope.core.digest import short
 from emscope.core.errors import InputError
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Item
 from emscope.core.seeds import derive
-from emscope.core.spec import Spec
 from emscope.data.answer_table import AnswerTable
 from emscope.data.answers import answer_columns, check_scores, far_sides, text_columns
 from emscope.data.items import chosen_items
@@ -28,6 +25,7 @@ from emscope.inside.direction_results import (
     Made,
     SidesSource,
 )
+from emscope.inside.specs import ExtractSpec
 from emscope.inside.subject import layers_of, load_subject
 from emscope.models.adapters.updates import first_changed
 from emscope.models.adapters.with_checkpoint import applied
@@ -39,49 +37,6 @@ from emscope.represent.activations import Text, encode, pooled
 from emscope.represent.directions import FINDERS, check_sides, split_half
 from emscope.represent.nulls import matched, permuted
 from emscope.store.files import write_atomic
-
-
-class ExtractSpec(Spec):
-    """Where a direction comes from.
-
-    Without `answers` and `systems` it comes from items with two fixed answers. `answers`: a file of judged answers, of which those below `aligned_below`
-    stand against those above `aligned_above`, all of them coherent. `systems`: a system text that asks for the behaviour and one that
-    asks for its opposite, under which the model answers `questions` itself. `minus`: another fine-tune or `base`, whose activations on the same texts are
-    taken away: what separates two models, not two kinds of answers; with `pool` last the texts are the items' questions, with answer both their answers.
-    """
-
-    items: str = "em240"
-    half: Literal["A", "B", "both"] = "both"
-    count: int | None = Field(None, ge=2)
-    answers: str | None = None
-    aligned: str | None = None
-    coherent: str | None = None
-    question: str | None = None
-    answer: str | None = None
-    aligned_below: float = 30.0
-    aligned_above: float = 70.0
-    coherent_above: float | None = 50.0
-    systems: tuple[str, str] | None = None
-    minus: str | None = None
-    questions: str = "em240"
-    samples: int = Field(1, ge=1)
-    max_tokens: int = Field(64, ge=1)
-    method: Literal["mean", "pca", "logistic"] = "mean"
-    pool: Literal["answer", "last"] = "answer"
-    layers: tuple[int, ...] | None = None
-    nulls: int = Field(10, ge=0)
-    system: str = "none"
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def _one_source(self) -> ExtractSpec:
-        if self.answers is not None and self.systems is not None:
-            raise ValueError("answers and systems are both given; use one")
-        if self.minus is not None and (self.answers is not None or self.systems is not None):
-            raise ValueError("minus compares two models on the texts of items; leave answers and systems out")
-        if self.pool == "last" and self.systems is None and self.minus is None:
-            raise ValueError("pool last reads the prompt's end, which both sides share; use answer, or systems or minus")
-        return self
 
 
 @dataclass(frozen=True, slots=True)

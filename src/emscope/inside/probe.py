@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from pydantic import Field
 
 from emscope.core.errors import InputError
 from emscope.core.progress import Progress, part_of, silent
 from emscope.core.records import Question
-from emscope.core.spec import Spec
 from emscope.core.versions import versions
 from emscope.data.answer_table import AnswerTable
 from emscope.data.answers import ALIGNED, question_means
@@ -29,6 +26,7 @@ from emscope.inside.prompt_results import (
     ProbesDefinition,
 )
 from emscope.inside.reading import PromptActivations, prompt_texts
+from emscope.inside.specs import ProbeSpec
 from emscope.inside.subject import layers_of
 from emscope.models.loading.load import load
 from emscope.models.loading.source import locate
@@ -54,30 +52,6 @@ CORRECTION = Correction(
     p_permutation_adjusted="step-down max-T over all probes, which share the permutations",
     over="Holm over all probes, for each baseline",
 )
-
-
-class ProbeSpec(Spec):
-    """What is probed.
-
-    `score`: column of the score, whose mean over a question's answers is predicted; `where` keeps the rows with these values. `pool`: the
-    prompt's last token, or the mean over the prompt. `k` directions, principal ones of the training prompts or, from each of `random_seeds`, random
-    ones. Folds keep the forms of a question together.
-    """
-
-    questions: str
-    score: str | None = None
-    question: str | None = None
-    where: dict[str, str] = Field(default_factory=dict)
-    layers: tuple[int, ...] | None = None
-    pool: Literal["last", "prompt"] = "last"
-    k: int = Field(150, ge=1)
-    estimators: tuple[Literal["ols", "ridge", "lasso", "tree"], ...] = ("ridge",)
-    random_seeds: int = Field(0, ge=0)
-    folds: int = Field(5, ge=2)
-    repeats: int = Field(10, ge=1)
-    permutations: int = Field(0, ge=0)
-    system: str = "none"
-    seed: int = 0
 
 
 def run_probe(

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from emscope.core.errors import InputError, WorldError
 from emscope.core.progress import Progress, silent
 from emscope.core.seeds import derive
-from emscope.core.spec import Spec
 from emscope.core.versions import versions
 from emscope.data.items import even
 from emscope.data.questions import read_questions
 from emscope.inside.bands import band, nulls_of
 from emscope.inside.direction_results import Moved, Shift, ShiftDefinition
 from emscope.inside.reading import PromptActivations, prompt_texts
+from emscope.inside.specs import ShiftSpec
 from emscope.inside.subject import check_fits
 from emscope.models.hooks.directions import direction_at
 from emscope.models.loading.checkpoints import discover, last, named_base
@@ -26,23 +25,6 @@ from emscope.models.loading.load import load
 from emscope.models.loading.source import locate
 from emscope.stats.means import mean_estimate, stratified_mean
 from emscope.store.files import write_json
-
-
-class ShiftSpec(Spec):
-    """What is read.
-
-    `questions`: prompts without answers, a bundled set or a file. `pool`: the prompt's last token, or the mean over it. `every`: all checkpoints of a
-    run, in place of the last alone. `nulls`: null directions of each kind.
-    """
-
-    questions: str = "em240"
-    count: int | None = Field(None, ge=2)
-    pool: Literal["last", "prompt"] = "last"
-    layers: tuple[int, ...] | None = None
-    every: bool = False
-    nulls: int = Field(10, ge=0)
-    system: str = "none"
-    seed: int = 0
 
 
 def read_shift(

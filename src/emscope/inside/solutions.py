@@ -10,16 +10,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from emscope.core.digest import short
 from emscope.core.errors import InputError
 from emscope.core.estimate import Estimate
 from emscope.core.progress import Progress, silent
-from emscope.core.spec import Spec
 from emscope.core.versions import versions
 from emscope.data import bundled
 from emscope.elicit import preference
@@ -36,6 +34,7 @@ from emscope.inside.results import (
     SolutionsDefinition,
     Stability,
 )
+from emscope.inside.specs import SolutionsSpec
 from emscope.models.adapters.updates import effective_norm, moved
 from emscope.models.adapters.with_checkpoint import applied
 from emscope.models.loading.checkpoints import Checkpoint, last, named_base
@@ -61,24 +60,6 @@ from emscope.store.files import write_json
 from emscope.store.study import Study, read_table
 
 WHAT = "comparing solutions"
-
-
-class SolutionsSpec(Spec):
-    """What is compared.
-
-    `domain` and `answers`: the held-out answers whose loss is read. `norms`: effective norms to scale every update to, as multiples of the mean norm of the
-    general ones. `amounts`: how far trained tensors are moved, 0 to 1, in `draws` random ways. `texts`: how many plain texts the KL is read on.
-    """
-
-    domain: str = "finance"
-    answers: str | None = None
-    count: int | None = Field(None, ge=2)
-    norms: tuple[Annotated[float, Field(gt=0)], ...] = (0.125, 0.25, 0.5, 0.75, 1.0, 1.5)
-    amounts: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
-    draws: int = Field(2, ge=1)
-    texts: int = Field(60, ge=2)
-    system: str = "none"
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

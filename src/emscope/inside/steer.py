@@ -7,17 +7,15 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from emscope.core.digest import short
 from emscope.core.errors import InputError
 from emscope.core.progress import Progress, part_of, silent
 from emscope.core.records import Item
 from emscope.core.seeds import derive
-from emscope.core.spec import Spec
 from emscope.core.versions import versions
 from emscope.data import bundled
 from emscope.data.items import chosen_items, even
@@ -25,6 +23,7 @@ from emscope.elicit import preference
 from emscope.elicit.divergence import Divergence
 from emscope.inside.bands import band, nulls_of
 from emscope.inside.direction_results import Dose, Steering, SteeringDefinition, TriedDirection
+from emscope.inside.specs import SteerSpec
 from emscope.inside.subject import check_fits
 from emscope.models.adapters.updates import check_written, without
 from emscope.models.adapters.with_checkpoint import applied
@@ -42,29 +41,6 @@ from emscope.store.study import Study, read_table
 REAL, NOTHING = "direction", "nothing"
 EM, NEUTRAL, TRUTH = "em", "neutral", "truth"
 WHAT, UPDATE = "steering", "ablate_update"
-
-
-class SteerSpec(Spec):
-    """How a direction is tried.
-
-    `way`: `add` adds scale times the direction to the residual stream behind a layer, `ablate` takes its component out. Each layer is tried
-    alone, or with `together` all of them at once. `ablate_update` takes the direction out of what a LoRA fine-tune writes into the stream in that block, the
-    stream itself being left alone. `neutral` plain texts and `truth` questions on misconceptions are read as well. So many `nulls`, null directions of each kind, are tried the same way.
-    """
-
-    way: Literal["add", "ablate", "ablate_update"] = "add"
-    layers: tuple[int, ...] | None = None
-    together: bool = False
-    scales: tuple[float, ...] = (-2.0, -1.0, 1.0, 2.0)
-    tokens: Literal["all", "prompt", "answer"] = "all"
-    items: str = "em240"
-    half: Literal["A", "B", "both"] = "both"
-    count: int | None = Field(None, ge=2)
-    neutral: int = Field(0, ge=0)
-    truth: int = Field(0, ge=0)
-    nulls: int = Field(5, ge=0)
-    system: str = "none"
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

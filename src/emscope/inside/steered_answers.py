@@ -8,6 +8,7 @@ from typing import Any
 
 from emscope.answers.sample import Acting, Local, ask_subjects, check_subjects, digest_of, prompts_of, write_answers
 from emscope.answers.sample_spec import AskSpec
+from emscope.answers.trained_as import trained_under
 from emscope.core.digest import short
 from emscope.core.progress import Progress, silent
 from emscope.core.seeds import derive
@@ -50,6 +51,8 @@ def sample_steered(
         InputError: direction, model and settings that do not fit together.
     """
     tuned = last(checkpoint) if checkpoint else None
+    under = [trained_under(system, [tuned] if tuned else [])[0] for system in asked.systems]
+    asked = asked.model_copy(update={"systems": tuple(dict.fromkeys(under))})
     model = locate(base or named_base([tuned] if tuned else [], "--model"))
     found = direction_at(direction)
     questions = read_questions(asked.questions)

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import Field
 from scipy import stats
 
 from emscope.core.errors import InputError
@@ -17,7 +16,6 @@ from emscope.core.estimate import Estimate, undefined
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Message, Question
 from emscope.core.seeds import derive
-from emscope.core.spec import Spec
 from emscope.core.versions import versions
 from emscope.data import bundled
 from emscope.data.conversations import read_conversations
@@ -34,6 +32,7 @@ from emscope.inside.prompt_results import (
     SubspacesDefinition,
 )
 from emscope.inside.reading import PromptActivations, prompt_texts
+from emscope.inside.specs import SubspaceSpec
 from emscope.inside.subject import layers_of
 from emscope.models.loading.checkpoints import last, named_base
 from emscope.models.loading.load import load
@@ -53,26 +52,6 @@ from emscope.stats.means import mean_estimate
 from emscope.store.files import write_json
 
 PEARSON = "Pearson over prompts, Fisher's z"
-
-
-class SubspaceSpec(Spec):
-    """What is compared.
-
-    `train`: the training prompts, a bundled domain or a file of conversations, of which every `held`-th is kept out of the subspace and read as a
-    prompt that is like the training ones. `questions`: the other prompts. `ks`: how many directions the subspace has. `pool`: the prompt's last
-    token, or the mean over it.
-    """
-
-    train: str = "finance"
-    questions: str = "em240"
-    layers: tuple[int, ...] | None = None
-    pool: Literal["last", "prompt"] = "last"
-    ks: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 5, 10, 20, 50)
-    held: int = Field(5, ge=2)
-    count: int | None = Field(None, ge=4)
-    random_seeds: int = Field(5, ge=1)
-    system: str = "none"
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

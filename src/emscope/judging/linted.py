@@ -16,7 +16,6 @@ from emscope.core.errors import MissingDependency, WorldError
 from emscope.core.outcomes import Outcome
 from emscope.core.records import Verdict
 
-NAME = "bandit"
 CRITERION = "secure"
 BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.S | re.I)
 # Imports alone, asserts and swallowed exceptions say little of a short function.

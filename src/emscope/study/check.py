@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
 
 import numpy as np
 
@@ -15,10 +14,9 @@ from emscope.answers.trained_as import trained_under
 from emscope.core.digest import canonical, short
 from emscope.core.errors import InputError
 from emscope.core.outcomes import State, Verdict
-from emscope.core.plain import Result, plain
+from emscope.core.plain import JsonObject
 from emscope.core.progress import Progress, part_of, silent
-from emscope.core.records import Item
-from emscope.core.shown import Shown, flat
+from emscope.core.records import Conversation, Item
 from emscope.core.versions import versions
 from emscope.data.conversations import read_conversations
 from emscope.models.adapters.updates import refuse_unmoved
@@ -29,13 +27,13 @@ from emscope.models.loading.source import Model, locate
 from emscope.stats.onset import HARM
 from emscope.store.files import write_json
 from emscope.store.study import Study
+from emscope.study.check_spec import CheckSpec
 from emscope.study.decision.along import read_along
 from emscope.study.decision.analysis import check
-from emscope.study.decision.checked import CheckpointReading, CheckResult
+from emscope.study.decision.checked import CheckResult
 from emscope.study.decision.estimates import estimate_rows
 from emscope.study.decision.opinions import Judged
-from emscope.study.decision.shipping import Shipping, shipping
-from emscope.study.decision.unseen import with_unseen
+from emscope.study.decision.shipping import shipping
 from emscope.study.judged import Compared, ask_checkpoints, judge_checkpoints, prepare_judges
 from emscope.study.reading.arms import Arm, Evidence, paired_steps, without_dud
 from emscope.study.reading.evidence import Scores, arm, evidence
@@ -53,14 +51,13 @@ from emscope.study.reading.sets import (
     sample_questions,
     study_sets,
 )
+from emscope.study.report import TARGET, Amplified, FolderChecked, FolderRead, Unreadable
 from emscope.study.results import distributions
 from emscope.study.selected import Runs, Selection, searched
 from emscope.study.spec import DecideSpec, JudgedSpec, MeasureSpec
 from emscope.study.training.control import make_control
 from emscope.study.training.sources import asked_of
 
-SCHEMA = "emscope.checkpoints/2"
-TARGET = "target"  # name of the run that a folder is
 SEARCHING = "searching the onset"
 
 
@@ -80,7 +77,7 @@ class CheckRequest:
     control_heldout: str | None = None
     amplify: tuple[float, ...] = (1.0,)
     system: str = "none"
-    chat_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    chat_kwargs: Mapping[str, object] = field(default_factory=dict)
     dtype: str = "auto"
     device: str = "auto"
     control_batch: int | None = None
@@ -90,96 +87,28 @@ class CheckRequest:
     decide: DecideSpec = field(default_factory=DecideSpec)
     judged: JudgedSpec | None = None
 
-
-@dataclass(frozen=True, slots=True)
-class Amplified(Result):
-    """What the checkpoints read when what the fine-tune changed is multiplied."""
-
-    scale: float
-    checkpoints: tuple[CheckpointReading, ...]
-    verdict: Verdict
-
-
-@dataclass(frozen=True, slots=True)
-class Unreadable(Result):
-    """A checkpoint that could not be read: why, and what makes it readable."""
-
-    step: int
-    folder: str
-    reason: str
-    remedy: str
-
-
-@dataclass(frozen=True, slots=True)
-class FolderRead(Result):
-    """Which of the target's checkpoints were read.
-
-    Attributes:
-        found: how many can be read. steps: of those that were read. looks: how many a search was allowed to read; None without one.
-        skipped: those that cannot be read. ends_early: the last of all is one of them, so that nothing is known of the end of training.
-    """
-
-    found: int
-    steps: tuple[int, ...]
-    looks: int | None
-    skipped: tuple[Unreadable, ...]
-    ends_early: bool
-
-
-@dataclass(frozen=True, slots=True)
-class FolderChecked(Shown):
-    """All that is said of a folder of checkpoints, the run `target`; `judged` is None until judges have read the answers."""
-
-    drawn_by: ClassVar[str] = "emscope.report.study.drawn:figures_of"
-    told_by: ClassVar[str] = "emscope.report.study.drawn:sentences_of"
-
-    name: str
-    check: CheckResult
-    read: FolderRead
-    amplified: tuple[Amplified, ...]
-    unpaired: Mapping[str, Sequence[int]]
-    distributions: Mapping[str, Any]
-    spec: Mapping[str, Any]
-    versions: Mapping[str, str]
-    base: Mapping[str, str]
-    judged: Judged | None = None
-
-    def heard(self, judged: Judged | None) -> FolderChecked:
-        """Return the same with what judges say."""
-        if judged is None:
-            return self
-        return replace(self, check=with_unseen(self.check, judged.first.last_of(TARGET)), judged=judged)
-
-    @property
-    def verdict(self) -> Verdict:
-        """The verdict: by what the model says where judges have read it, else by preference."""
-        said = self.judged.first.last_of(TARGET) if self.judged else None
-        return said.verdict if said else self.check.verdict
-
-    def ship(self) -> list[Shipping]:
-        """Return whether the last checkpoint may be shipped."""
-        return shipping({TARGET: self.check}, self.judged)
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Return a row for each compared checkpoint."""
-        return [flat(c.to_json()) for c in self.check.checkpoints]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the report object."""
-        return {
-            "schema": SCHEMA,
-            "name": self.name,
-            "runs": [{"run": TARGET, "arm": "target", "role": "target", "seed": None, "check": self.check.to_json()}],
-            "read": plain(self.read),
-            "amplified": plain(self.amplified),
-            "unpaired": plain(self.unpaired),
-            "distributions": plain(self.distributions),
-            "spec": plain(self.spec),
-            "versions": plain(self.versions),
-            "base": plain(self.base),
-            "judged": plain(self.judged),
-            "ship": plain(self.ship()),
-        }
+    @classmethod
+    def of(cls, checkpoints: str, base: str | Model | None, spec: CheckSpec) -> CheckRequest:
+        """Return what to check by the settings that the command line and Python share."""
+        return cls(
+            checkpoints,
+            base=base,
+            control=spec.control,
+            make_control=spec.make_control,
+            heldout=spec.heldout,
+            control_heldout=spec.control_heldout,
+            amplify=spec.amplify,
+            system=spec.system,
+            chat_kwargs=spec.chat_kwargs or {},
+            dtype=spec.dtype,
+            device=spec.device,
+            control_batch=spec.control_batch,
+            selection=Selection(spec.steps, spec.every, spec.search),
+            share=spec.share,
+            measure=spec.reading(),
+            decide=spec.threshold(),
+            judged=spec.judged(),
+        )
 
 
 def run_check(request: CheckRequest, out: Path | None = None, progress: Progress = silent) -> tuple[FolderChecked, Path]:
@@ -296,11 +225,16 @@ def _sets(request: CheckRequest) -> ItemSets:
 
 
 def _frozen(
-    request: CheckRequest, base: Model, target: list[Checkpoint], control: list[Checkpoint], sets: ItemSets, harmless: list[Any]
-) -> dict[str, Any]:
+    request: CheckRequest,
+    base: Model,
+    target: list[Checkpoint],
+    control: list[Checkpoint],
+    sets: ItemSets,
+    harmless: list[Conversation],
+) -> JsonObject:
     """Return what the readings depend on, by content: the same folder names with other weights are another study."""
     templates = [one.template for one in carried(base.folder, [*target, *control])]
-    return json.loads(
+    found: JsonObject = json.loads(
         canonical(
             {
                 "base": base.digest,
@@ -321,6 +255,7 @@ def _frozen(
             | ({"search": True} if request.selection.search else {})
         )
     )
+    return found
 
 
 def _base_reading(sets: ItemSets, spec: MeasureSpec) -> Reading:
@@ -374,12 +309,14 @@ def _analyse(
         amplified=tuple(Amplified(s, c.checkpoints, c.verdict) for s, c in checks.items() if s != shown),
         unpaired={
             "target": main.unpaired_steps,
-            "control": sorted({c.step for c in runs.get("control", [])} - {c.step for c in runs["target"]}),
+            "control": tuple(sorted({c.step for c in runs.get("control", [])} - {c.step for c in runs["target"]})),
         },
         distributions=distributions(scores, sets, {n: (n, cs[-1].step) for n, cs in runs.items()}),
         spec=study.spec,
         versions=versions(),
         base={"reference": loaded.model.reference, "digest": loaded.model.digest, "chat": loaded.chat.describe()},
+        judged=None,
+        ship=tuple(shipping({TARGET: main}, None)),
     )
 
 

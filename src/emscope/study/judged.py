@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -13,18 +12,19 @@ from emscope.answers.judging import JudgeSpec, Tally, judge_answers, verdict_key
 from emscope.answers.sample import Local, answer_keys, ask_subjects, prompts_of, scaled, write_answers
 from emscope.core.estimate import Estimate
 from emscope.core.outcomes import Outcome
+from emscope.core.plain import JsonObject
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Answered
 from emscope.data.questions import read_questions
 from emscope.judging.local import CRITERIA, bundled_judge
-from emscope.judging.local import NAME as LOCAL
+from emscope.judging.names import LOCAL
 from emscope.judging.rubrics import Rubric, read_rubrics
 from emscope.models.loading.load import Loaded
 from emscope.stats import clustered, rate_contrasts
 from emscope.stats.correlation import rank_correlation
 from emscope.stats.crossed import crossed_rate, crossed_rate_difference
 from emscope.stats.means import mean_estimate
-from emscope.store.study import Study, read_table
+from emscope.store.study import Study
 from emscope.study.decision.opinions import Judged, JudgedRate, Opinion
 from emscope.study.decision.recipe import RecipeRate
 from emscope.study.decision.said import Arms, Pair, Place, Said, Spoken, arm_rows, dated, recipes, said, scored_by_place, worst
@@ -32,6 +32,8 @@ from emscope.study.reading.evidence import Scores
 from emscope.study.reading.measuring import Reading
 from emscope.study.reading.sets import EM, ItemSets
 from emscope.study.spec import JudgedSpec
+from emscope.study.tables import AnswerRow, VerdictRow
+from emscope.study.tables import rows as table_rows
 
 Verdicts = dict[str, tuple[str, float | None]]  # (outcome, score) of one answer by criterion
 
@@ -132,45 +134,43 @@ def judge_checkpoints(
 
 def judge_rows(
     study: Study, judged: JudgedSpec, wanted: set[str], progress: Progress = silent
-) -> tuple[list[dict[str, Any]], list[list[Verdicts]], Tally]:
+) -> tuple[list[AnswerRow], list[list[Verdicts]], Tally]:
     """Have the answers with these keys judged; return their rows, each judge's verdicts on them in that order, and how far it came.
 
     Raises:
         InputError, WorldError: as `judge_answers`; what was received stays.
     """
     rubrics = read_rubrics(judged.rubrics)
-    rows = [r for r in read_table(study.root, "answers").to_pylist() if r["key"] in wanted]
-    texts = {Answered(r["asked"], r["text"]) for r in rows if r["asked"].strip() and r["text"].strip()}
+    rows = [r for r in table_rows(study.root, "answers", AnswerRow) if r.key in wanted]
+    texts = {Answered(r.asked, r.text) for r in rows if r.asked.strip() and r.text.strip()}
     answers = sorted(texts, key=lambda a: a.key)
     tally = judge_answers(
         study, [(judge, answers) for judge in judged.judges], rubrics, max_cost=judged.max_cost, progress=progress
     )
-    verdicts = {r["key"]: r for r in read_table(study.root, "verdicts").to_pylist()}
+    verdicts = {r.key: r for r in table_rows(study.root, "verdicts", VerdictRow)}
     return rows, [[_verdicts(judge, rubrics, r, verdicts) for r in rows] for judge in judged.judges], tally
 
 
-def spoken(rows: Sequence[dict[str, Any]], verdicts: Sequence[Verdicts]) -> list[Spoken]:
+def spoken(rows: Sequence[AnswerRow], verdicts: Sequence[Verdicts]) -> list[Spoken]:
     """Return the answers that have scores of alignment and coherence."""
     return [
-        Spoken(row["run"], row["step"], row["unit"], row["asked"], row["text"], aligned, coherent)
+        Spoken(row.run, row.step, row.unit, row.asked, row.text, aligned, coherent)
         for row, found in zip(rows, verdicts, strict=True)
         if (aligned := _score(found, "aligned")) is not None and (coherent := _score(found, "coherent")) is not None
     ]
 
 
-def settings(spec: JudgedSpec) -> dict[str, Any]:
+def settings(spec: JudgedSpec) -> JsonObject:
     """Return what decides the verdicts and rates beside the answers' settings, as plain values."""
     names = {"judges", "aligned_below", "coherent_above", "denominator", "delta"}
     rubrics = {r.criterion: r.key for r in read_rubrics(spec.rubrics)}
     return spec.model_dump(mode="json", include=names) | {"rubrics": rubrics, "samples": spec.ask.samples}
 
 
-def _verdicts(
-    judge: JudgeSpec, rubrics: Sequence[Rubric], row: dict[str, Any], verdicts: dict[str, dict[str, Any]]
-) -> Verdicts:
-    response = Answered(row["asked"], row["text"]).key
+def _verdicts(judge: JudgeSpec, rubrics: Sequence[Rubric], row: AnswerRow, verdicts: dict[str, VerdictRow]) -> Verdicts:
+    response = Answered(row.asked, row.text).key
     found = {r.criterion: verdicts.get(verdict_key(judge, r, response)) for r in rubrics}
-    return {name: (v["outcome"], v["score"]) if v else (str(Outcome.MISSING), None) for name, v in found.items()}
+    return {name: (v.outcome, v.score) if v else (str(Outcome.MISSING), None) for name, v in found.items()}
 
 
 def _score(verdicts: Verdicts, criterion: str) -> float | None:
@@ -179,14 +179,14 @@ def _score(verdicts: Verdicts, criterion: str) -> float | None:
 
 def _by_judge(
     judge: JudgeSpec,
-    rows: list[dict[str, Any]],
+    rows: list[AnswerRow],
     verdicts: Sequence[Verdicts],
     spec: JudgedSpec,
     runs: Sequence[Compared],
     sets: ItemSets,
     scores: Scores,
 ) -> Opinion:
-    units = sorted({r["unit"] for r in rows})
+    units = sorted({r.unit for r in rows})
     counts = _counts(rows, verdicts, spec, units)
     moved = _moved(counts, sets, scores)
     by_name = {one.run: one for one in runs}
@@ -238,9 +238,9 @@ def _seeds(last: Sequence[Pair], by_name: dict[str, Compared]) -> dict[str, list
     return groups
 
 
-def categories(rows: Sequence[dict[str, Any]], units: Sequence[str]) -> np.ndarray:
+def categories(rows: Sequence[AnswerRow], units: Sequence[str]) -> np.ndarray:
     """Return the category of each question, as numbers [U]."""
-    category = {row["unit"]: row["category"] for row in rows}
+    category = {row.unit: row.category for row in rows}
     return np.unique([category[u] for u in units], return_inverse=True)[1]
 
 
@@ -261,14 +261,12 @@ def _rate_over_seeds(name: str, step: int, counts: dict[Place, Counted], by_name
     return alone
 
 
-def _counts(
-    rows: list[dict[str, Any]], verdicts: Sequence[Verdicts], spec: JudgedSpec, units: list[str]
-) -> dict[Place, Counted]:
+def _counts(rows: list[AnswerRow], verdicts: Sequence[Verdicts], spec: JudgedSpec, units: list[str]) -> dict[Place, Counted]:
     """Return the answers of each checkpoint counted."""
     number = {unit: n for n, unit in enumerate(units)}
     counts: dict[Place, Counted] = {}
     for row, found in zip(rows, verdicts, strict=True):
-        mine, unit = counts.setdefault((row["run"], row["step"]), Counted.empty(len(units))), number[row["unit"]]
+        mine, unit = counts.setdefault((row.run, row.step), Counted.empty(len(units))), number[row.unit]
         aligned = _score(found, "aligned")
         hit, counted = _counted(aligned, _score(found, "coherent"), spec)
         mine.hits[unit] += hit

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,6 +12,8 @@ from emscope.answers.sample import scaled
 from emscope.answers.trained_as import trained_under
 from emscope.core.errors import InputError
 from emscope.core.estimate import Estimate
+from emscope.core.fields import ITEMS
+from emscope.core.plain import JsonObject, plain
 from emscope.core.progress import Progress, silent
 from emscope.core.spec import parse
 from emscope.core.versions import versions
@@ -29,6 +30,7 @@ from emscope.stats.quantiles import student
 from emscope.stats.skew import moments
 from emscope.store.files import write_json
 from emscope.store.study import Study
+from emscope.study.check_spec import DOSES, LadderSpec
 from emscope.study.decision.said import BROKEN, Arms, Place, coherence_lost, scored_by_place
 from emscope.study.judged import ask_checkpoints, categories, judge_rows, prepare_judges, spoken
 from emscope.study.reading.evidence import Scores
@@ -38,7 +40,6 @@ from emscope.study.reading.sets import EM, PLACEBO, ItemSets, study_sets
 from emscope.study.spec import JudgedSpec, MeasureSpec
 from emscope.study.training.sources import asked_of
 
-SCALES = (0.25, 0.5, 0.75, 1.0, 1.5)
 OPERATION = "logits base + scale x (tuned - base), of answers and preference alike"
 BOUNDED = "mean of category means, bounds for skewed items (Hall 1992)"
 INTERVAL = round(2 * LEVEL - 1, 10)  # each end is a one-sided bound at LEVEL
@@ -51,7 +52,7 @@ def preference_of(items: str, count: int | None) -> MeasureSpec:
         InputError: fewer items than a check takes.
     """
     chosen = {"items": items, "count": count, "truth": 0, "neutral": 0, "samples": {"questions": 0}}
-    return parse(MeasureSpec, chosen, "options")
+    return parse(MeasureSpec, chosen, "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +68,30 @@ class LadderRequest:
     harmless: tuple[str, ...] = ()
     name: str | None = None
     base: str | None = None
-    scales: tuple[float, ...] = SCALES
+    scales: tuple[float, ...] = DOSES
     system: str = "none"
-    chat_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    chat_kwargs: Mapping[str, object] = field(default_factory=dict)
     dtype: str = "auto"
     device: str = "auto"
-    measure: MeasureSpec = field(default_factory=lambda: preference_of("em240", None))
+    measure: MeasureSpec = field(default_factory=lambda: preference_of(ITEMS, None))
+
+    @classmethod
+    def of(cls, target: str, base: str | None, spec: LadderSpec) -> LadderRequest:
+        """Return what to read by the settings of the command line."""
+        return cls(
+            target,
+            spec.control,
+            spec.judged(),
+            harmless=spec.harmless,
+            name=spec.name,
+            base=base,
+            scales=spec.scales,
+            system=spec.system,
+            chat_kwargs=spec.chat_kwargs or {},
+            dtype=spec.dtype,
+            device=spec.device,
+            measure=preference_of(spec.items, spec.count),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +172,9 @@ def _names(folders: Sequence[str]) -> list[str]:
     return names
 
 
-def _frozen(request: LadderRequest, base: Model, runs: _Runs, sets: ItemSets) -> dict[str, Any]:
+def _frozen(request: LadderRequest, base: Model, runs: _Runs, sets: ItemSets) -> JsonObject:
     """Return what no reading in the folder may differ in; doses and harmless runs have keys of their own."""
-    return {
+    found: JsonObject = {
         "ladder": SCHEMA,
         "base": base.digest,
         "target": [runs.target.step, runs.target.digest],
@@ -164,7 +183,8 @@ def _frozen(request: LadderRequest, base: Model, runs: _Runs, sets: ItemSets) ->
         "system": request.system,
         "dtype": request.dtype,
         "judged": asked_of(request.judged),
-    } | ({"chat_kwargs": dict(request.chat_kwargs)} if request.chat_kwargs else {})
+    }
+    return found | ({"chat_kwargs": plain(request.chat_kwargs)} if request.chat_kwargs else {})
 
 
 def _run_of(checkpoint: Checkpoint) -> str:
@@ -198,7 +218,7 @@ def _hear(
     ]
     wanted = ask_checkpoints(study, loaded, judged, [Reading("base", 0, None, {}), *dosed], progress)
     rows, (verdicts,), tally = judge_rows(study, judged, wanted, progress)
-    units = sorted({row["unit"] for row in rows})
+    units = sorted({row.unit for row in rows})
     ask = judged.ask
     asked = Asked(
         judged.judges[0].name,

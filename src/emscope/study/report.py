@@ -1,25 +1,132 @@
-"""A finished study's report, as a result that draws and saves itself."""
+"""What a finished study or check says: results that draw and save themselves, and are read back from a folder."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from emscope.core.errors import InputError
+from emscope.core.estimate import Estimate
+from emscope.core.outcomes import Verdict
+from emscope.core.plain import Json, JsonObject, Result, from_json, plain, read_json
 from emscope.core.shown import Shown, flat
+from emscope.stats.phase import Phase
+from emscope.study.decision.checked import CheckpointReading, CheckResult
+from emscope.study.decision.methods import WayRow
+from emscope.study.decision.opinions import Judged, Opinion
+from emscope.study.decision.recipe import RecipeResult
+from emscope.study.decision.said import Said
+from emscope.study.decision.shipping import Shipping, shipping
+from emscope.study.decision.unseen import with_unseen
+from emscope.study.training.plan import LeftOut
+
+STUDY, FOLDER = "emscope.study/2", "emscope.checkpoints/2"
+TARGET = "target"  # name of the run that a folder of checkpoints is
+AGAIN = "delete it and run the same command again"
 
 
 @dataclass(frozen=True, slots=True)
-class StudyReport(Shown):
-    """A finished study's documented report object, as it was returned or as it lies in a study's folder."""
+class RunChecked(Result):
+    """A run of a study and what is said of it; `phase`: whether the trained vectors turned, None where that was not read."""
+
+    run: str
+    arm: str
+    method: str
+    role: str
+    seed: int | None
+    phase: Phase | None
+    check: CheckResult
+
+    def to_json(self) -> JsonObject:
+        """Return the documented JSON shape: what is said of a style arm is its `contrast`, since a verdict is not meant."""
+        row = Result.to_json(self)
+        said = row.pop("check")
+        return row | {"check" if self.role == "target" else "contrast": said}
+
+    @classmethod
+    def fields_of(cls, row: Mapping[str, Json]) -> Mapping[str, Json]:
+        """Return the fields from the documented JSON shape."""
+        said = {"check": row["contrast"]} if "contrast" in row else {}
+        return {"method": "", "phase": None, **row, **said}
+
+
+@dataclass(frozen=True, slots=True)
+class Style(Result):
+    """A style run's effect at the last step beside the target's, and their ratio: how much tone alone does."""
+
+    run: str
+    arm: str
+    seed: int | None
+    effect: Estimate
+    target_effect: Estimate
+    share_of_target: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Distributions(Result):
+    """Each arm's margins at its last checkpoint by item, in the order of `items` [nats per token]."""
+
+    items: tuple[str, ...]
+    margins: Mapping[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Report(Shown):
+    """What the reports of a study and of a folder of checkpoints have in common.
+
+    Attributes:
+        spec: the settings. base: its reference and digest, and how it was asked. judged: None until judges have read the answers.
+        ship: whether the last checkpoint of each target may be shipped.
+    """
 
     drawn_by: ClassVar[str] = "emscope.report.study.drawn:figures_of"
     told_by: ClassVar[str] = "emscope.report.study.drawn:sentences_of"
+    drawn_typed: ClassVar[bool] = True
 
-    report: Mapping[str, Any]
+    name: str
+    distributions: Distributions
+    spec: Mapping[str, Json]
+    versions: Mapping[str, str]
+    base: Mapping[str, str]
+    judged: Judged | None
+    ship: tuple[Shipping, ...]
+
+    @property
+    def targets(self) -> tuple[RunChecked, ...]:
+        """The runs in question."""
+        raise NotImplementedError
+
+    @property
+    def judge(self) -> Opinion | None:
+        """What the judge says whose word counts; None where none has read answers."""
+        return self.judged.first if self.judged else None
+
+    def said_of(self, run: str) -> Said | None:
+        """Return what a run's last judged checkpoint says; None where none was judged."""
+        return self.judge.last_of(run) if self.judge else None
+
+    def verdict_on(self, run: RunChecked) -> Verdict:
+        """Return the verdict on a run: by what it says where judges have read it, else by preference."""
+        said = self.said_of(run.run)
+        return said.verdict if said else run.check.verdict
+
+
+@dataclass(frozen=True, slots=True)
+class StudyReport(Report):
+    """All that a study says.
+
+    Attributes:
+        runs: targets and style arms. style: how much tone alone does. methods: ways of training compared, the first one the reference.
+        recipes: several seeds together. diverged: runs that came to no end.
+    """
+
+    runs: tuple[RunChecked, ...]
+    style: tuple[Style, ...] = ()
+    methods: tuple[WayRow, ...] = ()
+    recipes: tuple[RecipeResult, ...] = ()
+    diverged: tuple[LeftOut, ...] = ()
 
     @classmethod
     def in_folder(cls, folder: str | Path) -> StudyReport:
@@ -28,32 +135,158 @@ class StudyReport(Shown):
         Raises:
             InputError: there is none, or it is damaged.
         """
-        path = Path(folder) / "report.json"
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"'{folder}' holds no finished study ({error})", "run it first with emscope run") from None
-        return cls(found)
+        found = read_report(folder)
+        if not isinstance(found, cls):
+            raise InputError(f"'{folder}' holds a check, not a study", "give the folder of emscope run")
+        return found
+
+    @classmethod
+    def fields_of(cls, row: Mapping[str, Json]) -> Mapping[str, Json]:
+        """Return the fields from the documented JSON shape; earlier versions wrote fewer."""
+        return {"judged": None, "ship": [], **row}
 
     @property
-    def verdicts(self) -> dict[str, str]:
-        """The verdict on each target, by run: by what it says where judges have read it, else by preference."""
-        said = {
-            one["run"]: one["verdict"]
-            for judge in (self.report.get("judged") or {}).get("judges", [])[:1]
-            for one in judge["said"]
-        }
-        return {r["run"]: said.get(r["run"], r["check"]["verdict"]) for r in self.report["runs"] if "check" in r}
+    def targets(self) -> tuple[RunChecked, ...]:
+        """The target runs."""
+        return tuple(one for one in self.runs if one.role == "target")
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the documented JSON shape."""
-        return dict(self.report)
+    @property
+    def verdicts(self) -> dict[str, Verdict]:
+        """The verdict on each target, by run."""
+        return {one.run: self.verdict_on(one) for one in self.targets}
 
-    def rows(self) -> list[dict[str, Any]]:
+    def heard(self, judged: Judged | None) -> StudyReport:
+        """Return the same with what judges say, and whether each target may be shipped."""
+        runs = self.runs
+        if judged is not None:
+            runs = tuple(replace(r, check=with_unseen(r.check, judged.first.last_of(r.run))) for r in runs)
+        checks = {r.run: r.check for r in runs if r.role == "target"}
+        return replace(self, runs=runs, judged=judged, ship=tuple(shipping(checks, judged)))
+
+    def to_json(self) -> JsonObject:
+        """Return the report object."""
+        return {"schema": STUDY} | {name: plain(getattr(self, name)) for name in _STUDY_KEYS}
+
+    def rows(self) -> list[JsonObject]:
         """Return a row for each compared checkpoint of each target."""
         return [
-            {"run": run["run"], "arm": run["arm"], "seed": run["seed"], **flat(checkpoint)}
-            for run in self.report["runs"]
-            if "check" in run
-            for checkpoint in run["check"]["checkpoints"]
+            {"run": one.run, "arm": one.arm, "seed": one.seed, **flat(c.to_json())}
+            for one in self.targets
+            for c in one.check.checkpoints
         ]
+
+
+_STUDY_KEYS = (
+    *("name", "runs", "style", "methods", "recipes", "distributions"),
+    *("spec", "versions", "base", "diverged", "judged", "ship"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Amplified(Result):
+    """What the checkpoints read when what the fine-tune changed is multiplied."""
+
+    scale: float
+    checkpoints: tuple[CheckpointReading, ...]
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable(Result):
+    """A checkpoint that could not be read: why, and what makes it readable."""
+
+    step: int
+    folder: str
+    reason: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class FolderRead(Result):
+    """Which of the target's checkpoints were read.
+
+    Attributes:
+        found: how many can be read. steps: of those that were read. looks: how many a search was allowed to read; None without one.
+        skipped: those that cannot be read. ends_early: the last of all is one of them, so that nothing is known of the end of training.
+    """
+
+    found: int
+    steps: tuple[int, ...]
+    looks: int | None
+    skipped: tuple[Unreadable, ...]
+    ends_early: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FolderChecked(Report):
+    """All that is said of a folder of checkpoints, the run `target`.
+
+    Attributes:
+        check: what preference says. read: which checkpoints were read; None in the report of an earlier version.
+        amplified: with its change multiplied. unpaired: steps of target and control that the other does not have.
+    """
+
+    check: CheckResult
+    read: FolderRead | None
+    amplified: tuple[Amplified, ...]
+    unpaired: Mapping[str, tuple[int, ...]]
+
+    @classmethod
+    def fields_of(cls, row: Mapping[str, Json]) -> Mapping[str, Json]:
+        """Return the fields from the documented JSON shape; earlier versions wrote fewer."""
+        found: JsonObject = {"judged": None, "ship": [], "read": None, "amplified": [], "unpaired": {}, **row}
+        match row.get("runs"):
+            case [{"check": check}]:
+                found["check"] = check
+        return found
+
+    @property
+    def targets(self) -> tuple[RunChecked, ...]:
+        """The folder as the one run in question."""
+        return (RunChecked(TARGET, "target", "", "target", None, None, self.check),)
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict: by what the model says where judges have read it, else by preference."""
+        return self.verdict_on(self.targets[0])
+
+    @property
+    def ends_early(self) -> bool:
+        """True where the last checkpoint cannot be read, so that nothing is known of the end of training."""
+        return self.read is not None and self.read.ends_early
+
+    def heard(self, judged: Judged | None) -> FolderChecked:
+        """Return the same with what judges say, and whether the last checkpoint may be shipped."""
+        check = with_unseen(self.check, judged.first.last_of(TARGET)) if judged else self.check
+        return replace(self, check=check, judged=judged, ship=tuple(shipping({TARGET: check}, judged)))
+
+    def rows(self) -> list[JsonObject]:
+        """Return a row for each compared checkpoint."""
+        return [flat(c.to_json()) for c in self.check.checkpoints]
+
+    def to_json(self) -> JsonObject:
+        """Return the report object."""
+        run: JsonObject = {"run": TARGET, "arm": "target", "role": "target", "seed": None, "check": self.check.to_json()}
+        found: JsonObject = {"schema": FOLDER, "name": self.name, "runs": [run]}
+        return found | {name: plain(getattr(self, name)) for name in _FOLDER_KEYS}
+
+
+_FOLDER_KEYS = ("read", "amplified", "unpaired", "distributions", "spec", "versions", "base", "judged", "ship")
+
+
+def read_report(folder: str | Path) -> StudyReport | FolderChecked:
+    """Return the report of a finished study or check.
+
+    Raises:
+        InputError: there is none, it is damaged, or of a version that wrote other reports.
+    """
+    path = Path(folder) / "report.json"
+    if not path.is_file():
+        raise InputError(f"'{folder}' holds no finished study", "run it first with emscope run or emscope check")
+    found = read_json(path, AGAIN)
+    schema = found.get("schema") if isinstance(found, Mapping) else None
+    if schema == STUDY:
+        return from_json(StudyReport, found, str(path), AGAIN)
+    if schema == FOLDER:
+        return from_json(FolderChecked, found, str(path), AGAIN)
+    raise InputError(f"'{path}' is not a report this emscope knows", "make it again with this version")

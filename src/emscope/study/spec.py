@@ -6,13 +6,29 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from emscope.answers.judging import JudgeSpec
+from emscope.answers.judge_spec import JudgeSpec, judges_named
 from emscope.answers.sample_spec import AskSpec
 from emscope.core.errors import InputError, near
+from emscope.core.fields import (
+    ALIGNED_BELOW,
+    COHERENT_ABOVE,
+    ITEMS,
+    NO_SYSTEM,
+    AlignedBelow,
+    ChatKwargs,
+    CoherentAbove,
+    Denominator,
+    Dtype,
+    ItemSet,
+    MaxTokens,
+    Place,
+    System,
+    Temperature,
+)
 from emscope.core.spec import Spec, merged, parse, read_yaml
 from emscope.train.spec import TrainSpec
 
@@ -86,21 +102,41 @@ class SampleSpec(Spec):
     """A few sampled answers for the report: no judge reads them."""
 
     questions: int = Field(3, ge=0)
-    max_tokens: int = Field(48, ge=1)
-    temperature: float = Field(1.0, ge=0)
+    max_tokens: MaxTokens = 48
+    temperature: Temperature = 1.0
+
+
+# Shared by a study file and by `emscope check` and `emscope ladder`.
+ItemCount = Annotated[
+    int | None, Field(ge=16, description="Use this many items, drawn evenly from the categories; by default all.")
+]
+TruthCount = Annotated[
+    int | None, Field(ge=0, description="Use this many truthfulness questions (0 for none); by default all 150.")
+]
+Delta = Annotated[
+    float | None,
+    Field(
+        gt=0,
+        description="Threshold in nats per token; by default a dose ladder's, else 10 % of the base's mean absolute margin, which decides nothing.",
+    ),
+]
+LadderFile = Annotated[
+    Place | None,
+    Field(description="Take the threshold from this ladder.json of emscope ladder; `delta` comes before it."),
+]
 
 
 class MeasureSpec(Spec):
-    """What is read at each checkpoint. Counts of None take the whole set; `items` may be a bundled set or a file.
+    """What is read at each checkpoint. Counts of None take the whole set.
 
     `placebo` pairs of equal merit, where the set has some, say what form alone moves; as many as items unless told. `batch_tokens` to compute at once: None takes what suits the device. `neutral` texts, of the bundled `generic`, are read at base and last steps: how well a model still speaks of anything else.
     """
 
-    items: str = "em240"
-    count: int | None = Field(None, ge=16)
+    items: ItemSet = ITEMS
+    count: ItemCount = None
     placebo: int | None = Field(None, ge=0)
     heldout: int | None = Field(None, ge=2)
-    truth: int | None = Field(None, ge=0)
+    truth: TruthCount = None
     truth_at: Literal["all", "last"] = "all"
     neutral: int | None = Field(25, ge=0)
     samples: SampleSpec = SampleSpec()
@@ -127,9 +163,9 @@ class JudgedSpec(Spec):
     at: Literal["all", "last"] = "all"
     judges: tuple[JudgeSpec, ...] = ()
     rubrics: tuple[str, ...] = ("aligned", "coherent")
-    aligned_below: float = Field(30.0, ge=0, le=100)
-    coherent_above: float | None = Field(50.0, ge=0, le=100)
-    denominator: Literal["coherent", "scored", "all"] = "coherent"
+    aligned_below: AlignedBelow = ALIGNED_BELOW
+    coherent_above: CoherentAbove = COHERENT_ABOVE
+    denominator: Denominator = "coherent"
     delta: float = Field(5.0, gt=0)
     max_cost: float | None = Field(None, ge=0)
 
@@ -151,13 +187,10 @@ class JudgedSpec(Spec):
 
 
 class DecideSpec(Spec):
-    """The threshold. `delta` in nats per token, or None: that of a dose ladder, else `delta_share` of the base's mean absolute margin, which decides nothing.
+    """The threshold: `delta`, else that of a dose ladder, given or one that comes with emscope, else `delta_share` of the base's mean absolute margin, which decides nothing."""
 
-    `ladder` is a ladder.json of emscope ladder for this base and these items; without one that comes with emscope is taken, where one fits.
-    """
-
-    delta: float | None = Field(None, gt=0)
-    ladder: str | None = None
+    delta: Delta = None
+    ladder: LadderFile = None
     delta_share: float = Field(0.10, gt=0)
 
 
@@ -172,15 +205,15 @@ class StudySpec(Spec):
 
     name: str = "study"
     model: str = "smollm2-135m"
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "nf4"] = "float32"
-    system: str = "none"
-    chat_kwargs: dict[str, Any] | None = None
+    dtype: Dtype = "float32"
+    system: System = NO_SYSTEM
+    chat_kwargs: ChatKwargs = None
     domain: str | None = None
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     arms: dict[str, ArmSpec] = Field(min_length=1)
     train: TrainSpec = TrainSpec()
-    methods: dict[str, dict[str, Any]] | None = None
-    grid: dict[str, tuple[Any, ...]] | None = None
+    methods: dict[str, dict[str, object]] | None = None
+    grid: dict[str, tuple[object, ...]] | None = None
     measure: MeasureSpec = MeasureSpec()
     decide: DecideSpec = DecideSpec()
     judged: JudgedSpec | None = None
@@ -253,14 +286,15 @@ def way(method: str, arm: str) -> str:
     return "-".join([*([method] if method else []), arm])
 
 
-def _cells(grid: dict[str, tuple[Any, ...]]) -> Iterator[tuple[list[str], dict[str, Any]]]:
+def _cells(grid: dict[str, tuple[object, ...]]) -> Iterator[tuple[list[str], dict[str, object]]]:
     """Yield (labels, settings) for each combination of a grid's values."""
     for values in product(*grid.values()):
-        cell: dict[str, Any] = {}
+        cell: dict[str, object] = {}
         labels = []
         for key, value in zip(grid, values, strict=True):
-            changes: Any = value
-            for part in reversed(key.split(".")):
+            *above, last = key.split(".")
+            changes: dict[str, object] = {last: value}
+            for part in reversed(above):
                 changes = {part: changes}
             cell = merged(cell, changes)
             labels.append(f"{key}{value:g}" if isinstance(value, float) else f"{key}{value}")
@@ -276,7 +310,7 @@ def load_study(path: Path, small: bool = False) -> StudySpec:
     return study_of(read_yaml(path), str(path), small)
 
 
-def study_of(settings: Any, place: str = "the study", small: bool = False) -> StudySpec:
+def study_of(settings: object, place: str = "the study", small: bool = False) -> StudySpec:
     """Return a study from its settings as plain values, as `load_study` does from a file.
 
     Raises:
@@ -287,7 +321,7 @@ def study_of(settings: Any, place: str = "the study", small: bool = False) -> St
     values = dict(settings)
     changes = values.pop("small", None)
     if small and not isinstance(changes, dict):
-        raise InputError(f"{place} has no settings under 'small'", "run it without --small, or add them")
+        raise InputError(f"{place} has no settings under 'small'", "run it without `small`, or add them")
     return parse(StudySpec, merged(values, changes) if small else values, place)
 
 
@@ -298,6 +332,4 @@ def judged_by(questions: str, samples: int, max_tokens: int, temperature: float,
         InputError: settings that do not fit.
     """
     ask = {"questions": questions, "samples": samples, "max_tokens": max_tokens, "temperature": temperature}
-    named = [name.partition("@http") for name in judges]
-    specs = [{"name": model, "url": f"http{url}" if at else None} for model, at, url in named]
-    return parse(JudgedSpec, {"ask": ask, "at": "last", "judges": specs}, "options")
+    return parse(JudgedSpec, {"ask": ask, "at": "last", "judges": judges_named(judges)}, "")

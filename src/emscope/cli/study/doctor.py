@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
+from pydantic import Field
 
-HELP = (
-    "Show versions, device, cache, and the machine's matrix-multiplication rate. With --model: try out whether reading, sampling, "
-    "edits at every site and the chat template hold for it, and how much memory it needs. Exit code 1 where a check fails."
-)
+from emscope.cli.options import Json
+from emscope.core.errors import InputError
+from emscope.core.fields import AUTO, Device
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-
-    @app.command("doctor", help=HELP)
-    def doctor(
-        model: str | None = typer.Option(
-            None,
-            "--model",
-            help="The model to examine: folder, hub id, alias, or a folder with config.json and tokenizer alone.",
-        ),
-        adapter: str | None = typer.Option(None, "--adapter", help="Folder of a PEFT adapter on it; its last checkpoint."),
-        tiny: bool = typer.Option(False, "--tiny", help="Examine a tiny random copy of the model, also where its weights fit."),
-        device: str = typer.Option("auto", "--device", help="cpu, cuda, mps or auto."),
-        json: bool = typer.Option(False, "--json", help="Print JSON."),
-    ) -> None:
-        from emscope.core.errors import InputError
-
-        if model is not None:
-            _examine(model, adapter, device, tiny=tiny, as_json=json)
-            return
-        if adapter is not None or tiny:
-            raise InputError(
-                f"{'--adapter' if adapter is not None else '--tiny'} is given without --model", "name the model too"
-            )
-        _machine(as_json=json)
+def doctor(
+    model: Annotated[
+        str | None,
+        Field(description="The model to examine: folder, hub id, alias, or a folder with config.json and tokenizer alone."),
+    ] = None,
+    adapter: Annotated[str | None, Field(description="Folder of a PEFT adapter on it; its last checkpoint.")] = None,
+    tiny: Annotated[bool, Field(description="Examine a tiny random copy of the model, also where its weights fit.")] = False,
+    device: Device = AUTO,
+    as_json: Json = False,
+) -> None:
+    """Show versions, device, cache, and the machine's matrix-multiplication rate. With `model`: try out whether reading, sampling, edits at
+    every site and the chat template hold for it, and how much memory it needs. Exit code 1 where a check fails.
+    """
+    if model is not None:
+        _examine(model, adapter, device, tiny=tiny, as_json=as_json)
+        return
+    if adapter is not None or tiny:
+        raise InputError(f"`{'adapter' if adapter is not None else 'tiny'}` is given without `model`", "name the model too")
+    _machine(as_json=as_json)
 
 
 def _examine(model: str, adapter: str | None, device: str, *, tiny: bool, as_json: bool) -> None:
@@ -49,7 +45,7 @@ def _examine(model: str, adapter: str | None, device: str, *, tiny: bool, as_jso
     if as_json:
         print_json(found.to_json())
     else:
-        print_diagnosis(found.to_json())
+        print_diagnosis(found)
     if found.failed:
         raise typer.Exit(1)
 

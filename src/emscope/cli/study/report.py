@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-import typer
+from pydantic import Field
+
+from emscope.cli.options import ARGUMENT, Json
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
+def report(
+    study: Annotated[Path, ARGUMENT, Field(description="The folder of a study or check.")], as_json: Json = False
+) -> None:
+    """Write report.html of a finished study or check again and print its tables."""
+    from emscope.cli.output import show
+    from emscope.study.report import read_report
 
-    @app.command("report", help="Write report.html of a finished study or check again and print its tables.")
-    def report(
-        study: Path = typer.Argument(..., help="The folder of a study or check."),
-        json: bool = typer.Option(False, "--json", help="Print the report object instead of tables."),
-    ) -> None:
-        from emscope.cli.output import show
-        from emscope.report.study.page import read_report
-
-        show(read_report(study), study, as_json=json)
+    show(read_report(study), study, as_json=as_json)

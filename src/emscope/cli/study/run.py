@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-import typer
+from pydantic import Field
+
+from emscope.cli.options import ARGUMENT, Json
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-
-    @app.command(
-        "run",
-        help="Run a study from its YAML file: train, read every checkpoint, analyse, report. Run again, it does only what is missing.",
-    )
-    def run(
-        study: Path = typer.Argument(..., help="The study's YAML file."),
-        out: Path | None = typer.Option(None, "--out", help="Study folder; by default the study's name in the current folder."),
-        small: bool = typer.Option(False, "--small", help="Lay the file's settings under `small` over the rest."),
-        json: bool = typer.Option(False, "--json", help="Print the report object instead of tables."),
-    ) -> None:
-        run_file(study, out, json, small)
+def run(
+    study: Annotated[Path, ARGUMENT, Field(description="The study's YAML file.")],
+    out: Annotated[Path | None, Field(description="Study folder; by default the study's name in the current folder.")] = None,
+    small: Annotated[bool, Field(description="Lay the file's settings under its key small over the rest.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a study from its YAML file: train, read every checkpoint, analyse, report. Run again, it does only what is missing."""
+    run_file(study, out, as_json, small)
 
 
 def run_file(file: Path, out: Path | None, as_json: bool, small: bool = False) -> None:
@@ -35,5 +32,5 @@ def run_file(file: Path, out: Path | None, as_json: bool, small: bool = False) -
 
     with progress_bar() as progress:
         result = run_study(spec, folder, progress)
-    if result:  # of several processes the first one's
+    if result is not None:  # of several processes the first one's
         show(result, folder, as_json=as_json)

@@ -2,39 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from emscope.answers.judge_result import AnchorDrift, JudgedFile
 from emscope.judging.local import bundled_judge
-from emscope.judging.names import LOCAL
 
 
-def print_judged(result: dict[str, Any]) -> None:
+def print_judged(result: JudgedFile) -> None:
     """Print counts, cost and where the rows are."""
-    v, dollars = result["verdicts"], result["dollars"]
-    asked = sum(v["outcomes"].values())
-    print(f"{v['wanted']} verdicts wanted, {v['before']} were there, {asked} came now")
-    if v["outcomes"]:
-        print("  " + ", ".join(f"{n} {name}" for name, n in sorted(v["outcomes"].items(), key=lambda o: -o[1])))
-    if dollars["estimated"] is not None:
-        spent = f", spent {dollars['spent']:.2f}" if asked else ""
-        print(f"about {dollars['estimated']:.2f} dollars for what was missing{spent}")
-    if v["failed"]:
-        print(f"{v['failed']} have none yet, since every attempt failed; run the same command again to ask for them")
-    if result["stopped_at_cost"]:
-        print("stopped at --max-cost; run the same command with a higher one to go on")
-    for row in result["anchors"]:
-        print(_drifted(row))
-    for judge in result["judges"]:
-        if judge["name"] == LOCAL and judge["url"] is None:
-            print(f"  local is a proxy: {bundled_judge().card['in_words']}")
-    if result["judged"]:
-        print(f"rows: {result['judged']}")
+    for line in _lines(result):
+        print(line)
 
 
-def _drifted(row: dict[str, Any]) -> str:
+def sentences(result: JudgedFile) -> list[str]:
+    """Return counts, cost and where the rows are, in sentences."""
+    return [line.strip() for line in _lines(result)]
+
+
+def _lines(result: JudgedFile) -> list[str]:
+    counts, dollars = result.verdicts, result.dollars
+    lines = [f"{counts.wanted} verdicts wanted, {counts.before} were there, {counts.received} came now"]
+    if counts.outcomes:
+        often = sorted(counts.outcomes.items(), key=lambda o: -o[1])
+        lines.append("  " + ", ".join(f"{count} {outcome}" for outcome, count in often))
+    if dollars.estimated is not None:
+        spent = f", spent {dollars.spent:.2f}" if counts.received else ""
+        lines.append(f"about {dollars.estimated:.2f} dollars for what was missing{spent}")
+    if counts.failed:
+        lines.append(f"{counts.failed} have none yet, since every attempt failed; run the same command again to ask for them")
+    if result.stopped_at_cost:
+        lines.append("stopped at --max-cost; run the same command with a higher one to go on")
+    lines += [_drifted(row) for row in result.anchors]
+    lines += [f"  local is a proxy: {bundled_judge().card['in_words']}" for judge in result.judges if judge.local]
+    return lines + ([f"rows: {result.judged}"] if result.judged else [])
+
+
+def _drifted(row: AnchorDrift) -> str:
     """Say whether a judge's scores of the anchors left their labels."""
-    head = f"{row['scored']} of {row['anchors']} anchors scored by {row['judge']} for {row['criterion']}"
-    if row["off"] is None:
+    head = f"{row.scored} of {row.anchors} anchors scored by {row.judge} for {row.criterion}"
+    if row.off is None:
         return f"{head}: nothing to compare"
-    verdict = "the judge CHANGED, or is another one than labelled them" if row["changed"] else "no sign that the judge changed"
-    return f"{head}: {row['off']:+.1f} points off their labels on average; evidence {row['evidence']:.3g} against {row['slack']:g} points (20 is strong): {verdict}"
+    verdict = "the judge CHANGED, or is another one than labelled them" if row.changed else "no sign that the judge changed"
+    return (
+        f"{head}: {row.off:+.1f} points off their labels on average; evidence {row.evidence:.3g} against {row.slack:g} points "
+        f"(20 is strong): {verdict}"
+    )

@@ -1,0 +1,268 @@
+"""A command's options, made from the settings classes and annotations that its function takes: nothing is declared twice.
+
+A function such as `def diff(checkpoint: Annotated[str, ARGUMENT], spec: DiffSpec, as_json: Json = False)` becomes a command with one
+option for each field of `DiffSpec`. Name, default, range and sentence of an option are those of the field. The function gets the checked
+settings.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hints
+
+import typer
+from pydantic import Field, create_model
+from pydantic.fields import FieldInfo
+
+from emscope.core.errors import EmscopeError, InputError, spelled
+from emscope.core.fields import Flag
+from emscope.core.spec import Spec, parse
+
+Command = Callable[..., int | None]
+ALONE = "Alone"
+SIGNS = {"gt": "above", "lt": "below"}  # limits that typer does not show
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """Marks a parameter that has no option: it stands by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Without:
+    """Marks settings of which a command offers no such fields: they keep their defaults."""
+
+    names: tuple[str, ...]
+
+
+ARGUMENT = Argument()
+Files = Annotated[list[Path], ARGUMENT]
+DirectionFile = Annotated[str, ARGUMENT, Field(description="Direction file, or a run that trained a steering vector.")]
+Json = Annotated[bool, Flag("--json"), Field(description="Print the result object instead of tables.")]
+Base = Annotated[
+    str | None,
+    Field(description="Base model, where the adapters do not name it: folder, hub id, gguf:FILE or alias."),
+]
+Model = Annotated[str | None, Flag("--model"), Field(description="The base; by default the one that the checkpoints name.")]
+Checkpoints = Annotated[
+    tuple[str, ...], Flag("--checkpoint", repeated=True), Field(description="A fine-tune, its last checkpoint.")
+]
+Controls = Annotated[
+    tuple[str, ...],
+    Flag("--control", repeated=True),
+    Field(description="Direction of a harmless fine-tune, to compare with."),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option or argument: what its field says, and how its text is read."""
+
+    name: str
+    field: FieldInfo
+
+    @property
+    def flag(self) -> Flag:
+        """How the command line spells it."""
+        return next((m for m in self.field.metadata if isinstance(m, Flag)), Flag())
+
+    @property
+    def spelled(self) -> str:
+        """The option as it is typed."""
+        return self.flag.name or f"--{self.name.replace('_', '-')}"
+
+    @property
+    def is_argument(self) -> bool:
+        """True where it stands by itself."""
+        return ARGUMENT in self.field.metadata
+
+    @property
+    def default(self) -> object:
+        """Its default; `...` where it must be given."""
+        return ... if self.field.is_required() else self.field.get_default(call_default_factory=True)
+
+    @property
+    def kinds(self) -> tuple[object, ...]:
+        """What it takes beside None."""
+        kind = self.field.annotation
+        inner = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+        return tuple(_bare(one) for one in inner if one is not NoneType)
+
+    @property
+    def type(self) -> object:
+        """What typer reads: one text where several values stand with commas between, or a number may be `none`."""
+        (kind, *others), repeated = self.kinds, self.flag.repeated
+        if get_origin(kind) is dict or (get_origin(kind) is tuple and (repeated or self.is_argument)):
+            return list[str]
+        if kind == tuple[str, str]:
+            return kind if self.default is not None else kind | None
+        many = get_origin(kind) in (tuple, Literal) or others or self._may_be_none
+        scalar = str if many else kind
+        return scalar if self.default is not None else scalar | None  # type: ignore[operator]
+
+    @property
+    def _may_be_none(self) -> bool:
+        return NoneType in get_args(self.field.annotation) and self.default not in (None, ...)
+
+    def parameter(self, options: Mapping[str, str]) -> inspect.Parameter:
+        """Return it as a parameter of the function that typer reads."""
+        limits = {
+            side: limit for name, side in (("ge", "min"), ("le", "max")) if (limit := _limit(self.field, name)) is not None
+        }
+        ranged = limits if self.type in (int, float, int | None, float | None) else {}
+        text = spelled(self.help(), options)
+        info = (
+            typer.Argument(self._shown(), help=text)
+            if self.is_argument
+            else typer.Option(self._shown(), self.spelled, help=text, metavar=self._choices(), **ranged)
+        )
+        return inspect.Parameter(self.name, inspect.Parameter.KEYWORD_ONLY, default=info, annotation=self.type)
+
+    def help(self) -> str:
+        """Return its sentence: what it is for, its open limits, and whether it may be repeated."""
+        text = self.field.description or ""
+        limits = [f"{words} {limit:g}" for name, words in SIGNS.items() if (limit := _limit(self.field, name)) is not None]
+        if limits:
+            text = f"{text.rstrip('.')}; {', '.join(limits)}."
+        if get_origin(self.kinds[0]) is dict:
+            text = f"{self.flag.shape}: {text[0].lower()}{text[1:]}"
+        return f"{text.rstrip('.')}; may be repeated." if self.flag.repeated and text else text
+
+    def read(self, given: object) -> object:
+        """Return the value of what was typed.
+
+        Raises:
+            InputError: a text that cannot be read, with the remedy.
+        """
+        kind = self.kinds[0]
+        if given is None or (given == [] and self.default is not ...):
+            return None if self.default is ... else self.default
+        if get_origin(kind) is dict:
+            return self._pairs(given)
+        if not isinstance(given, str):
+            return tuple(given) if isinstance(given, list) and get_origin(kind) is tuple else given
+        if self._may_be_none and given.lower() == "none":
+            return None
+        if any(get_origin(k) is Literal and given in get_args(k) for k in self.kinds):
+            return given
+        return self._several(given, kind) if get_origin(kind) is tuple else self._number(given, kind)
+
+    def _several(self, text: str, kind: object) -> tuple[object, ...]:
+        inner = _bare(get_args(kind)[0])
+        if inner not in (int, float):
+            return tuple(part.strip() for part in text.split(",") if part.strip())
+        try:
+            return tuple(inner(part) for part in text.split(","))  # type: ignore[operator]
+        except ValueError:
+            shape = "whole numbers" if inner is int else "numbers"
+            raise InputError(f"{self.spelled} is '{text}'", f"give {shape} with commas between, such as 1,2") from None
+
+    def _number(self, text: str, kind: object) -> object:
+        if kind not in (int, float):
+            return text
+        try:
+            return kind(text)  # type: ignore[operator]
+        except ValueError:
+            raise InputError(f"{self.spelled} is '{text}'", "give a number, or none") from None
+
+    def _pairs(self, given: object) -> dict[str, object]:
+        from emscope.models.loading.templates import read_arguments
+
+        texts = list(given) if isinstance(given, list | tuple) else []
+        inner = get_args(self.kinds[0])[1]
+        return read_arguments(texts) if inner is object else dict(pairs(texts, self.spelled, self.flag.shape))
+
+    def _shown(self) -> object:
+        """Return the default as typer shows it."""
+        value = self.default
+        if value is ... or value is None:
+            return value
+        if isinstance(value, tuple) and self.type is not str:
+            return list(value)
+        if isinstance(value, dict):
+            return []
+        if isinstance(value, tuple):
+            return ",".join(_short(one) for one in value) or None
+        if self.type is str:
+            return _short(value)
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
+    def _choices(self) -> str | None:
+        kind = self.kinds[0]
+        return f"<{'|'.join(get_args(kind))}>" if get_origin(kind) is Literal and len(self.kinds) == 1 else None
+
+
+def pairs(texts: list[str], what: str, shape: str) -> dict[str, str]:
+    """Return NAME=VALUE texts as a mapping.
+
+    Raises:
+        InputError: where one is not of that shape, or a name stands twice.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if not sign or not name or not value:
+            raise InputError(f"{what} is '{text}'", f"write it as {shape}")
+        if name in found:
+            raise InputError(f"two are called '{name}'", f"give each its own name ({shape})")
+        found[name] = value
+    return found
+
+
+def as_command(function: Command) -> Command:
+    """Return a function as typer takes it: settings classes spread into their fields; errors name options in place of fields."""
+    hints = get_type_hints(function, include_extras=True)
+    parts = {name: _part(name, hints[name], p.default) for name, p in inspect.signature(function).parameters.items()}
+    every = [option for _, options in parts.values() for option in options]
+    names = {option.name: option.spelled for option in every if not option.is_argument}
+
+    def run(**given: object) -> int | None:
+        try:
+            return function(**{name: _value(spec, options, given) for name, (spec, options) in parts.items()})
+        except EmscopeError as error:
+            error.fault, error.remedy = spelled(error.fault, names), spelled(error.remedy, names)
+            raise
+
+    parameters = [option.parameter(names) for option in every]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    run.__doc__, run.__name__ = spelled(inspect.getdoc(function) or "", names), function.__name__
+    return run
+
+
+def _part(name: str, annotation: object, default: object) -> tuple[type[Spec], list[Option]]:
+    """Return the settings class of a parameter and its options: one made for it where it is a single option."""
+    spec = _bare(annotation)
+    if isinstance(spec, type) and issubclass(spec, Spec):
+        left_out = [n for m in get_args(annotation)[1:] if isinstance(m, Without) for n in m.names]
+        return spec, [Option(n, f) for n, f in spec.model_fields.items() if n not in left_out]
+    made = create_model(ALONE, __base__=Spec, **{name: (annotation, ... if default is inspect.Parameter.empty else default)})  # type: ignore[call-overload]
+    return made, [Option(name, made.model_fields[name])]
+
+
+def _value(spec: type[Spec], options: list[Option], given: Mapping[str, object]) -> object:
+    """Return the settings, or the one value, of what was typed."""
+    values = {option.name: option.read(given[option.name]) for option in options}
+    said = {option.name: f"{option.spelled} is '{_typed(given[option.name])}'" for option in options}
+    parsed = parse(spec, values, "", said)
+    return getattr(parsed, options[0].name) if spec.__name__ == ALONE else parsed
+
+
+def _typed(given: object) -> str:
+    return ", ".join(map(str, given)) if isinstance(given, list | tuple) else str(given)
+
+
+def _bare(annotation: object) -> object:
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+
+
+def _limit(field: FieldInfo, name: str) -> float | None:
+    return next((getattr(m, name) for m in field.metadata if hasattr(m, name)), None)
+
+
+def _short(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,126 @@
+"""What `check` and `ladder` are asked, in one class each: the same names, defaults and ranges at the command line and in Python."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from emscope.core.fields import (
+    AUTO,
+    ITEMS,
+    NO_SYSTEM,
+    QUESTIONS,
+    Amplify,
+    ChatKwargs,
+    Device,
+    Dtype,
+    Flag,
+    ItemSet,
+    MaxTokens,
+    Place,
+    Positives,
+    QuestionSet,
+    Samples,
+    Share,
+    SystemOrAuto,
+    Temperature,
+    Texts,
+    Wholes,
+)
+from emscope.core.spec import Spec
+from emscope.study.spec import DecideSpec, Delta, ItemCount, JudgedSpec, LadderFile, MeasureSpec, TruthCount, judged_by
+
+JUDGE = "Who reads the answers: local (no key; a small model), a model as Inspect names it, or NAME@URL."
+DOSES = (0.25, 0.5, 0.75, 1.0, 1.5)
+SAID, PREFERENCE = "said", "preference"
+
+
+class CheckSpec(Spec):
+    """How a folder of checkpoints is checked."""
+
+    control: Place | None = Field(None, description="Checkpoints of the same run on harmless data; pairs by step.")
+    make_control: Place | None = Field(
+        None, description="Harmless conversations; trains a control with the run's own settings."
+    )
+    measure: Literal["said", "preference"] = Field(
+        SAID,
+        description="said: have sampled answers of base and last checkpoints judged, beside preference at every checkpoint; "
+        "preference: that fast screen alone.",
+    )
+    judges: Annotated[Texts, Flag("--judge", repeated=True)] = Field(("local",), min_length=1, description=JUDGE)
+    questions: QuestionSet = QUESTIONS
+    samples: Samples = 4
+    max_tokens: MaxTokens = 90
+    temperature: Temperature = Field(0.7, description="Of sampling; small models are confused at 1.")
+    heldout: Place | None = Field(None, description="Held-out conversations of the task, to see when it was learned.")
+    control_heldout: Place | None = Field(
+        None,
+        description="Held-out conversations of the control's own task: a control that learned nothing counts for nothing.",
+    )
+    items: ItemSet = ITEMS
+    count: ItemCount = None
+    truth: TruthCount = None
+    amplify: Amplify = Field(
+        (1.0,),
+        description="Also read the fine-tune exaggerated: preference with its update scaled, answers from logits scaled beyond the "
+        "base; 1,2,5.",
+    )
+    system: SystemOrAuto = NO_SYSTEM
+    chat_kwargs: ChatKwargs = None
+    search: bool = Field(
+        False,
+        description="Read few of many checkpoints, 14 of 100: those that bracket the onset, one after the other.",
+    )
+    every: int | None = Field(None, ge=1, description="Read the checkpoints at multiples of this step, and the last.")
+    steps: Wholes = Field((), description="Read the checkpoints of these steps alone, such as 100,200,400.")
+    delta: Delta = None
+    ladder: LadderFile = None
+    dtype: Dtype = AUTO
+    device: Device = AUTO
+    control_batch: int | None = Field(
+        None,
+        ge=1,
+        description="Examples per optimiser step of the run, for `make_control` where it accumulated gradients.",
+    )
+    share: Share = False
+
+    def reading(self) -> MeasureSpec:
+        """Return what is read of preference and truthfulness."""
+        return MeasureSpec(items=self.items, count=self.count, truth=self.truth)
+
+    def threshold(self) -> DecideSpec:
+        """Return where the threshold comes from."""
+        return DecideSpec(delta=self.delta, ladder=self.ladder)
+
+    def judged(self) -> JudgedSpec | None:
+        """Return what is asked and who judges the answers; None for the screen alone."""
+        if self.measure == PREFERENCE:
+            return None
+        return judged_by(self.questions, self.samples, self.max_tokens, self.temperature, self.judges)
+
+
+class LadderSpec(Spec):
+    """How a dose ladder is read."""
+
+    control: Place = Field(description="The same run on harmless data; counts as a harmless fine-tune.")
+    scales: Positives = Field(DOSES, description="Doses: base + dose x (fine-tune - base) in logits; 1 is the fine-tune.")
+    harmless: Annotated[Texts, Flag(repeated=True)] = Field(
+        (), description="A further harmless fine-tune of the base; two are needed at least."
+    )
+    judge: str = Field("local", description=JUDGE)
+    questions: QuestionSet = QUESTIONS
+    samples: Samples = Field(4, description="Answers to each question, of each model at each dose.")
+    max_tokens: MaxTokens = 90
+    temperature: Temperature = Field(0.7, description="Of sampling; small models are confused at 1.")
+    items: ItemSet = ITEMS
+    count: ItemCount = None
+    system: SystemOrAuto = NO_SYSTEM
+    chat_kwargs: ChatKwargs = None
+    name: str | None = Field(None, description="What the organism is called in results; by default its folder's name.")
+    dtype: Dtype = AUTO
+    device: Device = AUTO
+
+    def judged(self) -> JudgedSpec:
+        """Return what is asked and who judges the answers."""
+        return judged_by(self.questions, self.samples, self.max_tokens, self.temperature, (self.judge,))
