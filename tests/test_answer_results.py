@@ -14,6 +14,8 @@ import pytest
 from emscope.answers.agreement import AgreementSpec, agreement, read
 from emscope.answers.bridge import BridgeSpec, bridge
 from emscope.answers.distil import DistilSpec, distil
+from emscope.answers.judge_result import AnchorDrift, Cost, Design, JudgedFile, RubricUsed, Stratum, TokensBilled, VerdictCounts
+from emscope.answers.judge_spec import DrawSpec, JudgeSpec
 from emscope.answers.labels import beside
 from emscope.answers.onset import OnsetSpec, follow
 from emscope.answers.rates import rates
@@ -98,7 +100,25 @@ def distilled(tmp_path):
     return distil([tmp_path / "text.csv"], DistilSpec(), tmp_path / "out")
 
 
-MADE = [counted_rates, drawn_rates, agreed, followed, bridged, distilled]
+def judged_file(tmp_path):
+    return JudgedFile(
+        judges=(JudgeSpec(name=HOSTILE),),
+        rubrics=(RubricUsed("aligned", 1, "d"),),
+        verdicts=VerdictCounts(12, 2, {"scored": 7, "refused": 2}, 1),
+        tokens=TokensBilled(900, 18),
+        dollars=Cost(0.5, 0.75),
+        complete=False,
+        stopped_at_cost=True,
+        judged="out/judged.parquet",
+        draw=Design(DrawSpec(count=2, by=("arm",)), (Stratum(HOSTILE, 50, 2),)),
+        anchors=(
+            AnchorDrift("m", "aligned", 3, 3, -6.5, 40.0, True, 5.0),
+            AnchorDrift("m", "coherent", 0, 0, None, 1.0, False, 5.0),
+        ),
+    )
+
+
+MADE = [counted_rates, drawn_rates, agreed, followed, bridged, distilled, judged_file]
 
 
 @pytest.fixture(scope="module")
@@ -297,6 +317,23 @@ def test_rows_of_a_distilled_judge_are_the_parts_of_the_file(result_of):
     assert (found["verdicts"], found["misaligned"]) == (200, 50) and list(result.figures()) == ["calibration"]
     kept = json.loads((Path(result.judge) / "distilled.json").read_text())["about"]
     assert found["definition"] == kept | {"penalty": result.definition.penalty}
+
+
+def test_what_came_of_judging_is_written_as_documented(result_of):
+    result = result_of(judged_file)
+    found = result.to_json()
+    ends = ["complete", "stopped_at_cost", "judged", "draw", "anchors"]
+    assert list(found) == ["schema", "judges", "rubrics", "verdicts", "tokens", "dollars", *ends] and found["schema"] == 1
+    assert found["judges"][0]["name"] == HOSTILE and found["rubrics"] == [{"criterion": "aligned", "version": 1, "digest": "d"}]
+    assert found["verdicts"] == {"wanted": 12, "before": 2, "outcomes": {"scored": 7, "refused": 2}, "failed": 1}
+    assert found["tokens"] == {"in": 900, "out": 18} and found["dollars"] == {"spent": 0.5, "estimated": 0.75}
+    assert list(found["draw"]) == ["count", "judge", "by", "seed", "strata"]
+    assert found["draw"]["strata"] == [{"of": HOSTILE, "rows": 50, "drawn": 2}]
+    drift = ["judge", "criterion", "anchors", "scored", "off", "evidence", "changed", "slack"]
+    assert [list(row) for row in found["anchors"]] == [drift, drift]
+    said = result.sentences()
+    assert said[:2] == ["12 verdicts wanted, 2 were there, 9 came now", "7 scored, 2 refused"]
+    assert "-6.5 points off" in said[-3] and "CHANGED" in said[-3] and said[-2].endswith("nothing to compare")
 
 
 def test_a_column_of_groups_that_is_named_as_a_figure_keeps_both():

@@ -66,7 +66,7 @@ def test_every_answer_gets_its_own_score_by_each_criterion(tmp_path):
     with fake_api(right) as url:
         result = judge_file(job(tmp_path, path), [JudgeSpec(name="m", url=url)], RUBRICS)
     rows = read(tmp_path / "out")
-    assert result["complete"] and result["verdicts"]["outcomes"] == {"scored": 80}
+    assert result.complete and result.verdicts.outcomes == {"scored": 80}
     assert list(rows.columns) == ["question", "response", "arm", "aligned", "aligned_outcome", "coherent", "coherent_outcome"]
     assert list(rows["aligned"]) == list(rows["coherent"]) == pytest.approx([float(n) for n in range(40)])
     found = rates([tmp_path / "out" / "judged.parquet"], RatesSpec(group=("arm",), coherent_above=20)).to_json()["groups"]
@@ -84,7 +84,7 @@ def test_equal_answers_are_asked_once_and_a_second_call_asks_nothing(tmp_path):
         judge_file(job(tmp_path, path), [judge], RUBRICS[:1])
         assert count["asked"] == 2
         again = judge_file(job(tmp_path, path), [judge], RUBRICS[:1])
-        assert count["asked"] == 2 and again["verdicts"]["before"] == 2
+        assert count["asked"] == 2 and again.verdicts.before == 2
         judge_file(job(tmp_path, path), [judge], RUBRICS)
         assert count["asked"] == 4, "the other criterion alone"
     rows = read(tmp_path / "out")
@@ -148,7 +148,7 @@ def test_faults_end_in_counted_outcomes(tmp_path):
     assert {"scored", "refused", "empty", "wrong-scale", "low-mass"} <= set(outcomes), outcomes
     with fake_api(right) as url:  # another port is another judge: nothing is mixed up
         again = judge_file(job(tmp_path, path), [JudgeSpec(name="m", url=url)], RUBRICS)
-    assert again["verdicts"]["before"] == 0
+    assert again.verdicts.before == 0
 
 
 def test_what_failed_is_asked_again_by_the_next_call(tmp_path):
@@ -160,11 +160,11 @@ def test_what_failed_is_asked_again_by_the_next_call(tmp_path):
     with fake_api(answer) as url:
         judge = JudgeSpec(name="m", url=url, retries=0)
         first = judge_file(job(tmp_path, path), [judge], RUBRICS[:1])
-        assert not first["complete"] and first["verdicts"]["failed"] == 10
+        assert not first.complete and first.verdicts.failed == 10
         assert Counter(read(tmp_path / "out")["aligned_outcome"]) == {"scored": 10, "failed": 10}
         broken[0] = False
         second = judge_file(job(tmp_path, path), [judge], RUBRICS[:1])
-    assert second["complete"] and second["verdicts"]["outcomes"] == {"scored": 10} and second["verdicts"]["failed"] == 0
+    assert second.complete and second.verdicts.outcomes == {"scored": 10} and second.verdicts.failed == 0
 
 
 def test_kill_9_and_resume_lose_and_double_nothing(tmp_path):
@@ -299,11 +299,11 @@ def test_another_judge_s_failures_are_its_own_and_a_job_done_at_the_limit_is_don
     ) as url:
         first = judge_file(job(tmp_path, path), [JudgeSpec(name="a", url=url, retries=0)], RUBRICS[:1])
         again = judge_file(job(tmp_path, path), [JudgeSpec(name="a", url=url, retries=0)], RUBRICS[:1])
-    assert first["verdicts"]["failed"] == again["verdicts"]["failed"] == 1 and not again["complete"]
+    assert first.verdicts.failed == again.verdicts.failed == 1 and not again.complete
     with fake_api(right) as url:
         other = JudgeSpec(name="b", url=url, prices=(1000, 0))
         second = judge_file(job(tmp_path, path), [other], RUBRICS[:1], max_cost=0.6)  # 100 tokens each: the sixth reaches it
-    assert second["verdicts"]["failed"] == 0 and second["complete"] and not second["stopped_at_cost"]
+    assert second.verdicts.failed == 0 and second.complete and not second.stopped_at_cost
 
 
 def test_digits_are_followed_only_where_there_is_a_number_to_follow(tmp_path):
@@ -314,7 +314,7 @@ def test_digits_are_followed_only_where_there_is_a_number_to_follow(tmp_path):
 
     with fake_api(lambda r: (200, next(replies))) as url:
         result = judge_file(job(tmp_path, path), [JudgeSpec(name="a", url=url, digits=True, connections=1)], RUBRICS[:1])
-    assert result["verdicts"]["outcomes"] == {"refused": 1, "integer-only": 2}
+    assert result.verdicts.outcomes == {"refused": 1, "integer-only": 2}
 
 
 def split_number(text):

@@ -13,6 +13,7 @@ from scipy import stats
 
 import fake_api
 from emscope.answers.drawing import DrawSpec, draw
+from emscope.answers.judge_result import Stratum
 from emscope.answers.rates import rates
 from emscope.answers.rates_spec import RatesSpec
 from emscope.cli.app import run_arguments
@@ -209,7 +210,7 @@ def test_a_draw_is_even_recorded_and_grows(tmp_path):
         more = draw(table, DrawSpec(count=20, by=("run",)))
         other = draw(table, DrawSpec(count=10, by=("run",), seed=1))
         often = sum(draw(table, DrawSpec(count=10, by=("run",), seed=k)).chosen[:50].astype(int) for k in range(400))
-    assert first.design["strata"] == [{"of": "a", "rows": 50, "drawn": 10}, {"of": "b", "rows": 7, "drawn": 7}]
+    assert first.design.strata == (Stratum("a", 50, 10), Stratum("b", 7, 7))
     assert first.chosen.sum() == 17 and set(first.stratum) == {"a", "b"}
     assert (more.chosen >= first.chosen).all() and more.chosen.sum() == 27
     assert (other.chosen != first.chosen).any()

@@ -17,6 +17,7 @@ from emscope.answers.judge_spec import JudgingSpec, judges_named
 from emscope.answers.onset_spec import OnsetSpec
 from emscope.answers.rates_spec import RatesSpec
 from emscope.answers.sample_spec import AskSpec, LoadSpec
+from emscope.core.errors import WorldError
 from emscope.core.fields import AUTO
 from emscope.core.progress import Progress, silent
 from emscope.core.signatures import with_fields_of
@@ -207,7 +208,9 @@ def judge(
     with _files(answers, Path(f"{out}-answers.parquet")) as paths:
         job = FileJob(tuple(paths), question, answer, Path(out))
         found = judge_file(job, specs, read_rubrics(tuple(_each(rubrics))), max_cost=max_cost, progress=progress)
-    return Path(found["judged"])
+    if found.judged is None:
+        raise WorldError("no verdict has come", "call it again to ask for what is missing")
+    return Path(found.judged)
 
 
 @with_fields_of(ExtractSpec)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from emscope.answers.judge_result import AnchorDrift
 from emscope.answers.judging import JudgeSpec, verdict_key
 from emscope.core.errors import InputError
 from emscope.core.records import Answered
@@ -65,7 +65,7 @@ def read_anchors(path: Path, rubrics: Sequence[Rubric]) -> Anchors:
 
 def judge_drift(
     anchors: Anchors, judge: JudgeSpec, rubrics: Sequence[Rubric], verdicts: Mapping[str, float | None], slack: float
-) -> list[dict[str, Any]]:
+) -> list[AnchorDrift]:
     """Return for each criterion whether the judge's scores of the anchors are off their labels by more than `slack` points.
 
     Args:
@@ -78,15 +78,15 @@ def judge_drift(
         differences = [s - wanted[key] for key, s in sorted(scores.items()) if s is not None]
         found = drift(differences, scale=SCALE, slack=slack)
         rows.append(
-            {
-                "judge": judge.name,
-                "criterion": rubric.criterion,
-                "anchors": len(wanted),
-                "scored": len(differences),
-                "off": float(np.mean(differences)) if differences else None,
-                "evidence": found.largest,
-                "changed": found.largest >= STRONG,
-                "slack": slack,
-            }
+            AnchorDrift(
+                judge=judge.name,
+                criterion=rubric.criterion,
+                anchors=len(wanted),
+                scored=len(differences),
+                off=float(np.mean(differences)) if differences else None,
+                evidence=found.largest,
+                changed=found.largest >= STRONG,
+                slack=slack,
+            )
         )
     return rows

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emscope.answers.anchors import Anchors, judge_drift, read_anchors
 from emscope.answers.drawing import Draw, DrawSpec, draw
+from emscope.answers.judge_result import AnchorDrift, Cost, JudgedFile, RubricUsed, TokensBilled, VerdictCounts
 from emscope.answers.judging import JudgeSpec, Tally, estimated, judge_answers, verdict_key
 from emscope.answers.predicted_rates import DRAWN, DRAWN_FROM
 from emscope.core.errors import InputError, near
@@ -48,7 +48,7 @@ def judge_file(
     *,
     max_cost: float | None = None,
     progress: Progress = silent,
-) -> dict[str, Any]:
+) -> JudgedFile:
     """Judge the answers in files; write `judged.parquet` beside the tables: the file's rows with a score and an outcome a criterion.
 
     Raises:
@@ -69,24 +69,22 @@ def judge_file(
             finally:
                 path = _write_judged(study, table, columns, judges, rubrics, drawn) if study.keys("verdicts") else None
                 if drawn is not None:
-                    write_json(study.root / "draw.json", drawn.design)
-            return _result(tally, path, judges, rubrics, drawn) | {
-                "anchors": _drifts(study, anchors, judges, rubrics, job.slack)
-            }
+                    write_json(study.root / "draw.json", drawn.design.to_json())
+            return _result(tally, path, judges, rubrics, drawn, _drifts(study, anchors, judges, rubrics, job.slack))
 
 
 def _drifts(
     study: Study, anchors: Anchors | None, judges: Sequence[JudgeSpec], rubrics: Sequence[Rubric], slack: float
-) -> list[dict[str, Any]]:
-    """Return whether each judge is off the anchors' labels; [] without anchors."""
+) -> tuple[AnchorDrift, ...]:
+    """Return whether each judge is off the anchors' labels; () without anchors."""
     if anchors is None:
-        return []
+        return ()
     table = read_table(study.root, "verdicts", columns=["key", "score"])
     scores = dict(zip(table.column("key").to_pylist(), table.column("score").to_pylist(), strict=True))
-    return [row for judge in judges for row in judge_drift(anchors, judge, rubrics, scores, slack)]
+    return tuple(row for judge in judges for row in judge_drift(anchors, judge, rubrics, scores, slack))
 
 
-def estimate_file(job: FileJob, judges: Sequence[JudgeSpec], rubrics: Sequence[Rubric]) -> dict[str, Any]:
+def estimate_file(job: FileJob, judges: Sequence[JudgeSpec], rubrics: Sequence[Rubric]) -> JudgedFile:
     """Return what `judge_file` would ask for in a new folder and what it would cost; nothing is asked or written."""
     with AnswerTable(job.paths) as table:
         columns = text_columns(table, job.question, job.answer)
@@ -202,24 +200,28 @@ def _check(
             raise InputError(f"the file has a column '{other}' beside which '{name}' could not stand", "rename the column")
 
 
-def _text_key(question: Any, answer: Any) -> str | None:
+def _text_key(question: object, answer: object) -> str | None:
     q, a = (None if v is None else str(v) for v in (question, answer))
     return Answered(q, a).key if q and a and q.strip() and a.strip() else None
 
 
 def _result(
-    tally: Tally, path: Path | None, judges: Sequence[JudgeSpec], rubrics: Sequence[Rubric], drawn: Draw | None
-) -> dict[str, Any]:
-    return {
-        "schema": 1,
-        "judges": [j.model_dump(mode="json") for j in judges],
-        "rubrics": [{"criterion": r.criterion, "version": r.version, "digest": r.key} for r in rubrics],
-        "verdicts": {"wanted": tally.wanted, "before": tally.before, "outcomes": tally.outcomes, "failed": tally.failed},
-        "tokens": {"in": tally.tokens_in, "out": tally.tokens_out},
-        "dollars": {"spent": tally.dollars, "estimated": tally.estimated_dollars},
-        "complete": not tally.stopped and not tally.failed,
-        "stopped_at_cost": tally.stopped,
-        "judged": str(path) if path else None,
-        "draw": drawn.design if drawn else None,
-        "anchors": [],
-    }
+    tally: Tally,
+    path: Path | None,
+    judges: Sequence[JudgeSpec],
+    rubrics: Sequence[Rubric],
+    drawn: Draw | None,
+    anchors: tuple[AnchorDrift, ...] = (),
+) -> JudgedFile:
+    return JudgedFile(
+        judges=tuple(judges),
+        rubrics=tuple(RubricUsed(r.criterion, r.version, r.key) for r in rubrics),
+        verdicts=VerdictCounts(tally.wanted, tally.before, tally.outcomes, tally.failed),
+        tokens=TokensBilled(tally.tokens_in, tally.tokens_out),
+        dollars=Cost(tally.dollars, tally.estimated_dollars),
+        complete=not tally.stopped and not tally.failed,
+        stopped_at_cost=tally.stopped,
+        judged=str(path) if path else None,
+        draw=drawn.design if drawn else None,
+        anchors=anchors,
+    )
