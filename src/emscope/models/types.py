@@ -27,6 +27,7 @@ Vectors: TypeAlias = Mapping[int, Vector]  # by block
 Stream: TypeAlias = Tensor  # [..., D]
 Logits: TypeAlias = Tensor  # [..., V]
 
+Device: TypeAlias = "torch.device | str"
 Head: TypeAlias = Callable[[Stream], Logits]
 ModuleOutput: TypeAlias = "Tensor | tuple[Tensor, ...]"  # of a block or a part of one: the stream alone, or first of several
 Adapted: TypeAlias = "CausalLM | Wrapped"  # what can be trained
@@ -42,7 +43,7 @@ class Config(Protocol):
     vocab_size: int
     max_position_embeddings: int
     eos_token_id: int | list[int] | None
-    _attn_implementation: str | None
+    _attn_implementation: str
 
     def get_text_config(self) -> Config:
         """Return the part about text, itself where there is no other."""
@@ -69,6 +70,11 @@ class Cache(Protocol):
 
 class Attends(Protocol):
     """Attention in the place of the model's own (`models.fast`)."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that it has to reach over."""
+        ...
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
         """Return [T, H, e] of q [T, H, d] over k [T, K, d] and v [T, K, e]."""

@@ -10,60 +10,110 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, TypeGuard
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Linear, Module
+
+    from emscope.models.types import Attends, CausalLM
+
+    class Norm(Module):
+        """An RMS norm."""
+
+        weight: Tensor  # [D]
+        variance_epsilon: float
+
+    class Mlp(Module):
+        """A gated MLP."""
+
+        gate_proj: Linear
+        up_proj: Linear
+        down_proj: Linear
+
+    class Attention(Module):
+        """Self-attention, perhaps with fewer heads of keys than of queries."""
+
+        q_proj: Linear
+        k_proj: Linear
+        v_proj: Linear
+        o_proj: Linear
+        head_dim: int
+        layer_idx: int
+        scaling: float
+
+
+Forward = Callable[..., "Tensor | tuple[Tensor, None]"]
 
 MLP_ROWS = 512
 NORM, MLP, ATTENTION = {"weight"}, {"gate_proj", "up_proj", "down_proj"}, {"q_proj", "k_proj", "v_proj", "o_proj"}
 
 
 @contextmanager
-def lean_blocks(net: Any) -> Iterator[bool]:
+def lean_blocks(net: CausalLM) -> Iterator[bool]:
     """Give known norms, MLPs and attentions of `net` a leaner forward inside the block; yield False where that is not to be had."""
     import torch
 
-    found: list[tuple[Any, Callable[[Any], Callable[..., Any]]]]
     found = [(m, make) for m in net.base_model.modules() if (make := _known(m))] if _on_cpu(net) else []
-    kinds, blocks = [make for _, make in found], net.config.get_text_config().num_hidden_layers
+    kinds, blocks = [make.func for _, make in found], net.config.get_text_config().num_hidden_layers
     complete = kinds.count(_attention) == kinds.count(_mlp) == blocks and kinds.count(_norm) >= 2 * blocks
     try:
         with torch.no_grad():
             for module, make in found if complete else []:
-                module.forward = make(module)
+                module.forward = make()
         yield complete
     finally:
         for module, _ in found:
             module.__dict__.pop("forward", None)
 
 
-def _on_cpu(net: Any) -> bool:
+def _on_cpu(net: CausalLM) -> bool:
     import torch
 
     return net.device.type == "cpu" and net.dtype == torch.float32
 
 
-def _known(module: Any) -> Callable[[Any], Callable[..., Any]] | None:
+def _known(module: Module) -> partial[Forward] | None:
     """Return what makes the lean forward of a module of known shape, None for any other."""
-    import torch
-
     if "forward" in module.__dict__:
         return None  # somebody else's already
-    parts, weights = dict(module.named_children()), dict(module.named_parameters(recurse=False))
-    if any(p._forward_hooks or p._forward_pre_hooks for p in parts.values()):
+    if any(p._forward_hooks or p._forward_pre_hooks for p in module.children()):
         return None  # somebody watches or changes what flows between the parts, which a lean forward passes by
-    if not parts and weights.keys() == NORM and hasattr(module, "variance_epsilon"):
-        return _norm
-    linear = {name for name, part in parts.items() if type(part) is torch.nn.Linear}
-    if linear == MLP and type(getattr(module, "act_fn", None)).__name__ in ("SiLU", "SiLUActivation"):
-        return _mlp
-    if linear == ATTENTION == parts.keys() and hasattr(module, "head_dim"):
-        return _attention
+    if _is_norm(module):
+        return partial(_norm, module)
+    if _is_mlp(module):
+        return partial(_mlp, module)
+    if _is_attention(module):
+        return partial(_attention, module)
     return None
 
 
-def _norm(module: Any) -> Callable[..., Any]:
+def _is_norm(module: Module) -> TypeGuard[Norm]:
+    weights = {name for name, _ in module.named_parameters(recurse=False)}
+    return not list(module.children()) and weights == NORM and hasattr(module, "variance_epsilon")
+
+
+def _is_mlp(module: Module) -> TypeGuard[Mlp]:
+    return _linear(module) == MLP and type(getattr(module, "act_fn", None)).__name__ in ("SiLU", "SiLUActivation")
+
+
+def _is_attention(module: Module) -> TypeGuard[Attention]:
+    parts = {name for name, _ in module.named_children()}
+    return _linear(module) == ATTENTION == parts and hasattr(module, "head_dim")
+
+
+def _linear(module: Module) -> set[str]:
+    """Return the names of a module's ordinary linear layers."""
     import torch
 
-    def forward(x: Any) -> Any:
+    return {name for name, part in module.named_children() if type(part) is torch.nn.Linear}
+
+
+def _norm(module: Norm) -> Forward:
+    import torch
+
+    def forward(x: Tensor) -> Tensor:
         size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         scale = size.square_().div_(x.shape[-1]).add_(module.variance_epsilon).rsqrt_()
         return torch.mul(x, scale).mul_(module.weight)
@@ -71,10 +121,10 @@ def _norm(module: Any) -> Callable[..., Any]:
     return forward
 
 
-def _mlp(module: Any) -> Callable[..., Any]:
+def _mlp(module: Mlp) -> Forward:
     import torch
 
-    def forward(x: Any) -> Any:
+    def forward(x: Tensor) -> Tensor:
         out = torch.empty_like(x)
         down, bias = module.down_proj.weight.T, module.down_proj.bias
         for rows, sink in zip(x.flatten(0, -2).split(MLP_ROWS), out.flatten(0, -2).split(MLP_ROWS), strict=True):
@@ -85,26 +135,28 @@ def _mlp(module: Any) -> Callable[..., Any]:
     return forward
 
 
-def _attention(module: Any) -> Callable[..., Any]:
+def _attention(module: Attention) -> Forward:
     import torch
 
     projections, d = (module.q_proj, module.k_proj, module.v_proj), module.head_dim
     weight = torch.cat([p.weight for p in projections])
-    biases = [p.bias for p in projections]
-    bias = None if any(b is None for b in biases) else torch.cat(biases)
+    biases: list[Tensor] = [p.bias for p in projections if p.bias is not None]
+    bias = torch.cat(biases) if len(biases) == len(projections) else None
     queries, keys = module.q_proj.out_features // d, module.k_proj.out_features // d
 
-    def forward(hidden_states: Any, position_embeddings: Any, **given: Any) -> tuple[Any, None]:
+    def forward(
+        hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], *, emscope_pack: Attends, **given: object
+    ) -> tuple[Tensor, None]:
         cos, sin = (part[0, :, None, : d // 2] for part in position_embeddings)  # [T, 1, d/2]; both halves are the same
         z = torch.nn.functional.linear(hidden_states[0], weight, bias).view(-1, queries + 2 * keys, d)
         _rotate(z[:, : queries + keys], cos, sin)
         q, k, v = z.split((queries, keys, keys), 1)
-        return module.o_proj(given["emscope_pack"].attend(module.layer_idx, q, k, v, module.scaling).flatten(1))[None], None
+        return module.o_proj(emscope_pack.attend(module.layer_idx, q, k, v, module.scaling).flatten(1))[None], None
 
     return forward
 
 
-def _rotate(x: Any, cos: Any, sin: Any) -> None:
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     """Rotate x [T, H, d] in place: the two halves of d are the coordinates of d/2 planes."""
     import torch
 

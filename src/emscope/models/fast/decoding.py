@@ -9,23 +9,28 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from emscope.models.fast import batch_size as size
 from emscope.models.fast.packed import Pack, hidden_states, pack, turns_alike
 from emscope.models.hooks.roles import answers_at
 
-_CACHES: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # whether transformers' cache holds, by model
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from emscope.models.types import CausalLM, Head
+
+_CACHES: WeakKeyDictionary[CausalLM, bool] = WeakKeyDictionary()  # whether transformers' cache holds, by model
 
 
 @dataclass(frozen=True)
 class Prompts(Pack):
     """Prompts being read, whose keys and values are kept: (k [T, K, d], v [T, K, e]) by layer."""
 
-    kept: dict[int, tuple[Any, Any]] = field(default_factory=dict)
+    kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def attend(self, layer: int, q: Any, k: Any, v: Any, scale: float | None) -> Any:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
         """Attend as `Pack` does and keep keys and values."""
         self.kept[layer] = k.clone(), v.clone()
         return super().attend(layer, q, k, v, scale)
@@ -44,7 +49,7 @@ class Decoding:
         logits: of each row's next token [R, V].
     """
 
-    def __init__(self, net: Any, head: Any, prompts: Sequence[Sequence[int]], of: Sequence[int], most: int) -> None:
+    def __init__(self, net: CausalLM, head: Head, prompts: Sequence[Sequence[int]], of: Sequence[int], most: int) -> None:
         import torch
 
         self._head = head
@@ -69,13 +74,13 @@ class Decoding:
             ]
             for layer, (k, v) in held.kept.items()
         }
-        self._own: dict[int, tuple[Any, Any]] = {}
+        self._own: dict[int, tuple[Tensor, Tensor]] = {}
         self._spans = self._find_spans()
 
     def __len__(self) -> int:
         return len(self._of)
 
-    def write(self, tokens: Any) -> None:
+    def write(self, tokens: Tensor) -> None:
         """Give each row its next token [R] and compute `logits`."""
         positions = self._lengths[self._of] + self._written
         self._written += 1
@@ -83,7 +88,7 @@ class Decoding:
             out = self._net.base_model(input_ids=tokens[None], position_ids=positions[None], use_cache=False, emscope_pack=self)
         self.logits = self._head(out.last_hidden_state[0])
 
-    def keep(self, rows: Any) -> None:
+    def keep(self, rows: Tensor) -> None:
         """Go on with these rows alone, as indices ascending."""
         self._of, self.logits = self._of[rows], self.logits[rows]
         for layer in self._own:  # one at a time: copies of all blocks at once would double the memory
@@ -91,7 +96,7 @@ class Decoding:
             self._own[layer] = keys[rows], values[rows]
         self._spans = self._find_spans()
 
-    def attend(self, layer: int, q: Any, k: Any, v: Any, scale: float | None) -> Any:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
         """Return attention [R, H, e] of each row's q [R, H, d] over its prompt and what it has written, k [R, K, d] and v [R, K, e] included."""
         import torch
 
@@ -112,7 +117,7 @@ class Decoding:
             out[start:stop] += torch.matmul(p[..., length:], values[start:stop, :, :done])
         return out.view(rows, heads, e)
 
-    def _stored(self, layer: int, k: Any, v: Any) -> tuple[Any, Any]:
+    def _stored(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Return the room for the rows' keys [R, K, most, d] and values [R, K, most, e] with the newest ones in place."""
         if layer not in self._own:
             room = (len(k), k.shape[1], self._most)
@@ -133,7 +138,7 @@ class CachedDecoding:
     Args, attributes: as `Decoding`.
     """
 
-    def __init__(self, net: Any, head: Any, prompts: Sequence[Sequence[int]], of: Sequence[int], most: int) -> None:
+    def __init__(self, net: CausalLM, head: Head, prompts: Sequence[Sequence[int]], of: Sequence[int], most: int) -> None:
         import torch
         from transformers import DynamicCache
 
@@ -151,7 +156,7 @@ class CachedDecoding:
     def __len__(self) -> int:
         return len(self._positions)
 
-    def write(self, tokens: Any) -> None:
+    def write(self, tokens: Tensor) -> None:
         """Give each row its next token [R] and compute `logits`."""
         import torch
 
@@ -160,12 +165,12 @@ class CachedDecoding:
             self.logits = self._pass(tokens[:, None], self._mask, self._positions[:, None])
         self._positions = self._positions + 1
 
-    def keep(self, rows: Any) -> None:
+    def keep(self, rows: Tensor) -> None:
         """Go on with these rows alone, as indices ascending."""
         self._cache.reorder_cache(rows)
         self.logits, self._mask, self._positions = self.logits[rows], self._mask[rows], self._positions[rows]
 
-    def _pass(self, ids: Any, mask: Any, positions: Any) -> Any:
+    def _pass(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
         out = self._net(
             input_ids=ids,
             attention_mask=mask,
@@ -183,7 +188,7 @@ class Recomputed:
     Args, attributes: as `Decoding`.
     """
 
-    def __init__(self, net: Any, head: Any, prompts: Sequence[Sequence[int]], of: Sequence[int], most: int) -> None:
+    def __init__(self, net: CausalLM, head: Head, prompts: Sequence[Sequence[int]], of: Sequence[int], most: int) -> None:
         import torch
 
         self._net, self._head = net, head
@@ -194,23 +199,23 @@ class Recomputed:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def write(self, tokens: Any) -> None:
+    def write(self, tokens: Tensor) -> None:
         """Give each row its next token [R] and compute `logits`."""
         import torch
 
         self._rows = [torch.cat([row, token[None]]) for row, token in zip(self._rows, tokens, strict=True)]
         self.logits = self._pass()
 
-    def keep(self, rows: Any) -> None:
+    def keep(self, rows: Tensor) -> None:
         """Go on with these rows alone, as indices ascending."""
         kept = rows.tolist()
         self._rows, self._starts = [self._rows[n] for n in kept], [self._starts[n] for n in kept]
         self.logits = self.logits[rows]
 
-    def _pass(self) -> Any:
+    def _pass(self) -> Tensor:
         import torch
 
-        found: list[Any] = [None] * len(self._rows)
+        found: dict[int, Tensor] = {}
         for batch in self._batches():
             ids = torch.stack([self._rows[n] for n in batch])
             starts = torch.tensor([self._starts[n] for n in batch], device=ids.device)
@@ -218,7 +223,7 @@ class Recomputed:
                 states = self._net.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, -1]
             for n, logits in zip(batch, self._head(states), strict=True):
                 found[n] = logits
-        return torch.stack(found)
+        return torch.stack([found[n] for n in range(len(self._rows))])
 
     def _batches(self) -> Iterator[list[int]]:
         """Yield rows of one length, as many as suit the device."""
@@ -230,7 +235,7 @@ class Recomputed:
                 yield rows[start : start + at_once]
 
 
-def unpacked(net: Any, head: Any, longest: int) -> type[CachedDecoding] | type[Recomputed]:
+def unpacked(net: CausalLM, head: Head, longest: int) -> type[CachedDecoding] | type[Recomputed]:
     """Return how to write with a model that cannot be packed: with transformers' cache where a probe, once for each model, shows that it holds what
     plain passes give, else without one.
 
@@ -244,14 +249,14 @@ def unpacked(net: Any, head: Any, longest: int) -> type[CachedDecoding] | type[R
     return CachedDecoding if _CACHES[net] else Recomputed
 
 
-def _cache_holds(net: Any, head: Any) -> bool:
+def _cache_holds(net: CausalLM, head: Head) -> bool:
     """True where prompts of two lengths, chosen rows and two written tokens come out as without a cache."""
     import torch
 
     prompts, of, kept = ([1, 2, 3, 4, 5], [6, 2]), [0, 1, 1], torch.tensor([0, 2], device=net.device)
     written = torch.tensor([[3, 4, 5], [7, 8, 9]], device=net.device)
 
-    def through(way: type[CachedDecoding] | type[Recomputed]) -> Any:
+    def through(way: type[CachedDecoding] | type[Recomputed]) -> Tensor:
         rows = way(net, head, prompts, of, 2)
         rows.write(written[0])
         rows.keep(kept)
@@ -281,16 +286,17 @@ class Blended:
         return len(self._parts[0][1])
 
     @property
-    def logits(self) -> Any:
+    def logits(self) -> Tensor:
         """Of each row's next token [R, V]."""
-        return sum(weight * rows.logits.float() for weight, rows in self._parts)
+        first, *others = [weight * rows.logits.float() for weight, rows in self._parts]
+        return sum(others, first)
 
-    def write(self, tokens: Any) -> None:
+    def write(self, tokens: Tensor) -> None:
         """Give each row its next token [R]."""
         for _, rows in self._parts:
             rows.write(tokens)
 
-    def keep(self, kept: Any) -> None:
+    def keep(self, kept: Tensor) -> None:
         """Go on with these rows alone, as indices ascending."""
         for _, rows in self._parts:
             rows.keep(kept)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 from emscope.core.errors import InputError
 from emscope.models.hooks.sites import final_norm
 
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+    from emscope.models.types import CausalLM, Head, Logits, Stream
+
 ROWS = 256
 
 
-def output_head(net: Any, *, frozen: bool = False) -> Callable[[Any], Any]:
+def output_head(net: CausalLM, *, frozen: bool = False) -> Head:
     """Return a function from hidden states [..., D] to logits [..., V] that equals what `net` itself does.
 
     Some models do more than multiply by the output matrix (soft caps, scales); a four-token probe tells.
@@ -56,19 +62,19 @@ class Lens:
         frozen: keep copies of both, which later changes of `net` do not reach.
     """
 
-    def __init__(self, net: Any, *, frozen: bool = False) -> None:
+    def __init__(self, net: CausalLM, *, frozen: bool = False) -> None:
         norm = final_norm(net)
         self._norm = copy.deepcopy(norm) if frozen else norm
         self._head = output_head(net, frozen=frozen)
         self._dtype = net.dtype
 
-    def __call__(self, stream: Any) -> Any:
+    def __call__(self, stream: Stream) -> Logits:
         """Return logits [..., V]."""
         return self._head(self._norm(stream.to(self._dtype)))
 
 
 @contextmanager
-def logits_at(net: Any, places: Any) -> Iterator[None]:
+def logits_at(net: CausalLM, places: Tensor) -> Iterator[None]:
     """Within the block, `net` computes logits at these positions alone and returns them as [N, V], row by row.
 
     A batch of answers needs logits at some positions of each row, and `logits_to_keep` cuts by column only: what it keeps
@@ -78,7 +84,7 @@ def logits_at(net: Any, places: Any) -> Iterator[None]:
         places: True where logits are wanted [B, T].
     """
 
-    def choose(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def choose(_: Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden = args[0]  # [B, the last columns that logits_to_keep left, D]
         return (hidden[places[:, -hidden.shape[1] :]], *args[1:]) if hidden.ndim == 3 else args
 
@@ -89,7 +95,7 @@ def logits_at(net: Any, places: Any) -> Iterator[None]:
         handle.remove()
 
 
-def kl_sum(start_head: Any, start: Sequence[Any], head: Any, now: Sequence[Any]) -> Any:
+def kl_sum(start_head: Head, start: Sequence[Stream], head: Head, now: Sequence[Stream]) -> Tensor:
     """Return the sum over positions and vocabulary of p_start (log p_start - log p_now) [nats].
 
     The logits exist for `ROWS` positions at a time. Over the number of positions it is the KL per token; P3's public code
@@ -100,7 +106,7 @@ def kl_sum(start_head: Any, start: Sequence[Any], head: Any, now: Sequence[Any])
 
     before, after = torch.cat(list(start)), torch.cat(list(now))
 
-    def part(a: Any, b: Any) -> Any:
+    def part(a: Stream, b: Stream) -> Tensor:
         return kl_rows(start_head(a), head(b))
 
     pairs = zip(before.split(ROWS), after.split(ROWS), strict=True)
@@ -109,14 +115,14 @@ def kl_sum(start_head: Any, start: Sequence[Any], head: Any, now: Sequence[Any])
     return torch.cat(parts).sum()
 
 
-def kl_rows(start: Any, now: Any) -> Any:
+def kl_rows(start: Logits, now: Logits) -> Tensor:
     """Return KL(start || now) of each row [N] of two sets of logits [N, V], in nats."""
     import torch
 
     return torch.nn.functional.kl_div(_logp(now), _logp(start), reduction="none", log_target=True).sum(-1)
 
 
-def _logp(logits: Any) -> Any:
+def _logp(logits: Logits) -> Tensor:
     import torch
 
     return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)

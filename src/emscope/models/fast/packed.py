@@ -11,14 +11,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING
 
 from emscope.models.fast.cpu_kernels import lean_blocks
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from emscope.models.fast.cpu_kernels import Attention
+    from emscope.models.types import Attends, CausalLM, Device, Stream
 
 ATTENTION = "emscope_packed"
 PROBE = ([1, 2, 3, 4, 5], [1, 2, 6])
 # What transformers tells an attention that changes nothing here; any other number or tensor is a term that a packed pass would leave out.
-UNDERSTOOD = {"scaling", "dropout", "sliding_window", "position_ids", "cache_position"}
+UNDERSTOOD = {"dropout", "position_ids", "cache_position"}
 STRETCHED = ("dynamic", "longrope")  # rotations whose angles depend on the longest sequence of a pass
 
 
@@ -37,10 +43,10 @@ class Pack:
     lasting: whether what is computed of it may be kept for another pass. (`models.kept`)
     """
 
-    ids: Any
-    positions: Any
-    paths: Any
-    home: Any
+    ids: Tensor
+    positions: Tensor
+    paths: Tensor
+    home: Tensor
     longest: int
     lasting: bool = True
 
@@ -52,7 +58,7 @@ class Pack:
             told.update(f"{tuple(part.shape)}".encode() + part.cpu().numpy().tobytes())
         return told.digest()
 
-    def attend(self, layer: int, q: Any, k: Any, v: Any, scale: float | None) -> Any:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
         """Return causal attention along each path [T, H, e] of q [T, H, d] over k [T, K, d] and v [T, K, e].
 
         Each of the K serves H / K heads in a row. Right-padded rows need no mask: what is padding lies behind every real token.
@@ -67,7 +73,7 @@ class Pack:
             out[:, :, g] = part.transpose(1, 2).flatten(0, 1).index_select(0, self.home)
         return out.flatten(1, 2)
 
-    def _on_paths(self, x: Any) -> Any:
+    def _on_paths(self, x: Tensor) -> Tensor:
         """Return what stands at the nodes of each path, [S, H, L, d], of x [T, H, d]."""
         return x.index_select(0, self.paths.flatten()).view(*self.paths.shape, *x.shape[1:]).transpose(1, 2)
 
@@ -78,12 +84,12 @@ class _Probe(Pack):
 
     asked: set[int] = field(default_factory=set)
 
-    def attend(self, layer: int, q: Any, k: Any, v: Any, scale: float | None) -> Any:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
         self.asked.add(layer)
         return super().attend(layer, q, k, v, scale)
 
 
-def pack(sequences: Sequence[Sequence[int]], device: Any = "cpu") -> Pack:
+def pack(sequences: Sequence[Sequence[int]], device: Device = "cpu") -> Pack:
     """Lay out token sequences as a trie."""
     import torch
 
@@ -112,14 +118,14 @@ def pack(sequences: Sequence[Sequence[int]], device: Any = "cpu") -> Pack:
     )
 
 
-def hidden_states(net: Any, packed: Pack) -> Any:
+def hidden_states(net: CausalLM, packed: Pack) -> Stream:
     """Return the last hidden state [T, D] of every node; call it inside `packed_attention`, where that yields True."""
     out = net.base_model(input_ids=packed.ids[None], position_ids=packed.positions[None], use_cache=False, emscope_pack=packed)
     return out.last_hidden_state[0]
 
 
 @contextmanager
-def packed_attention(net: Any, longest: int) -> Iterator[bool]:
+def packed_attention(net: CausalLM, longest: int) -> Iterator[bool]:
     """Switch `net` to packed attention inside the block; yield False where a small probe shows that it does not fit.
 
     No architecture is named. It fits where nothing but attention mixes tokens, every block's attention is ours, none has a term that ours lacks
@@ -149,7 +155,7 @@ def packed_attention(net: Any, longest: int) -> Iterator[bool]:
 
 
 @contextmanager
-def _attention_of_ours(net: Any) -> Iterator[bool]:
+def _attention_of_ours(net: CausalLM) -> Iterator[bool]:
     before = net.config._attn_implementation
     _register()
     try:
@@ -164,7 +170,7 @@ def _attention_of_ours(net: Any) -> Iterator[bool]:
             net.set_attn_implementation(before)
 
 
-def _probe(net: Any, expected: Sequence[Any], longest: int) -> bool:
+def _probe(net: CausalLM, expected: Sequence[Stream], longest: int) -> bool:
     """True where a packed pass over the sequences of `PROBE` gives the hidden states of one plain pass each."""
     import torch
 
@@ -184,19 +190,19 @@ def _probe(net: Any, expected: Sequence[Any], longest: int) -> bool:
     return True
 
 
-def _only_attention_mixes(net: Any) -> bool:
+def _only_attention_mixes(net: CausalLM) -> bool:
     """False where a convolution runs along the tokens, as in front of every state-space and linear attention: it would run from one sequence into the next."""
     import torch
 
     return not any(isinstance(m, torch.nn.Conv1d) for m in net.get_decoder().modules())
 
 
-def _heeds_positions(net: Any) -> bool:
+def _heeds_positions(net: CausalLM) -> bool:
     """False where attention counts a token's place in the row, whatever position it is told (Llama 4's temperature, from place 8,192 on)."""
     return not getattr(net.config.get_text_config(), "attn_temperature_tuning", False)
 
 
-def turns_alike(net: Any, longest: int) -> bool:
+def turns_alike(net: CausalLM, longest: int) -> bool:
     """False where a sequence of this length turns positions by other angles than a short one (dynamic NTK, LongRoPE).
 
     It would change those that are read beside it, and what it has written itself is to be turned anew.
@@ -215,7 +221,7 @@ def _register() -> None:
         AttentionMaskInterface.register(ATTENTION, _reach)
 
 
-def _reach(*, local_size: int | None = None, use_vmap: bool = False, **_: Any) -> Any:
+def _reach(*, local_size: int | None = None, use_vmap: bool = False, **_: object) -> Tensor | None:
     """Return, in the place of a mask, how many tokens back it lets a token look: None for all, 0 for a rule that is not known here."""
     import torch
 
@@ -223,13 +229,23 @@ def _reach(*, local_size: int | None = None, use_vmap: bool = False, **_: Any) -
     return None if reach is None else torch.tensor(reach)
 
 
-def _attend(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **given: Any) -> tuple[Any, None]:
+def _attend(
+    module: Attention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    emscope_pack: Attends | None = None,
+    **given: object,
+) -> tuple[Tensor, None]:
     """Causal attention along each path; query [1, H, T, d], key and value [1, K, T, d], returns [1, T, H, d]."""
     import torch
 
-    packed = given.get("emscope_pack")
-    reaches = [int(r) for r in (given.get("sliding_window"), attention_mask) if r is not None]
-    if packed is None or any(r < packed.longest for r in reaches):
+    reaches = [int(r) for r in (sliding_window, attention_mask) if r is not None]
+    if emscope_pack is None or any(r < emscope_pack.longest for r in reaches):
         raise _CannotPack("the pack does not reach the attention, or the attention not the whole sequence")
     if given.get("is_causal") is False or any(
         isinstance(value, int | float | torch.Tensor) and not isinstance(value, bool)
@@ -238,4 +254,4 @@ def _attend(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, 
     ):
         raise _CannotPack("the attention has terms of its own, such as a soft cap or sinks")
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    return packed.attend(module.layer_idx, q, k, v, given.get("scaling"))[None], None
+    return emscope_pack.attend(module.layer_idx, q, k, v, scaling)[None], None

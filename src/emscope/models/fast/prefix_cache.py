@@ -7,35 +7,42 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 from emscope.models.fast.packed import Pack
 from emscope.models.hooks.sites import blocks, tensor_of
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from emscope.models.types import CausalLM, ModuleOutput, Stream
+
 LIMIT = 4 << 30  # bytes
+
+Forward = Callable[..., "ModuleOutput"]  # of a block
 
 
 @contextmanager
-def kept_behind(net: Any, layer: int) -> Iterator[None]:
+def kept_behind(net: CausalLM, layer: int) -> Iterator[None]:
     """Inside the block, compute blocks 0 to `layer` once for each pack of tokens; packed passes alone gain by it.
 
     Right as long as nothing that happens inside changes what block `layer` itself gives: hooks on that block's output may come and go, since they
     act on what was kept as on what was computed.
     """
-    kept: dict[bytes, Any] = {}
+    kept: dict[bytes, Stream] = {}
     size = [0]
     below = [blocks(net)[n] for n in range(layer + 1)]
 
-    def key(given: Mapping[str, Any]) -> bytes | None:
+    def key(given: Mapping[str, object]) -> bytes | None:
         packed = given.get("emscope_pack")
         return (
             packed.key if isinstance(packed, Pack) and packed.lasting else None
         )  # not a decoding, whose blocks keep more than what flows between them
 
-    def last(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def last(forward: Forward) -> Forward:
         passing = passed(forward, lambda given: key(given) in kept)
 
-        def run(hidden: Any, *args: Any, **given: Any) -> Any:
+        def run(hidden: Tensor, *args: object, **given: object) -> ModuleOutput:
             name = key(given)
             if name in kept:
                 out, stream = passing(hidden, *args, **given), kept[name].clone()
@@ -59,11 +66,11 @@ def kept_behind(net: Any, layer: int) -> Iterator[None]:
             block.__dict__.pop("forward", None)
 
 
-def passed(forward: Callable[..., Any], when: Callable[[Mapping[str, Any]], bool]) -> Callable[..., Any]:
+def passed(forward: Forward, when: Callable[[Mapping[str, object]], bool]) -> Forward:
     """Return a block's forward that hands on what comes in, in the shape of what it gives, once it has run and `when` says so of its keywords."""
     shape: list[type] = []
 
-    def run(hidden: Any, *args: Any, **given: Any) -> Any:
+    def run(hidden: Tensor, *args: object, **given: object) -> ModuleOutput:
         if shape and when(given):
             return (hidden,) if shape[0] is tuple else hidden
         out = forward(hidden, *args, **given)
