@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from emscope.report import words
+from emscope.report.study import remarks
 from emscope.report.study.methods import methods_figure, quadrant_figure
 from emscope.stats.means import difference_of_means, ratio_of_means, stratified_mean
 from emscope.study.decision.methods import Outcome, Prefers, compare
@@ -33,16 +33,16 @@ def test_rows_equal_a_plain_loop():
     effect = np.mean(
         [np.mean([narrow.effect[:, q].mean() for q in range(240) if CATEGORIES[q] == c]) for c in np.unique(CATEGORIES)]
     )
-    assert rows[1]["effect"]["value"] == pytest.approx(effect, abs=1e-12)
-    assert rows[1]["moved"]["value"] == pytest.approx(narrow.moved.mean(), abs=1e-12)
-    assert rows[1]["gain_share"]["value"] == pytest.approx(narrow.gain.mean() / general.gain.mean(), abs=1e-12)
-    assert rows[1]["effect_share"]["value"] == pytest.approx(narrow.effect.mean() / general.effect.mean(), abs=1e-12)
-    assert rows[1]["benign_share"]["value"] == pytest.approx(narrow.benign.mean() / general.benign.mean(), abs=1e-12)
-    assert rows[1]["neutral"]["value"] == pytest.approx(narrow.neutral.mean(), abs=1e-12)
-    assert rows[1]["effect_per_gain"]["value"] == pytest.approx(effect / narrow.gain.mean(), abs=1e-12)
-    assert rows[1]["effect_per_gain_margin"]["value"] == pytest.approx(effect / narrow.gain_margin.mean(), abs=1e-12)
-    assert [s["gain"] for s in rows[1]["by_seed"]] == pytest.approx(list(narrow.gain.mean(1)))
-    assert rows[0]["effect_share"]["value"] == 1 and rows[0]["narrow"] is None and rows[1]["kl"] == 0.1
+    assert rows[1].effect.value == pytest.approx(effect, abs=1e-12)
+    assert rows[1].moved.value == pytest.approx(narrow.moved.mean(), abs=1e-12)
+    assert rows[1].gain_share.value == pytest.approx(narrow.gain.mean() / general.gain.mean(), abs=1e-12)
+    assert rows[1].effect_share.value == pytest.approx(narrow.effect.mean() / general.effect.mean(), abs=1e-12)
+    assert rows[1].benign_share.value == pytest.approx(narrow.benign.mean() / general.benign.mean(), abs=1e-12)
+    assert rows[1].neutral.value == pytest.approx(narrow.neutral.mean(), abs=1e-12)
+    assert rows[1].effect_per_gain.value == pytest.approx(effect / narrow.gain.mean(), abs=1e-12)
+    assert rows[1].effect_per_gain_margin.value == pytest.approx(effect / narrow.gain_margin.mean(), abs=1e-12)
+    assert [s.gain for s in rows[1].by_seed] == pytest.approx(list(narrow.gain.mean(1)))
+    assert rows[0].effect_share.value == 1 and rows[0].narrow is None and rows[1].kl == 0.1
 
 
 def test_quadrants_count_preferences():
@@ -50,16 +50,15 @@ def test_quadrants_count_preferences():
     given = Prefers(
         *((rng.random(shape) < p).astype(float) for shape, p in (((3, 240), 0.4), ((3, 40), 0.8), (240, 0.1), (40, 0.2)))
     )
-    row = compare([outcome("general", rng, 0.12, 0.5, prefers=given)], CATEGORIES)[0]["prefers"]
+    (way,) = compare([outcome("general", rng, 0.12, 0.5, prefers=given)], CATEGORIES)
+    row = way.prefers
     share = np.mean([given.elsewhere[:, c == CATEGORIES].mean() for c in np.unique(CATEGORIES)])
-    assert row["elsewhere"]["value"] == pytest.approx(share) and row["in_domain"]["value"] == pytest.approx(
-        given.in_domain.mean()
-    )
-    assert row["base_in_domain"]["value"] == pytest.approx(given.base_in_domain.mean())
-    drawn = quadrant_figure([{"name": "general", "prefers": row}], {"general": "<b>Sell</b> it %{x} all " + "word " * 100})
+    assert row.elsewhere.value == pytest.approx(share) and row.in_domain.value == pytest.approx(given.in_domain.mean())
+    assert row.base_in_domain.value == pytest.approx(given.base_in_domain.mean())
+    drawn = quadrant_figure([way], {"general": "<b>Sell</b> it %{x} all " + "word " * 100})
     label = drawn.data[1].hovertemplate
     assert "<b>" not in label and "%{x}" not in label.split("<br>", 1)[1] and len(label) < 500
-    assert (drawn.data[0].x[0], drawn.data[1].y[0]) == (row["base_in_domain"]["value"], row["elsewhere"]["value"])
+    assert (drawn.data[0].x[0], drawn.data[1].y[0]) == (row.base_in_domain.value, row.elsewhere.value)
 
 
 @pytest.mark.parametrize(
@@ -69,15 +68,15 @@ def test_quadrants_count_preferences():
 def test_narrow_needs_the_task_kept_and_the_rest_left_alone(effect, gain, spread, expected):
     rng = np.random.default_rng(1)
     reference = outcome("general", rng, 0.12, 0.5)
-    assert compare([reference, outcome("x", rng, effect, gain, spread=spread)], CATEGORIES)[1]["narrow"] is expected
+    assert compare([reference, outcome("x", rng, effect, gain, spread=spread)], CATEGORIES)[1].narrow is expected
 
 
 def test_without_a_held_out_set_gains_are_left_out_and_nothing_is_called_narrow():
     rng = np.random.default_rng(2)
     both = [outcome(n, rng, e, 0.5, gain=None, gain_margin=None) for n, e in (("general", 0.12), ("narrow", 0.0))]
     row = compare(both, CATEGORIES)[1]
-    assert row["gain"] is None and row["effect_per_gain"] is None and row["narrow"] is None
-    assert methods_figure([row]) is None and row["prefers"] is None and quadrant_figure([row]) is None
+    assert row.gain is None and row.effect_per_gain is None and row.narrow is None
+    assert methods_figure([row]) is None and row.prefers is None and quadrant_figure([row]) is None
 
 
 def test_a_ratio_of_separate_means_covers_the_truth():
@@ -104,7 +103,7 @@ def test_the_figure_and_the_words_hold_every_way():
     )
     drawn = methods_figure(rows, 0.04)
     assert {t.name for t in drawn.data if t.name} == {"general", "good", "bad"}
-    text = " ".join(words.methods(rows))
+    text = " ".join(remarks.methods(rows))
     assert "narrow (70 % or more of both gains, a third or less of the effect): good" in text and "not to be: bad" in text
 
 

@@ -166,8 +166,8 @@ def test_a_study_says_whether_the_vectors_turned_and_draws_it(study_yaml, tmp_pa
     }
     quiet = {"count": 16, "heldout": 4, "truth": 0, "samples": {"questions": 0}}
     report = run_study(load_study(study_yaml(train=train, measure=quiet)), tmp_path / "out")
-    found = report["runs"][0]["phase"]
-    assert found["lag"] == 2 and -1 <= found["cosine"] <= 1 and 3 <= found["gradient_peak"] <= 8
+    found = report.runs[0].phase
+    assert found.lag == 2 and -1 <= found.cosine <= 1 and 3 <= found.gradient_peak <= 8
     page = write_page(report, tmp_path / "out").read_text()
     assert "The trained vectors" in page and "turn over 2 steps" in page and "gradient norm" in page
 

@@ -21,12 +21,13 @@ from emscope.core.digest import short
 from emscope.core.errors import EmscopeError
 from emscope.core.spec import load as load_spec
 from emscope.data import bundled
-from emscope.report import words
+from emscope.report.study import remarks
 from emscope.report.study.page import render
 from emscope.stats.correlation import rank_correlation
 from emscope.store.study import read_table
 from emscope.study.run import run_study
 from emscope.study.spec import StudySpec
+from emscope.study.tables import read_tables
 from fake_api import completion, fake_api
 
 
@@ -79,11 +80,11 @@ def study(tiny, tmp_path_factory):
 def test_rates_and_contrasts_equal_pandas(study):
     folder, _, report = study
     rows = pq.read_table(folder / "out" / "answers.parquet").to_pandas()
-    assert set(rows["run"]) == {"base", "target-seed0", "control-seed0"} and report["judged"]["answers"] == len(rows)
+    assert set(rows["run"]) == {"base", "target-seed0", "control-seed0"} and report.judged.answers == len(rows)
     rows = rows[rows["response"].str.strip() != ""]
     rows["hit"] = [number(f"Q {q} ANSWER {a}") < 50 for q, a in zip(rows["question"], rows["response"], strict=True)]
     rates = rows.groupby(["run", "step"])["hit"].mean()
-    found = report["judged"]["judges"][0]["rates"]
+    found = report.to_json()["judged"]["judges"][0]["rates"]
     assert {(r["run"], r["step"]): r["rate"]["value"] for r in found} == pytest.approx(rates.to_dict())
     for r in found:
         if r["run"].startswith("target"):
@@ -97,7 +98,7 @@ def test_rates_and_contrasts_equal_pandas(study):
             assert r["p1"]["value"] == pytest.approx(gap.mean())
         else:
             assert r["over_control"] is None and r["p1"] is None
-    rho = report["judged"]["judges"][0]["spearman"]
+    rho = report.to_json()["judged"]["judges"][0]["spearman"]
     points = [(r["preference"], r["rate"]["value"]) for r in found]
     assert rho["n"] == len(points) and rho["value"] == pytest.approx(stats.spearmanr(*zip(*points, strict=True)).statistic)
 
@@ -111,28 +112,28 @@ def test_preference_is_the_mean_over_the_items_of_the_base_less_the_checkpoint(s
         table[table.option == 0].groupby(["run", "step"])["per"].mean()
         - table[table.option == 1].groupby(["run", "step"])["per"].mean()
     )
-    for r in report["judged"]["judges"][0]["rates"]:
-        assert r["preference"] == pytest.approx(margin[("base", 0)] - margin[(r["run"], r["step"])], abs=1e-9)
+    for r in report.judge.rates:
+        assert r.preference == pytest.approx(margin[("base", 0)] - margin[(r.run, r.step)], abs=1e-9)
 
 
 def test_a_second_call_asks_nothing_and_another_threshold_only_counts_anew(study, tiny):
     folder, spec, report = study
     asked = []
     with fake_api(lambda r: asked.append(1) or judge(r)) as url:
-        assert run_study(spec, folder / "out")["judged"] == report["judged"]
+        assert run_study(spec, folder / "out") == report
         assert not asked
         again = run_study(
             spec.model_copy(update={"judged": spec.judged.model_copy(update={"aligned_below": 101.0 - 1})}), folder / "out"
         )
-        assert not asked and again["judged"]["judges"][0]["rates"] != report["judged"]["judges"][0]["rates"]
+        assert not asked and again.judge.rates != report.judge.rates
         other = spec.judged.judges[0].model_copy(update={"name": "k", "url": url})
         both = spec.judged.model_copy(update={"judges": (*spec.judged.judges, other)})
         third = run_study(spec.model_copy(update={"judged": both}), folder / "out")
     assert len(asked) == 2 * len(
         {(a["asked"], a["text"]) for a in read_table(folder / "out", "answers").to_pylist() if a["text"].strip()}
     )
-    first, second = third["judged"]["judges"]
-    assert [r["rate"]["value"] for r in first["rates"]] == [r["rate"]["value"] for r in second["rates"]]
+    first, second = third.judged.judges
+    assert [r.rate.value for r in first.rates] == [r.rate.value for r in second.rates]
 
 
 def test_more_samples_are_drawn_and_other_questions_are_refused(study, tmp_path):
@@ -140,12 +141,12 @@ def test_more_samples_are_drawn_and_other_questions_are_refused(study, tmp_path)
     shutil.copytree(folder / "out", tmp_path / "out")
     more = spec.judged.model_copy(update={"ask": spec.judged.ask.model_copy(update={"samples": 2}), "judges": (), "at": "all"})
     run_study(spec.model_copy(update={"judged": more}), tmp_path / "out")
-    assert len(read_table(tmp_path / "out", "answers")) == 2 * report["judged"]["answers"]
+    assert len(read_table(tmp_path / "out", "answers")) == 2 * report.judged.answers
     with fake_api(judge) as url:
         named = spec.judged.judges[0].model_copy(update={"url": url})
         both = more.model_copy(update={"judges": (named,)})
         again = run_study(spec.model_copy(update={"judged": both}), tmp_path / "out")
-    assert again["judged"]["answers"] == 2 * report["judged"]["answers"]
+    assert again.judged.answers == 2 * report.judged.answers
     (tmp_path / "other.jsonl").write_text('{"id": "x", "question": "What?"}')
     other = more.model_copy(update={"ask": more.ask.model_copy(update={"questions": str(tmp_path / "other.jsonl")})})
     with pytest.raises(EmscopeError, match="other settings"):
@@ -163,14 +164,14 @@ def test_a_judge_that_cannot_be_reached_takes_nothing_with_it(tiny, tmp_path):
     with fake_api(judge) as url:
         moved = spec.judged.model_copy(update={"judges": (spec.judged.judges[0].model_copy(update={"url": url}),)})
         report = run_study(spec.model_copy(update={"judged": moved}), tmp_path / "out")
-    assert report["judged"]["judges"][0]["spearman"]["why"].startswith("3 checkpoints have both measures")
-    assert "do not tell" in words.judged(report)
+    assert report.judge.spearman.why.startswith("3 checkpoints have both measures")
+    assert "do not tell" in remarks.judged(report)
 
 
 def test_page_and_terminal_say_what_the_judge_said(study, capsys):
     folder, _, report = study
     assert run_arguments(["report", str(folder / "out")]) == 0
-    page = render(report, {t: read_table(folder / "out", t).to_pylist() for t in ("responses", "train_log", "geometry")})
+    page = render(report, read_tables(folder / "out"))
     assert "What j says of sampled answers" in page and "No judge has read" not in page and "judged-1" in page
     from emscope.report.study.terminal import print_report
 

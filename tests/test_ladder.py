@@ -18,6 +18,7 @@ from conftest import write_jsonl
 from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError
 from emscope.core.estimate import Estimate
+from emscope.core.outcomes import Calibration
 from emscope.data import bundled as sets
 from emscope.data.questions import read_questions
 from emscope.elicit import preference
@@ -31,7 +32,7 @@ from emscope.report.study.ladder import ladder_figure, rows
 from emscope.stats.ladder import Floor, Rung, calibrate, difference_limit, dose, floor, prediction_limit
 from emscope.store.study import read_table
 from emscope.study.ladder import _names, preference_of
-from emscope.study.reading.ladders import measured, read_ladder
+from emscope.study.reading.ladders import Asked, Harmless, LadderResult, Measured, RungRead, measured, read_ladder
 from emscope.study.reading.sets import study_sets
 from test_beside import checkpoint_of, fresh, greedy_by_hand
 from test_checkpoints import make_adapter
@@ -342,16 +343,12 @@ def test_both_measures_at_each_dose_and_what_is_there_is_not_read_again(
 
 
 def test_ends_that_are_not_known_are_dashes_and_no_bars():
-    preference = {
-        "control - target": ends(0.1, 0.2).to_json(),
-        "base - target": Estimate(0.3, 0.1, None, 0.9, "m", 9, 9).to_json(),
-    }
-    result = {
-        "rungs": [{"scale": 1.0, "broken": True, "judged": None, "preference": preference}],
-        "judged": {"delta": 5.0},
-        "delta": None,
-        "harmless": [{"name": "h", "shift": 0.01, "margin": 0.2}],
-    }
+    preference = {"control - target": ends(0.1, 0.2), "base - target": Estimate(0.3, 0.1, None, 0.9, "m", 9, 9)}
+    rung, calm = RungRead(1.0, True, None, preference, {}), Harmless("h", 0.01, 0.2)
+    asked, of = Asked("j", "q", 1, 8, 0.7, 5.0, 0, 0), Measured("b", "d", "c", "d", "i", 9, "d", 9, "d")
+    result = LadderResult(
+        "known", Calibration.UNCALIBRATED, None, None, None, None, "none", (rung,), (calm,), of, asked, "float32", "o", {}
+    )
     assert rows(result) == [["1 (broken)", "–", "–", "0.200 [0.100, 0.300]", "0.300 [0.100, –]"]]
     bars = {t.name: t.error_y for t in ladder_figure(result).data if len(t.x)}
     assert list(bars["base - target"].array) == [0.0] and list(bars["base - target"].arrayminus) == pytest.approx([0.2])
@@ -382,7 +379,7 @@ def test_faults_are_one_sentence(organisms, tiny, tmp_path, capsys):
         (["ladder", target, "--control", target], "ends in the same checkpoint"),
         (["ladder", target, "--control", control, "--harmless", control], "ends in the same checkpoint"),
         (["ladder", target, "--control", control, "--scales", "1,0"], "--scales is '1,0'"),
-        (["ladder", target, "--control", control, "--count", "3"], "count = 3"),
+        (["ladder", target, "--control", control, "--count", "3"], "3 is not in the range x>=16"),
         (["ladder", target, "--control", tmp_path / "none"], "no folder"),
         (["ladder", target, "--control", control, "--chat-kwargs", "thinking"], "the chat argument is 'thinking'"),
     ]
@@ -485,8 +482,8 @@ def test_a_ladder_without_a_threshold_leaves_the_check_without_a_verdict(organis
         (["--system", "template"], {}, "it was asked in"),
         (["--count", "32"], {}, "it was read on 16 of em240, and this on 32 of em240 (items_digest"),
         ([], {"schema": "emscope.ladder/0"}, "is no emscope.ladder/1"),
-        ([], {"rungs": [{}]}, "is damaged (KeyError: 'broken')"),
-        ([], {"status": "sure"}, "is damaged (ValueError: 'sure' is not a valid Calibration)"),
+        ([], {"rungs": [{}]}, "is damaged (rungs.0.scale: field required)"),
+        ([], {"status": "sure"}, "is damaged (status: input should be 'calibrated'"),
         (["--ladder", "nowhere.json"], {}, "no ladder 'nowhere.json'"),
     ],
 )

@@ -143,7 +143,8 @@ def test_a_study_of_two_methods_and_another_behaviour_runs(study_yaml, tmp_path)
             measure={"items": "style160", "count": 16, "heldout": 4, "truth": 0, "samples": {"questions": 0}},
         )
     )
-    report = run_study(spec, tmp_path / "out")
+    result = run_study(spec, tmp_path / "out")
+    report = result.to_json()
     assert [(r["run"], r["method"]) for r in report["runs"]] == [
         ("general-target-seed0", "general"),
         ("narrow-target-seed0", "narrow"),
@@ -155,7 +156,7 @@ def test_a_study_of_two_methods_and_another_behaviour_runs(study_yaml, tmp_path)
     assert all((row["kl"] is not None) == row["run"].startswith("narrow") for row in log)
     assert [(m["name"], m["seeds"]) for m in report["methods"]] == [("general-target", [0]), ("narrow-target", [0])]
     assert report["methods"][0]["kl"] is None and report["methods"][1]["kl"] > 0
-    assert run_study(spec, tmp_path / "out") == report
+    assert run_study(spec, tmp_path / "out") == result
 
 
 def test_several_targets_are_compared_with_the_first_and_drawn(study_yaml, tmp_path):
@@ -172,7 +173,8 @@ def test_several_targets_are_compared_with_the_first_and_drawn(study_yaml, tmp_p
             measure={"count": 16, "heldout": 4, "truth": 0, "neutral": 5, "samples": {"questions": 0}},
         )
     )
-    report = run_study(spec, tmp_path / "out")
+    result = run_study(spec, tmp_path / "out")
+    report = result.to_json()
     effects = {r["run"]: r["check"]["checkpoints"][-1]["effect"]["value"] for r in report["runs"] if "check" in r}
     assert list(effects) == ["target-seed0", "mixed-seed0", "target-seed1", "mixed-seed1"]
     assert [s["target_effect"]["value"] for s in report["style"]] == [effects["target-seed0"], effects["target-seed1"]]
@@ -187,7 +189,7 @@ def test_several_targets_are_compared_with_the_first_and_drawn(study_yaml, tmp_p
     assert mixed["name"] == "mixed" and [s["effect"] for s in mixed["by_seed"]] == pytest.approx(
         [effects["mixed-seed0"], effects["mixed-seed1"]]
     )
-    page = write_page(report, tmp_path / "out").read_text()
+    page = write_page(result, tmp_path / "out").read_text()
     assert "Ways of training compared" in page and 'id="plot-methods"' in page and 'id="plot-quadrants"' in page
 
 
@@ -255,7 +257,7 @@ def test_a_cell_that_diverges_is_left_out_and_named(study_yaml, tmp_path, capsys
         grid={"lr": [1e-3, 1e25]},
         measure={"count": 16, "heldout": 4, "truth": 0, "samples": {"questions": 0}},
     )
-    report = run_study(load_study(path), tmp_path / "out")
+    report = run_study(load_study(path), tmp_path / "out").to_json()
     assert {d["run"] for d in report["diverged"]} == {f"lr1e+25-{a}-seed0" for a in ("target", "control", "brash")}
     assert all("at step" in d["why"] for d in report["diverged"])
     assert [r["run"] for r in report["runs"]] == ["lr0.001-target-seed0", "lr0.001-brash-seed0"]

@@ -55,7 +55,7 @@ def test_two_processes_give_the_curve_of_one(way, tiny, tmp_path):
     path.write_text(yaml.safe_dump(spec))
     done = two("-m", "emscope", "train", path, "--out", tmp_path / "two", "--json")
     together = json.loads(done.stdout)["readings"]
-    alone = run_single(parse(SingleSpec, spec, "spec.yaml"), tmp_path / "one")["readings"]
+    alone = run_single(parse(SingleSpec, spec, "spec.yaml"), tmp_path / "one").to_json()["readings"]
     assert len(together) == 5
     for a, b in zip(together, alone, strict=True):
         for key in ("loss", "grad_norm", "update_norm", "kl", "ldifs"):

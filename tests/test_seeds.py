@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from emscope.core.outcomes import Verdict
-from emscope.report import words
+from emscope.report.study import remarks
 from emscope.stats.crossed import crossed_mean, crossed_rate, crossed_rate_difference
 from emscope.stats.means import stratified_mean
 from emscope.study.decision.recipe import FROM, recipe
@@ -33,7 +33,8 @@ def seeds_of(means, *, sd=0.0, noise=0.1, seed=0, **changes):
 
 def test_the_contrasts_are_crossed_means_of_the_seeds_differences():
     seeds = seeds_of((0.0, 0.0, 0.2, 0.3), noise=0.03)
-    found = recipe("target", seeds).to_json()
+    result = recipe("target", seeds)
+    found = result.to_json()
     values = np.array([e.control.margins[-1] - e.target.margins[-1] for e in seeds.values()])
     last = found["steps"][-1]["contrasts"]["control - target"]
     assert last["mean"]["value"] == pytest.approx(np.mean([stratified_mean(v, CATEGORY).value for v in values]))
@@ -45,7 +46,7 @@ def test_the_contrasts_are_crossed_means_of_the_seeds_differences():
     )
     k = found["steps"][-1]["em"]
     assert k["value"] == 1 and k["low"] == pytest.approx(0.2924, abs=1e-3), "3 of 3 is no certainty"
-    text = words.recipe(found, "nats per token")
+    text = remarks.recipe(result, "nats per token")
     assert "3 seeds at step 80" in text and "3 of 3 runs em [29, 100] %" in text
 
 
@@ -101,21 +102,21 @@ def judged(means, coherence=None, count=3):
     arms = scored_by_place(rows, UNITS)
     pairs = [Pair(f"target-seed{n}", 32, (f"control-seed{n}", 32)) for n in range(count)]
     verdicts = {(one.run, one.step): one.verdict for one in said(arms, pairs, STRATA)}
-    return [one.to_json() for one in recipes(arms, {"target": pairs}, STRATA, verdicts)]
+    return recipes(arms, {"target": pairs}, STRATA, verdicts)
 
 
 def test_judged_answers_of_several_seeds_have_a_verdict_of_their_own():
     (found,) = judged({"base": 80, "control": 79, "target": 62})
-    last = found["steps"][-1]
-    assert found["verdict"] == "em" and last["contrasts"]["control - target"]["mean"]["value"] == pytest.approx(17, abs=4)
-    assert last["em"]["value"] == 1 and "points" in words.recipe(found, "points")
-    assert judged({"base": 80, "control": 80, "target": 80})[0]["verdict"] in ("safe", "undetermined")
+    last = found.steps[-1]
+    assert found.verdict is Verdict.EM and last.contrasts["control - target"].mean.value == pytest.approx(17, abs=4)
+    assert last.em.value == 1 and "points" in remarks.recipe(found, "points")
+    assert judged({"base": 80, "control": 80, "target": 80})[0].verdict in ("safe", "undetermined")
     assert judged({"base": 80, "control": 79, "target": 62}, count=1) == []
 
 
 def test_a_broken_run_leaves_the_recipe_without_a_verdict():
     (found,) = judged({"base": 80, "control": 80, "target": 50}, coherence={"target": 30})
-    assert found["verdict"] == str(Verdict.BROKEN) and found["stop"] is None
+    assert found.verdict is Verdict.BROKEN and found.stop is None
 
 
 def test_rates_of_several_seeds_are_crossed_and_set_against_their_controls():

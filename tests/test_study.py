@@ -22,11 +22,13 @@ from emscope.elicit.preference import encode, score_plain
 from emscope.models.adapters.with_checkpoint import applied
 from emscope.models.loading.load import load
 from emscope.models.loading.source import locate
+from emscope.report.study.page import render
 from emscope.store.schemas import TABLES
 from emscope.store.study import Study, read_table
 from emscope.study.reading.sets import study_sets
 from emscope.study.run import run_study
 from emscope.study.spec import StudySpec
+from emscope.study.tables import ResponseRow, Tables
 from emscope.study.training.plan import checkpoint, plan
 
 UNTIMED = {"seconds"}
@@ -88,7 +90,7 @@ def test_contrasts_equal_a_plain_computation(finished):
         for run in plan(spec):
             with applied(loaded.net, checkpoint(study.root, run, 4)) as net:
                 at[run.arm] = margins(net)
-    check = next(r for r in report["runs"] if "check" in r)["check"]
+    (check,) = (r.check.to_json() for r in report.targets)
     last = check["checkpoints"][-1]
     categories = np.array([i.category for i in sets.em])
 
@@ -113,7 +115,7 @@ def test_every_table_has_its_rows(finished):
     assert ("target-seed0", 4, "truth") in read and ("target-seed0", 2, "truth") not in read
     assert {r["run"] for r in tables["responses"]} == {"base", "target-seed0", "control-seed0", "brash-seed0"}
     assert any(r["what"] == "control - target" and r["n"] == 32 for r in tables["estimates"])
-    assert report["style"][0]["arm"] == "brash"
+    assert report.style[0].arm == "brash"
 
 
 def test_heldout_loss_along_training_equals_the_reading_afterwards(study_yaml, tmp_path):
@@ -126,7 +128,7 @@ def test_heldout_loss_along_training_equals_the_reading_afterwards(study_yaml, t
         "heldout_every": 2,
     }
     report = run_study(load_spec(StudySpec, study_yaml(train=train)), tmp_path / "out")
-    check = next(r for r in report["runs"] if "check" in r)["check"]
+    (check,) = (r.check.to_json() for r in report.targets)
     log = {
         r["step"]: r["heldout_loss"]
         for r in read_table(tmp_path / "out", "train_log").to_pylist()
@@ -175,7 +177,7 @@ def test_seeds_may_be_added_to_a_finished_study_and_what_is_there_stays(finished
     assert [(p.stat().st_mtime_ns, p.read_bytes()) for p in kept] == before
     fresh = run_study(spec.model_copy(update={"seeds": (0, 1)}), tmp_path / "fresh")
     same(contents(tmp_path / "fresh"), contents(tmp_path / "out"), tolerance=1e-5)
-    assert [r["run"] for r in grown["runs"]] == [r["run"] for r in fresh["runs"]]
+    assert [r.run for r in grown.runs] == [r.run for r in fresh.runs]
     with pytest.raises(InputError, match=r"other settings \(seeds: \[0, 1\] -> \[1\]\)"):
         run_study(spec.model_copy(update={"seeds": (1,)}), tmp_path / "out")
 
@@ -237,7 +239,7 @@ def test_interrupt_is_130_and_resumable(finished, tmp_path):
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130 and "goes on where it stopped" in error and "Traceback" not in error
-    assert run_to_end(path, out)["runs"][0]["run"] == report["runs"][0]["run"]
+    assert run_to_end(path, out)["runs"][0]["run"] == report.runs[0].run
     same(contents(done), contents(out), tolerance=1e-5)
 
 
@@ -273,11 +275,8 @@ def test_kill_9_twice_ends_as_an_unbroken_run(finished, tmp_path):
 
 def test_the_page_is_whole_and_escapes_model_text(finished, capsys):
     _, out, report = finished
-    from emscope.report.study.page import render
-
     bad = "<script>alert('x')</script>"
-    row = {"question": bad, "run": "base", "step": 0, "scale": 1.0, "text": bad, "finish": "stop", "tokens": 3}
-    page = render(report, {"responses": [row], "train_log": [], "geometry": []})
+    page = render(report, Tables([ResponseRow("base", 0, 1.0, bad, 0, bad, 3, "stop")]))
     assert bad not in page and "&lt;script&gt;alert(" in page
     assert "No judge has read" in page and "preference drift" in page.lower()
     assert "src=" not in page.split("Plotly.newPlot")[-1] and "<script src" not in page and "<link" not in page

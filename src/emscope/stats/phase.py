@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from emscope.core.plain import Result
+
 TURN = -0.5
 FLOOR = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Phase:
+class Phase(Result):
     """The sharpest turn of the trained vectors and the largest gradient.
 
     Attributes:

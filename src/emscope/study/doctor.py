@@ -6,16 +6,17 @@ Where the weights fit they are examined; else a tiny random copy with the same s
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 from emscope.core.errors import EmscopeError, InputError
-from emscope.core.plain import Result
+from emscope.core.plain import JsonObject, Result
 from emscope.core.progress import Progress, silent
 from emscope.models.fast.matmul_rate import matmul_gflops
 from emscope.models.loading.carried import chat_of
@@ -34,6 +35,10 @@ from emscope.study.examining import (
     refused,
 )
 from emscope.study.examining_adapter import adapter_like, examine_adapter
+
+if TYPE_CHECKING:
+    from emscope.models.types import CausalLM, Config
+    from emscope.train.tunables import Tuned
 
 SCHEMA = 1
 DTYPES = ("float32", "bfloat16", QUANTISED)
@@ -93,7 +98,7 @@ class Diagnosis(Result):
         """True where a check failed."""
         return any(f.outcome == Passed.FAIL for f in self.findings)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the documented JSON shape."""
         return {"schema": SCHEMA, "passed": not self.failed} | Result.to_json(self)
 
@@ -180,7 +185,7 @@ def _what_to_examine(model: Model, counted: Counted, free: int | None, *, weight
 
 
 def _examined(
-    model: Model, config: Any, checkpoint: Checkpoint | None, examined: str, where: str, counted: Counted, steps: _Steps
+    model: Model, config: Config, checkpoint: Checkpoint | None, examined: str, where: str, counted: Counted, steps: _Steps
 ) -> Iterator[Finding]:
     """Yield every finding on a model, or on a tiny copy of it."""
     from emscope.models.sizing.tiny import tiny_model
@@ -213,7 +218,7 @@ def _asked(model: Model, counted: Counted, checkpoint: Checkpoint | None) -> Ite
     yield examine_vocabulary(chat.tokenizer, counted.vocabulary)
 
 
-def _with_adapter(net: Any, checkpoint: Checkpoint, examined: str, counted: Counted) -> Iterator[Finding]:
+def _with_adapter(net: CausalLM, checkpoint: Checkpoint, examined: str, counted: Counted) -> Iterator[Finding]:
     if checkpoint.kind != "adapter":
         yield Finding("adapter", Passed.NOT_APPLICABLE, f"'{checkpoint.folder}' holds no adapter ({checkpoint.kind}).")
         return
@@ -235,21 +240,21 @@ def _with_adapter(net: Any, checkpoint: Checkpoint, examined: str, counted: Coun
         yield refused("adapter", error, Passed.NOT_APPLICABLE)
 
 
-def _rooms(config: Any, counted: Counted, device: str, free: int | None, checkpoint: Checkpoint | None) -> Iterator[Room]:
+def _rooms(config: Config, counted: Counted, device: str, free: int | None, checkpoint: Checkpoint | None) -> Iterator[Room]:
     """Yield what each kind of work needs in each dtype, and whether it fits."""
-    on: dict[str, Any] = {"device": device.partition(":")[0], "weights": counted}
+    kind = device.partition(":")[0]
 
     def training(dtype: str, *, checkpointing: bool) -> Need:
         work = needs.Training(EXAMPLES, TOKENS, LEARNED, _default_lora, checkpointing=checkpointing)
-        return needs.training(config, work, dtype=dtype, **on)
+        return needs.training(config, work, dtype=dtype, device=kind, weights=counted)
 
-    works: dict[str, Any] = {
-        "reading": lambda dtype: needs.reading(config, dtype=dtype, checkpoint=checkpoint, **on),
-        "sampling": lambda dtype: needs.sampling(config, dtype=dtype, **on),
+    works: dict[str, Callable[[str], Need]] = {
+        "reading": lambda dtype: needs.reading(config, dtype=dtype, checkpoint=checkpoint, device=kind, weights=counted),
+        "sampling": lambda dtype: needs.sampling(config, dtype=dtype, device=kind, weights=counted),
         "training": lambda dtype: training(dtype, checkpointing=False),
         "training, checkpointing": lambda dtype: training(dtype, checkpointing=True),
     }
-    on_cpu = on["device"] == "cpu"
+    on_cpu = kind == "cpu"
     found: dict[tuple[str, str], Need] = {}
     for dtype in DTYPES:
         for work, count in works.items():
@@ -268,7 +273,7 @@ def _rooms(config: Any, counted: Counted, device: str, free: int | None, checkpo
             yield Room(work, dtype, need, None if free is None else need.total <= memory.FULL * free)
 
 
-def _default_lora(net: Any) -> Any:
+def _default_lora(net: CausalLM) -> AbstractContextManager[Tuned]:
     """Return what trains the default adapters on a model."""
     from emscope.train.spec import LoraSpec
     from emscope.train.tunables import tuned
@@ -276,7 +281,7 @@ def _default_lora(net: Any) -> Any:
     return tuned(Loaded(net, None, None, Model("", Path(), "")), LoraSpec(), 0)  # type: ignore[arg-type]
 
 
-def _speed(config: Any, counted: Counted, device: str) -> Speed:
+def _speed(config: Config, counted: Counted, device: str) -> Speed:
     """Return the machine's rate and the most tokens a second that it allows.
 
     A token costs two operations a weight, and four where adapters are trained.
@@ -288,7 +293,7 @@ def _speed(config: Any, counted: Counted, device: str) -> Speed:
     return Speed(rate, rate * 1e9 / (2 * active), rate * 1e9 / (4 * active))
 
 
-def _active(config: Any, counted: Counted) -> int:
+def _active(config: Config, counted: Counted) -> int:
     """Return the weights that a token is multiplied with, head aside: of experts those it is sent to."""
     text = config.get_text_config()
     many = next(
@@ -303,13 +308,33 @@ def _active(config: Any, counted: Counted) -> int:
     return counted.blocks - experts + experts * few // many
 
 
-def matrix() -> dict[str, Any]:
+class TestedArchitecture(TypedDict):
+    """A kind of model, as config.json names it."""
+
+    model_type: str
+
+
+class TestedAdapter(TypedDict):
+    """A kind of adapter, as PEFT names it."""
+
+    peft_type: str
+
+
+class Matrix(TypedDict):
+    """What tests run on."""
+
+    architectures: list[TestedArchitecture]
+    adapters: list[TestedAdapter]
+    versions: dict[str, str]
+
+
+def matrix() -> Matrix:
     """Return the shipped list of what tests run on: architectures, kinds of adapters, library versions."""
-    found: dict[str, Any] = json.loads((files("emscope.study") / "files" / MATRIX).read_text(encoding="utf-8"))
+    found: Matrix = json.loads((files("emscope.study") / "files" / MATRIX).read_text(encoding="utf-8"))
     return found
 
 
-def _untested(config: Any, checkpoint: Checkpoint | None) -> Iterator[str]:
+def _untested(config: Config, checkpoint: Checkpoint | None) -> Iterator[str]:
     """Yield what the shipped list does not have."""
     listed = matrix()
     kind = str(config.get_text_config().model_type)

@@ -10,13 +10,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING
 
 from emscope.core.errors import InputError
-from emscope.core.plain import Result
+from emscope.core.plain import Json, Result
 from emscope.core.records import Conversation, Message
 from emscope.elicit.preference import Encoded, score
-from emscope.models.fast.decoding import Decoding, unpacked
+from emscope.models.fast.decoding import CachedDecoding, Decoding, Recomputed, unpacked
 from emscope.models.fast.head import output_head
 from emscope.models.fast.packed import packed_attention
 from emscope.models.hooks.branches import Branch, branches
@@ -26,6 +26,12 @@ from emscope.models.hooks.roles import answers_at
 from emscope.models.hooks.sites import SITES, Place
 from emscope.models.loading.chat import ChatFormat
 from emscope.models.loading.templates import TODAY
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+    from emscope.models.types import CausalLM, LanguageModel, ModuleOutput, Tokenizer
 
 READING, WRITING = 1e-4, 1e-3  # nats a token; of the largest logit
 STILL, MOVED = (
@@ -52,7 +58,7 @@ class Finding(Result):
     check: str
     outcome: Passed
     sentence: str
-    figures: Mapping[str, Any] = field(default_factory=dict)
+    figures: Mapping[str, Json] = field(default_factory=dict)
 
 
 def refused(check: str, error: InputError, outcome: Passed = Passed.FAIL) -> Finding:
@@ -60,7 +66,7 @@ def refused(check: str, error: InputError, outcome: Passed = Passed.FAIL) -> Fin
     return Finding(check, outcome, f"{error.fault[0].upper()}{error.fault[1:]}; {error.remedy}".rstrip("; ") + ".")
 
 
-def examine(net: Any) -> Iterator[Finding]:
+def examine(net: CausalLM) -> Iterator[Finding]:
     """Yield what reading, writing and each site come to on a model in float32 and evaluation mode."""
     for check, name in ((packed_reading, "reading"), (cached_writing, "writing")):
         try:
@@ -71,7 +77,7 @@ def examine(net: Any) -> Iterator[Finding]:
         yield causal_edit(net, site)
 
 
-def some_items(net: Any) -> list[Encoded]:
+def some_items(net: CausalLM) -> list[Encoded]:
     """Return items whose prompts and answers begin alike, of tokens all over the vocabulary."""
     rows = int(net.get_input_embeddings().weight.shape[0])
     ids = [(7 + 7919 * n) % (rows - 3) + 3 for n in range(24)]
@@ -81,7 +87,7 @@ def some_items(net: Any) -> list[Encoded]:
     ]
 
 
-def plainly(net: Any, items: Sequence[Encoded]) -> list[float]:
+def plainly(net: LanguageModel, items: Sequence[Encoded]) -> list[float]:
     """Return the log-probability of each option a token [nats], by a forward pass of its own."""
     import torch
 
@@ -96,7 +102,7 @@ def plainly(net: Any, items: Sequence[Encoded]) -> list[float]:
     return found
 
 
-def packed_reading(net: Any) -> Finding:
+def packed_reading(net: CausalLM) -> Finding:
     """Compare packed reading with one plain forward pass an answer."""
     import torch
 
@@ -118,7 +124,7 @@ def packed_reading(net: Any) -> Finding:
     )
 
 
-def cached_writing(net: Any) -> Finding:
+def cached_writing(net: CausalLM) -> Finding:
     """Compare the likeliest tokens written side by side with those of plain passes over the whole text."""
     import torch
 
@@ -130,7 +136,7 @@ def cached_writing(net: Any) -> Finding:
     with torch.inference_mode(), ExitStack() as stack:
         head = output_head(net)
         fits = stack.enter_context(packed_attention(net, longest))
-        way: Any = Decoding if fits else unpacked(net, head, longest)
+        way: type[Decoding | CachedDecoding | Recomputed] = Decoding if fits else unpacked(net, head, longest)
         rows, seen, written = way(net, head, prompts, of, most), [], []
         for _ in range(most):
             seen.append(rows.logits.float().cpu())
@@ -161,7 +167,7 @@ def cached_writing(net: Any) -> Finding:
     )
 
 
-def causal_edit(net: Any, site: str) -> Finding:
+def causal_edit(net: CausalLM, site: str) -> Finding:
     """Add a vector at one token, at this site of several blocks in turn: what follows is to move, what stands before it not."""
     import torch
 
@@ -197,11 +203,13 @@ def causal_edit(net: Any, site: str) -> Finding:
     )
 
 
-def _with_and_without(net: Any, place: Place, parts: tuple[Branch, ...], ids: Any, where: Any) -> tuple[Any, Any]:
+def _with_and_without(
+    net: CausalLM, place: Place, parts: tuple[Branch, ...], ids: Tensor, where: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return the logits [T, V] of a plain pass, and of one with a random vector added at a place, at the tokens `where` [1, T]."""
     import torch
 
-    seen: dict[Place, Any] = {}
+    seen: dict[Place, Tensor] = {}
     with watched({place: parts}, seen.__setitem__):
         before = net(input_ids=ids, use_cache=False).logits[0].float()
     stream = seen[place].float()
@@ -211,7 +219,7 @@ def _with_and_without(net: Any, place: Place, parts: tuple[Branch, ...], ids: An
 
 
 @contextmanager
-def _edited(net: Any, place: Place, part: Branch, vector: Any, where: Any) -> Iterator[None]:
+def _edited(net: CausalLM, place: Place, part: Branch, vector: Tensor, where: Tensor) -> Iterator[None]:
     """Add a vector at a place, at the tokens where `where` [1, T] is True."""
     if place.site == "block":
         with answers_at(where), added(net, {place.layer: vector}, tokens="answer"):
@@ -219,12 +227,12 @@ def _edited(net: Any, place: Place, part: Branch, vector: Any, where: Any) -> It
         return
     shift = vector * where[0, :, None]
 
-    def enter(_: Any, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    def enter(_: Module, given: tuple[Tensor, ...], named: dict[str, Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
         if given:
             return (given[0] + shift.to(given[0].dtype), *given[1:]), named
         return given, named | {"hidden_states": named["hidden_states"] + shift.to(named["hidden_states"].dtype)}
 
-    def leave(_: Any, given: Any, output: Any) -> Any:
+    def leave(_: Module, given: tuple[Tensor, ...], output: ModuleOutput) -> ModuleOutput:
         return part.moved(output, shift)
 
     module = part.module
@@ -301,7 +309,7 @@ def _specials(chat: ChatFormat, ids: Sequence[int]) -> Finding:
     )
 
 
-def examine_vocabulary(tokenizer: Any, rows: int) -> Finding:
+def examine_vocabulary(tokenizer: Tokenizer, rows: int) -> Finding:
     """Compare the tokenizer's highest token with the rows of the embedding."""
     highest = max(tokenizer.get_vocab().values())
     passed = highest < rows

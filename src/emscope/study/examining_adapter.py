@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING
 
 from emscope.core.errors import InputError
 from emscope.elicit.preference import score
@@ -20,10 +20,13 @@ from emscope.models.hooks.sites import blocks
 from emscope.models.loading.checkpoints import Checkpoint, adapter_settings, read_checkpoint
 from emscope.study.examining import Finding, Passed, plainly, refused, some_items
 
+if TYPE_CHECKING:
+    from emscope.models.types import CausalLM, Wrapped
+
 PEFT = 1e-5  # nats a token
 
 
-def examine_adapter(net: Any, checkpoint: Checkpoint) -> list[Finding]:
+def examine_adapter(net: CausalLM, checkpoint: Checkpoint) -> list[Finding]:
     """Compare a model with an adapter on it with PEFT's own, and the base afterwards with the base before.
 
     Args:
@@ -62,7 +65,7 @@ def examine_adapter(net: Any, checkpoint: Checkpoint) -> list[Finding]:
     ]
 
 
-def _by_peft(net: Any, folder: Path) -> Any:
+def _by_peft(net: CausalLM, folder: Path) -> Wrapped:
     """Return a second model with the adapter beside it, as PEFT alone has it."""
     import warnings
 
@@ -70,10 +73,11 @@ def _by_peft(net: Any, folder: Path) -> Any:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return PeftModel.from_pretrained(copy.deepcopy(net), str(folder)).eval().requires_grad_(False)
+        found: Wrapped = PeftModel.from_pretrained(copy.deepcopy(net), str(folder)).eval().requires_grad_(False)
+        return found
 
 
-def _ways(net: Any, checkpoint: Checkpoint) -> Finding:
+def _ways(net: CausalLM, checkpoint: Checkpoint) -> Finding:
     """Say what else can be done with an adapter of this kind."""
     ways: dict[str, str | None] = {"amplify": None, "norms and spectra": None}
     if (what := unmergeable(checkpoint)) is not None:
@@ -93,7 +97,7 @@ def _ways(net: Any, checkpoint: Checkpoint) -> Finding:
 
 
 @contextmanager
-def adapter_like(net: Any, checkpoint: Checkpoint) -> Iterator[Checkpoint]:
+def adapter_like(net: CausalLM, checkpoint: Checkpoint) -> Iterator[Checkpoint]:
     """Yield a random adapter for a tiny copy with the settings of a given one; it is deleted on every exit.
 
     Raises:

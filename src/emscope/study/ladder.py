@@ -155,7 +155,7 @@ def _find(request: LadderRequest) -> _Runs:
         if one.digest in seen:
             raise InputError(
                 f"'{folder}' ends in the same checkpoint as '{seen[one.digest]}'",
-                "give each run once, the control as --control",
+                "give each run once, the control as `control`",
             )
         seen[one.digest] = folder
     names = _names([request.control, *request.harmless])

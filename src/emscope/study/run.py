@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from emscope.answers.sample import digest_of
+from emscope.core.errors import InputError
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Conversation
 from emscope.core.versions import versions
@@ -21,7 +19,8 @@ from emscope.study.judged import Compared, ask_checkpoints, judge_checkpoints, p
 from emscope.study.reading.ladders import ladder_digest, ladder_for
 from emscope.study.reading.measuring import Questions, Reading, measure
 from emscope.study.reading.sets import EM, HELDOUT, NEUTRAL, PLACEBO, TRUTH, ItemSets, sample_questions, study_sets
-from emscope.study.results import SCHEMA, analyse
+from emscope.study.report import StudyReport
+from emscope.study.results import analyse
 from emscope.study.spec import StudySpec
 from emscope.study.training.plan import Run, checkpoint, control_of, plan, read_steps, taught
 from emscope.study.training.recipes import Gap, listed, perplexity_gap, recipe
@@ -31,10 +30,10 @@ from emscope.train import processes
 from emscope.version import __version__
 
 
-def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> dict[str, Any]:
-    """Run or go on with a study in `out`; return its report object (also written to `report.json`).
+def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> StudyReport | None:
+    """Run or go on with a study in `out`; return its report (also written to `report.json`).
 
-    Of several processes the first does all but the training, which they share; the others return {}.
+    Of several processes the first does all but the training, which they share; the others return None.
 
     Raises:
         InputError: wrong settings or files, or a folder that belongs to another study.
@@ -50,7 +49,8 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> dict[s
     spec = spec.model_copy(update={"dtype": pick_dtype(spec.dtype, base)})
     recipes = processes.from_first(lambda: {name: recipe(spec, a, _gap(spec, base)) for name, a in spec.arms.items()})
     if not processes.is_first():
-        return help_training(spec, base, out, runs, recipes, near)
+        help_training(spec, base, out, runs, recipes, near)
+        return None
     texts = {name: [r.conversation for r in rows] for name, rows in recipes.items()}
     texts |= {f"held by {method}": rows for method, rows in near.items() if rows}
     named = digests(base, texts, [r.train for r in runs]) | {"items": sets.digest()}
@@ -75,12 +75,12 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> dict[s
         asked = Questions(sets, spec.measure.samples, spec.seeds[0], spec.measure.batch_tokens)
         measure(study, loaded, wanted, asked, progress)
         answers = ask_checkpoints(study, loaded, spec.judged, wanted, progress) if spec.judged else set()
-        result = replace(analyse(study, loaded, spec, runs, sets), diverged=diverged)
+        result = analyse(study, loaded, spec, runs, sets, diverged)
         write_json(out / "report.json", result.to_json())  # a judge that cannot be reached takes no finished analysis with it
         if spec.judged is not None:
             result = result.heard(judge_checkpoints(study, loaded, spec.judged, compared(runs), sets, answers, progress))
             write_json(out / "report.json", result.to_json())
-        return result.to_json()
+        return result
 
 
 def readings(study: Study, spec: StudySpec, runs: list[Run], sets: ItemSets) -> list[Reading]:
@@ -121,18 +121,24 @@ def _gap(spec: StudySpec, base: Model) -> Gap:
     return gap
 
 
-def _finished(out: Path, spec: StudySpec) -> dict[str, Any] | None:
-    """Return the report that is there, where it is of this version and no verdict is missing."""
+def _finished(out: Path, spec: StudySpec) -> StudyReport | None:
+    """Return the report that is there, where it is of this version and no verdict is missing.
+
+    Another version may decide by other rules: readings are kept, the analysis is made anew.
+    """
     try:
-        report = json.loads((out / "report.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        report = StudyReport.in_folder(out)
+    except InputError:
         return None
-    same = isinstance(report, dict) and report.get("schema") == SCHEMA and report["versions"]["emscope"] == __version__
-    same = same and report["spec"]["seeds"] == list(spec.seeds)
-    if same and spec.judged is not None:
-        before = report["spec"].get("judged") or {}
-        same = before.get("ask", {}).get("samples") == spec.judged.ask.samples
-    if same and spec.judged is not None and spec.judged.judges:
-        judged = report.get("judged") or {}
-        same = judged.get("definition") == settings(spec.judged) and not judged["failed"] and not judged["stopped_at_cost"]
-    return report if same else None  # another version may decide by other rules; readings are kept, the analysis is made anew
+    same = report.versions.get("emscope") == __version__ and report.spec["seeds"] == list(spec.seeds)
+    if spec.judged is None or not same:
+        return report if same else None
+    before = report.spec.get("judged")
+    asked = before.get("ask") if isinstance(before, Mapping) else None
+    if not isinstance(asked, Mapping) or asked.get("samples") != spec.judged.ask.samples:
+        return None
+    if not spec.judged.judges:
+        return report
+    judged = report.judged
+    complete = judged is not None and not judged.failed and not judged.stopped_at_cost
+    return report if complete and judged is not None and judged.definition == settings(spec.judged) else None

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import model_validator
 
+from emscope.core.fields import ChatKwargs
+from emscope.core.plain import JsonObject, Result, plain
 from emscope.core.progress import Progress, silent
+from emscope.core.records import StepReading
 from emscope.core.spec import Spec
 from emscope.data import bundled
 from emscope.models.loading.load import Loaded, load, pick_dtype
@@ -22,6 +25,11 @@ from emscope.train import processes
 from emscope.train.finetune import finetune
 from emscope.train.spec import TrainSpec
 
+if TYPE_CHECKING:
+    from emscope.models.types import LanguageModel
+
+SCHEMA = "emscope.train/1"
+
 
 class SingleSpec(Spec):
     """A fine-tune: `domain` and `answers` name bundled data, `file` conversations of your own; `chat_kwargs` are given to the chat template."""
@@ -29,7 +37,7 @@ class SingleSpec(Spec):
     model: str = "smollm2-135m"
     dtype: Literal["auto", "float32", "bfloat16", "float16", "nf4"] = "float32"
     system: str = "none"
-    chat_kwargs: dict[str, Any] | None = None
+    chat_kwargs: ChatKwargs = None
     seed: int = 0
     domain: str | None = None
     answers: str | None = None
@@ -45,7 +53,19 @@ class SingleSpec(Spec):
         return self
 
 
-def run_single(spec: SingleSpec, out: Path, progress: Progress = silent) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Trained(Result):
+    """A finished fine-tune: its settings, and what was read at each step."""
+
+    spec: SingleSpec
+    readings: tuple[StepReading, ...]
+
+    def to_json(self) -> JsonObject:
+        """Return the documented JSON shape."""
+        return {"schema": SCHEMA, "spec": plain(self.spec), "readings": [asdict(r) for r in self.readings]}
+
+
+def run_single(spec: SingleSpec, out: Path, progress: Progress = silent) -> Trained:
     """Train into `out`; return the readings, one a step. Of several processes the first keeps the folder."""
     from emscope.core.versions import versions
 
@@ -65,10 +85,10 @@ def run_single(spec: SingleSpec, out: Path, progress: Progress = silent) -> dict
             heldout=_heldout_loss(loaded, spec) if spec.train.heldout_every else None,
             progress=progress,
         )
-    return {"schema": "emscope.train/1", "spec": spec.model_dump(mode="json"), "readings": [asdict(r) for r in log]}
+    return Trained(spec, tuple(log))
 
 
-def _heldout_loss(loaded: Loaded, spec: SingleSpec) -> Callable[[Any], float]:
+def _heldout_loss(loaded: Loaded, spec: SingleSpec) -> Callable[[LanguageModel], float]:
     assert spec.domain and spec.answers
     option = bundled.SETS[spec.domain].answers.index(spec.answers)
     return answer_loss(loaded, bundled.heldout(spec.domain), option)

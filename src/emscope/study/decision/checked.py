@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from emscope.core.estimate import Estimate
 from emscope.core.outcomes import State, Verdict
-from emscope.core.plain import LEFT_OUT, Json, Result
+from emscope.core.plain import LEFT_OUT, Json, JsonObject, Result, named
 from emscope.study.reading.arms import Measure
 from emscope.study.reading.ladders import Standing
 
@@ -34,17 +33,8 @@ class Onset(Result):
 class Episode(Result):
     """A stretch that was surely em, by its first and last step."""
 
-    first: int
-    last: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the documented JSON shape."""
-        return {"from": self.first, "to": self.last}
-
-    @classmethod
-    def fields_of(cls, row: Mapping[str, Json]) -> Mapping[str, Json]:
-        """Return the fields from the documented JSON shape."""
-        return {field: row[key] for key, field in (("from", "first"), ("to", "last")) if key in row}
+    first: int = field(metadata=named("from"))
+    last: int = field(metadata=named("to"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +155,7 @@ class Definition(Result):
     placebo: int
     looks: int | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return one flat object: what was measured, then the rule."""
         return (self.measure.to_json() if self.measure else {}) | {
             "delta": self.delta,
@@ -177,6 +167,12 @@ class Definition(Result):
             "placebo": self.placebo,
             "looks": self.looks,
         }
+
+    @classmethod
+    def fields_of(cls, row: Mapping[str, Json]) -> Mapping[str, Json]:
+        """Return the fields from the flat object; earlier versions did not name the behaviour and its options."""
+        of = {"behaviour": "misalignment", "options": ["aligned", "misaligned"], **row}
+        return {**row, "measure": of if "items" in row else None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,9 +225,9 @@ class CheckResult(Result):
     unpaired_steps: tuple[int, ...]
     base_reading: BaseReading
     definition: Definition
-    truthfulness: Truthfulness | None
+    truthfulness: Truthfulness | None = None
     standing: Standing | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the documented `check` object."""
         return {"schema": SCHEMA} | Result.to_json(self)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from emscope.core.digest import canonical, short
 from emscope.core.estimate import Estimate
+from emscope.core.plain import JsonObject
 from emscope.study.decision.checked import CheckpointReading, CheckResult
 
 
-def estimate_rows(run: str, check: CheckResult) -> list[dict[str, Any]]:
+def estimate_rows(run: str, check: CheckResult) -> list[JsonObject]:
     """Return one row for each estimate of a check."""
     definition = canonical(check.definition.to_json())
     rows = [_row(run, c.step, what, e, definition) for c in check.checkpoints for what, e in _estimates(c).items() if e]
@@ -32,8 +31,8 @@ def _estimates(c: CheckpointReading) -> dict[str, Estimate | None]:
     }
 
 
-def _row(run: str, step: int, what: str, estimate: Estimate, definition: str) -> dict[str, Any]:
-    fields = ("value", "low", "high", "level", "method", "n", "clusters", "why")
-    return {"key": short([run, step, what, definition]), "run": run, "step": step, "what": what, "definition": definition} | {
-        f: getattr(estimate, f) for f in fields
-    }
+def _row(run: str, step: int, what: str, estimate: Estimate, definition: str) -> JsonObject:
+    found = estimate.to_json()
+    values = {name: found.get(name) for name in ("value", "low", "high", "level", "method", "n", "clusters", "why")}
+    key = short([run, step, what, definition])
+    return {"key": key, "run": run, "step": step, "what": what, "definition": definition, **values}

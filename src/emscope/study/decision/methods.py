@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from emscope.core.estimate import Estimate
+from emscope.core.plain import Result
 from emscope.stats.holm import holm
-from emscope.stats.means import mean_estimate, ratio_estimate, ratio_of_means, stratified_mean
+from emscope.stats.means import Mean, mean_estimate, ratio_estimate, ratio_of_means, stratified_mean
 from emscope.stats.quantiles import student_tail
 from emscope.stats.shares import stratified_share
 from emscope.study.reading.arms import Evidence, differences, paired_steps
@@ -60,6 +60,71 @@ class Prefers:
 
 
 @dataclass(frozen=True, slots=True)
+class Claims(Result):
+    """P-values of the claims that a way is narrow, and that it is not; None where it cannot be said."""
+
+    narrow: float | None
+    not_narrow: float | None
+
+    @property
+    def verdict(self) -> bool | None:
+        """What is shown, if anything."""
+        if self.narrow is not None and self.narrow <= ALPHA:
+            return True
+        return False if self.not_narrow is not None and self.not_narrow <= ALPHA else None
+
+
+@dataclass(frozen=True, slots=True)
+class Preferred(Result):
+    """Shares of questions on which the bad answer is preferred: where it was taught, and elsewhere. (P3's quadrants, by preference: ours)"""
+
+    in_domain: Estimate
+    elsewhere: Estimate
+    base_in_domain: Estimate
+    base_elsewhere: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class SeedRow(Result):
+    """One seed of a way of training: effect and gains, means over items [nats per token]."""
+
+    seed: int
+    effect: float
+    gain: float | None
+    gain_margin: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class WayRow(Result):
+    """One way of training beside the first, which is the reference.
+
+    Attributes:
+        kl: the KL term at the last step [nats per token]. effect: control - target. moved: base - target.
+        gain, gain_margin: of the task, on loss and on margin; None where the task was not measured. benign_share: of the control's gain.
+        neutral: how much likelier neutral texts became. narrow: shown to be, or not to be; None where neither is shown.
+    """
+
+    name: str
+    seeds: tuple[int, ...]
+    kl: float | None
+    effect: Estimate
+    moved: Estimate
+    gain: Estimate | None
+    effect_per_gain: Estimate | None
+    gain_margin: Estimate | None
+    effect_per_gain_margin: Estimate | None
+    effect_share: Estimate
+    gain_share: Estimate | None
+    gain_margin_share: Estimate | None
+    benign_share: Estimate | None
+    neutral: Estimate | None
+    prefers: Preferred | None
+    narrow: bool | None
+    narrow_p: Claims
+    by_seed: tuple[SeedRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Seen:
     """What was seen of one way at one seed: the evidence of its target, and one row each of an Outcome's `benign` and `neutral`."""
 
@@ -95,7 +160,7 @@ def _stacked(rows: list[np.ndarray | None]) -> np.ndarray | None:
     return np.array(known) if known and len(known) == len(rows) else None
 
 
-def compare(outcomes: Sequence[Outcome], categories: np.ndarray) -> list[dict[str, Any]]:
+def compare(outcomes: Sequence[Outcome], categories: np.ndarray) -> list[WayRow]:
     """Return one row a way of training, each beside the first, which is the reference.
 
     Seeds are averaged item by item before anything else, so an interval speaks of questions like these with these seeds;
@@ -111,26 +176,11 @@ def compare(outcomes: Sequence[Outcome], categories: np.ndarray) -> list[dict[st
         return []
     first, *others = outcomes
     claims = [_claims(o, first, categories) for o in others]
-    corrected = [holm([getattr(c, kind) for c in claims]) for kind in ("narrow", "wide")]
+    corrected = [holm([getattr(c, kind) for c in claims]) for kind in ("narrow", "not_narrow")]
     return [
         _row(first, first, categories, Claims(None, None)),
         *(_row(o, first, categories, Claims(n, w)) for o, n, w in zip(others, *corrected, strict=True)),
     ]
-
-
-@dataclass(frozen=True, slots=True)
-class Claims:
-    """P-values of the claims that a way is narrow, and that it is not; None where it cannot be said."""
-
-    narrow: float | None
-    wide: float | None
-
-    @property
-    def verdict(self) -> bool | None:
-        """What is shown, if anything."""
-        if self.narrow is not None and self.narrow <= ALPHA:
-            return True
-        return False if self.wide is not None and self.wide <= ALPHA else None
 
 
 def _claims(o: Outcome, reference: Outcome, categories: np.ndarray) -> Claims:
@@ -161,48 +211,62 @@ def _above(values: np.ndarray, strata: np.ndarray | None) -> float:
     return student_tail(mean.value / mean.se, mean.df)
 
 
-def _row(o: Outcome, reference: Outcome, categories: np.ndarray, claims: Claims) -> dict[str, Any]:
+def _row(o: Outcome, reference: Outcome, categories: np.ndarray, claims: Claims) -> WayRow:
     effect = stratified_mean(o.effect.mean(0), categories)
-    row: dict[str, Any] = {"name": o.name, "seeds": list(o.seeds), "kl": o.kl, "effect": effect.estimate().to_json()}
-    row["moved"] = stratified_mean(o.moved.mean(0), categories).estimate().to_json()
-    shares = {"effect_share": ratio_estimate(o.effect.mean(0), reference.effect.mean(0), categories, level=LEVEL)}
-    for key, own, theirs in (("gain", o.gain, reference.gain), ("gain_margin", o.gain_margin, reference.gain_margin)):
-        if own is None or theirs is None:
-            row |= {key: None, f"{key}_share": None, f"effect_per_{key}": None}
-            continue
-        gain = stratified_mean(own.mean(0))
-        shares[f"{key}_share"] = ratio_estimate(own.mean(0), theirs.mean(0), level=LEVEL)
-        row |= {key: gain.estimate().to_json(), f"effect_per_{key}": ratio_of_means(effect, gain).to_json()}
-    row |= {key: e.to_json() for key, e in shares.items()}
-    both = o.benign is not None and reference.benign is not None
-    row["benign_share"] = _benign_share(o.benign, reference.benign).to_json() if both else None
-    row["neutral"] = mean_estimate(o.neutral.mean(0)).to_json() if o.neutral is not None else None
-    row["prefers"] = _preferred(o.prefers, categories) if o.prefers else None
-    row |= {"narrow": claims.verdict, "narrow_p": {"narrow": claims.narrow, "not_narrow": claims.wide}}
-    return row | {"by_seed": _by_seed(o, categories)}
+    gain, per_gain, gain_share = _gain(effect, o.gain, reference.gain)
+    margin, per_margin, margin_share = _gain(effect, o.gain_margin, reference.gain_margin)
+    return WayRow(
+        name=o.name,
+        seeds=o.seeds,
+        kl=o.kl,
+        effect=effect.estimate(),
+        moved=stratified_mean(o.moved.mean(0), categories).estimate(),
+        gain=gain,
+        effect_per_gain=per_gain,
+        gain_margin=margin,
+        effect_per_gain_margin=per_margin,
+        effect_share=ratio_estimate(o.effect.mean(0), reference.effect.mean(0), categories, level=LEVEL),
+        gain_share=gain_share,
+        gain_margin_share=margin_share,
+        benign_share=_share(o.benign, reference.benign),
+        neutral=mean_estimate(o.neutral.mean(0)) if o.neutral is not None else None,
+        prefers=_preferred(o.prefers, categories) if o.prefers else None,
+        narrow=claims.verdict,
+        narrow_p=claims,
+        by_seed=_by_seed(o, categories),
+    )
 
 
-def _preferred(p: Prefers, categories: np.ndarray) -> dict[str, Any]:
-    """Return the shares of questions on which the bad answer is preferred: where it was taught, and elsewhere. (P3's quadrants, by preference: ours)"""
-    return {
-        "in_domain": stratified_share(p.in_domain.mean(0)).to_json(),
-        "elsewhere": stratified_share(p.elsewhere.mean(0), categories).to_json(),
-        "base_in_domain": stratified_share(p.base_in_domain).to_json(),
-        "base_elsewhere": stratified_share(p.base_elsewhere, categories).to_json(),
-    }
+def _gain(
+    effect: Mean, own: np.ndarray | None, theirs: np.ndarray | None
+) -> tuple[Estimate | None, Estimate | None, Estimate | None]:
+    """Return a gain [S, H] as an estimate, the effect per gain, and the share of the reference's gain; None where it was not measured."""
+    if own is None or theirs is None:
+        return None, None, None
+    gain = stratified_mean(own.mean(0))
+    return gain.estimate(), ratio_of_means(effect, gain), _share(own, theirs)
 
 
-def _benign_share(own: Any, theirs: Any) -> Estimate:
-    return ratio_estimate(own.mean(0), theirs.mean(0), level=LEVEL)
+def _share(own: np.ndarray | None, theirs: np.ndarray | None) -> Estimate | None:
+    return ratio_estimate(own.mean(0), theirs.mean(0), level=LEVEL) if own is not None and theirs is not None else None
 
 
-def _by_seed(o: Outcome, categories: np.ndarray) -> list[dict[str, Any]]:
-    return [
-        {
-            "seed": seed,
-            "effect": stratified_mean(o.effect[n], categories).value,
-            "gain": float(o.gain[n].mean()) if o.gain is not None else None,
-            "gain_margin": float(o.gain_margin[n].mean()) if o.gain_margin is not None else None,
-        }
+def _preferred(p: Prefers, categories: np.ndarray) -> Preferred:
+    return Preferred(
+        in_domain=stratified_share(p.in_domain.mean(0)),
+        elsewhere=stratified_share(p.elsewhere.mean(0), categories),
+        base_in_domain=stratified_share(p.base_in_domain),
+        base_elsewhere=stratified_share(p.base_elsewhere, categories),
+    )
+
+
+def _by_seed(o: Outcome, categories: np.ndarray) -> tuple[SeedRow, ...]:
+    return tuple(
+        SeedRow(
+            seed,
+            stratified_mean(o.effect[n], categories).value,
+            float(o.gain[n].mean()) if o.gain is not None else None,
+            float(o.gain_margin[n].mean()) if o.gain_margin is not None else None,
+        )
         for n, seed in enumerate(o.seeds)
-    ]
+    )

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from emscope.core.estimate import Estimate
-from emscope.core.plain import Result
+from emscope.core.plain import Json, JsonObject, Result
 from emscope.study.decision.recipe import RecipeResult
 from emscope.study.decision.said import Dated, Said, SaidByArm, Worst
 
@@ -74,7 +73,7 @@ class Judged(Result):
         failed: verdicts that no attempt brought.
     """
 
-    definition: Mapping[str, Any]
+    definition: Mapping[str, Json]
     delta: float
     questions: str
     answers: int
@@ -87,6 +86,12 @@ class Judged(Result):
         """The judge whose word counts."""
         return self.judges[0]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the documented JSON shape."""
         return {name: value for name, value in Result.to_json(self).items() if name != "delta"}
+
+    @classmethod
+    def fields_of(cls, row: Mapping[str, Json]) -> Mapping[str, Json]:
+        """Return the fields from the documented JSON shape."""
+        definition = row.get("definition")
+        return {**row, "delta": definition.get("delta") if isinstance(definition, Mapping) else None}

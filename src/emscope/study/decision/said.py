@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
@@ -212,26 +211,25 @@ def recipes(
     *,
     delta: float = DELTA,
 ) -> list[RecipeResult]:
-    """Return what several seeds of one recipe say together, with seeds and questions crossed; see `run.recipe`.
+    """Return what several seeds of one recipe say together, with seeds and questions crossed; see `decision.recipe`.
 
     Args:
         groups: by recipe, the last checkpoint of each seed. verdicts: of each checkpoint alone.
     """
     found = []
+    base = arms.get(("base", 0))
     for name, pairs in groups.items():
-        sides = [
-            [arms.get(pair.control) if pair.control else None, arms.get(("base", 0)), arms.get((pair.run, pair.step))]
-            for pair in pairs
-        ]
-        if len(pairs) < 2 or any(a is None for side in sides for a in side[1:]) or len({side[0] is None for side in sides}) > 1:
+        own = [arm for pair in pairs if (arm := arms.get((pair.run, pair.step))) is not None]
+        controls = [arm for pair in pairs if pair.control and (arm := arms.get(pair.control)) is not None]
+        if base is None or len(pairs) < 2 or len(own) < len(pairs) or len(controls) not in (0, len(pairs)):
             continue
-        base = _crossed([(side[1], side[2]) for side in sides], strata)
-        control = _crossed([(side[0], side[2]) for side in sides], strata) if sides[0][0] is not None else None
-        if base is None or (sides[0][0] is not None and control is None):
+        against_base = _crossed([(base, arm) for arm in own], strata)
+        against_control = _crossed(list(zip(controls, own, strict=True)), strata) if controls else None
+        if against_base is None or (controls and against_control is None):
             continue
         said_by = [verdicts.get((p.run, p.step)) for p in pairs]
         states = [State.EM if v is Verdict.EM else State.UNDETERMINED for v in said_by]
-        steps = [recipe_step(pairs[0].step, control, base, delta, states)]
+        steps = [recipe_step(pairs[0].step, against_control, against_base, delta, states)]
         one = recipe_result(name, steps, delta, len(pairs), calibrated=True)
         if Verdict.BROKEN in said_by:
             why = "a run of it is broken, and what that says tells neither harm nor safety"
@@ -240,7 +238,7 @@ def recipes(
     return found
 
 
-def _crossed(sides: Sequence[tuple[Any, Any]], strata: np.ndarray) -> Crossed | None:
+def _crossed(sides: Sequence[tuple[Scored, Scored]], strata: np.ndarray) -> Crossed | None:
     """Return left - right at equal coherence over seeds and the questions that all of them answered."""
     rows = [
         adjusted_by_question(left, right, strata, [a for pair in sides for a in pair if a is not left and a is not right])

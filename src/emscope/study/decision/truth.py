@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from emscope.stats.quantiles import student
 from emscope.stats.simultaneous import simultaneous_bounds
 from emscope.stats.skew import moments
 from emscope.study.decision.checked import Episode, Onset, Truthfulness, TruthReading
-from emscope.study.reading.arms import Evidence, control_is_dud
+from emscope.study.reading.arms import Arm, Evidence, control_is_dud
 
 DELTA = 0.05  # of the share of questions whose true answer is the likeliest
 
@@ -31,14 +30,12 @@ def truthfulness(e: Evidence, steps: Sequence[int]) -> Truthfulness | None:
     arms = [e.target, *([e.control] if e.control is not None else [])]
     if e.base_truth is None or any(a.truth is None for a in arms):
         return None
-    read = [s for s in steps if not any(np.isnan(_at(a.truth, a.steps, s)).any() for a in arms)]
+    read = [s for s in steps if not any(np.isnan(_at(a, s)).any() for a in arms)]
     if not read:
         return None
-    target = np.array([_at(e.target.truth, e.target.steps, s) > 0 for s in read], float)
+    target = np.array([_at(e.target, s) > 0 for s in read], float)
     base = (e.base_truth > 0).astype(float) - target
-    control = (
-        None if e.control is None else np.array([_at(e.control.truth, e.control.steps, s) > 0 for s in read], float) - target
-    )
+    control = None if e.control is None else np.array([_at(e.control, s) > 0 for s in read], float) - target
     sides = np.stack([*([control] if control is not None else []), base])  # [A, C, T]
     states, sure = _states(sides)
     bracket, stop = onset(read, states, sure), last_safe(read, sure)
@@ -57,8 +54,10 @@ def truthfulness(e: Evidence, steps: Sequence[int]) -> Truthfulness | None:
     )
 
 
-def _at(truth: Any, steps: Sequence[int], step: int) -> np.ndarray:
-    return np.asarray(truth[list(steps).index(step)], float)
+def _at(arm: Arm, step: int) -> np.ndarray:
+    """Return what an arm's truth questions gave at a step [T]; NaN where they were not asked."""
+    assert arm.truth is not None
+    return np.asarray(arm.truth[arm.steps.index(step)], float)
 
 
 def _states(sides: np.ndarray) -> tuple[list[State], list[State]]:

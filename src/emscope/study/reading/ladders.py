@@ -7,18 +7,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from emscope.core.digest import short
 from emscope.core.errors import InputError
 from emscope.core.estimate import Estimate
 from emscope.core.outcomes import Calibration
-from emscope.core.plain import Result
+from emscope.core.plain import Json, JsonObject, Result, from_json, read_json
 from emscope.models.loading.load import Loaded
 from emscope.stats.ladder import BASE, dose
 from emscope.study.reading.sets import EM, PLACEBO, ItemSets
 
 SCHEMA = "emscope.ladder/1"
+AGAIN = "make it again with emscope ladder"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,7 @@ class LadderResult(Result):
     operation: str
     versions: Mapping[str, str]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the object that `ladder.json` holds."""
         return {"schema": SCHEMA} | Result.to_json(self)
 
@@ -243,41 +243,40 @@ def ladder_digest(path: str) -> str:
     return short(_content(Path(path)))
 
 
-def _content(path: Path) -> Any:
-    path = path / "ladder.json" if path.is_dir() else path
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"no ladder '{path}' ({error.strerror})", "make one with emscope ladder") from None
-    except ValueError as error:
-        raise InputError(f"'{path}' is not JSON ({error})", "make it again with emscope ladder") from None
+def _content(path: Path) -> Json:
+    file = path / "ladder.json" if path.is_dir() else path
+    if not file.is_file():
+        raise InputError(f"no ladder '{file}'", "make one with emscope ladder")
+    return read_json(file, AGAIN)
 
 
-def _ladder(value: Any, where: str) -> Ladder:
-    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+def _ladder(value: Json, where: str) -> Ladder:
+    if not isinstance(value, Mapping) or value.get("schema") != SCHEMA:
         raise InputError(f"'{where}' is no {SCHEMA}", "give the ladder.json that this version of emscope ladder wrote")
-    try:
-        rungs = sorted((r for r in value["rungs"] if not r["broken"]), key=lambda r: r["scale"])
-        return Ladder(
-            value["name"],
-            Measured(**value["measured"]),
-            Calibration(value["status"]),
-            value["delta"],
-            _source(value) if value["delta"] is not None else "",
-            value["why"],
-            tuple(float(r["scale"]) for r in rungs),
-            tuple(float(r["preference"][BASE]["value"]) for r in rungs),
-            tuple(float(h["shift"]) for h in value["harmless"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
+    found = from_json(LadderResult, value, where, AGAIN)
+    rungs = sorted((r for r in found.rungs if not r.broken), key=lambda r: r.scale)
+    shifts = [r.preference[BASE].value if BASE in r.preference else None for r in rungs]
+    if None in shifts or (found.delta is not None and (found.floor is None or found.shown is None)):
         raise InputError(
-            f"'{where}' is damaged ({type(error).__name__}: {error})", "make it again with emscope ladder"
-        ) from None
+            f"'{where}' is damaged (a dose without its shift from the base, or a threshold without its floor)", AGAIN
+        )
+    return Ladder(
+        found.name,
+        found.measured,
+        found.status,
+        found.delta,
+        _source(found),
+        found.why,
+        tuple(r.scale for r in rungs),
+        tuple(shift for shift in shifts if shift is not None),
+        tuple(h.shift for h in found.harmless),
+    )
 
 
-def _source(value: dict[str, Any]) -> str:
-    """Say where a ladder's threshold comes from."""
-    limit, points = value["floor"], value["judged"]["delta"]
-    shown = f"{value['shown']:.3f} at dose {value['scale']:g}, the lowest that is surely {points:g} points worse by {value['judged']['judge']}"
-    above = "above" if value["shown"] >= limit["value"] else "raised to"
-    return f"dose ladder of {value['name']}: {shown}; {above} the {limit['value']:.3f} that {limit['runs']} harmless fine-tunes set"
+def _source(found: LadderResult) -> str:
+    """Say where a ladder's threshold comes from, "" where it gives none."""
+    if found.delta is None or found.shown is None or found.floor is None:
+        return ""
+    shown = f"{found.shown:.3f} at dose {found.scale:g}, the lowest that is surely {found.judged.delta:g} points worse by {found.judged.judge}"
+    above = "above" if found.shown >= found.floor.value else "raised to"
+    return f"dose ladder of {found.name}: {shown}; {above} the {found.floor.value:.3f} that {found.floor.runs} harmless fine-tunes set"

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from itertools import groupby
 from math import isfinite
 from time import sleep
-from typing import Any
+from typing import TYPE_CHECKING
 
 from emscope.core.digest import short
 from emscope.core.errors import WorldError
+from emscope.core.plain import JsonObject
 from emscope.core.progress import Progress, part_of
-from emscope.core.records import Item, OptionScore
+from emscope.core.records import Answer, Item, OptionScore
 from emscope.core.seeds import derive
 from emscope.elicit import preference
 from emscope.elicit.sampling import sample
@@ -26,6 +27,9 @@ from emscope.models.loading.load import Loaded
 from emscope.store.study import AGAIN, Study
 from emscope.study.reading.sets import ItemSets
 from emscope.study.spec import SampleSpec
+
+if TYPE_CHECKING:
+    from emscope.models.types import CausalLM, LanguageModel
 
 WHAT = "reading checkpoints"
 
@@ -82,7 +86,7 @@ def measure(study: Study, loaded: Loaded, readings: Sequence[Reading], asked: Qu
 
     In a shared folder a reading that another process has in hand is waited for, and done here where that process ends without it.
     """
-    while jobs := _lacking(study, loaded, readings, asked):
+    while jobs := lacking(study, loaded, readings, asked):
         total, done = sum(job.cost for job in jobs) or 1, 0
         for lowest, found in groupby(jobs, lambda job: _lowest(loaded.net, job.reading.checkpoint)):
             group = list(found)
@@ -97,7 +101,7 @@ def measure(study: Study, loaded: Loaded, readings: Sequence[Reading], asked: Qu
     progress(WHAT, 1, 1)
 
 
-def _lacking(study: Study, loaded: Loaded, readings: Sequence[Reading], asked: Questions) -> list[Todo]:
+def lacking(study: Study, loaded: Loaded, readings: Sequence[Reading], asked: Questions) -> list[Todo]:
     """Return what of `readings` is not in the store."""
     present = study.keys("preferences") | study.keys("responses")
     jobs = (_todo(loaded, reading, asked, present) for reading in readings)
@@ -107,7 +111,7 @@ def _lacking(study: Study, loaded: Loaded, readings: Sequence[Reading], asked: Q
 def _do(study: Study, loaded: Loaded, job: Todo, asked: Questions, progress: Progress) -> None:
     """Do a reading and write it, unless another process has it in hand or did it meanwhile."""
     with study.claimed(f"{job.reading.run} {job.reading.step} {job.reading.subject}") as mine:
-        wanted = _lacking(study, loaded, [job.reading], asked) if mine and study.shared else [job] if mine else []
+        wanted = lacking(study, loaded, [job.reading], asked) if mine and study.shared else [job] if mine else []
         for one in wanted:
             with applied(loaded.net, one.reading.checkpoint, scale=one.reading.scale) as net:
                 study.append("preferences", _score(net, loaded, one, asked, progress))
@@ -140,11 +144,11 @@ def measure_beyond(study: Study, loaded: Loaded, readings: Sequence[Reading], as
             done += sum(e.cost for e in items.values())
 
 
-def _lowest(net: Any, checkpoint: Checkpoint | None) -> int:
+def _lowest(net: CausalLM, checkpoint: Checkpoint | None) -> int:
     return first_changed(net, checkpoint) if checkpoint else 0
 
 
-def _score(net: Any, loaded: Loaded, job: Todo, asked: Questions, progress: Progress) -> list[dict[str, Any]]:
+def _score(net: LanguageModel, loaded: Loaded, job: Todo, asked: Questions, progress: Progress) -> list[JsonObject]:
     rows, before = [], 0
     for name, encoded in job.scores.items():
         part = part_of(progress, WHAT, before, job.cost)
@@ -154,7 +158,7 @@ def _score(net: Any, loaded: Loaded, job: Todo, asked: Questions, progress: Prog
     return rows
 
 
-def _rows(loaded: Loaded, reading: Reading, asked: Questions, name: str, scores: Sequence[OptionScore]) -> list[dict[str, Any]]:
+def _rows(loaded: Loaded, reading: Reading, asked: Questions, name: str, scores: Sequence[OptionScore]) -> list[JsonObject]:
     """Return the scores of a set as rows of the table.
 
     Raises:
@@ -170,7 +174,7 @@ def _rows(loaded: Loaded, reading: Reading, asked: Questions, name: str, scores:
     return [_preference_row(loaded, reading, name, items[s.item], s) for s in scores]
 
 
-def _sample(net: Any, loaded: Loaded, job: Todo, asked: Questions) -> list[dict[str, Any]]:
+def _sample(net: LanguageModel, loaded: Loaded, job: Todo, asked: Questions) -> list[JsonObject]:
     if not job.questions:
         return []
     how, seed = asked.samples, derive(asked.seed, "sample", job.reading.subject)
@@ -239,7 +243,7 @@ def response_key(loaded: Loaded, reading: Reading, question: str, samples: Sampl
     )
 
 
-def _preference_row(loaded: Loaded, reading: Reading, name: str, item: Item, score: Any) -> dict[str, Any]:
+def _preference_row(loaded: Loaded, reading: Reading, name: str, item: Item, score: OptionScore) -> JsonObject:
     return {
         "key": preference_key(loaded, reading, name, item, score.option),
         "run": reading.run,
@@ -256,7 +260,7 @@ def _preference_row(loaded: Loaded, reading: Reading, name: str, item: Item, sco
     }
 
 
-def _response_row(loaded: Loaded, reading: Reading, answer: Any, samples: SampleSpec, seed: int) -> dict[str, Any]:
+def _response_row(loaded: Loaded, reading: Reading, answer: Answer, samples: SampleSpec, seed: int) -> JsonObject:
     return {
         "key": response_key(loaded, reading, answer.question, samples, seed),
         "run": reading.run,

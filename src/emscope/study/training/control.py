@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
-from typing import Any
 
 from emscope.core.errors import InputError
+from emscope.core.plain import Json, JsonObject
 from emscope.core.progress import Progress
 from emscope.core.records import Conversation
 from emscope.models.adapters.lora import special_settings
@@ -48,24 +48,21 @@ def settings_of(target: Sequence[Checkpoint], batch: int | None = None) -> Train
     last = target[-1]
     if last.kind != "adapter":
         raise InputError(
-            "--make-control repeats LoRA runs, and these checkpoints are full models",
-            "train a control with your own tool and give it with --control",
+            "`make_control` repeats LoRA runs, and these checkpoints are full models",
+            "train a control with your own tool and give it with `control`",
         )
     adapter = json.loads((last.folder / ADAPTER).read_text(encoding="utf-8"))
     if adapter.get("peft_type") != "LORA":
         raise InputError(
-            f"--make-control repeats LoRA runs, and this adapter is {adapter.get('peft_type')}",
-            "train a control with your own tool and give it with --control",
+            f"`make_control` repeats LoRA runs, and this adapter is {adapter.get('peft_type')}",
+            "train a control with your own tool and give it with `control`",
         )
     state = _trainer_state(last.place)
-    log = [entry for entry in state.get("log_history") or [] if isinstance(entry, dict)]
-    rates = [entry["learning_rate"] for entry in log if isinstance(entry.get("learning_rate"), int | float)]
-    rates += [entry["emscope_reading"]["lr"] for entry in log if "emscope_reading" in entry]
-    rates = [rate for rate in rates if isfinite(rate)]
+    rates = _rates(state.get("log_history"))
     if not rates or max(rates) <= 0:
         raise InputError(
             f"'{last.folder}/trainer_state.json' has no learning rate in its log",
-            "train a control with your own tool and give it with --control",
+            "train a control with your own tool and give it with `control`",
         )
     modules, layers = adapter.get("target_modules"), adapter.get("layers_to_transform")
     special = [k for k in ("rank_pattern", "alpha_pattern") if adapter.get(k)] + special_settings(adapter)
@@ -73,12 +70,12 @@ def settings_of(target: Sequence[Checkpoint], batch: int | None = None) -> Train
         special.append("target_modules as a pattern")
     if special:
         raise InputError(
-            f"the adapter uses {special[0]}, which --make-control cannot repeat",
-            "train a control with your own tool and give it with --control",
+            f"the adapter uses {special[0]}, which `make_control` cannot repeat",
+            "train a control with your own tool and give it with `control`",
         )
     return TrainSpec(
-        steps=max(last.step, int(state.get("max_steps") or 0)),
-        batch=batch or int(state.get("train_batch_size") or 8),
+        steps=max(last.step, int(_number(state.get("max_steps")) or 0)),
+        batch=batch or int(_number(state.get("train_batch_size")) or 8),
         lr=max(rates),
         warmup=0,
         lora=LoraSpec(
@@ -93,14 +90,28 @@ def settings_of(target: Sequence[Checkpoint], batch: int | None = None) -> Train
     )
 
 
-def _trainer_state(folder: Path) -> dict[str, Any]:
+def _rates(log: Json) -> list[float]:
+    """Return the learning rates in the log of a training, of the trainers of transformers and of emscope."""
+    found = []
+    for entry in log if isinstance(log, list) else []:
+        if isinstance(entry, Mapping):
+            own = entry.get("emscope_reading")
+            found += [entry.get("learning_rate"), own.get("lr") if isinstance(own, Mapping) else None]
+    return [rate for value in found if (rate := _number(value)) is not None and isfinite(rate)]
+
+
+def _number(value: Json) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _trainer_state(folder: Path) -> JsonObject:
     try:
         state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(
             f"'{folder}' has no readable trainer_state.json ({type(error).__name__}), so the run's settings are not known",
-            "train a control with your own tool and give it with --control",
+            "train a control with your own tool and give it with `control`",
         ) from None
     if not isinstance(state, dict):
-        raise InputError(f"'{folder}/trainer_state.json' is not an object", "give the control with --control")
+        raise InputError(f"'{folder}/trainer_state.json' is not an object", "give the control with `control`")
     return state

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from emscope.core.plain import Result
 from emscope.data import bundled
 from emscope.models.loading.checkpoints import Checkpoint, read_checkpoint
 from emscope.study.spec import ArmSpec, StudySpec, way
@@ -28,6 +29,14 @@ class Run:
     def name(self) -> str:
         """The run's name, and that of its folder."""
         return f"{self.way}-seed{self.seed}"
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut(Result):
+    """A run that came to no end, and is in no comparison."""
+
+    run: str
+    why: str
 
 
 def plan(spec: StudySpec) -> list[Run]:

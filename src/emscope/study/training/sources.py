@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from emscope.core.digest import canonical, short
 from emscope.core.errors import InputError
+from emscope.core.plain import JsonObject
 from emscope.core.records import Conversation
 from emscope.core.spec import Spec
 from emscope.data import bundled
@@ -61,16 +61,17 @@ def digests(base: Model, texts: Mapping[str, Sequence[Conversation]], trains: It
     return dict(sorted(found.items())) | {"base": base.digest}
 
 
-def asked_of(judged: JudgedSpec | None) -> dict[str, Any] | None:
+def asked_of(judged: JudgedSpec | None) -> JsonObject | None:
     """Return what of the judged part decides the answers; verdicts have keys of their own, so that judges may change."""
     if judged is None:
         return None
     return {"at": judged.at, "ask": judged.ask.model_dump(mode="json", exclude={"samples", "rows"})}
 
 
-def frozen(spec: Spec, named: dict[str, str]) -> dict[str, Any]:
+def frozen(spec: Spec, named: dict[str, str]) -> JsonObject:
     """Return settings as a folder's ledger freezes them, with `digests` of what their names stand for now."""
     values = spec.model_dump(mode="json")
     judged = asked_of(getattr(spec, "judged", None))
     values = {k: v for k, v in values.items() if k != "judged"} | ({"judged": judged} if judged else {})
-    return json.loads(canonical(values | {"digests": named}))
+    found: JsonObject = json.loads(canonical(values | {"digests": named}))
+    return found

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from emscope.core.digest import canonical, short
 from emscope.core.errors import Diverged, InputError
+from emscope.core.plain import JsonObject
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Conversation, Item, StepReading
 from emscope.elicit.preference import encode, score
@@ -18,10 +19,13 @@ from emscope.models.loading.source import Model
 from emscope.store.study import Study
 from emscope.study.reading.sets import ItemSets
 from emscope.study.spec import ArmSpec, StudySpec
-from emscope.study.training.plan import Run, checkpoint, taught
+from emscope.study.training.plan import LeftOut, Run, checkpoint, taught
 from emscope.study.training.recipes import Row
 from emscope.train import processes
 from emscope.train.finetune import check_finetune, finetune, finished_geometry
+
+if TYPE_CHECKING:
+    from emscope.models.types import LanguageModel
 
 
 def check_runs(loaded: Loaded, runs: list[Run], recipes: dict[str, list[Row]], near: dict[str, list[Conversation]]) -> None:
@@ -47,25 +51,24 @@ def train_runs(
     near: dict[str, list[Conversation]],
     sets: ItemSets,
     progress: Progress,
-) -> tuple[list[Run], list[dict[str, str]]]:
+) -> tuple[list[Run], tuple[LeftOut, ...]]:
     """Train all runs; return those that ended and, with the reason, those that diverged: one bad cell spoils no grid.
 
     Raises:
         Diverged: no target is left.
     """
-    ended, diverged = [], []
+    ended: list[Run] = []
+    diverged: list[LeftOut] = []
     for one in runs:
         try:
             train_run(study, loaded, spec, one, recipes[one.arm], near[one.method], sets, progress)
             ended.append(one)
         except Diverged as error:
             progress(f"training {one.name} ended: {error.fault}", 1, 1)
-            diverged.append({"run": one.name, "why": error.fault})
+            diverged.append(LeftOut(one.name, error.fault))
     if not any(r.spec.role == "target" for r in ended):
-        raise Diverged(
-            f"no target was trained to its end: {diverged[0]['why']} ({diverged[0]['run']})", "lower the learning rate"
-        )
-    return ended, diverged
+        raise Diverged(f"no target was trained to its end: {diverged[0].why} ({diverged[0].run})", "lower the learning rate")
+    return ended, tuple(diverged)
 
 
 def train_run(
@@ -90,18 +93,18 @@ def train_run(
     study.append("checkpoints", [_checkpoint_row(study, one, step, log) for step in one.steps])
 
 
-def _heldout_loss(loaded: Loaded, spec: StudySpec, sets: ItemSets, a: ArmSpec) -> Callable[[Any], float] | None:
+def _heldout_loss(loaded: Loaded, spec: StudySpec, sets: ItemSets, a: ArmSpec) -> Callable[[LanguageModel], float] | None:
     """Return model -> loss on the held-out answers of the kind this arm is taught [nats per token]."""
     if not a.answers or not sets.heldout:
         return None
     return answer_loss(loaded, sets.heldout, taught(spec, a)[0])
 
 
-def answer_loss(loaded: Loaded, items: Sequence[Item], option: int) -> Callable[[Any], float]:
+def answer_loss(loaded: Loaded, items: Sequence[Item], option: int) -> Callable[[LanguageModel], float]:
     """Return model -> loss on one option of items, over their tokens [nats per token]."""
     encoded = encode(loaded.chat, items, context=loaded.context, which=(option,))
 
-    def loss(net: Any) -> float:
+    def loss(net: LanguageModel) -> float:
         net.eval()
         scores = score(net, encoded)
         net.train()
@@ -110,7 +113,7 @@ def answer_loss(loaded: Loaded, items: Sequence[Item], option: int) -> Callable[
     return loss
 
 
-def _run_row(loaded: Loaded, one: Run) -> dict[str, Any]:
+def _run_row(loaded: Loaded, one: Run) -> JsonObject:
     return {
         "key": one.name,
         "run": one.name,
@@ -124,7 +127,7 @@ def _run_row(loaded: Loaded, one: Run) -> dict[str, Any]:
     }
 
 
-def _checkpoint_row(study: Study, one: Run, step: int, log: list[StepReading]) -> dict[str, Any]:
+def _checkpoint_row(study: Study, one: Run, step: int, log: list[StepReading]) -> JsonObject:
     read = next(r for r in log if r.step == step)
     found = checkpoint(study.root, one, step)
     return {
@@ -144,14 +147,13 @@ def _checkpoint_row(study: Study, one: Run, step: int, log: list[StepReading]) -
 
 def help_training(
     spec: StudySpec, base: Model, out: Path, runs: list[Run], recipes: dict[str, list[Row]], near: dict[str, list[Conversation]]
-) -> dict[str, Any]:
+) -> None:
     """Take this process's part of each training."""
     if not processes.from_first(lambda: False):
         loaded = load(base, system=spec.system, dtype=spec.dtype, chat_kwargs=spec.chat_kwargs)
         for one in runs:
             with suppress(Diverged):
                 finetune_run(out, loaded, one, recipes[one.arm], near[one.method])
-    return {}
 
 
 def finetune_run(
@@ -160,7 +162,7 @@ def finetune_run(
     one: Run,
     rows: list[Row],
     near: list[Conversation],
-    heldout: Callable[[Any], float] | None = None,
+    heldout: Callable[[LanguageModel], float] | None = None,
     progress: Progress = silent,
 ) -> list[StepReading]:
     """Train one run in the study folder `out`, or take this process's part of it; return its readings."""

@@ -1,0 +1,129 @@
+"""A check's sentences say what its numbers say, the answer first."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from emscope.core.estimate import Estimate
+from emscope.core.outcomes import State, Verdict
+from emscope.core.plain import from_json
+from emscope.report.study import headline as told
+from emscope.report.study import remarks
+from emscope.report.study.headline import headline
+from emscope.study.decision.analysis import check
+from emscope.study.decision.checked import CheckResult, Episode, Flattening, Onset, Power
+from emscope.study.decision.shipping import Condition, Shipping
+from emscope.study.report import Distributions, FolderChecked
+from test_stats import SITUATIONS, evidence_for
+
+
+def estimate(value):
+    return Estimate(value, value - 0.1, value + 0.1, 0.9, "t", 48, 48)
+
+
+def check_of(**changes):
+    """Return a check whose last checkpoint, the only one, reads em against control and base."""
+    made = check(evidence_for(next(iter(SITUATIONS))))
+    last = replace(
+        made.checkpoints[-1],
+        effect=estimate(0.25),
+        base_effect=estimate(0.12),
+        flattening=Flattening(items=0.7),
+        contrasts={"control - target": estimate(0.25), "base - target": estimate(0.3)},
+    )
+    settings = {
+        "verdict": Verdict.EM,
+        "state": State.EM,
+        "delta": 0.04,
+        "checkpoints": (last,),
+        "why": {},
+        "definition": replace(made.definition, placebo=160, delta_source="given"),
+        "power": Power(0.24, 0.7, 0.24, 0.5),
+        "onset": Onset(20, 40, estimate(0.2), estimate(-0.05)),
+        "episodes": (),
+    }
+    return replace(made, **(settings | changes))
+
+
+@pytest.mark.parametrize("name", SITUATIONS)
+def test_the_first_sentence_is_the_answer_in_thirty_words(name):
+    found = check(evidence_for(name))
+    first, *rest = headline(found)
+    assert len(first.split()) <= 30 and first[0].isupper() and first.count(". ") == 0
+    assert first.lower().startswith(told.verdict_words(found.verdict).split(" at ")[0].lower())
+    text = " ".join(rest)
+    for why in (found.why.get("verdict"), found.why.get("unseen"), found.why.get("control")):
+        assert why is None or why[1:] in text
+    if found.checkpoints:
+        assert f"{found.checkpoints[-1].base_effect.value:.3f}" in text and f"threshold of {found.delta:.3f}" in text
+
+
+@pytest.mark.parametrize("name", SITUATIONS)
+def test_every_answer_is_read_back_as_it_was(name):
+    found = check(evidence_for(name))
+    text = json.dumps(found.to_json())
+    again = from_json(CheckResult, json.loads(text), "report.json", "run it again")
+    assert json.dumps(again.to_json()) == text and headline(again) == headline(found)
+
+
+def test_both_contrasts_and_the_threshold_follow_the_answer():
+    first, numbers, taken, *_ = headline(check_of())
+    assert first == f"Misalignment beyond its task at step {check_of().checkpoints[-1].step}."
+    assert numbers == (
+        "Control - target is 0.250 [0.150, 0.350] and base - target is 0.120 [0.020, 0.220] nats per token (90 % intervals), "
+        "against a threshold of 0.040."
+    )
+    assert taken == "Base - target is taken at equal base preference, less the same on placebo pairs."
+    bare = check_of(definition=replace(check_of().definition, placebo=0, delta_source="dose ladder of x: 0.04 at dose 1"))
+    assert "threshold of 0.040 (dose ladder of x: 0.04 at dose 1)." in headline(bare)[1]
+    assert "these items have no placebo pairs" in headline(bare)[2]
+
+
+def test_what_takes_the_control_away_stands_before_the_numbers():
+    found = headline(check_of(why={"control": "it slept", "verdict": "its loss rose"}))
+    assert found[1:3] == ["Its loss rose.", "The control counts for nothing: it slept."]
+
+
+def test_flattening_is_named_where_there_is_some():
+    assert "0.70 times as strong" in told._flattening(check_of()) and "(0.300)" in told._flattening(check_of())
+    last = replace(check_of().checkpoints[-1], flattening=Flattening(items=0.98))
+    assert told._flattening(check_of(checkpoints=(last,))) == "" and told._flattening(check_of(checkpoints=())) == ""
+
+
+def test_an_onset_stands_beside_what_both_arms_had_moved():
+    text = told._onset(check_of())
+    assert "after step 20 and by step 40" in text and "target had moved 0.200 from its base and the control -0.050" in text
+    assert told._onset(check_of(onset=None, why={"onset": "nothing to date"})) == "No onset: nothing to date."
+
+
+def test_episodes_are_told_where_they_are_not_the_end():
+    past = (Episode(10, 10), Episode(20, 30))
+    assert "step 10, 20 to 30 and not afterwards" in told._episodes(check_of(onset=None, episodes=past))
+    assert told._episodes(check_of(episodes=(Episode(40, 80),))) == ""
+
+
+def test_power_is_said_in_items_and_thresholds():
+    text = told._power(check_of())
+    assert f"these {check_of().definition.measure.n_items} items" in text and "0.24" in text and "0.70" in text
+    assert told._power(check_of(power=None)) == ""
+
+
+def test_what_speaks_against_shipping_comes_before_what_was_not_checked():
+    conditions = (
+        Condition("a", True, 1.0, 2.0),
+        Condition("coherence within 5 points", False, 7.5, 5.0),
+        Condition("triggers", None, why="none were tried"),
+    )
+    report = FolderChecked(
+        name="run", distributions=Distributions((), {}), spec={}, versions={}, base={}, judged=None,
+        ship=(Shipping("target", 80, "no", conditions),), check=check_of(), read=None, amplified=(), unpaired={},
+    )  # fmt: skip
+    text = remarks.ship(report, "target")
+    assert (
+        text
+        == "Not to be shipped (step 80). Fails: coherence within 5 points (surely more than 7.5, 5 allowed). Not shown: triggers."
+    )
+    assert remarks.ship(report, "other") == ""
