@@ -22,13 +22,14 @@ from emscope.data import bundled
 from emscope.models.loading.chat import ChatFormat
 from emscope.report.answers.tokens import bracketed, visible
 from emscope.train.audit import audit, of_training, pieces
-from emscope.train.audit_result import CONVERSATIONS, Check, Encoded
+from emscope.train.audit_result import CONVERSATIONS, Check, Encoded, Token
 from emscope.train.audit_rows import from_file
 from emscope.train.batches import encode
 from emscope.train.finetune import finetune
 from emscope.train.spec import LoraSpec, PlanSpec, TrainSpec
 from test_chat_formats import FAMILIES, SPECIAL, TALK, TOKENS, real_tokenizer, rendered, talk, trl_templates, with_template
 
+pytestmark = pytest.mark.models
 GENERATION = CHATML.replace(
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}",
     "{{ '<|im_start|>' + message['role'] + '\n' }}{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}"
@@ -295,7 +296,7 @@ def test_any_text_is_clean_and_its_pieces_make_it_whole(question, answer):
     found = own(CHAT, [("user", question), ("assistant", answer)] * 2)
     assert found.warnings == ()
     assert "".join(t.text for t in found.shown[0].tokens if t.learned) == f"{answer}{END}" * 2
-    assert bracketed(found.shown[0].to_json()["tokens"]).isprintable()
+    assert bracketed(found.shown[0].tokens).isprintable()
 
 
 def test_pieces_of_a_tokenizer_that_begins_texts_with_a_space():
@@ -450,6 +451,6 @@ def test_a_training_writes_its_tokens_and_warns(loaded, tmp_path):
 
 
 def test_long_texts_lose_only_their_middle():
-    tokens = [{"text": "a" * 1000, "learned": False}, {"text": "b\n\x07", "learned": True}]
+    tokens = [Token("a" * 1000, False), Token("b\n\x07", True)]
     assert bracketed(tokens) == "a" * 400 + " ... 400 characters ... " + "a" * 200 + "[[b\\n\\x07]]"
     assert visible("tab\tand é 🧑") == "tab\\tand é 🧑"

@@ -102,9 +102,9 @@ def _audit(file: Path, model: str, system: str, chat_kwargs: Mapping[str, object
     found = Model(model, folder, "") if folder.is_dir() else locate(model)
     chat = chat_of(found, system, chat_kwargs or {})
     kind, examples = from_file(file, chat)
-    result = audit(examples, chat, kind=kind, context=context_in(found.folder), show=show).to_json()
+    result = audit(examples, chat, kind=kind, context=context_in(found.folder), show=show)
     if as_json:
-        print_json(result)
+        print_json(result.to_json())
     else:
         print_audit(result)
 
