@@ -45,6 +45,16 @@ def test_cli_md_is_what_the_program_says():
     assert read(DOCS / "cli.md") == maker().document(), "run `make docs`"
 
 
+@pytest.mark.parametrize("path", sorted([*DOCS.glob("*.md"), *DOCS.glob("decisions/*.md"), *ROOT.glob("*.md")]), ids=lambda p: p.name)
+def test_prose_stands_in_lines_of_at_most_130_columns(path):
+    """Tables and code are as wide as they must be."""
+    if path.name == "cli.md":
+        return  # made by the program
+    text = re.sub(r"^```.*?^```", "", read(path), flags=re.M | re.S)
+    long = [line for line in text.splitlines() if len(line) > 130 and not re.match(r"\s*(\||!?\[|>|\*\*?\[)", line)]
+    assert not long, long[0]
+
+
 def test_every_command_is_documented():
     text = read(DOCS / "tutorial.md") + read(ROOT / "README.md") + read(DOCS / "cli.md")
     for name, _ in maker().commands():
