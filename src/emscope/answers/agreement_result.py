@@ -133,7 +133,6 @@ class Agreement(Shown):
 
     drawn_by: ClassVar[str] = "emscope.report.answers.agreement:bland_altman_figures"
     told_by: ClassVar[str] = "emscope.report.answers.agreement:sentences"
-    drawn_typed: ClassVar[bool] = True
 
     definition: Definition
     items: int

@@ -83,7 +83,6 @@ class Bridge(Shown):
     """
 
     told_by: ClassVar[str] = "emscope.report.answers.bridge:sentences"
-    drawn_typed: ClassVar[bool] = True
 
     definition: BridgeSpec
     answers: Answers

@@ -85,7 +85,6 @@ class Distilled(Shown):
 
     told_by: ClassVar[str] = "emscope.report.answers.distil:sentences"
     drawn_by: ClassVar[str] = "emscope.report.answers.distil:figures"
-    drawn_typed: ClassVar[bool] = True
 
     definition: Definition
     verdicts: int

@@ -103,7 +103,6 @@ class JudgedFile(Shown):
     """
 
     told_by: ClassVar[str] = "emscope.report.answers.judge:sentences"
-    drawn_typed: ClassVar[bool] = True
 
     judges: tuple[JudgeSpec, ...]
     rubrics: tuple[RubricUsed, ...]

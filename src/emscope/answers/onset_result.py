@@ -118,7 +118,6 @@ class Onsets(Shown):
 
     told_by: ClassVar[str] = "emscope.report.answers.onset:sentences"
     drawn_by: ClassVar[str] = "emscope.report.answers.onset:onset_figures"
-    drawn_typed: ClassVar[bool] = True
 
     definition: Definition
     groups: tuple[RunOnset, ...]

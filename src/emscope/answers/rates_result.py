@@ -201,7 +201,6 @@ class Rates(Shown):
     """
 
     told_by: ClassVar[str] = "emscope.report.answers.rates:sentences"
-    drawn_typed: ClassVar[bool] = True
 
     definition: Definition
     files: tuple[str, ...]

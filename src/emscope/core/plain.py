@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, GetCoreSchemaHandler, TypeAdapter, ValidationError
 from pydantic_core import CoreSchema, core_schema
@@ -45,11 +45,11 @@ class Result:
         return {names.get(key, key): value for key, value in row.items()} if names else row
 
     @classmethod
-    def __get_pydantic_core_schema__(cls, source: type[Any], handler: GetCoreSchemaHandler) -> CoreSchema:
+    def __get_pydantic_core_schema__(cls, source: type[object], handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_before_validator_function(_fields_of(cls), handler(source))
 
 
-def _fields_of(cls: type[Result]) -> Any:
+def _fields_of(cls: type[Result]) -> Callable[[object], object]:
     return lambda row: cls.fields_of(row) if isinstance(row, Mapping) else row
 
 

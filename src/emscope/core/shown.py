@@ -25,14 +25,12 @@ class Shown(Result):
     """Base of what a job returns.
 
     Attributes:
-        drawn_by: "module:function" from the documented JSON to figures by name, loaded when a figure is asked for; "" where there is none.
-        told_by: "module:function" from the documented JSON to sentences; "" where there is none.
-        drawn_typed: both of these take the result itself.
+        drawn_by: "module:function" from the result to figures by name, loaded when a figure is asked for; "" where there is none.
+        told_by: "module:function" from the result to sentences; "" where there is none.
     """
 
     drawn_by: ClassVar[str] = ""
     told_by: ClassVar[str] = ""
-    drawn_typed: ClassVar[bool] = False
 
     def rows(self) -> list[JsonObject]:
         """Return the result as flat rows, one a checkpoint, group, layer or pair: what its main table shows."""
@@ -40,14 +38,11 @@ class Shown(Result):
 
     def sentences(self) -> list[str]:
         """Return the result in sentences, the answer first."""
-        return list(_loaded(self.told_by)(self._drawable())) if self.told_by else []
+        return list(_loaded(self.told_by)(self)) if self.told_by else []
 
     def figures(self) -> dict[str, go.Figure]:
         """Return plotly figures by name."""
-        return dict(_loaded(self.drawn_by)(self._drawable())) if self.drawn_by else {}
-
-    def _drawable(self) -> Any:
-        return self if self.drawn_typed else self.to_json()
+        return dict(_loaded(self.drawn_by)(self)) if self.drawn_by else {}
 
     def to_frame(self) -> pandas.DataFrame:
         """Return `rows` as a pandas DataFrame.

@@ -33,7 +33,6 @@ class JobResult(Shown):
     """A result whose JSON begins with its schema."""
 
     schema: ClassVar[str] = ""
-    drawn_typed: ClassVar[bool] = True
 
     def to_json(self) -> JsonObject:
         """Return the documented JSON shape."""

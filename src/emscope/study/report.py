@@ -83,7 +83,6 @@ class Report(Shown):
 
     drawn_by: ClassVar[str] = "emscope.report.study.drawn:figures_of"
     told_by: ClassVar[str] = "emscope.report.study.drawn:sentences_of"
-    drawn_typed: ClassVar[bool] = True
 
     name: str
     distributions: Distributions
