@@ -9,6 +9,9 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from emscope.core.errors import EmscopeError, InputError
+
+PANIC = "PanicException"  # what libraries written in Rust raise, outside of Exception
 DEEPEST, MOST_VALUES = 200, 2_000_000
 
 
@@ -17,13 +20,41 @@ class TooMuch(Exception):
 
 
 @contextmanager
+def strangers(what: str, remedy: str) -> Iterator[None]:
+    """Turn whatever a library raises over a stranger's file into one sentence; deliberate errors pass.
+
+    Args:
+        what: of the sentence, such as "'x' cannot be loaded"; the reason follows in brackets. remedy: what to do.
+
+    Raises:
+        InputError: with the first line of what was raised, and its class where it says nothing.
+    """
+    try:
+        yield
+    except EmscopeError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != PANIC:
+            raise
+        raise InputError(f"{what} ({reason(error)})", remedy) from None
+
+
+def reason(error: BaseException) -> str:
+    """Return the first line that an error says, behind its class where that is no plain fault of a value."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = (lines[1] if len(lines) > 1 and lines[0].endswith(":") else lines[0])[:200] if lines else ""
+    plain = isinstance(error, ValueError | OSError | TooMuch | RuntimeError) and not isinstance(error, RecursionError)
+    return said if said and plain else ": ".join(one for one in (type(error).__name__, said) if one)
+
+
+@contextmanager
 def bounded(seconds: float, more_bytes: int | None = None) -> Iterator[None]:
-    """End a block that takes too long, or more memory than it may.
+    """End a block that computes too long, or takes more memory than it may.
 
     It works in the main thread of a POSIX system, on what Python runs and on its regular expressions; elsewhere the block runs as it is.
 
     Args:
-        seconds: by the clock. more_bytes: address space beyond what the process has; None for no limit.
+        seconds: of processor time, so that a busy machine refuses nothing. more_bytes: address space beyond what the process has; None for no limit.
 
     Raises:
         TooMuch: with what was too much.
@@ -35,16 +66,16 @@ def bounded(seconds: float, more_bytes: int | None = None) -> Iterator[None]:
     def ring(*_: object) -> None:
         raise TooMuch(f"it takes more than {seconds:g} seconds")
 
-    before = signal.signal(signal.SIGALRM, ring)
-    earlier, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = signal.signal(signal.SIGVTALRM, ring)
+    earlier, _ = signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
     try:
         with _memory(more_bytes) if more_bytes else nullcontext():
             yield
     except MemoryError:
         raise TooMuch("it takes too much memory") from None
     finally:
-        signal.setitimer(signal.ITIMER_REAL, earlier)  # what was set before rings late rather than never
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_VIRTUAL, earlier)  # what was set before rings late rather than never
+        signal.signal(signal.SIGVTALRM, before)
 
 
 @contextmanager

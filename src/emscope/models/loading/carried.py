@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from emscope.core.errors import InputError
+from emscope.core.limits import strangers
 from emscope.models.loading.chat import NONE, ChatFormat
 from emscope.models.loading.checkpoints import Checkpoint
 from emscope.models.loading.source import Model
@@ -76,14 +77,10 @@ def tokenizer_in(folder: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-    except (ValueError, OSError, KeyError, TypeError) as error:
-        raise InputError(
-            f"'{folder}' has no usable tokenizer ({str(error).splitlines()[0]})",
-            "put the base model's tokenizer files into it",
-        ) from None
-    return _padded(tokenizer)
+    with strangers(f"'{folder}' has no usable tokenizer", "put the base model's tokenizer files into it"):
+        tokenizer = _padded(AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True))
+        tokenizer("a")
+    return tokenizer
 
 
 def _padded(tokenizer: Any) -> Any:
@@ -118,7 +115,9 @@ def read_carried(folder: Path) -> Carried | None:
         }
     if (folder / TEMPLATE_FILE).is_file():
         template = (folder / TEMPLATE_FILE).read_text(encoding="utf-8", errors="replace")
-    if not template:
+    if isinstance(template, dict):
+        template = {str(name): text for name, text in template.items() if isinstance(text, str)}
+    if not template or not isinstance(template, str | dict):
         return None
     tokens = ((name, _token(settings.get(name))) for name in NAMED_TOKENS)
     return Carried(folder, template, tuple((name, token) for name, token in tokens if token))
@@ -148,6 +147,6 @@ def _token(value: Any) -> str:
 def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

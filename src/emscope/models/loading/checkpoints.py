@@ -24,8 +24,8 @@ from emscope.models.loading.tensors import not_a_number, not_finite, tensor_shap
 
 ADAPTER, WEIGHTS, DIRECTION = "adapter_config.json", "adapter_model.safetensors", "direction.safetensors"
 WRAPPED = r"^(?:(?:module|_orig_mod|_forward_module)\.)+|(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
-USUAL = re.compile(r"(?:checkpoint|step|global_step)[-_](\d+)")
-OTHERS = re.compile(r"(checkpoint|ckpt|global_step|step|iteration|iter|epoch)[-_]?(\d+)")
+USUAL = re.compile(r"(?:checkpoint|step|global_step)[-_](\d{1,15})")
+OTHERS = re.compile(r"(checkpoint|ckpt|global_step|step|iteration|iter|epoch)[-_]?(\d{1,15})")
 STATE = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "training_args.bin")  # what a trainer keeps for itself
 
 
@@ -344,10 +344,13 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
     """
     try:
         settings = json.loads((folder / ADAPTER).read_text(encoding="utf-8"), parse_constant=_no_json)
-    except ValueError as error:
+        canonical(settings)  # a number beyond all numbers is none
+    except (ValueError, RecursionError) as error:
         raise InputError(f"'{folder / ADAPTER}' is not JSON ({error})", "copy it again from the training run") from None
-    if not isinstance(settings, dict) or "peft_type" not in settings:
+    if not isinstance(settings, dict) or not isinstance(settings.get("peft_type"), str):
         raise InputError(f"'{folder / ADAPTER}' names no peft_type", "give an adapter that PEFT wrote")
+    if not isinstance(settings.get("base_model_name_or_path"), str | None):
+        raise InputError(f"'{folder / ADAPTER}' names its base by something that is no text", "give an adapter that PEFT wrote")
     return settings
 
 
@@ -386,6 +389,7 @@ def _may_be_one(folder: Path) -> bool:
 
 def _trained_steps(folder: Path) -> int | None:
     try:
-        return int(json.loads((folder / "trainer_state.json").read_text())["global_step"])
-    except (OSError, ValueError, KeyError, TypeError):
+        step = json.loads((folder / "trainer_state.json").read_text())["global_step"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+    return step if isinstance(step, int) and 0 < step < 10**15 else None

@@ -17,9 +17,12 @@ from filelock import FileLock
 
 from emscope.core.digest import file_digest
 from emscope.core.errors import InputError
+from emscope.core.limits import bounded, strangers
 from emscope.models.loading.quiet import no_gguf_bar, quiet
 
 DONE = "emscope-converted.json"
+REMEDY = "use the model's Hugging Face folder"
+SECONDS = 15.0  # of processor time to read a header; one of a million tokens takes two
 
 
 def converted(file: Path, cache: Path) -> Path:
@@ -48,7 +51,8 @@ def convert(file: Path, target: Path, *, dtype: str = "float32", check: Callable
     Raises:
         InputError: where the architecture or the pre-tokenizer is unknown.
     """
-    pre = pre_tokenizer_name(file)
+    with strangers(f"{file.name} is damaged", REMEDY), bounded(SECONDS):
+        pre, tensors = pre_tokenizer_name(file), tensor_count(file)
     if pre not in PRE_TOKENIZERS:
         raise InputError(
             f"{file.name} names the pre-tokenizer '{pre}', which emscope cannot rebuild (known: {', '.join(sorted(PRE_TOKENIZERS))})",
@@ -57,11 +61,12 @@ def convert(file: Path, target: Path, *, dtype: str = "float32", check: Callable
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
     try:
-        tokenizer = _tokenizer(file, pre)
-        if check:
-            check(tokenizer)
-        tokenizer.save_pretrained(str(work))
-        _write_weights(file, work, dtype)
+        with strangers(f"{file.name} cannot be converted", REMEDY):
+            tokenizer = _tokenizer(file, pre)
+            if check:
+                check(tokenizer)
+            tokenizer.save_pretrained(str(work))
+            _write_weights(file, work, dtype, tensors)
         (work / DONE).write_text(json.dumps({"source": file.name, "sha256": file_digest(file), "pre": pre}) + "\n")
         if target.exists():
             shutil.rmtree(target)
@@ -78,19 +83,26 @@ def pre_tokenizer_name(file: Path) -> str:
     return str(field.contents()) if field is not None else "default"
 
 
-def _write_weights(file: Path, folder: Path, dtype: str) -> None:
+def tensor_count(file: Path) -> int:
+    """Return how many tensors a GGUF file holds."""
+    from gguf import GGUFReader
+
+    return len(GGUFReader(str(file)).tensors)
+
+
+def _write_weights(file: Path, folder: Path, dtype: str, tensors: int) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from emscope.models.sizing.plausible import refuse_implausible
+
     quiet()
-    try:
-        with no_gguf_bar():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                str(file.parent), gguf_file=file.name, dtype=getattr(torch, dtype)
-            )
-    except ValueError as error:
-        raise InputError(f"{file.name} cannot be converted ({error})", "use the model's Hugging Face folder") from None
     config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
+    refuse_implausible(config, tensors, file.stat().st_size, str(file))
+    with no_gguf_bar():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(file.parent), gguf_file=file.name, dtype=getattr(torch, dtype)
+        )
     # The model loaded from GGUF refuses save_pretrained, so its tensors move into an ordinary empty one.
     with torch.device("meta"):
         plain: Any = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))

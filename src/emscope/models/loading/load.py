@@ -8,7 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from emscope.core.errors import InputError, MissingDependency
+from emscope.core.errors import EmscopeError, InputError, MissingDependency
+from emscope.core.limits import reason, strangers
 from emscope.models.loading.carried import chat_of
 from emscope.models.loading.chat import ChatFormat
 from emscope.models.loading.checkpoints import WRAPPED, Checkpoint
@@ -20,8 +21,6 @@ QUANTISED = "nf4"
 AUTO = "auto"
 DTYPES = (AUTO, "float32", "bfloat16", "float16", QUANTISED)
 HALVES = ("bfloat16", "float16")
-FAULTS = (ValueError, OSError, KeyError, RuntimeError)
-QUANTISER_FAULTS = (ImportError, AttributeError, TypeError, AssertionError)  # of packages that read few bits
 
 
 @dataclass(slots=True)
@@ -99,26 +98,25 @@ def load_net(folder: Any, *, dtype: str = "float32", device: str = "cpu") -> Any
     import torch
     from safetensors import SafetensorError
 
+    from emscope.models.sizing.plausible import refuse_implausible_folder
+
     refuse_unreadable(Path(folder))
+    refuse_implausible_folder(Path(folder))
     kept = method_of(Path(folder)) is not None
     try:
         # Some kinds of few bits cannot be moved once they are loaded.
         net = _from_files(folder, dtype=getattr(torch, dtype), **({"device_map": {"": device}} if kept else {}))
     except SafetensorError as error:
         raise InputError(f"the weights in '{folder}' are damaged ({error})", "copy or train them again") from None
-    except (*FAULTS, *QUANTISER_FAULTS) as error:
+    except EmscopeError:
+        raise
+    except Exception as error:  # configurations of wrong kinds raise what they like
         if kept:
-            raise unloadable(Path(folder), _first_line(error)) from None
-        if not isinstance(error, FAULTS):
-            raise
+            raise unloadable(Path(folder), reason(error)) from None
         raise InputError(
-            f"'{folder}' cannot be loaded as a causal language model ({_first_line(error)})", "give a complete model folder"
+            f"'{folder}' cannot be loaded as a causal language model ({reason(error)})", "give a complete model folder"
         ) from None
     return _unpacked(net) if kept else net.to(device)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _from_files(folder: Any, **settings: Any) -> Any:
@@ -180,10 +178,10 @@ def load_quantised(folder: Any, device: str) -> Any:
     settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
     try:
         net = _from_files(folder, quantization_config=settings, device_map={"": device}, dtype=compute)
-    except FAULTS as error:
-        raise InputError(
-            f"'{folder}' cannot be loaded in 4 bits ({_first_line(error)})", "load it as bfloat16 or float32"
-        ) from None
+    except EmscopeError:
+        raise
+    except Exception as error:
+        raise InputError(f"'{folder}' cannot be loaded in 4 bits ({reason(error)})", "load it as bfloat16 or float32") from None
     return _unpacked(net)
 
 
@@ -200,10 +198,31 @@ def pick_device(device: str) -> str:
     import torch
 
     if device != "auto":
+        _refuse_absent(device)
         return device
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _refuse_absent(device: str) -> None:
+    """Refuse a device that torch does not know or this machine does not have.
+
+    Raises:
+        InputError: with what there is.
+    """
+    import torch
+
+    try:
+        kind, number = torch.device(device).type, torch.device(device).index or 0
+    except (RuntimeError, ValueError, TypeError):
+        kind, number = "", 0
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if hasattr(torch, "xpu"):
+        counts["xpu"] = torch.xpu.device_count()
+    if number >= counts.get(kind, 0):
+        here = [f"{name}:{n}" if count > 1 else name for name, count in counts.items() for n in range(count)]
+        raise InputError(f"there is no device '{device}' here", f"use auto, or one of {', '.join(here)}")
 
 
 def pick_dtype(dtype: str, model: Model, device: str = "auto") -> str:
@@ -217,8 +236,10 @@ def pick_dtype(dtype: str, model: Model, device: str = "auto") -> str:
         return str(model.held[0].dtype).removeprefix("torch.")
     if dtype != AUTO:
         return dtype
-    settings, _ = PretrainedConfig.get_config_dict(str(model.folder))
-    settings = settings.get("text_config") or settings
+    with strangers(f"'{model.folder}/config.json' is no configuration", "mend it, or copy the model again"):
+        settings, _ = PretrainedConfig.get_config_dict(str(model.folder))
+    text = settings.get("text_config")
+    settings = text if isinstance(text, dict) and text else settings
     stored = str(settings.get("dtype") or settings.get("torch_dtype")).removeprefix("torch.")
     return stored if stored in HALVES and is_quick(stored, pick_device(device)) else "float32"
 

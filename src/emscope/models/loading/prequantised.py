@@ -130,6 +130,6 @@ def _is_installed(module: str) -> bool:
 def _config(folder: Path) -> dict[str, Any]:
     try:
         read = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return read if isinstance(read, dict) else {}

@@ -50,7 +50,7 @@ def weight_map(folder: Path) -> dict[str, str] | None:
         return None
     try:
         read = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"'{path}' cannot be read ({error})", "copy it again from where it was saved") from None
     named = read.get("weight_map") if isinstance(read, dict) else None
     if not isinstance(named, dict) or not named or not all(isinstance(name, str) for name in named.values()):

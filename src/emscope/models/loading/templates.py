@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any, Protocol
 
 from emscope.core.errors import InputError
+from emscope.core.limits import bounded
 
 Turn = tuple[str, str]  # role, text
 USER, ANSWER = "emscopeusermark", "emscopeanswermark"
@@ -33,6 +34,7 @@ RESERVED = {
 }
 RESERVED |= {"tokenize", "sanitize_control_tokens", "padding", "truncation", "max_length", "return_tensors", "return_dict"}
 RESERVED |= {"return_assistant_tokens_mask", "tokenizer_kwargs"}
+SECONDS, BYTES, LONGEST = 5.0, 2**29, 2**22  # that one rendering may take, and the characters that it may add to its turns
 WORDS = {"True": True, "False": False, "None": None}
 MEND = "mend chat_template.jinja (or tokenizer_config.json) in the model's folder"
 
@@ -74,11 +76,15 @@ class Jinja:
         messages = [{"role": r, "content": [{"type": "text", "text": t}] if self.parts else t} for r, t in turns]
         template = _clock() + self.text if CLOCK in self.text else self.text
         try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    messages, chat_template=template, tokenize=False, add_generation_prompt=prompt, **self.arguments
+            with bounded(SECONDS, BYTES):
+                text = str(
+                    self.tokenizer.apply_chat_template(
+                        messages, chat_template=template, tokenize=False, add_generation_prompt=prompt, **self.arguments
+                    )
                 )
-            )
+            if len(text) > LONGEST + 20 * sum(len(t) for _, t in turns):
+                raise ValueError(f"it makes {len(text)} characters of them")
+            return text
         except TemplateSyntaxError as error:
             raise InputError(
                 f"this model's chat template is no valid Jinja (line {error.lineno}: {error.message})", MEND

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from emscope.core.errors import InputError
+from emscope.core.limits import strangers
+
+AGAIN = "copy or train it again"
 
 
 def check_tensors(path: Path) -> list[str]:
@@ -15,13 +17,10 @@ def check_tensors(path: Path) -> list[str]:
     Raises:
         InputError: where the file is damaged.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            return list(file.keys())
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"'{path}' is damaged ({error})", "copy or train it again") from None
+    with strangers(f"'{path}' is damaged", AGAIN), safe_open(str(path), framework="pt") as file:
+        return list(file.keys())
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -33,7 +32,7 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     from safetensors import safe_open
 
     names = check_tensors(path)
-    with safe_open(str(path), framework="pt") as file:
+    with strangers(f"'{path}' is damaged", AGAIN), safe_open(str(path), framework="pt") as file:
         return {name: tuple(file.get_slice(name).get_shape()) for name in names}
 
 
@@ -55,8 +54,9 @@ def _extremes(path: Path) -> Iterator[tuple[str, Any, Any]]:
     from safetensors import safe_open
 
     names = check_tensors(path)
-    with safe_open(str(path), framework="pt") as file:
+    with strangers(f"'{path}' is damaged", AGAIN), safe_open(str(path), framework="pt") as file:
         for name in names:
             tensor = file.get_tensor(name)
+            tensor = tensor.abs() if tensor.is_complex() else tensor
             if tensor.is_floating_point() and tensor.numel():
                 yield name, *(tensor if tensor.dtype.itemsize > 1 else tensor.float()).aminmax()

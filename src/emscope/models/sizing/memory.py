@@ -15,6 +15,7 @@ from emscope.core.errors import InputError, WorldError
 from emscope.core.plain import Result
 from emscope.models.loading.checkpoints import tensor_shapes
 from emscope.models.loading.load import DTYPES, HALVES, QUANTISED, pick_device, pick_dtype
+from emscope.models.loading.sharded import weight_files
 from emscope.models.loading.source import Model
 
 GB = 1e9
@@ -157,7 +158,7 @@ def _cgroup() -> int | None:
 
 def needed(folder: Path, dtype: str, device: str = "cpu") -> int:
     """Return the bytes of a model's weights in `dtype`, as its files' headers have them; nothing is loaded."""
-    stored = sum(product(shape) for path in folder.glob("*.safetensors") for shape in tensor_shapes(path).values())
+    stored = sum(product(shape) for path in weight_files(folder) for shape in tensor_shapes(path).values())
     if dtype != QUANTISED and stored:
         return stored * BYTES[dtype]
     return counted(read_config(folder)).bytes_in(dtype, on_cpu=device == "cpu")
