@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import prod
 from typing import Any
 
 from emscope.core.errors import InputError
+from emscope.core.limits import TooMuch, bounded, reason, strangers
 from emscope.models.adapters.intact import Kept, intact
 from emscope.models.adapters.lora import PREFIX, TOWER, lacking, layouts, renamed, special_settings
 from emscope.models.loading.checkpoints import WEIGHTS, Checkpoint, adapter_settings, check_tensors, tensor_shapes
@@ -42,6 +45,12 @@ MERGEABLE_LORA = {
     *("use_dora", "bias", "lora_bias", "modules_to_save", "ensure_weight_tying", "trainable_token_indices"),
     *("target_parameters", "init_lora_weights", "eva_config"),
 }
+SIZED = (  # settings by which PEFT makes tensors of that size, before it looks into the file
+    *("r", "init_r", "target_r", "n_frequency", "num_vectors", "vector_length", "oft_block_size", "boft_block_size"),
+    *("block_size", "group_size", "topk", "num_virtual_tokens", "adapter_len"),
+)
+PATTERNS = ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern", "layers_pattern", "target_parameters")
+SECONDS = 2.0  # of processor time to hold one pattern to all names
 UNTOLD = ("corda", "lora_ga")  # their files do not tell which part of the weights they began with
 
 
@@ -82,9 +91,11 @@ def attach(net: Any, checkpoint: Checkpoint, *, trainable: bool = False) -> Any:
     """
     from peft import PeftConfig, get_peft_model
 
-    config = PeftConfig.from_pretrained(str(checkpoint.folder))
+    with strangers(f"adapter '{checkpoint.folder}' is of a kind that PEFT does not read", "give an adapter that PEFT wrote"):
+        config = PeftConfig.from_pretrained(str(checkpoint.folder))
     _check_readable(checkpoint, config)
     shapes = tensor_shapes(checkpoint.folder / WEIGHTS)
+    check_settings(net, checkpoint, shapes)
     here = renamed(net, shapes)
     check_vocabulary(net, checkpoint, {new: shapes[name] for name, new in here.items()}, _highest_token(config))
     config.inference_mode, config.base_model_name_or_path = not trainable, None
@@ -99,15 +110,56 @@ def attach(net: Any, checkpoint: Checkpoint, *, trainable: bool = False) -> Any:
     except InputError:
         kept.restore()
         raise
-    except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, IndexError, AssertionError) as error:
+    except Exception as error:  # settings of wrong kinds raise what they like
         kept.restore()
-        if isinstance(error, KeyError):
+        if isinstance(error, KeyError) and error.args:
             raise InputError(*lacking(checkpoint, _plain(str(error.args[0])))) from None
         raise InputError(
             f"adapter '{checkpoint.folder}' does not fit this base ({_first_line(error)})",
             f"give the base it was trained on with --base{f' (it names {checkpoint.base})' if checkpoint.base else ''}",
         ) from None
     return wrapped
+
+
+def check_settings(net: Any, checkpoint: Checkpoint, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Refuse an adapter's settings that its weights cannot have, and patterns of names that take for ever.
+
+    Args:
+        shapes: of the tensors in its file.
+
+    Raises:
+        InputError: naming the setting.
+    """
+    settings = adapter_settings(checkpoint.folder)
+    largest = max((prod(shape) for shape in shapes.values()), default=0)
+    ranks = settings.get("rank_pattern") or {}
+    sizes = {name: settings.get(name) for name in SIZED} | (ranks if isinstance(ranks, dict) else {})
+    for name, value in sizes.items():
+        if isinstance(value, int) and not isinstance(value, bool) and value > largest:
+            raise InputError(
+                f"adapter '{checkpoint.folder}' says {name} is {value}, and its largest tensor has {largest} numbers",
+                "copy it again from the training run",
+            )
+    begun = str(settings.get("init_lora_weights"))
+    if begun.startswith("pissa_niter_") and len(begun) > len("pissa_niter_999"):
+        raise InputError(f"adapter '{checkpoint.folder}' begins with {begun[:60]}", "give an adapter that PEFT wrote")
+    names = [name for name, _ in net.named_modules()]
+    for what in PATTERNS:
+        for pattern in _patterns(settings.get(what)):
+            try:
+                with bounded(SECONDS):
+                    for name in names:
+                        re.match(rf"(.*\.)?(?:{pattern})$", name)
+            except (TooMuch, re.error, RecursionError, OverflowError) as error:
+                raise InputError(
+                    f"adapter '{checkpoint.folder}' names modules by a pattern that cannot be used ({what} '{pattern[:60]}': {reason(error)})",
+                    "name the modules plainly",
+                ) from None
+
+
+def _patterns(value: Any) -> list[str]:
+    found = [value] if isinstance(value, str) else list(value) if isinstance(value, list | dict) else []
+    return [one for one in found if isinstance(one, str)]
 
 
 def _check_readable(checkpoint: Checkpoint, config: Any) -> None:

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from emscope.core.errors import InputError
+from emscope.core.limits import TooMuch, bounded, reason
 from emscope.models.adapters.intact import bit_sum, check_unchanged
 from emscope.models.hooks.sites import decoder_name
 from emscope.models.loading.checkpoints import ADAPTER, WEIGHTS, Checkpoint, adapter_settings, check_tensors
 
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+SECONDS = 2.0  # of processor time to hold a pattern of names to one
 TOWER = re.compile(r"(?:model\.)?(?:vision_tower|vision_model|visual|multi_modal_projector)\.")
 # These may differ from PEFT's defaults without changing what the adapter computes from A, B, r and lora_alpha.
 HARMLESS = {
@@ -64,9 +66,16 @@ def rank_and_scale(settings: dict[str, Any], module: str) -> tuple[int, float]:
     from peft.utils.other import get_pattern_key
 
     ranks, alphas = settings.get("rank_pattern") or {}, settings.get("alpha_pattern") or {}
-    r = int(ranks.get(get_pattern_key(list(ranks), module), settings["r"]))
-    alpha = float(alphas.get(get_pattern_key(list(alphas), module), settings["lora_alpha"]))
-    return r, alpha / (math.sqrt(r) if settings.get("use_rslora") else r)
+    try:
+        with bounded(SECONDS):
+            r = int(ranks.get(get_pattern_key(list(ranks), module), settings["r"]))
+            alpha = float(alphas.get(get_pattern_key(list(alphas), module), settings["lora_alpha"]))
+            return r, alpha / (math.sqrt(r) if settings.get("use_rslora") else r)
+    except (TooMuch, ArithmeticError, AttributeError, KeyError, TypeError, ValueError, re.error, RecursionError) as error:
+        raise InputError(
+            f"an adapter's rank and alpha cannot be told of {module} ({reason(error)})",
+            f"mend rank_pattern, alpha_pattern, r and lora_alpha in its {ADAPTER}",
+        ) from None
 
 
 def renamed(net: Any, names: Iterable[str]) -> dict[str, str]:
