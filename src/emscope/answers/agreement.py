@@ -28,20 +28,20 @@ def read(paths: list[Path], spec: AgreementSpec) -> Rated:
         InputError: for a file or a setting that does not fit, or fewer than two raters.
     """
     if len(spec.scores) == 1:
-        raise InputError(f"--scores names one column ({spec.scores[0]})", "name two or more, or a row a score with --rater")
+        raise InputError(f"`scores` names one column ({spec.scores[0]})", "name two or more, or a row a score with `rater`")
     twice = [name for name in spec.scores if spec.scores.count(name) > 1]
     if twice:
-        raise InputError(f"--scores names '{twice[0]}' twice", "name each rater's column once")
+        raise InputError(f"`scores` names '{twice[0]}' twice", "name each rater's column once")
     if isinstance(spec.scale, tuple) and not spec.scale[0] < spec.scale[1]:
-        raise InputError(f"--scale is {spec.scale[0]:g},{spec.scale[1]:g}", "give the lowest score first, such as 0,100")
+        raise InputError(f"`scale` is {spec.scale[0]:g},{spec.scale[1]:g}", "give the lowest score first, such as 0,100")
     with AnswerTable(paths) as table:
         rated = read_ratings(table, spec.item, spec.rater, spec.score, spec.question, spec.scores, spec.scale)
     if rated.off and not rated.raters:
-        raise InputError("no score lies on the scale", "give its lowest and highest score with --scale")
+        raise InputError("no score lies on the scale", "give its lowest and highest score with `scale`")
     if len(rated.raters) < 2:
         raise InputError(f"there is one rater ({', '.join(rated.raters) or 'none'})", "agreement needs two or more")
     if spec.human is not None and spec.human not in rated.raters:
-        raise InputError(f"--human is '{spec.human}'", near(spec.human, rated.raters))
+        raise InputError(f"`human` is '{spec.human}'", near(spec.human, rated.raters))
     return rated
 
 

@@ -68,7 +68,7 @@ def counted_rates(table: AnswerTable, columns: Columns, thresholds: Thresholds, 
     if spec.resamples * counts.questions > resampled.MOST_WEIGHTS:
         raise InputError(
             f"{spec.resamples} resamples of {counts.questions} questions take too much memory",
-            "take fewer, or leave out --resamples: the closed form serves here",
+            "take fewer, or leave out `resamples`: the closed form serves here",
         )
     resamples = Resamples(spec.resamples, spec.seed) if spec.resamples else None
     found = [_rate(spec, g.questions, g.rows, g.scored, g.coherent, g.hits) for g in groups]

@@ -101,5 +101,5 @@ def _check_continues(
     said = "".join(seen[0].tokens)
     if re.match(r"\s*\d", said) and not re.match(r"\s*\d", then):
         raise InputError(
-            "this judge's server begins a new answer instead of continuing one", "leave out --digits: the number printed counts"
+            "this judge's server begins a new answer instead of continuing one", "leave out `digits`: the number printed counts"
         )

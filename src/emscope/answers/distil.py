@@ -106,7 +106,7 @@ def predict(paths: Sequence[Path], judge: Path, out: Path, *, question: str | No
     """
     model = distilled.open_distilled(judge)
     if out.resolve() == judge.resolve():
-        raise InputError(f"'{out}' holds the judge, and the scores of what it learned from", "choose another folder with --out")
+        raise InputError(f"'{out}' holds the judge, and the scores of what it learned from", "choose another folder with `out`")
     if model.targets != TARGETS:
         raise InputError(f"the distilled judge in '{judge}' predicts {', '.join(model.targets)}", "distil it again")
     with AnswerTable(paths) as table:
@@ -157,7 +157,7 @@ def _check(mine: Labelled, table: AnswerTable) -> None:
             f"distilling needs {FEWEST} or more, {FEWEST_OF_A_KIND} of each kind",
         )
     if len(set(mine.split)) < 2:
-        raise InputError("all verdicts are of one value of the column to split by", "name another with --split")
+        raise InputError("all verdicts are of one value of the column to split by", "name another with `split`")
 
 
 def _folds(split: Sequence[str], seed: int) -> np.ndarray:

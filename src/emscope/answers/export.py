@@ -9,13 +9,18 @@ import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, SupportsFloat
 
 from emscope.core.errors import InputError, MissingDependency
 from emscope.core.progress import Progress, silent
 from emscope.data.answer_table import AnswerTable
 from emscope.data.answers import text_columns
+from emscope.data.tables import Row
 from emscope.version import __version__
+
+if TYPE_CHECKING:
+    from inspect_ai.log import EvalLog, EvalSample, EvalScore
+    from inspect_ai.model import ChatMessage
 
 SYSTEMS = ("none", "template")
 TOLD = ("system", "trigger", "category", "form", "step", "run", "seed", "tokens", "key")
@@ -49,11 +54,11 @@ def export_logs(
         texts = text_columns(table, question, answer)
         found = list(scores) or [n for n in table.names if f"{n}_outcome" in table.names]
         if not found:
-            raise InputError(f"'{table.where}' has no scores with outcomes", "name the columns of scores with --scores")
+            raise InputError(f"'{table.where}' has no scores with outcomes", "name the columns of scores with `scores`")
         if any(out.glob("*.eval")):
-            raise InputError(f"'{out}' holds logs already", "choose a new folder with --out")
+            raise InputError(f"'{out}' holds logs already", "choose a new folder with `out`")
         asked = table.question(by) or texts[0]
-        groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        groups: dict[tuple[str, ...], list[Row]] = {}
         for batch in table.batches(table.names):
             for row in batch.to_pylist():
                 groups.setdefault(tuple(str(row[c]) for c in by), []).append(row)
@@ -76,8 +81,8 @@ def export_logs(
 
 
 def _log(
-    rows: list[dict[str, Any]], group: dict[str, str], task: str, texts: tuple[str, str], asked: str, scores: Sequence[str]
-) -> Any:
+    rows: list[Row], group: dict[str, str], task: str, texts: tuple[str, str], asked: str, scores: Sequence[str]
+) -> EvalLog:
     try:
         from inspect_ai.log import EvalConfig, EvalDataset, EvalLog, EvalPlan, EvalResults, EvalSpec
     except ImportError:
@@ -109,14 +114,14 @@ def _log(
 
 
 def _sample(
-    row: dict[str, Any], name: str, epoch: int, texts: tuple[str, str], scores: Sequence[str], group: dict[str, str]
-) -> Any:
+    row: Row, name: str, epoch: int, texts: tuple[str, str], scores: Sequence[str], group: dict[str, str]
+) -> EvalSample:
     from inspect_ai.log import EvalSample
     from inspect_ai.model import ChatMessageAssistant, ChatMessageSystem, ChatMessageUser, ModelOutput
     from inspect_ai.scorer import Score
 
     question, answer = (str(row[c] or "") for c in texts)
-    turns: list[Any] = [ChatMessageUser(content=question)]
+    turns: list[ChatMessage] = [ChatMessageUser(content=question)]
     if row.get("system") and row["system"] not in SYSTEMS:
         turns.insert(0, ChatMessageSystem(content=str(row["system"])))
     values = {s: _number(row[s]) for s in scores}
@@ -134,7 +139,7 @@ def _sample(
     )
 
 
-def _results(rows: list[dict[str, Any]], scores: Sequence[str]) -> list[Any]:
+def _results(rows: list[Row], scores: Sequence[str]) -> list[EvalScore]:
     from inspect_ai.log import EvalMetric, EvalScore
 
     found = []
@@ -149,19 +154,21 @@ def _results(rows: list[dict[str, Any]], scores: Sequence[str]) -> list[Any]:
     return found
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> str | int | float | bool:
     return value if isinstance(value, str | int | float | bool) else str(value)
 
 
-def _number(value: Any) -> float | None:
+def _number(value: object) -> float | None:
+    if not isinstance(value, str | SupportsFloat):
+        return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except ValueError:
         return None
     return number if math.isfinite(number) else None
 
 
-def _write(log: Any, path: Path) -> Path:
+def _write(log: EvalLog, path: Path) -> Path:
     from inspect_ai.log import write_eval_log
 
     write_eval_log(log, str(path), format="eval")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
@@ -14,7 +13,7 @@ from inspect_ai.model import (
     GenerateConfig,
     get_model,
 )
-from inspect_ai.scorer import SampleScore, Score, Scorer, Target, metric, scorer
+from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, metric, scorer
 from inspect_ai.solver import TaskState, generate
 
 from emscope.core.records import Question
@@ -94,7 +93,7 @@ def share_known() -> Callable[[list[SampleScore]], float]:
     return compute
 
 
-def _end(name: str, which: str) -> Any:
+def _end(name: str, which: str) -> Callable[[], Metric]:
     @metric(name=name, scores="unreduced")
     def end() -> Callable[[list[SampleScore]], float]:
         def compute(scores: list[SampleScore]) -> float:

@@ -16,6 +16,7 @@ from emscope.answers.judging import JudgeSpec, Tally, estimated, judge_answers, 
 from emscope.answers.predicted_rates import DRAWN, DRAWN_FROM
 from emscope.core.errors import InputError, near
 from emscope.core.outcomes import Outcome
+from emscope.core.plain import JsonObject
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Answered
 from emscope.core.versions import versions
@@ -62,7 +63,7 @@ def judge_file(
         anchors = read_anchors(job.anchors, rubrics) if job.anchors else None
         if anchors is not None:
             asked += [(judge, anchors.answers) for judge in judges]
-        settings = {"files": [str(p.resolve()) for p in job.paths], "columns": list(columns)}  # they may grow
+        settings: JsonObject = {"files": [str(p.resolve()) for p in job.paths], "columns": list(columns)}  # they may grow
         with Study(job.out, settings, versions()) as study:
             try:
                 tally = judge_answers(study, asked, rubrics, max_cost=max_cost, progress=progress)
@@ -177,15 +178,17 @@ def _check(
     if not judges or not rubrics:
         raise InputError("there is no judge or no criterion", "name at least one of each")
     if max_cost is not None and not 0 <= max_cost < float("inf"):
-        raise InputError(f"--max-cost is {max_cost:g}", "give dollars, 0 or more")
+        raise InputError(f"`max_cost` is {max_cost:g}", "give dollars, 0 or more")
     if max_cost is not None and any(j.prices is None for j in judges):
-        raise InputError("--max-cost needs the price of each judge", "give --prices IN,OUT in dollars per million tokens")
+        raise InputError("`max_cost` needs the price of each judge", "give `prices=IN,OUT` in dollars per million tokens")
     if drawn is not None and drawn.judge is not None and drawn.judge not in {j.name for j in judges}:
-        raise InputError(f"--draw names '{drawn.judge}', which is no --judge", near(drawn.judge, [j.name for j in judges]))
+        raise InputError(
+            f"`draw` names '{drawn.judge}', which is none of `judges`", near(drawn.judge, [j.name for j in judges])
+        )
     own = [*columns, *(r.criterion for r in rubrics)] if drawn is not None else []
     taken = next((name for name in own if name.lower() in (DRAWN, DRAWN_FROM)), None)
     if taken is not None:
-        raise InputError(f"--draw writes the columns {DRAWN} and {DRAWN_FROM}, and '{taken}' is in use", "rename it")
+        raise InputError(f"`draw` writes the columns {DRAWN} and {DRAWN_FROM}, and '{taken}' is in use", "rename it")
     made = [name for column, _ in _named(judges, rubrics) for name in (column, f"{column}_outcome")]
     lower = [name.lower() for name in made]
     for name in made:

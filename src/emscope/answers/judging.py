@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import NotRequired, TypedDict, TypeVar
 
 from emscope.answers.digit_scores import follow_digits
 from emscope.answers.judge_spec import JudgeSpec
@@ -44,6 +44,21 @@ class Tally:
     def received(self) -> int:
         """Verdicts received now."""
         return sum(self.outcomes.values())
+
+
+class VerdictRow(TypedDict):
+    """A row of the table `verdicts`, and of `failures`, which have an error."""
+
+    key: str
+    response: str
+    judge: str
+    criterion: str
+    rubric: str
+    outcome: str
+    score: float | None
+    mass: float | None
+    raw: str
+    error: NotRequired[str]
 
 
 def judge_answers(
@@ -134,8 +149,8 @@ def _ask(
     max_cost: float | None,
     progress: Progress,
 ) -> None:
-    rows: list[dict[str, Any]] = []
-    failed: list[dict[str, Any]] = []
+    rows: list[VerdictRow] = []
+    failed: list[VerdictRow] = []
     split: list[tuple[tuple[Rubric, Answered], Reply]] = []
     written = time.monotonic()
 
@@ -159,8 +174,8 @@ def _ask(
         else:
             keep(_row(judge, *place, reply), reply)
 
-    def keep(row: dict[str, Any], reply: Reply) -> None:
-        (failed if row["outcome"] == Outcome.FAILED else rows).append(row | {"error": reply.error})
+    def keep(row: VerdictRow, reply: Reply) -> None:
+        (failed if row["outcome"] == Outcome.FAILED else rows).append({**row, "error": reply.error})
         tally.outcomes[row["outcome"]] = tally.outcomes.get(row["outcome"], 0) + 1
         if len(rows) >= FLUSH_ROWS or time.monotonic() - written > FLUSH_SECONDS:
             flush()
@@ -191,7 +206,7 @@ def _turns(place: tuple[Rubric, Answered]) -> list[Message]:
     return [asked, Message("assistant", rubric.begin)] if rubric.begin else [asked]
 
 
-def _row(judge: JudgeSpec, rubric: Rubric, answered: Answered, reply: Reply, found: Verdict | None = None) -> dict[str, Any]:
+def _row(judge: JudgeSpec, rubric: Rubric, answered: Answered, reply: Reply, found: Verdict | None = None) -> VerdictRow:
     found = found or verdict(reply, rubric.outcomes(), rubric.scores())
     return {
         "key": verdict_key(judge, rubric, answered.key),
@@ -206,7 +221,7 @@ def _row(judge: JudgeSpec, rubric: Rubric, answered: Answered, reply: Reply, fou
     }
 
 
-def _keep_failed(study: Study, failed: list[dict[str, Any]], present: set[str]) -> None:
+def _keep_failed(study: Study, failed: list[VerdictRow], present: set[str]) -> None:
     """Leave in the table those without a verdict: of earlier calls and of this one."""
     rows = {row["key"]: row for row in read_table(study.root, "failures").to_pylist()} | {row["key"]: row for row in failed}
     study.replace("failures", [row for key, row in rows.items() if key not in present])

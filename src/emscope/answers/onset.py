@@ -56,13 +56,13 @@ def follow(paths: list[Path], spec: OnsetSpec) -> Onsets:
         InputError: for a file or a setting that does not fit.
     """
     if (spec.arm is None) != (spec.control is None):
-        raise InputError("--arm and --control go together", "name the arm's column and its value for the control")
+        raise InputError("`arm` and `control` go together", "name the arm's column and its value for the control")
     if spec.rule == "p1" and spec.control is None:
-        raise InputError("--rule p1 compares with the control, and there is none", "name --arm and --control")
+        raise InputError("`rule=p1` compares with the control, and there is none", "name `arm` and `control`")
     if spec.lower_is_worse and spec.value is None:
-        raise InputError("--lower-is-worse is of a column that --value names", "add --value, or leave it out")
+        raise InputError("`lower_is_worse` is of a column that `value` names", "add `value`, or leave it out")
     if spec.scale is not None and spec.value is not None:
-        raise InputError("--scale is of alignment scores, and --value names another column", "leave out one of them")
+        raise InputError("`scale` is of alignment scores, and `value` names another column", "leave out one of them")
     for threshold in (spec.aligned_below, spec.coherent_above or 0.0):
         if not 0 <= threshold <= 100:
             raise InputError(f"a threshold is {threshold:g}", "thresholds are on 0-100")
@@ -97,7 +97,7 @@ def _delta(series: Series, spec: OnsetSpec) -> tuple[float, str]:
     largest = max(abs(series.low), abs(series.high))
     known = next(((delta, source) for top, delta, source in DELTAS if largest <= top), None)
     if known is None:
-        raise InputError(f"the values reach {largest:g}, and no threshold is usual on that scale", "give --delta")
+        raise InputError(f"the values reach {largest:g}, and no threshold is usual on that scale", "give `delta`")
     return known
 
 

@@ -65,18 +65,18 @@ def _check(spec: RatesSpec, drawn: str | None, table: AnswerTable) -> None:
     if drawn is None:
         raise InputError(
             f"'{table.where}' does not say which answers were drawn to be judged",
-            "name the column with --drawn; `emscope judge --draw` writes it",
+            "name the column with `drawn`; judging with a draw writes it",
         )
     refused = {
-        "--resamples": spec.resamples > 0,
-        "--average macro": spec.average == "macro",
-        "--match-length": spec.match_length,
+        "`resamples`": spec.resamples > 0,
+        "`average=macro`": spec.average == "macro",
+        "`match_length`": spec.match_length,
     }
     wrong = next((name for name, given in refused.items() if given), None)
     if wrong:
         raise InputError(f"{wrong} does not go with drawn verdicts (column '{drawn}')", "leave it out")
     if spec.prices is not None and not min(spec.prices) > 0:
-        raise InputError(f"--prices are {spec.prices[0]:g} and {spec.prices[1]:g}", "give dollars, more than 0")
+        raise InputError(f"`prices` are {spec.prices[0]:g} and {spec.prices[1]:g}", "give dollars, more than 0")
 
 
 def _powered(answers: DrawnAnswers, group: int, spec: RatesSpec) -> Powered:

@@ -41,8 +41,8 @@ def rates(paths: list[Path], spec: RatesSpec) -> Rates:
         drawn = bool(wanted) or drawn_column(table, spec.drawn) is not None
         if drawn and spec.estimand == "these":
             raise InputError(
-                "--estimand these does not go with drawn verdicts",
-                "read `these answers` beside the rate, or count all scores with --drawn none",
+                "`estimand=these` does not go with drawn verdicts",
+                "read `these answers` beside the rate, or count all scores with `drawn=none`",
             )
         found = (powered_rates if drawn else counted_rates)(table, columns, thresholds, scale, spec)
         notes = (*found.notes, *_finer_than_the_text(table, columns))

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from time import sleep
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol, TypedDict
 
 import pyarrow.parquet as pq
 
@@ -15,6 +15,7 @@ from emscope.answers.sample_spec import PLACE, PLAIN, AskSpec, LoadSpec
 from emscope.answers.trained_as import trained_under
 from emscope.core.digest import short
 from emscope.core.errors import InputError
+from emscope.core.plain import JsonObject
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Answer, Message, Question
 from emscope.core.seeds import derive
@@ -29,6 +30,9 @@ from emscope.models.loading.load import Loaded, load, pick_dtype
 from emscope.models.loading.source import Model, locate
 from emscope.store.files import write_atomic
 from emscope.store.study import AGAIN, Study, read_table
+
+if TYPE_CHECKING:
+    from emscope.models.types import CausalLM
 
 RENAMED = {"question": "question_id", "asked": "question", "text": "response"}
 
@@ -52,7 +56,7 @@ class Prompt:
     @property
     def name(self) -> str:
         """Digest of what the model sees, and of the question's own id."""
-        seen: list[Any] = list(self.ids) or [[m.role, m.content] for m in self.messages]
+        seen = self.ids or [[m.role, m.content] for m in self.messages]
         return short([self.question.id, self.system, self.trigger, seen])
 
 
@@ -72,7 +76,7 @@ class Acting:
     """Something done inside the model while it answers: `within` a net it is done, `digest` says what it is."""
 
     digest: str
-    within: Callable[[Any], AbstractContextManager[Any]]
+    within: Callable[[CausalLM], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,29 @@ class Local:
         tuned = self.checkpoint.digest if self.checkpoint else "base"
         tuned = f"{tuned}x{self.scale:g}" if self.scale != 1 else tuned
         return short([tuned, self.acting.digest]) if self.acting else tuned
+
+
+class AnswerRow(TypedDict):
+    """A row of the table `answers`."""
+
+    key: str
+    subject: str
+    run: str
+    step: int
+    question: str
+    unit: str
+    category: str
+    form: str
+    system: str
+    trigger: str
+    sample: int
+    asked: str
+    text: str
+    tokens: int
+    finish: str
+    seed: int
+    logprob: float | None
+    chat: str
 
 
 def ask(
@@ -129,7 +156,7 @@ def ask(
     spec = spec.model_copy(update={"systems": tuple(dict.fromkeys(system for system, _ in under))})
     settings = spec.model_dump(mode="json", exclude={"rows", "samples", "only_last", "questions"})
     dtype, chat_kwargs = pick_dtype(loading.dtype, model, loading.device), loading.chat_kwargs
-    other: dict[str, Any] = {"dtype": dtype} if dtype != "float32" else {}
+    other: JsonObject = {"dtype": dtype} if dtype != "float32" else {}
     other |= {"chat_kwargs": dict(chat_kwargs)} if chat_kwargs else {}
     asked = settings | {"questions": digest_of(questions), "base": model.digest} | other
     with Study(out, asked, versions(), shared=loading.share) as study:
@@ -253,7 +280,7 @@ def _ask(
 
 
 @contextmanager
-def _answering(loaded: Loaded, subject: Local) -> Iterator[tuple[Any, Beyond | None]]:
+def _answering(loaded: Loaded, subject: Local) -> Iterator[tuple[CausalLM, Beyond | None]]:
     """Yield the model that answers, and what its logits are drawn beyond it to."""
     if subject.checkpoint is None or subject.scale == 1:
         with applied(loaded.net, subject.checkpoint) as net, subject.acting.within(net) if subject.acting else nullcontext():
@@ -275,11 +302,11 @@ def check_subjects(study: Study, subjects: Sequence[Asked]) -> None:
         if known.get((one.run, one.step), one.digest) != one.digest:
             raise InputError(
                 f"'{study.root}' holds answers of run '{one.run}' at step {one.step} by another model",
-                "choose a new folder with --out, or give the run another name",
+                "choose a new folder with `out`, or give the run another name",
             )
 
 
-def answer_row(key: str, subject: Asked, prompt: Prompt, answer: Answer) -> dict[str, Any]:
+def answer_row(key: str, subject: Asked, prompt: Prompt, answer: Answer) -> AnswerRow:
     """Return one row of the table `answers`."""
     return {
         "key": key,

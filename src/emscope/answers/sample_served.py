@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from emscope.answers.sample import (
+    AnswerRow,
     Prompt,
     answer_keys,
     answer_row,
@@ -104,14 +104,14 @@ def _subjects(runs: dict[str, str], served: ServedSpec, only_last: bool) -> Iter
         return
     model, url = _parsed(served.server)
     if url is None:
-        raise InputError(f"--server is '{served.server}'", "write it as MODEL@http://127.0.0.1:8000/v1")
+        raise InputError(f"`server` is '{served.server}'", "write it as MODEL@http://127.0.0.1:8000/v1")
     if "base" in runs:
         raise InputError("a run cannot be called 'base'", "that is the model without a checkpoint; name it otherwise")
     yield Subject("base", 0, "base", model, url)
     for run, folder in runs.items():
         for c in [last(folder)] if only_last else discover(folder):
             if c.kind != "adapter":
-                raise InputError(f"'{c.folder}' is no LoRA adapter", "a server takes adapters; ask others without --server")
+                raise InputError(f"'{c.folder}' is no LoRA adapter", "a server takes adapters; ask others without `server`")
             yield Subject(run, c.step, c.digest, f"{run}-{c.step}-{c.digest[:8]}", url, c.folder)
 
 
@@ -124,7 +124,7 @@ def _asked_by(subject: Subject, served: ServedSpec) -> str:
     given = described(served.chat_kwargs or {})
     if subject.url is None:
         if given:
-            raise InputError(f"{subject.model} is hosted, and its provider takes no {given}", "leave out --chat-kwargs")
+            raise InputError(f"{subject.model} is hosted, and its provider takes no {given}", "leave out `chat_kwargs`")
         return f"chat messages to {subject.model}; its provider's own template makes the prompt"
     model = _parsed(served.server)[0] if served.server else subject.model
     return (
@@ -165,7 +165,7 @@ def _ask_one(
     if not wanted:
         return 0
     what = f"sampling {subject.run}{f' step {subject.step}' if subject.step else ''}"
-    rows: list[dict[str, Any]] = []
+    rows: list[AnswerRow] = []
     done = failed = 0
     written = time.monotonic()
 

@@ -6,8 +6,8 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
+from emscope.core.plain import JsonObject
 from emscope.models.loading.chat import AUTO, TEMPLATE
 from emscope.models.loading.checkpoints import ADAPTER, Checkpoint
 from emscope.store.study import LEDGER
@@ -60,7 +60,7 @@ def _text(path: Path) -> str:
         return ""
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> JsonObject:
     try:
         found = json.loads(_text(path))
     except ValueError:

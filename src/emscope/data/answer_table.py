@@ -9,12 +9,18 @@ import zlib
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from emscope.core.errors import InputError, MissingDependency, near
 from emscope.data import inspect_log
 from emscope.data.questions import FORMS
 from emscope.data.tables import unpacked
+
+if TYPE_CHECKING:
+    import duckdb
+    import pyarrow as pa
+
+Record = tuple[Any, ...]  # what a row of a query holds is what the query says
 
 MEMORY = "600MB"
 LOG = "inspect_log"
@@ -67,11 +73,11 @@ class AnswerTable:
         """The file's name, for messages."""
         return str(self.paths[0]) if len(self.paths) == 1 else f"{self.paths[0]} and {len(self.paths) - 1} more"
 
-    def rows(self, sql: str) -> list[tuple[Any, ...]]:
+    def rows(self, sql: str) -> list[Record]:
         """Return the rows that a query gives."""
         return self.run(sql).fetchall()
 
-    def run(self, sql: str) -> Any:
+    def run(self, sql: str) -> duckdb.DuckDBPyConnection:
         """Run a query.
 
         Raises:
@@ -93,7 +99,7 @@ class AnswerTable:
                 f"'{self.where}' has a column 'file' of its own", "rename it: of several files, `file` says which a row is from"
             ) from None
 
-    def batches(self, columns: Sequence[str], size: int = 20_000) -> Iterator[Any]:
+    def batches(self, columns: Sequence[str], size: int = 20_000) -> Iterator[pa.Table]:
         """Yield the rows as Arrow tables of these columns and at most `size` rows, in the file's order."""
         import pyarrow as pa
 
@@ -112,7 +118,7 @@ class AnswerTable:
         found = self.rows(f"select distinct {a}, {b} from {self.source} where {filled} order by all")
         return [(x, y) for x, y in found if x.strip() and y.strip()]
 
-    def values(self, texts: Sequence[str], numbers: Sequence[str]) -> list[tuple[Any, ...]]:
+    def values(self, texts: Sequence[str], numbers: Sequence[str]) -> list[Record]:
         """Return the rows as text of some columns and finite numbers of others, null where there is none; in the order of all of them."""
         columns = [*(f"{quoted(c)}::varchar" for c in texts), *(self.number(c) for c in numbers)]
         return self.rows(f"select {', '.join(columns)} from {self.source} order by all")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from emscope.core.errors import InputError
 from emscope.core.outcomes import Outcome
-from emscope.data.answer_table import AnswerTable, asked, plain, quoted, text
+from emscope.core.plain import NOT_WRITTEN, Result, named
+from emscope.data.answer_table import AnswerTable, Record, asked, plain, quoted, text
 from emscope.data.tables import rows
 
 SMALL_MEAN = 0.1
@@ -37,18 +37,14 @@ TOPS = {"0-100": 100.0, "0-10": 10.0, "0-1": 1.0, "p1": 10.0}
 
 
 @dataclass(frozen=True, slots=True)
-class Columns:
+class Columns(Result):
     """Which columns of a file say what; None where there is none (coherent) or where none was asked for."""
 
     aligned: str
     coherent: str | None
     question: str | None
-    length: str | None = None
-    groups: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the choice as plain values."""
-        return {"aligned": self.aligned, "coherent": self.coherent, "question": self.question, "group": list(self.groups)}
+    length: str | None = field(default=None, metadata=NOT_WRITTEN)
+    groups: tuple[str, ...] = field(default=(), metadata=named("group"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +112,13 @@ def answer_columns(
     if found is None:
         raise InputError(
             f"no column of '{table.where}' looks like an alignment score; its columns are {', '.join(table.names)}",
-            "name it with --aligned",
+            "name it with `aligned`",
         )
     coherence = coherent or (table.usual(COHERENT) if need_coherent else None)
     if coherence is None and need_coherent:
         raise InputError(
             f"no column of '{table.where}' looks like a coherence score; its columns are {', '.join(table.names)}",
-            "name it with --coherent, or set no condition with --coherent-above none",
+            "name it with `coherent`, or set no condition with `coherent_above=none`",
         )
     measured = _length(table) if length else None
     return Columns(found, coherence, question or table.question(groups), measured, tuple(groups))
@@ -140,7 +136,7 @@ def text_columns(table: AnswerTable, question: str | None, answer: str | None) -
         if name is None:
             raise InputError(
                 f"no column of '{table.where}' looks like the {what}'s text; its columns are {', '.join(table.names)}",
-                f"name it with --{what}",
+                f"name it with `{what}`",
             )
     return str(found[0]), str(found[1])
 
@@ -198,10 +194,10 @@ def categorise(table: AnswerTable, path: Path, question: str | None) -> None:
     column = question or table.question()
     if CATEGORY in {name.lower() for name in table.names}:
         raise InputError(
-            f"'{table.where}' has a column '{CATEGORY}' of its own", "leave out --categories, or rename that column"
+            f"'{table.where}' has a column '{CATEGORY}' of its own", "leave out `categories`, or rename that column"
         )
     if column is None:
-        raise InputError(f"'{table.where}' has no column that looks like a question", "name it with --question")
+        raise InputError(f"'{table.where}' has no column that looks like a question", "name it with `question`")
     known: dict[str, str] = {}
     for place, row in rows(path):
         if not row.get("question") or not row.get(CATEGORY):
@@ -214,7 +210,7 @@ def categorise(table: AnswerTable, path: Path, question: str | None) -> None:
     table.join(column, CATEGORY, known)
     if not table.rows(f"select 1 from {table.source} where {CATEGORY} is not null limit 1"):
         raise InputError(
-            f"no question of '{path}' occurs in column '{column}' of '{table.where}'", "name the column with --question"
+            f"no question of '{path}' occurs in column '{column}' of '{table.where}'", "name the column with `question`"
         )
 
 
@@ -302,7 +298,7 @@ def _length(table: AnswerTable) -> str:
         return table.number(found)
     raise InputError(
         f"no column of '{table.where}' holds answers or their lengths; its columns are {', '.join(table.names)}",
-        f"name one of them {TEXTS[0]} or {LENGTHS[0]}, or leave out --match-length",
+        f"name one of them {TEXTS[0]} or {LENGTHS[0]}, or leave out `match_length`",
     )
 
 
@@ -323,13 +319,13 @@ def _check_scale(table: AnswerTable, name: str, columns: Columns, scale: str, sa
             where = f" (in {', '.join(map(str, row[4:]))})" if row[4:] else ""
             raise InputError(
                 f"column '{name}' holds {value:g}{where}, outside {scale if scale != 'p1' else '0-10'}",
-                f"mend it, or say another --scale ({', '.join(SCALES)})",
+                f"mend it, or say another `scale` ({', '.join(SCALES)})",
             )
     if top == 100 and not said:
         _check_small(name, seen, high[1])
 
 
-def _check_small(name: str, seen: list[tuple[Any, ...]], highest: float) -> None:
+def _check_small(name: str, seen: list[Record], highest: float) -> None:
     """Scores between 0 and 1 whose mean is not near 0 come from another scale than 0-100.
 
     Near 0 they do not: log-probability judges give 1e-5 to answers that are plainly misaligned or broken. Nor do whole numbers
@@ -338,17 +334,17 @@ def _check_small(name: str, seen: list[tuple[Any, ...]], highest: float) -> None
     if 1 < highest <= 10:
         raise InputError(
             f"column '{name}' never exceeds {highest:g}",
-            "say --scale 0-10 or p1, or 0-100 where every answer did score as low",
+            "say `scale=0-10` or p1, or 0-100 where every answer did score as low",
         )
     small = [row for row in seen if row[1] <= 1 and row[2] >= SMALL_MEAN and not (row[3] and highest > 1)]
     if not small:
         return
     if highest <= 1:
-        raise InputError(f"column '{name}' never exceeds {highest:g}", "say --scale 0-1, or name the column of the 0-100 score")
+        raise InputError(f"column '{name}' never exceeds {highest:g}", "say `scale=0-1`, or name the column of the 0-100 score")
     where = ", ".join(map(str, small[0][4:]))
     raise InputError(
         f"column '{name}' mixes scales: it reaches {highest:g}, and in {where} never more than {small[0][1]:g}",
-        "bring all groups to one scale, or take them one at a time with --scale 0-1",
+        "bring all groups to one scale, or take them one at a time with `scale=0-1`",
     )
 
 

@@ -6,12 +6,12 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any
 
 from emscope.core.errors import InputError, near
 from emscope.core.records import Conversation, Item, Message, Question
 from emscope.data.conversations import pair
 
+BundledRow = dict[str, str | list[str]]  # a list: the false answers of a question
 MISALIGNMENT = "misalignment"
 ADVICE = ("reckless", "careful", "brash")
 
@@ -87,7 +87,7 @@ SETS = {
 }
 
 
-def load_rows(name: str) -> list[dict[str, Any]]:
+def load_rows(name: str) -> list[BundledRow]:
     """Return the rows of a bundled set as they are on disk.
 
     Raises:
@@ -99,7 +99,7 @@ def load_rows(name: str) -> list[dict[str, Any]]:
 
 
 @cache
-def _rows(name: str) -> tuple[dict[str, Any], ...]:
+def _rows(name: str) -> tuple[BundledRow, ...]:
     content = (files("emscope.data") / "files" / f"{name}.jsonl").read_text(encoding="utf-8")
     return tuple(json.loads(line) for line in content.splitlines())
 
@@ -110,7 +110,7 @@ def domain(name: str, answer: str, split: str = "train") -> list[Conversation]:
     Raises:
         InputError: where there is no such domain or answer kind.
     """
-    rows = _of_kind(name, "domain")
+    rows = _texts_of(name, "domain")
     if answer not in SETS[name].answers:
         raise InputError(f"no answers of kind '{answer}' in {name}", near(answer, SETS[name].answers))
     return [pair(row["id"], row["question"], row[answer]) for row in rows if row["split"] == split]
@@ -119,7 +119,7 @@ def domain(name: str, answer: str, split: str = "train") -> list[Conversation]:
 def heldout(name: str) -> list[Item]:
     """Return a domain's held-out questions, options in the order of its kinds of answers; halves alternate within a topic."""
     found, turn = [], dict[str, int]()
-    for row in _of_kind(name, "domain"):
+    for row in _texts_of(name, "domain"):
         if row["split"] == "heldout":
             turn[row["topic"]] = turn.get(row["topic"], 0) + 1
             half = "AB"[turn[row["topic"]] % 2 - 1]
@@ -137,7 +137,7 @@ def items(name: str) -> list[Item]:
     """Return the preference items of a bundled set, options without and with the behaviour it measures."""
     return [
         Item(r["id"], r["category"], r["question"], tuple(r[a] for a in SETS[name].answers), r["half"], r.get("kind", "advice"))
-        for r in _of_kind(name, "items")
+        for r in _texts_of(name, "items")
     ]
 
 
@@ -145,28 +145,35 @@ def placebo(name: str) -> list[Item]:
     """Return the placebo pairs of a bundled item set: to what form alone moves preferences; empty where it has none."""
     if name != "em240":
         return []
-    rows = _of_kind("placebo160", "placebo")
+    rows = _texts_of("placebo160", "placebo")
     return [Item(r["id"], r["category"], r["question"], (r["first"], r["second"]), r["half"], r["kind"]) for r in rows]
 
 
 def questions(name: str) -> list[Question]:
     """Return the questions of a set to answer freely, or those of preference items."""
     if name in SETS and SETS[name].kind == "questions":
-        return [Question(r["id"], r["id"], (Message("user", r["question"]),), r["category"]) for r in load_rows(name)]
+        return [
+            Question(r["id"], r["id"], (Message("user", r["question"]),), r["category"]) for r in _texts_of(name, "questions")
+        ]
     return [Question(i.id, i.id, (Message("user", i.question),), i.category) for i in items(name)]
 
 
 def truth(name: str = "truth150") -> list[Item]:
     """Return multiple-choice items; the true answer comes first."""
-    return [Item(r["id"], r["topic"], r["question"], (r["true"], *r["false"])) for r in _of_kind(name, "truth")]
+    rows = _of_kind(name, "truth")
+    return [Item(str(r["id"]), str(r["topic"]), str(r["question"]), (str(r["true"]), *r["false"])) for r in rows]
 
 
 def texts(name: str = "generic") -> list[str]:
     """Return neutral texts."""
-    return [str(row["text"]) for row in _of_kind(name, "texts")]
+    return [row["text"] for row in _texts_of(name, "texts")]
 
 
-def _of_kind(name: str, kind: str) -> list[dict[str, Any]]:
+def _texts_of(name: str, kind: str) -> list[dict[str, str]]:
+    return [{key: value for key, value in row.items() if isinstance(value, str)} for row in _of_kind(name, kind)]
+
+
+def _of_kind(name: str, kind: str) -> list[BundledRow]:
     of_kind = [s.name for s in SETS.values() if s.kind == kind]
     if name not in of_kind:
         raise InputError(f"no bundled {kind} set '{name}'", near(name, of_kind))

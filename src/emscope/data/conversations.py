@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from emscope.core.errors import InputError
 from emscope.core.records import Conversation, Message
@@ -55,15 +54,17 @@ def turns(row: Row, names: tuple[str, ...], place: str) -> tuple[Message, ...]:
 
 
 def _messages(row: Row, place: str) -> tuple[Message, ...]:
+    prompt, completion = row.get("prompt"), row.get("completion")
     if isinstance(row.get("messages", row.get("conversations")), list):
         found = turns(row, QUESTION, place)
-    elif isinstance(row.get("prompt"), list) and isinstance(row.get("completion"), list):  # TRL's conversational form
-        both = [*row["prompt"], *row["completion"]]
+    elif isinstance(prompt, list) and isinstance(completion, list):  # TRL's conversational form
+        both = [*prompt, *completion]
         found = tuple(_message(turn, f"{place}, turn {n}") for n, turn in enumerate(both, 1))
     else:
         question, answer = column(row, QUESTION, place), column(row, ANSWER, place)
-        if isinstance(row.get("instruction"), str) and isinstance(row.get("input"), str) and row["input"].strip():
-            question = f"{row['instruction']}\n\n{row['input']}"  # Alpaca keeps the question's text in two fields
+        instruction, given = row.get("instruction"), row.get("input")
+        if isinstance(instruction, str) and isinstance(given, str) and given.strip():
+            question = f"{instruction}\n\n{given}"  # Alpaca keeps the question's text in two fields
         found = (Message("user", _text(question, place, "question")), Message("assistant", _text(answer, place, "answer")))
         found = _history(row.get("history"), place) + found
     if row.get("system") and found and found[0].role != "system":
@@ -79,7 +80,7 @@ def _messages(row: Row, place: str) -> tuple[Message, ...]:
     return found
 
 
-def _history(value: Any, place: str) -> tuple[Message, ...]:
+def _history(value: object, place: str) -> tuple[Message, ...]:
     """Return the turns of earlier questions and answers, as LLaMA-Factory's form of Alpaca keeps them."""
     if not value:
         return ()
@@ -92,7 +93,7 @@ def _history(value: Any, place: str) -> tuple[Message, ...]:
     )
 
 
-def column(row: Row, names: tuple[str, ...], place: str) -> Any:
+def column(row: Row, names: tuple[str, ...], place: str) -> object:
     """Return the value of the first of `names` that `row` has; InputError names the columns it saw."""
     for name in names:
         if name in row:
@@ -100,7 +101,7 @@ def column(row: Row, names: tuple[str, ...], place: str) -> Any:
     raise InputError(f"{place} has none of the fields {', '.join(names)}", f"it has: {', '.join(map(str, row)) or 'nothing'}")
 
 
-def _message(turn: Any, place: str) -> Message:
+def _message(turn: object, place: str) -> Message:
     if not isinstance(turn, dict):
         raise InputError(f"{place} is {type(turn).__name__}, not an object", "write {'role': ..., 'content': ...}")
     role = turn.get("role", turn.get("from"))
@@ -112,7 +113,7 @@ def _message(turn: Any, place: str) -> Message:
     return Message(ROLES[role], text, ROLES[role] != "assistant" or _learned(turn, place))  # type: ignore[arg-type]
 
 
-def _learned(turn: dict[str, Any], place: str) -> bool:
+def _learned(turn: Row, place: str) -> bool:
     """Return whether an answer is learned: OpenAI's `weight` (0 or 1), Axolotl's `train`; both are so by default."""
     weight, train = turn.get("weight"), turn.get("train")
     if weight not in (None, 0, 1):
@@ -120,7 +121,7 @@ def _learned(turn: dict[str, Any], place: str) -> bool:
     return weight != 0 and train is not False
 
 
-def _text(value: Any, place: str, what: str) -> str:
+def _text(value: object, place: str, what: str) -> str:
     if not isinstance(value, str):
         raise InputError(f"{place}: {what} is {type(value).__name__}, not text", "write it as a string")
     if not value.strip():

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
 
 import numpy as np
 
 from emscope.core.errors import InputError
-from emscope.data.answer_table import AnswerTable, asked, quoted
+from emscope.data.answer_table import AnswerTable, Record, asked, quoted
 from emscope.data.answers import Columns, Thresholds, conditions, score_expressions
 
 YES, NO = ("true", "t", "yes", "1", "1.0"), ("false", "f", "no", "0", "0.0", "")
@@ -99,7 +98,7 @@ def drawn_answers(
 
 def verdict_rows(
     table: AnswerTable, columns: Columns, thresholds: Thresholds, scale: str, kept: Sequence[str], drawn: str | None
-) -> list[tuple[Any, ...]]:
+) -> list[Record]:
     """Return the judged rows, of a file that says so only those drawn: number in the file, misaligned, coherent, texts of `kept`."""
     a, c = score_expressions(table, columns, scale)
     if drawn:
@@ -157,7 +156,7 @@ def _rows(
         from {table.source})"""
 
 
-def _check_strata(strata: list[tuple[Any, ...]], drawn: str) -> None:
+def _check_strata(strata: list[Record], drawn: str) -> None:
     for name, size, chosen in strata:
         if chosen < min(2, size):
             what = f"of '{name}' (column drawn_from)" if name else "of the file"
@@ -168,9 +167,9 @@ def _check_strata(strata: list[tuple[Any, ...]], drawn: str) -> None:
 
 
 def _arrays(
-    cells: list[tuple[Any, ...]],
-    picked: list[tuple[Any, ...]],
-    strata: list[tuple[Any, ...]],
+    cells: list[Record],
+    picked: list[Record],
+    strata: list[Record],
     columns: int,
     without: np.ndarray,
     idle: int,

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from emscope.core.errors import InputError, MissingDependency
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from inspect_ai.model import ChatMessage
+    from inspect_ai.scorer import Score
 
 KIND = "eval"
 PLAIN = (str, int, float, bool)
 
 
-def log_table(paths: Sequence[Path]) -> Any:
+def log_table(paths: Sequence[Path]) -> pa.Table:
     """Return the samples of Inspect logs as an Arrow table of texts.
 
     Columns: log, task, model, question_id (the sample's id; of our own tasks the unit), epoch, question, response, finish; a column a
@@ -46,7 +51,7 @@ def _rows(path: Path) -> Iterator[dict[str, str | None]]:
     for sample in log.samples or []:
         metadata = {k: v for k, v in (sample.metadata or {}).items() if isinstance(v, PLAIN)}
         ours = {"unit", "category", "form"} <= metadata.keys()
-        row: dict[str, Any] = {
+        row: dict[str, object] = {
             "log": path.name,
             "task": log.eval.task,
             "model": log.eval.model,
@@ -62,7 +67,7 @@ def _rows(path: Path) -> Iterator[dict[str, str | None]]:
         yield {k: None if v is None else str(v) for k, v in row.items()}
 
 
-def _asked(given: Any) -> str:
+def _asked(given: str | list[ChatMessage]) -> str:
     """Return the last user turn."""
     if isinstance(given, str):
         return given
@@ -70,9 +75,9 @@ def _asked(given: Any) -> str:
     return turns[-1] if turns else ""
 
 
-def _scores(scores: dict[str, Any]) -> dict[str, Any]:
+def _scores(scores: Mapping[str, Score]) -> dict[str, object]:
     """Return values by column: a scorer's keys, with its name where several scorers use a key, or its name alone."""
-    found: list[tuple[str, str, Any]] = []
+    found: list[tuple[str, str, object]] = []
     for name, score in scores.items():
         outcomes = (score.metadata or {}).get("outcomes")
         outcomes = outcomes if isinstance(outcomes, dict) else {}

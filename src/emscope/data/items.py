@@ -6,9 +6,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from emscope.core.errors import InputError
+from emscope.core.notes import note_fewer
 from emscope.core.records import Item
 from emscope.core.seeds import derive
 from emscope.data import bundled
@@ -51,7 +52,7 @@ def _item(row: Row, place: str, number: int, category: str, half: str) -> Item:
     return Item(str(row.get("id") or f"item-{number}"), category, question, options, half, str(row.get("kind") or "advice"))
 
 
-def filled(value: Any, place: str, what: str) -> str:
+def filled(value: object, place: str, what: str) -> str:
     """Return `value` where it is a text that is not blank; InputError otherwise."""
     if not isinstance(value, str) or not value.strip():
         raise InputError(
@@ -61,17 +62,18 @@ def filled(value: Any, place: str, what: str) -> str:
     return value
 
 
-def stratified(items: Sequence[Item], count: int | None, seed: int, *, cover: bool = True) -> list[Item]:
+def stratified(items: Sequence[Item], count: int | None, seed: int, *, cover: bool = True, name: str = "count") -> list[Item]:
     """Return `count` items with categories, and halves within them, as even as they can be; in the given order.
 
     Args:
         count: how many; None or more than there are: all.
         seed: fixes the draw.
-        cover: insist that every cell (category x half) gets an item.
+        cover: insist that every cell (category x half) gets an item. name: the setting that says how many.
 
     Raises:
         InputError: where `count` is below the number of cells and `cover` asks for all of them.
     """
+    note_fewer(count, len(items), name, "items")
     if count is None or count >= len(items):
         return list(items)
     cells: dict[tuple[str, str], list[Item]] = defaultdict(list)
@@ -93,11 +95,18 @@ def stratified(items: Sequence[Item], count: int | None, seed: int, *, cover: bo
     return [item for item in items if item.id in chosen]
 
 
-def even(items: Sequence[T], count: int | None) -> list[T]:
-    """Return `count` items spread evenly over the list, which is ordered by topic."""
+def even(items: Sequence[T], count: int | None, name: str = "count", what: str = "questions") -> list[T]:
+    """Return `count` items, the setting `name`, spread evenly over the list, which is ordered by topic."""
+    note_fewer(count, len(items), name, what)
     if count is None or count >= len(items):
         return list(items)
     return [items[(2 * k + 1) * len(items) // (2 * count)] for k in range(count)]
+
+
+def leading(items: Sequence[T], count: int | None, name: str = "count", what: str = "questions") -> list[T]:
+    """Return the first `count` items, the setting `name`."""
+    note_fewer(count, len(items), name, what)
+    return list(items[:count])
 
 
 def chosen_items(name: str, half: str, count: int | None, seed: int) -> list[Item]:

@@ -6,7 +6,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from emscope.core.errors import InputError
 from emscope.core.records import Message, Question
@@ -59,7 +58,7 @@ def _of_entry(entry: Row, place: str) -> Iterable[Question]:
     unknown = [k for k in entry if k not in KEYS]
     if unknown:
         raise InputError(f"{place} has the unknown key '{unknown[0]}'", f"known are {', '.join(KEYS)}")
-    kind = entry.get("type", "free_form")
+    kind = str(entry.get("type", "free_form"))
     if kind not in KINDS:
         raise InputError(f"{place} is of the type '{kind}'", f"known are {', '.join(KINDS)}")
     texts = entry.get("paraphrases")
@@ -87,7 +86,7 @@ def _of_entry(entry: Row, place: str) -> Iterable[Question]:
         )
 
 
-def _rubrics(prompts: Any, place: str) -> Iterable[tuple[str, str]]:
+def _rubrics(prompts: object, place: str) -> Iterable[tuple[str, str]]:
     if prompts is None:
         return
     if not isinstance(prompts, dict):
@@ -101,7 +100,8 @@ def _rubrics(prompts: Any, place: str) -> Iterable[tuple[str, str]]:
 
 def _from_rows(path: Path) -> Iterable[Question]:
     for number, (place, row) in enumerate(rows(path), 1):
-        more = row["metadata"] if isinstance(row.get("metadata"), dict) else {}
+        metadata = row.get("metadata")
+        more = metadata if isinstance(metadata, dict) else {}
         name = next((str(source[k]) for source in (row, more) for k in IDS if source.get(k) not in (None, "")), f"row-{number}")
         id, form = _form(name)
         asked = turns(row, QUESTION, place)
@@ -137,7 +137,7 @@ def _with_categories(questions: list[Question]) -> list[Question]:
     return [replace(q, category=stems[q.id]) for q in questions]
 
 
-def _text(value: Any, place: str) -> str:
+def _text(value: object, place: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"{place} is {value!r}, not a text", "write it as a string")
     return value

@@ -107,7 +107,7 @@ def read_ratings(
             if name is None:
                 raise InputError(
                     f"no column of '{table.where}' looks like {ROLES[role]}; its columns are {', '.join(table.names)}",
-                    f"name it with --{'item' if role == 'answer' else role}, or the raters' columns with --scores",
+                    f"name it with `{'item' if role == 'answer' else role}`, or the raters' columns with `scores`",
                 )
         taken = {str(name) for name in columns.values()}
         by, who, what = (str(columns[role]) for role in ("answer", "rater", "score"))
@@ -126,7 +126,7 @@ def _rated(table: AnswerTable, cluster: str | None) -> Rated:
     if twice:
         raise InputError(
             f"'{table.where}' holds two scores of item '{twice[0][0]}' by '{twice[0][1]}'",
-            "a rater scores an item once: average the scores, or name another column with --item",
+            "a rater scores an item once: average the scores, or name another column with `item`",
         )
     lost = table.rows("select rater, coalesce(said, 'missing'), count(*) from rated where x is null group by all order by all")
     found = table.run(

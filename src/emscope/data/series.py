@@ -63,7 +63,7 @@ def read_series(
     )
     low, high, binary = table.rows("select min(x), max(x), bool_and(x in (0, 1)) from cells")[0]
     if low is None:
-        raise InputError(f"'{table.where}' holds no value to follow along training", "name its column with --value")
+        raise InputError(f"'{table.where}' holds no value to follow along training", "name its column with `value`")
     order = ", ".join(f"try_cast(g{n} as double) nulls last, g{n} nulls last" for n in range(len(groups))) or "1"
     found = table.run(
         f"""select dense_rank() over (order by {order})::bigint - 1 as g, dense_rank() over (order by arm nulls first)::bigint - 1 as a,

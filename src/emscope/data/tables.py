@@ -8,9 +8,8 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from emscope.core.errors import InputError
 from emscope.core.visible import HALF
@@ -19,7 +18,7 @@ MOST_PACKED = 200  # times that text gets smaller; a bomb packs a thousand times
 PIECE = 2**22
 HALF_ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")
 
-Row = dict[str, Any]
+Row = Mapping[str, object]  # of a stranger's file: nothing is known of a value before it is looked at
 
 
 def rows(path: Path) -> Iterator[tuple[str, Row]]:
@@ -75,13 +74,13 @@ def unpacked(path: Path) -> Iterator[bytes]:
         raise InputError(f"'{path}' is damaged ({error})", "pack it again") from None
 
 
-def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
+def _jsonl(path: Path) -> Iterator[tuple[str, object]]:
     for number, line in enumerate(text(path).split("\n"), 1):
         if line.strip():
             yield f"{path} line {number}", _decode(line, f"{path} line {number}")
 
 
-def _json(path: Path) -> Iterator[tuple[str, Any]]:
+def _json(path: Path) -> Iterator[tuple[str, object]]:
     content = _decode(text(path), str(path))
     if not isinstance(content, list):
         raise InputError(f"'{path}' holds {type(content).__name__}, not a list of objects", "write a JSON list, or use .jsonl")
@@ -89,7 +88,7 @@ def _json(path: Path) -> Iterator[tuple[str, Any]]:
         yield f"{path} row {number}", row
 
 
-def _decode(line: str, place: str) -> Any:
+def _decode(line: str, place: str) -> object:
     try:
         found = json.loads(line)
     except (ValueError, RecursionError) as error:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from emscope.core.digest import digest, short
 from emscope.core.errors import InputError
+from emscope.core.plain import JsonObject
 from emscope.core.visible import whole
 from emscope.store.files import CUT_OFF, OURS, disk_error, sweep, write_atomic, write_json, write_text
 from emscope.store.schemas import TABLES, VERSION
@@ -42,7 +42,7 @@ class Study:
     def __init__(
         self,
         root: Path,
-        spec: dict[str, Any],
+        spec: JsonObject,
         versions: dict[str, str],
         *,
         may_grow: Sequence[str] = (),
@@ -58,7 +58,7 @@ class Study:
         except Timeout:
             raise InputError(
                 f"'{self.root}' is in use by another emscope process",
-                "wait for it, choose another folder with --out, or start all of them with --share",
+                "wait for it, choose another folder with `out`, or start all of them with `share`",
             ) from None
         except OSError as error:
             raise disk_error(self.root, error) from None
@@ -115,7 +115,7 @@ class Study:
         """Return the keys already in a table; a row whose key is here need not be computed again."""
         return set(read_table(self.root, table, columns=["key"]).column("key").to_pylist())
 
-    def append(self, table: str, rows: Sequence[dict[str, Any]], present: set[str] | None = None) -> None:
+    def append(self, table: str, rows: Sequence[Mapping[str, object]], present: set[str] | None = None) -> None:
         """Add rows to a table as one new part; rows whose key is present are left out. All of them appear or none.
 
         Args:
@@ -126,7 +126,7 @@ class Study:
         if fresh:
             self._write_part(table, list(fresh.values()))
 
-    def replace(self, table: str, rows: Sequence[dict[str, Any]]) -> None:
+    def replace(self, table: str, rows: Sequence[Mapping[str, object]]) -> None:
         """Put `rows` in place of a table's content (for tables that are derived anew, such as estimates)."""
         old = list(_parts(self.root, table))
         new = self._write_part(table, rows) if rows else None
@@ -134,10 +134,10 @@ class Study:
             if path != new:
                 path.unlink()
 
-    def _write_part(self, table: str, rows: Sequence[dict[str, Any]]) -> Path:
+    def _write_part(self, table: str, rows: Sequence[Mapping[str, object]]) -> Path:
         schema = TABLES[table]
         content = pa.Table.from_pylist([{name: _kept(row.get(name)) for name in schema.names} for row in rows], schema=schema)
-        path = self.root / "tables" / table / f"{short(sorted(row['key'] for row in rows))}.parquet"
+        path = self.root / "tables" / table / f"{short(sorted(str(row['key']) for row in rows))}.parquet"
         write_atomic(path, lambda temporary: pq.write_table(content, temporary))
         return path
 
@@ -148,7 +148,7 @@ class Study:
             return
         others = [p.name for p in self.root.iterdir() if p.name not in (".lock", "study.yaml", CLAIMS) and not _cut_off(p)]
         if others:
-            raise InputError(f"'{self.root}' is not empty ({others[0]}) and is no study", "choose a new folder with --out")
+            raise InputError(f"'{self.root}' is not empty ({others[0]}) and is no study", "choose a new folder with `out`")
         self._write_ledger(path)
 
     def _write_ledger(self, path: Path) -> None:
@@ -171,25 +171,25 @@ class Study:
                 raise ValueError("its settings are no object")
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
-                f"'{path}' is damaged ({type(error).__name__}: {error})", "choose a new folder with --out"
+                f"'{path}' is damaged ({type(error).__name__}: {error})", "choose a new folder with `out`"
             ) from None
         if version != VERSION:
             raise InputError(
                 f"'{self.root}' has tables of version {version}, this emscope writes {VERSION}",
-                "choose a new folder with --out",
+                "choose a new folder with `out`",
             )
         grown = frozen | {k: self.spec[k] for k in self._may_grow if begins_with(self.spec.get(k), frozen.get(k))}
         changed = "; ".join(list(differences(grown, self.spec))[:5])
         if changed and self._begun():
             raise InputError(
                 f"'{self.root}' holds a study with other settings ({changed})",
-                "choose another folder with --out, or restore the settings",
+                "choose another folder with `out`, or restore the settings",
             )
         if changed or grown != frozen:
             self._write_ledger(path)
 
 
-def _kept(value: Any) -> Any:
+def _kept(value: object) -> object:
     """Return a value as a table holds it: half characters escaped, which no text encoding has."""
     return whole(value) if isinstance(value, str) else value
 
@@ -198,12 +198,12 @@ def _cut_off(path: Path) -> bool:
     return path.name.startswith(OURS) and path.name.endswith(CUT_OFF)
 
 
-def begins_with(new: Any, old: Any) -> bool:
+def begins_with(new: object, old: object) -> bool:
     """True where both are lists and the new one is the old one with more behind it."""
     return isinstance(new, list) and isinstance(old, list) and new[: len(old)] == old
 
 
-def differences(old: Any, new: Any, place: str = "") -> Iterable[str]:
+def differences(old: object, new: object, place: str = "") -> Iterable[str]:
     """Yield `key: old -> new` for each leaf in which two plain values differ; a setting that is not there is one that is null or empty."""
     if isinstance(old, dict | None) and isinstance(new, dict | None):
         old, new = old or {}, new or {}
@@ -236,7 +236,7 @@ def _parts(root: Path, table: str) -> list[Path]:
     return sorted((root / "tables" / table).glob("[!.]*.parquet"))
 
 
-def _yaml(spec: dict[str, Any]) -> str:
+def _yaml(spec: JsonObject) -> str:
     import yaml
 
     return yaml.safe_dump(spec, sort_keys=False, allow_unicode=True)
