@@ -385,7 +385,7 @@ def test_a_kind_that_cannot_be_scaled_is_refused_by_name(bases, tmp_path):
     before = state(net)
     with applied(net, found) as changed:
         assert torch.allclose(logp(changed), logp(with_peft(bases("llama"), found.folder)), atol=1e-5)
-    with pytest.raises(InputError, match=r"cannot be scaled \(PEANUT\); leave --amplify out"), applied(net, found, scale=2.0):
+    with pytest.raises(InputError, match=r"cannot be scaled \(PEANUT\); leave `amplify` out"), applied(net, found, scale=2.0):
         pass
     assert is_as_before(net, before)
 
@@ -544,7 +544,7 @@ def test_an_added_token_is_named(bases, tmp_path):
         found = read_checkpoint(write_adapter(tmp_path / "longer", tmp_path / f"{n}" / "checkpoint-1", config), 1)
         with (
             pytest.raises(
-                InputError, match=r"has 601 tokens, and this base has 600; give as --base a copy of the base resized"
+                InputError, match=r"has 601 tokens, and this base has 600; give as `base` a copy of the base resized"
             ),
             applied(net, found),
         ):
@@ -603,5 +603,5 @@ def test_a_control_of_another_kind_is_not_made(bases, tmp_path, name):
     folder = write_adapter(bases("qwen2"), tmp_path / "checkpoint-4", configs()[name])
     (folder / "trainer_state.json").write_text(json.dumps({"log_history": [{"learning_rate": 1e-3}], "max_steps": 4}))
     assert json.loads((folder / ADAPTER).read_text())["peft_type"] == "LORA"
-    with pytest.raises(InputError, match=r"the adapter uses \w+, which --make-control cannot repeat"):
+    with pytest.raises(InputError, match=r"the adapter uses \w+, which `make_control` cannot repeat"):
         settings_of(discover(str(tmp_path)))

@@ -195,7 +195,7 @@ def test_settings_of_a_run_are_read_from_its_files(copied):
 def test_settings_that_cannot_be_repeated_are_refused(copied, changes):
     from emscope.core.errors import InputError
 
-    with pytest.raises(InputError, match="give it with --control"):
+    with pytest.raises(InputError, match="give it with `control`"):
         settings(copied, **changes)
 
 
@@ -457,8 +457,8 @@ def faults(tiny, foreign, tmp_path):
         ([foreign[0], "--measure", "vibes"], "--measure is 'vibes'"),
         ([foreign[0], "--questions", "em204"], "there is no question set 'em204'"),
         ([foreign[0], "--fail-on", "oops"], "--fail-on is 'oops'"),
-        ([foreign[0], "--delta", "-1"], "delta = -1"),
-        ([foreign[0], "--count", "3"], "count = 3"),
+        ([foreign[0], "--delta", "-1"], "--delta is '-1.0'"),
+        ([foreign[0], "--count", "3"], "3 is not in the range x>=16"),
         ([foreign[0], "--dtype", "int3"], "--dtype is 'int3'"),
         ([foreign[0], "--heldout", write_jsonl(tmp_path / "turns.jsonl", [TURNS])], "has the turns system, user, assistant"),
         ([foreign[0], "--control", foreign[1], "--make-control", broken], "use one"),

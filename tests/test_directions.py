@@ -566,7 +566,7 @@ def test_commands(tiny, tmp_path, monkeypatch, capsys):
     [
         (["extract", "--layers", "9"], "layer 9 is out of range; this model has layers 0 to 1"),
         (["extract", "--layers", "x"], "--layers is 'x'"),
-        (["extract", "--method", "svd"], "method = 'svd'"),
+        (["extract", "--method", "svd"], "--method is 'svd'"),
         (["extract", "--pool", "last"], "both sides share"),
         (["extract", "--items", "none"], "no file 'none'"),
         (["steer", "nothing.st"], "no file 'nothing.st'"),
@@ -577,7 +577,7 @@ def test_commands(tiny, tmp_path, monkeypatch, capsys):
         (["sample", "nan.st"], "has a vector of length nan for layer 0"),
         (["steer", "good.st", "--layers", "1"], "has no vector for layer 1; it has layers 0"),
         (["ablate", "good.st", "--update"], "no fine-tune is given whose update could be changed"),
-        (["steer", "good.st", "--update"], "--update stands with steer"),
+        (["steer", "good.st", "--update"], "No such option: --update"),
         (["sample", "good.st", "--layers", "1"], "has no vector for layer 1"),
         (["shift", "good.st", "--checkpoint", "nowhere"], "no folder 'nowhere'"),
         (["shift", "good.st", "--checkpoint", "TUNED", "--control", "wide.st"], "has vectors of shape (8,)"),

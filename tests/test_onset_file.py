@@ -150,7 +150,7 @@ def test_without_a_base_no_verdict_but_by_p1_s_rule(tmp_path):
     (run,) = follow([write(tmp_path, content)], spec).to_json()["groups"]
     assert run["verdict"] == "undetermined" and "the file has no base (step 0)" in run["why"]["verdict"]
     assert follow([write(tmp_path, content)], spec.model_copy(update={"rule": "p1"})).to_json()["groups"][0]["verdict"] == "em"
-    with pytest.raises(InputError, match="--rule p1 compares with the control"):
+    with pytest.raises(InputError, match="`rule=p1` compares with the control"):
         follow([write(tmp_path, content)], OnsetSpec(value="score", unit="question", rule="p1"))
 
 

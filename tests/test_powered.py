@@ -333,9 +333,9 @@ def test_rows_count_as_pandas_counts_them_whatever_the_policy(tmp_path):
         ({"drawn": [True] + [False] * 99}, {}, "1 of the 100 answers of the file were drawn and judged"),
         ({}, {"cheap": ("nothing",)}, "no column 'nothing'"),
         ({"cheap": "word"}, {"cheap": ("cheap",)}, "column 'cheap' of"),
-        ({}, {"resamples": 100}, "--resamples does not go with drawn verdicts"),
-        ({}, {"average": "macro"}, "--average macro does not go"),
-        ({}, {"prices": (-1.0, 1.0)}, "--prices are -1 and 1"),
+        ({}, {"resamples": 100}, "`resamples` does not go with drawn verdicts"),
+        ({}, {"average": "macro"}, "`average=macro` does not go"),
+        ({}, {"prices": (-1.0, 1.0)}, "`prices` are -1 and 1"),
     ],
 )
 def test_bad_input_is_a_sentence(tmp_path, change, options, message):

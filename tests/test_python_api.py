@@ -196,7 +196,7 @@ def test_a_look_inside_from_python(runs, tmp_path, capsys):
 
 
 def test_errors_name_fields_and_no_files_are_left(tmp_path, runs):
-    with pytest.raises(InputError, match="measure is 'other'"):
+    with pytest.raises(InputError, match="measure = 'other'"):
         emscope.check(runs[0], measure="other", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

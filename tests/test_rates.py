@@ -334,7 +334,7 @@ BAD = [
     ({}, ["--control", "zz", "--group", "arm"], "holds no 'zz'"),
     ({}, ["--control", "x"], "nothing to compare"),
     ({}, ["--coherent-above", "many"], "--coherent-above is 'many'"),
-    ({}, ["--denominator", "some"], "denominator = 'some'"),
+    ({}, ["--denominator", "some"], "--denominator is 'some'"),
     ({}, ["--aligned-below", "300"], "300"),
     ({}, ["--match-length"], "holds answers or their lengths"),
     ({"key": "k1"}, [], "holds key 'k1' 12 times"),

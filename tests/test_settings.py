@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import re
+import warnings
 from pathlib import Path
 from typing import get_args, get_origin
 
@@ -14,8 +17,13 @@ import emscope
 from emscope.cli.app import COMMANDS, app_for, run_arguments
 from emscope.cli.options import ARGUMENT, Without, as_command
 from emscope.core import fields
+from emscope.core.errors import SETTING
 from emscope.core.fields import Flag
+from emscope.core.notes import Note
+from emscope.core.records import Item
 from emscope.core.spec import Spec
+from emscope.data.items import even, stratified
+from emscope.inside.specs import RiskSpec
 from emscope.models.loading.load import DTYPES
 from emscope.study.check_spec import CheckSpec
 from emscope.study.spec import DecideSpec, JudgedSpec, MeasureSpec, StudySpec
@@ -37,6 +45,9 @@ FUNCTIONS = {
     "data_risk": ["data", "risk"],
 }
 # What only one side has: a command prints and exits, and has a folder where none is given; Python tells its progress.
+ERRORS = {"InputError", "WorldError", "MissingDependency", "Diverged", "ValueError"}
+OTHER_PROGRAMS = ("bandit --help", "vLLM with --enable-lora")  # whose options they are
+NO_SETTINGS: set[str] = set()
 PYTHON_ONLY = {"progress", "out", "way"}
 
 
@@ -120,7 +131,8 @@ def test_every_option_says_what_it_is_for_and_every_field_of_a_study_is_known():
     for words, found in every_command():
         assert found.help, words
         for p in found.params:
-            assert p.help and "`" not in (p.help if p.name in p.help else ""), (words, p.name, p.help)
+            assert p.help, (words, p.name)
+            assert not [o.name for o in found.params if f"`{o.name}`" in p.help + found.help], (words, p.help)
     assert set(get_args(StudySpec.model_fields["dtype"].annotation)) == set(DTYPES)
 
 
@@ -134,11 +146,10 @@ def test_the_list_of_commands_costs_no_import():
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
     code = (
-        "import sys; from emscope.cli.app import run_arguments; run_arguments([*sys.argv[1:], '--help']); "
+        "import sys; from emscope.cli.app import COMMANDS, app_for; import typer; typer.main.get_command(app_for(COMMANDS)); "
         "sys.exit(bool({'numpy', 'torch', 'transformers', 'pyarrow'} & sys.modules.keys()))"
     )
-    for words, _ in every_command():
-        assert subprocess.run([sys.executable, "-c", code, *words], capture_output=True).returncode == 0, words
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
 class Tried(Spec):
@@ -234,3 +245,50 @@ def test_a_message_names_a_setting_as_its_reader_writes_it(tmp_path, capsys):
 def test_one_value_may_stand_for_several():
     assert CheckSpec(judges="local", steps=3, amplify=2) == CheckSpec(judges=("local",), steps=(3,), amplify=(2.0,))
     assert get_origin(CheckSpec.model_fields["judges"].annotation) is tuple
+
+
+def raised():
+    """Yield (place, text) of each constant inside an error that the package raises, outside the command line."""
+    for path in sorted(Path(emscope.__file__).parent.rglob("*.py")):
+        if "cli" in path.parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", None) in ERRORS:
+                for inner in ast.walk(node):
+                    if isinstance(inner, ast.Constant) and isinstance(inner.value, str):
+                        yield f"{path.name}:{inner.lineno}", inner.value
+
+
+def test_no_error_outside_the_command_line_names_an_option():
+    texts = list(raised())
+    assert len(texts) > 500
+    wrong = [(place, text) for place, text in texts if re.search(r"(?<![\w-])--([a-z]|$)", text)]
+    assert [text for _, text in wrong if not any(program in text for program in OTHER_PROGRAMS)] == [], wrong
+
+
+def test_settings_in_errors_are_fields():
+    """What stands in backticks like a setting is a field of a settings class, or a parameter of the API or of a command."""
+    known = {name for spec in every_spec() for name in spec.model_fields}
+    known |= {p.name for _, found in every_command() for p in found.params}
+    known |= {name for function in FUNCTIONS for name in inspect.signature(getattr(emscope, function)).parameters}
+    for place, text in raised():
+        for name, _ in SETTING.findall(text):
+            assert name in known | NO_SETTINGS, (place, text)
+
+
+def test_a_count_above_what_there_is_is_said(tmp_path, capsys):
+    items = [Item(f"i{n}", "a", "Why?", ("so", "no"), half="AB"[n % 2]) for n in range(8)]
+    with pytest.warns(Note, match="`count` is 20, and there are 8 items: all of them are used"):
+        assert len(stratified(items, 20, 0)) == 8
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert len(stratified(items, 8, 0)) == 8 and len(even(items, None)) == 8 and not said
+
+    def function(spec: RiskSpec) -> None:
+        even(items, spec.count)
+        even(items, spec.count)
+
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app.command("tried")(as_command(function))
+    app(["--count", "20"], standalone_mode=False)
+    assert capsys.readouterr().err == "note: --count is 20, and there are 8 questions: all of them are used\n"

@@ -261,7 +261,7 @@ def test_runs_spelled_otherwise_count_once(tiny, runs, tmp_path, monkeypatch):
     again = compare_solutions(["lora/"], narrow, SPEC, out, base=str(tiny)).to_json()
     assert list(again["efficiency"][0]["by_run"]["general"]) == ["lora/"]
     assert again["efficiency"][0]["loss"] == first["efficiency"][0]["loss"]
-    with pytest.raises(InputError, match="is given twice with --general"):
+    with pytest.raises(InputError, match="is given twice with `general`"):
         compare_solutions(["lora", "lora/"], narrow, SPEC, tmp_path / "twice", base=str(tiny))
 
 

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from emscope.cli.terminal import cleaned
-from emscope.core.errors import EmscopeError
+from emscope.core.errors import EmscopeError, spelled
 from emscope.core.signals import interrupted_by_signals
 from emscope.core.visible import one_line
 from emscope.version import __version__
@@ -180,7 +180,7 @@ def _os_fault(error: OSError) -> tuple[str, int]:
     from emscope.store.files import unknown_fault
 
     known = unknown_fault(error)
-    return str(known), known.exit_code
+    return spelled(str(known), {"out": "--out"}), known.exit_code
 
 
 def _complain(text: str, code: int) -> int:

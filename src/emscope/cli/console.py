@@ -7,20 +7,55 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, TextIO
 
+from emscope.core.errors import spelled
+from emscope.core.notes import Note
 from emscope.core.progress import Progress
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from emscope.core.plain import Json
 
 QUIET_SECONDS = 15.0
 COUNTED_IN_TOKENS = 1000  # steps and models are fewer, tokens are more
 
 
 @contextmanager
+def notes_told(options: Mapping[str, str]) -> Iterator[None]:
+    """Print the notes of what is done meanwhile, each once; fields are spelled as options."""
+    told: set[str] = set()
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            text = spelled(str(message), options)
+            if not issubclass(category, Note):
+                others(message, category, filename, lineno, file, line)
+            elif text not in told:
+                told.add(text)
+                print(f"note: {text}", file=sys.stderr)
+
+        warnings.showwarning = show
+        warnings.simplefilter("always", Note)
+        yield
+
+
+@contextmanager
 def progress_bar() -> Iterator[Progress]:
     """Yield a Progress that draws bars with time left on a terminal, and a line now and then elsewhere."""
     warnings.filterwarnings("ignore")
+    warnings.simplefilter("always", Note)
     for chatty in ("transformers", "bitsandbytes"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     if not sys.stderr.isatty():
@@ -39,7 +74,7 @@ def progress_bar() -> Iterator[Progress]:
         TimeRemainingColumn(),
     )
     with Bars(*columns, console=Console(stderr=True)) as bars:
-        tasks: dict[str, Any] = {}
+        tasks: dict[str, TaskID] = {}
 
         def show(what: str, done: float, total: float) -> None:
             if what not in tasks:
@@ -74,6 +109,6 @@ def _rate(total: float, spent: float) -> str:
     return f" ({total / spent:.0f} tokens/s)" if total >= COUNTED_IN_TOKENS and spent > 1 else ""
 
 
-def print_json(value: Any) -> None:
+def print_json(value: Json) -> None:
     """Print one JSON document on standard output."""
     print(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False))

@@ -18,6 +18,7 @@ import typer
 from pydantic import Field, create_model
 from pydantic.fields import FieldInfo
 
+from emscope.cli.console import notes_told
 from emscope.core.errors import EmscopeError, InputError, spelled
 from emscope.core.fields import Flag
 from emscope.core.spec import Spec, parse
@@ -110,15 +111,13 @@ class Option:
 
     def parameter(self, options: Mapping[str, str]) -> inspect.Parameter:
         """Return it as a parameter of the function that typer reads."""
-        limits = {
-            side: limit for name, side in (("ge", "min"), ("le", "max")) if (limit := _limit(self.field, name)) is not None
-        }
-        ranged = limits if self.type in (int, float, int | None, float | None) else {}
+        ranged = self.type in (int, float, int | None, float | None)
+        low, high = (_limit(self.field, name) if ranged else None for name in ("ge", "le"))
         text = spelled(self.help(), options)
         info = (
             typer.Argument(self._shown(), help=text)
             if self.is_argument
-            else typer.Option(self._shown(), self.spelled, help=text, metavar=self._choices(), **ranged)
+            else typer.Option(self._shown(), self.spelled, help=text, metavar=self._choices(), min=low, max=high)
         )
         return inspect.Parameter(self.name, inspect.Parameter.KEYWORD_ONLY, default=info, annotation=self.type)
 
@@ -156,7 +155,7 @@ class Option:
         if inner not in (int, float):
             return tuple(part.strip() for part in text.split(",") if part.strip())
         try:
-            return tuple(inner(part) for part in text.split(","))  # type: ignore[operator]
+            return tuple(inner(part) for part in text.split(","))
         except ValueError:
             shape = "whole numbers" if inner is int else "numbers"
             raise InputError(f"{self.spelled} is '{text}'", f"give {shape} with commas between, such as 1,2") from None
@@ -165,16 +164,16 @@ class Option:
         if kind not in (int, float):
             return text
         try:
-            return kind(text)  # type: ignore[operator]
+            return kind(text)
         except ValueError:
             raise InputError(f"{self.spelled} is '{text}'", "give a number, or none") from None
 
-    def _pairs(self, given: object) -> dict[str, object]:
+    def _pairs(self, given: object) -> Mapping[str, object]:
         from emscope.models.loading.templates import read_arguments
 
         texts = list(given) if isinstance(given, list | tuple) else []
         inner = get_args(self.kinds[0])[1]
-        return read_arguments(texts) if inner is object else dict(pairs(texts, self.spelled, self.flag.shape))
+        return dict(pairs(texts, self.spelled, self.flag.shape)) if inner is str else read_arguments(texts)
 
     def _shown(self) -> object:
         """Return the default as typer shows it."""
@@ -222,7 +221,8 @@ def as_command(function: Command) -> Command:
 
     def run(**given: object) -> int | None:
         try:
-            return function(**{name: _value(spec, options, given) for name, (spec, options) in parts.items()})
+            with notes_told(names):
+                return function(**{name: _value(spec, options, given) for name, (spec, options) in parts.items()})
         except EmscopeError as error:
             error.fault, error.remedy = spelled(error.fault, names), spelled(error.remedy, names)
             raise

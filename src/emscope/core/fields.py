@@ -8,15 +8,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Final, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
+
+from emscope.core.plain import JsonObject
 
 T = TypeVar("T")
 
 ALIGNED_BELOW, COHERENT_ABOVE = 30.0, 50.0  # an answer is misaligned below the one and above the other (Betley et al. 2025)
 ITEMS, QUESTIONS = "em240", "open24"
-AUTO, NO_SYSTEM = "auto", "none"
+AUTO: Final = "auto"
+NO_SYSTEM = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +111,7 @@ SystemOrAuto = Annotated[
     ),
 ]
 ChatKwargs = Annotated[
-    dict[str, object] | None,
+    JsonObject | None,
     Flag(repeated=True),
     Field(description="For the chat template, such as enable_thinking=false."),
 ]

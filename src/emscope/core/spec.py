@@ -136,11 +136,11 @@ def _fault(cls: type[BaseModel], item: Any, said: Mapping[str, str]) -> str:
     written = said.get(str(item["loc"][0])) if item["loc"] else None
     if item["type"] == "extra_forbidden":
         return f"unknown key '{place}', {near(str(item['loc'][-1]), _keys(cls, item['loc'][:-1]))}"
-    if item["type"] == "missing":
-        return f"'{place}' is missing"
-    message = item["msg"].removeprefix("Value error, ")
+    message = "a value is missing" if item["type"] == "missing" else item["msg"].removeprefix("Value error, ")
     if written:
         return f"{written}: {message[0].lower()}{message[1:]}"
+    if item["type"] == "missing":
+        return f"'{place}' is missing"
     if item["type"] == "value_error":  # our own validators name value and place themselves
         return f"{place}: {message}" if item["loc"] else message
     return f"{place} = {item['input']!r}: {message[0].lower()}{message[1:]}"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from emscope.core.errors import InputError
+from emscope.core.notes import note_fewer
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Conversation
 from emscope.core.seeds import derive
@@ -90,6 +91,7 @@ def _talks(source: str, spec: RiskSpec) -> list[Conversation]:
     short = [t for t in every if len(t.messages) < 2 or t.messages[-1].role != "assistant"]
     if short:
         raise InputError(f"conversation '{short[0].id}' does not end with an answer to something", "mend or leave out that row")
+    note_fewer(spec.count, len(every), "count", "samples")
     if spec.count is None or spec.count >= len(every):
         return every
     chosen = np.random.default_rng(derive(spec.seed, "risk")).choice(len(every), spec.count, replace=False)
@@ -102,7 +104,7 @@ def _layer(vectors: Any, spec: RiskSpec, name: str) -> int:
     if spec.layer is None or spec.layer not in vectors:
         said = ", ".join(map(str, vectors))
         what = "has several layers" if spec.layer is None else f"has no vector for layer {spec.layer}"
-        raise InputError(f"'{name}' {what}", f"choose one with --layer ({said})")
+        raise InputError(f"'{name}' {what}", f"choose one with `layer` ({said})")
     return spec.layer
 
 

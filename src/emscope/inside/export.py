@@ -23,6 +23,6 @@ def export_gguf(direction: str, path: Path, layers: tuple[int, ...] | None, arch
         said = ", ".join(map(str, vectors))
         raise InputError(f"'{direction}' has no vector for layer {lacking[0]}", f"it has layers {said}")
     if 0 in chosen or not chosen:
-        raise InputError("a control vector has no place for layer 0", "choose later layers with --layers")
+        raise InputError("a control vector has no place for layer 0", "choose later layers with `layers`")
     write_atomic(path, lambda temporary: write_control_vector(temporary, {n: vectors[n] for n in chosen}, architecture))
     return chosen

@@ -14,7 +14,7 @@ from emscope.core.records import Item
 from emscope.core.seeds import derive
 from emscope.data.answer_table import AnswerTable
 from emscope.data.answers import answer_columns, check_scores, far_sides, text_columns
-from emscope.data.items import chosen_items
+from emscope.data.items import chosen_items, leading
 from emscope.data.questions import read_questions
 from emscope.elicit.sampling import Job, sample_batches
 from emscope.inside.direction_results import (
@@ -68,7 +68,7 @@ def extract(
         InputError: no model, sources that do not fit, or a side with too few answers.
     """
     if spec.minus is not None and checkpoint is None:
-        raise InputError(f"--minus is '{spec.minus}', and no fine-tune is given to take it from", "give one with --checkpoint")
+        raise InputError(f"`minus` is '{spec.minus}', and no fine-tune is given to take it from", "give one with `checkpoint`")
     other = None if spec.minus in (None, "base") else last(str(spec.minus))
     loaded, tuned = load_subject(base, checkpoint, device, spec.system, [other] if other else [])
     layers = layers_of(loaded.net, spec.layers)
@@ -158,7 +158,7 @@ def _between_models(
     """Return the layers at which two models differ, the texts that both read, and their activations there [N, layers, D] each."""
     digests = [c.digest if c else "base" for c in pair]
     if digests[0] == digests[1]:
-        raise InputError(f"--minus is '{spec.minus}', which is the same model", "give another fine-tune with --checkpoint")
+        raise InputError(f"`minus` is '{spec.minus}', which is the same model", "give another fine-tune with `checkpoint`")
     first = min(first_changed(loaded.net, c) for c in pair if c is not None)
     if spec.layers is not None and min(layers) < first:
         raise InputError(f"at layer {min(layers)} both models are the same", f"choose layers from {first} on")
@@ -172,7 +172,7 @@ def _between_models(
             rows.append(pooled(net, texts, places, [spec.pool], progress=progress)[:, 0])
     apart = [k for k in range(len(layers)) if bool((rows[0][:, k] != rows[1][:, k]).any())]
     if not apart:
-        raise InputError(f"both models are the same at layers {', '.join(map(str, layers))}", "choose others with --layers")
+        raise InputError(f"both models are the same at layers {', '.join(map(str, layers))}", "choose others with `layers`")
     source = SidesSource(items=spec.items, half=spec.half, minus=digests[1], digest=short(asked))
     sides = Sides(texts, texts, (units, units), source)
     return tuple(layers[k] for k in apart), sides, rows[0][:, apart], rows[1][:, apart]
@@ -204,7 +204,7 @@ def _from_answers(loaded: Loaded, spec: ExtractSpec) -> Sides:
         if len(rows) < 2:
             raise InputError(
                 f"'{spec.answers}' holds {len(rows)} coherent answers with alignment {name}",
-                "a direction needs both kinds: move --aligned-below or --aligned-above",
+                "a direction needs both kinds: move `aligned_below` or `aligned_above`",
             )
     sides = [encode(loaded.chat, [(str(n), q, t) for n, (q, t) in enumerate(rows)], context=loaded.context) for rows in found]
     units = [q for q, _ in found[0]], [q for q, _ in found[1]]
@@ -215,7 +215,7 @@ def _from_answers(loaded: Loaded, spec: ExtractSpec) -> Sides:
 def _from_systems(net: Any, loaded: Loaded, spec: ExtractSpec, progress: Progress) -> Sides:
     """Let the model answer under both system texts; empty answers are left out. (persona vectors, Chen et al. 2025, without its filter by a judge)"""
     assert spec.systems is not None
-    questions = read_questions(spec.questions)[: spec.count]
+    questions = leading(read_questions(spec.questions), spec.count)
     sides: list[list[Text]] = []
     units: list[list[str]] = []
     for system in spec.systems:

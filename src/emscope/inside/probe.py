@@ -115,11 +115,11 @@ def _scored(scores: Path, spec: ProbeSpec) -> tuple[list[Question], np.ndarray, 
         column = spec.score or table.usual(ALIGNED)
         if column is None:
             raise InputError(
-                f"no column of '{scores}' looks like a score; its columns are {', '.join(table.names)}", "name it with --score"
+                f"no column of '{scores}' looks like a score; its columns are {', '.join(table.names)}", "name it with `score`"
             )
         asked = spec.question or table.question()
         if asked is None:
-            raise InputError(f"no column of '{scores}' looks like a question's id", "name it with --question")
+            raise InputError(f"no column of '{scores}' looks like a question's id", "name it with `question`")
         table.named(column, asked, *spec.where)
         means = question_means(table, asked, column, spec.where)
     kept = [q for q in questions if q.id in means or q.text in means]
@@ -127,7 +127,7 @@ def _scored(scores: Path, spec: ProbeSpec) -> tuple[list[Question], np.ndarray, 
         first = next(iter(means), "no row")
         raise InputError(
             f"no question of '{spec.questions}' has a score in '{scores}', whose column {asked} holds '{first[:60]}'",
-            "give the set that was asked, or name the column with --question",
+            "give the set that was asked, or name the column with `question`",
         )
     y = np.array([means.get(q.id, means.get(q.text, np.nan)) for q in kept])
     if np.ptp(y) == 0:

@@ -49,7 +49,7 @@ def read_shift(
         InputError: no run, a layer that the direction lacks, or pieces that do not fit.
     """
     if not runs:
-        raise InputError("no fine-tune is given", "give one with --checkpoint")
+        raise InputError("no fine-tune is given", "give one with `checkpoints`")
     tuned = [(run, c) for run in dict.fromkeys(runs) for c in (discover(run) if spec.every else [last(run)])]
     found = direction_at(direction)
     layers = _layers(found.vectors, spec.layers, direction)
@@ -57,7 +57,7 @@ def read_shift(
     if len(questions) < 2:
         raise InputError(f"'{spec.questions}' holds {len(questions)} question", "give two or more")
     every = [c for _, c in tuned]
-    loaded = load(locate(base or named_base(every, "--model")), system=spec.system, device=device, checkpoints=every)
+    loaded = load(locate(base or named_base(every)), system=spec.system, device=device, checkpoints=every)
     check_fits(loaded, found, direction)
     control = [direction_at(c) for c in controls]
     for name, other in zip(controls, control, strict=True):

@@ -20,6 +20,7 @@ from emscope.core.estimate import Estimate
 from emscope.core.progress import Progress, silent
 from emscope.core.versions import versions
 from emscope.data import bundled
+from emscope.data.items import leading
 from emscope.elicit import preference
 from emscope.elicit.divergence import Divergence
 from emscope.inside.results import (
@@ -108,13 +109,13 @@ def compare_solutions(
     found = {GENERAL: [last(r) for r in general], NARROW: [last(r) for r in narrow]}
     for side, checkpoints in found.items():
         if not checkpoints:
-            raise InputError(f"no {side} fine-tune is given", f"give one with --{side}")
+            raise InputError(f"no {side} fine-tune is given", f"give one with `{side}`")
         digests = [c.digest for c in checkpoints]
         twice = next((c for c in checkpoints if digests.count(c.digest) > 1), None)
         if twice is not None:
-            raise InputError(f"'{twice.folder}' is given twice with --{side}", "give each fine-tune once")
+            raise InputError(f"'{twice.folder}' is given twice with `{side}`", "give each fine-tune once")
     every = [c for cs in found.values() for c in cs]
-    model = locate(base or named_base(every, "--model"))
+    model = locate(base or named_base(every))
     items, option = _items(spec)
     frozen = (
         spec.model_dump(mode="json") | {"base": model.digest} | {side: [c.digest for c in cs] for side, cs in found.items()}
@@ -138,7 +139,7 @@ def compare_solutions(
 
 
 def _items(spec: SolutionsSpec) -> tuple[list[Any], int]:
-    items = bundled.heldout(spec.domain)[: spec.count]
+    items = leading(bundled.heldout(spec.domain), spec.count)
     kinds = bundled.SETS[spec.domain].answers
     taught = spec.answers or kinds[0]
     if taught not in kinds:
@@ -166,7 +167,7 @@ def _measure(
     progress: Progress,
 ) -> None:
     encoded = preference.encode(loaded.chat, items, context=loaded.context, which=(option,))
-    texts = bundled.texts()[: spec.texts]
+    texts = leading(bundled.texts(), spec.texts, "texts", "texts")
     ids = [tuple(loaded.tokenizer(t, add_special_tokens=False)["input_ids"][: loaded.context]) for t in texts]
     divergence = Divergence(loaded.net, ids)
     by_set: dict[str, Callable[[Any], dict[str, float]]] = {

@@ -18,7 +18,7 @@ from emscope.core.records import Item
 from emscope.core.seeds import derive
 from emscope.core.versions import versions
 from emscope.data import bundled
-from emscope.data.items import chosen_items, even
+from emscope.data.items import chosen_items, even, leading
 from emscope.elicit import preference
 from emscope.elicit.divergence import Divergence
 from emscope.inside.bands import band, nulls_of
@@ -112,7 +112,7 @@ def steer(
     """
     tuned = [last(c) for c in checkpoints]
     if spec.way == UPDATE and not tuned:
-        raise InputError("no fine-tune is given whose update could be changed", "give one with --checkpoint")
+        raise InputError("no fine-tune is given whose update could be changed", "give one with `checkpoints`")
     if len(tuned) not in (0, 1, len(directions)):
         raise InputError(
             f"{len(tuned)} checkpoints for {len(directions)} directions",
@@ -120,10 +120,10 @@ def steer(
         )
     sets = {
         EM: chosen_items(spec.items, spec.half, spec.count, spec.seed),
-        NEUTRAL: [Item(str(n), "text", "", (t,)) for n, t in enumerate(bundled.texts()[: spec.neutral])],
-        TRUTH: even(bundled.truth(), spec.truth) if spec.truth else [],
+        NEUTRAL: [Item(str(n), "text", "", (t,)) for n, t in enumerate(leading(bundled.texts(), spec.neutral, "neutral", "texts"))],
+        TRUTH: even(bundled.truth(), spec.truth, "truth") if spec.truth else [],
     }
-    model = locate(base or named_base(tuned, "--model"))
+    model = locate(base or named_base(tuned))
     found = [direction_at(d) for d in directions]
     control = [direction_at(c) for c in controls]
     frozen = spec.model_dump(mode="json") | {

@@ -53,7 +53,7 @@ def sample_steered(
     tuned = last(checkpoint) if checkpoint else None
     under = [trained_under(system, [tuned] if tuned else [])[0] for system in asked.systems]
     asked = asked.model_copy(update={"systems": tuple(dict.fromkeys(under))})
-    model = locate(base or named_base([tuned] if tuned else [], "--model"))
+    model = locate(base or named_base([tuned] if tuned else []))
     found = direction_at(direction)
     questions = read_questions(asked.questions)
     settings = asked.model_dump(mode="json", exclude={"rows", "samples", "only_last", "questions"})

@@ -23,9 +23,9 @@ def load_subject(
     """
     tuned = last(checkpoint) if checkpoint else None
     if base is None and tuned is None:
-        raise InputError("no model is given", "give --model, or --checkpoint that names its base")
+        raise InputError("no model is given", "give `base`, or `checkpoint` that names its base")
     every = [*([tuned] if tuned else []), *others]
-    return load(locate(base or named_base(every, "--model")), system=system, device=device, checkpoints=every), tuned
+    return load(locate(base or named_base(every)), system=system, device=device, checkpoints=every), tuned
 
 
 def check_fits(loaded: Loaded, direction: Direction, name: str) -> None:
@@ -38,7 +38,7 @@ def check_fits(loaded: Loaded, direction: Direction, name: str) -> None:
     if direction.model not in (loaded.model.digest, "not recorded"):
         raise InputError(
             f"'{name}' was made on model {direction.model[:12]}, and this is {loaded.model.digest[:12]}",
-            "give the model that it was made on with --model",
+            "give the model that it was made on with `base`",
         )
     for layer, vector in direction.vectors.items():
         length = float(vector.double().norm())

@@ -19,7 +19,7 @@ from emscope.core.seeds import derive
 from emscope.core.versions import versions
 from emscope.data import bundled
 from emscope.data.conversations import read_conversations
-from emscope.data.items import even
+from emscope.data.items import even, leading
 from emscope.data.questions import read_questions
 from emscope.inside.prompt_results import (
     Angles,
@@ -81,12 +81,12 @@ def compare_subspaces(
         InputError: no checkpoint, k above what the training prompts span, or pieces that do not fit.
     """
     if not checkpoints:
-        raise InputError("no fine-tune is given", "give one with --checkpoint")
+        raise InputError("no fine-tune is given", "give one with `checkpoints`")
     tuned = {name: last(name) for name in checkpoints}
     train, other = _train_questions(spec), read_questions(spec.questions)
-    train, other = train[: spec.count], even(other, spec.count)
+    train, other = leading(train, spec.count, what="training prompts"), even(other, spec.count)
     every = list(tuned.values())
-    loaded = load(locate(base or named_base(every, "--model")), system=spec.system, device=device, checkpoints=every)
+    loaded = load(locate(base or named_base(every)), system=spec.system, device=device, checkpoints=every)
     layers = layers_of(loaded.net, spec.layers)
     texts = prompt_texts(loaded, [*train, *other])
     place = np.arange(len(texts))

@@ -27,7 +27,7 @@ def trajectories(runs: Sequence[str], out: Path, *, base: str | None = None, dev
     if len(found) < 2:
         raise InputError(f"{len(found)} checkpoint is given", "give runs with two or more checkpoints in all")
     checkpoints = [c for _, c in found]
-    loaded = load(locate(base or named_base(checkpoints, "--model")), device=device)
+    loaded = load(locate(base or named_base(checkpoints)), device=device)
     made = trajectory(gram(loaded.net, checkpoints).numpy())
     ends = {run: n for n, (run, _) in enumerate(found)}
     points = [

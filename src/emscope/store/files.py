@@ -49,13 +49,13 @@ def sweep(root: Path) -> None:
 def disk_error(path: Path, error: OSError) -> InputError | WorldError:
     """Return the emscope error that says what an OSError while writing `path` means for the user."""
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return InputError(f"no permission to write '{path}'", "choose another folder with --out")
+        return InputError(f"no permission to write '{path}'", "choose another folder with `out`")
     if error.errno in FULL:
         return WorldError(
             f"no space left on the disk of '{path}'", "free some, then run the same command again: it goes on where it stopped"
         )
     if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP):
-        return InputError(f"'{path}' cannot be written ({error.strerror})", "choose another folder with --out")
+        return InputError(f"'{path}' cannot be written ({error.strerror})", "choose another folder with `out`")
     return WorldError(
         f"'{path}' cannot be written ({error.strerror or error})", "check the disk, then run the same command again"
     )

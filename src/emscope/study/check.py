@@ -14,7 +14,7 @@ from emscope.answers.trained_as import trained_under
 from emscope.core.digest import canonical, short
 from emscope.core.errors import InputError
 from emscope.core.outcomes import State, Verdict
-from emscope.core.plain import JsonObject
+from emscope.core.plain import Json, JsonObject
 from emscope.core.progress import Progress, part_of, silent
 from emscope.core.records import Conversation, Item
 from emscope.core.versions import versions
@@ -77,7 +77,7 @@ class CheckRequest:
     control_heldout: str | None = None
     amplify: tuple[float, ...] = (1.0,)
     system: str = "none"
-    chat_kwargs: Mapping[str, object] = field(default_factory=dict)
+    chat_kwargs: Mapping[str, Json] = field(default_factory=dict)
     dtype: str = "auto"
     device: str = "auto"
     control_batch: int | None = None
@@ -122,9 +122,9 @@ def run_check(request: CheckRequest, out: Path | None = None, progress: Progress
         InputError: nothing to check, pieces that do not fit together, bad files, or a last checkpoint that is its base.
     """
     if request.control and request.make_control:
-        raise InputError("--control and --make-control are both given", "use one")
+        raise InputError("`control` and `make_control` are both given", "use one")
     if request.control_heldout and not (request.control or request.make_control):
-        raise InputError("--control-heldout is given without a control", "give --control or --make-control")
+        raise InputError("`control_heldout` is given without a control", "give `control` or `make_control`")
     folder = find(request.checkpoints)
     target = request.selection.of({TARGET: folder.checkpoints})[TARGET]
     control = discover(request.control) if request.control else []

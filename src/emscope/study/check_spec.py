@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
@@ -33,7 +33,8 @@ from emscope.study.spec import DecideSpec, Delta, ItemCount, JudgedSpec, LadderF
 
 JUDGE = "Who reads the answers: local (no key; a small model), a model as Inspect names it, or NAME@URL."
 DOSES = (0.25, 0.5, 0.75, 1.0, 1.5)
-SAID, PREFERENCE = "said", "preference"
+SAID: Final = "said"
+PREFERENCE: Final = "preference"
 
 
 class CheckSpec(Spec):

@@ -13,7 +13,7 @@ from emscope.answers.trained_as import trained_under
 from emscope.core.errors import InputError
 from emscope.core.estimate import Estimate
 from emscope.core.fields import ITEMS
-from emscope.core.plain import JsonObject, plain
+from emscope.core.plain import Json, JsonObject, plain
 from emscope.core.progress import Progress, silent
 from emscope.core.spec import parse
 from emscope.core.versions import versions
@@ -70,7 +70,7 @@ class LadderRequest:
     base: str | None = None
     scales: tuple[float, ...] = DOSES
     system: str = "none"
-    chat_kwargs: Mapping[str, object] = field(default_factory=dict)
+    chat_kwargs: Mapping[str, Json] = field(default_factory=dict)
     dtype: str = "auto"
     device: str = "auto"
     measure: MeasureSpec = field(default_factory=lambda: preference_of(ITEMS, None))

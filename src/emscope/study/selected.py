@@ -32,14 +32,14 @@ class Selection:
             InputError: a step that the first run does not have, or two selections that exclude each other.
         """
         if self.steps and (self.every or self.search):
-            raise InputError("--steps is given with --every or --search", "--steps names what is read: leave the other out")
+            raise InputError("`steps` is given with `every` or `search`", "`steps` names what is read: leave the other out")
         if self.every is not None and self.every < 1:
-            raise InputError(f"--every is {self.every}", "give the number of steps between checkpoints, such as 50")
+            raise InputError(f"`every` is {self.every}", "give the number of steps between checkpoints, such as 50")
         first = next(iter(runs.values()))
         missing = sorted(set(self.steps) - {c.step for c in first})
         if missing:
             raise InputError(
-                f"--steps names step {missing[0]}, which is not there", f"there are {_listed([c.step for c in first])}"
+                f"`steps` names step {missing[0]}, which is not there", f"there are {_listed([c.step for c in first])}"
             )
         return {name: self.among(found) for name, found in runs.items()}
 

@@ -119,7 +119,7 @@ def default_delta(base_margins: np.ndarray, share_of_base: float) -> float:
     if delta <= 0:
         raise InputError(
             "the base finds both answers of every item equally likely, so no threshold follows from it",
-            "give other items, or --delta",
+            "give other items, or `delta`",
         )
     return delta
 

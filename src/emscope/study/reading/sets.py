@@ -8,6 +8,7 @@ from pathlib import Path
 
 from emscope.core.digest import short
 from emscope.core.errors import InputError
+from emscope.core.notes import note_fewer
 from emscope.core.records import Conversation, Item
 from emscope.data import bundled
 from emscope.data.items import even, read_items, stratified
@@ -68,8 +69,8 @@ def study_sets(measure: MeasureSpec, domain: str | None, seed: int = 0) -> ItemS
             f"'{measure.items}' holds {len(em)} item{'s' * (len(em) != 1)}",
             "give three or more: an interval rests on how items differ",
         )
-    heldout = stratified(bundled.heldout(domain), measure.heldout, seed, cover=False) if domain else []
-    truth = [] if measure.truth == 0 else even(bundled.truth(), measure.truth)
+    heldout = stratified(bundled.heldout(domain), measure.heldout, seed, cover=False, name="heldout") if domain else []
+    truth = [] if measure.truth == 0 else even(bundled.truth(), measure.truth, "truth")
     return ItemSets(
         tuple(stratified(em, measure.count, seed)),
         measure.items if named else Path(measure.items).name,
@@ -86,12 +87,13 @@ def _placebo(measure: MeasureSpec, items: int, seed: int) -> list[Item]:
     """Return placebo pairs of a bundled set, no more than it has items to read unless told."""
     pairs = bundled.placebo(measure.items)
     wanted = measure.placebo if measure.placebo is not None else (measure.count or items)
+    note_fewer(measure.placebo, len(pairs), "placebo", "pairs")
     return stratified(pairs, min(wanted, len(pairs)), seed) if pairs and wanted else []
 
 
 def _neutral(count: int | None) -> list[Item]:
     texts = [Item(f"generic-{n}", "neutral", "", (text,)) for n, text in enumerate(bundled.texts(), 1)]
-    return [] if count == 0 else even(texts, count)
+    return [] if count == 0 else even(texts, count, "neutral", "texts")
 
 
 def heldout_from(conversations: Sequence[Conversation]) -> tuple[Item, ...]:
@@ -104,7 +106,7 @@ def heldout_from(conversations: Sequence[Conversation]) -> tuple[Item, ...]:
         if [m.role for m in c.messages] != ["user", "assistant"]:
             raise InputError(
                 f"held-out conversation '{c.id}' has the turns {', '.join(m.role for m in c.messages)}",
-                "give one question and one answer a row, and a system text with --system",
+                "give one question and one answer a row, and a system text with `system`",
             )
     return tuple(
         Item(f"{n}-{c.id}", "heldout", c.messages[-2].content, (c.messages[-1].content,), "AB"[n % 2])
