@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from emscope.core.errors import InputError
 from emscope.core.progress import Progress, silent
@@ -20,6 +20,11 @@ from emscope.models.fast.head import output_head
 from emscope.models.fast.packed import Pack, hidden_states, pack, packed_attention
 from emscope.models.hooks.roles import answers_at
 from emscope.models.loading.chat import ChatFormat
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from emscope.models.types import CausalLM, Device, Head, Logits, Stream, Tokenizer
 
 HEAD_ROWS = 256
 
@@ -66,7 +71,7 @@ def encode(chat: ChatFormat, items: Sequence[Item], *, context: int, which: Sequ
     return encoded
 
 
-def encode_texts(tokenizer: Any, items: Sequence[Item], *, context: int) -> list[Encoded]:
+def encode_texts(tokenizer: Tokenizer, items: Sequence[Item], *, context: int) -> list[Encoded]:
     """Tokenize items without a question: the one option is a plain text, of which all tokens but the first are scored.
 
     Raises:
@@ -82,7 +87,7 @@ def encode_texts(tokenizer: Any, items: Sequence[Item], *, context: int) -> list
 
 
 def score(
-    net: Any,
+    net: CausalLM,
     encoded: Sequence[Encoded],
     *,
     batch_tokens: int | None = None,
@@ -106,8 +111,8 @@ def score(
 
 
 def score_beyond(
-    net: Any,
-    tuned: Any,
+    net: CausalLM,
+    tuned: CausalLM,
     encoded: Sequence[Encoded],
     scales: Sequence[float],
     *,
@@ -145,7 +150,7 @@ def score_beyond(
 
 
 def _score_packed(
-    net: Any, head: Any, encoded: Sequence[Encoded], batch_tokens: int, progress: Progress, what: str
+    net: CausalLM, head: Head, encoded: Sequence[Encoded], batch_tokens: int, progress: Progress, what: str
 ) -> list[OptionScore]:
     total = sum(e.cost for e in encoded)
     done = 0
@@ -160,7 +165,7 @@ def _score_packed(
 
 
 def score_plain(
-    net: Any, encoded: Sequence[Encoded], *, progress: Progress = silent, what: str = "scoring"
+    net: CausalLM, encoded: Sequence[Encoded], *, progress: Progress = silent, what: str = "scoring"
 ) -> list[OptionScore]:
     """Return what `score` returns, one option at a time from the model's full logits."""
     import torch
@@ -202,18 +207,18 @@ class _Laid:
     """A batch laid out as a trie: option `owner[n]` has the token `targets[n]` after the node `nodes[n]` [R]; answers' nodes are in `answers` [T]."""
 
     packed: Pack
-    answers: Any
-    owner: Any
-    nodes: Any
-    targets: Any
+    answers: Tensor
+    owner: Tensor
+    nodes: Tensor
+    targets: Tensor
     options: int
 
-    def hidden(self, net: Any) -> Any:
+    def hidden(self, net: CausalLM) -> Stream:
         """Return what `net` gives at every node [T, D]."""
         with answers_at(self.answers[None]):
             return hidden_states(net, self.packed)
 
-    def sums(self, logp: Any) -> list[float]:
+    def sums(self, logp: Tensor) -> list[float]:
         """Return the sum of each option's log-probabilities [R]."""
         import torch
 
@@ -221,7 +226,7 @@ class _Laid:
         return zeros.index_add_(0, self.owner.cpu(), logp.cpu().double()).tolist()  # MPS has no float64
 
 
-def _lay_out(batch: Sequence[Encoded], device: Any) -> _Laid:
+def _lay_out(batch: Sequence[Encoded], device: Device) -> _Laid:
     import torch
 
     flat = _flat(batch)
@@ -235,7 +240,7 @@ def _lay_out(batch: Sequence[Encoded], device: Any) -> _Laid:
     return _Laid(packed, _answer_nodes(packed, flat), owner, nodes, targets, len(flat))
 
 
-def _score_batch(net: Any, head: Any, batch: Sequence[Encoded]) -> list[float]:
+def _score_batch(net: CausalLM, head: Head, batch: Sequence[Encoded]) -> list[float]:
     """Return the sum of log-probabilities of each option of the batch, flat."""
     laid = _lay_out(batch, net.device)
     hidden = laid.hidden(net)  # [T, D]
@@ -244,13 +249,13 @@ def _score_batch(net: Any, head: Any, batch: Sequence[Encoded]) -> list[float]:
 
 
 def _packed_beyond(
-    nets: tuple[Any, Any], heads: tuple[Any, Any], batch: Sequence[Encoded], scales: Sequence[float]
+    nets: tuple[CausalLM, CausalLM], heads: tuple[Head, Head], batch: Sequence[Encoded], scales: Sequence[float]
 ) -> Mapping[float, list[float]]:
     """Return for each scale the sum of log-probabilities of each option of the batch, flat."""
     laid = _lay_out(batch, nets[0].device)
     hidden = [laid.hidden(net) for net in nets]
 
-    def logits(rows: Any) -> Iterator[Any]:
+    def logits(rows: Tensor) -> Iterator[Logits]:
         base, tuned = (_full(head(h[rows])) for head, h in zip(heads, hidden, strict=True))
         return (_between(base, tuned, s) for s in scales)
 
@@ -259,7 +264,7 @@ def _packed_beyond(
 
 
 def _plain_beyond(
-    nets: tuple[Any, Any], heads: tuple[Any, Any], batch: Sequence[Encoded], scales: Sequence[float]
+    nets: tuple[CausalLM, CausalLM], heads: tuple[Head, Head], batch: Sequence[Encoded], scales: Sequence[float]
 ) -> Mapping[float, list[float]]:
     """Return what `_packed_beyond` returns, one option at a time from both models' full logits."""
     import torch
@@ -273,19 +278,19 @@ def _plain_beyond(
     return found
 
 
-def _between(base: Any, tuned: Any, scale: float) -> Any:
+def _between(base: Logits, tuned: Logits, scale: float) -> Logits:
     """Return base + scale (tuned - base), in a form that is exact at 0 and 1."""
     return (1 - scale) * base + scale * tuned
 
 
-def _full(logits: Any) -> Any:
+def _full(logits: Logits) -> Logits:
     """Return logits in float32 or more: sums over a vocabulary need it."""
     import torch
 
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _logits_of(net: Any, e: Encoded, option: Sequence[int]) -> Any:
+def _logits_of(net: CausalLM, e: Encoded, option: Sequence[int]) -> Logits:
     """Return the logits of each token of an option [R, V] from a plain pass over prompt and option."""
     import torch
 
@@ -294,7 +299,7 @@ def _logits_of(net: Any, e: Encoded, option: Sequence[int]) -> Any:
         return net(input_ids=ids, use_cache=False).logits[0, len(e.prompt) - 1 : -1]
 
 
-def _answer_nodes(packed: Any, flat: Sequence[tuple[Encoded, int, tuple[int, ...]]]) -> Any:
+def _answer_nodes(packed: Pack, flat: Sequence[tuple[Encoded, int, tuple[int, ...]]]) -> Tensor:
     """Return which nodes hold an answer's tokens [T]."""
     import torch
 
@@ -304,7 +309,7 @@ def _answer_nodes(packed: Any, flat: Sequence[tuple[Encoded, int, tuple[int, ...
     return mask
 
 
-def _token_logp(logits_of: Callable[[Any], Iterable[Any]], nodes: Any, targets: Any) -> list[Any]:
+def _token_logp(logits_of: Callable[[Tensor], Iterable[Logits]], nodes: Tensor, targets: Tensor) -> list[Tensor]:
     """Return log p(targets[n] after nodes[n]) [R] for each set of logits; a node's are computed once, a few nodes at a time.
 
     Args:
@@ -313,7 +318,7 @@ def _token_logp(logits_of: Callable[[Any], Iterable[Any]], nodes: Any, targets: 
     import torch
 
     distinct, which = nodes.unique(return_inverse=True)
-    parts: list[list[Any]] = []
+    parts: list[list[Tensor]] = []
     order = []
     for start in range(0, len(distinct), HEAD_ROWS):
         here = ((which >= start) & (which < start + HEAD_ROWS)).nonzero()[:, 0]
@@ -324,7 +329,7 @@ def _token_logp(logits_of: Callable[[Any], Iterable[Any]], nodes: Any, targets: 
     return [torch.cat(values)[back] for values in zip(*parts, strict=True)]
 
 
-def _chosen_logp(logits: Any, row: Any, token: Any) -> Any:
+def _chosen_logp(logits: Logits, row: Tensor, token: Tensor) -> Tensor:
     """Return log p(token[n]) in row[n] of logits [r, V], which are overwritten: a second matrix of this size costs more than to fill one."""
     top = logits.amax(-1)
     chosen = logits[row, token] - top[row]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from emscope.core.outcomes import Finish
 from emscope.core.records import Answer
@@ -16,11 +16,16 @@ from emscope.models.fast.head import output_head
 from emscope.models.fast.packed import packed_attention
 from emscope.models.loading.chat import ChatFormat
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from emscope.models.types import CausalLM, Head
+
 SHRINK = 8  # finished rows leave once they are this part of all
 
 
 def sample(
-    net: Any,
+    net: CausalLM,
     chat: ChatFormat,
     questions: Sequence[str],
     *,
@@ -61,12 +66,12 @@ class Beyond:
     Of a low-rank adapter it is near its update times `scale`, and stays coherent longer. (ours; Liu et al. 2024, proxy tuning)
     """
 
-    tuned: Any
+    tuned: CausalLM
     scale: float
 
 
 def sample_batches(
-    net: Any, chat: ChatFormat, job: Job, wanted: Sequence[tuple[str, int]], *, beyond: Beyond | None = None
+    net: CausalLM, chat: ChatFormat, job: Job, wanted: Sequence[tuple[str, int]], *, beyond: Beyond | None = None
 ) -> Iterator[list[Answer]]:
     """Yield answers, a batch at a time; `Answer.question` is the prompt's name.
 
@@ -98,7 +103,7 @@ def sample_batches(
 
 
 def _sample(
-    models: Sequence[tuple[float, Any, Any]],
+    models: Sequence[tuple[float, CausalLM, Head]],
     chat: ChatFormat,
     job: Job,
     batch: Sequence[tuple[str, int]],
@@ -125,7 +130,7 @@ def _batches(job: Job, wanted: Sequence[tuple[str, int]], most: int) -> Iterator
 
 
 def _write(
-    rows: Decoding | CachedDecoding | Recomputed | Blended, seeds: Sequence[int], most: int, temperature: float, ends: Any
+    rows: Decoding | CachedDecoding | Recomputed | Blended, seeds: Sequence[int], most: int, temperature: float, ends: Tensor
 ) -> tuple[list[list[int]], list[float]]:
     """Return the tokens of each row, its end included, and the sum of their log-probabilities at temperature 1."""
     import torch
@@ -152,7 +157,7 @@ def _write(
     return drawn, logp.tolist()
 
 
-def draw(logits: Any, chance: Any, temperature: float) -> tuple[Any, Any]:
+def draw(logits: Tensor, chance: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Return a token for each row [R] and its log-probability at temperature 1 [R], on the CPU.
 
     The token is where the cumulated probabilities of logits [R, V] pass `chance` [R], uniform in [0, 1).
@@ -180,7 +185,7 @@ def _answer(
     return Answer(question, number, text, len(tokens), Finish.STOP if done else Finish.LENGTH, seed, logprob)
 
 
-def _end_ids(net: Any, chat: ChatFormat) -> set[int]:
+def _end_ids(net: CausalLM, chat: ChatFormat) -> set[int]:
     named = net.generation_config.eos_token_id
     ends = set(named) if isinstance(named, list | tuple) else {named}
     close = chat.ids(chat.close.strip())[:1]  # a space before it, as of Llama 2, ends nothing

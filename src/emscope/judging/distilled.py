@@ -11,12 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from emscope.core.errors import InputError, MissingDependency
+from emscope.core.plain import JsonObject
 from emscope.store.files import write_atomic
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 ANSWER_BITS, QUESTION_BITS = 18, 14
 LONGEST = 8000  # characters of a text that are read
@@ -38,14 +42,14 @@ class Distilled:
     idf: np.ndarray
     weights: np.ndarray
     intercepts: np.ndarray
-    about: dict[str, Any]
+    about: JsonObject
 
     def predict(self, questions: Sequence[str], answers: Sequence[str]) -> np.ndarray:
         """Return the probability of each target for each answer [N, K]."""
         return probabilities(weighted(counts(questions, answers), self.idf), self.weights, self.intercepts)
 
 
-def counts(questions: Sequence[str], answers: Sequence[str]) -> Any:
+def counts(questions: Sequence[str], answers: Sequence[str]) -> csr_matrix:
     """Return hashed counts of words [N, F]: of the answer with pairs of neighbours, then of the question. (sparse)"""
     try:
         from sklearn.feature_extraction.text import HashingVectorizer
@@ -60,13 +64,13 @@ def counts(questions: Sequence[str], answers: Sequence[str]) -> Any:
     return sparse.hstack(parts, format="csr")
 
 
-def rarity(found: Any) -> np.ndarray:
+def rarity(found: csr_matrix) -> np.ndarray:
     """Return log((1 + N) / (1 + n_f)) + 1 of each feature [F], from counts [N, F]. (smoothed inverse document frequency)"""
     seen = np.bincount(found.indices, minlength=found.shape[1])
     return (np.log((1 + found.shape[0]) / (1 + seen)) + 1).astype(np.float32)
 
 
-def weighted(found: Any, idf: np.ndarray) -> Any:
+def weighted(found: csr_matrix, idf: np.ndarray) -> csr_matrix:
     """Return (1 + log count) x rarity, the answer's and the question's part each of length 1. (sparse [N, F])"""
     from scipy import sparse
     from sklearn.preprocessing import normalize
@@ -77,7 +81,7 @@ def weighted(found: Any, idf: np.ndarray) -> Any:
     return sparse.hstack([normalize(x[:, :split]), normalize(x[:, split:])], format="csr")
 
 
-def fit(x: Any, labels: np.ndarray, penalty: float) -> tuple[np.ndarray, np.ndarray]:
+def fit(x: csr_matrix, labels: np.ndarray, penalty: float) -> tuple[np.ndarray, np.ndarray]:
     """Return weights [K, F] and intercepts [K] for 0/1 labels [N, K]; a label that never varies gets its share alone."""
     from sklearn.linear_model import LogisticRegression
 
@@ -93,14 +97,16 @@ def fit(x: Any, labels: np.ndarray, penalty: float) -> tuple[np.ndarray, np.ndar
     return weights, intercepts
 
 
-def probabilities(x: Any, weights: np.ndarray, intercepts: np.ndarray) -> np.ndarray:
+def probabilities(x: csr_matrix, weights: np.ndarray, intercepts: np.ndarray) -> np.ndarray:
     """Return 1 / (1 + exp(-(x w + b))) [N, K]."""
     from scipy import special
 
     return special.expit(np.asarray(x @ weights.T) + intercepts)
 
 
-def out_of_fold(x: Any, labels: np.ndarray, folds: np.ndarray, penalty: float) -> tuple[np.ndarray, list[Any]]:
+def out_of_fold(
+    x: csr_matrix, labels: np.ndarray, folds: np.ndarray, penalty: float
+) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
     """Return each answer's probabilities by the model that did not see its fold [N, K], and the models' (weights, intercepts).
 
     Args:
@@ -117,7 +123,7 @@ def out_of_fold(x: Any, labels: np.ndarray, folds: np.ndarray, penalty: float) -
     return held, models
 
 
-def best_penalty(x: Any, labels: np.ndarray, folds: np.ndarray) -> float:
+def best_penalty(x: csr_matrix, labels: np.ndarray, folds: np.ndarray) -> float:
     """Return the penalty under which the held-out log loss of the first label is least."""
     losses = []
     for penalty in PENALTIES:

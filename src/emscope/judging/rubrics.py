@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 from pydantic import Field, model_validator
@@ -83,7 +83,7 @@ def read_rubrics(references: tuple[str, ...]) -> list[Rubric]:
     found: list[Rubric] = []
     for reference in references:
         if reference.endswith((".yaml", ".yml")):
-            content: Any = read_yaml(Path(reference))
+            content = read_yaml(Path(reference))
             found += [parse(Rubric, r, reference) for r in (content if isinstance(content, list) else [content])]
         elif reference in bundled_rubrics():
             found.append(bundled_rubrics()[reference])

@@ -13,11 +13,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, TypedDict
 
+import tokenizers
 import torch
 from torch import Tensor
-from torch.nn import Embedding, Linear, Module
+from torch.nn import Embedding, Linear, Module, Parameter
 
 from emscope.core.plain import Json, JsonObject
 
@@ -51,6 +52,11 @@ class Config(Protocol):
 
     def to_dict(self) -> JsonObject:
         """Return the settings as config.json has them."""
+        ...
+
+    @classmethod
+    def from_dict(cls, config_dict: JsonObject) -> Config:
+        """Return the configuration of these settings."""
         ...
 
 
@@ -93,6 +99,27 @@ class CausalLMOutput(Protocol):
     logits: Logits  # [B, T, V], or [B, K, V] of the last K columns
 
 
+class Placed(Protocol):
+    """What tells how much to compute at once: a model, or what stands in for one."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        ...
+
+    @property
+    def config(self) -> Config:
+        """Its configuration."""
+        ...
+
+
+class Matrix(Module):
+    """A linear layer: `Linear` with its weight as [out, in], or GPT-2's `Conv1D` with [in, out]."""
+
+    weight: Parameter
+    bias: Parameter | None
+
+
 class Body(Module):
     """A causal LM without its head."""
 
@@ -115,6 +142,7 @@ class LanguageModel(Module):
     config: Config
     device: torch.device
     dtype: torch.dtype
+    gradient_checkpointing_enable: Callable[[dict[str, bool]], None]
 
     @abstractmethod
     def __call__(
@@ -152,6 +180,25 @@ class CausalLM(LanguageModel):
     save_pretrained: Callable[..., None]
 
 
+class LoadingInfo(TypedDict):
+    """What did not come from the files of a model that was loaded."""
+
+    mismatched_keys: set[tuple[str, tuple[int, ...], tuple[int, ...]]]  # name, shape in the file, shape wanted
+    missing_keys: set[str]
+
+
+class Loader(Protocol):
+    """A class of transformers that makes models of many architectures, such as `AutoModelForCausalLM`."""
+
+    def from_pretrained(self, folder: str, **settings: object) -> tuple[CausalLM, LoadingInfo]:
+        """Load a model, with `output_loading_info`."""
+        ...
+
+    def from_config(self, config: Config, **settings: object) -> CausalLM:
+        """Make a model of random weights."""
+        ...
+
+
 class LoadResult(Protocol):
     """Names of tensors that found no module, and of modules that found no tensor."""
 
@@ -166,6 +213,12 @@ class PeftSettings(Protocol):
     is_adaption_prompt: bool
     inference_mode: bool
     base_model_name_or_path: str | None
+
+
+class AdapterLayer(Module):
+    """A module of the base with an adapter beside it."""
+
+    get_base_layer: Callable[[], Module]
 
 
 class Wrapped(LanguageModel):
@@ -211,7 +264,13 @@ class Tokenizer(Protocol):
         """Return the ids of a text, as `input_ids`."""
         ...
 
-    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+    def __len__(self) -> int:
+        """Return how many tokens there are, added ones included."""
+        ...
+
+    def decode(
+        self, token_ids: Sequence[int], *, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
+    ) -> str:
         """Return the text of ids."""
         ...
 
@@ -234,3 +293,9 @@ class Tokenizer(Protocol):
     def save_pretrained(self, save_directory: str | Path) -> tuple[str, ...]:
         """Write its files."""
         ...
+
+
+class FastTokenizer(Tokenizer, Protocol):
+    """One that runs in the library `tokenizers`."""
+
+    backend_tokenizer: tokenizers.Tokenizer

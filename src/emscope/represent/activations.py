@@ -10,23 +10,29 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from emscope.core.errors import InputError, near
 from emscope.core.progress import Progress, silent
 from emscope.models.fast import batch_size as size
 from emscope.models.fast.packed import hidden_states, pack, packed_attention
-from emscope.models.hooks.capture import branches_at, watched
+from emscope.models.hooks.branches import Branch
+from emscope.models.hooks.capture import See, branches_at, watched
 from emscope.models.hooks.roles import answers_at
 from emscope.models.hooks.sites import Place
 from emscope.models.loading.chat import ChatFormat
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from emscope.models.types import BodyOutput, CausalLM, Stream
+
 POOLS = ("last", "prompt", "answer", "end")
 WHAT = "reading activations"
 
-See = Callable[[Place, Any], None]
 Flow = Callable[[See], None]
-Sink = Callable[[Sequence[int], Any], None]
+Sink = Callable[[Sequence[int], "Tensor"], None]
+Run = Callable[[], "Stream | BodyOutput"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +74,10 @@ class Text:
 class Laid:
     """How a batch lies in a pass: node `at[r, t]` of the flattened pass holds token t of text r."""
 
-    at: Any
+    at: Tensor
     nodes: int
 
-    def answers(self, texts: Sequence[Text]) -> Any:
+    def answers(self, texts: Sequence[Text]) -> Tensor:
         """Return True at the nodes that hold an answer's token, [nodes]."""
         import torch
 
@@ -80,7 +86,7 @@ class Laid:
             mask[self.at[row, len(text.prompt) : len(text.prompt) + len(text.answer)]] = True
         return mask
 
-    def weights(self, spans: Sequence[range]) -> Any:
+    def weights(self, spans: Sequence[range]) -> Tensor:
         """Return the matrix [spans, nodes] that takes the mean over each span; the spans are of the texts in turn, equally many each."""
         import torch
 
@@ -105,7 +111,7 @@ def encode(chat: ChatFormat, triples: Sequence[tuple[str, str, str]], *, context
 
 
 def read_pooled(
-    net: Any,
+    net: CausalLM,
     texts: Sequence[Text],
     places: Sequence[Place],
     pools: Sequence[str],
@@ -134,9 +140,9 @@ def read_pooled(
 
     def read(batch: list[int], laid: Laid, flow: Flow) -> None:
         weights = laid.weights([texts[n].span(pool, first=first) for n in batch for pool in pools])
-        found: dict[Place, Any] = {}
+        found: dict[Place, Tensor] = {}
 
-        def see(place: Place, values: Any) -> None:
+        def see(place: Place, values: Tensor) -> None:
             flat = values.flatten(0, 1)
             flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
             found[place] = (weights.to(flat.dtype) @ flat).float()
@@ -149,7 +155,7 @@ def read_pooled(
 
 
 def read_tokens(
-    net: Any,
+    net: CausalLM,
     texts: Sequence[Text],
     places: Sequence[Place],
     sink: Sink,
@@ -169,7 +175,7 @@ def read_tokens(
     import torch
 
     def read(batch: list[int], laid: Laid, flow: Flow) -> None:
-        found: dict[Place, Any] = {}
+        found: dict[Place, Tensor] = {}
         flow(lambda place, values: found.__setitem__(place, values.flatten(0, 1).float()))
         for row, n in enumerate(batch):
             nodes = laid.at[row, : len(texts[n])]
@@ -179,7 +185,7 @@ def read_tokens(
 
 
 def pooled(
-    net: Any,
+    net: CausalLM,
     texts: Sequence[Text],
     places: Sequence[Place],
     pools: Sequence[str],
@@ -188,13 +194,13 @@ def pooled(
     batch_tokens: int | None = None,
     progress: Progress = silent,
     what: str = WHAT,
-) -> Any:
+) -> Tensor:
     """Return what `read_pooled` hands out as one tensor [N, pools, places, D], float32, in the order of the texts."""
     import torch
 
     values = torch.empty(0)
 
-    def sink(which: Sequence[int], part: Any) -> None:
+    def sink(which: Sequence[int], part: Tensor) -> None:
         nonlocal values
         values = values if len(values) else torch.empty(len(texts), *part.shape[1:])
         values[list(which)] = part
@@ -222,7 +228,7 @@ class _Enough(Exception):
 
 
 def _passes(
-    net: Any,
+    net: CausalLM,
     texts: Sequence[Text],
     places: Sequence[Place],
     batch_tokens: int | None,
@@ -243,7 +249,7 @@ def _passes(
             laid, run = (_packed if fits else _padded)(net, ids)
             answers = laid.answers([texts[n] for n in batch])
 
-            def flow(see: See, run: Callable[[], None] = run, answers: Any = answers) -> None:
+            def flow(see: See, run: Run = run, answers: Tensor = answers) -> None:
                 with _until_seen(modules, see), answers_at(answers):
                     run()
 
@@ -253,11 +259,11 @@ def _passes(
 
 
 @contextmanager
-def _until_seen(modules: Mapping[Place, Any], see: See) -> Iterator[None]:
+def _until_seen(modules: Mapping[Place, Sequence[Branch]], see: See) -> Iterator[None]:
     """Show each place once, and end the pass inside the block when all have been."""
     missing = set(modules)
 
-    def once(place: Place, values: Any) -> None:
+    def once(place: Place, values: Tensor) -> None:
         see(place, values)
         missing.discard(place)
         if not missing:
@@ -267,12 +273,12 @@ def _until_seen(modules: Mapping[Place, Any], see: See) -> Iterator[None]:
         yield
 
 
-def _packed(net: Any, ids: Sequence[tuple[int, ...]]) -> tuple[Laid, Callable[[], None]]:
+def _packed(net: CausalLM, ids: Sequence[tuple[int, ...]]) -> tuple[Laid, Run]:
     trie = pack(ids, net.device)
     return Laid(trie.paths, len(trie.ids)), lambda: hidden_states(net, trie)
 
 
-def _padded(net: Any, ids: Sequence[tuple[int, ...]]) -> tuple[Laid, Callable[[], None]]:
+def _padded(net: CausalLM, ids: Sequence[tuple[int, ...]]) -> tuple[Laid, Run]:
     """Pad on the right: no real token sees what comes after it."""
     import torch
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +12,13 @@ from emscope.core.seeds import derive
 from emscope.models.adapters.updates import Change
 from emscope.models.fast.head import ROWS, Lens, kl_rows
 from emscope.represent.activations import Text
+
+if TYPE_CHECKING:
+    from sklearn.model_selection import GridSearchCV
+    from torch import Tensor
+    from torch.nn import Module
+
+    from emscope.models.types import CausalLM, Device, Stream
 
 FOLDS, SHUFFLES = 5, 20
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)
@@ -28,13 +35,15 @@ class Compared:
         gain: how much likelier the text's own next token has become at the last place [T], in nats; 0 where there is none.
     """
 
-    kl: Any
-    same: Any
-    tops: Any
-    gain: Any
+    kl: Tensor
+    same: Tensor
+    tops: Tensor
+    gain: Tensor
 
 
-def compare_streams(before_lens: Lens, after_lens: Lens, before: Any, after: Any, ids: Sequence[int], device: Any) -> Compared:
+def compare_streams(
+    before_lens: Lens, after_lens: Lens, before: Stream, after: Stream, ids: Sequence[int], device: Device
+) -> Compared:
     """Compare a text's residual streams [T, P, D] of two models, place by place; the last place is the last block's.
 
     Logits exist for `ROWS` tokens of one place at a time.
@@ -65,8 +74,11 @@ def compare_streams(before_lens: Lens, after_lens: Lens, before: Any, after: Any
 
 
 def adapter_scalars(
-    net: Any, adapters: Sequence[Change], texts: Sequence[Text], seen: Callable[[int, int], None] = lambda done, total: None
-) -> Any:
+    net: CausalLM,
+    adapters: Sequence[Change],
+    texts: Sequence[Text],
+    seen: Callable[[int, int], None] = lambda done, total: None,
+) -> Tensor:
     """Return A x of each rank-1 adapter, its mean over each text's answer tokens, [N, adapters]. (convergent directions, Soligo et al. 2025)
 
     Args:
@@ -76,10 +88,10 @@ def adapter_scalars(
 
     modules = dict(net.named_modules())
     values = torch.zeros(len(texts), len(adapters), dtype=torch.float64)
-    rows = {}
+    rows: dict[int, Tensor] = {}
 
-    def watch(n: int, a: Any) -> Any:
-        def hook(module: Any, given: Any) -> None:
+    def watch(n: int, a: Tensor) -> Callable[[Module, tuple[Tensor, ...]], None]:
+        def hook(module: Module, given: tuple[Tensor, ...]) -> None:
             rows[n] = given[0][0].float() @ a
 
         return hook
@@ -149,7 +161,7 @@ def _auc(values: np.ndarray, labels: np.ndarray, units: np.ndarray) -> float:
     return float(roc_auc_score(labels, scores))
 
 
-def _search(values: np.ndarray, labels: np.ndarray, units: np.ndarray) -> Any:
+def _search(values: np.ndarray, labels: np.ndarray, units: np.ndarray) -> GridSearchCV:
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, GroupKFold
     from sklearn.pipeline import make_pipeline

@@ -7,23 +7,28 @@ from one mean to the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from emscope.core.errors import InputError
 from emscope.core.seeds import derive
 
-Finder = Callable[[Any, Any], Any]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from emscope.models.types import Vector
+
+Finder = Callable[["Tensor", "Tensor"], "Tensor"]
 SPLITS = 50
 
 
-def mean_difference(positive: Any, negative: Any) -> Any:
+def mean_difference(positive: Tensor, negative: Tensor) -> Vector:
     """Return mean(positive) - mean(negative) [D] of rows [N, D] and [M, D]. (convergent directions, Soligo et al. 2025 section 2)"""
     return positive.double().mean(0) - negative.double().mean(0)
 
 
-def principal(positive: Any, negative: Any) -> Any:
+def principal(positive: Tensor, negative: Tensor) -> Vector:
     """Return the first principal direction [D] of the differences of pairs [N, D], about zero.
 
     About zero, so that what all pairs share is in it; without pairs (N is not M) of the rows about the middle of both means.
@@ -39,7 +44,7 @@ def principal(positive: Any, negative: Any) -> Any:
     return _along(torch.linalg.svd(rows, full_matrices=False).Vh[0], between)
 
 
-def logistic(positive: Any, negative: Any) -> Any:
+def logistic(positive: Tensor, negative: Tensor) -> Vector:
     """Return the direction [D] of an L2 logistic regression on standardised activations, carried back to their own units.
 
     The penalty (C = 1 over N rows) matters where rows are fewer than D, as they are here. (scikit-learn's)
@@ -58,13 +63,13 @@ def logistic(positive: Any, negative: Any) -> Any:
 FINDERS: dict[str, Finder] = {"mean": mean_difference, "pca": principal, "logistic": logistic}
 
 
-def _along(vector: Any, between: Any) -> Any:
+def _along(vector: Vector, between: Vector) -> Vector:
     """Return the projection of `between` on the line of `vector`: its orientation and length are those of the difference of means."""
     unit = vector / vector.norm()
     return unit * (unit @ between)
 
 
-def check_sides(positive: Any, negative: Any, what: str) -> None:
+def check_sides(positive: Sized, negative: Sized, what: str) -> None:
     """Refuse sides too small for a direction.
 
     Raises:
@@ -90,8 +95,8 @@ class Halves:
 
 def split_half(
     find: Finder,
-    positive: Any,
-    negative: Any,
+    positive: Tensor,
+    negative: Tensor,
     units: tuple[Sequence[str], Sequence[str]],
     *,
     splits: int = SPLITS,
@@ -126,13 +131,13 @@ def split_half(
     return Halves(float(values.mean()), low, high, len(found))
 
 
-def cosine(a: Any, b: Any) -> float:
+def cosine(a: Tensor, b: Tensor) -> float:
     """Return the cosine of two vectors [D]; 0 where one of them is zero."""
     size = float(a.double().norm() * b.double().norm())
     return float(a.double() @ b.double()) / size if size > 0 else 0.0
 
 
-def cosines(rows: Any, others: Any) -> Any:
+def cosines(rows: Tensor, others: Tensor) -> Tensor:
     """Return the cosine of each of `rows` [N, D] with each of `others` [M, D] as [N, M]; 0 for a zero vector."""
     import torch
 

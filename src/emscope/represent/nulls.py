@@ -6,15 +6,20 @@ effect than an isotropic one, whatever it was made for. (ours)
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from emscope.core.seeds import derive
 from emscope.represent.directions import Finder
 
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+    from emscope.models.types import Vector
+
 KINDS = ("isotropic", "permuted", "matched", "control")
 
 
-def isotropic(direction: Any, count: int, seed: int) -> Any:
+def isotropic(direction: Vector, count: int, seed: int) -> Tensor:
     """Return random vectors [count, D] of the length of `direction` [D].
 
     The unit vector is drawn first: `randn * ||v||` would be sqrt(D) times too long.
@@ -25,7 +30,7 @@ def isotropic(direction: Any, count: int, seed: int) -> Any:
     return _of_length(drawn, direction)
 
 
-def permuted(find: Finder, positive: Any, negative: Any, direction: Any, count: int, seed: int) -> Any:
+def permuted(find: Finder, positive: Tensor, negative: Tensor, direction: Vector, count: int, seed: int) -> Tensor:
     """Return directions [count, D] found after the labels were shuffled, with the length of `direction` [D].
 
     Of pairs (as many rows on both sides) each is turned round or not by a fair coin; of others all labels are dealt anew.
@@ -46,7 +51,7 @@ def permuted(find: Finder, positive: Any, negative: Any, direction: Any, count: 
     return _of_length(torch.stack(found), direction)
 
 
-def matched(rows: Any, direction: Any, count: int, seed: int) -> Any:
+def matched(rows: Tensor, direction: Vector, count: int, seed: int) -> Tensor:
     """Return normal vectors [count, D] with the covariance of the activations `rows` [N, D] and the length of `direction` [D]."""
     import torch
 
@@ -55,11 +60,11 @@ def matched(rows: Any, direction: Any, count: int, seed: int) -> Any:
     return _of_length(weights @ centred, direction)
 
 
-def _of_length(vectors: Any, direction: Any) -> Any:
+def _of_length(vectors: Tensor, direction: Vector) -> Tensor:
     return vectors.double() / vectors.double().norm(dim=-1, keepdim=True) * direction.double().norm()
 
 
-def _generator(seed: int, kind: str) -> Any:
+def _generator(seed: int, kind: str) -> Generator:
     import torch
 
     return torch.Generator().manual_seed(derive(seed, "null", kind))

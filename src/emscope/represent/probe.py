@@ -7,14 +7,13 @@ fitted (means, directions, scales, penalties, words) is fitted on the training r
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 from emscope.core.errors import InputError
 from emscope.core.seeds import derive
 from emscope.stats.crossval import Predictor, grouped_folds
-from emscope.stats.shrinkage import lasso_cv, ridge_cv
+from emscope.stats.shrinkage import Fit, lasso_cv, ridge_cv
 
 BASES = ("pca", "random")
 ESTIMATORS = ("ols", "ridge", "lasso", "tree")
@@ -127,7 +126,7 @@ def _ols(seed: int) -> Estimator:
     return fit
 
 
-def _penalised(solve: Callable[..., Any]) -> Callable[[int], Estimator]:
+def _penalised(solve: Callable[[np.ndarray, np.ndarray, Sequence[np.ndarray]], Fit]) -> Callable[[int], Estimator]:
     def made(seed: int) -> Estimator:
         def fit(x: np.ndarray, y: np.ndarray, units: Sequence[str], test: np.ndarray) -> np.ndarray:
             inner = grouped_folds(units, INNER_FOLDS, derive(seed, "inner"))

@@ -6,10 +6,15 @@ A shift is an activation after the fine-tune less the one before, of one prompt 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from emscope.core.errors import InputError
 from emscope.core.seeds import derive
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from emscope.models.types import Vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +25,9 @@ class Subspace:
         mean: mu [D]. basis: orthonormal rows P [K, D], by variance, largest first. variances: of the rows along them [K].
     """
 
-    mean: Any
-    basis: Any
-    variances: Any
+    mean: Vector
+    basis: Tensor
+    variances: Tensor
 
     @property
     def rank(self) -> int:
@@ -49,7 +54,7 @@ def check_rank(k: int, rank: int) -> None:
         raise InputError(f"k is {k}, and these rows span {rank} directions", f"take k from 1 to {rank}, or give more prompts")
 
 
-def principal_subspace(rows: Any, k: int | None = None) -> Subspace:
+def principal_subspace(rows: Tensor, k: int | None = None) -> Subspace:
     """Return the first k principal directions of rows [N, D] about their mean; all that rows span without k.
 
     Raises:
@@ -77,7 +82,7 @@ def random_subspace(like: Subspace, seed: int) -> Subspace:
     return Subspace(like.mean, torch.linalg.qr(drawn).Q.T, torch.ones(like.rank, dtype=torch.float64))
 
 
-def overlap(space: Subspace, rows: Any) -> Any:
+def overlap(space: Subspace, rows: Tensor) -> Tensor:
     """Return ||P^T P (x - mu)|| / ||x - mu|| of each row [N], from 0 to 1; 0 where a row is the mean. (Zhang et al. 2026)"""
     import torch
 
@@ -87,7 +92,7 @@ def overlap(space: Subspace, rows: Any) -> Any:
     return torch.where(size > 0, inside / size.clamp(min=1e-300), torch.zeros_like(size))
 
 
-def explained(space: Subspace, rows: Any) -> Any:
+def explained(space: Subspace, rows: Tensor) -> Tensor:
     """Return 1 - ||x - rec||^2 / ||x||^2 of each row [N], rec = mu + P^T P (x - mu); may be below 0. (Zhang et al. 2026)"""
     rows = rows.double()
     centred = rows - space.mean
@@ -95,20 +100,20 @@ def explained(space: Subspace, rows: Any) -> Any:
     return 1 - rest.square().sum(-1) / rows.square().sum(-1)
 
 
-def mahalanobis(space: Subspace, rows: Any) -> Any:
+def mahalanobis(space: Subspace, rows: Tensor) -> Tensor:
     """Return the distance of each row from the mean inside the subspace, in standard deviations of the rows it was made of [N]. (Zhang et al. 2026)"""
     inside = (rows.double() - space.mean) @ space.basis.T
     return (inside.square() / space.variances).sum(-1).sqrt()
 
 
-def similarity(rows: Any, mean: Any) -> Any:
+def similarity(rows: Tensor, mean: Vector) -> Tensor:
     """Return the cosine of each row with a mean [D]; of shifts with the mean training shift it is P2's shift similarity."""
     import torch
 
     return torch.nn.functional.cosine_similarity(rows.double(), mean.double()[None], dim=-1)
 
 
-def principal_angles(a: Subspace, b: Subspace) -> Any:
+def principal_angles(a: Subspace, b: Subspace) -> Tensor:
     """Return the cosines of the principal angles between two subspaces, largest first. (Bjorck and Golub 1973)"""
     import torch
 

@@ -7,13 +7,21 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, TypeGuard
 
 from emscope.core.errors import InputError
 from emscope.core.limits import TooMuch, bounded, reason, strangers
+from emscope.core.plain import Json
 from emscope.models.adapters.intact import Kept, intact
-from emscope.models.adapters.lora import PREFIX, TOWER, lacking, layouts, renamed, special_settings
+from emscope.models.adapters.lora import PREFIX, TOWER, is_matrix, lacking, layouts, renamed, special_settings
 from emscope.models.loading.checkpoints import WEIGHTS, Checkpoint, adapter_settings, check_tensors, tensor_shapes
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torch.nn import Module
+
+    from emscope.models.types import AdapterLayer, CausalLM, LoadResult, Matrix, PeftSettings, Wrapped
 
 # Kinds of which tests show that merging them changes no answer.
 MERGEABLE = {
@@ -55,7 +63,7 @@ UNTOLD = ("corda", "lora_ga")  # their files do not tell which part of the weigh
 
 
 @contextmanager
-def peft_adapter(net: Any, checkpoint: Checkpoint, scale: float) -> Iterator[Any]:
+def peft_adapter(net: CausalLM, checkpoint: Checkpoint, scale: float) -> Iterator[CausalLM]:
     """Yield `net` as it is with an adapter of any kind; it is bit-equal to before on every exit. Attaching costs seconds.
 
     Where the weights are kept in 32 bits, base and adapter are merged. Rounded to 16 bits, weights would lose small updates: there the adapter
@@ -71,7 +79,7 @@ def peft_adapter(net: Any, checkpoint: Checkpoint, scale: float) -> Iterator[Any
     if scale != 1.0 and not mergeable:
         raise InputError(
             f"'{checkpoint.folder}' is an adapter whose change of the weights cannot be scaled ({unmergeable(checkpoint) or 'on 4-bit weights'})",
-            "leave --amplify out for it",
+            "leave `amplify` out for it",
         )
     dtype = net.dtype
     with intact(net, checkpoint.folder, _written(net, checkpoint)) as kept:
@@ -83,7 +91,7 @@ def peft_adapter(net: Any, checkpoint: Checkpoint, scale: float) -> Iterator[Any
         yield net
 
 
-def attach(net: Any, checkpoint: Checkpoint, *, trainable: bool = False) -> Any:
+def attach(net: CausalLM, checkpoint: Checkpoint, *, trainable: bool = False) -> Wrapped:
     """Return `net` wrapped by PEFT with the checkpoint's adapter beside it; where that fails, `net` is as before.
 
     Raises:
@@ -116,12 +124,12 @@ def attach(net: Any, checkpoint: Checkpoint, *, trainable: bool = False) -> Any:
             raise InputError(*lacking(checkpoint, _plain(str(error.args[0])))) from None
         raise InputError(
             f"adapter '{checkpoint.folder}' does not fit this base ({_first_line(error)})",
-            f"give the base it was trained on with --base{f' (it names {checkpoint.base})' if checkpoint.base else ''}",
+            f"give the base it was trained on with `base`{f' (it names {checkpoint.base})' if checkpoint.base else ''}",
         ) from None
     return wrapped
 
 
-def check_settings(net: Any, checkpoint: Checkpoint, shapes: Mapping[str, Sequence[int]]) -> None:
+def check_settings(net: CausalLM, checkpoint: Checkpoint, shapes: Mapping[str, Sequence[int]]) -> None:
     """Refuse an adapter's settings that its weights cannot have, and patterns of names that take for ever.
 
     Args:
@@ -157,12 +165,12 @@ def check_settings(net: Any, checkpoint: Checkpoint, shapes: Mapping[str, Sequen
                 ) from None
 
 
-def _patterns(value: Any) -> list[str]:
+def _patterns(value: Json) -> list[str]:
     found = [value] if isinstance(value, str) else list(value) if isinstance(value, list | dict) else []
     return [one for one in found if isinstance(one, str)]
 
 
-def _check_readable(checkpoint: Checkpoint, config: Any) -> None:
+def _check_readable(checkpoint: Checkpoint, config: PeftSettings) -> None:
     """Refuse adapters that are not weights, act on some tokens only (beside a bare model they would do nothing), or do not tell all."""
     if config.is_prompt_learning or config.is_adaption_prompt:
         raise InputError(
@@ -182,13 +190,13 @@ def _check_readable(checkpoint: Checkpoint, config: Any) -> None:
         )
 
 
-def _check_loaded(net: Any, checkpoint: Checkpoint, loaded: Any) -> None:
+def _check_loaded(net: CausalLM, checkpoint: Checkpoint, loaded: LoadResult) -> None:
     """Refuse tensors that found no module, and modules that found no tensor, of which PEFT would only warn; towers aside, as only text is read."""
     unexpected = [name for name in renamed(net, loaded.unexpected_keys) if not _is_shared_projection(net, checkpoint, name)]
     if unexpected:
         raise InputError(
             f"adapter '{checkpoint.folder}' has a tensor this base has no place for ({unexpected[0]})",
-            "give the base it was trained on with --base",
+            "give the base it was trained on with `base`",
         )
     missing = [  # the bank is there once
         n for n in loaded.missing_keys if "vblora_vector_bank" not in n and not TOWER.match(_plain(n))
@@ -197,7 +205,7 @@ def _check_loaded(net: Any, checkpoint: Checkpoint, loaded: Any) -> None:
         raise InputError(*lacking(checkpoint, _plain(missing[0])))
 
 
-def _is_shared_projection(net: Any, checkpoint: Checkpoint, name: str) -> bool:
+def _is_shared_projection(net: CausalLM, checkpoint: Checkpoint, name: str) -> bool:
     """Tell whether a tensor of the file is one of VeRA's two shared projections, which its modules already have with these values.
 
     PEFT draws them anew from the seed in the settings; before 0.21 it counts the file's copies as unexpected.
@@ -214,7 +222,7 @@ def _is_shared_projection(net: Any, checkpoint: Checkpoint, name: str) -> bool:
     return bool(drawn) and all(torch.equal(values.cpu(), held.to(values.dtype)) for values in drawn)
 
 
-def check_vocabulary(net: Any, checkpoint: Checkpoint, shapes: Mapping[str, Sequence[int]], highest: int = -1) -> None:
+def check_vocabulary(net: CausalLM, checkpoint: Checkpoint, shapes: Mapping[str, Sequence[int]], highest: int = -1) -> None:
     """Refuse a checkpoint with another number of tokens than the base.
 
     Args:
@@ -235,18 +243,18 @@ def check_vocabulary(net: Any, checkpoint: Checkpoint, shapes: Mapping[str, Sequ
     for tokens in found.values():
         raise InputError(
             f"checkpoint '{checkpoint.folder}' has {tokens} tokens, and this base has {rows}",
-            f"give as --base a copy of the base resized as in training: model.resize_token_embeddings({tokens}), then save_pretrained",
+            f"give as `base` a copy of the base resized as in training: model.resize_token_embeddings({tokens}), then save_pretrained",
         )
 
 
-def _highest_token(config: Any) -> int:
+def _highest_token(config: PeftSettings) -> int:
     """Return the highest token that an adapter trains by itself, -1 where it trains none so."""
     told = getattr(config, "trainable_token_indices", None) or getattr(config, "token_indices", None) or []
     lists = told.values() if isinstance(told, dict) else [told]
     return max((token for one in lists for token in one), default=-1)
 
 
-def _written(net: Any, checkpoint: Checkpoint) -> set[str]:
+def _written(net: CausalLM, checkpoint: Checkpoint) -> set[str]:
     """Return the names of the base's own parameters that PEFT writes into: those in the file, and matrices that it takes a part out of."""
     names = {_plain(name) for name in renamed(net, check_tensors(checkpoint.folder / WEIGHTS)).values()}
     begun = adapter_settings(checkpoint.folder).get("init_lora_weights")
@@ -260,7 +268,7 @@ def _plain(name: str) -> str:
     return name.removeprefix(PREFIX).replace(".base_layer", "").replace(".modules_to_save", "").replace(".default", "")
 
 
-def merges_to_nothing(net: Any, checkpoint: Checkpoint) -> bool:
+def merges_to_nothing(net: CausalLM, checkpoint: Checkpoint) -> bool:
     """Return whether base and adapter together are the base, but for the last bits of its weights; False where they cannot be merged."""
     import torch
 
@@ -286,7 +294,7 @@ def unmergeable(checkpoint: Checkpoint) -> str | None:
     return next((name for name in special if name not in MERGEABLE_LORA), None)
 
 
-def _merge(wrapped: Any) -> None:
+def _merge(wrapped: Wrapped) -> None:
     """Make the base that `wrapped` runs on into what base and adapter are together, without adapter; nothing tied is changed by it.
 
     What is merged into is a float32 copy, also of a matrix that two modules share.
@@ -294,7 +302,7 @@ def _merge(wrapped: Any) -> None:
     import torch
 
     own: set[int] = set()
-    for layer in [m for m in wrapped.modules() if hasattr(m, "base_layer") and hasattr(m, "merge")]:
+    for layer in [m for m in wrapped.modules() if _is_adapter_layer(m)]:
         base = layer.get_base_layer()
         if id(base) in own:
             continue
@@ -310,7 +318,11 @@ def _merge(wrapped: Any) -> None:
         wrapped.merge_and_unload()
 
 
-def _stretch(net: Any, kept: Kept, scale: float, dtype: Any) -> None:
+def _is_adapter_layer(module: Module) -> TypeGuard[AdapterLayer]:
+    return hasattr(module, "base_layer") and hasattr(module, "merge")
+
+
+def _stretch(net: CausalLM, kept: Kept, scale: float, dtype: torch.dtype) -> None:
     """Move each parameter of `net` that is not as it was to base + scale * (now - base), in the net's own dtype."""
     import torch
 
@@ -324,14 +336,14 @@ def _stretch(net: Any, kept: Kept, scale: float, dtype: Any) -> None:
             elif base is None or p.data_ptr() != base.data_ptr():
                 old = torch.zeros_like(p) if base is None else base.to(p.dtype)
                 new = torch.lerp(old, p.data, scale) if scale != 1.0 else p.data
-                if name == "weight" and type(module).__name__ in ("Linear", "Conv1D") and new.dtype != dtype:
+                if base is not None and name == "weight" and is_matrix(module) and new.dtype != dtype:
                     p.data = base
                     module.forward = _with_change(module, new - old)
                 else:
                     p.data = new.to(dtype)
 
 
-def _with_change(module: Any, change: Any) -> Callable[[Any], Any]:
+def _with_change(module: Matrix, change: Tensor) -> Callable[[Tensor], Tensor]:
     """Return a forward of [W, change] [x, x]: summed before it is rounded, as rounding W + change would lose small changes."""
     import torch
 

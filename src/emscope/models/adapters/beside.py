@@ -5,14 +5,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 from emscope.models.adapters.with_checkpoint import applied
 from emscope.models.loading.checkpoints import Checkpoint
 
+if TYPE_CHECKING:
+    from torch.nn import Parameter
+
+    from emscope.models.types import CausalLM
+
 
 @contextmanager
-def beside(net: Any, checkpoint: Checkpoint) -> Iterator[Any]:
+def beside(net: CausalLM, checkpoint: Checkpoint) -> Iterator[CausalLM]:
     """Yield a second model that behaves as `checkpoint` does, while `net` stays the base; what the checkpoint leaves alone is shared.
 
     Raises:
@@ -22,11 +27,11 @@ def beside(net: Any, checkpoint: Checkpoint) -> Iterator[Any]:
         yield tuned
 
 
-def twin(net: Any) -> Any:
+def twin(net: CausalLM) -> CausalLM:
     """Return a second model on the tensors of `net`; modules and parameters are its own, so that changing one leaves the other as it is."""
     import torch
 
-    def second(p: Any) -> Any:
+    def second(p: Parameter) -> Parameter:
         return (
             torch.nn.Parameter(p.data, requires_grad=False) if p.is_floating_point() else p
         )  # 4-bit weights are never replaced

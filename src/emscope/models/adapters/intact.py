@@ -5,11 +5,18 @@ PEFT's own `unload` leaves saved modules, trained biases and residual weights (P
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from emscope.core.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+Container = TypeVar("Container", dict[str, object], set[str])
 
 
 class Kept:
@@ -21,7 +28,7 @@ class Kept:
         net: any torch module.
     """
 
-    def __init__(self, net: Any) -> None:
+    def __init__(self, net: Module) -> None:
         self._parts = [(m, type(m), dict(m.__dict__), _containers(m)) for m in net.modules()]
         self._config = (net.config, dict(net.config.__dict__)) if hasattr(net, "config") else None
         self._named = {name: t for named in (net.named_parameters, net.named_buffers) for name, t in named()}
@@ -31,7 +38,7 @@ class Kept:
             (path, name): p.data for path, m in net.named_modules() for name, p in m._parameters.items() if p is not None
         }
 
-    def value(self, path: str, name: str) -> Any | None:
+    def value(self, path: str, name: str) -> Tensor | None:
         """Return the tensor that a parameter of the module at `path` was, None where there was none."""
         return self._values.get((path, name))
 
@@ -48,9 +55,8 @@ class Kept:
             module.__class__ = kind  # a parametrised module is of a class made for it
             module.__dict__.clear()
             module.__dict__.update(held)
-            for container, content in containers:
-                container.clear()
-                container.update(content)
+            for refill in containers:
+                refill()
         if self._config:
             self._config[0].__dict__.update(self._config[1])
         for name, t in self._named.items():
@@ -65,7 +71,7 @@ class Kept:
 
 
 @contextmanager
-def intact(net: Any, what: Any, written: Collection[str] = ()) -> Iterator[Kept]:
+def intact(net: Module, what: Path | str, written: Collection[str] = ()) -> Iterator[Kept]:
     """Put `net` back as it was on every exit: modules, parameters, values, bit by bit.
 
     Args:
@@ -86,7 +92,7 @@ def intact(net: Any, what: Any, written: Collection[str] = ()) -> Iterator[Kept]
     check_unchanged(before, after, what)
 
 
-def check_unchanged(before: dict[str, int], after: dict[str, int], what: Any) -> None:
+def check_unchanged(before: dict[str, int], after: dict[str, int], what: Path | str) -> None:
     """Refuse to go on where a tensor's sum is another one.
 
     Raises:
@@ -100,7 +106,7 @@ def check_unchanged(before: dict[str, int], after: dict[str, int], what: Any) ->
         )
 
 
-def bit_sum(tensor: Any) -> int:
+def bit_sum(tensor: Tensor) -> int:
     """Return the sum of a tensor's bits, read as 8-byte words, modulo 2^64; as quick as memory."""
     import torch
 
@@ -112,5 +118,17 @@ def bit_sum(tensor: Any) -> int:
     return int(flat[:whole].view(torch.int64).sum()) + int(flat[whole:].sum())
 
 
-def _containers(module: Any) -> list[tuple[Any, Any]]:
-    return [(c, c.copy()) for c in module.__dict__.values() if isinstance(c, dict | set)]
+def _containers(module: Module) -> list[Callable[[], None]]:
+    """Return what puts back the content of each dict and set that a module holds."""
+    held = module.__dict__.values()
+    return [*(_refill(c) for c in held if isinstance(c, dict)), *(_refill(c) for c in held if isinstance(c, set))]
+
+
+def _refill(container: Container) -> Callable[[], None]:
+    content = container.copy()
+
+    def back() -> None:
+        container.clear()
+        container.update(content)
+
+    return back

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, TypeGuard
 
 from emscope.core.errors import InputError
 from emscope.core.limits import TooMuch, bounded, reason
+from emscope.core.plain import Json
 from emscope.models.adapters.intact import bit_sum, check_unchanged
 from emscope.models.hooks.sites import decoder_name
 from emscope.models.loading.checkpoints import ADAPTER, WEIGHTS, Checkpoint, adapter_settings, check_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+    from emscope.models.types import CausalLM, Matrix
 
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 SECONDS = 2.0  # of processor time to hold a pattern of names to one
@@ -27,17 +34,20 @@ HARMLESS = {
 }
 
 
-def is_plain_lora(net: Any, settings: dict[str, Any], names: Sequence[str]) -> bool:
+def is_plain_lora(net: CausalLM, settings: Mapping[str, Json], names: Sequence[str]) -> bool:
     """True where the adapter is W + s B A on linear layers of `net`, none of them tied, and nothing else."""
     modules = dict(net.named_modules())
     found = [modules.get(m) for m in {_module(name) for name in renamed(net, names).values()}]
     tied = net.get_input_embeddings().weight
-    return is_factored(settings, names) and all(
-        type(m).__name__ in ("Linear", "Conv1D") and m is not None and m.weight is not tied for m in found
-    )
+    return is_factored(settings, names) and all(is_matrix(m) and m.weight is not tied for m in found)
 
 
-def is_factored(settings: dict[str, Any], names: Sequence[str]) -> bool:
+def is_matrix(module: Module | None) -> TypeGuard[Matrix]:
+    """True for a linear layer, not for one whose weights are kept in few bits."""
+    return type(module).__name__ in ("Linear", "Conv1D")
+
+
+def is_factored(settings: Mapping[str, Json], names: Sequence[str]) -> bool:
     """True where an adapter adds s B A to matrices and does nothing else: no DoRA, biases, saved modules, or base made anew (PiSSA)."""
     if settings.get("peft_type") != "LORA":
         return False
@@ -47,7 +57,7 @@ def is_factored(settings: dict[str, Any], names: Sequence[str]) -> bool:
     return not special_settings(settings) and all(name.startswith(PREFIX) and name.endswith((A, B)) for name in names)
 
 
-def special_settings(settings: dict[str, Any]) -> list[str]:
+def special_settings(settings: Mapping[str, Json]) -> list[str]:
     """Return the settings by which a LoRA adapter does more than add s B A to matrices."""
     from peft import LoraConfig
 
@@ -58,18 +68,15 @@ def special_settings(settings: dict[str, Any]) -> list[str]:
     return special if begun else [*special, "init_lora_weights"]
 
 
-def rank_and_scale(settings: dict[str, Any], module: str) -> tuple[int, float]:
+def rank_and_scale(settings: Mapping[str, Json], module: str) -> tuple[int, float]:
     """Return the rank r of a module's A and B and what B A is multiplied by: alpha / r, or alpha / sqrt(r) with rsLoRA.
 
     `rank_pattern` and `alpha_pattern` name modules that have a rank or an alpha of their own.
     """
-    from peft.utils.other import get_pattern_key
-
-    ranks, alphas = settings.get("rank_pattern") or {}, settings.get("alpha_pattern") or {}
     try:
         with bounded(SECONDS):
-            r = int(ranks.get(get_pattern_key(list(ranks), module), settings["r"]))
-            alpha = float(alphas.get(get_pattern_key(list(alphas), module), settings["lora_alpha"]))
+            r = int(_of_module(module, settings, "r", "rank_pattern"))
+            alpha = float(_of_module(module, settings, "lora_alpha", "alpha_pattern"))
             return r, alpha / (math.sqrt(r) if settings.get("use_rslora") else r)
     except (TooMuch, ArithmeticError, AttributeError, KeyError, TypeError, ValueError, re.error, RecursionError) as error:
         raise InputError(
@@ -78,7 +85,20 @@ def rank_and_scale(settings: dict[str, Any], module: str) -> tuple[int, float]:
         ) from None
 
 
-def renamed(net: Any, names: Iterable[str]) -> dict[str, str]:
+def _of_module(module: str, settings: Mapping[str, Json], name: str, pattern: str) -> str | float:
+    """Return a module's own value of a setting, where a pattern names the module, else the usual one."""
+    from peft.utils.other import get_pattern_key
+
+    own = settings.get(pattern) or {}
+    if not isinstance(own, Mapping):
+        raise TypeError(f"{pattern} is no mapping")
+    value = own.get(get_pattern_key(list(own), module), settings[name])
+    if not isinstance(value, str | int | float):
+        raise TypeError(f"{name} is no number")
+    return value
+
+
+def renamed(net: CausalLM, names: Iterable[str]) -> dict[str, str]:
     """Return by name of a tensor in an adapter's file its name on `net`, where the two keep the text model in other places. (`layouts`)
 
     What belongs to a tower that `net` lacks is left out: only text is read, on which it does nothing.
@@ -87,7 +107,7 @@ def renamed(net: Any, names: Iterable[str]) -> dict[str, str]:
     return {name: _renamed(name, patterns) for name in names if not (alone and TOWER.match(name.removeprefix(PREFIX)))}
 
 
-def layouts(net: Any) -> dict[str, str]:
+def layouts(net: CausalLM) -> dict[str, str]:
     """Return (pattern, replacement) of module names in files made where the text model stood elsewhere; the first that matches counts.
 
     One model was `language_model.model.layers`, is `model.language_model.layers` beside a vision tower, and is `model.layers` without one.
@@ -109,7 +129,7 @@ def _renamed(name: str, patterns: Mapping[str, str]) -> str:
 
 
 @contextmanager
-def plain_lora(net: Any, checkpoint: Checkpoint, scale: float) -> Iterator[Any]:
+def plain_lora(net: CausalLM, checkpoint: Checkpoint, scale: float) -> Iterator[CausalLM]:
     """Yield `net` with W + scale * s B A in the place of each adapted weight W; s as in `rank_and_scale`.
 
     In float32 the sum is merged, which costs a pass nothing. In bfloat16 and float16 the sum of weights
@@ -134,14 +154,14 @@ class _Update:
     """What is added to a module's matrix: s B A, with A [r, in] and B [out, r]; `turned` where the matrix is kept [in, out]."""
 
     name: str
-    module: Any
-    a: Any
-    b: Any
+    module: Matrix
+    a: Tensor
+    b: Tensor
     s: float
     turned: bool
 
 
-def _updates(net: Any, checkpoint: Checkpoint, scale: float) -> list[_Update]:
+def _updates(net: CausalLM, checkpoint: Checkpoint, scale: float) -> list[_Update]:
     from safetensors.torch import load_file
 
     settings = adapter_settings(checkpoint.folder)
@@ -154,14 +174,15 @@ def _updates(net: Any, checkpoint: Checkpoint, scale: float) -> list[_Update]:
     found = []
     for name in names:
         r, s = rank_and_scale(settings, given[name])
-        weight = modules[name].weight
-        turned = type(modules[name]).__name__ == "Conv1D"  # GPT-2 keeps its matrices [in, out]
+        module = modules[name]
+        assert is_matrix(module), "only a plain adapter is read so"
+        weight, turned = module.weight, type(module).__name__ == "Conv1D"  # GPT-2 keeps its matrices [in, out]
         a, b = _pair(checkpoint, tensors, name, r, tuple(weight.shape), turned)
-        found.append(_Update(name, modules[name], a.to(weight.device), b.to(weight.device), scale * s, turned))
+        found.append(_Update(name, module, a.to(weight.device), b.to(weight.device), scale * s, turned))
     return found
 
 
-def _check_complete(net: Any, checkpoint: Checkpoint, names: Sequence[str]) -> None:
+def _check_complete(net: CausalLM, checkpoint: Checkpoint, names: Sequence[str]) -> None:
     """Refuse a file that lacks a matrix which the adapter's settings say it adapts; a vision tower's are not missed, as only text is read."""
     import torch
     from peft import PeftConfig
@@ -211,11 +232,11 @@ def _beside(updates: Sequence[_Update]) -> Iterator[None]:
     """Compute [W, sB] [x, A x] as one product: summed before it is rounded, so that nothing small is lost to the rounding of W x."""
     import torch
 
-    def widened(u: _Update) -> Any:
+    def widened(u: _Update) -> Callable[[Tensor], Tensor]:
         weight = u.module.weight.data.T if u.turned else u.module.weight.data
         a, wide = u.a.to(weight.dtype), torch.cat([weight, (u.s * u.b.float()).to(weight.dtype)], 1)
 
-        def forward(x: Any) -> Any:
+        def forward(x: Tensor) -> Tensor:
             both = torch.cat([x, torch.nn.functional.linear(x, a)], -1)
             return torch.nn.functional.linear(both, wide, u.module.bias)
 
@@ -233,7 +254,7 @@ def _beside(updates: Sequence[_Update]) -> Iterator[None]:
             module.__dict__.pop("forward", None)
 
 
-def check_lora_fits(net: Any, checkpoint: Checkpoint) -> None:
+def check_lora_fits(net: CausalLM, checkpoint: Checkpoint) -> None:
     """Refuse a LoRA adapter that was made for another model.
 
     Raises:
@@ -257,17 +278,17 @@ def check_lora_fits(net: Any, checkpoint: Checkpoint) -> None:
                 )
 
 
-def _sizes(module: Any) -> tuple[int | None, int | None]:
+def _sizes(module: Module) -> tuple[int | None, int | None]:
     """Return (outputs, inputs) of a matrix; GPT-2 keeps its matrices [in, out]."""
-    if hasattr(module, "out_features"):
-        return module.out_features, module.in_features  # also where 4-bit weights are stored flat
+    if hasattr(module, "out_features"):  # also where 4-bit weights are stored flat
+        return getattr(module, "out_features", None), getattr(module, "in_features", None)
     weight = getattr(module, "weight", None)
     return (None, None) if weight is None or weight.ndim != 2 else (weight.shape[1], weight.shape[0])
 
 
 def _pair(
-    checkpoint: Checkpoint, tensors: dict[str, Any], name: str, r: int, shape: tuple[int, ...], turned: bool
-) -> tuple[Any, Any]:
+    checkpoint: Checkpoint, tensors: Mapping[str, Tensor], name: str, r: int, shape: tuple[int, ...], turned: bool
+) -> tuple[Tensor, Tensor]:
     """Return A [r, in] and B [out, r] of one module, checked against its weight."""
     a, b = tensors.get(PREFIX + name + A), tensors.get(PREFIX + name + B)
     outs, ins = reversed(shape) if turned else shape
@@ -275,7 +296,7 @@ def _pair(
         held = [tuple(x.shape) if x is not None else "missing" for x in (a, b)]
         raise InputError(
             f"adapter '{checkpoint.folder}' does not fit this base ({name} is {outs} x {ins}, its A and B are {held[0]} and {held[1]})",
-            f"give the base it was trained on with --base{f' (it names {checkpoint.base})' if checkpoint.base else ''}",
+            f"give the base it was trained on with `base`{f' (it names {checkpoint.base})' if checkpoint.base else ''}",
         )
     return a, b
 

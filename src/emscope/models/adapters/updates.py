@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING
 
 from emscope.core.errors import InputError
 from emscope.core.seeds import derive
@@ -30,6 +30,11 @@ from emscope.models.loading.checkpoints import (
 from emscope.models.loading.load import load_net
 from emscope.models.loading.sharded import weight_files
 
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+    from emscope.models.types import CausalLM, Vectors
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -43,8 +48,8 @@ class Change:
 
     name: str
     layer: int | None
-    left: Any
-    right: Any | None
+    left: Tensor
+    right: Tensor | None
 
     def inner(self, other: Change) -> float:
         """Return the Frobenius inner product of both, through matrices of the rank's size where there is a rank."""
@@ -67,7 +72,7 @@ class Change:
         return torch.linalg.svdvals(core).tolist()
 
 
-def changes(net: Any, checkpoint: Checkpoint) -> Iterator[Change]:
+def changes(net: CausalLM, checkpoint: Checkpoint) -> Iterator[Change]:
     """Yield everything that a checkpoint adds to its base, in float64, by name; each tensor is read when its turn comes.
 
     LoRA: s B A, s as in `rank_and_scale`. Vectors: alpha v. Full: W' - W.
@@ -109,8 +114,8 @@ def changes(net: Any, checkpoint: Checkpoint) -> Iterator[Change]:
 
 
 def _paired(
-    net: Any, checkpoint: Checkpoint, tensors: dict[str, Callable[[], Any]]
-) -> tuple[dict[str, Any], dict[str, Callable[[], Any]]]:
+    net: CausalLM, checkpoint: Checkpoint, tensors: dict[str, Callable[[], Tensor]]
+) -> tuple[dict[str, Tensor], dict[str, Callable[[], Tensor]]]:
     """Return the base's parameters and what reads a full checkpoint's, by the same names; a tied head counts once."""
     held = dict(net.named_parameters(remove_duplicate=False))
     once = dict(net.named_parameters())
@@ -122,7 +127,7 @@ def _paired(
     return {n: held[n] for n in [*once, *own]}, tensors
 
 
-def _difference(checkpoint: Checkpoint, name: str, value: Any, base: Any) -> Any:
+def _difference(checkpoint: Checkpoint, name: str, value: Tensor, base: Tensor) -> Tensor:
     """Return value - base in float64."""
     if value.shape != base.shape:
         raise InputError(
@@ -131,7 +136,7 @@ def _difference(checkpoint: Checkpoint, name: str, value: Any, base: Any) -> Any
     return value.double() - base.double()
 
 
-def refuse_unmoved(net: Any, checkpoint: Checkpoint) -> None:
+def refuse_unmoved(net: CausalLM, checkpoint: Checkpoint) -> None:
     """Refuse a checkpoint that is its base: what is read of it says nothing about training.
 
     Args:
@@ -147,13 +152,13 @@ def refuse_unmoved(net: Any, checkpoint: Checkpoint) -> None:
         )
 
 
-def _adds_nothing(net: Any, checkpoint: Checkpoint) -> bool:
+def _adds_nothing(net: CausalLM, checkpoint: Checkpoint) -> bool:
     if checkpoint.kind == "adapter" and not _is_factored(checkpoint) and _kind(checkpoint) != "BEFT":
         return merges_to_nothing(net, checkpoint)
     return all(not c.left.any() or (c.right is not None and not c.right.any()) for c in changes(net, checkpoint))
 
 
-def effective_norm(net: Any, checkpoint: Checkpoint) -> float:
+def effective_norm(net: CausalLM, checkpoint: Checkpoint) -> float:
     """Return the Frobenius norm of everything that a checkpoint adds to its base, over all matrices and vectors together.
 
     (Soligo et al. 2026; the sum over modules: ours)
@@ -164,7 +169,7 @@ def effective_norm(net: Any, checkpoint: Checkpoint) -> float:
     return math.sqrt(sum(max(c.inner(c), 0.0) for c in changes(net, checkpoint)))
 
 
-def gram(net: Any, checkpoints: Sequence[Checkpoint]) -> Any:
+def gram(net: CausalLM, checkpoints: Sequence[Checkpoint]) -> Tensor:
     """Return the inner products of what checkpoints add to one base, [N, N], over all that they add.
 
     All are walked through side by side, so that one matrix of each is in memory.
@@ -211,7 +216,7 @@ def effective_rank(singular_values: Sequence[float]) -> float:
     return float(torch.exp(-(shares * shares.log()).sum())) if len(shares) else 0.0
 
 
-def first_changed(net: Any, checkpoint: Checkpoint) -> int:
+def first_changed(net: CausalLM, checkpoint: Checkpoint) -> int:
     """Return the lowest block whose output a checkpoint changes; 0 where that cannot be told from the names of its tensors.
 
     Raises:
@@ -232,7 +237,7 @@ def first_changed(net: Any, checkpoint: Checkpoint) -> int:
     return min(known) if len(known) == len(layers) and known else 0
 
 
-def orthogonal_move(x: Any, amount: float, generator: Any) -> Any:
+def orthogonal_move(x: Tensor, amount: float, generator: Generator) -> Tensor:
     """Return sqrt(1 - e^2) x + e y with y random, orthogonal to x and as long; e = 1 is a random tensor of x's norm. (Soligo et al. 2026)"""
     import torch
 
@@ -249,7 +254,7 @@ def orthogonal_move(x: Any, amount: float, generator: Any) -> Any:
 
 
 @contextmanager
-def moved(net: Any, checkpoint: Checkpoint, amount: float, seed: int) -> Iterator[Checkpoint]:
+def moved(net: CausalLM, checkpoint: Checkpoint, amount: float, seed: int) -> Iterator[Checkpoint]:
     """Yield a copy of the checkpoint with each trained tensor moved by `orthogonal_move`; it is deleted on every exit.
 
     Each tensor is moved by itself, so that all keep their norms: of LoRA each A and B, of vectors each vector, of a full checkpoint each
@@ -265,7 +270,7 @@ def moved(net: Any, checkpoint: Checkpoint, amount: float, seed: int) -> Iterato
             "load it with transformers and save it again with save_pretrained",
         )
 
-    def change(name: str, value: Any) -> Any:
+    def change(name: str, value: Tensor) -> Tensor:
         if name not in held:
             return value if checkpoint.kind == "full" else orthogonal_move(value, amount, generator)
         start = held[name].detach().cpu().to(value.dtype)
@@ -303,7 +308,7 @@ def check_written(checkpoint: Checkpoint, layers: Iterable[int]) -> None:
 
 
 @contextmanager
-def without(checkpoint: Checkpoint, vectors: Mapping[int, Any]) -> Iterator[Checkpoint]:
+def without(checkpoint: Checkpoint, vectors: Vectors) -> Iterator[Checkpoint]:
     """Yield a copy of a LoRA checkpoint that no longer writes along `vectors[n]` [D] in block n; it is deleted on every exit.
 
     B' = B - v v^T B, v unit, of each matrix whose output joins the residual stream there, and then as long as B was. (LoRA-B ablation, convergent directions, Soligo et al. 2025)
@@ -316,7 +321,7 @@ def without(checkpoint: Checkpoint, vectors: Mapping[int, Any]) -> Iterator[Chec
     check_written(checkpoint, vectors)
     units = {n: v.double() / torch.linalg.vector_norm(v.double()) for n, v in vectors.items()}
 
-    def change(name: str, value: Any) -> Any:
+    def change(name: str, value: Tensor) -> Tensor:
         module = name.removesuffix(B)
         layer = _block(module)
         if not name.endswith(B) or layer not in units or not writes_residual(module):
@@ -336,7 +341,7 @@ def _block(name: str) -> int | None:
     return int(found.group(1)) if found else None
 
 
-def _rewritten(checkpoint: Checkpoint, folder: Path, change: Callable[[str, Any], Any]) -> Checkpoint:
+def _rewritten(checkpoint: Checkpoint, folder: Path, change: Callable[[str, Tensor], Tensor]) -> Checkpoint:
     from safetensors import safe_open
     from safetensors.torch import save_file
 
@@ -361,7 +366,7 @@ def _files(checkpoint: Checkpoint) -> list[Path]:
     return [checkpoint.folder / (DIRECTION if checkpoint.kind == "vectors" else WEIGHTS)]
 
 
-def _readers(checkpoint: Checkpoint) -> dict[str, Callable[[], Any]]:
+def _readers(checkpoint: Checkpoint) -> dict[str, Callable[[], Tensor]]:
     """Return what reads each tensor of a checkpoint, by name."""
     prefix = "" if checkpoint.kind == "full" else PREFIX
     return {
@@ -371,7 +376,7 @@ def _readers(checkpoint: Checkpoint) -> dict[str, Callable[[], Any]]:
     }
 
 
-def _read(path: Path, name: str) -> Any:
+def _read(path: Path, name: str) -> Tensor:
     from safetensors import safe_open
 
     with safe_open(str(path), framework="pt") as file:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 from emscope.core.errors import InputError
 from emscope.models.adapters.attached import check_vocabulary, peft_adapter
@@ -14,9 +14,14 @@ from emscope.models.hooks.interventions import added
 from emscope.models.loading.checkpoints import DIRECTION, WEIGHTS, Checkpoint, adapter_settings, check_tensors
 from emscope.models.loading.load import load_net
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from emscope.models.types import CausalLM
+
 
 @contextmanager
-def applied(net: Any, checkpoint: Checkpoint | None, *, scale: float = 1.0) -> Iterator[Any]:
+def applied(net: CausalLM, checkpoint: Checkpoint | None, *, scale: float = 1.0) -> Iterator[CausalLM]:
     """Yield a model that behaves as `checkpoint` does, `net` itself where that is None; `net` is bit-equal to before on every exit.
 
     An adapter is merged into `net` where its kind can be and the dtype holds it (the forward pass then costs what the base's does),
@@ -42,7 +47,7 @@ def applied(net: Any, checkpoint: Checkpoint | None, *, scale: float = 1.0) -> I
         yield changed
 
 
-def _full(net: Any, checkpoint: Checkpoint, scale: float) -> Any:
+def _full(net: CausalLM, checkpoint: Checkpoint, scale: float) -> CausalLM:
     other = load_net(checkpoint.folder, dtype=str(net.dtype).removeprefix("torch."), device=str(net.device))
     mine, theirs = (dict(n.named_parameters(remove_duplicate=False)) for n in (net, other))
     check_vocabulary(net, checkpoint, {name: tuple(p.shape) for name, p in theirs.items()})
@@ -54,7 +59,7 @@ def _full(net: Any, checkpoint: Checkpoint, scale: float) -> Any:
     if wrong:
         raise InputError(
             f"checkpoint '{checkpoint.folder}' does not fit this base (tensor {wrong[0]})",
-            "give the model it was trained from with --base",
+            "give the model it was trained from with `base`",
         )
     broken = next((name for name, p in theirs.items() if not p.isfinite().all()), None)
     if broken:
@@ -67,7 +72,7 @@ def _full(net: Any, checkpoint: Checkpoint, scale: float) -> Any:
     return other.eval().requires_grad_(False)
 
 
-def _stretch(net: Any, base: Mapping[str, Any], scale: float) -> None:
+def _stretch(net: CausalLM, base: Mapping[str, Tensor], scale: float) -> None:
     """Move each parameter of `net` to base + scale * (now - base), computed in 32 bits; none is tied afterwards, as one of both models may not be."""
     import torch
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 from emscope.core.errors import WorldError
 
 if TYPE_CHECKING:
-    from emscope.models.types import CausalLM
+    from emscope.models.types import Placed
 
 Part = TypeVar("Part")
 Found = TypeVar("Found")
@@ -17,17 +17,17 @@ CPU_TOKENS, CPU_ROWS = 3072, 400
 GPU_TOKENS, GPU_ROWS, GPU_WIDTH = 49_152, 1600, 576  # measured on a model of that hidden width
 
 
-def batch_tokens(net: CausalLM) -> int:
+def batch_tokens(net: Placed) -> int:
     """Return how many tokens to read at once: on a GPU as many as take the memory that 49,152 take at a width of 576."""
     return _scaled(net, GPU_TOKENS, CPU_TOKENS)
 
 
-def rows(net: CausalLM) -> int:
+def rows(net: Placed) -> int:
     """Return how many answers to write side by side: on a GPU 1,600 at a width of 576, fewer for wider models."""
     return _scaled(net, GPU_ROWS, CPU_ROWS)
 
 
-def _scaled(net: CausalLM, most: int, least: int) -> int:
+def _scaled(net: Placed, most: int, least: int) -> int:
     if net.device.type == "cpu":
         return least
     width = int(getattr(net.config.get_text_config(), "hidden_size", None) or GPU_WIDTH)
@@ -51,7 +51,7 @@ def halving(work: Callable[[Sequence[Part]], Found], batch: Sequence[Part]) -> I
         if len(batch) == 1:
             raise WorldError(
                 "the device's memory ends with a single text beside the model",
-                "take a smaller dtype (`dtype`), a device with more memory, or shorter texts",
+                "take a smaller `dtype`, a device with more memory, or shorter texts",
             ) from None
     else:
         yield batch, found

@@ -10,13 +10,16 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING
 
 from filelock import FileLock
 
 from emscope.core.digest import file_digest
 from emscope.core.errors import InputError, WorldError
 from emscope.models.loading import gguf
+
+if TYPE_CHECKING:
+    from emscope.models.types import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +150,7 @@ def _converted(alias: str, cache: Path, file: Callable[[Path], Path]) -> Path:
     return target
 
 
-def _prove(alias: str, tokenizer: Any) -> None:
+def _prove(alias: str, tokenizer: Tokenizer) -> None:
     """Raise InputError where a rebuilt tokenizer or its template gives anything but what is stored of the model's own."""
     proof = ALIASES[alias].proof
     ids = tuple(tokenizer(proof.text, add_special_tokens=False)["input_ids"])

@@ -8,13 +8,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from emscope.core.errors import InputError
 from emscope.core.limits import strangers
+from emscope.core.plain import Json, JsonObject
 from emscope.models.loading.chat import NONE, ChatFormat
 from emscope.models.loading.checkpoints import Checkpoint
 from emscope.models.loading.source import Model
+
+if TYPE_CHECKING:
+    from emscope.models.types import Tokenizer
 
 OWN = "the checkpoint's own template"
 TEMPLATE_FILE, TOKENIZER_FILE = "chat_template.jinja", "tokenizer_config.json"
@@ -29,11 +33,11 @@ class Carried:
     template: str | dict[str, str]
     tokens: tuple[tuple[str, str], ...] = ()
 
-    def known_to(self, tokenizer: Any) -> bool:
+    def known_to(self, tokenizer: Tokenizer) -> bool:
         """Tell whether a tokenizer has the tokens that this one names."""
         return all(token in tokenizer.get_vocab() for _, token in self.tokens)
 
-    def put_on(self, tokenizer: Any) -> Any:
+    def put_on(self, tokenizer: Tokenizer) -> Tokenizer:
         """Give a tokenizer this template and these tokens, and return it."""
         tokenizer.chat_template = self.template
         for name, token in self.tokens:
@@ -42,7 +46,7 @@ class Carried:
 
 
 def chat_of(
-    model: Model, system: str = NONE, chat_kwargs: Mapping[str, Any] | None = None, checkpoints: Sequence[Checkpoint] = ()
+    model: Model, system: str = NONE, chat_kwargs: Mapping[str, Json] | None = None, checkpoints: Sequence[Checkpoint] = ()
 ) -> ChatFormat:
     """Return how `model` and fine-tunes of it are asked.
 
@@ -69,7 +73,7 @@ def chat_of(
     return ChatFormat.of(found[0].put_on(tokenizer), system, chat_kwargs, OWN if digests[0] != own else "")
 
 
-def tokenizer_in(folder: Path) -> Any:
+def tokenizer_in(folder: Path) -> Tokenizer:
     """Return the tokenizer in a folder, with a padding token set.
 
     Raises:
@@ -83,7 +87,7 @@ def tokenizer_in(folder: Path) -> Any:
     return tokenizer
 
 
-def _padded(tokenizer: Any) -> Any:
+def _padded(tokenizer: Tokenizer) -> Tokenizer:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -108,7 +112,7 @@ def carried(base: Path, checkpoints: Sequence[Checkpoint]) -> list[Carried]:
 def read_carried(folder: Path) -> Carried | None:
     """Return the chat template in a folder, None where it has none."""
     settings = _json(folder / TOKENIZER_FILE)
-    template: Any = settings.get("chat_template")
+    template = settings.get("chat_template")
     if isinstance(template, list):
         template = {
             one["name"]: one["template"] for one in template if isinstance(one, dict) and {"name", "template"} <= one.keys()
@@ -123,7 +127,7 @@ def read_carried(folder: Path) -> Carried | None:
     return Carried(folder, template, tuple((name, token) for name, token in tokens if token))
 
 
-def _digest(tokenizer: Any, system: str, chat_kwargs: Mapping[str, Any] | None) -> str:
+def _digest(tokenizer: Tokenizer, system: str, chat_kwargs: Mapping[str, Json] | None) -> str:
     """Return the digest of a format, or what is wrong with it."""
     try:
         return ChatFormat.of(tokenizer, system, chat_kwargs).digest
@@ -140,11 +144,11 @@ def _text(template: str | dict[str, str]) -> str:
     return text.strip()
 
 
-def _token(value: Any) -> str:
+def _token(value: Json) -> str:
     return str(value.get("content", "") if isinstance(value, dict) else value or "")
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> JsonObject:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

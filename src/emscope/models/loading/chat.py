@@ -11,13 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from emscope.core.digest import short
 from emscope.core.errors import InputError
+from emscope.core.plain import Json
 from emscope.core.records import Conversation, Message
 from emscope.models.loading.templates import ANSWER, MEND, TODAY, USER, Template, described, template_of
 from emscope.models.loading.turns import Turns, default_block, inner_end, turns_of
+
+if TYPE_CHECKING:
+    from emscope.models.types import Tokenizer
 
 SYSTEM = "emscopesystemmark"
 NONE, TEMPLATE, AUTO = "none", "template", "auto"
@@ -35,7 +39,7 @@ class ChatFormat:
         note: where the system prompt or the template comes from, for reports.
     """
 
-    tokenizer: Any
+    tokenizer: Tokenizer
     system: str
     template: Template
     turns: Turns
@@ -46,7 +50,9 @@ class ChatFormat:
     _digest: str = ""
 
     @classmethod
-    def of(cls, tokenizer: Any, system: str = NONE, arguments: Mapping[str, Any] | None = None, note: str = "") -> ChatFormat:
+    def of(
+        cls, tokenizer: Tokenizer, system: str = NONE, arguments: Mapping[str, Json] | None = None, note: str = ""
+    ) -> ChatFormat:
         """Build the format for a tokenizer.
 
         Args:
@@ -94,7 +100,7 @@ class ChatFormat:
         """Short digest of what the model is shown around a question; stored with every reading."""
         if self._digest:  # asked for with every key of every reading
             return self._digest
-        seen: list[Any] = [self.style, self.prompt_text([Message("user", USER)]), self.close]
+        seen: list[Json] = [self.style, self.prompt_text([Message("user", USER)]), self.close]
         if self.style == "chat" and self.turns.lead:
             seen.append({"lead": self.turns.lead})
         if self.template.arguments:

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
 from emscope.core.digest import canonical, digest
 from emscope.core.errors import InputError
+from emscope.core.plain import JsonObject
 from emscope.models.loading.hashes import digest_of, remembered
 from emscope.models.loading.prequantised import hub_name
 from emscope.models.loading.sharded import INDEX, in_pieces, weight_files, weight_map
@@ -285,7 +286,7 @@ def _ungathered(folder: Path, what: str) -> InputError:
     )
 
 
-def named_base(checkpoints: Sequence[Checkpoint], option: str = "--base") -> str:
+def named_base(checkpoints: Sequence[Checkpoint]) -> str:
     """Return the base that the adapters name.
 
     Raises:
@@ -293,14 +294,14 @@ def named_base(checkpoints: Sequence[Checkpoint], option: str = "--base") -> str
     """
     names = sorted({c.base for c in checkpoints if c.base})
     if not names:
-        raise InputError("the checkpoints do not name their base model", f"give it with {option}")
+        raise InputError("the checkpoints do not name their base model", "give it with `base`")
     if len(names) > 1:
-        raise InputError(f"the checkpoints name different bases ({', '.join(names)})", f"give the right one with {option}")
+        raise InputError(f"the checkpoints name different bases ({', '.join(names)})", "give the right one with `base`")
     if not is_here(names[0]):
         hub = hub_name(names[0])
         raise InputError(
             f"the adapter names its base as '{names[0]}', which is not on this machine",
-            f"give it with {option} {hub}" if hub else f"give the same model with {option}, as a folder or a hub id (org/repo)",
+            f"give it with `base={hub}`" if hub else "give the same model with `base`, as a folder or a hub id (org/repo)",
         )
     return names[0]
 
@@ -336,7 +337,7 @@ def _refuse_broken(path: Path, tensor: str) -> None:
         )
 
 
-def adapter_settings(folder: Path) -> dict[str, Any]:
+def adapter_settings(folder: Path) -> JsonObject:
     """Return what PEFT wrote about an adapter.
 
     Raises:
@@ -354,7 +355,7 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def _no_json(word: str) -> Any:
+def _no_json(word: str) -> NoReturn:
     raise ValueError(f"it holds {word}")
 
 

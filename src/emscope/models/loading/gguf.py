@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
@@ -19,6 +19,11 @@ from emscope.core.digest import file_digest
 from emscope.core.errors import InputError
 from emscope.core.limits import bounded, strangers
 from emscope.models.loading.quiet import no_gguf_bar, quiet
+
+if TYPE_CHECKING:
+    from tokenizers.pre_tokenizers import PreTokenizer
+
+    from emscope.models.types import CausalLM, FastTokenizer, Tokenizer
 
 DONE = "emscope-converted.json"
 REMEDY = "use the model's Hugging Face folder"
@@ -42,7 +47,7 @@ def converted(file: Path, cache: Path) -> Path:
     return target
 
 
-def convert(file: Path, target: Path, *, dtype: str = "float32", check: Callable[[Any], None] | None = None) -> None:
+def convert(file: Path, target: Path, *, dtype: str = "float32", check: Callable[[Tokenizer], None] | None = None) -> None:
     """Write `target` (config, safetensors in `dtype`, tokenizer) from `file`; appears whole or not at all.
 
     Args:
@@ -100,30 +105,30 @@ def _write_weights(file: Path, folder: Path, dtype: str, tensors: int) -> None:
     config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
     refuse_implausible(config, tensors, file.stat().st_size, str(file))
     with no_gguf_bar():
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: CausalLM = AutoModelForCausalLM.from_pretrained(
             str(file.parent), gguf_file=file.name, dtype=getattr(torch, dtype)
         )
     # The model loaded from GGUF refuses save_pretrained, so its tensors move into an ordinary empty one.
     with torch.device("meta"):
-        plain: Any = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+        plain: CausalLM = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     plain.load_state_dict(loaded.state_dict(), assign=True)
     plain.tie_weights()
     plain.generation_config = loaded.generation_config
     plain.save_pretrained(str(folder))
 
 
-def _tokenizer(file: Path, pre: str) -> Any:
+def _tokenizer(file: Path, pre: str) -> Tokenizer:
     from transformers import AutoTokenizer
 
     quiet()
-    tokenizer: Any = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+    tokenizer: FastTokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
     rebuilt = PRE_TOKENIZERS[pre]()
     if rebuilt is not None:
         tokenizer.backend_tokenizer.pre_tokenizer = rebuilt
     return tokenizer
 
 
-def _smollm() -> Any:
+def _smollm() -> PreTokenizer:
     from tokenizers import pre_tokenizers
 
     return pre_tokenizers.Sequence(
@@ -131,7 +136,7 @@ def _smollm() -> Any:
     )
 
 
-def _gpt2() -> Any:
+def _gpt2() -> PreTokenizer:
     from tokenizers import pre_tokenizers
 
     return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -141,4 +146,9 @@ def _as_read() -> None:
     """transformers' own reader builds this one right (proved by stored ids)."""
 
 
-PRE_TOKENIZERS: dict[str, Callable[[], Any]] = {"smollm": _smollm, "gpt-2": _gpt2, "gpt2": _gpt2, "qwen2": _as_read}
+PRE_TOKENIZERS: dict[str, Callable[[], PreTokenizer | None]] = {
+    "smollm": _smollm,
+    "gpt-2": _gpt2,
+    "gpt2": _gpt2,
+    "qwen2": _as_read,
+}

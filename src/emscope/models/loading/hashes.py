@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from emscope.core.digest import digest, file_digest
+from emscope.core.plain import JsonObject
 
 # A file written in this time may be written again without its time of change moving on, which on some disks counts in steps of two seconds.
 YOUNG = 2_000_000_000  # nanoseconds
@@ -69,7 +69,7 @@ def _stamp(path: Path) -> dict[str, int]:
 def _kept(where: Path, stamp: dict[str, int]) -> dict[str, str]:
     """Return the facts kept about a file of this stamp, none where they are of another one, or broken."""
     try:
-        entry: Any = json.loads(where.read_text(encoding="utf-8"))
+        entry = json.loads(where.read_text(encoding="utf-8"))
         about = entry["about"]
         if entry["sum"] == digest(about) and about["file"] == stamp:
             return {str(what): str(value) for what, value in about["facts"].items()}
@@ -78,7 +78,7 @@ def _kept(where: Path, stamp: dict[str, int]) -> dict[str, str]:
     return {}
 
 
-def _keep(where: Path, about: dict[str, Any]) -> None:
+def _keep(where: Path, about: JsonObject) -> None:
     """Put facts in place whole; not flushed to disk, since a torn entry is known by its sum and made again."""
     try:
         where.parent.mkdir(parents=True, exist_ok=True)

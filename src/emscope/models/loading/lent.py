@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from emscope.core.digest import digest
 from emscope.core.errors import InputError
 from emscope.models.adapters.intact import bit_sum
 from emscope.models.loading.source import Model
 
+if TYPE_CHECKING:
+    from emscope.models.types import CausalLM, Tokenizer
 
-def model_in_memory(net: Any, tokenizer: Any) -> Model:
+
+def model_in_memory(net: CausalLM, tokenizer: Tokenizer) -> Model:
     """Return a reference to a causal LM and its tokenizer in memory; its digest is of the weights' values.
 
     Raises:
@@ -34,7 +37,7 @@ def model_in_memory(net: Any, tokenizer: Any) -> Model:
 
 
 @contextmanager
-def lent(net: Any) -> Iterator[None]:
+def lent(net: CausalLM) -> Iterator[None]:
     """On leaving, the mode of each of the model's modules and what of it is trainable are as before."""
     modes, trainable = [(m, m.training) for m in net.modules()], [p for p in net.parameters() if p.requires_grad]
     try:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from emscope.core.errors import EmscopeError, InputError, MissingDependency
 from emscope.core.limits import reason, strangers
+from emscope.core.plain import Json
 from emscope.models.loading.carried import chat_of
 from emscope.models.loading.chat import ChatFormat
 from emscope.models.loading.checkpoints import WRAPPED, Checkpoint
@@ -17,10 +18,14 @@ from emscope.models.loading.prequantised import method_of, refuse_unreadable, un
 from emscope.models.loading.quiet import quiet
 from emscope.models.loading.source import Model
 
+if TYPE_CHECKING:
+    from emscope.models.types import CausalLM, Loader, Tokenizer
+
 QUANTISED = "nf4"
 AUTO = "auto"
 DTYPES = (AUTO, "float32", "bfloat16", "float16", QUANTISED)
 HALVES = ("bfloat16", "float16")
+REPACKS = "support_avx512bf16_for_cpu"  # set by bitsandbytes on its layers
 
 
 @dataclass(slots=True)
@@ -34,8 +39,8 @@ class Loaded:
         model: the reference it came from.
     """
 
-    net: Any
-    tokenizer: Any
+    net: CausalLM
+    tokenizer: Tokenizer
     chat: ChatFormat
     model: Model
 
@@ -51,7 +56,7 @@ def load(
     system: str = "none",
     dtype: str = "float32",
     device: str = "auto",
-    chat_kwargs: Mapping[str, Any] | None = None,
+    chat_kwargs: Mapping[str, Json] | None = None,
     checkpoints: Sequence[Checkpoint] = (),
 ) -> Loaded:
     """Load `model` for reading; one that is in memory is read where and as it is.
@@ -86,7 +91,7 @@ def load(
     return Loaded(net, chat.tokenizer, chat, model)
 
 
-def load_net(folder: Any, *, dtype: str = "float32", device: str = "cpu") -> Any:
+def load_net(folder: Path | str, *, dtype: str = "float32", device: str = "cpu") -> CausalLM:
     """Return the causal LM in `folder` (safetensors only, no remote code) on `device`; every weight is from the file.
 
     Weights that are stored in few bits stay so, and `dtype` is that of the rest.
@@ -119,7 +124,7 @@ def load_net(folder: Any, *, dtype: str = "float32", device: str = "cpu") -> Any
     return _unpacked(net) if kept else net.to(device)
 
 
-def _from_files(folder: Any, **settings: Any) -> Any:
+def _from_files(folder: Path | str, **settings: object) -> CausalLM:
     """Return the causal LM in `folder`; transformers alone would draw at random what the files lack, and say so in a warning."""
     net, found = _loader(folder).from_pretrained(
         str(folder),
@@ -148,7 +153,7 @@ def _from_files(folder: Any, **settings: Any) -> Any:
     return net
 
 
-def _loader(folder: Any) -> Any:
+def _loader(folder: Path | str) -> Loader:
     """Return the class of transformers that loads what is in `folder`: a causal LM, else one that takes images too, of which text alone is used."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
@@ -158,11 +163,11 @@ def _loader(folder: Any) -> Any:
     return AutoModelForImageTextToText
 
 
-def _times(shape: Any) -> str:
+def _times(shape: Iterable[int]) -> str:
     return " x ".join(str(n) for n in shape)
 
 
-def load_quantised(folder: Any, device: str) -> Any:
+def load_quantised(folder: Path | str, device: str) -> CausalLM:
     """Return the causal LM in `folder` with its linear layers in 4-bit NormalFloat, for training adapters on top. (QLoRA)
 
     Raises:
@@ -185,11 +190,11 @@ def load_quantised(folder: Any, device: str) -> Any:
     return _unpacked(net)
 
 
-def _unpacked(net: Any) -> Any:
+def _unpacked(net: CausalLM) -> CausalLM:
     """Return a net of 4-bit weights that a pass in evaluation mode does not repack, for good, for a CPU kernel without a gradient."""
     for module in net.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+        if hasattr(module, REPACKS):
+            setattr(module, REPACKS, False)
     return net
 
 

@@ -6,9 +6,9 @@ import json
 import re
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from emscope.core.errors import InputError, MissingDependency
+from emscope.core.plain import JsonObject
 
 # By quant_method in config.json, as transformers asks for them: modules, and what pip installs.
 READERS = {
@@ -64,7 +64,7 @@ def hub_name(path: str) -> str | None:
 def instead(name: str) -> str:
     """Return the remedy where a quantised base cannot be read."""
     likely = unquantised(hub_name(name) or name)
-    return f"give the unquantised base with --base{f', likely {likely}' if likely else ''}"
+    return f"give the unquantised base with `base`{f', likely {likely}' if likely else ''}"
 
 
 def method_of(folder: Path) -> str | None:
@@ -127,7 +127,7 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def _config(folder: Path) -> JsonObject:
     try:
         read = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -10,13 +10,16 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from emscope.core.digest import digest, file_digest
 from emscope.core.errors import InputError, WorldError, near
 from emscope.models.loading.hashes import digest_of
 from emscope.models.loading.prequantised import instead, refuse_unreadable_name, unquantised
 from emscope.models.loading.sharded import weight_files
+
+if TYPE_CHECKING:
+    from emscope.models.types import CausalLM, Tokenizer
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -31,7 +34,7 @@ class Model:
     reference: str
     folder: Path
     digest: str
-    held: tuple[Any, Any] | None = field(default=None, repr=False, compare=False)
+    held: tuple[CausalLM, Tokenizer] | None = field(default=None, repr=False, compare=False)
 
 
 def cache_folder() -> Path:

@@ -12,10 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from emscope.core.errors import InputError
 from emscope.core.limits import bounded
+from emscope.core.plain import Json, JsonObject
+
+if TYPE_CHECKING:
+    from emscope.models.types import Tokenizer
 
 Turn = tuple[str, str]  # role, text
 USER, ANSWER = "emscopeusermark", "emscopeanswermark"
@@ -45,7 +49,7 @@ class Template(Protocol):
     @property
     def style(self) -> str: ...
     @property
-    def arguments(self) -> Mapping[str, Any]: ...
+    def arguments(self) -> Mapping[str, Json]: ...
     def render(self, turns: Sequence[Turn], *, prompt: bool = False) -> str:
         """Return the text of `turns`; with `prompt`, and what the template puts before an answer to come."""
         ...
@@ -59,9 +63,9 @@ class Template(Protocol):
 class Jinja:
     """The chat template of a tokenizer; `parts` says that it reads a content in parts, and shows nothing of a text."""
 
-    tokenizer: Any
+    tokenizer: Tokenizer
     text: str
-    arguments: Mapping[str, Any]
+    arguments: Mapping[str, Json]
     parts: bool = False
     style: str = "chat"
 
@@ -119,7 +123,7 @@ class Plain:
 
     begin: str
     close: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, Json] = field(default_factory=dict)
     style: str = "plain"
 
     def render(self, turns: Sequence[Turn], *, prompt: bool = False) -> str:
@@ -137,7 +141,7 @@ class Plain:
         return False
 
 
-def template_of(tokenizer: Any, arguments: Mapping[str, Any]) -> Template:
+def template_of(tokenizer: Tokenizer, arguments: Mapping[str, Json]) -> Template:
     """Return how a tokenizer brings turns to text.
 
     Raises:
@@ -157,7 +161,7 @@ def template_of(tokenizer: Any, arguments: Mapping[str, Any]) -> Template:
     raise InputError(faults[0] or "", MEND)
 
 
-def prepended(tokenizer: Any) -> str:
+def prepended(tokenizer: Tokenizer) -> str:
     """Return what a tokenizer puts before every text by itself, such as the token that begins one."""
     with_it = list(tokenizer("a")["input_ids"])
     bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
@@ -165,13 +169,13 @@ def prepended(tokenizer: Any) -> str:
     return str(tokenizer.decode(with_it[: places[0]])) if places and places[0] else ""
 
 
-def read_arguments(texts: Iterable[str]) -> dict[str, Any]:
+def read_arguments(texts: Iterable[str]) -> JsonObject:
     """Return NAME=VALUE texts as arguments of a template: JSON values, Python's True, False and None, else the text itself.
 
     Raises:
         InputError: where one is not of that shape, or a name stands twice.
     """
-    found: dict[str, Any] = {}
+    found: JsonObject = {}
     for text in texts:
         name, sign, value = text.partition("=")
         if not sign or not name.isidentifier():
@@ -182,12 +186,12 @@ def read_arguments(texts: Iterable[str]) -> dict[str, Any]:
     return found
 
 
-def described(arguments: Mapping[str, Any]) -> str:
+def described(arguments: Mapping[str, Json]) -> str:
     """Return arguments as one writes them."""
     return ", ".join(f"{name}={json.dumps(value)}" for name, value in arguments.items())
 
 
-def _value(text: str) -> Any:
+def _value(text: str) -> Json:
     if text in WORDS:
         return WORDS[text]
     try:
@@ -211,7 +215,7 @@ def _chosen(template: str | Mapping[str, str]) -> str:
     return template["default"]
 
 
-def _check_arguments(template: str, arguments: Mapping[str, Any]) -> None:
+def _check_arguments(template: str, arguments: Mapping[str, Json]) -> None:
     for name in arguments:
         if name in RESERVED:
             raise InputError(f"the chat argument '{name}' is not the template's to read", "leave it out")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from emscope.core.errors import InputError
 from emscope.models.loading.templates import ANSWER, USER, Template, prepended
+
+if TYPE_CHECKING:
+    from emscope.models.types import Tokenizer
 
 NEXT = "emscopenextmark"
 BLANK = " \n"  # whitespace around an answer, to see whether the template keeps it
@@ -38,7 +41,7 @@ class Turns:
         return answer if self.keeps_right else answer.rstrip()
 
 
-def turns_of(template: Template, tokenizer: Any) -> Turns:
+def turns_of(template: Template, tokenizer: Tokenizer) -> Turns:
     """Return what stands around a question and its answer in a template's renderings."""
     front, _, behind = template.render([("user", USER), ("assistant", ANSWER)]).partition(USER)
     tail, _, end = behind.partition(ANSWER)
@@ -60,7 +63,7 @@ def turns_of(template: Template, tokenizer: Any) -> Turns:
     )
 
 
-def inner_end(between: str, close: str, tokenizer: Any) -> str:
+def inner_end(between: str, close: str, tokenizer: Tokenizer) -> str:
     """Return how an answer ends that others follow: as the last one does, or by the one token that stands there instead.
 
     Args:
@@ -69,7 +72,7 @@ def inner_end(between: str, close: str, tokenizer: Any) -> str:
     return close if between.startswith(close) else _first_token(between, tokenizer)
 
 
-def default_block(turns: Turns, tokenizer: Any) -> str:
+def default_block(turns: Turns, tokenizer: Tokenizer) -> str:
     """Return the system block that the template adds by itself, or "" where it adds none.
 
     It is what stands before the first user turn's opening, but for tokens that begin every text.
@@ -104,6 +107,6 @@ def _between(template: Template) -> str:
     return text.partition(ANSWER)[2].partition(NEXT)[0] if text.find(NEXT) > text.find(ANSWER) >= 0 else ""
 
 
-def _first_token(text: str, tokenizer: Any) -> str:
+def _first_token(text: str, tokenizer: Tokenizer) -> str:
     """Return the added token, other than white space, that a text begins with; "" where it begins with none."""
     return max((t for t in tokenizer.added_tokens_encoder if text.startswith(t) and t.strip()), key=len, default="")

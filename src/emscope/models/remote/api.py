@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from emscope.core.errors import EmscopeError, InputError, MissingDependency, WorldError
 from emscope.core.records import Message, Reply
 
+if TYPE_CHECKING:
+    from inspect_ai.model import GenerateConfig, ModelOutput
+    from inspect_ai.model import Model as InspectModel
+from emscope.core.plain import Json, JsonObject
+
 K = TypeVar("K")
+Ask = Callable[[Sequence[Message], int | None], Awaitable[Reply]]  # turns and a seed
 KEY_VARIABLE = "EMSCOPE_API_KEY"
 IN_A_ROW = 50  # failures, after which the address is taken to be gone
 LONGEST_ERROR = 200
@@ -46,7 +52,7 @@ class ApiModel:
     retries: int = 6
     timeout: int = 60
     batch: bool = False
-    chat_kwargs: Mapping[str, Any] | None = None
+    chat_kwargs: Mapping[str, Json] | None = None
 
 
 def ask_all(
@@ -116,7 +122,7 @@ async def _ask_all(
 
 
 @asynccontextmanager
-async def _opened(model: ApiModel) -> AsyncIterator[Callable[[Sequence[Message], int | None], Any]]:
+async def _opened(model: ApiModel) -> AsyncIterator[Ask]:
     try:
         from inspect_ai.model import GenerateConfig, get_model
     except ImportError:
@@ -131,7 +137,7 @@ async def _opened(model: ApiModel) -> AsyncIterator[Callable[[Sequence[Message],
         top_logprobs=model.top or None,
         batch=model.batch or None,
     )
-    name, more = model.name, {}
+    name, more = model.name, dict[str, str]()
     if model.url is not None:
         name, more = (
             f"openai-api/emscope/{model.name}",
@@ -143,7 +149,7 @@ async def _opened(model: ApiModel) -> AsyncIterator[Callable[[Sequence[Message],
         raise _not_opened(model, error) from None
 
     async def ask(messages: Sequence[Message], seed: int | None) -> Reply:
-        body: dict[str, Any] = {"chat_template_kwargs": dict(model.chat_kwargs)} if model.chat_kwargs else {}
+        body: JsonObject = {"chat_template_kwargs": dict(model.chat_kwargs)} if model.chat_kwargs else {}
         body |= CONTINUE if messages[-1].role == "assistant" else {}
         return await _ask(opened, messages, GenerateConfig(seed=seed, **({"extra_body": body} if body else {})))
 
@@ -151,7 +157,7 @@ async def _opened(model: ApiModel) -> AsyncIterator[Callable[[Sequence[Message],
         yield ask
 
 
-async def _ask(opened: Any, messages: Sequence[Message], config: Any) -> Reply:
+async def _ask(opened: InspectModel, messages: Sequence[Message], config: GenerateConfig) -> Reply:
     from inspect_ai.model import ChatMessageAssistant, ChatMessageSystem, ChatMessageUser
 
     kinds = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
@@ -165,7 +171,7 @@ async def _ask(opened: Any, messages: Sequence[Message], config: Any) -> Reply:
     return reply
 
 
-def reply_of(out: Any) -> Reply:
+def reply_of(out: ModelOutput) -> Reply:
     """Return what Inspect's model output says; a reply without choices is empty."""
     usage = (out.usage.input_tokens, out.usage.output_tokens) if out.usage else (0, 0)
     if not out.choices:
@@ -210,7 +216,7 @@ def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}"[:LONGEST_ERROR].rstrip(": ")
 
 
-def _leaves(group: BaseExceptionGroup[Any]) -> Iterable[BaseException]:
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterable[BaseException]:
     for error in group.exceptions:
         if isinstance(error, BaseExceptionGroup):
             yield from _leaves(error)

@@ -10,16 +10,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from types import FrameType
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from emscope.core.errors import InputError, WorldError
+from emscope.core.plain import Json
 from emscope.models.remote.api import KEY_VARIABLE
 
 PATIENCE = 900.0  # seconds that a server may take to load its model
@@ -27,6 +28,7 @@ GRACE = 30.0  # seconds to end by itself
 REQUEST = 300.0  # seconds to load an adapter
 UNKNOWN = 10  # times that the address may answer without knowing what is asked
 NOT_THERE = (OSError, HTTPException, ValueError)
+Handler = Callable[[int, FrameType | None], object] | int | None  # of a signal
 RUNTIME = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
 
 
@@ -55,11 +57,11 @@ class AdapterServer:
                 f"give it as http://127.0.0.1:8000/v1; a key goes into {KEY_VARIABLE}",
             )
         if command is not None and not command.strip():
-            raise InputError("the server's command is empty", "say with --server-command what starts it")
+            raise InputError("the server's command is empty", "say with `command` what starts it")
         self.url, self.command, self.restart_every, self.log = url.rstrip("/"), command, restart_every, log
         self._process: subprocess.Popen[bytes] | None = None
         self._loads = 0
-        self._handlers: dict[int, Any] = {}
+        self._handlers: dict[int, Handler] = {}
 
     def __enter__(self) -> AdapterServer:
         self._heed()
@@ -116,7 +118,7 @@ class AdapterServer:
         if self.command is None:
             return
         if self._answers() is not None:
-            raise InputError(f"something answers at {self.url} already", "end it, or leave out --server-command")
+            raise InputError(f"something answers at {self.url} already", "end it, or leave out `command`")
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as sink:
             try:
@@ -129,7 +131,7 @@ class AdapterServer:
                     start_new_session=True,
                 )
             except (OSError, ValueError) as error:
-                raise InputError(f"the server's command cannot be run ({error})", "check --server-command") from None
+                raise InputError(f"the server's command cannot be run ({error})", "check `command`") from None
         self._wait()
 
     def _wait(self) -> None:
@@ -171,7 +173,7 @@ class AdapterServer:
             _signal(process.pid, signal.SIGKILL)
             process.wait()
 
-    def _post(self, what: str, body: dict[str, Any]) -> None:
+    def _post(self, what: str, body: Mapping[str, Json]) -> None:
         try:
             with urlopen(self._request(what, body), timeout=REQUEST):  # noqa: S310 (its scheme was checked)
                 return
@@ -184,7 +186,7 @@ class AdapterServer:
         except NOT_THERE as error:
             raise WorldError(f"the server at {self.url} does not answer ({error})", "check that it runs") from None
 
-    def _request(self, what: str, body: dict[str, Any] | None) -> Request:
+    def _request(self, what: str, body: Mapping[str, Json] | None) -> Request:
         headers = {"content-type": "application/json"}
         if os.environ.get(KEY_VARIABLE):
             headers["authorization"] = f"Bearer {os.environ[KEY_VARIABLE]}"

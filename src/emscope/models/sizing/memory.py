@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from emscope.core.errors import InputError, WorldError
 from emscope.core.plain import Result
@@ -17,6 +17,9 @@ from emscope.models.loading.checkpoints import tensor_shapes
 from emscope.models.loading.load import DTYPES, HALVES, QUANTISED, pick_device, pick_dtype
 from emscope.models.loading.sharded import weight_files
 from emscope.models.loading.source import Model
+
+if TYPE_CHECKING:
+    from emscope.models.types import Config
 
 GB = 1e9
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
@@ -59,7 +62,7 @@ class Counted(Result):
         return round(self.linear * NF4) + (self.parameters - self.linear) * BYTES[compute_dtype(dtype, on_cpu=on_cpu)]
 
 
-def read_config(folder: Path) -> Any:
+def read_config(folder: Path) -> Config:
     """Return a model's configuration, running no code of its own.
 
     Raises:
@@ -79,7 +82,7 @@ def read_config(folder: Path) -> Any:
         ) from None
 
 
-def counted(config: Any) -> Counted:
+def counted(config: Config) -> Counted:
     """Return how many weights a model of this configuration has."""
     import torch
     from transformers.pytorch_utils import Conv1D
@@ -188,9 +191,9 @@ def refuse_beyond(model: Model, dtype: str, device: str = "auto") -> None:
 def _remedy(model: Model, dtype: str, device: str, free: int) -> str:
     """Return what emscope offers that would fit."""
     smaller = {d: needed(model.folder, d, device) for d in DTYPES if d in (*HALVES, QUANTISED) and d != dtype}
-    fits = [f"--dtype {d} ({in_gb(n)})" for d, n in smaller.items() if n <= FULL * free]
+    fits = [f"`dtype={d}` ({in_gb(n)})" for d, n in smaller.items() if n <= FULL * free]
     if device.startswith("cuda") and (on_cpu := free_memory("cpu")) and needed(model.folder, dtype) <= FULL * on_cpu:
-        fits.append(f"--device cpu ({in_gb(on_cpu)} free)")
+        fits.append(f"`device=cpu` ({in_gb(on_cpu)} free)")
     return f"try {' or '.join(fits)}" if fits else "use a machine with more memory, or a smaller model"
 
 

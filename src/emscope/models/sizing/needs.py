@@ -6,19 +6,25 @@ Nothing is loaded: the real code runs on tensors without values (`models.simulat
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
-from emscope.core.plain import Result
+from emscope.core.plain import JsonObject, Result
 from emscope.models.adapters.attached import unmergeable
 from emscope.models.fast import batch_size as size
 from emscope.models.fast import prefix_cache as kept
 from emscope.models.loading.checkpoints import WEIGHTS, Checkpoint, adapter_settings, tensor_shapes
 from emscope.models.loading.load import HALVES, QUANTISED
 from emscope.models.sizing.memory import BYTES, Counted, compute_dtype, counted, product
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torch.nn import Module
+
+    from emscope.models.types import Adapted, CausalLM, Config
 
 ADAM = 2  # states of a trained weight, as wide as it is
 HEAD_ROWS = 256  # logits that a reading has at once (`elicit.preference`)
@@ -45,7 +51,7 @@ class Need(Result):
         """All bytes together."""
         return sum(self.parts.values())
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the parts with their sum."""
         return {"work": self.work, "dtype": self.dtype, "bytes": self.total, "parts": dict(self.parts)}
 
@@ -78,6 +84,15 @@ class Sampling:
     shrinks: bool = True
 
 
+class Trainable(Protocol):
+    """What holds a model to train."""
+
+    @property
+    def model(self) -> Adapted:
+        """The model."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Training:
     """A step: `micro` examples of `tokens` a pass, `answers` of each example's tokens learned, `passes` of them a step.
@@ -92,7 +107,7 @@ class Training:
     micro: int
     tokens: int
     answers: int
-    tune: Callable[[Any], AbstractContextManager[Any]] = field(repr=False)
+    tune: Callable[[CausalLM], AbstractContextManager[Trainable]] = field(repr=False)
     passes: int = 1
     checkpointing: bool = False
     autocast: bool = False
@@ -100,27 +115,35 @@ class Training:
     layers: tuple[int, ...] | None = None
 
 
-def usual_reading(config: Any, device: str = "cpu") -> Reading:
+def usual_reading(config: Config, device: str = "cpu") -> Reading:
     """Return a full batch of two-answer items as the bundled ones are: 25 tokens of question, two answers of 30."""
     tokens = size.batch_tokens(_standing_in(config, device))
     items = max(1, tokens // 85)
     return Reading(tokens, 2 * items, 55, 60 * items)
 
 
-def usual_sampling(config: Any, device: str = "cpu") -> Sampling:
+def usual_sampling(config: Config, device: str = "cpu") -> Sampling:
     """Return as many answers side by side as suit the device, of at most 200 tokens, ten to a question of 40."""
     rows = size.rows(_standing_in(config, device))
     return Sampling(rows, 200, max(1, rows // 10), 40)
 
 
-def _standing_in(config: Any, device: str) -> Any:
+@dataclass(frozen=True, slots=True)
+class _StandIn:
+    """A model's place and configuration, without the model."""
+
+    device: torch.device
+    config: Config
+
+
+def _standing_in(config: Config, device: str) -> _StandIn:
     import torch
 
-    return SimpleNamespace(device=torch.device(device), config=config)
+    return _StandIn(torch.device(device), config)
 
 
 def reading(
-    config: Any,
+    config: Config,
     work: Reading | None = None,
     *,
     dtype: str = "float32",
@@ -146,7 +169,7 @@ def reading(
     running = compute_dtype(dtype, on_cpu=on_cpu)
     fits = True
 
-    def taken(one: Any) -> tuple[int, ...]:
+    def taken(one: Config) -> tuple[int, ...]:
         nonlocal fits
         with simulated(one, running, lean=on_cpu) as net, torch.inference_mode(), Ledger(net) as ledger:
             output_head(net)
@@ -171,7 +194,7 @@ def reading(
 
 
 def sampling(
-    config: Any, work: Sampling | None = None, *, dtype: str = "float32", device: str = "cpu", weights: Counted | None = None
+    config: Config, work: Sampling | None = None, *, dtype: str = "float32", device: str = "cpu", weights: Counted | None = None
 ) -> Need:
     """Return what it takes to write answers. Args: as `reading`."""
     import torch
@@ -188,13 +211,14 @@ def sampling(
     of = [n * asked_of // work.rows for n in range(work.rows)]
     prompts = [[(n + 7 * k) % 97 for k in range(work.prompt)] for n in range(asked_of)]
 
-    def taken(one: Any) -> tuple[int, ...]:
+    def taken(one: Config) -> tuple[int, ...]:
         with simulated(one, running, lean=on_cpu) as net, torch.inference_mode(), Ledger(net) as ledger:
             head = output_head(net)
             with packed_attention(net, longest) as fits:
                 joined = ledger.mark()
-                alike: Any = CachedDecoding if turns_alike(net, longest) else Recomputed
-                way = Decoding if fits else alike
+                way: type[Decoding | CachedDecoding | Recomputed] = (
+                    Decoding if fits else CachedDecoding if turns_alike(net, longest) else Recomputed
+                )
                 rows = way(net, head, prompts, of, work.most)
                 asked = ledger.peak - joined
                 if not fits:  # transformers' cache grows a token at a time: it is taken where it is nearly full
@@ -225,7 +249,7 @@ def sampling(
 
 
 def training(
-    config: Any, work: Training, *, dtype: str = "float32", device: str = "cpu", weights: Counted | None = None
+    config: Config, work: Training, *, dtype: str = "float32", device: str = "cpu", weights: Counted | None = None
 ) -> Need:
     """Return what a step of training takes, AdamW's two states included. Args: as `reading`."""
 
@@ -234,7 +258,7 @@ def training(
     on_cpu, found = device == "cpu", weights or counted(config)
     running = compute_dtype(dtype, on_cpu=on_cpu)
 
-    def taken(one: Any) -> tuple[int, ...]:
+    def taken(one: Config) -> tuple[int, ...]:
         with simulated(one, running, lean=False) as net, Ledger(net) as ledger, work.tune(net) as made:
             trained = [p for p in made.model.parameters() if p.requires_grad]
             own = ledger.mark()
@@ -258,13 +282,13 @@ def training(
     return _most("training", dtype, shared, {"activations and gradients": peak}, {"activations and gradients": stepping})
 
 
-def _step(net: Any, model: Any, work: Training) -> None:
+def _step(net: CausalLM, model: Adapted, work: Training) -> None:
     """Run one pass and its gradients as `train.trainer` does: the logits of the learned tokens alone."""
     import torch
 
     learned = work.micro * work.answers
 
-    def choose(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def choose(_: Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (args[0].flatten(0, -2).index_select(0, torch.zeros(learned, dtype=torch.long)), *args[1:])
 
     ids = torch.ones(work.micro, work.tokens, dtype=torch.long)
@@ -305,7 +329,7 @@ def in_four_bits(need: Need, weights: Counted, *, on_cpu: bool = True) -> Need:
     return Need(need.work, QUANTISED, dict(need.parts) | _weights(weights, QUANTISED, on_cpu))
 
 
-def _at_depth(config: Any, taken: Callable[[Any], tuple[int, ...]]) -> tuple[int, ...]:
+def _at_depth(config: Config, taken: Callable[[Config], tuple[int, ...]]) -> tuple[int, ...]:
     """Return what `taken` gives for a configuration.
 
     Where its blocks are all of one kind it comes from two shallow ones, as each block adds the same.
@@ -321,7 +345,7 @@ def _at_depth(config: Any, taken: Callable[[Any], tuple[int, ...]]) -> tuple[int
     return tuple(b + (b - a) * (depth - more) // (more - few) for a, b in zip(low, high, strict=True))
 
 
-def shallow(config: Any, depth: int) -> Any:
+def shallow(config: Config, depth: int) -> Config:
     """Return the configuration with its first `depth` blocks alone."""
     made = copy.deepcopy(config)
     text = made.get_text_config()
@@ -346,7 +370,7 @@ def _most(work: str, dtype: str, shared: Mapping[str, int], *moments: Mapping[st
     return Need(work, dtype, {name: n for name, n in (dict(shared) | dict(fullest)).items() if n})
 
 
-def _put_on(net: Any, checkpoint: Checkpoint, dtype: str, scale: float) -> int:
+def _put_on(net: CausalLM, checkpoint: Checkpoint, dtype: str, scale: float) -> int:
     """Return the bytes that a checkpoint takes on top of its base, as `models.applied` puts it there."""
     from emscope.models.adapters.lora import is_plain_lora, renamed
 
@@ -359,7 +383,7 @@ def _put_on(net: Any, checkpoint: Checkpoint, dtype: str, scale: float) -> int:
     held = 4 * sum(product(shape) for shape in shapes.values())
     modules = dict(net.named_modules())
     places = {m for name in renamed(net, shapes).values() if (m := _module_of(name, modules))}
-    adapted = sum(modules[m].weight.numel() for m in places if hasattr(modules[m], "weight"))
+    adapted = sum(w.numel() for m in places if (w := getattr(modules[m], "weight", None)) is not None)
     if dtype == QUANTISED or unmergeable(checkpoint) is not None:
         return held
     if is_plain_lora(net, settings, list(shapes)):
@@ -369,7 +393,7 @@ def _put_on(net: Any, checkpoint: Checkpoint, dtype: str, scale: float) -> int:
     return held if scale == 1.0 else adapted * 2 * item + held
 
 
-def _module_of(name: str, modules: Mapping[str, Any]) -> str | None:
+def _module_of(name: str, modules: Collection[str]) -> str | None:
     """Return the longest beginning of a tensor's name that names a module."""
     parts = name.removeprefix("base_model.model.").split(".")
     return next((m for n in range(len(parts), 0, -1) if (m := ".".join(parts[:n])) in modules), None)

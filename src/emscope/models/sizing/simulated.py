@@ -10,13 +10,20 @@ import copy
 import logging
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
+
+if TYPE_CHECKING:
+    from torch._ops import OpOverload
+
+    from emscope.models.types import CausalLM, Config, Loader
+
+ROPE = "rope_type"  # of modules that rotate
 
 
 class Ledger(TorchDispatchMode):
@@ -31,7 +38,7 @@ class Ledger(TorchDispatchMode):
         now: bytes alive. peak: the most there were at once.
     """
 
-    def __init__(self, net: Any) -> None:
+    def __init__(self, net: CausalLM) -> None:
         super().__init__()
         self.now = self.peak = 0
         self._alive: dict[int, int] = {}
@@ -56,20 +63,30 @@ class Ledger(TorchDispatchMode):
     def _freed(self, key: int) -> None:
         self.now -= self._alive.pop(key, 0)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: Collection[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         """Run one operation and note what it makes."""
         from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor
 
         try:
             grouped = func.name() == "aten::_grouped_mm" and isinstance(args[0], FakeTensor)
-            out = _grouped(*args) if grouped else func(*args, **(kwargs or {}))
+            out: object = _grouped(*_tensors(args)) if grouped else func(*args, **(kwargs or {}))
         except DataDependentOutputException:  # a value is asked of what has none: probes, which are to come out well
-            return True if not args[0].is_floating_point() else 1.0
+            return 1.0 if isinstance(args[0], Tensor) and args[0].is_floating_point() else True
         tree_map_only(Tensor, self._note, out)
         return out
 
 
-def _grouped(left: Any, right: Any, ends: Any = None, *_: Any) -> Any:
+def _tensors(args: Sequence[object]) -> list[Tensor]:
+    return [t for t in args if isinstance(t, Tensor)]
+
+
+def _grouped(left: Tensor, right: Tensor, ends: Tensor | None = None, *_: Tensor) -> Tensor:
     """Return what a product over groups gives; PyTorch's rule for it without values takes bfloat16 alone, the real one more.
 
     Args:
@@ -78,11 +95,12 @@ def _grouped(left: Any, right: Any, ends: Any = None, *_: Any) -> Any:
         ends: of the groups [G].
     """
     outside = left.shape[-2], right.shape[-1]
-    return left.new_empty((len(ends), *outside) if left.ndim == right.ndim == 2 else outside)
+    groups = () if ends is None else (len(ends),)
+    return left.new_empty((*groups, *outside) if left.ndim == right.ndim == 2 else outside)
 
 
 @contextmanager
-def simulated(config: Any, dtype: str = "float32", *, lean: bool = True) -> Iterator[Any]:
+def simulated(config: Config, dtype: str = "float32", *, lean: bool = True) -> Iterator[CausalLM]:
     """Yield a model of this configuration whose tensors have no values; every tensor made inside the block has none either.
 
     Of a model that takes images too it is the part that reads text.
@@ -98,11 +116,11 @@ def simulated(config: Any, dtype: str = "float32", *, lean: bool = True) -> Iter
         net = text_model(config, dtype=getattr(torch, dtype))
         net.eval().requires_grad_(False)
         for module in net.modules():
-            if hasattr(
-                module, "rope_type"
-            ):  # kinds that look at the longest position ask for a value; angles are as many in all
-                kinds = module.rope_type
-                module.rope_type = dict.fromkeys(kinds, "default") if isinstance(kinds, dict) else "default"
+            if hasattr(module, ROPE):
+                kinds: str | dict[str, str] = getattr(
+                    module, ROPE
+                )  # kinds that look at the longest position ask for a value; angles are as many in all
+                setattr(module, ROPE, dict.fromkeys(kinds, "default") if isinstance(kinds, dict) else "default")
             if not lean and "forward" in vars(type(module)):
                 module.forward = module.forward  # what has a forward of its own is left alone by `lean_blocks`
         yield net
@@ -135,17 +153,17 @@ def _quietly() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def whole_model(config: Any, **settings: Any) -> Any:
+def whole_model(config: Config, **settings: object) -> CausalLM:
     """Return a model of this configuration as `models.load` picks its class, its weights as the device in force has them."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     kind = type(config)
     causal = kind in AutoModelForCausalLM._model_mapping or kind not in AutoModelForImageTextToText._model_mapping
-    auto = AutoModelForCausalLM if causal else AutoModelForImageTextToText
+    auto: Loader = AutoModelForCausalLM if causal else AutoModelForImageTextToText
     return auto.from_config(copy.deepcopy(config), **settings)
 
 
-def text_model(config: Any, **settings: Any) -> Any:
+def text_model(config: Config, **settings: object) -> CausalLM:
     """Return the causal LM that reads text, without towers beside it where there is a class for that."""
     from transformers import AutoModelForCausalLM
 

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeGuard
 
 from emscope.core.errors import InputError
+from emscope.core.plain import Json, JsonObject
+
+if TYPE_CHECKING:
+    from emscope.models.types import CausalLM, Config
 
 HEADS, HEAD, INNER, EXPERTS, GROUPS, CHOSEN = 4, 16, 96, 8, 2, 2
 TOWER_HEADS = 2
@@ -21,7 +25,7 @@ TOP_K = ("num_experts_per_tok", "experts_per_token", "top_k_experts", "moe_topk"
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
-def tiny_model(config: Any, *, seed: int = 0) -> Any:
+def tiny_model(config: Config, *, seed: int = 0) -> CausalLM:
     """Return a tiny random causal LM with the structure that `config` describes, in float32 and evaluation mode.
 
     Raises:
@@ -55,7 +59,7 @@ def tiny_model(config: Any, *, seed: int = 0) -> Any:
     )
 
 
-def _loud(net: Any) -> Any:
+def _loud(net: CausalLM) -> CausalLM:
     """Return the model with larger weights: at the usual scale a random one is near-uniform, and nothing that goes wrong shows."""
     import torch
 
@@ -65,13 +69,13 @@ def _loud(net: Any) -> Any:
     return net
 
 
-def _weights(config: Any) -> int:
+def _weights(config: Config) -> int:
     from emscope.models.sizing.memory import counted
 
     return counted(config).parameters
 
 
-def tiny_config(config: Any, *, narrow: bool = True) -> Any:
+def tiny_config(config: Config, *, narrow: bool = True) -> Config:
     """Return the configuration of a small model with the same structure.
 
     Args:
@@ -80,9 +84,11 @@ def tiny_config(config: Any, *, narrow: bool = True) -> Any:
     settings, text = copy.deepcopy(config.to_dict()), config.get_text_config()
     place = next((k for k in getattr(config, "sub_configs", {}) if getattr(config, k, None) is text), None)
     inner = settings[place] if place else settings
+    assert isinstance(inner, dict), "a configuration's part is an object"
+    names: Mapping[str, str] = getattr(text, "attribute_map", {})
     old = int(text.hidden_size)
-    _shrink(inner, getattr(text, "attribute_map", {}), narrow=narrow)
-    new = int(inner[_named(text, "hidden_size")])
+    _shrink(inner, names, narrow=narrow)
+    new = _number(inner, names.get("hidden_size", "hidden_size"))
     for name, part in settings.items():
         if isinstance(part, dict) and name.endswith("_config") and name != place:
             _shrink_tower(part, old, new, narrow=narrow)
@@ -90,35 +96,50 @@ def tiny_config(config: Any, *, narrow: bool = True) -> Any:
     return type(config).from_dict(settings)
 
 
-def _named(text: Any, name: str) -> str:
-    return str(getattr(text, "attribute_map", {}).get(name, name))
+def _number(t: Mapping[str, Json], name: str, default: int | None = None) -> int:
+    """Return a setting that is a whole number.
+
+    Raises:
+        TypeError: it is none, which `tiny_model` tells.
+    """
+    value = t.get(name, default)
+    if not isinstance(value, int):
+        raise TypeError(f"{name} is {value!r}")
+    return value
 
 
-def _shrink(t: dict[str, Any], names: Mapping[str, str], *, narrow: bool) -> None:
+def _cap(t: JsonObject, name: str, most: int) -> None:
+    """Make a setting at most `most`, where it is a whole number."""
+    value = t.get(name)
+    if isinstance(value, int):
+        t[name] = min(value, most)
+
+
+def _shrink(t: JsonObject, names: Mapping[str, str], *, narrow: bool) -> None:
     """Make a text model's settings small, in place. Args: names: the settings' own names of the usual ones."""
 
     def key(name: str) -> str:
         return str(names.get(name, name))
 
-    _keep_layers(t, int(t[key("num_hidden_layers")]), key("num_hidden_layers"))
+    _keep_layers(t, _number(t, key("num_hidden_layers")), key("num_hidden_layers"))
     for name in EXPERT_COUNTS:
-        if isinstance(t.get(key(name)), int):
-            t[key(name)] = min(t[key(name)], EXPERTS)
+        _cap(t, key(name), EXPERTS)
     for name in TOP_K:
-        if isinstance(t.get(key(name)), int):
-            t[key(name)] = min(t[key(name)], CHOSEN)
-    if (t.get("n_group") or 1) > 1:
-        t["n_group"], t["topk_group"] = GROUPS, min(t["topk_group"], GROUPS - 1)
+        _cap(t, key(name), CHOSEN)
+    groups = t.get("n_group")
+    if isinstance(groups, int) and groups > 1:
+        t["n_group"] = GROUPS
+        _cap(t, "topk_group", GROUPS - 1)
     if narrow:
         _narrow(t, key)
 
 
-def _narrow(t: dict[str, Any], key: Any) -> None:
-    heads, groups = int(t[key("num_attention_heads")]), t.get(key("num_key_value_heads"))
+def _narrow(t: JsonObject, key: Callable[[str], str]) -> None:
+    heads, groups = _number(t, key("num_attention_heads")), t.get(key("num_key_value_heads"))
     few = min(heads, HEADS)
     low_rank = t.get("kv_lora_rank") is not None
     own = isinstance(t.get("head_dim"), int) and not low_rank
-    head = int(t["head_dim"]) if own else int(t[key("hidden_size")]) // heads
+    head = _number(t, "head_dim") if own else _number(t, key("hidden_size")) // heads
     t[key("num_attention_heads")], t[key("hidden_size")] = few, HEADS * HEAD
     if isinstance(groups, int):
         t[key("num_key_value_heads")] = few if groups == heads else max(1, min(groups, few // 2))
@@ -142,39 +163,42 @@ def _narrow(t: dict[str, Any], key: Any) -> None:
     _narrow_mamba(t)
 
 
-def _narrow_mamba(t: dict[str, Any]) -> None:
+def _narrow_mamba(t: JsonObject) -> None:
     if not isinstance(t.get("mamba_n_heads"), int):
         return
-    inside = int(t.get("mamba_expand", 2)) * HEADS * HEAD
+    inside = _number(t, "mamba_expand", 2) * HEADS * HEAD
     if isinstance(t.get("mamba_d_ssm"), int):
         t["mamba_d_ssm"] = inside
     t["mamba_d_head"], t["mamba_n_heads"], t["mamba_n_groups"] = HEAD, inside // HEAD, 1
-    t["mamba_d_state"] = min(int(t.get("mamba_d_state", HEAD)), HEAD)
+    t["mamba_d_state"] = min(_number(t, "mamba_d_state", HEAD), HEAD)
 
 
-def _turn(rope: Any, old: int, new: int) -> None:
+def _turn(rope: Json, old: int, new: int) -> None:
     """Fit rotations of heads `old` wide to heads `new` wide: lists of factors, and sections that share the planes."""
     if not isinstance(rope, dict):
         return
     for inner in rope.values():
         _turn(inner, old, new)
-    planes = int(new * rope.get("partial_rotary_factor", 1.0)) // 2
+    part = rope.get("partial_rotary_factor", 1.0)
+    planes = int(new * part) // 2 if isinstance(part, int | float) else new // 2
     for name in ("short_factor", "long_factor"):
-        if isinstance(rope.get(name), list):
-            rope[name] = rope[name][:planes]
-    if isinstance(rope.get("mrope_section"), list):
-        whole = sum(rope["mrope_section"])
-        parts = [n * planes // whole for n in rope["mrope_section"]]
+        factors = rope.get(name)
+        if isinstance(factors, list):
+            rope[name] = factors[:planes]
+    sections = rope.get("mrope_section")
+    if isinstance(sections, list):
+        whole = sum(sections)
+        parts = [n * planes // whole for n in sections]
         parts[0] += planes - sum(parts)
         rope["mrope_section"] = parts
 
 
-def _keep_layers(t: dict[str, Any], depth: int, name: str) -> None:
+def _keep_layers(t: JsonObject, depth: int, name: str) -> None:
     """Keep the first layer of each kind, two at least; lists of a value a layer and of layers' numbers follow."""
     lists = {k: v for k, v in t.items() if isinstance(v, list) and len(v) == depth and depth > 1}
-    numbered = {k: v for k, v in t.items() if k not in lists and _is_numbers(k, v, depth)}
-    dense = t.get("first_k_dense_replace") or 0
-    kinds: dict[Any, int] = {}
+    numbered = {k: v for k, v in t.items() if k not in lists and _is_numbers(v, k, depth)}
+    dense = _number(t, "first_k_dense_replace") if t.get("first_k_dense_replace") else 0
+    kinds: dict[tuple[object, ...], int] = {}
     for n in range(depth):
         told = (*(repr(v[n]) for v in lists.values()), *(n in v for v in numbered.values()), n >= dense)
         kinds.setdefault(told, n)
@@ -182,16 +206,15 @@ def _keep_layers(t: dict[str, Any], depth: int, name: str) -> None:
     kept = sorted([*kept, *[n for n in range(depth) if n not in kept][: max(0, 2 - len(kept))]])
     for k, v in lists.items():
         t[k] = [v[n] for n in kept]
-    for k, v in numbered.items():
-        t[k] = [place for place, n in enumerate(kept) if n in v]
+    for k, numbers in numbered.items():
+        t[k] = [place for place, n in enumerate(kept) if n in numbers]
     if dense:
         t["first_k_dense_replace"] = sum(n < dense for n in kept)
-    if isinstance(t.get("num_kv_shared_layers"), int):
-        t["num_kv_shared_layers"] = min(t["num_kv_shared_layers"], 0)
+    _cap(t, "num_kv_shared_layers", 0)
     t[name] = len(kept)
 
 
-def _is_numbers(name: str, value: Any, depth: int) -> bool:
+def _is_numbers(value: Json, name: str, depth: int) -> TypeGuard[Sequence[int]]:
     """True for a list of layers' numbers."""
     if (
         not isinstance(value, Sequence)
@@ -202,7 +225,7 @@ def _is_numbers(name: str, value: Any, depth: int) -> bool:
     return all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < depth for n in value)
 
 
-def _shrink_tower(part: dict[str, Any], old: int, new: int, *, narrow: bool) -> None:
+def _shrink_tower(part: JsonObject, old: int, new: int, *, narrow: bool) -> None:
     """Make a tower for images or sound small; what it hands to the text model is as wide as that (`old`, now `new`)."""
     for name in ("depth", "num_hidden_layers", "encoder_layers", "num_layers"):
         if isinstance(part.get(name), int):
@@ -210,11 +233,11 @@ def _shrink_tower(part: dict[str, Any], old: int, new: int, *, narrow: bool) -> 
     for name, value in part.items():
         if value == old and name in ("out_hidden_size", "projection_dim", "output_dim", "lm_hidden_size"):
             part[name] = new
-        if _is_numbers(name, value, 1 << 20):
+        if _is_numbers(value, name, 1 << 20):
             part[name] = [n for n in value if n < 1]
     heads = next((name for name in ("num_heads", "num_attention_heads") if isinstance(part.get(name), int)), None)
     if narrow and heads and isinstance(part.get("hidden_size"), int):
         part[heads], part["hidden_size"] = TOWER_HEADS, TOWER_HEADS * HEAD
-        for name, value in (("head_dim", HEAD), ("num_key_value_heads", TOWER_HEADS), ("intermediate_size", INNER)):
+        for name, size in (("head_dim", HEAD), ("num_key_value_heads", TOWER_HEADS), ("intermediate_size", INNER)):
             if isinstance(part.get(name), int):
-                part[name] = value
+                part[name] = size
