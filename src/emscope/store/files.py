@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from emscope.core.errors import InputError, WorldError
+from emscope.core.limits import reason
 from emscope.core.visible import json_text, whole
 
 OURS, CUT_OFF = ".emscope-", ".part"  # a temporary file's name begins and ends so
+FULL_IN_WORDS = f"(os error {errno.ENOSPC})"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -59,6 +62,20 @@ def disk_error(path: Path, error: OSError) -> InputError | WorldError:
     return WorldError(
         f"'{path}' cannot be written ({error.strerror or error})", "check the disk, then run the same command again"
     )
+
+
+def unsaved(path: Path, error: Exception) -> InputError | WorldError:
+    """Return the emscope error for whatever a library raised while it saved `path`; some say of a full disk only in words."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return disk_error(path, error)
+    if FULL_IN_WORDS in str(error) or shutil.disk_usage(_there(path)).free < 2**20:
+        return disk_error(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    return WorldError(f"'{path}' cannot be saved ({reason(error)})", "check the disk, then run the same command again")
+
+
+def _there(path: Path) -> Path:
+    """Return the nearest folder above `path` that exists."""
+    return next(one for one in (path, *path.absolute().parents) if one.is_dir())
 
 
 def unknown_fault(error: OSError) -> InputError | WorldError:

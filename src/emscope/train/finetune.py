@@ -7,26 +7,31 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from emscope.core.errors import InputError
+from emscope.core.errors import EmscopeError, InputError
+from emscope.core.limits import reason
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Conversation, StepReading
 from emscope.core.seeds import derive
 from emscope.models.hooks.directions import check_direction, direction_at
 from emscope.models.hooks.interventions import added
 from emscope.models.loading.load import Loaded
-from emscope.store.files import write_json
+from emscope.store.files import write_json, write_text
 from emscope.train import processes
 from emscope.train.audit import audit, of_training
 from emscope.train.audit_result import CONVERSATIONS, Check
 from emscope.train.batches import Example, collate, encode, stream
 from emscope.train.folders import drop_incomplete, drop_training_state
-from emscope.train.geometry import Geometry
+from emscope.train.geometry import HISTORY, Geometry
+from emscope.train.plan import checkpoint_steps
 from emscope.train.restraint import Restraint, check_held, restrain
 from emscope.train.reuse import reusing
 from emscope.train.spec import TrainSpec
 from emscope.train.tunables import check_tunable, tuned
+
+if TYPE_CHECKING:
+    from emscope.train.trainer import AnswerTrainer
 
 ORDER, TOKENS = "order.jsonl", "tokens.json"
 
@@ -95,9 +100,27 @@ def finetune(
             _write_order(folder, batches, spec)
             _write_tokens(folder, loaded, conversations, examples, lambda what: progress(f"{label}: {what}", 1, 1))
         trainer.add_callback(Readings(trainer, heldout_loss if heldout else None, progress, label))
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        _train(trainer, resume)
     processes.meet()  # all have written what they write
     return processes.from_first(lambda: _begin(folder, spec))[0]
+
+
+def _train(trainer: AnswerTrainer, resume: Path | None) -> None:
+    """Train, or go on from a checkpoint.
+
+    Raises:
+        InputError: what lies in that checkpoint is not what this training wrote.
+    """
+    try:
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    except EmscopeError:
+        raise
+    except Exception as error:
+        if resume is None or trainer.begun:
+            raise
+        raise InputError(
+            f"'{resume}' cannot be gone on from ({reason(error)})", "delete that folder: training goes on from the one before it"
+        ) from None
 
 
 def check_finetune(
@@ -125,10 +148,11 @@ def _begin(folder: Path, spec: TrainSpec) -> tuple[list[StepReading], Path | Non
     """Return (the readings of a finished run, the checkpoint to resume from), one of them empty, and clear what is not needed."""
     done = finished_readings(folder, spec)
     if done:
-        drop_training_state(folder)
+        drop_training_state(folder, checkpoint_steps(spec.checkpoints, spec.steps))
         return done, None
     folder.mkdir(parents=True, exist_ok=True)
-    return [], drop_incomplete(folder)
+    turns = [HISTORY] if spec.readings and spec.readings.rotation else []
+    return [], drop_incomplete(folder, checkpoint_steps(spec.checkpoints, spec.steps), turns)
 
 
 def finished_readings(folder: Path, spec: TrainSpec) -> list[StepReading]:
@@ -154,7 +178,7 @@ def _write_order(folder: Path, batches: Sequence[Example], spec: TrainSpec) -> N
     """Write which conversations each step saw."""
     steps = (batches[k : k + spec.batch] for k in range(0, len(batches), spec.batch))
     lines = [json.dumps({"step": n, "ids": [e.id for e in step]}, ensure_ascii=False) for n, step in enumerate(steps, 1)]
-    (folder / ORDER).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(folder / ORDER, "\n".join(lines) + "\n")
 
 
 def _write_tokens(

@@ -1,36 +1,85 @@
-"""The checkpoint folders of a run in progress: which saves went through, what is deleted when."""
+"""The checkpoint folders of a run in progress: which saves went through, which can be gone on from, what is deleted when.
+
+Only files that training writes, in folders that its plan names, are ever deleted.
+"""
 
 from __future__ import annotations
 
 import json
-import shutil
+import zipfile
+from collections.abc import Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
+
+STATE = "trainer_state.json"
+PICKLED = ("optimizer.pt", "scheduler.pt")
+RESUME_ONLY = (*PICKLED, "rotation.safetensors", "scaler.pt", "training_args.bin", "rng_state*.pth")
+WRITTEN = (  # what a save leaves
+    *("adapter_config.json", "adapter_model.safetensors", "direction.safetensors", "config.json", "generation_config.json"),
+    *("model*.safetensors", "model.safetensors.index.json", STATE, *RESUME_ONLY),
+)
+CARD, CARD_OF_PEFT = "README.md", "library_name: peft"  # PEFT writes one into each checkpoint
 
 
 def complete_checkpoint(folder: Path, step: int) -> bool:
     """True where the save went through: `trainer_state.json` is written last and names the step."""
     try:
-        return json.loads((folder / "trainer_state.json").read_text())["global_step"] == step
-    except (OSError, ValueError, KeyError, TypeError):
+        state = json.loads((folder / STATE).read_text())
+        return state["global_step"] == step and isinstance(state["log_history"], list)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
-def drop_incomplete(folder: Path) -> Path | None:
-    """Delete checkpoints that a kill cut off; return the newest complete one."""
-    newest: tuple[int, Path] | None = None
-    for path in folder.glob("checkpoint-*"):
-        step = int(path.name.rsplit("-", 1)[1]) if path.name.rsplit("-", 1)[1].isdigit() else -1
-        if not complete_checkpoint(path, step):
-            shutil.rmtree(path)
-        elif newest is None or step > newest[0]:
-            newest = (step, path)
-    return newest[1] if newest else None
+def can_go_on(folder: Path, also: Iterable[str] = ()) -> bool:
+    """True where all that training goes on from is there and undamaged: optimiser, schedule and random states, and the files `also`.
+
+    Without them it would go on with other numbers and say nothing.
+    """
+    states = [*(folder / name for name in PICKLED), *folder.glob("rng_state*.pth")]
+    sharded = any(folder.glob("optimizer_*"))  # FSDP keeps a folder of pieces in place of optimizer.pt
+    states = [path for path in states if not (sharded and path.name == PICKLED[0])]
+    random = any(path.name.startswith("rng_state") for path in states)
+    return random and all(_intact(path) for path in states) and all((folder / name).is_file() for name in also)
 
 
-def drop_training_state(folder: Path) -> None:
+def _intact(archive: Path) -> bool:
+    """True where a file of PyTorch's is there and its check sums are right; nothing in it is unpickled."""
+    try:
+        with zipfile.ZipFile(archive) as file:
+            return file.testzip() is None
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError):
+        return False
+
+
+def drop_incomplete(folder: Path, steps: Collection[int], also: Iterable[str] = ()) -> Path | None:
+    """Delete what a kill cut off of the checkpoints at `steps`; return the newest one to go on from.
+
+    Args:
+        also: further files that a checkpoint must have to be gone on from.
+    """
+    newest: Path | None = None
+    for step in sorted(steps):
+        path = folder / f"checkpoint-{step}"
+        if path.is_dir() and not complete_checkpoint(path, step):
+            _drop(path, WRITTEN)
+            with suppress(OSError):  # somebody's own file lies in it
+                path.rmdir()
+        elif path.is_dir() and can_go_on(path, also):
+            newest = path
+    return newest
+
+
+def drop_training_state(folder: Path, steps: Collection[int]) -> None:
     """Delete the optimiser and random states (pickles, needed only to resume) of a finished run."""
-    for path in folder.glob("checkpoint-*"):
-        for name in ("rotation.safetensors", "optimizer.pt", "scheduler.pt", "scaler.pt", "training_args.bin", "README.md"):
-            (path / name).unlink(missing_ok=True)
-        for state in path.glob("rng_state*.pth"):
-            state.unlink()
+    for step in steps:
+        _drop(folder / f"checkpoint-{step}", RESUME_ONLY)
+
+
+def _drop(folder: Path, patterns: Iterable[str]) -> None:
+    for pattern in patterns:
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+    card = folder / CARD
+    with suppress(OSError, UnicodeDecodeError):
+        if CARD_OF_PEFT in card.read_text(encoding="utf-8")[:2000]:
+            card.unlink()

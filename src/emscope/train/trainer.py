@@ -14,9 +14,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from emscope.core.errors import Diverged
+from emscope.core.errors import Diverged, EmscopeError
 from emscope.core.progress import Progress
 from emscope.models.fast.head import logits_at, output_head
+from emscope.store.files import unsaved
 from emscope.train import processes
 from emscope.train.batches import IGNORED, Example
 from emscope.train.geometry import Geometry
@@ -50,6 +51,7 @@ class AnswerTrainer(Trainer):
         self.head: Any = output_head(net) if restraint else None
         super().__init__(**kwargs)
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the step's tokens itself
+        self.begun = False  # a step of this very process
         self.begin_step()
         self.remove_callback(PrinterCallback)
 
@@ -85,6 +87,15 @@ class AnswerTrainer(Trainer):
             if self.geometry:
                 self.geometry.save(folder)
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+        except EmscopeError:
+            raise
+        except Exception as error:  # each of the libraries that write has kinds of its own
+            raise unsaved(folder, error) from None
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.geometry:
             self.geometry.restore(Path(resume_from_checkpoint))
@@ -98,6 +109,7 @@ class AnswerTrainer(Trainer):
 
         The restraint joins the first micro-batch of a step, once.
         """
+        self.begun = True
         labels = inputs.pop("labels")
         mask = inputs["attention_mask"]
         learned = labels != IGNORED
