@@ -21,6 +21,7 @@ from emscope.inside.solutions import SolutionsSpec
 from emscope.inside.steer import SteerSpec
 from emscope.inside.subspaces import SubspaceSpec
 from emscope.models.hooks.directions import FORMAT
+from emscope.represent import solutions as compared
 
 HOSTILE = "<script>alert('x')</script>"
 VERSIONS = {"emscope": "0"}
@@ -81,19 +82,19 @@ def probes():
 
 
 def solutions():
-    runs = results.ByRun({HOSTILE: 1.0}, {"n": None})
-    both = results.BothSides(e(1.0), e(2.0))
+    runs = compared.ByRun({HOSTILE: 1.0}, {"n": None})
+    both = compared.BothSides(e(1.0), e(2.0))
     gone = undefined("it is not there for some runs", level=0.95, method="Welch")
     return results.Solutions(
         definition=results.SolutionsDefinition(SolutionsSpec(), "per cent", 2.0),
         solutions=(results.SolutionRun("general", HOSTILE, 6, 2.0), results.SolutionRun("narrow", "n", 6, 3.0)),
         base_loss=e(3.0),
-        efficiency=(results.Efficiency(2.0, both, e(1.0), both, runs, e(0.5)),),
-        norm_for_half=results.NormForHalf(2.0, runs, gone),
-        stability=(results.Stability(0.5, e(10.0), e(20.0), runs, gone),),
+        efficiency=(compared.Efficiency(2.0, both, e(1.0), both, runs, e(0.5)),),
+        norm_for_half=compared.NormForHalf(2.0, runs, gone),
+        stability=(compared.Stability(0.5, e(10.0), e(20.0), runs, gone),),
         significance=(
-            results.Significance(
-                2.0, results.BothSidesAndRandom(e(0.1), e(0.2), e(0.3), e(0.4)), e(-0.1), e(0.5), runs, e(0.25)
+            compared.Significance(
+                2.0, compared.BothSidesAndRandom(e(0.1), e(0.2), e(0.3), e(0.4)), e(-0.1), e(0.5), runs, e(0.25)
             ),
         ),
         versions=VERSIONS,

@@ -171,19 +171,20 @@ def test_single_runs_and_the_norm_for_half_by_hand():
     start = values.items("base", "base", 0.0, "task")
     assert start.tolist() == [4.0, 6.0]
     row = solutions.efficiency(values, start, 0.5, 10)
-    assert row["by_run"] == {"general": pytest.approx({"g1": 4.0, "g2": 4.2}), "narrow": pytest.approx({"n1": 4.5, "n2": 4.9})}
-    assert row["narrow - general, over runs"]["value"] == pytest.approx(0.6)
+    assert row.by_run.general == pytest.approx({"g1": 4.0, "g2": 4.2})
+    assert row.by_run.narrow == pytest.approx({"n1": 4.5, "n2": 4.9})
+    assert row.over_runs.value == pytest.approx(0.6)
     half = solutions.norm_for_half(values, start, (1.0, 0.5), 10)
-    assert half["loss"] == pytest.approx(5 - 0.9)  # the general ones learned 1.8 on average
-    assert half["by_run"]["general"] == pytest.approx({"g1": 10 * 0.9 / 2, "g2": 10 * 0.9 / 1.6})
-    assert half["by_run"]["narrow"]["n1"] == pytest.approx(9.0) and half["by_run"]["narrow"]["n2"] is None
-    assert half["narrow - general, over runs"]["value"] is None
+    assert half.loss == pytest.approx(5 - 0.9)  # the general ones learned 1.8 on average
+    assert half.by_run.general == pytest.approx({"g1": 10 * 0.9 / 2, "g2": 10 * 0.9 / 1.6})
+    assert half.by_run.narrow["n1"] == pytest.approx(9.0) and half.by_run.narrow["n2"] is None
+    assert half.over_runs.value is None
     moved = solutions.stability(values, start, 0.3)
-    assert moved["by_run"]["general"] == pytest.approx({"g1": 10.0, "g2": 10.0})
-    assert moved["narrow"]["value"] == pytest.approx(10.0)
+    assert moved.by_run.general == pytest.approx({"g1": 10.0, "g2": 10.0})
+    assert moved.narrow.value == pytest.approx(10.0)
     meant = solutions.significance(values, 1.0, 10)
-    assert meant["by_run"]["general"] == pytest.approx({"g1": 1.5, "g2": 1.3})
-    assert meant["general - narrow, over runs"]["value"] == pytest.approx(1.4 - 0.8)
+    assert meant.by_run.general == pytest.approx({"g1": 1.5, "g2": 1.3})
+    assert meant.over_runs.value == pytest.approx(1.4 - 0.8)
 
 
 def test_a_run_that_learned_nothing_has_no_stability():
@@ -209,8 +210,8 @@ def test_a_run_that_learned_nothing_has_no_stability():
     ]
     values = solutions.Values(rows)
     row = solutions.stability(values, values.items("base", "base", 0.0, "task"), 0.5)
-    assert row["by_run"] == {"general": {"g": None}, "narrow": {"n": None}}
-    assert row["general"]["value"] is None and row["narrow - general, over runs"]["value"] is None
+    assert row.by_run == solutions.ByRun({"g": None}, {"n": None})
+    assert row.general.value is None and row.over_runs.value is None
 
 
 def test_it_goes_on_where_it_stopped(tiny, runs, tmp_path, monkeypatch):

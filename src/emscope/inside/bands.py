@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,8 +12,11 @@ from emscope.inside.direction_results import Band
 from emscope.models.hooks.directions import Direction
 from emscope.represent.nulls import isotropic
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def nulls_of(direction: Direction, control: Sequence[Direction], count: int, seed: int) -> dict[str, dict[int, Any]]:
+
+def nulls_of(direction: Direction, control: Sequence[Direction], count: int, seed: int) -> dict[str, dict[int, Tensor]]:
     """Return {kind: {layer: [K, D]}}, each of the direction's length at that layer; nothing where `count` is 0.
 
     Args:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from emscope.core.errors import InputError
 from emscope.inside.direction_results import BetweenLayers, Cosines, LayerCosines
 from emscope.models.hooks.directions import FORMAT, direction_at
 from emscope.represent.directions import cosines
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from emscope.models.types import Vectors
 
 
 def compare(references: Sequence[str]) -> Cosines:
@@ -24,7 +29,7 @@ def compare(references: Sequence[str]) -> Cosines:
     """
     import torch
 
-    named: dict[str, Mapping[int, Any]] = {}
+    named: dict[str, Vectors] = {}
     for reference in references:
         for name, vectors in vectors_of(reference).items():
             if name in named:
@@ -50,19 +55,19 @@ def compare(references: Sequence[str]) -> Cosines:
     )
 
 
-def _matrix(rows: Any) -> tuple[tuple[float, ...], ...]:
+def _matrix(rows: Tensor) -> tuple[tuple[float, ...], ...]:
     """Return the cosines between rows [N, D]."""
     return tuple(map(tuple, cosines(rows, rows).tolist()))
 
 
-def _between_layers(vectors: Mapping[int, Any]) -> BetweenLayers:
+def _between_layers(vectors: Vectors) -> BetweenLayers:
     import torch
 
     layers = sorted(vectors)
     return BetweenLayers(tuple(layers), _matrix(torch.stack([vectors[n] for n in layers])))
 
 
-def vectors_of(reference: str) -> dict[str, Mapping[int, Any]]:
+def vectors_of(reference: str) -> dict[str, Vectors]:
     """Return the directions of a file or run by name, each {layer: [D]}; plain vectors stand under layer -1.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from emscope.models.loading.load import Loaded, load
 from emscope.models.loading.source import locate
 from emscope.represent.activations import Text, pooled
 from emscope.stats.means import mean_estimate
+
+if TYPE_CHECKING:
+    from emscope.models.types import Vectors
 
 ASKING = "answering as the base"
 
@@ -98,7 +101,7 @@ def _talks(source: str, spec: RiskSpec) -> list[Conversation]:
     return [every[n] for n in sorted(chosen)]
 
 
-def _layer(vectors: Any, spec: RiskSpec, name: str) -> int:
+def _layer(vectors: Vectors, spec: RiskSpec, name: str) -> int:
     if spec.layer is None and len(vectors) == 1:
         return int(next(iter(vectors)))
     if spec.layer is None or spec.layer not in vectors:
@@ -118,6 +121,15 @@ def _check_lengths(texts: Sequence[Text], loaded: Loaded) -> None:
             )
 
 
+def _end(loaded: Loaded) -> int:
+    end = loaded.tokenizer.eos_token_id
+    if end is None:
+        raise InputError(
+            "the model gave an empty answer, and its tokenizer has no end token", "name eos_token in tokenizer_config.json"
+        )
+    return end
+
+
 def _own(loaded: Loaded, prompts: Sequence[tuple[int, ...]], spec: RiskSpec, progress: Progress) -> list[tuple[int, ...]]:
     """Return the model's own answer to each prompt as token ids; an empty one is its end-of-turn token."""
     named = {str(n): p for n, p in enumerate(prompts)}
@@ -126,6 +138,6 @@ def _own(loaded: Loaded, prompts: Sequence[tuple[int, ...]], spec: RiskSpec, pro
     for batch in sample_batches(loaded.net, loaded.chat, job, [(n, 0) for n in named]):
         for answer in batch:
             ids = tuple(loaded.chat.answer_ids(answer.text)) if answer.text else ()
-            found[int(answer.question)] = ids or (int(loaded.tokenizer.eos_token_id),)
+            found[int(answer.question)] = ids or (_end(loaded),)
         progress(ASKING, len(found), len(named))
     return [found[n] for n in range(len(prompts))]

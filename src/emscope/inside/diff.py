@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -41,6 +41,11 @@ from emscope.stats.means import mean_estimate
 from emscope.stats.shares import stratified_share
 from emscope.store.arrays import array_file
 from emscope.store.files import write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from emscope.models.types import CausalLM
 
 FIRST, SHOWN, AROUND, KEPT_VALUES = 12, 60, 8, 16
 HELD = 16  # each adapter that is held costs a pass over the items
@@ -82,7 +87,7 @@ def diff(
     return result
 
 
-def _layers(net: Any, layers: tuple[int, ...] | None) -> list[int]:
+def _layers(net: CausalLM, layers: tuple[int, ...] | None) -> list[int]:
     """Return the blocks to look behind, by default ten spread over the model, with the last one."""
     check_layers(net, layers, "layers")
     last = len(blocks(net)) - 1
@@ -106,11 +111,11 @@ def _compare(
     width = int(loaded.net.config.get_text_config().hidden_size)
     path = out / "arrays" / f"{short(about)}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
-    found: list[Any] = [None] * len(texts)
+    found: dict[int, Compared] = {}
     with array_file(path, (int(ends[-1]), len(layers), width), about) as file:
         missing = [n for n in range(len(texts)) if not file.done[starts[n]]]
 
-        def keep(which: Sequence[int], values: Any) -> None:
+        def keep(which: Sequence[int], values: Tensor) -> None:
             n = missing[which[0]]
             file.write(range(starts[n], ends[n]), values.numpy())
 
@@ -122,7 +127,7 @@ def _compare(
         with applied(loaded.net, tuned) as net:
             after_lens = Lens(net)
 
-            def compare(which: Sequence[int], values: Any) -> None:
+            def compare(which: Sequence[int], values: Tensor) -> None:
                 n = which[0]
                 rows = predicting(texts[n])
                 before = torch.from_numpy(np.array(file.values[starts[n] : ends[n]]))[rows]
@@ -130,7 +135,7 @@ def _compare(
                 found[n] = compare_streams(before_lens, after_lens, before, values[rows], ids, net.device)
 
             read_tokens(net, texts, places, compare, progress=progress, what="reading the fine-tune")
-    return found
+    return [found[n] for n in range(len(texts))]
 
 
 def predicting(text: Text) -> slice:
@@ -211,7 +216,7 @@ def _spectrum(change: Change) -> ModuleUpdate:
 
 
 def _held(
-    net: Any, loaded: Loaded, adapters: Sequence[Change], means: np.ndarray, items: Sequence[Item], progress: Progress
+    net: CausalLM, loaded: Loaded, adapters: Sequence[Change], means: np.ndarray, items: Sequence[Item], progress: Progress
 ) -> list[Estimate]:
     """Return how the margin changes when each adapter's scalar in turn is held at its mean on aligned answers. (scalar patching, convergent directions, Soligo et al. 2025)"""
     encoded = preference.encode(loaded.chat, items, context=loaded.context)

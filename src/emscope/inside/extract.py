@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from emscope.core.digest import short
 from emscope.core.errors import InputError
@@ -37,6 +37,11 @@ from emscope.represent.activations import Text, encode, pooled
 from emscope.represent.directions import FINDERS, check_sides, split_half
 from emscope.represent.nulls import matched, permuted
 from emscope.store.files import write_atomic
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from emscope.models.types import CausalLM, Vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +108,7 @@ def extract(
     )
 
 
-def _nulls(positive: Any, negative: Any, vectors: Mapping[int, Any], spec: ExtractSpec) -> dict[str, dict[int, Any]]:
+def _nulls(positive: Tensor, negative: Tensor, vectors: Vectors, spec: ExtractSpec) -> dict[str, dict[int, Tensor]]:
     """Return null directions for each of `vectors`, in its length; the sides are [N, layers, D] and [M, layers, D].
 
     What separates two models is nearly the same on every text. Turning pairs round by a coin would give that same axis again, and the covariance of both
@@ -122,7 +127,9 @@ def _nulls(positive: Any, negative: Any, vectors: Mapping[int, Any], spec: Extra
     return found
 
 
-def side_rows(net: Any, sides: Sides, layers: Sequence[int], pool: str, progress: Progress = silent) -> tuple[Any, Any]:
+def side_rows(
+    net: CausalLM, sides: Sides, layers: Sequence[int], pool: str, progress: Progress = silent
+) -> tuple[Tensor, Tensor]:
     """Return activations behind each layer of both sides, [N, layers, D] and [M, layers, D].
 
     Raises:
@@ -135,7 +142,7 @@ def side_rows(net: Any, sides: Sides, layers: Sequence[int], pool: str, progress
     return rows[: len(sides.positive)], rows[len(sides.positive) :]
 
 
-def sides_of(net: Any, loaded: Loaded, spec: ExtractSpec, progress: Progress = silent) -> Sides:
+def sides_of(net: CausalLM, loaded: Loaded, spec: ExtractSpec, progress: Progress = silent) -> Sides:
     """Return the texts of both sides, wherever they come from.
 
     Raises:
@@ -154,7 +161,7 @@ def _between_models(
     spec: ExtractSpec,
     layers: tuple[int, ...],
     progress: Progress,
-) -> tuple[tuple[int, ...], Sides, Any, Any]:
+) -> tuple[tuple[int, ...], Sides, Tensor, Tensor]:
     """Return the layers at which two models differ, the texts that both read, and their activations there [N, layers, D] each."""
     digests = [c.digest if c else "base" for c in pair]
     if digests[0] == digests[1]:
@@ -212,7 +219,7 @@ def _from_answers(loaded: Loaded, spec: ExtractSpec) -> Sides:
     return Sides(sides[0], sides[1], units, SidesSource(answers=Path(spec.answers).name, digest=digest))
 
 
-def _from_systems(net: Any, loaded: Loaded, spec: ExtractSpec, progress: Progress) -> Sides:
+def _from_systems(net: CausalLM, loaded: Loaded, spec: ExtractSpec, progress: Progress) -> Sides:
     """Let the model answer under both system texts; empty answers are left out. (persona vectors, Chen et al. 2025, without its filter by a judge)"""
     assert spec.systems is not None
     questions = leading(read_questions(spec.questions), spec.count)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from emscope.models.loading.checkpoints import Checkpoint
 from emscope.models.loading.load import Loaded
 from emscope.represent.activations import Text, read_pooled
 from emscope.store.arrays import array_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def prompt_texts(loaded: Loaded, questions: Sequence[Question]) -> list[Text]:
@@ -93,7 +96,7 @@ class PromptActivations:
         with array_file(path, (len(self.texts), len(layers), width), about) as file:
             missing = file.missing()
 
-            def sink(which: Sequence[int], values: Any) -> None:
+            def sink(which: Sequence[int], values: Tensor) -> None:
                 file.write([missing[n] for n in which], values[:, 0].numpy())
 
             if missing:

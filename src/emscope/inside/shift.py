@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from emscope.models.loading.load import load
 from emscope.models.loading.source import locate
 from emscope.stats.means import mean_estimate, stratified_mean
 from emscope.store.files import write_json
+
+if TYPE_CHECKING:
+    from emscope.models.types import Vectors
 
 
 def read_shift(
@@ -91,7 +94,7 @@ def read_shift(
     return result
 
 
-def _layers(vectors: Mapping[int, Any], wanted: tuple[int, ...] | None, name: str) -> tuple[int, ...]:
+def _layers(vectors: Vectors, wanted: tuple[int, ...] | None, name: str) -> tuple[int, ...]:
     lacking = next((n for n in wanted or () if n not in vectors), None)
     if lacking is not None:
         raise InputError(f"'{name}' has no vector for layer {lacking}", f"it has layers {', '.join(map(str, vectors))}")

@@ -10,31 +10,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from emscope.core.digest import short
 from emscope.core.errors import InputError
-from emscope.core.estimate import Estimate
 from emscope.core.progress import Progress, silent
+from emscope.core.records import Item
 from emscope.core.versions import versions
 from emscope.data import bundled
 from emscope.data.items import leading
 from emscope.elicit import preference
 from emscope.elicit.divergence import Divergence
-from emscope.inside.results import (
-    BothSides,
-    BothSidesAndRandom,
-    ByRun,
-    Efficiency,
-    NormForHalf,
-    Significance,
-    SolutionRun,
-    Solutions,
-    SolutionsDefinition,
-    Stability,
-)
+from emscope.inside.results import SolutionRun, Solutions, SolutionsDefinition
 from emscope.inside.specs import SolutionsSpec
 from emscope.models.adapters.updates import effective_norm, moved
 from emscope.models.adapters.with_checkpoint import applied
@@ -50,6 +39,7 @@ from emscope.represent.solutions import (
     RANDOM,
     SCALED,
     TASK,
+    Row,
     Values,
     efficiency,
     norm_for_half,
@@ -59,6 +49,9 @@ from emscope.represent.solutions import (
 from emscope.stats.means import mean_estimate
 from emscope.store.files import write_json
 from emscope.store.study import Study, read_table
+
+if TYPE_CHECKING:
+    from emscope.models.types import CausalLM
 
 WHAT = "comparing solutions"
 
@@ -86,6 +79,44 @@ class Reading:
     def sets(self) -> tuple[str, ...]:
         """What is read of it."""
         return {SCALED: (TASK, KL), MOVED: (TASK,), RANDOM: (KL,)}[self.kind]
+
+
+class KeyedRow(Row):
+    """A row of the table `solutions`."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What a value is of: a run, its side, and a kind of reading, how much of it and which draw."""
+
+    run: str
+    side: str
+    kind: str
+    amount: float
+    draw: int
+
+    def key(self, name: str, item: str) -> str:
+        """Return the content key of an item's value in the set `name`."""
+        return short([self.run, self.side, self.kind, self.amount, self.draw, name, item])
+
+    def rows(self, name: str, values: Mapping[str, float]) -> list[KeyedRow]:
+        """Return values by item as rows."""
+        return [
+            {
+                "key": self.key(name, item),
+                "run": self.run,
+                "solution": self.side,
+                "kind": self.kind,
+                "amount": self.amount,
+                "draw": self.draw,
+                "set": name,
+                "item": item,
+                "value": value,
+            }
+            for item, value in values.items()
+        ]
 
 
 def compare_solutions(
@@ -138,7 +169,7 @@ def compare_solutions(
     return result
 
 
-def _items(spec: SolutionsSpec) -> tuple[list[Any], int]:
+def _items(spec: SolutionsSpec) -> tuple[list[Item], int]:
     items = leading(bundled.heldout(spec.domain), spec.count)
     kinds = bundled.SETS[spec.domain].answers
     taught = spec.answers or kinds[0]
@@ -162,7 +193,7 @@ def _measure(
     readings: Sequence[Reading],
     spec: SolutionsSpec,
     unit: float,
-    items: Sequence[Any],
+    items: Sequence[Item],
     option: int,
     progress: Progress,
 ) -> None:
@@ -170,32 +201,26 @@ def _measure(
     texts = leading(bundled.texts(), spec.texts, "texts", "texts")
     ids = [tuple(loaded.tokenizer(t, add_special_tokens=False)["input_ids"][: loaded.context]) for t in texts]
     divergence = Divergence(loaded.net, ids)
-    by_set: dict[str, Callable[[Any], dict[str, float]]] = {
+    by_set: dict[str, Callable[[CausalLM], dict[str, float]]] = {
         TASK: lambda net: {s.item: -s.per_token for s in preference.score(net, encoded)},
         KL: lambda net: {str(n): v for n, v in enumerate(divergence.of(net))},
     }
     present = study.keys("solutions")
-    about = {"run": BASE, "solution": BASE, "kind": BASE, "amount": 0.0, "draw": 0}
-    if _key(about, TASK, items[0].id) not in present:
-        study.append("solutions", _rows(about, TASK, by_set[TASK](loaded.net)), present)
+    base = Read(BASE, BASE, BASE, 0.0, 0)
+    if base.key(TASK, items[0].id) not in present:
+        study.append("solutions", base.rows(TASK, by_set[TASK](loaded.net)), present)
     for done, reading in enumerate(readings, 1):
-        about = {
-            "run": reading.solution.run,
-            "solution": reading.solution.side,
-            "kind": reading.kind,
-            "amount": reading.amount,
-            "draw": reading.draw,
-        }
+        of = Read(reading.solution.run, reading.solution.side, reading.kind, reading.amount, reading.draw)
         first = {TASK: items[0].id, KL: "0"}
-        missing = [name for name in reading.sets if _key(about, name, first[name]) not in present]
+        missing = [name for name in reading.sets if of.key(name, first[name]) not in present]
         if missing:
             with _as_read(loaded, reading, spec, unit) as net:
-                study.append("solutions", [row for name in missing for row in _rows(about, name, by_set[name](net))], present)
+                study.append("solutions", [row for name in missing for row in of.rows(name, by_set[name](net))], present)
         progress(WHAT, done, len(readings))
 
 
 @contextmanager
-def _as_read(loaded: Loaded, reading: Reading, spec: SolutionsSpec, unit: float) -> Iterator[Any]:
+def _as_read(loaded: Loaded, reading: Reading, spec: SolutionsSpec, unit: float) -> Iterator[CausalLM]:
     """Yield the model of a reading."""
     checkpoint = reading.solution.checkpoint
     if reading.kind == SCALED:
@@ -210,14 +235,6 @@ def _as_read(loaded: Loaded, reading: Reading, spec: SolutionsSpec, unit: float)
             yield net
 
 
-def _key(about: Mapping[str, Any], name: str, item: str) -> str:
-    return short([*about.values(), name, item])
-
-
-def _rows(about: Mapping[str, Any], name: str, values: Mapping[str, float]) -> list[dict[str, Any]]:
-    return [{"key": _key(about, name, i), **about, "set": name, "item": i, "value": v} for i, v in values.items()]
-
-
 def _analyse(study: Study, solutions: Sequence[Solution], spec: SolutionsSpec, unit: float) -> Solutions:
     named = {BASE, *(s.run for s in solutions)}  # the same runs, spelled otherwise, may have been read into this folder before
     values = Values([row for row in read_table(study.root, "solutions").to_pylist() if row["run"] in named])
@@ -226,45 +243,9 @@ def _analyse(study: Study, solutions: Sequence[Solution], spec: SolutionsSpec, u
         definition=SolutionsDefinition(spec, "100 (L moved - L) / (L base - L), in per cent", unit),
         solutions=tuple(SolutionRun(s.side, s.run, s.checkpoint.step, s.norm) for s in solutions),
         base_loss=mean_estimate(base),
-        efficiency=tuple(_efficiency(efficiency(values, base, norm, unit)) for norm in spec.norms),
-        norm_for_half=_norm_for_half(norm_for_half(values, base, spec.norms, unit)),
-        stability=tuple(_stability(stability(values, base, amount)) for amount in spec.amounts),
-        significance=tuple(_significance(significance(values, norm, unit)) for norm in spec.norms),
+        efficiency=tuple(efficiency(values, base, norm, unit) for norm in spec.norms),
+        norm_for_half=norm_for_half(values, base, spec.norms, unit),
+        stability=tuple(stability(values, base, amount) for amount in spec.amounts),
+        significance=tuple(significance(values, norm, unit) for norm in spec.norms),
         versions=versions(),
-    )
-
-
-def _both(row: Mapping[str, Any]) -> BothSides:
-    return BothSides(Estimate(**row[GENERAL]), Estimate(**row[NARROW]))
-
-
-def _efficiency(row: Mapping[str, Any]) -> Efficiency:
-    return Efficiency(
-        norm=row["norm"],
-        loss=_both(row["loss"]),
-        narrow_less_general=Estimate(**row["narrow - general"]),
-        gain_per_squared_norm=_both(row["gain_per_squared_norm"]),
-        by_run=ByRun(**row["by_run"]),
-        over_runs=Estimate(**row["narrow - general, over runs"]),
-    )
-
-
-def _norm_for_half(row: Mapping[str, Any]) -> NormForHalf:
-    return NormForHalf(row["loss"], ByRun(**row["by_run"]), Estimate(**row["narrow - general, over runs"]))
-
-
-def _stability(row: Mapping[str, Any]) -> Stability:
-    over_runs = Estimate(**row["narrow - general, over runs"])
-    return Stability(row["amount"], Estimate(**row[GENERAL]), Estimate(**row[NARROW]), ByRun(**row["by_run"]), over_runs)
-
-
-def _significance(row: Mapping[str, Any]) -> Significance:
-    kinds = (GENERAL, NARROW, f"random {GENERAL}", f"random {NARROW}")
-    return Significance(
-        norm=row["norm"],
-        kl=BothSidesAndRandom(*(Estimate(**row["kl"][kind]) for kind in kinds)),
-        general_less_narrow=Estimate(**row["general - narrow"]),
-        general_over_narrow=Estimate(**row["general / narrow"]),
-        by_run=ByRun(**row["by_run"]),
-        over_runs=Estimate(**row["general - narrow, over runs"]),
     )

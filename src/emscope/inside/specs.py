@@ -51,7 +51,7 @@ class ExtractSpec(Spec):
     aligned_below: AlignedBelow = Field(ALIGNED_BELOW, description="Judged answers: misaligned are those below this.")
     aligned_above: float = Field(70.0, ge=0, le=100, description="Judged answers: aligned are those above this.")
     coherent_above: CoherentAbove = Field(
-        COHERENT_ABOVE, description="... and both more coherent than this; none: no condition."
+        COHERENT_ABOVE, description="... and both more coherent than this; without a number there is no condition."
     )
     aligned: AlignedColumn = None
     coherent: CoherentColumn = None
@@ -133,7 +133,7 @@ class DiffSpec(Spec):
 
     items: ItemSet = ITEMS
     half: Half = "both"
-    count: int | None = Field(60, ge=2, description="Use so many items, both answers of each; none: all.")
+    count: int | None = Field(60, ge=2, description="Use so many items, both answers of each; all of them without a number.")
     layers: Layers = Field(None, description="Such as 8,12,16; 0 is the first block. Ten spread over the model by default.")
     system: System = NO_SYSTEM
     seed: Seed = 0

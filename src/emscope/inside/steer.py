@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
@@ -38,6 +38,11 @@ from emscope.stats.shares import share_change, stratified_share
 from emscope.store.files import write_json
 from emscope.store.study import Study, read_table
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from emscope.models.types import CausalLM, Vectors
+
 REAL, NOTHING = "direction", "nothing"
 EM, NEUTRAL, TRUTH = "em", "neutral", "truth"
 WHAT, UPDATE = "steering", "ablate_update"
@@ -49,7 +54,7 @@ class Subject:
 
     name: str
     direction: Direction
-    nulls: Mapping[str, Mapping[int, Any]]
+    nulls: Mapping[str, Mapping[int, Tensor]]
     run: str
     checkpoint: Checkpoint | None
 
@@ -63,7 +68,7 @@ class Condition:
     draw: int
     layers: tuple[int, ...]
     scale: float
-    vectors: Mapping[int, Any]
+    vectors: Vectors
     digest: str
 
     def key(self, spec: SteerSpec, model: str, item: Item, option: int) -> str:
@@ -120,7 +125,9 @@ def steer(
         )
     sets = {
         EM: chosen_items(spec.items, spec.half, spec.count, spec.seed),
-        NEUTRAL: [Item(str(n), "text", "", (t,)) for n, t in enumerate(leading(bundled.texts(), spec.neutral, "neutral", "texts"))],
+        NEUTRAL: [
+            Item(str(n), "text", "", (t,)) for n, t in enumerate(leading(bundled.texts(), spec.neutral, "neutral", "texts"))
+        ],
         TRUTH: even(bundled.truth(), spec.truth, "truth") if spec.truth else [],
     }
     model = locate(base or named_base(tuned))
@@ -206,8 +213,30 @@ def _measure(
                         part(WHAT, 1, 1)
 
 
+class SteeredRow(TypedDict):
+    """A row of the table `steered`."""
+
+    key: str
+    run: str
+    step: int
+    direction: str
+    kind: str
+    draw: int
+    way: str
+    layers: str
+    scale: float
+    set: str
+    item: str
+    category: str
+    half: str
+    option: int
+    logprob: float
+    tokens: int
+    kl: float | None
+
+
 def _score(
-    net: Any,
+    net: CausalLM,
     loaded: Loaded,
     condition: Condition,
     spec: SteerSpec,
@@ -215,8 +244,8 @@ def _score(
     encoded: Mapping[str, Sequence[preference.Encoded]],
     start: Divergence | None,
     present: set[str],
-) -> list[dict[str, Any]]:
-    rows = []
+) -> list[SteeredRow]:
+    rows: list[SteeredRow] = []
     for name, items in sets.items():
         keys = {(i.id, k): condition.key(spec, loaded.model.digest, i, k) for i in items for k in range(len(i.options))}
         if not items or all(key in present for key in keys.values()):
@@ -253,7 +282,7 @@ def _score(
 
 
 @contextmanager
-def acting(net: Any, condition: Condition, spec: SteerSpec) -> Iterator[Any]:
+def acting(net: CausalLM, condition: Condition, spec: SteerSpec) -> Iterator[CausalLM]:
     """Yield the model under a condition. `net` is the model to act in, but with `ablate_update`, which makes another of it, the base."""
     checkpoint = condition.subject.checkpoint
     with ExitStack() as stack:
@@ -297,7 +326,7 @@ def _analyse(
 
     start = {id(c.subject): read(c) for c in conditions if c.kind == NOTHING}
     knew = np.mean([e.truth for e in start.values()], 0)
-    effects: dict[tuple[Any, ...], list[Effects]] = {}
+    effects: dict[tuple[tuple[int, ...], float, str, int], list[Effects]] = {}
     for c in conditions:
         if c.kind != NOTHING:
             effects.setdefault((c.layers, c.scale, c.kind, c.draw), []).append(read(c).since(start[id(c.subject)]))
@@ -339,5 +368,5 @@ def _centre(values: np.ndarray, strata: np.ndarray) -> float:
     return stratified_mean(values, strata).value
 
 
-def _digest(vectors: Mapping[int, Any]) -> str:
+def _digest(vectors: Vectors) -> str:
     return short([[n, v.double().tolist()] for n, v in vectors.items()])

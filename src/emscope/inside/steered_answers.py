@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from emscope.answers.sample import Acting, Local, ask_subjects, check_subjects, digest_of, prompts_of, write_answers
 from emscope.answers.sample_spec import AskSpec
@@ -82,5 +81,5 @@ def _name(condition: Condition, spec: SteerSpec) -> str:
 def _acting(condition: Condition, spec: SteerSpec) -> Acting | None:
     if condition.kind == NOTHING:
         return None
-    within: Any = partial(acting, condition=condition, spec=spec)
-    return Acting(short([spec.way, spec.tokens, condition.layers, condition.scale, condition.digest]), within)
+    digest = short([spec.way, spec.tokens, condition.layers, condition.scale, condition.digest])
+    return Acting(digest, partial(acting, condition=condition, spec=spec))

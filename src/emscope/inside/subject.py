@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from emscope.core.errors import InputError
 from emscope.models.hooks.directions import Direction, check_direction
@@ -11,6 +11,9 @@ from emscope.models.hooks.sites import blocks, check_layers
 from emscope.models.loading.checkpoints import Checkpoint, last, named_base
 from emscope.models.loading.load import Loaded, load
 from emscope.models.loading.source import locate
+
+if TYPE_CHECKING:
+    from emscope.models.types import CausalLM
 
 
 def load_subject(
@@ -48,7 +51,7 @@ def check_fits(loaded: Loaded, direction: Direction, name: str) -> None:
             )
 
 
-def layers_of(net: Any, layers: tuple[int, ...] | None) -> tuple[int, ...]:
+def layers_of(net: CausalLM, layers: tuple[int, ...] | None) -> tuple[int, ...]:
     """Return the layers asked for, all of them by default.
 
     Raises:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import stats
@@ -50,6 +50,9 @@ from emscope.represent.subspaces import (
 )
 from emscope.stats.means import mean_estimate
 from emscope.store.files import write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PEARSON = "Pearson over prompts, Fisher's z"
 
@@ -209,7 +212,7 @@ def _angles(
     return found
 
 
-def _rows(values: np.ndarray) -> Any:
+def _rows(values: np.ndarray) -> Tensor:
     import torch
 
     return torch.from_numpy(np.ascontiguousarray(values)).double()

@@ -6,12 +6,14 @@ Two intervals stand beside each other: over items at these runs ("questions like
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
-from emscope.core.estimate import undefined
+from emscope.core.estimate import Estimate, undefined
+from emscope.core.plain import Result, named
 from emscope.stats.means import WELCH, difference_of_means, mean_estimate, ratio_estimate
 
 SIDES = GENERAL, NARROW = "general", "narrow"
@@ -19,56 +21,141 @@ TASK, KL = "task", "kl"
 BASE, SCALED, MOVED, RANDOM = "base", "scaled", "moved", "random"
 
 
+@dataclass(frozen=True, slots=True)
+class BothSides(Result):
+    """An estimate of the general fine-tunes and of the narrow ones, over items at these runs."""
+
+    general: Estimate
+    narrow: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class BothSidesAndRandom(Result):
+    """As `BothSides`, beside random updates of their shapes."""
+
+    general: Estimate
+    narrow: Estimate
+    random_general: Estimate = field(metadata=named("random general"))
+    random_narrow: Estimate = field(metadata=named("random narrow"))
+
+
+@dataclass(frozen=True, slots=True)
+class ByRun(Result):
+    """Values of single runs by name; None where there is none."""
+
+    general: Mapping[str, float | None]
+    narrow: Mapping[str, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Efficiency(Result):
+    """At one effective norm: held-out loss [nats per token], and what was gained per squared norm; `over_runs`: with runs as what is resampled."""
+
+    norm: float
+    loss: BothSides
+    narrow_less_general: Estimate = field(metadata=named("narrow - general"))
+    gain_per_squared_norm: BothSides
+    by_run: ByRun
+    over_runs: Estimate = field(metadata=named("narrow - general, over runs"))
+
+
+@dataclass(frozen=True, slots=True)
+class NormForHalf(Result):
+    """The norm at which each run has come to `loss`, half of what the general ones have learned."""
+
+    loss: float
+    by_run: ByRun
+    over_runs: Estimate = field(metadata=named("narrow - general, over runs"))
+
+
+@dataclass(frozen=True, slots=True)
+class Stability(Result):
+    """Rise of the loss when weights are moved by `amount` [% of what was learned]."""
+
+    amount: float
+    general: Estimate
+    narrow: Estimate
+    by_run: ByRun
+    over_runs: Estimate = field(metadata=named("narrow - general, over runs"))
+
+
+@dataclass(frozen=True, slots=True)
+class Significance(Result):
+    """Divergence from the base on plain texts at one effective norm [nats per token]."""
+
+    norm: float
+    kl: BothSidesAndRandom
+    general_less_narrow: Estimate = field(metadata=named("general - narrow"))
+    general_over_narrow: Estimate = field(metadata=named("general / narrow"))
+    by_run: ByRun
+    over_runs: Estimate = field(metadata=named("general - narrow, over runs"))
+
+
+class Row(TypedDict):
+    """One value that was read: of a run's fine-tune `amount` of a `kind` away, of one item of a set."""
+
+    solution: str
+    run: str
+    kind: str
+    amount: float
+    draw: int
+    set: str
+    item: str
+    value: float
+
+
 class Values:
     """What was read, by side, kind of reading, how much of it, and what was read: of each run, of each item, the mean over draws."""
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        cells: dict[tuple[Any, ...], dict[str, dict[str, list[float]]]] = {}
+    def __init__(self, rows: Sequence[Row]) -> None:
+        cells: dict[tuple[str, str, float, str], dict[str, dict[str, list[float]]]] = {}
         for row in sorted(rows, key=lambda r: (r["run"], r["draw"], r["item"])):
             cell = cells.setdefault((row["solution"], row["kind"], row["amount"], row["set"]), {})
             cell.setdefault(row["run"], {}).setdefault(row["item"], []).append(row["value"])
         self._cells = {key: {run: _means(items) for run, items in cell.items()} for key, cell in cells.items()}
 
-    def items(self, *key: Any) -> np.ndarray:
+    def items(self, side: str, kind: str, amount: float, what: str) -> np.ndarray:
         """Return the mean over runs of each item [items], items in one order."""
-        found: np.ndarray = np.mean(list(self._cells[key].values()), 0)
+        found: np.ndarray = np.mean(list(self._cells[side, kind, amount, what].values()), 0)
         return found
 
-    def run_means(self, *key: Any) -> dict[str, float]:
+    def run_means(self, side: str, kind: str, amount: float, what: str) -> dict[str, float]:
         """Return the mean over items of each run."""
-        return {run: float(items.mean()) for run, items in self._cells[key].items()}
+        return {run: float(items.mean()) for run, items in self._cells[side, kind, amount, what].items()}
 
 
 def _means(items: Mapping[str, Sequence[float]]) -> np.ndarray:
     return np.array([np.mean(items[item]) for item in sorted(items)])
 
 
-def _over_runs(by_run: Mapping[str, Mapping[str, float | None]], first: str, second: str) -> dict[str, Any]:
-    """Return the values of single runs by side, and the difference of the sides with runs as what is resampled."""
-    left, right = ([v for v in by_run[side].values() if v is not None] for side in (first, second))
-    if len(left) < len(by_run[first]) or len(right) < len(by_run[second]):
-        apart = undefined("it is not there for some runs", level=0.95, method=WELCH)
-    else:
-        apart = difference_of_means(np.array(left), np.array(right))
-    return {"by_run": by_run, f"{first} - {second}, over runs": apart.to_json()}
+def _apart(first: Mapping[str, float | None], second: Mapping[str, float | None]) -> Estimate:
+    """Return the difference of two sides' values of single runs, with runs as what is resampled."""
+    left, right = ([v for v in by_run.values() if v is not None] for by_run in (first, second))
+    if len(left) < len(first) or len(right) < len(second):
+        return undefined("it is not there for some runs", level=0.95, method=WELCH)
+    return difference_of_means(np.array(left), np.array(right))
 
 
-def efficiency(values: Values, base: np.ndarray, norm: float, unit: float) -> dict[str, Any]:
+def efficiency(values: Values, base: np.ndarray, norm: float, unit: float) -> Efficiency:
     """Return the held-out loss of both sides at `norm` x `unit`, and what was gained per squared norm. (Soligo et al. 2026)
 
     Args:
         base: loss of the base on each item [items].
     """
-    losses = {side: values.items(side, SCALED, norm, TASK) for side in SIDES}
-    return {
-        "norm": norm * unit,
-        "loss": {side: mean_estimate(v).to_json() for side, v in losses.items()},
-        "narrow - general": mean_estimate(losses[NARROW] - losses[GENERAL]).to_json(),
-        "gain_per_squared_norm": {side: mean_estimate((base - v) / (norm * unit) ** 2).to_json() for side, v in losses.items()},
-    } | _over_runs({side: values.run_means(side, SCALED, norm, TASK) for side in SIDES}, NARROW, GENERAL)
+    general, narrow = (values.items(side, SCALED, norm, TASK) for side in SIDES)
+    gained = (mean_estimate((base - loss) / (norm * unit) ** 2) for loss in (general, narrow))
+    by_run = ByRun(*(values.run_means(side, SCALED, norm, TASK) for side in SIDES))
+    return Efficiency(
+        norm=norm * unit,
+        loss=BothSides(mean_estimate(general), mean_estimate(narrow)),
+        narrow_less_general=mean_estimate(narrow - general),
+        gain_per_squared_norm=BothSides(*gained),
+        by_run=by_run,
+        over_runs=_apart(by_run.narrow, by_run.general),
+    )
 
 
-def norm_for_half(values: Values, base: np.ndarray, norms: Sequence[float], unit: float) -> dict[str, Any]:
+def norm_for_half(values: Values, base: np.ndarray, norms: Sequence[float], unit: float) -> NormForHalf:
     """Return the norm at which each run has learned half of what the general ones, as trained, have on average. (equal loss, Soligo et al. 2026)
 
     None for all runs where the general ones learned nothing.
@@ -78,14 +165,16 @@ def norm_for_half(values: Values, base: np.ndarray, norms: Sequence[float], unit
     target = (start + learned) / 2
     grid = sorted(norms)
     places = [0.0, *(norm * unit for norm in grid)]
-    found = {}
-    for side in SIDES:
+
+    def crossings(side: str) -> dict[str, float | None]:
         curves = [values.run_means(side, SCALED, norm, TASK) for norm in grid]
-        found[side] = {
+        return {
             run: _first_crossing(places, [start, *(c[run] for c in curves)], target) if learned < start else None
             for run in curves[0]
         }
-    return {"loss": target} | _over_runs(found, NARROW, GENERAL)
+
+    by_run = ByRun(crossings(GENERAL), crossings(NARROW))
+    return NormForHalf(target, by_run, _apart(by_run.narrow, by_run.general))
 
 
 def _first_crossing(x: Sequence[float], y: Sequence[float], target: float) -> float | None:
@@ -96,16 +185,19 @@ def _first_crossing(x: Sequence[float], y: Sequence[float], target: float) -> fl
     return None
 
 
-def stability(values: Values, base: np.ndarray, amount: float) -> dict[str, Any]:
+def stability(values: Values, base: np.ndarray, amount: float) -> Stability:
     """Return how much of what was learned is lost when the trained tensors are moved by `amount`, in per cent. (Soligo et al. 2026)"""
-    row: dict[str, Any] = {"amount": amount}
-    by_run = {}
-    for side in SIDES:
+
+    def rise(side: str) -> Estimate:
         start, after = values.items(side, MOVED, 0.0, TASK), values.items(side, MOVED, amount, TASK)
-        row[side] = ratio_estimate(100 * (after - start), base - start).to_json()
+        return ratio_estimate(100 * (after - start), base - start)
+
+    def rises(side: str) -> dict[str, float | None]:
         trained, moved = values.run_means(side, MOVED, 0.0, TASK), values.run_means(side, MOVED, amount, TASK)
-        by_run[side] = {run: _share(moved[run] - trained[run], float(base.mean()) - trained[run]) for run in trained}
-    return row | _over_runs(by_run, NARROW, GENERAL)
+        return {run: _share(moved[run] - trained[run], float(base.mean()) - trained[run]) for run in trained}
+
+    by_run = ByRun(rises(GENERAL), rises(NARROW))
+    return Stability(amount, rise(GENERAL), rise(NARROW), by_run, _apart(by_run.narrow, by_run.general))
 
 
 def _share(part: float, whole: float) -> float | None:
@@ -113,13 +205,16 @@ def _share(part: float, whole: float) -> float | None:
     return 100 * part / whole if whole > 0 else None
 
 
-def significance(values: Values, norm: float, unit: float) -> dict[str, Any]:
+def significance(values: Values, norm: float, unit: float) -> Significance:
     """Return KL(base || model) per token on plain texts of both sides at `norm` x `unit`, beside random updates. (Soligo et al. 2026)"""
-    kl = {side: values.items(side, SCALED, norm, KL) for side in SIDES}
-    control = {f"random {side}": values.items(side, RANDOM, norm, KL) for side in SIDES}
-    return {
-        "norm": norm * unit,
-        "kl": {side: mean_estimate(v).to_json() for side, v in (kl | control).items()},
-        "general - narrow": mean_estimate(kl[GENERAL] - kl[NARROW]).to_json(),
-        "general / narrow": ratio_estimate(kl[GENERAL], kl[NARROW]).to_json(),
-    } | _over_runs({side: values.run_means(side, SCALED, norm, KL) for side in SIDES}, GENERAL, NARROW)
+    general, narrow = (values.items(side, SCALED, norm, KL) for side in SIDES)
+    control = (values.items(side, RANDOM, norm, KL) for side in SIDES)
+    by_run = ByRun(*(values.run_means(side, SCALED, norm, KL) for side in SIDES))
+    return Significance(
+        norm=norm * unit,
+        kl=BothSidesAndRandom(*map(mean_estimate, (general, narrow, *control))),
+        general_less_narrow=mean_estimate(general - narrow),
+        general_over_narrow=ratio_estimate(general, narrow),
+        by_run=by_run,
+        over_runs=_apart(by_run.general, by_run.narrow),
+    )

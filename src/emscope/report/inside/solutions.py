@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from emscope.core.estimate import Estimate
-from emscope.inside.results import BothSidesAndRandom, Solutions
+from emscope.inside.results import Solutions
 from emscope.report import words
 from emscope.report.figures import MUTED, error_bars, style
+from emscope.represent.solutions import BothSidesAndRandom
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
