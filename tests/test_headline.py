@@ -13,10 +13,13 @@ from emscope.core.plain import from_json
 from emscope.report.study import headline as told
 from emscope.report.study import remarks
 from emscope.report.study.headline import headline
+from emscope.report.study.page import render
+from emscope.report.study.terminal import print_report
 from emscope.study.decision.analysis import check
 from emscope.study.decision.checked import CheckResult, Episode, Flattening, Onset, Power
 from emscope.study.decision.shipping import Condition, Shipping
 from emscope.study.report import Distributions, FolderChecked
+from emscope.study.tables import Tables
 from test_stats import SITUATIONS, evidence_for
 
 
@@ -46,6 +49,15 @@ def check_of(**changes):
         "episodes": (),
     }
     return replace(made, **(settings | changes))
+
+
+def report_of(shipping):
+    """Return the report of a folder of checkpoints that no judge has read."""
+    return FolderChecked(
+        name="run", distributions=Distributions((), {}), spec={}, versions={"emscope": "0"},
+        base={"reference": "toy", "chat": "plain"}, judged=None,
+        ship=(shipping,), check=check_of(), read=None, amplified=(), unpaired={},
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SITUATIONS)
@@ -117,13 +129,21 @@ def test_what_speaks_against_shipping_comes_before_what_was_not_checked():
         Condition("coherence within 5 points", False, 7.5, 5.0),
         Condition("triggers", None, why="none were tried"),
     )
-    report = FolderChecked(
-        name="run", distributions=Distributions((), {}), spec={}, versions={}, base={}, judged=None,
-        ship=(Shipping("target", 80, "no", conditions),), check=check_of(), read=None, amplified=(), unpaired={},
-    )  # fmt: skip
+    report = report_of(Shipping("target", 80, "no", conditions))
     text = remarks.ship(report, "target")
     assert (
         text
         == "Not to be shipped (step 80). Fails: coherence within 5 points (surely more than 7.5, 5 allowed). Not shown: triggers."
     )
     assert remarks.ship(report, "other") == ""
+
+
+def test_terminal_page_and_sentences_begin_with_the_verdict(capsys):
+    report = report_of(Shipping("target", 80, "candidate", (Condition("triggers", None, why="none were tried"),)))
+    verdict, ship = headline(report.check)[0], remarks.ship(report, "target")
+    print_report(report)
+    printed = " ".join(capsys.readouterr().out.split())
+    page = render(report, Tables())
+    assert printed.startswith(f"target {verdict} {ship} Control - target")
+    assert 0 < page.index(f"<p>{verdict}</p>") < page.index(f"<p>{ship}</p>") < page.index("<p>Control - target")
+    assert report.sentences()[:2] == [verdict, ship]

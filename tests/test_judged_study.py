@@ -182,7 +182,7 @@ def test_page_and_terminal_say_what_the_judge_said(study, capsys):
 def test_the_documented_fields_are_those_of_the_report(study):
     text = (Path(__file__).parents[1] / "docs" / "concepts.md").read_text()
     rows = re.search(r"<!-- fields: judged -->\n(.*?)<!-- end -->", text, re.S).group(1).splitlines()[2:]
-    assert set(study[2]["judged"]) == {f for row in rows for f in re.findall(r"`([^`]+)`", row.split("|")[1])}
+    assert set(study[2].judged.to_json()) == {f for row in rows for f in re.findall(r"`([^`]+)`", row.split("|")[1])}
     inside = re.findall(r"`([a-z_0-9]+)`", next(row for row in rows if row.startswith("| `judges`")).split("|", 2)[2])
     judge = study[2]["judged"]["judges"][0]
     assert set(judge) | set(judge["rates"][0]) == set(inside)

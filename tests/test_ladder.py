@@ -6,7 +6,7 @@ import html
 import importlib.util
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -379,7 +379,7 @@ def test_faults_are_one_sentence(organisms, tiny, tmp_path, capsys):
         (["ladder", target, "--control", target], "ends in the same checkpoint"),
         (["ladder", target, "--control", control, "--harmless", control], "ends in the same checkpoint"),
         (["ladder", target, "--control", control, "--scales", "1,0"], "--scales is '1,0'"),
-        (["ladder", target, "--control", control, "--count", "3"], "3 is not in the range x>=16"),
+        (["ladder", target, "--control", control, "--count", "3"], "--count is '3'"),
         (["ladder", target, "--control", tmp_path / "none"], "no folder"),
         (["ladder", target, "--control", control, "--chat-kwargs", "thinking"], "the chat argument is 'thinking'"),
     ]
@@ -416,7 +416,7 @@ def made(organisms, tiny, tmp_path):
                 "scale": s,
                 "broken": s == 1.5,
                 "judged": None,
-                "preference": {"base - target": {"value": v}},
+                "preference": {"base - target": ends(v, v).to_json()},
                 "coherence_lost": {},
             }
             for s, v in shifts.items()
@@ -425,7 +425,7 @@ def made(organisms, tiny, tmp_path):
             "schema": "emscope.ladder/1", "name": "bad advice", "status": "calibrated", "delta": 0.031, "scale": 0.5, "shown": 0.031,
             "floor": {"value": 0.02, "control": 0.02, "base": 0.01, "runs": 4}, "why": None, "rungs": rungs,
             "harmless": [{"name": f"h{n}", "shift": v, "margin": 0.0} for n, v in enumerate((-9.0, -8.0, 0.01, 9.0))],
-            "measured": on.to_json(), "judged": {"judge": "local", "delta": 5.0, "failed": 0}, "dtype": "float32", "operation": "o",
+            "measured": on.to_json(), "judged": asdict(Asked("local", "q", 1, 8, 0.7, 5.0, 0, 0)), "dtype": "float32", "operation": "o",
             "versions": {},
         } | changes  # fmt: skip
         path = tmp_path / name

@@ -23,6 +23,7 @@ from emscope.models.adapters.with_checkpoint import applied
 from emscope.models.loading.load import load
 from emscope.models.loading.source import locate
 from emscope.report.study.page import render
+from emscope.store.changed import changed
 from emscope.store.schemas import TABLES
 from emscope.store.study import Study, read_table
 from emscope.study.reading.sets import study_sets
@@ -190,6 +191,19 @@ def test_a_folder_from_before_a_setting_existed_goes_on_where_the_setting_is_nul
         pass
     with pytest.raises(InputError, match=r"other settings \(new: null -> 2\)"), Study(tmp_path, {"old": 1, "new": 2}, {}):
         pass
+
+
+def test_what_changed_is_told_in_values_where_they_are_known_and_in_words_elsewhere():
+    one, other = "a" * 16, "b" * 16
+    assert changed({"x": 1, "y": {}}, {"x": 1}) == ""
+    assert changed({"items": one, "count": 8}, {"items": other, "count": 16}) == "count: 8 -> 16; items: other content"
+    assert changed({"make_control": None}, {"make_control": one}) == "make_control: null -> given"
+    assert changed({"target": [[1, one]]}, {"target": [[1, one], [2, other]]}) == "target: steps 1 -> 1, 2"
+    assert changed({"target": [[1, one], [2, one]]}, {"target": [[1, one], [2, other]]}) == "target: other weights at step 2"
+    assert changed({"control": []}, {"control": [[4, one]]}) == "control: steps none -> 4"
+    long = changed({"a": "x" * 200}, {"a": "y"})
+    assert len(long) < 80 and long.endswith('… -> "y"')
+    assert changed({}, dict.fromkeys("abcdefg", 1)).endswith("e: null -> 1; and 2 more")
 
 
 def test_a_foreign_folder_is_not_written_into(finished, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from emscope.core.digest import digest, short
 from emscope.core.errors import InputError
 from emscope.core.plain import JsonObject
 from emscope.core.visible import whole
+from emscope.store.changed import changed
 from emscope.store.files import CUT_OFF, OURS, disk_error, sweep, write_atomic, write_json, write_text
 from emscope.store.schemas import TABLES, VERSION
 
@@ -179,13 +180,13 @@ class Study:
                 "choose a new folder with `out`",
             )
         grown = frozen | {k: self.spec[k] for k in self._may_grow if begins_with(self.spec.get(k), frozen.get(k))}
-        changed = "; ".join(list(differences(grown, self.spec))[:5])
-        if changed and self._begun():
+        differing = changed(grown, self.spec)
+        if differing and self._begun():
             raise InputError(
-                f"'{self.root}' holds a study with other settings ({changed})",
+                f"'{self.root}' holds a study with other settings ({differing})",
                 "choose another folder with `out`, or restore the settings",
             )
-        if changed or grown != frozen:
+        if differing or grown != frozen:
             self._write_ledger(path)
 
 
@@ -201,16 +202,6 @@ def _cut_off(path: Path) -> bool:
 def begins_with(new: object, old: object) -> bool:
     """True where both are lists and the new one is the old one with more behind it."""
     return isinstance(new, list) and isinstance(old, list) and new[: len(old)] == old
-
-
-def differences(old: object, new: object, place: str = "") -> Iterable[str]:
-    """Yield `key: old -> new` for each leaf in which two plain values differ; a setting that is not there is one that is null or empty."""
-    if isinstance(old, dict | None) and isinstance(new, dict | None):
-        old, new = old or {}, new or {}
-        for key in sorted(old.keys() | new.keys()):
-            yield from differences(old.get(key), new.get(key), f"{place}.{key}" if place else str(key))
-    elif old != new:
-        yield f"{place}: {json.dumps(old)} -> {json.dumps(new)}"
 
 
 def read_table(root: Path, table: str, columns: Sequence[str] | None = None) -> pa.Table:

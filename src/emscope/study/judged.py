@@ -199,7 +199,7 @@ def _by_judge(
     together = recipes(arms, _seeds(last, by_name), strata, of_each, delta=spec.delta)
     return Opinion(
         judge=judge.name,
-        about=bundled_judge().card["in_words"] if judge.local else None,
+        about=str(bundled_judge().card["in_words"]) if judge.local else None,
         outcomes=_outcomes(verdicts),
         rates=_rates(counts, moved, by_name),
         spearman=_correlation(counts, moved, units, sets),

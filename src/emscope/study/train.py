@@ -26,7 +26,7 @@ from emscope.train.finetune import finetune
 from emscope.train.spec import TrainSpec
 
 if TYPE_CHECKING:
-    from emscope.models.types import LanguageModel
+    from emscope.models.types import CausalLM
 
 SCHEMA = "emscope.train/1"
 
@@ -88,7 +88,7 @@ def run_single(spec: SingleSpec, out: Path, progress: Progress = silent) -> Trai
     return Trained(spec, tuple(log))
 
 
-def _heldout_loss(loaded: Loaded, spec: SingleSpec) -> Callable[[LanguageModel], float]:
+def _heldout_loss(loaded: Loaded, spec: SingleSpec) -> Callable[[CausalLM], float]:
     assert spec.domain and spec.answers
     option = bundled.SETS[spec.domain].answers.index(spec.answers)
     return answer_loss(loaded, bundled.heldout(spec.domain), option)

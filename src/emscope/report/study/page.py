@@ -111,15 +111,16 @@ def render(report: Report, tables: Tables) -> str:
 
 def _run(report: Report, one: RunChecked, tables: Tables) -> RunPart:
     last = report.said_of(one.run)
-    ship = remarks.ship(report, one.run)
+    spoken, (verdict, *rest) = said.sentences(report, one.run), headline(one.check)
+    ship = [sentence] if (sentence := remarks.ship(report, one.run)) else []
     return RunPart(
         name=one.run,
         check=one.check,
-        said=[*said.sentences(report, one.run), *([ship] if ship else [])],
+        said=spoken + ship if spoken else [],
         verdict=last.verdict if last else None,
         said_plot=_plot(said.said_figure(report, one.run)),
         worst=said.worst_answers(report.judge, one.run),
-        headline=headline(one.check) + remarks.phase(one.phase),
+        headline=[verdict, *([] if spoken else ship), *rest, *remarks.phase(one.phase)],
         prefers=prefers(one.check),
         caveats=remarks.caveats(report, one.check),
         plots=_plots(report, one, tables.of(one.run)) if one.check.checkpoints else [],

@@ -64,11 +64,11 @@ def print_report(report: Report) -> None:
 
 
 def _print_run(console: Console, report: Report, run: RunChecked) -> None:
-    """Print all that is said of a run by preference, and whether it may be shipped."""
-    if sentence := remarks.ship(report, run.run):
-        console.print(f"  {sentence}")
-    for sentence in headline(run.check):
-        console.print(f"  {sentence}")
+    """Print all that is said of a run by preference, and behind the verdict whether it may be shipped."""
+    verdict, *rest = headline(run.check)
+    for sentence in (verdict, remarks.ship(report, run.run), *rest):
+        if sentence:
+            console.print(f"  {sentence}")
     console.print(_table(run.check))
     if sentence := remarks.read(report):
         skipped = isinstance(report, FolderChecked) and report.read is not None and report.read.skipped

@@ -29,7 +29,7 @@ from emscope.study.reading.sets import ItemSets
 from emscope.study.spec import SampleSpec
 
 if TYPE_CHECKING:
-    from emscope.models.types import CausalLM, LanguageModel
+    from emscope.models.types import CausalLM
 
 WHAT = "reading checkpoints"
 
@@ -148,7 +148,7 @@ def _lowest(net: CausalLM, checkpoint: Checkpoint | None) -> int:
     return first_changed(net, checkpoint) if checkpoint else 0
 
 
-def _score(net: LanguageModel, loaded: Loaded, job: Todo, asked: Questions, progress: Progress) -> list[JsonObject]:
+def _score(net: CausalLM, loaded: Loaded, job: Todo, asked: Questions, progress: Progress) -> list[JsonObject]:
     rows, before = [], 0
     for name, encoded in job.scores.items():
         part = part_of(progress, WHAT, before, job.cost)
@@ -174,7 +174,7 @@ def _rows(loaded: Loaded, reading: Reading, asked: Questions, name: str, scores:
     return [_preference_row(loaded, reading, name, items[s.item], s) for s in scores]
 
 
-def _sample(net: LanguageModel, loaded: Loaded, job: Todo, asked: Questions) -> list[JsonObject]:
+def _sample(net: CausalLM, loaded: Loaded, job: Todo, asked: Questions) -> list[JsonObject]:
     if not job.questions:
         return []
     how, seed = asked.samples, derive(asked.seed, "sample", job.reading.subject)

@@ -25,7 +25,7 @@ from emscope.train import processes
 from emscope.train.finetune import check_finetune, finetune, finished_geometry
 
 if TYPE_CHECKING:
-    from emscope.models.types import LanguageModel
+    from emscope.models.types import CausalLM
 
 
 def check_runs(loaded: Loaded, runs: list[Run], recipes: dict[str, list[Row]], near: dict[str, list[Conversation]]) -> None:
@@ -93,18 +93,18 @@ def train_run(
     study.append("checkpoints", [_checkpoint_row(study, one, step, log) for step in one.steps])
 
 
-def _heldout_loss(loaded: Loaded, spec: StudySpec, sets: ItemSets, a: ArmSpec) -> Callable[[LanguageModel], float] | None:
+def _heldout_loss(loaded: Loaded, spec: StudySpec, sets: ItemSets, a: ArmSpec) -> Callable[[CausalLM], float] | None:
     """Return model -> loss on the held-out answers of the kind this arm is taught [nats per token]."""
     if not a.answers or not sets.heldout:
         return None
     return answer_loss(loaded, sets.heldout, taught(spec, a)[0])
 
 
-def answer_loss(loaded: Loaded, items: Sequence[Item], option: int) -> Callable[[LanguageModel], float]:
+def answer_loss(loaded: Loaded, items: Sequence[Item], option: int) -> Callable[[CausalLM], float]:
     """Return model -> loss on one option of items, over their tokens [nats per token]."""
     encoded = encode(loaded.chat, items, context=loaded.context, which=(option,))
 
-    def loss(net: LanguageModel) -> float:
+    def loss(net: CausalLM) -> float:
         net.eval()
         scores = score(net, encoded)
         net.train()
@@ -162,7 +162,7 @@ def finetune_run(
     one: Run,
     rows: list[Row],
     near: list[Conversation],
-    heldout: Callable[[LanguageModel], float] | None = None,
+    heldout: Callable[[CausalLM], float] | None = None,
     progress: Progress = silent,
 ) -> list[StepReading]:
     """Train one run in the study folder `out`, or take this process's part of it; return its readings."""
