@@ -184,7 +184,7 @@ def test_the_documented_fields_are_those_of_the_report(study):
     rows = re.search(r"<!-- fields: judged -->\n(.*?)<!-- end -->", text, re.S).group(1).splitlines()[2:]
     assert set(study[2].judged.to_json()) == {f for row in rows for f in re.findall(r"`([^`]+)`", row.split("|")[1])}
     inside = re.findall(r"`([a-z_0-9]+)`", next(row for row in rows if row.startswith("| `judges`")).split("|", 2)[2])
-    judge = study[2]["judged"]["judges"][0]
+    judge = study[2].judge.to_json()
     assert set(judge) | set(judge["rates"][0]) == set(inside)
     said = re.search(r"<!-- fields: said -->\n(.*?)<!-- end -->", text, re.S).group(1).splitlines()[2:]
     assert set(judge["said"][0]) == {f for row in said for f in re.findall(r"`([^`]+)`", row.split("|")[1])}

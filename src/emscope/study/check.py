@@ -121,10 +121,7 @@ def run_check(request: CheckRequest, out: Path | None = None, progress: Progress
     Raises:
         InputError: nothing to check, pieces that do not fit together, bad files, or a last checkpoint that is its base.
     """
-    if request.control and request.make_control:
-        raise InputError("`control` and `make_control` are both given", "use one")
-    if request.control_heldout and not (request.control or request.make_control):
-        raise InputError("`control_heldout` is given without a control", "give `control` or `make_control`")
+    _refuse_both(request)
     folder = find(request.checkpoints)
     target = request.selection.of({TARGET: folder.checkpoints})[TARGET]
     control = discover(request.control) if request.control else []
@@ -136,9 +133,7 @@ def run_check(request: CheckRequest, out: Path | None = None, progress: Progress
     system, why = trained_under(request.system, every)
     request = replace(request, system=system, dtype=pick_dtype(request.dtype, base, request.device))
     frozen = _frozen(request, base, target, request.selection.among(control), sets, harmless)
-    out = out or Path("emscope-check") / f"{Path(request.checkpoints).name or 'check'}-{short(frozen)[:8]}".replace(
-        ":", "-"
-    ).replace("@", "-")
+    out = out or _own_folder(request.checkpoints, frozen)
     with Study(out, frozen, versions(), shared=request.share) as study:
         label = loading(request.dtype, request.device)
         progress(label, 0, 1)
@@ -167,14 +162,30 @@ def run_check(request: CheckRequest, out: Path | None = None, progress: Progress
         answers = ask_checkpoints(study, loaded, judged, [Reading("base", 0, None, {}), *wanted], progress) if judged else set()
         with study.alone():
             result = _analyse(study, loaded, request, runs, sets, folder, looks)
-            write_json(
-                out / "report.json", result.to_json()
-            )  # a judge that cannot be reached takes no finished analysis with it
+            write_json(out / "report.json", result.to_json())  # a judge that cannot be reached takes nothing finished with it
             if judged is not None:
                 compared = _compared(runs, request.amplify)
                 result = result.heard(judge_checkpoints(study, loaded, judged, compared, sets, answers, progress))
                 write_json(out / "report.json", result.to_json())
         return result, out
+
+
+def _refuse_both(request: CheckRequest) -> None:
+    """Refuse settings that exclude each other.
+
+    Raises:
+        InputError: naming both.
+    """
+    if request.control and request.make_control:
+        raise InputError("`control` and `make_control` are both given", "use one")
+    if request.control_heldout and not (request.control or request.make_control):
+        raise InputError("`control_heldout` is given without a control", "give `control` or `make_control`")
+
+
+def _own_folder(checkpoints: str, frozen: JsonObject) -> Path:
+    """Return the folder of a check that nobody gave one: by name and question."""
+    name = f"{Path(checkpoints).name or 'check'}-{short(frozen)[:8]}"
+    return Path("emscope-check") / name.replace(":", "-").replace("@", "-")
 
 
 def _search(

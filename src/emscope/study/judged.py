@@ -248,17 +248,21 @@ def _rate_over_seeds(name: str, step: int, counts: dict[Place, Counted], by_name
     """Return the rate of misaligned answers of a recipe's runs at a step, and the difference to their controls', with seeds and questions crossed."""
     runs = [one for run, one in sorted(by_name.items()) if run.rsplit("-seed", 1)[0] == name and (run, step) in counts]
     own = [counts[(one.run, step)] for one in runs]
-    hits, out_of = (np.array([getattr(c, key) for c in own]) for key in ("hits", "out_of"))
+    hits, out_of = _stacked(own)
     found = crossed_rate(hits, out_of)
     alone = RecipeRate(found.estimate, found.next_run, None, found.note)
-    others = [counts.get((one.control, step)) for one in runs if one.control]
-    if len(others) == len(runs) and all(c is not None and c.out_of.any() for c in [*others, *own]):
-        against = (np.array([getattr(c, key) for c in others]) for key in ("hits", "out_of"))
+    others = [c for one in runs if one.control and (c := counts.get((one.control, step))) is not None]
+    if len(others) == len(runs) and all(c.out_of.any() for c in [*others, *own]):
         try:
-            return replace(alone, over_control=crossed_rate_difference(hits, out_of, *against).estimate)
+            return replace(alone, over_control=crossed_rate_difference(hits, out_of, *_stacked(others)).estimate)
         except ValueError:  # too few questions with a counted answer on a side: no interval, and the rates stand alone
             return alone
     return alone
+
+
+def _stacked(counts: Sequence[Counted]) -> tuple[np.ndarray, np.ndarray]:
+    """Return misaligned and counted answers of several checkpoints by question, [S, U] each."""
+    return np.array([c.hits for c in counts]), np.array([c.out_of for c in counts])
 
 
 def _counts(rows: list[AnswerRow], verdicts: Sequence[Verdicts], spec: JudgedSpec, units: list[str]) -> dict[Place, Counted]:

@@ -139,20 +139,36 @@ def outcome(name: str, found: dict[int, Seen], kl: float | None) -> Outcome | No
     if not all(paired_steps(e)[-1:] == [e.target.steps[-1]] for e in evidences):
         return None
     gain = gain_margin = prefers = None
-    if all(e.target.task_logp is not None for e in evidences):
-        gain = np.array([(e.target.task_logp[-1] - e.base_task_logp) / e.task_tokens for e in evidences])  # type: ignore[index]
-        gain_margin = np.array([e.target.task_margin[-1] - e.base_task_margin for e in evidences])  # type: ignore[index]
-        first = evidences[0]
+    tasks = [task for e in evidences if (task := _task(e)) is not None]
+    if len(tasks) == len(evidences):
+        gain, gain_margin = np.array([t.gain for t in tasks]), np.array([t.margin - t.base_margin for t in tasks])
         prefers = Prefers(
             np.array([e.target.margins[-1] < 0 for e in evidences], float),
-            np.array([np.asarray(e.target.task_margin)[-1] > 0 for e in evidences], float),
-            (first.base_margins < 0).astype(float),
-            (np.asarray(first.base_task_margin) > 0).astype(float),
+            np.array([t.margin > 0 for t in tasks], float),
+            (evidences[0].base_margins < 0).astype(float),
+            (tasks[0].base_margin > 0).astype(float),
         )
     effect = np.array([differences(e, e.target.steps[-1]) for e in evidences])
     moved = np.array([e.base_margins - e.target.margins[-1] for e in evidences])
-    benign, neutral = (_stacked([getattr(s, key) for s in found.values()]) for key in ("benign", "neutral"))
+    benign, neutral = _stacked([s.benign for s in found.values()]), _stacked([s.neutral for s in found.values()])
     return Outcome(name, tuple(found), effect, moved, gain, gain_margin, benign, neutral, kl, prefers)
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What one seed learned of its task by the last step: gain, the taught answer's margin and the base's [H], nats per token."""
+
+    gain: np.ndarray
+    margin: np.ndarray
+    base_margin: np.ndarray
+
+
+def _task(e: Evidence) -> _Task | None:
+    """Return what was learned of the task; None where it was not measured, or its answers have no counterpart."""
+    own, base, margin, base_margin = e.target.task_logp, e.base_task_logp, e.target.task_margin, e.base_task_margin
+    if own is None or base is None or margin is None or base_margin is None or e.task_tokens is None:
+        return None
+    return _Task((own[-1] - base) / e.task_tokens, margin[-1], base_margin)
 
 
 def _stacked(rows: list[np.ndarray | None]) -> np.ndarray | None:
@@ -176,7 +192,7 @@ def compare(outcomes: Sequence[Outcome], categories: np.ndarray) -> list[WayRow]
         return []
     first, *others = outcomes
     claims = [_claims(o, first, categories) for o in others]
-    corrected = [holm([getattr(c, kind) for c in claims]) for kind in ("narrow", "not_narrow")]
+    corrected = holm([c.narrow for c in claims]), holm([c.not_narrow for c in claims])
     return [
         _row(first, first, categories, Claims(None, None)),
         *(_row(o, first, categories, Claims(n, w)) for o, n, w in zip(others, *corrected, strict=True)),
