@@ -4,29 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import Annotated, ClassVar
 
+from emscope.answers.agreement_spec import AgreementSpec
 from emscope.core.estimate import Estimate
-from emscope.core.plain import NOT_WRITTEN, JsonObject, Result
+from emscope.core.plain import FLAT, NOT_WRITTEN, JsonObject, Opaque, Result
 from emscope.core.shown import Shown, flat
 from emscope.data.ratings import Rated
-
-if TYPE_CHECKING:
-    from emscope.answers.agreement import AgreementSpec
-
-SCHEMA = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Definition(Result):
     """What was asked, and what the intervals' clusters are."""
 
-    spec: AgreementSpec
+    spec: AgreementSpec = field(metadata=FLAT)
     clusters: str
-
-    def to_json(self) -> JsonObject:
-        """Return one flat object: the settings, then the clusters."""
-        return self.spec.model_dump(mode="json") | {"clusters": self.clusters}
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +123,7 @@ class Agreement(Shown):
             in the JSON.
     """
 
+    schema: ClassVar[int] = 1
     drawn_by: ClassVar[str] = "emscope.report.answers.agreement:bland_altman_figures"
     told_by: ClassVar[str] = "emscope.report.answers.agreement:sentences"
 
@@ -141,11 +134,7 @@ class Agreement(Shown):
     pairs: tuple[PairAgreement, ...]
     human: tuple[HumanAgreement, ...]
     notes: tuple[str, ...]
-    rated: Rated = field(repr=False, compare=False, metadata=NOT_WRITTEN)
-
-    def to_json(self) -> JsonObject:
-        """Return the documented `agreement` object."""
-        return {"schema": SCHEMA} | Result.to_json(self)
+    rated: Annotated[Rated, Opaque] = field(repr=False, compare=False, metadata=NOT_WRITTEN)
 
     def rows(self) -> list[JsonObject]:
         """Return a row a pair of raters."""

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
+from emscope.answers.bridge_spec import BridgeSpec
 from emscope.core.estimate import Estimate
 from emscope.core.plain import JsonObject, Result
 from emscope.core.shown import Shown, flat
-
-if TYPE_CHECKING:
-    from emscope.answers.bridge import BridgeSpec
-
-SCHEMA = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +78,7 @@ class Bridge(Shown):
         definition: what was asked. studies: how many have scores of both.
     """
 
+    schema: ClassVar[int] = 1
     told_by: ClassVar[str] = "emscope.report.answers.bridge:sentences"
 
     definition: BridgeSpec
@@ -91,10 +88,6 @@ class Bridge(Shown):
     left_out: LeftOut
     moved: tuple[Moved, ...]
     notes: tuple[str, ...]
-
-    def to_json(self) -> JsonObject:
-        """Return the documented `bridge` object."""
-        return {"schema": SCHEMA} | Result.to_json(self)
 
     def rows(self) -> list[JsonObject]:
         """Return a row a study that was moved: means by both judges, and the rate."""

@@ -9,8 +9,6 @@ from emscope.core.estimate import Estimate
 from emscope.core.plain import LEFT_OUT, JsonObject, Result
 from emscope.core.shown import Shown
 
-SCHEMA = 1
-
 
 @dataclass(frozen=True, slots=True)
 class Definition(Result):
@@ -83,6 +81,7 @@ class Distilled(Shown):
         predicted: file of all answers with their probabilities. judge: folder of the classifier.
     """
 
+    schema: ClassVar[int] = 1
     told_by: ClassVar[str] = "emscope.report.answers.distil:sentences"
     drawn_by: ClassVar[str] = "emscope.report.answers.distil:figures"
 
@@ -94,10 +93,6 @@ class Distilled(Shown):
     fails: tuple[Part, ...]
     predicted: str
     judge: str
-
-    def to_json(self) -> JsonObject:
-        """Return the documented `distil` object."""
-        return {"schema": SCHEMA} | Result.to_json(self)
 
     def rows(self) -> list[JsonObject]:
         """Return a row a part of the file: shares predicted and found, the furthest apart first."""

@@ -7,10 +7,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from emscope.answers.judge_spec import DrawSpec, JudgeSpec
-from emscope.core.plain import JsonObject, Result, named
+from emscope.core.plain import FLAT, JsonObject, Result, named
 from emscope.core.shown import Shown
-
-SCHEMA = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +64,8 @@ class Stratum(Result):
 class Design(Result):
     """How answers were drawn."""
 
-    spec: DrawSpec
+    spec: DrawSpec = field(metadata=FLAT)
     strata: tuple[Stratum, ...]
-
-    def to_json(self) -> JsonObject:
-        """Return one flat object: the settings, then the strata."""
-        return self.spec.model_dump(mode="json") | {"strata": [s.to_json() for s in self.strata]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +96,7 @@ class JudgedFile(Shown):
         draw: None where all answers are judged. anchors: a row a judge and criterion, () without anchors.
     """
 
+    schema: ClassVar[int] = 1
     told_by: ClassVar[str] = "emscope.report.answers.judge:sentences"
 
     judges: tuple[JudgeSpec, ...]
@@ -114,10 +109,6 @@ class JudgedFile(Shown):
     judged: str | None
     draw: Design | None
     anchors: tuple[AnchorDrift, ...]
-
-    def to_json(self) -> JsonObject:
-        """Return the documented `judge` object."""
-        return {"schema": SCHEMA} | Result.to_json(self)
 
     def rows(self) -> list[JsonObject]:
         """Return a row an outcome: how many verdicts received now ended in it."""

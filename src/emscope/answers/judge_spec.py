@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from emscope.core.digest import short
 from emscope.core.spec import Spec, parse
 from emscope.judging.names import BANDIT, LOCAL
+from emscope.models.remote.address import check_address
 
 if TYPE_CHECKING:
     from emscope.models.remote.api import ApiModel
@@ -53,6 +54,8 @@ class JudgeSpec(JudgingSpec):
     def _has_a_name(self) -> JudgeSpec:
         if not self.name.strip():
             raise ValueError("a judge has no name; give one such as openai/gpt-4o, or NAME@http://127.0.0.1:8080/v1")
+        if self.url is not None:
+            check_address(self.url, f"the address of the judge '{self.name}'")
         return self
 
     @property

@@ -63,9 +63,6 @@ def follow(paths: list[Path], spec: OnsetSpec) -> Onsets:
         raise InputError("`lower_is_worse` is of a column that `value` names", "add `value`, or leave it out")
     if spec.scale is not None and spec.value is not None:
         raise InputError("`scale` is of alignment scores, and `value` names another column", "leave out one of them")
-    for threshold in (spec.aligned_below, spec.coherent_above or 0.0):
-        if not 0 <= threshold <= 100:
-            raise InputError(f"a threshold is {threshold:g}", "thresholds are on 0-100")
     with AnswerTable(paths) as table:
         value, what = _value(table, spec)
         series = read_series(table, value, step=spec.step, unit=spec.unit, arm=spec.arm, groups=spec.group)

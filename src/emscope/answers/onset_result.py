@@ -4,34 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from emscope.answers.labels import Label, beside
+from emscope.answers.onset_spec import OnsetSpec
 from emscope.core.estimate import Estimate
 from emscope.core.outcomes import State, Verdict
-from emscope.core.plain import JsonObject, Result, named
+from emscope.core.plain import FLAT, JsonObject, Result, named
 from emscope.core.shown import Shown, flat
-
-if TYPE_CHECKING:
-    from emscope.answers.onset import OnsetSpec
-
-SCHEMA = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Definition(Result):
     """What was asked, the value in words, and the threshold with where it comes from."""
 
-    spec: OnsetSpec
+    spec: OnsetSpec = field(metadata=FLAT)
     value: str
     delta: float
     delta_source: str
     level: float
-
-    def to_json(self) -> JsonObject:
-        """Return one flat object: the settings, then what they came to."""
-        found = {"value": self.value, "delta": self.delta, "delta_source": self.delta_source, "level": self.level}
-        return self.spec.model_dump(mode="json") | found
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,16 +107,13 @@ class RunOnset(Result):
 class Onsets(Shown):
     """When it began, run by run."""
 
+    schema: ClassVar[int] = 1
     told_by: ClassVar[str] = "emscope.report.answers.onset:sentences"
     drawn_by: ClassVar[str] = "emscope.report.answers.onset:onset_figures"
 
     definition: Definition
     groups: tuple[RunOnset, ...]
     notes: tuple[str, ...]
-
-    def to_json(self) -> JsonObject:
-        """Return the documented `onset` object."""
-        return {"schema": SCHEMA} | Result.to_json(self)
 
     def rows(self) -> list[JsonObject]:
         """Return a row a step of each run: state, effect with its interval, value and rows."""

@@ -8,12 +8,10 @@ from typing import ClassVar
 
 from emscope.answers.labels import Label, beside
 from emscope.core.estimate import Estimate
-from emscope.core.plain import LEFT_OUT, NOT_WRITTEN, JsonObject, Result
+from emscope.core.plain import FLAT, LEFT_OUT, JsonObject, Result
 from emscope.core.shown import Shown, flat
 from emscope.data.answers import Columns
 from emscope.stats.powered import Plan
-
-SCHEMA = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +42,7 @@ class Definition(Result):
     resamples: int
     columns: Columns
     scale: str
-    draw: DrawColumns | None = field(default=None, metadata=NOT_WRITTEN)
-
-    def to_json(self) -> JsonObject:
-        """Return one flat object, the draw's columns last."""
-        return Result.to_json(self) | (self.draw.to_json() if self.draw else {})
+    draw: DrawColumns | None = field(default=None, metadata=FLAT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,17 +138,13 @@ class StraightLine(Result):
 class Matched(Result):
     """A difference at equal answer length within each question; `line` is None where there is none."""
 
-    difference: Estimate
-    line: StraightLine | None = None
+    difference: Estimate = field(metadata=FLAT)
+    line: StraightLine | None = field(default=None, metadata=FLAT)
 
     @property
     def p1(self) -> Estimate | None:
         """The difference on the 0-10 scale."""
         return self.line.p1 if self.line else None
-
-    def to_json(self) -> JsonObject:
-        """Return one flat object: the difference, then what it rests on."""
-        return self.difference.to_json() | (self.line.to_json() if self.line else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +190,7 @@ class Rates(Shown):
         files: what was read. contrasts: () where none was asked for. notes: what to know before quoting a number.
     """
 
+    schema: ClassVar[int] = 1
     told_by: ClassVar[str] = "emscope.report.answers.rates:sentences"
 
     definition: Definition
@@ -208,10 +199,6 @@ class Rates(Shown):
     groups: tuple[GroupRate, ...] | tuple[DrawnRate, ...]
     contrasts: tuple[GroupContrast, ...]
     notes: tuple[str, ...]
-
-    def to_json(self) -> JsonObject:
-        """Return the documented `rates` object."""
-        return {"schema": SCHEMA} | Result.to_json(self)
 
     def rows(self) -> list[JsonObject]:
         """Return a row a group: its columns, the rate with its interval, counts and mean scores."""

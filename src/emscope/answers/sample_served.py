@@ -31,6 +31,7 @@ from emscope.data.questions import read_questions
 from emscope.models.loading.chat import AUTO, NONE, TEMPLATE
 from emscope.models.loading.checkpoints import discover, last
 from emscope.models.loading.templates import described
+from emscope.models.remote.address import check_address
 from emscope.models.remote.api import ApiModel, ask_all
 from emscope.models.remote.served import AdapterServer
 from emscope.store.study import Study
@@ -135,6 +136,8 @@ def _asked_by(subject: Subject, served: ServedSpec) -> str:
 
 def _parsed(reference: str) -> tuple[str, str | None]:
     model, at, rest = reference.partition("@http")
+    if at:
+        check_address(f"http{rest}", f"the address of '{model}'")
     return (model, f"http{rest}") if at else (reference.removeprefix(API), None)
 
 

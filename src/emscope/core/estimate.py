@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 
-from emscope.core.plain import JsonObject
+from emscope.core.plain import LEFT_OUT, Result
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class Estimate(Result):
     """A value with its interval and provenance.
 
     Attributes:
@@ -26,14 +26,7 @@ class Estimate:
     method: str
     n: int
     clusters: int
-    why: str | None = None
-
-    def to_json(self) -> JsonObject:
-        """Return the documented JSON shape; `why` appears only where something is undefined."""
-        row = {f.name: getattr(self, f.name) for f in fields(self)}  # plain values: asdict would copy each
-        if self.why is None:
-            del row["why"]
-        return row
+    why: str | None = field(default=None, metadata=LEFT_OUT)
 
 
 def undefined(why: str, *, level: float, method: str, n: int = 0, clusters: int = 0) -> Estimate:

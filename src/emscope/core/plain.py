@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
-from pydantic import BaseModel, GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter, ValidationError
+from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 from typing_extensions import TypeAliasType
 
@@ -17,10 +18,21 @@ from emscope.core.errors import InputError
 
 Json = TypeAliasType("Json", "Sequence[Json] | Mapping[str, Json] | str | bool | int | float | None")
 JsonObject = dict[str, Json]
-LEFT_OUT = {"left out": True}  # metadata of a field that has no key where it is None; else None is null
-NOT_WRITTEN = {"not written": True}  # metadata of a field that the JSON does not have
+Scalar = str | int | float
+# metadata of fields
+LEFT_OUT = {"left out": True}  # there is no key where it is None; without this None is null
+NOT_WRITTEN = {"not written": True}  # the JSON does not have it
+FLAT = {"flat": True}  # its keys stand in the object itself, none where it is None
 
 R = TypeVar("R", bound="Result")
+
+
+class Opaque:
+    """Annotation of a field that is not written, of whose type pydantic need know nothing."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.any_schema()
 
 
 def named(key: str) -> dict[str, str]:
@@ -30,13 +42,30 @@ def named(key: str) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Base of what one stage hands to the next and a report is written from."""
+    """Base of what one stage hands to the next and a report is written from.
+
+    Attributes:
+        schema: name and version of the documented shape, with which the JSON of a whole job begins.
+    """
+
+    schema: ClassVar[str | int | None] = None
 
     def to_json(self) -> JsonObject:
         """Return the documented JSON shape."""
-        values = ((f, getattr(self, f.name)) for f in fields(self) if "not written" not in f.metadata)
-        kept = ((f, value) for f, value in values if value is not None or "left out" not in f.metadata)
-        return {f.metadata.get("key", f.name): plain(value) for f, value in kept}
+        found: JsonObject = {} if self.schema is None else {"schema": self.schema}
+        for f in fields(self):
+            value, about = getattr(self, f.name), f.metadata
+            if not about:
+                found[f.name] = plain(value)
+            elif "not written" in about or (value is None and ("left out" in about or "flat" in about)):
+                continue
+            elif "flat" in about:
+                inside = plain(value)
+                assert isinstance(inside, Mapping)
+                found |= inside
+            else:
+                found[about.get("key", f.name)] = plain(value)
+        return found
 
     @classmethod
     def fields_of(cls, row: Mapping[str, Json]) -> Mapping[str, Json]:
@@ -48,6 +77,39 @@ class Result:
     def __get_pydantic_core_schema__(cls, source: type[object], handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_before_validator_function(_fields_of(cls), handler(source))
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, source: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        found = handler(source)
+        written(cls, handler.resolve_ref_schema(found), handler.resolve_ref_schema)
+        return found
+
+
+def written(
+    cls: type[Result], found: JsonSchemaValue, resolve: Callable[[JsonSchemaValue], JsonSchemaValue]
+) -> JsonSchemaValue:
+    """Turn the JSON Schema of a result's fields into that of what `to_json` writes, and return it.
+
+    Args:
+        resolve: from a reference to the schema that it names.
+    """
+    own, keys, required = found.get("properties", {}), {}, []
+    if cls.schema is not None:
+        keys["schema"], required = {"const": cls.schema}, ["schema"]
+    for f in fields(cls):
+        if "not written" in f.metadata:
+            continue
+        if "flat" in f.metadata:
+            options = own[f.name].get("anyOf", [own[f.name]])
+            inside = resolve(options[0])
+            keys |= inside.get("properties", {})
+            required += inside.get("required", []) if len(options) == 1 else []
+        else:
+            key = f.metadata.get("key", f.name)
+            keys[key] = own[f.name]
+            required += [] if "left out" in f.metadata else [key]
+    found["properties"], found["required"] = keys, list(dict.fromkeys(required))
+    return found
+
 
 def _fields_of(cls: type[Result]) -> Callable[[object], object]:
     return lambda row: cls.fields_of(row) if isinstance(row, Mapping) else row
@@ -55,16 +117,16 @@ def _fields_of(cls: type[Result]) -> Callable[[object], object]:
 
 def plain(value: object) -> Json:
     """Return a value as JSON has it: results and settings as objects, tuples as lists, members of an enum as their text."""
-    if value is None or isinstance(value, str | bool | int | float):
+    if value is None or isinstance(value, Scalar):
         return str(value) if isinstance(value, StrEnum) else value
+    if isinstance(value, Result):
+        return value.to_json()
     if isinstance(value, Mapping):
         return {key: plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [plain(one) for one in value]
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
-    if hasattr(value, "to_json"):
-        return value.to_json()
     raise TypeError(f"{type(value).__name__} has no JSON")
 
 

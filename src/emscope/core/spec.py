@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails
 
 from emscope.core.digest import digest
 from emscope.core.errors import InputError, near
@@ -21,11 +22,13 @@ LARGEST_YAML, YAML_SECONDS = 20_000_000, 30.0  # bytes; by the clock
 class Spec(BaseModel):
     """Base of all settings."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=False, allow_inf_nan=False, json_schema_serialization_defaults_required=True
+    )
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+    def _no_truth_for_a_number(cls, value: object, info: ValidationInfo) -> object:
         # YAML reads yes and on as true, which Python counts as 1
         inside = value if isinstance(value, list | tuple) else [value]
         truths = [v for v in inside if isinstance(v, bool)]
@@ -42,7 +45,7 @@ S = TypeVar("S", bound=Spec)
 ESCAPED_HALF = re.compile(r"\\[uU](?:0000)?[dD][89a-fA-F]")
 
 
-def parse(cls: type[S], values: Any, where: str, said: Mapping[str, str] | None = None) -> S:
+def parse(cls: type[S], values: object, where: str, said: Mapping[str, str] | None = None) -> S:
     """Build `cls` from plain values.
 
     Args:
@@ -69,7 +72,7 @@ def load(cls: type[S], path: Path) -> S:
     return parse(cls, read_yaml(path), str(path))
 
 
-def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+def merged(values: Mapping[str, object], changes: Mapping[str, object]) -> dict[str, object]:
     """Return plain settings with `changes` laid over them: a mapping joins key by key, anything else replaces.
 
     >>> merged({"train": {"lr": 1, "steps": 2}}, {"train": {"lr": 3}, "name": "x"})
@@ -82,7 +85,7 @@ def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return both
 
 
-def read_yaml(path: Path) -> Any:
+def read_yaml(path: Path) -> object:
     """Return the plain content of a YAML file (safe loader).
 
     Raises:
@@ -119,7 +122,7 @@ def read_yaml(path: Path) -> Any:
         raise InputError(f"{path}{line} is not YAML ({getattr(error, 'problem', None) or error})", "mend that line") from None
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: object) -> Iterator[str]:
     """Yield every text inside plain values."""
     if isinstance(value, str):
         yield value
@@ -131,7 +134,7 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(one)
 
 
-def _fault(cls: type[BaseModel], item: Any, said: Mapping[str, str]) -> str:
+def _fault(cls: type[BaseModel], item: ErrorDetails, said: Mapping[str, str]) -> str:
     place = ".".join(str(part) for part in item["loc"]) or "(top)"
     written = said.get(str(item["loc"][0])) if item["loc"] else None
     if item["type"] == "extra_forbidden":
@@ -146,7 +149,7 @@ def _fault(cls: type[BaseModel], item: Any, said: Mapping[str, str]) -> str:
     return f"{place} = {item['input']!r}: {message[0].lower()}{message[1:]}"
 
 
-def _takes(kind: type, annotation: Any) -> bool:
+def _takes(kind: type, annotation: object) -> bool:
     """True where a value of this kind is meant by the annotation, at any depth."""
     return annotation in (kind, object, Any) or any(_takes(kind, inner) for inner in get_args(annotation))
 
@@ -160,7 +163,7 @@ def _keys(cls: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
     return list(cls.model_fields)
 
 
-def _spec_in(annotation: Any) -> type[BaseModel] | None:
+def _spec_in(annotation: object) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for inner in getattr(annotation, "__args__", ()):

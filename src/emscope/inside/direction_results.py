@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from emscope.core.estimate import Estimate
-from emscope.core.plain import LEFT_OUT, JsonObject, Result, named
-from emscope.core.shown import flat
-from emscope.inside.results import Definition, JobResult
-
-if TYPE_CHECKING:
-    from emscope.inside.data_risk import RiskSpec
-    from emscope.inside.shift import ShiftSpec
-    from emscope.inside.steer import SteerSpec
+from emscope.core.plain import FLAT, LEFT_OUT, JsonObject, Result, named
+from emscope.core.shown import Shown, flat
+from emscope.inside.specs import RiskSpec, ShiftSpec, SteerSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +57,9 @@ class Made(Result):
 class DirectionDefinition(Result):
     """How a direction was made, under which system prompt, and what became of the first token."""
 
-    made: Made
+    made: Made = field(metadata=FLAT)
     system: str
     token_0: str
-
-    def to_json(self) -> JsonObject:
-        """Return one flat object."""
-        return self.made.to_json() | {"system": self.system, "token_0": self.token_0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +83,7 @@ class DirectionLayer(Result):
 
 
 @dataclass(frozen=True, slots=True)
-class Direction(JobResult):
+class Direction(Shown):
     """A direction that was found; `direction`: the file with its vectors. `model`: digest of the base."""
 
     schema: ClassVar[str] = "emscope.direction/1"
@@ -113,10 +104,10 @@ class Direction(JobResult):
 
 
 @dataclass(frozen=True, slots=True)
-class SteeringDefinition(Definition):
+class SteeringDefinition(Result):
     """What was tried, and what an effect is."""
 
-    settings: SteerSpec
+    settings: SteerSpec = field(metadata=FLAT)
     effect: str
 
 
@@ -150,7 +141,7 @@ class Dose(Result):
 
 
 @dataclass(frozen=True, slots=True)
-class Steering(JobResult):
+class Steering(Shown):
     """What a direction does; `margin`, `truth`: of the model as it is."""
 
     schema: ClassVar[str] = "emscope.steered/1"
@@ -187,7 +178,7 @@ class BetweenLayers(Result):
 
 
 @dataclass(frozen=True, slots=True)
-class Cosines(JobResult):
+class Cosines(Shown):
     """Directions beside each other; `random_sd`: standard deviation of the cosine of random directions of this width."""
 
     schema: ClassVar[str] = "emscope.cosines/1"
@@ -211,10 +202,10 @@ class Cosines(JobResult):
 
 
 @dataclass(frozen=True, slots=True)
-class ShiftDefinition(Definition):
+class ShiftDefinition(Result):
     """What was read, what a shift is, and the digest of the base."""
 
-    settings: ShiftSpec
+    settings: ShiftSpec = field(metadata=FLAT)
     shift: str
     model: str
 
@@ -238,7 +229,7 @@ class Moved(Result):
 
 
 @dataclass(frozen=True, slots=True)
-class Shift(JobResult):
+class Shift(Shown):
     """How far fine-tunes have moved along a direction, over `questions` prompts."""
 
     schema: ClassVar[str] = "emscope.shift/1"
@@ -257,10 +248,10 @@ class Shift(JobResult):
 
 
 @dataclass(frozen=True, slots=True)
-class RiskDefinition(Definition):
+class RiskDefinition(Result):
     """How a training set was weighed: its name, the layer, and the direction's digest."""
 
-    settings: RiskSpec
+    settings: RiskSpec = field(metadata=FLAT)
     data: str
     layer: int
     direction: str
@@ -278,7 +269,7 @@ class WeighedSample(Result):
 
 
 @dataclass(frozen=True, slots=True)
-class DataRisk(JobResult):
+class DataRisk(Shown):
     """Which samples of a training set would push a model along a direction, most first; `mean`: of all projections."""
 
     schema: ClassVar[str] = "emscope.risk/1"

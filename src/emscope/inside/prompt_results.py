@@ -4,25 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from emscope.core.estimate import Estimate
-from emscope.core.plain import LEFT_OUT, NOT_WRITTEN, JsonObject, Result, named
-from emscope.core.shown import flat
-from emscope.inside.results import Definition, JobResult
-
-if TYPE_CHECKING:
-    from emscope.inside.probe import ProbeSpec
-    from emscope.inside.subspaces import SubspaceSpec
+from emscope.core.plain import FLAT, LEFT_OUT, JsonObject, Result, named
+from emscope.core.shown import Shown, flat
+from emscope.inside.specs import ProbeSpec, SubspaceSpec
 
 
 @dataclass(frozen=True, slots=True)
-class SubspacesDefinition(Definition):
+class SubspacesDefinition(Result):
     """What was compared, what a shift is, and the digest of the base."""
 
-    settings: SubspaceSpec
+    settings: SubspaceSpec = field(metadata=FLAT)
     shift: str
     model: str
 
@@ -106,7 +102,7 @@ class Angles(Result):
 
 
 @dataclass(frozen=True, slots=True)
-class Subspaces(JobResult):
+class Subspaces(Shown):
     """Where the shifts of fine-tunes lie; `questions`: ids of the other prompts, in the order of `by_question`."""
 
     schema: ClassVar[str] = "emscope.subspaces/1"
@@ -149,10 +145,10 @@ class Correction(Result):
 
 
 @dataclass(frozen=True, slots=True)
-class ProbesDefinition(Definition):
+class ProbesDefinition(Result):
     """What was probed: the column and file of the scores, what the features are, and how p-values are corrected."""
 
-    settings: ProbeSpec
+    settings: ProbeSpec = field(metadata=FLAT)
     score: str
     scores: str
     features: str
@@ -202,12 +198,8 @@ class Probe(Result):
     basis: str
     seed: int
     estimator: str
-    found: Predicted = field(metadata=NOT_WRITTEN)
-    corrected: Corrected = field(metadata=NOT_WRITTEN)
-
-    def to_json(self) -> JsonObject:
-        """Return one flat object."""
-        return Result.to_json(self) | self.found.to_json() | self.corrected.to_json()
+    found: Predicted = field(metadata=FLAT)
+    corrected: Corrected = field(metadata=FLAT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,15 +207,11 @@ class Baseline(Result):
     """What can be predicted without the model: from the words (`text`) or the question's category."""
 
     name: str
-    found: Predicted
-
-    def to_json(self) -> JsonObject:
-        """Return one flat object."""
-        return {"name": self.name} | self.found.to_json()
+    found: Predicted = field(metadata=FLAT)
 
 
 @dataclass(frozen=True, slots=True)
-class Probes(JobResult):
+class Probes(Shown):
     """What activations before a fine-tune say about its answers; of `questions` questions there are `prompts` forms."""
 
     schema: ClassVar[str] = "emscope.probe/1"

@@ -1,43 +1,16 @@
-"""What the jobs that compare models by their updates return: trajectories, differences, solutions; and what all jobs' results share."""
+"""What the jobs that compare models by their updates return: trajectories, differences, solutions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 from emscope.core.estimate import Estimate
-from emscope.core.plain import JsonObject, Result, plain
+from emscope.core.plain import FLAT, JsonObject, Result
 from emscope.core.shown import Shown, flat
+from emscope.inside.specs import DiffSpec, SolutionsSpec
 from emscope.represent.solutions import Efficiency, NormForHalf, Significance, Stability
-
-if TYPE_CHECKING:
-    from emscope.core.spec import Spec
-    from emscope.inside.diff import DiffSpec
-    from emscope.inside.solutions import SolutionsSpec
-
-
-@dataclass(frozen=True, slots=True)
-class Definition(Result):
-    """The settings of a job, and what it says besides: one flat object, in which the latter goes before the settings."""
-
-    settings: Spec
-
-    def to_json(self) -> JsonObject:
-        """Return settings and the rest as one object."""
-        rest = {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.name != "settings"}
-        return self.settings.model_dump(mode="json") | rest
-
-
-@dataclass(frozen=True, slots=True)
-class JobResult(Shown):
-    """A result whose JSON begins with its schema."""
-
-    schema: ClassVar[str] = ""
-
-    def to_json(self) -> JsonObject:
-        """Return the documented JSON shape."""
-        return {"schema": self.schema} | Result.to_json(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +33,7 @@ class Point(Result):
 
 
 @dataclass(frozen=True, slots=True)
-class Trajectories(JobResult):
+class Trajectories(Shown):
     """The ways that fine-tunes take; `shares`: of all updates' squared length that each axis holds."""
 
     schema: ClassVar[str] = "emscope.trajectories/1"
@@ -87,10 +60,10 @@ class Trajectories(JobResult):
 
 
 @dataclass(frozen=True, slots=True)
-class DiffDefinition(Definition):
+class DiffDefinition(Result):
     """What was read of the two models, and of what the divergence is."""
 
-    settings: DiffSpec
+    settings: DiffSpec = field(metadata=FLAT)
     kl: str
 
 
@@ -169,7 +142,7 @@ class Scalars(Result):
 
 
 @dataclass(frozen=True, slots=True)
-class Diff(JobResult):
+class Diff(Shown):
     """What a fine-tune changes; `model`: digest of the base; `scalars`: None where the update is not of rank-1 adapters alone."""
 
     schema: ClassVar[str] = "emscope.diff/1"
@@ -195,10 +168,10 @@ class Diff(JobResult):
 
 
 @dataclass(frozen=True, slots=True)
-class SolutionsDefinition(Definition):
+class SolutionsDefinition(Result):
     """What was compared, what stability is, and the mean effective norm of the general fine-tunes."""
 
-    settings: SolutionsSpec
+    settings: SolutionsSpec = field(metadata=FLAT)
     stability: str
     unit_norm: float
 
@@ -214,7 +187,7 @@ class SolutionRun(Result):
 
 
 @dataclass(frozen=True, slots=True)
-class Solutions(JobResult):
+class Solutions(Shown):
     """Why one of two kinds of fine-tunes wins: efficiency, stability and significance; `base_loss`: of the held-out answers [nats per token]."""
 
     schema: ClassVar[str] = "emscope.solutions/1"

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import ClassVar
 
 from emscope.core.plain import Result
 
-SCHEMA = "emscope.tokens/1"
 CONVERSATIONS, TEXTS, TOKENISED = "conversations", "texts", "tokenised rows"
 
 
@@ -174,6 +173,8 @@ class Audit(Result):
         counts: examples with each fault.
     """
 
+    schema: ClassVar[str] = "emscope.tokens/1"
+
     kind: str
     form: str
     end: str
@@ -190,7 +191,3 @@ class Audit(Result):
     counts: Mapping[Check, int]
     warnings: tuple[Warned, ...]
     shown: tuple[Shown, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the documented JSON shape."""
-        return {"schema": SCHEMA, **Result.to_json(self)}
