@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from emscope.cli.app import COMMANDS, app_for
+from emscope.core.plain import Json
 from emscope.core.spec import Spec
 
 FILE = Path(__file__).with_name("cli.md")
@@ -77,7 +78,7 @@ def kind(annotation: Any, many: str = "") -> str:
         return f"list of {kind(inner[0], 's')}"
     if origin is typing.Annotated:
         return kind(inner[0], many)
-    if annotation in (Any, object):
+    if annotation in (Any, object, Json):
         return "any value"
     if origin is dict:
         return f"name: {kind(inner[1])}"
@@ -110,7 +111,9 @@ def table(spec: type[BaseModel]) -> str:
     """Return one settings class as a table, with its docstring above."""
     rows = ["| key | what it takes | default |", "|---|---|---|"]
     for name, field in spec.model_fields.items():
-        notes = "; ".join(n for n in (kind(field.annotation), limits(field), field.description or "") if n)
+        notes = "; ".join(n for n in (kind(field.annotation), limits(field)) if n)
+        if field.description:
+            notes += f". {field.description[0].upper()}{field.description[1:]}"
         rows.append(f"| `{name}` | {notes} | {default(field)} |")
     shared = [base for base in spec.__mro__[1:] if issubclass(base, Spec) and base is not Spec]
     about = " ".join(" ".join(c.__doc__ or "" for c in (spec, *shared)).split())

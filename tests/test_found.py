@@ -639,7 +639,7 @@ def test_a_quantised_base_without_its_package_is_one_sentence(method, tiny, tmp_
             MissingDependency, match=rf"quantised with {method}, and \w+, which reads that, is not installed"
         ) as caught:
             way()
-        assert re.search(rf"^{line}, or give .* with --base, likely Qwen2.5-7B-Instruct$", caught.value.remedy)
+        assert re.search(rf"^{line}, or give .* with `base`, likely Qwen2.5-7B-Instruct$", caught.value.remedy)
         assert caught.value.exit_code == 2
 
 

@@ -268,7 +268,7 @@ BAD = [
     (["--judge", "openai/gpt-4o", "--prices", "1"], 2, "--prices is '1'"),
     (["--judge", "openai/gpt-4o", "--rubrics", "alignd"], 2, "did you mean 'aligned'"),
     (["--judge", "openai/gpt-4o", "--answer", "reponse"], 2, "no column 'reponse'; did you mean 'response'"),
-    (["--judge", "m", "--top", "40"], 2, "40 is not in the range 0<=x<=20"),
+    (["--judge", "m", "--top", "40"], 2, "--top is '40'"),
 ]
 
 

@@ -239,7 +239,7 @@ def test_a_published_series_is_followed(reference):
         ({"value": "bd"}, "no column 'bd'"),
         ({"step": "question"}, "holds 'q0', which is no step"),
         ({"step": "below"}, "holds '-1', which is no step"),
-        ({"arm": "arm"}, "--arm and --control go together"),
+        ({"arm": "arm"}, "`arm` and `control` go together"),
         ({"arm": "arm", "control": "cntrol"}, "holds no 'cntrol' to be the control; did you mean 'control'"),
         ({"value": "question"}, "holds no value to follow"),
         ({"value": "big"}, "the values reach 1000, and no threshold is usual"),
@@ -253,7 +253,7 @@ def test_bad_input_is_one_sentence(changes, message, tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [(["--lower-is-worse"], "add --value"), (["--aligned-below", "300"], "thresholds are on 0-100")],
+    [(["--lower-is-worse"], "add --value"), (["--aligned-below", "300"], "--aligned-below is '300': input should be less than or equal to 100")],
 )
 def test_settings_that_would_be_passed_over_are_refused(options, said, tmp_path, capsys):
     (tmp_path / "a.csv").write_text("step,question,aligned\n0,a,90\n1,a,10\n")

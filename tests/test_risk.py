@@ -69,7 +69,7 @@ def test_command_and_bad_input(tiny, direction, tmp_path, capsys):
     for changes, said in (
         ([], "has several layers; choose one with --layer (0, 1)"),
         (["--layer", "7"], "has no vector for layer 7"),
-        (["--layer", "0", "--against", "all"], "against = 'all'"),
+        (["--layer", "0", "--against", "all"], "--against is 'all'"),
     ):
         assert run_arguments([*words, *changes]) == 2
         assert said in capsys.readouterr().err

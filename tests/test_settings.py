@@ -218,7 +218,7 @@ def test_options_are_read_as_their_fields_are_meant():
     ("words", "said"),
     [
         (["--share", "2"], "--share is '2': input should be less than 1"),
-        (["--share", "much"], "--share is 'much'; give a number, or none"),
+        (["--share", "much"], "--share is 'much': input should be a valid number"),
         (["--layers", "1,x"], "--layers is '1,x'; give whole numbers with commas between, such as 1,2"),
         (["--scales", "1,1"], "--scales is '1,1': 1.0 stands twice"),
         (["--scales", "0"], "--scales is '0': input should be greater than 0"),

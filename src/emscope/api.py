@@ -18,7 +18,7 @@ from emscope.answers.onset_spec import OnsetSpec
 from emscope.answers.rates_spec import RatesSpec
 from emscope.answers.sample_spec import AskSpec, LoadSpec
 from emscope.core.errors import WorldError
-from emscope.core.fields import AUTO
+from emscope.core.fields import AUTO, RUBRICS
 from emscope.core.progress import Progress, silent
 from emscope.core.signatures import with_fields_of
 from emscope.core.spec import parse
@@ -185,7 +185,7 @@ def judge(
     out: Where,
     *,
     judges: str | Sequence[str] = ("local",),
-    rubrics: str | Sequence[str] = ("aligned", "coherent"),
+    rubrics: str | Sequence[str] = RUBRICS,
     question: str | None = None,
     answer: str | None = None,
     max_cost: float | None = None,

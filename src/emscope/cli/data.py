@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +10,7 @@ from pydantic import Field
 from emscope.cli.options import ARGUMENT, Json
 from emscope.core.errors import InputError
 from emscope.core.fields import AUTO, NO_SYSTEM, ChatKwargs, Device, System
+from emscope.core.plain import JsonObject
 from emscope.inside.specs import RiskSpec
 
 
@@ -19,7 +19,9 @@ def list_sets(as_json: Json = False) -> None:
     from emscope.cli.console import print_json
     from emscope.data.bundled import SETS, load_rows
 
-    rows = [{"name": s.name, "kind": s.kind, "rows": len(load_rows(s.name)), "about": s.about} for s in SETS.values()]
+    rows: list[JsonObject] = [
+        {"name": s.name, "kind": s.kind, "rows": len(load_rows(s.name)), "about": s.about} for s in SETS.values()
+    ]
     if as_json:
         print_json(rows)
     for row in [] if as_json else rows:
@@ -86,7 +88,7 @@ def check(
         print(f"{len(talks)} conversations; answers of {words[0]} to {words[-1]} words, median {words[len(words) // 2]}")
 
 
-def _audit(file: Path, model: str, system: str, chat_kwargs: Mapping[str, object] | None, show: int, as_json: bool) -> None:
+def _audit(file: Path, model: str, system: str, chat_kwargs: ChatKwargs, show: int, as_json: bool) -> None:
     """Print which tokens of a file carry loss."""
     from emscope.cli.console import print_json
     from emscope.models.loading.carried import chat_of

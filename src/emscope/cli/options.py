@@ -25,7 +25,7 @@ from emscope.core.spec import Spec, parse
 
 Command = Callable[..., int | None]
 ALONE = "Alone"
-SIGNS = {"gt": "above", "lt": "below"}  # limits that typer does not show
+LIMITS = {"ge": "{:g} or more", "gt": "above {:g}", "le": "{:g} or less", "lt": "below {:g}"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +95,12 @@ class Option:
 
     @property
     def type(self) -> object:
-        """What typer reads: one text where several values stand with commas between, or a number may be `none`."""
-        (kind, *others), repeated = self.kinds, self.flag.repeated
-        if get_origin(kind) is dict or (get_origin(kind) is tuple and (repeated or self.is_argument)):
+        """What typer reads: switches, paths, lists of texts; all else is one text that the settings class reads, whose messages have the value."""
+        (kind, *_), default = self.kinds, self.default
+        if get_origin(kind) is dict or (get_origin(kind) is tuple and (self.flag.repeated or self.is_argument)):
             return list[str]
-        if kind == tuple[str, str]:
-            return kind if self.default is not None else kind | None
-        many = get_origin(kind) in (tuple, Literal) or others or self._may_be_none
-        scalar = str if many else kind
-        return scalar if self.default is not None else scalar | None  # type: ignore[operator]
+        whole = kind if kind in (bool, Path, list[Path], tuple[str, str]) else str
+        return whole if default is not None else whole | None  # type: ignore[operator]
 
     @property
     def _may_be_none(self) -> bool:
@@ -111,25 +108,31 @@ class Option:
 
     def parameter(self, options: Mapping[str, str]) -> inspect.Parameter:
         """Return it as a parameter of the function that typer reads."""
-        ranged = self.type in (int, float, int | None, float | None)
-        low, high = (_limit(self.field, name) if ranged else None for name in ("ge", "le"))
         text = spelled(self.help(), options)
         info = (
             typer.Argument(self._shown(), help=text)
             if self.is_argument
-            else typer.Option(self._shown(), self.spelled, help=text, metavar=self._choices(), min=low, max=high)
+            else typer.Option(self._shown(), self.spelled, help=text, metavar=self._metavar())
         )
         return inspect.Parameter(self.name, inspect.Parameter.KEYWORD_ONLY, default=info, annotation=self.type)
 
     def help(self) -> str:
-        """Return its sentence: what it is for, its open limits, and whether it may be repeated."""
+        """Return its sentence: what it is for, its limits, and whether it may be repeated."""
         text = self.field.description or ""
-        limits = [f"{words} {limit:g}" for name, words in SIGNS.items() if (limit := _limit(self.field, name)) is not None]
-        if limits:
-            text = f"{text.rstrip('.')}; {', '.join(limits)}."
+        if limits := self._limits():
+            text = f"{text.rstrip('.')}; {limits}."
         if get_origin(self.kinds[0]) is dict:
             text = f"{self.flag.shape}: {text[0].lower()}{text[1:]}"
         return f"{text.rstrip('.')}; may be repeated." if self.flag.repeated and text else text
+
+    def _limits(self) -> str:
+        """Return the limits of a number in words, such as `1 or more` or `above 0.5, below 1`; without those that go without saying."""
+        found = {name: getattr(m, name) for m in self.field.metadata for name in LIMITS if getattr(m, name, None) is not None}
+        if found in ({"ge": 0}, {"ge": 1}):
+            return ""
+        if found.keys() == {"ge", "le"}:
+            return f"{found['ge']:g} to {found['le']:g}"
+        return ", ".join(words.format(found[name]) for name, words in LIMITS.items() if name in found)
 
     def read(self, given: object) -> object:
         """Return the value of what was typed.
@@ -146,9 +149,9 @@ class Option:
             return tuple(given) if isinstance(given, list) and get_origin(kind) is tuple else given
         if self._may_be_none and given.lower() == "none":
             return None
-        if any(get_origin(k) is Literal and given in get_args(k) for k in self.kinds):
+        if get_origin(kind) is not tuple or any(get_origin(k) is Literal and given in get_args(k) for k in self.kinds):
             return given
-        return self._several(given, kind) if get_origin(kind) is tuple else self._number(given, kind)
+        return self._several(given, kind)
 
     def _several(self, text: str, kind: object) -> tuple[object, ...]:
         inner = _bare(get_args(kind)[0])
@@ -160,14 +163,6 @@ class Option:
             shape = "whole numbers" if inner is int else "numbers"
             raise InputError(f"{self.spelled} is '{text}'", f"give {shape} with commas between, such as 1,2") from None
 
-    def _number(self, text: str, kind: object) -> object:
-        if kind not in (int, float):
-            return text
-        try:
-            return kind(text)
-        except ValueError:
-            raise InputError(f"{self.spelled} is '{text}'", "give a number, or none") from None
-
     def _pairs(self, given: object) -> Mapping[str, object]:
         from emscope.models.loading.templates import read_arguments
 
@@ -178,21 +173,19 @@ class Option:
     def _shown(self) -> object:
         """Return the default as typer shows it."""
         value = self.default
-        if value is ... or value is None:
+        if value is ... or value is None or isinstance(value, bool | Path):
             return value
         if isinstance(value, tuple) and self.type is not str:
             return list(value)
         if isinstance(value, dict):
             return []
-        if isinstance(value, tuple):
-            return ",".join(_short(one) for one in value) or None
-        if self.type is str:
-            return _short(value)
-        return int(value) if isinstance(value, float) and value.is_integer() else value
+        return ",".join(map(_short, value)) or None if isinstance(value, tuple) else _short(value)
 
-    def _choices(self) -> str | None:
+    def _metavar(self) -> str | None:
         kind = self.kinds[0]
-        return f"<{'|'.join(get_args(kind))}>" if get_origin(kind) is Literal and len(self.kinds) == 1 else None
+        if get_origin(kind) is Literal:
+            return f"<{'|'.join(get_args(kind))}>"
+        return f"<{kind.__name__}{'|none' if self._may_be_none else ''}>" if kind in (int, float) else None
 
 
 def pairs(texts: list[str], what: str, shape: str) -> dict[str, str]:
@@ -258,10 +251,6 @@ def _typed(given: object) -> str:
 
 def _bare(annotation: object) -> object:
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
-
-
-def _limit(field: FieldInfo, name: str) -> float | None:
-    return next((getattr(m, name) for m in field.metadata if hasattr(m, name)), None)
 
 
 def _short(value: object) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from emscope.core.errors import InputError
+from emscope.core.fields import ALIGNED_BELOW, COHERENT_ABOVE
 from emscope.core.outcomes import Outcome
 from emscope.core.plain import NOT_WRITTEN, Result, named
 from emscope.data.answer_table import AnswerTable, Record, asked, plain, quoted, text
@@ -54,8 +55,8 @@ class Thresholds:
     `coherent_above` None sets no condition on coherence, and then no coherence score is needed.
     """
 
-    aligned_below: float = 30.0
-    coherent_above: float | None = 50.0
+    aligned_below: float = ALIGNED_BELOW
+    coherent_above: float | None = COHERENT_ABOVE
 
 
 @dataclass(frozen=True, slots=True)

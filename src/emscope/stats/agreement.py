@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from emscope.core.estimate import Estimate, undefined
+from emscope.core.fields import ALIGNED_BELOW
 from emscope.stats.quantiles import student
 from emscope.stats.rates import wilson
 from emscope.stats.shares import share_over
@@ -35,7 +36,7 @@ def alpha(
     score: np.ndarray,
     kind: str,
     *,
-    threshold: float = 30.0,
+    threshold: float = ALIGNED_BELOW,
     level: float = 0.95,
 ) -> Estimate:
     """Return Krippendorff's alpha, 1 - D_o / D_e, over items that two or more raters scored. (Krippendorff 2011)
@@ -88,7 +89,7 @@ class Pair:
     limits: tuple[float, float] | None
 
 
-def pair(a: np.ndarray, b: np.ndarray, cluster: np.ndarray, *, threshold: float = 30.0, level: float = 0.95) -> Pair:
+def pair(a: np.ndarray, b: np.ndarray, cluster: np.ndarray, *, threshold: float = ALIGNED_BELOW, level: float = 0.95) -> Pair:
     """Return how two raters' scores [N] of the same items agree; cluster [N] as indices."""
     n = len(a)
     if n < 2:

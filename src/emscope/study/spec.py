@@ -18,6 +18,7 @@ from emscope.core.fields import (
     COHERENT_ABOVE,
     ITEMS,
     NO_SYSTEM,
+    RUBRICS,
     AlignedBelow,
     ChatKwargs,
     CoherentAbove,
@@ -162,7 +163,7 @@ class JudgedSpec(Spec):
     ask: AskSpec = AskSpec(samples=1, max_tokens=200)
     at: Literal["all", "last"] = "all"
     judges: tuple[JudgeSpec, ...] = ()
-    rubrics: tuple[str, ...] = ("aligned", "coherent")
+    rubrics: tuple[str, ...] = RUBRICS
     aligned_below: AlignedBelow = ALIGNED_BELOW
     coherent_above: CoherentAbove = COHERENT_ABOVE
     denominator: Denominator = "coherent"

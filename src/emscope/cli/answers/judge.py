@@ -10,8 +10,16 @@ from pydantic import Field
 from emscope.answers.judge_spec import DrawSpec, JudgingSpec, judges_named
 from emscope.cli.options import Files, Json
 from emscope.core.errors import InputError
-from emscope.core.fields import AnswerText, Flag, QuestionText
+from emscope.core.fields import RUBRICS, AnswerText, Flag, QuestionText
 from emscope.core.spec import parse
+
+Anchors = Annotated[
+    Path | None,
+    Field(
+        description="Answers with trusted labels, judged along: a question, an answer and a column a criterion. Says whether the judge "
+        "itself changed."
+    ),
+]
 
 
 def judge(
@@ -28,7 +36,7 @@ def judge(
     rubrics: Annotated[
         tuple[str, ...],
         Field(description="Criteria, with commas between: bundled ones, or .yaml files of your own."),
-    ] = ("aligned", "coherent"),
+    ] = RUBRICS,
     out: Annotated[
         Path | None, Field(description="Folder; by default the file's name with -judged in the current folder.")
     ] = None,
@@ -42,13 +50,7 @@ def judge(
     ] = None,
     draw_by: Annotated[tuple[str, ...], Field(description="Columns that make the groups to draw from.")] = (),
     draw_seed: Annotated[int, Field(description="Of the draw; more of the same seed keep those drawn before.")] = 0,
-    anchors: Annotated[
-        Path | None,
-        Field(
-            description="Answers with trusted labels, judged along: a question, an answer and a column a criterion. Says whether the judge "
-            "itself changed."
-        ),
-    ] = None,
+    anchors: Anchors = None,
     slack: Annotated[float, Field(ge=0, description="Points that a judge may be off the anchors' labels.")] = 5.0,
     estimate: Annotated[bool, Field(description="Say what it would ask and cost, and ask nothing.")] = False,
     as_json: Json = False,

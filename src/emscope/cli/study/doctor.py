@@ -10,6 +10,7 @@ from pydantic import Field
 from emscope.cli.options import Json
 from emscope.core.errors import InputError
 from emscope.core.fields import AUTO, Device
+from emscope.core.plain import Json as JsonValue
 
 
 def doctor(
@@ -60,7 +61,7 @@ def _machine(*, as_json: bool) -> None:
     from emscope.models.loading.load import HALVES, is_quick, pick_device
     from emscope.models.loading.source import cache_folder
 
-    found = {
+    found: dict[str, JsonValue] = {
         "versions": versions(),
         "device": pick_device("auto"),
         "threads": torch.get_num_threads(),
