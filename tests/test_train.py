@@ -123,7 +123,7 @@ def test_half_written_checkpoints_are_dropped(tiny, tmp_path):
     shutil.copytree(folder / "checkpoint-2", folder / "checkpoint-99")
     assert strip(finetune(fresh(tiny), talks(), spec, folder, seed=1)) == strip(unbroken)
     assert sorted(p.name for p in folder.iterdir() if p.name.startswith("checkpoint")) == [
-        f"checkpoint-{n}" for n in range(1, 6)
+        f"checkpoint-{n}" for n in (1, 2, 3, 4, 5, 99)  # the plan has no step 99: whoever put it there keeps it
     ]
 
 

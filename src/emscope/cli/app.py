@@ -16,6 +16,7 @@ from emscope.cli.terminal import cleaned
 from emscope.core.errors import EmscopeError, spelled
 from emscope.core.signals import interrupted_by_signals
 from emscope.core.visible import one_line
+from emscope.models.remote.address import scrubbed
 from emscope.version import __version__
 
 SHOW = "EMSCOPE_TRACEBACK"
@@ -184,5 +185,5 @@ def _os_fault(error: OSError) -> tuple[str, int]:
 
 
 def _complain(text: str, code: int) -> int:
-    print(f"emscope: {one_line(text)}", file=sys.stderr)
+    print(f"emscope: {one_line(scrubbed(text))}", file=sys.stderr)
     return code

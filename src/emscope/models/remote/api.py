@@ -11,10 +11,13 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from emscope.core.errors import EmscopeError, InputError, MissingDependency, WorldError
 from emscope.core.records import Message, Reply
+from emscope.core.visible import whole
+from emscope.models.remote.address import KEY_VARIABLE, check_address, scrubbed, without_keys
+from emscope.models.remote.client import guarded_client
 
 if TYPE_CHECKING:
     from inspect_ai.model import GenerateConfig, ModelOutput
@@ -23,10 +26,11 @@ from emscope.core.plain import Json, JsonObject
 
 K = TypeVar("K")
 Ask = Callable[[Sequence[Message], int | None], Awaitable[Reply]]  # turns and a seed
-KEY_VARIABLE = "EMSCOPE_API_KEY"
 IN_A_ROW = 50  # failures, after which the address is taken to be gone
 LONGEST_ERROR = 200
-NOBODY_THERE = re.compile(r"Connection|Timeout|Authentication|PermissionDenied|NotFound|\b(401|403|404)\b")
+MOST_SAID = 20_000  # characters of an error that are looked at
+MOST_TOKENS = 10**9
+NOBODY_THERE = re.compile(r"Connection|Timeout|Authentication|PermissionDenied|NotFound|\b(30[1-8]|401|403|404)\b")
 CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
 
 
@@ -137,12 +141,15 @@ async def _opened(model: ApiModel) -> AsyncIterator[Ask]:
         top_logprobs=model.top or None,
         batch=model.batch or None,
     )
-    name, more = model.name, dict[str, str]()
+    name, more = model.name, dict[str, Any]()
     if model.url is not None:
+        check_address(model.url)
         name, more = (
             f"openai-api/emscope/{model.name}",
             {"base_url": model.url, "api_key": os.environ.get(KEY_VARIABLE, "none")},
         )
+    if model.url is not None or name.startswith("openai/"):
+        more |= {"http_client": guarded_client(), "max_retries": 0}  # the package would try again by itself, beside `retries`
     try:
         opened = get_model(name, config=config, memoize=False, **more)
     except Exception as error:  # providers raise what they like
@@ -163,9 +170,9 @@ async def _ask(opened: InspectModel, messages: Sequence[Message], config: Genera
     kinds = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
     try:
         out = await opened.generate([kinds[m.role](content=m.content) for m in messages], config=config)
+        reply = reply_of(out)
     except Exception as error:  # whatever it is, it is this one reply that failed
         return Reply(None, error=_said(error))
-    reply = reply_of(out)
     if reply.text and messages[-1].role == "assistant":
         return replace(reply, text=reply.text.removeprefix(messages[-1].content))  # some servers give it back, too
     return reply
@@ -173,14 +180,19 @@ async def _ask(opened: InspectModel, messages: Sequence[Message], config: Genera
 
 def reply_of(out: ModelOutput) -> Reply:
     """Return what Inspect's model output says; a reply without choices is empty."""
-    usage = (out.usage.input_tokens, out.usage.output_tokens) if out.usage else (0, 0)
+    usage = (
+        tuple(min(max(int(n or 0), 0), MOST_TOKENS) for n in (out.usage.input_tokens, out.usage.output_tokens))
+        if out.usage
+        else (0, 0)
+    )
     if not out.choices:
         return Reply("", finish="empty", tokens_in=usage[0], tokens_out=usage[1])
     choice = out.choices[0]
     content = choice.logprobs.content if choice.logprobs else []
-    top = tuple((t.token, float(t.logprob)) for t in (content[0].top_logprobs or [])) if content else ()
-    tokens = tuple(c.token for c in content)
-    return Reply(choice.message.text, tokens, top, str(choice.stop_reason), usage[0], usage[1], out.error or "")
+    top = tuple((str(t.token), float(t.logprob)) for t in (content[0].top_logprobs or [])) if content else ()
+    tokens = tuple(str(c.token) for c in content)
+    text, finish, error = (whole(without_keys(str(one))) for one in (choice.message.text, choice.stop_reason, out.error or ""))
+    return Reply(text, tokens, top, finish, usage[0], usage[1], error)
 
 
 def _not_opened(model: ApiModel, error: Exception) -> EmscopeError:
@@ -209,10 +221,7 @@ def _said(error: BaseException) -> str:
     error = inner if isinstance(inner, BaseException) else error
     if type(error).__name__ == "ModelGenerateError" and error.__cause__ is not None:  # it begins with the whole request
         error = error.__cause__
-    text = " ".join(re.sub(r"\[/?[a-z ]+\]", "", str(error)).split())
-    for value in [v for k, v in os.environ.items() if k.endswith(("_KEY", "_TOKEN", "_SECRET")) and len(v) > 5]:
-        text = text.replace(value, "***")
-    text = re.sub(r"\b(sk|key|Bearer)[-_ ][A-Za-z0-9_*-]{6,}", "***", text)
+    text = scrubbed(" ".join(re.sub(r"\[/?[a-z ]+\]", "", whole(str(error))[:MOST_SAID]).split()))
     return f"{type(error).__name__}: {text}"[:LONGEST_ERROR].rstrip(": ")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,20 +17,31 @@ from http.client import HTTPException
 from pathlib import Path
 from types import FrameType
 from urllib.error import HTTPError
-from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from emscope.core.errors import InputError, WorldError
 from emscope.core.plain import Json
-from emscope.models.remote.api import KEY_VARIABLE
+from emscope.models.remote import minder
+from emscope.models.remote.address import KEY_VARIABLE, check_address, scrubbed
 
 PATIENCE = 900.0  # seconds that a server may take to load its model
+MOST_SAID = 20_000  # bytes of a refusal that are looked at
 GRACE = 30.0  # seconds to end by itself
 REQUEST = 300.0  # seconds to load an adapter
 UNKNOWN = 10  # times that the address may answer without knowing what is asked
 NOT_THERE = (OSError, HTTPException, ValueError)
 Handler = Callable[[int, FrameType | None], object] | int | None  # of a signal
 RUNTIME = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
+
+
+class NoRedirect(HTTPRedirectHandler):
+    """Takes a redirect for the answer that it is: the key is for one host, and what was sent on is not loaded."""
+
+    def redirect_request(self, *_: object) -> None:
+        """Follow none."""
+
+
+OPENER = build_opener(NoRedirect)  # of http and https alone, as the address was checked
 
 
 class AdapterServer:
@@ -46,16 +58,7 @@ class AdapterServer:
     """
 
     def __init__(self, url: str, command: str | None, restart_every: int, log: Path) -> None:
-        try:
-            parts = urlsplit(url)
-            fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and " " not in url
-        except ValueError:
-            fits = False
-        if not fits or parts.username is not None:
-            raise InputError(
-                "the server's address is no http://HOST:PORT/v1" + (f" ('{url}')" if "@" not in url else ""),
-                f"give it as http://127.0.0.1:8000/v1; a key goes into {KEY_VARIABLE}",
-            )
+        check_address(url)
         if command is not None and not command.strip():
             raise InputError("the server's command is empty", "say with `command` what starts it")
         self.url, self.command, self.restart_every, self.log = url.rstrip("/"), command, restart_every, log
@@ -122,9 +125,12 @@ class AdapterServer:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as sink:
             try:
+                words = shlex.split(self.command)
+                if shutil.which(words[0]) is None:
+                    raise ValueError(f"there is no program '{words[0]}'")
                 self._process = subprocess.Popen(
-                    shlex.split(self.command),
-                    stdin=subprocess.DEVNULL,
+                    [sys.executable, minder.__file__, *words],
+                    stdin=subprocess.PIPE,  # closed by the system when this process ends, however it does
                     stdout=sink,
                     stderr=sink,
                     env=os.environ | RUNTIME,
@@ -153,7 +159,7 @@ class AdapterServer:
     def _answers(self) -> int | None:
         """Return the status that asking for the models gives; None where nothing answers."""
         try:
-            with urlopen(self._request("models", None), timeout=5) as reply:  # noqa: S310 (its scheme was checked)
+            with OPENER.open(self._request("models", None), timeout=5) as reply:
                 return int(reply.status)
         except HTTPError as error:
             return error.code
@@ -175,16 +181,20 @@ class AdapterServer:
 
     def _post(self, what: str, body: Mapping[str, Json]) -> None:
         try:
-            with urlopen(self._request(what, body), timeout=REQUEST):  # noqa: S310 (its scheme was checked)
+            with OPENER.open(self._request(what, body), timeout=REQUEST):
                 return
         except HTTPError as error:
-            said = error.read(300).decode(errors="replace")
+            said = "no message"
+            with suppress(*NOT_THERE):
+                said = scrubbed(error.read(MOST_SAID).decode(errors="replace"))[:300]
             raise WorldError(
                 f"the server at {self.url} refused {what} of '{body['lora_name']}' ({error.code}: {said})",
                 "start vLLM with --enable-lora, a --max-lora-rank of the adapter's rank and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True",
             ) from None
         except NOT_THERE as error:
-            raise WorldError(f"the server at {self.url} does not answer ({error})", "check that it runs") from None
+            raise WorldError(
+                f"the server at {self.url} does not answer ({scrubbed(str(error))})", "check that it runs"
+            ) from None
 
     def _request(self, what: str, body: Mapping[str, Json] | None) -> Request:
         headers = {"content-type": "application/json"}

@@ -1,0 +1,52 @@
+"""The HTTP client that API models are asked with: no redirects, no packed replies, none beyond a size."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from importlib import import_module
+from typing import Any
+
+LARGEST = 2**23  # bytes of a reply; one of 100,000 tokens with log-probabilities of 20 each takes a few
+
+
+class TooLarge(Exception):
+    """A reply that is longer than any answer."""
+
+
+def guarded_client() -> Any:
+    """Return the client of the OpenAI package with these limits.
+
+    A redirect is an answer of its own, with its status: whoever is sent on would hand the key to another host.
+    """
+    from openai import DefaultAsyncHttpxClient
+
+    return DefaultAsyncHttpxClient(
+        follow_redirects=False, headers={"accept-encoding": "identity"}, event_hooks={"response": [_guard]}
+    )
+
+
+async def _guard(response: Any) -> None:
+    """Refuse a reply that is packed, and cut off one that does not end."""
+    packed = response.headers.get("content-encoding", "identity")
+    if packed != "identity":
+        raise TooLarge(f"the reply is packed ({packed[:20]}), which was not asked for")
+    stream_class = import_module(type(response).__module__.partition(".")[0]).AsyncByteStream
+
+    class Counted(stream_class):  # type: ignore[misc, valid-type]
+        """A body that is counted as it comes."""
+
+        def __init__(self, stream: Any) -> None:
+            self.stream = stream
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            size = 0
+            async for part in self.stream:
+                size += len(part)
+                if size > LARGEST:
+                    raise TooLarge(f"the reply is longer than {LARGEST} bytes")
+                yield part
+
+        async def aclose(self) -> None:
+            await self.stream.aclose()
+
+    response.stream = Counted(response.stream)
