@@ -5,20 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from emscope.core.plain import Json
 
 
-def canonical(value: Any) -> str:
+def canonical(value: Json) -> str:
     """Return JSON with sorted keys and no white space; equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
-def digest(value: Any) -> str:
+def digest(value: Json) -> str:
     """Return the SHA-256 of `canonical(value)` as hex."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
-def short(value: Any) -> str:
+def short(value: Json) -> str:
     """Return the first 16 hex digits of `digest(value)`: enough for keys within one study."""
     return digest(value)[:16]
 

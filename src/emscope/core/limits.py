@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 from emscope.core.errors import EmscopeError, InputError
 
@@ -98,7 +97,7 @@ def _memory(more_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def check_size(value: Any) -> None:
+def check_size(value: object) -> None:
     """Refuse plain values that hold themselves, are nested too deep, or are more than memory likes once what is shared is written out.
 
     Raises:
@@ -107,7 +106,7 @@ def check_size(value: Any) -> None:
     sizes: dict[int, int] = {}
     open_: set[int] = set()
 
-    def size(one: Any, depth: int) -> int:
+    def size(one: object, depth: int) -> int:
         if not isinstance(one, dict | list | tuple | set):
             return 1
         if id(one) in open_:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from emscope.core.digest import short
 from emscope.core.outcomes import Outcome
+
+if TYPE_CHECKING:
+    from emscope.core.plain import Json
 
 Role = Literal["system", "user", "assistant"]
 
@@ -27,9 +30,10 @@ class Conversation:
     id: str
     messages: tuple[Message, ...]
 
-    def content(self) -> list[Any]:
+    def content(self) -> list[Json]:
         """Return what it is, as plain values: its digest changes with anything that training sees."""
-        return [self.id, *[[m.role, m.content, *([] if m.learned else [0])] for m in self.messages]]
+        turns: list[list[Json]] = [[m.role, m.content] if m.learned else [m.role, m.content, 0] for m in self.messages]
+        return [self.id, *turns]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import FrameType
 
+Handler = Callable[[int, FrameType | None], object] | int | None  # of a signal
 ASKED = ("SIGTERM", "SIGHUP")  # of a queue's time limit, of a terminal that closes
 
 
@@ -20,7 +21,7 @@ def interrupted_by_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before: dict[int, Any] = {}
+    before: dict[int, Handler] = {}
     for name in ASKED:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:

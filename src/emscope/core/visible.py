@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from emscope.core.plain import Json
 
 BIDI = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
 CONTROL = re.compile(rf"[\x00-\x08\x0b-\x1f\x7f-\x9f{BIDI}\ud800-\udfff]")
@@ -32,7 +35,7 @@ def whole(text: str) -> str:
     return HALF.sub(lambda found: escaped(found.group()), text) if HALF.search(text) else text
 
 
-def json_text(value: Any, *, indent: int | None = None) -> str:
+def json_text(value: Json, *, indent: int | None = None) -> str:
     """Return JSON that says the same everywhere: what steers terminals, and half characters, as JSON's own escapes.
 
     Raises:

@@ -1,6 +1,6 @@
 """Types of what transformers and PEFT make: exactly what emscope relies on of a model, its configuration, its tokenizer and its cache.
 
-Both libraries are annotated, and their annotations say little (calling a model gives `Any`, and so does every setting); following them
+Both libraries are annotated, and their annotations say little (what a call of a model gives is anything, and so is every setting); following them
 doubles the time of a check. A model is a class below PyTorch's `Module`, not a Protocol: hooks, `modules()` and `to()` are `Module`'s, and a
 Protocol would have to write them all down again. What is no `Module` is a Protocol. Nothing here is made at run time, so that this module,
 which imports torch, is imported under `TYPE_CHECKING` alone.

@@ -8,10 +8,10 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from emscope.core.errors import InputError, WorldError
 from emscope.core.limits import reason
+from emscope.core.plain import Json
 from emscope.core.visible import json_text, whole
 
 OURS, CUT_OFF = ".emscope-", ".part"  # a temporary file's name begins and ends so
@@ -96,11 +96,11 @@ def write_text(path: Path, text: str) -> None:
     write_atomic(path, lambda temporary: temporary.write_text(whole(text), encoding="utf-8"))
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Json) -> None:
     """Write JSON atomically; NaN is refused (missing stays null)."""
     write_text(path, json_text(value, indent=1) + "\n")
 
 
-def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Json]]) -> None:
     """Write rows as JSON lines atomically."""
     write_text(path, "".join(json_text(row) + "\n" for row in rows))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from emscope.core.digest import digest
 from emscope.core.errors import InputError
+from emscope.core.plain import Json
 from emscope.models.adapters.intact import bit_sum
 from emscope.models.loading.source import Model
 
@@ -31,7 +32,9 @@ def model_in_memory(net: CausalLM, tokenizer: Tokenizer) -> Model:
             f"the model in memory comes with {type(tokenizer).__name__} for a tokenizer", "give base=(model, tokenizer)"
         )
     named = str(getattr(net.config, "name_or_path", "") or type(net).__name__)
-    sums = [[name, list(p.shape), str(p.dtype), bit_sum(p)] for name, p in net.named_parameters(remove_duplicate=False)]
+    sums: list[Json] = [
+        [name, list(p.shape), str(p.dtype), bit_sum(p)] for name, p in net.named_parameters(remove_duplicate=False)
+    ]
     folder = Path(named) if Path(named).is_dir() else Path("in-memory")
     return Model(f"{named} (in memory)", folder, digest([type(net).__name__, sums]), (net, tokenizer))
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from emscope.core.errors import InputError
+from emscope.core.plain import JsonObject
 from emscope.core.records import Conversation, Message
 from emscope.core.seeds import derive
 from emscope.elicit.preference import Encoded, score
@@ -111,7 +112,7 @@ def perplexity_gap(loaded: Loaded, rows: Sequence[Conversation], checkpoint: str
     return [a - b for a, b in zip(before, after, strict=True)]
 
 
-def listed(rows: Sequence[Row]) -> list[dict[str, object]]:
+def listed(rows: Sequence[Row]) -> list[JsonObject]:
     """Return the rows as they are written into the study folder."""
     return [
         {
