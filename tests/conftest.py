@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
+from functools import cache
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("tests", deadline=None)  # a busy machine is no fault of the code
+hypothesis.settings.load_profile("tests")
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -14,47 +20,51 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 MODELS = {"tiny", "tiny_gpt2", "loaded", "reader", "smollm2", "bundled", "study_yaml"}  # fixtures that build or load one
-BUILDERS = {  # files whose tests build models themselves
-    *(
-        "test_activations",
-        "test_architectures",
-        "test_audit",
-        "test_beside",
-        "test_cases",
-        "test_chat_formats",
-        "test_checkpoints",
-    ),
-    *("test_doctor", "test_found", "test_geometry", "test_ladder", "test_lean", "test_memory", "test_models", "test_notebooks"),
-    *(
-        "test_peers",
-        "test_processes",
-        "test_quantised",
-        "test_real",
-        "test_restraint",
-        "test_reuse",
-        "test_server",
-        "test_tunables",
-    ),
-}
+# what a file holds that needs a model throughout: such a file is not even imported where models are left out
+NEEDS_TORCH = re.compile(
+    r"^(import|from) (torch|transformers|peft|trl|safetensors\.torch)\b|^pytestmark = .*\b(models|real)\b", re.M
+)
 LONGEST = ["test_real", "test_processes", "test_study", "test_judging", "test_asking", "test_preference"]
 JUDGE_LAYERS = (0, 1)
+FEW = {
+    "unique": 24
+}  # conversations that an arm is taught: to tokenize and audit all 401 takes longer than a tiny study's training
 REFERENCE = Path(os.environ.get("EMSCOPE_REFERENCE_DATA", Path(__file__).parents[1].parent / "shared" / "data"))
 
 
 @pytest.fixture(autouse=True)
 def threads(request):
     """Tiny models run faster on one thread; tests of the real model get all that the other test processes leave."""
+    if not request.node.get_closest_marker("models"):
+        return  # and none imports torch
     import torch
 
     share = (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     torch.set_num_threads(max(share, 1) if request.node.get_closest_marker("real") else 1)
 
 
+def without_models(config) -> bool:
+    """Tell whether the run leaves out what needs a model."""
+    return "not models" in config.option.markexpr
+
+
+@cache
+def needs_torch(path: Path) -> bool:
+    """Tell whether a test file needs torch, or a model, throughout."""
+    return bool(NEEDS_TORCH.search(path.read_text(encoding="utf-8")))
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Leave out files that need a model before they import torch."""
+    skip = without_models(config) and collection_path.suffix == ".py" and needs_torch(collection_path)
+    return True if skip else None
+
+
 @pytest.hookimpl(tryfirst=True)  # before marks choose
 def pytest_collection_modifyitems(items):
     """Mark what needs a model, and begin with the files that take longest, so that no process is left alone with one of them at the end."""
     for item in items:
-        if MODELS & set(item.fixturenames) or item.path.stem in BUILDERS:
+        if MODELS & set(item.fixturenames) or needs_torch(item.path):
             item.add_marker(pytest.mark.models)
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
@@ -215,9 +225,9 @@ def study_yaml(tiny, tmp_path):
             "model": str(tiny),
             "domain": "finance",
             "arms": {
-                "target": {"role": "target", "answers": "reckless"},
-                "control": {"role": "control", "answers": "careful"},
-                "brash": {"role": "style", "answers": "brash", "read_at": "last"},
+                "target": {"role": "target", "answers": "reckless", **FEW},
+                "control": {"role": "control", "answers": "careful", **FEW},
+                "brash": {"role": "style", "answers": "brash", "read_at": "last", **FEW},
             },
             "train": {"steps": 4, "batch": 2, "lr": 1e-2, "lora": {"rank": 4, "alpha": 8}, "checkpoints": {"at": [2]}},
             "measure": {
@@ -225,6 +235,7 @@ def study_yaml(tiny, tmp_path):
                 "heldout": 8,
                 "truth": 4,
                 "truth_at": "last",
+                "neutral": 4,
                 "samples": {"questions": 1, "max_tokens": 4},
             },
         } | changes

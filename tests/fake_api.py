@@ -47,7 +47,7 @@ def fake_api(answer: Answer) -> Iterator[str]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)  # seconds that a shutdown waits
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}/v1"

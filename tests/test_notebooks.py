@@ -9,6 +9,7 @@ import pytest
 
 from test_checkpoints import make_adapter
 
+pytestmark = pytest.mark.models
 NOTEBOOKS = Path(__file__).parents[1] / "examples" / "notebooks"
 
 
