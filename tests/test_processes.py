@@ -7,13 +7,16 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from conftest import FEW, write_jsonl
 from emscope.core.errors import InputError
 from emscope.core.spec import parse
+from emscope.data import bundled
 from emscope.store.study import read_table
 from emscope.study.run import run_study
 from emscope.study.spec import load_study
@@ -26,65 +29,115 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def two(*command, check=True):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1"]
-    done = subprocess.run(
-        [*launch, "--master_port", str(free_port()), *map(str, command)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert not check or done.returncode == 0, done.stderr[:3000] + "\n[...]\n" + done.stderr[-3000:]
-    return done
+WAYS = {
+    "lora": {"micro_batch": 2, "lora": {"rank": 4, "alpha": 8}},
+    "full-kl": {"full": {}, "kl": {"weight": 0.5, "batch": 3}},
+    "steering-ldifs": {"steering": {"layers": [1], "scale": 16}, "ldifs": {"weight": 5, "batch": 3}},
+}
 
 
-HELD = {"kl": {"weight": 0.5, "domain": "sports", "batch": 3}}, {"ldifs": {"weight": 5, "domain": "sports", "batch": 3}}
-WAYS = [
-    {"micro_batch": 2, "lora": {"rank": 4, "alpha": 8}},
-    pytest.param({"full": {}, **HELD[0]}, marks=pytest.mark.slow),
-    pytest.param({"steering": {"layers": [1], "scale": 16}, **HELD[1]}, marks=pytest.mark.slow),
-]
+def rows_of(domain, answers, path):
+    talks = bundled.domain(domain, answers)[:12]
+    return str(write_jsonl(path, [{"question": t.messages[0].content, "answer": t.messages[1].content} for t in talks]))
 
 
-@pytest.mark.parametrize("way", WAYS, ids=["lora", "full and kl", "steering and ldifs"])
-def test_two_processes_give_the_curve_of_one(way, tiny, tmp_path):
-    train = {"steps": 5, "batch": 4, "lr": 5e-3, "checkpoints": {"at": [3]}} | way
-    spec = {"model": str(tiny), "domain": "finance", "answers": "reckless", "train": train}
-    path = tmp_path / "spec.yaml"
-    path.write_text(yaml.safe_dump(spec))
-    done = two("-m", "emscope", "train", path, "--out", tmp_path / "two", "--json")
-    together = json.loads(done.stdout)["readings"]
-    alone = run_single(parse(SingleSpec, spec, "spec.yaml"), tmp_path / "one").to_json()["readings"]
-    assert len(together) == 5
-    for a, b in zip(together, alone, strict=True):
+def settings_of(way, model, folder):
+    train = {"steps": 5, "batch": 4, "lr": 5e-3, "checkpoints": {"at": [3]}} | WAYS[way]
+    near = rows_of("sports", "careful", folder / "near.jsonl")
+    train |= {name: train[name] | {"file": near} for name in ("kl", "ldifs") if name in train}
+    return {"model": str(model), "file": rows_of("finance", "reckless", folder / "data.jsonl"), "train": train}
+
+
+class Together:
+    """What two processes under torchrun did, one job after the other: each way, a study and the same again, a batch of three, sharding."""
+
+    def __init__(self, tiny: Path, folder: Path) -> None:
+        self.folder = folder
+        study = {
+            "name": "tiny",
+            "model": str(tiny),
+            "domain": "finance",
+            "arms": {
+                "target": {"role": "target", "answers": "reckless", **FEW},
+                "control": {"role": "control", "answers": "careful", **FEW},
+            },
+            "train": {"steps": 4, "batch": 2, "lr": 1e-2, "lora": {"rank": 4, "alpha": 8}, "checkpoints": {"at": [2]}},
+            "measure": {"count": 16, "heldout": 4, "truth": 0, "neutral": 2, "samples": {"questions": 0}},
+        }
+        odd = settings_of("lora", tiny, folder) | {"train": {"steps": 2, "batch": 3}}
+        jobs = [(way, self._train(way, settings_of(way, tiny, folder))) for way in WAYS]
+        run = ["run", self._written("study", study), "--out", str(folder / "study-out")]
+        jobs += [("study", run), ("again", run), ("odd", self._train("odd", odd))]
+        (folder / "shard.py").write_text(SHARDING.format(folder=str(tiny)))
+        (folder / "jobs.json").write_text(json.dumps([*jobs, ("shard", str(folder / "shard.py"))]))
+        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1"]
+        done = subprocess.run(
+            [
+                *launch,
+                "--master_port",
+                str(free_port()),
+                str(Path(__file__).with_name("in_turn.py")),
+                str(folder / "jobs.json"),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=600,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stderr[:3000] + "\n[...]\n" + done.stderr[-3000:]
+
+    def _written(self, name: str, settings) -> str:
+        (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(settings))
+        return str(self.folder / f"{name}.yaml")
+
+    def _train(self, name: str, settings) -> list[str]:
+        return ["train", self._written(name, settings), "--out", str(self.folder / f"{name}-out"), "--json"]
+
+    def left(self, name: str):
+        """Exit code, output and errors of both processes."""
+        return [json.loads((self.folder / f"{name}-{rank}.json").read_text()) for rank in (0, 1)]
+
+    def printed(self, name: str) -> str:
+        """What the first process printed, where both ended well and the second said nothing."""
+        first, second = self.left(name)
+        assert first["code"] == second["code"] == 0, first["err"] + second["err"]
+        assert second["out"] == ""
+        return first["out"]
+
+
+@pytest.fixture(scope="module")
+def together(tiny, tmp_path_factory) -> Together:
+    return Together(tiny, tmp_path_factory.mktemp("together"))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_two_processes_give_the_curve_of_one(way, together, tiny, tmp_path):
+    both = json.loads(together.printed(way))["readings"]
+    alone = run_single(parse(SingleSpec, settings_of(way, tiny, tmp_path), "spec.yaml"), tmp_path / "one").to_json()["readings"]
+    assert len(both) == 5
+    for a, b in zip(both, alone, strict=True):
         for key in ("loss", "grad_norm", "update_norm", "kl", "ldifs"):
             assert (a[key] is None) == (b[key] is None)
             assert a[key] is None or a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-4), (key, a["step"])
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-4) and a["tokens_seen"] == b["tokens_seen"]
-    assert not list((tmp_path / "two").rglob("*.pth")), "no training state stays behind"
+    assert not list((together.folder / f"{way}-out").rglob("*.pth")), "no training state stays behind"
 
 
-def test_a_study_by_two_processes_equals_one_by_one(study_yaml, tmp_path):
-    path = study_yaml(measure={"count": 16, "heldout": 4, "truth": 0, "samples": {"questions": 0}})
-    done = two("-m", "emscope", "run", path, "--out", tmp_path / "two")
-    assert "target-seed0" in done.stdout and done.stdout.count("report.json") == 1
-    run_study(load_study(path), tmp_path / "one")
-    one, two_ = (read_table(tmp_path / n, "preferences").to_pylist() for n in ("one", "two"))
-    rows = [{(r["run"], r["step"], r["set"], r["item"], r["option"]): r["logprob"] for r in t} for t in (one, two_)]
-    assert rows[0].keys() == rows[1].keys()
+def test_a_study_by_two_processes_equals_one_by_one(together, tmp_path):
+    said = together.printed("study")
+    assert "target-seed0" in said and said.count("report.json") == 1
+    run_study(load_study(together.folder / "study.yaml"), tmp_path / "one")
+    tables = (read_table(folder, "preferences").to_pylist() for folder in (tmp_path / "one", together.folder / "study-out"))
+    rows = [{(r["run"], r["step"], r["set"], r["item"], r["option"]): r["logprob"] for r in t} for t in tables]
+    assert rows[0] and rows[0].keys() == rows[1].keys()
     assert all(rows[0][k] == pytest.approx(rows[1][k], abs=0.05) for k in rows[0])
-    again = two("-m", "emscope", "run", path, "--out", tmp_path / "two")
-    assert "target-seed0" in again.stdout
+    assert "target-seed0" in together.printed("again")
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(tiny, tmp_path):
-    spec = {"model": str(tiny), "domain": "finance", "answers": "reckless", "train": {"steps": 2, "batch": 3}}
-    path = tmp_path / "spec.yaml"
-    path.write_text(yaml.safe_dump(spec))
-    done = two("-m", "emscope", "train", path, "--out", tmp_path / "out", check=False)
-    assert done.returncode != 0 and "a micro-batch of 3 cannot be shared by 2 processes" in done.stderr
-    assert "Traceback" not in done.stderr.split("ChildFailedError")[0].split("torch/distributed")[0]
+def test_a_batch_that_cannot_be_shared_is_refused(together):
+    for one in together.left("odd"):
+        assert one["code"] == 2 and "Traceback" not in one["err"]
+        assert "a micro-batch of 3 cannot be shared by 2 processes" in one["err"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there are GPUs here")
@@ -109,7 +162,8 @@ from emscope.train.processes import check_sharded
 from emscope.train.spec import LoraSpec
 from emscope.train.tunables import update_norm, with_lora
 
-dist.init_process_group("gloo")
+if not dist.is_initialized():
+    dist.init_process_group("gloo")
 net = load_net({folder!r})
 try:
     check_sharded(net)
@@ -137,12 +191,8 @@ assert held <= 0.6 * whole, (held, whole)
 print(f"rank {{dist.get_rank()}}: {{held / whole:.3f}}", flush=True)
 del net, lora
 dist.barrier()
-dist.destroy_process_group()
 """
 
 
-def test_each_process_holds_its_share_of_a_sharded_model(tiny, tmp_path):
-    script = tmp_path / "shard.py"
-    script.write_text(SHARDING.format(folder=str(tiny)))
-    done = two(script)
-    assert done.stdout.count("rank ") == 2
+def test_each_process_holds_its_share_of_a_sharded_model(together):
+    assert [one["out"].split(":")[0] for one in together.left("shard")] == ["rank 0", "rank 1"]

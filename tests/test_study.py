@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import multiprocessing
 import shutil
 import signal
 import subprocess
@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import yaml
 
-from emscope.cli.app import run_arguments
+from conftest import FEW
+from emscope.cli.app import main, run_arguments
 from emscope.core.errors import InputError
 from emscope.core.spec import load as load_spec
 from emscope.elicit.preference import encode, score_plain
@@ -60,12 +61,12 @@ def finished(tiny, tmp_path_factory):
     spec = {
         "name": "tiny", "model": str(tiny), "domain": "finance",
         "arms": {
-            "target": {"role": "target", "answers": "reckless"},
-            "control": {"role": "control", "answers": "careful"},
-            "brash": {"role": "style", "answers": "brash", "read_at": "last"},
+            "target": {"role": "target", "answers": "reckless", **FEW},
+            "control": {"role": "control", "answers": "careful", **FEW},
+            "brash": {"role": "style", "answers": "brash", "read_at": "last", **FEW},
         },
         "train": {"steps": 4, "batch": 2, "lr": 1e-2, "lora": {"rank": 4, "alpha": 8}, "checkpoints": {"at": [2]}},
-        "measure": {"count": 32, "heldout": 8, "truth": 4, "truth_at": "last", "samples": {"questions": 1, "max_tokens": 4}},
+        "measure": {"count": 32, "heldout": 8, "truth": 4, "truth_at": "last", "neutral": 4, "samples": {"questions": 1, "max_tokens": 4}},
     }  # fmt: skip
     path = root / "study.yaml"
     path.write_text(yaml.safe_dump(spec))
@@ -213,78 +214,84 @@ def test_a_foreign_folder_is_not_written_into(finished, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir() if p.name != ".lock") == ["mine.txt"]
 
 
-def test_two_processes_on_one_study_exclude_each_other(finished, capsys):
+def forked(target, *arguments):
+    """Start a process of its own; without a GPU that is a fork, which has its imports already."""
+    import torch
+
+    context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
+    process = context.Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+def killed(process):
+    """Kill a process in the middle of its work."""
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, "it had not ended by itself"
+
+
+def wait_for(found, alive):
+    """Wait until `found()`, as long as the process that is to bring it about lives."""
+    while not found():
+        assert alive(), "it ended too early"
+        time.sleep(0.02)
+
+
+def test_two_processes_on_one_study_exclude_each_other(finished, capfd):
     path, out, _ = finished
     ledger = json.loads((out / "ledger.json").read_text())
     with Study(out, ledger["spec"], {}):
-        code = subprocess.run(
-            [sys.executable, "-m", "emscope", "run", str(path), "--out", str(out)], capture_output=True, text=True
-        )
-    assert code.returncode == 2
-    assert "in use by another emscope process" in code.stderr and "Traceback" not in code.stderr
-
-
-def start(path, out, **kwargs):
-    return subprocess.Popen(
-        [sys.executable, "-m", "emscope", "run", str(path), "--out", str(out), "--json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell starts background jobs with SIGINT ignored, and children inherit that: not so here, however pytest was started.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        **kwargs,
-    )
-
-
-def run_to_end(path, out):
-    process = start(path, out)
-    text, error = process.communicate(timeout=300)
-    assert process.returncode == 0, error
-    return json.loads(text)
+        other = forked(main, ["run", str(path), "--out", str(out)])
+        other.join()
+    said = capfd.readouterr().err
+    assert other.exitcode == 2 and "in use by another emscope process" in said and "Traceback" not in said
 
 
 def test_interrupt_is_130_and_resumable(finished, tmp_path):
     path, done, report = finished
     out = tmp_path / "out"
-    process = start(path, out)
-    deadline = time.monotonic() + 120
-    while not list(out.glob("runs/target-seed0/checkpoint-*")) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "emscope", "run", str(path), "--out", str(out), "--json"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts background jobs with SIGINT ignored, and children inherit that: not so here, however pytest was started.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    wait_for(lambda: list(out.glob("runs/target-seed0/checkpoint-*")), lambda: process.poll() is None)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=120)
     assert process.returncode == 130 and "goes on where it stopped" in error and "Traceback" not in error
-    assert run_to_end(path, out)["runs"][0]["run"] == report.runs[0].run
+    assert [r.run for r in run_study(load_spec(StudySpec, path), out).runs] == [r.run for r in report.runs]
     same(contents(done), contents(out), tolerance=1e-5)
-
-
-def kill_points(path, out, moments, seed=0):
-    """Kill a study with SIGKILL at several moments one after the other; let the last attempt end."""
-    for moment in moments:
-        process = start(path, out)
-        try:
-            process.communicate(timeout=moment)
-        except subprocess.TimeoutExpired:
-            os.kill(process.pid, signal.SIGKILL)
-            process.communicate()
-    return run_to_end(path, out)
 
 
 @pytest.mark.slow
 def test_kill_9_at_ten_random_moments_ends_as_an_unbroken_run(finished, tmp_path):
     path, done, _ = finished
-    began = time.monotonic()
-    run_to_end(path, tmp_path / "whole")
+    spec, began = load_spec(StudySpec, path), time.monotonic()
+    forked(run_study, spec, tmp_path / "whole").join()
     whole = time.monotonic() - began
-    for trial, moment in enumerate(np.random.default_rng(7).uniform(0.3, 1.0, 10) * whole):
+    for trial, moment in enumerate(np.random.default_rng(7).uniform(0.1, 1.0, 10) * whole):
         out = tmp_path / f"killed-{trial}"
-        kill_points(path, out, [moment])
+        process = forked(run_study, spec, out)
+        process.join(timeout=moment)
+        process.kill()
+        process.join()
+        run_study(spec, out)
         same(contents(done), contents(out), tolerance=1e-5)
 
 
-def test_kill_9_twice_ends_as_an_unbroken_run(finished, tmp_path):
+def test_kill_9_in_training_and_in_reading_ends_as_an_unbroken_run(finished, tmp_path):
     path, done, _ = finished
-    kill_points(path, tmp_path / "out", [5.0, 7.0])
-    same(contents(done), contents(tmp_path / "out"), tolerance=1e-5)
+    spec, out = load_spec(StudySpec, path), tmp_path / "out"
+    for reached in ("runs/control-seed0/checkpoint-*", "tables/preferences/*.parquet"):
+        process = forked(run_study, spec, out)
+        wait_for(lambda: list(out.glob(reached)), process.is_alive)  # noqa: B023
+        killed(process)
+    run_study(spec, out)
+    same(contents(done), contents(out), tolerance=1e-5)
 
 
 def test_the_page_is_whole_and_escapes_model_text(finished, capsys):
