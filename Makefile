@@ -51,6 +51,7 @@ bench: $(VENV)/.test
 
 docs: $(VENV)/.runtime
 	$(BIN)/python docs/make_cli.py
+	$(BIN)/python docs/make_schemas.py
 
 $(VENV)/.docs: $(VENV)/.runtime
 	$(PIP) -e '.[docs]'

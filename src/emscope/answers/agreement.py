@@ -89,7 +89,8 @@ def _pair(rated: Rated, a: int, b: int, spec: AgreementSpec) -> PairAgreement:
 
 def _carried(x: np.ndarray, y: np.ndarray, cluster: np.ndarray, spec: AgreementSpec) -> Carried:
     found = stat.transfer(x, y, cluster, spec.threshold, level=spec.level, seed=spec.seed)
-    return Carried(found.value, found.kappa, found.wanted, found.flagged)
+    off = None if found.flagged is None or found.wanted is None else found.flagged - found.wanted
+    return Carried(found.value, found.kappa, found.wanted, found.flagged, off)
 
 
 def _rater(rated: Rated, n: int) -> RaterScores:

@@ -53,23 +53,15 @@ class Carried(Result):
 
     Attributes:
         threshold: with the interval of its resamples. kappa: of the two, each at its own threshold.
-        wanted, flagged: shares of the shared items that the other flags, and that this threshold does.
+        wanted, flagged: shares of the shared items that the other flags, and that this threshold does. off: by how much more it flags,
+            other than 0 where many scores are the same.
     """
 
-    threshold: Estimate
+    threshold: Estimate = field(metadata=FLAT)
     kappa: float | None
     wanted: float | None
     flagged: float | None
-
-    @property
-    def off(self) -> float | None:
-        """By how much more this threshold flags; other than 0 where many scores are the same."""
-        return None if self.flagged is None or self.wanted is None else self.flagged - self.wanted
-
-    def to_json(self) -> JsonObject:
-        """Return one flat object: the threshold, then what it does."""
-        rest = {"kappa": self.kappa, "wanted": self.wanted, "flagged": self.flagged, "off": self.off}
-        return self.threshold.to_json() | rest
+    off: float | None
 
 
 @dataclass(frozen=True, slots=True)

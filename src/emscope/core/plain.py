@@ -87,17 +87,18 @@ class Result:
 def written(
     cls: type[Result], found: JsonSchemaValue, resolve: Callable[[JsonSchemaValue], JsonSchemaValue]
 ) -> JsonSchemaValue:
-    """Turn the JSON Schema of a result's fields into that of what `to_json` writes, and return it.
+    """Turn the JSON Schema of a result's fields, where it is not yet, into that of what `to_json` writes, and return it.
 
     Args:
         resolve: from a reference to the schema that it names.
     """
     own, keys, required = found.get("properties", {}), {}, []
+    kept = [f for f in fields(cls) if "not written" not in f.metadata]
+    if any(f.name not in own for f in kept):
+        return found  # a class that is used several times comes several times
     if cls.schema is not None:
         keys["schema"], required = {"const": cls.schema}, ["schema"]
-    for f in fields(cls):
-        if "not written" in f.metadata:
-            continue
+    for f in kept:
         if "flat" in f.metadata:
             options = own[f.name].get("anyOf", [own[f.name]])
             inside = resolve(options[0])

@@ -1,0 +1,172 @@
+"""Write docs/schemas.md from the classes of the results: every object that `--json` prints and `save` writes, key by key.
+
+    python docs/make_schemas.py
+
+tests/test_schemas.py fails where the file is not what this makes.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from emscope.answers.agreement_result import Agreement
+from emscope.answers.bridge_result import Bridge
+from emscope.answers.distil_result import Distilled
+from emscope.answers.judge_result import JudgedFile
+from emscope.answers.onset_result import Onsets
+from emscope.answers.rates_result import Rates
+from emscope.core.estimate import Estimate
+from emscope.core.plain import Result
+from emscope.inside.direction_results import Cosines, DataRisk, Direction, Shift, Steering
+from emscope.inside.prompt_results import Probes, Subspaces
+from emscope.inside.results import Diff, Solutions, Trajectories
+from emscope.train.audit_result import Audit
+
+FILE = Path(__file__).with_name("schemas.md")
+WIDTH = 120
+RESULTS: dict[str, type[Result]] = {
+    "rates": Rates,
+    "agreement": Agreement,
+    "onset": Onsets,
+    "judge": JudgedFile,
+    "bridge": Bridge,
+    "distil": Distilled,
+    "data check --model": Audit,
+    "data risk": DataRisk,
+    "direction extract": Direction,
+    "direction steer, ablate": Steering,
+    "direction compare": Cosines,
+    "direction shift": Shift,
+    "diff": Diff,
+    "probe": Probes,
+    "subspaces": Subspaces,
+    "trajectories": Trajectories,
+    "solutions": Solutions,
+}
+PLAIN = {"string": "text", "integer": "whole number", "number": "number", "boolean": "`true` or `false`", "null": "null"}
+HEAD = """# JSON of the results
+
+Made by `docs/make_schemas.py` from the classes of the results (`make docs`). Do not edit it by hand.
+
+Each section is what a command prints with `--json`, and what `save` of the Python result writes as `result.json`. Results
+in Python have attributes of the same names. A key is always there unless the table says "may be missing"; what is not known
+is `null`. Reports of studies, checks and ladders are described in [concepts.md](concepts.md). For a validator, the JSON
+Schema of a result:
+
+```python
+from pydantic import TypeAdapter
+from emscope.answers.rates_result import Rates
+
+TypeAdapter(Rates).json_schema(mode="serialization")
+```
+"""
+
+Schema = Mapping[str, Any]  # a JSON Schema is JSON of any shape
+
+
+def schema_of(result: type[Result]) -> Schema:
+    """Return the JSON Schema of what a result writes."""
+    return TypeAdapter(result).json_schema(mode="serialization")
+
+
+def document() -> str:
+    """Return the whole of docs/schemas.md."""
+    parts = [HEAD, "## estimate\n", *_object(schema_of(Estimate), {}, "")]
+    for name, result in RESULTS.items():
+        schema = schema_of(result)
+        known = {title: shape for title, shape in _objects(schema, schema.get("$defs", {})) if title != "Estimate"}
+        parts.append(f"## {name}\n")
+        for n, (title, shape) in enumerate(known.items()):
+            parts += [f"### {name}: {title}\n"] * (n > 0)
+            parts += _object(shape, schema.get("$defs", {}), name)
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _objects(schema: Schema, named: Schema, key: str = "") -> Iterator[tuple[str, Schema]]:
+    """Yield (title, schema) of an object and of all inside it, in the order of their keys."""
+    schema = _resolved(schema, named)
+    if "properties" in schema:
+        yield _title(schema, key), schema
+    for inner, value in schema.get("properties", {}).items():
+        yield from _objects(value, named, inner)
+    for one in (
+        *schema.get("anyOf", []),
+        *schema.get("prefixItems", []),
+        schema.get("items"),
+        schema.get("additionalProperties"),
+    ):
+        if isinstance(one, Mapping):
+            yield from _objects(one, named, key)
+
+
+def _title(schema: Schema, key: str) -> str:
+    """Return the name of an object's class; pydantic leaves it out inside a mapping, where the key stands for it."""
+    return str(schema.get("title", key))
+
+
+def _object(schema: Schema, named: Schema, name: str) -> list[str]:
+    """Return what an object is and its keys, as a table."""
+    about, meant = _documented(schema)
+    rows = ["| key | what it is | meaning |", "|---|---|---|"]
+    for key, value in schema["properties"].items():
+        notes = [
+            meant.get(key) or value.get("description", "")
+            if "properties" not in _resolved(value, named)
+            else meant.get(key, "")
+        ]
+        notes += ["may be missing"] * (key not in schema.get("required", []))
+        said = "; ".join(n for n in notes if n).replace("|", "\\|")
+        rows.append(f"| `{key}` | {kind(value, named, name, key)} | {said} |")
+    return [textwrap.fill(about, WIDTH, break_long_words=False, break_on_hyphens=False), "", *rows, ""]
+
+
+def kind(schema: Schema, named: Schema, name: str, key: str) -> str:
+    """Return a type in words; objects are links to their tables."""
+    schema = _resolved(schema, named)
+    if "const" in schema:
+        return f"`{schema['const']}`"
+    if "enum" in schema:
+        return " or ".join(f"`{one}`" for one in schema["enum"])
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(kind(one, named, name, key) for one in schema["anyOf"]))
+    if schema.get("title") == "Estimate" and "properties" in schema:
+        return "[estimate](#estimate)"
+    if "properties" in schema:
+        title = _title(schema, key)
+        return f"[{title}](#{_anchor(f'{name}: {title}')})"
+    if "prefixItems" in schema:
+        return f"[{', '.join(kind(one, named, name, key) for one in schema['prefixItems'])}]"
+    if schema.get("type") == "array":
+        return f"list of {kind(schema['items'], named, name, key)}"
+    if schema.get("type") == "object":
+        return f"{{name: {kind(schema['additionalProperties'], named, name, key)}}}"
+    return PLAIN[schema["type"]] if "type" in schema else "any value"
+
+
+def _documented(schema: Schema) -> tuple[str, dict[str, str]]:
+    """Return what a class is, and what its docstring says of single keys."""
+    text = str(schema.get("description", "")).replace("None", "`null`").replace("()", "`[]`").replace("``", "`")
+    about, _, attributes = text.partition("\n\nAttributes:\n")
+    found: dict[str, str] = {}
+    pieces = re.split(r"(?:^|(?<=[.;] ))([a-z][a-z0-9_]*(?:, [a-z][a-z0-9_]*)*): ", " ".join(attributes.split()))
+    for names, said in zip(pieces[1::2], pieces[2::2], strict=True):
+        found |= dict.fromkeys(names.split(", "), said.strip().rstrip(".;"))
+    return " ".join(about.split()), found
+
+
+def _resolved(schema: Schema, named: Schema) -> Schema:
+    return named[schema["$ref"].removeprefix("#/$defs/")] if "$ref" in schema else schema
+
+
+def _anchor(heading: str) -> str:
+    return re.sub(r"[\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower())
+
+
+if __name__ == "__main__":
+    FILE.write_text(document(), encoding="utf-8")
