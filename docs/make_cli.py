@@ -137,8 +137,7 @@ def _classes(annotation: Any, place: str) -> Iterator[tuple[str, type[BaseModel]
 
 def study_reference() -> str:
     """Return the reference of the study file and of the training file."""
-    from emscope.study.spec import StudySpec
-    from emscope.study.train import SingleSpec
+    from emscope.study.spec import SingleSpec, StudySpec
 
     parts = [("top level", StudySpec), *nested(StudySpec)]
     study = [STUDY_INTRO, *(f"### {name}\n\n{table(spec)}\n" for name, spec in parts)]

@@ -7,7 +7,7 @@ result.verdict, result.to_frame(), result.figures()
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from emscope.version import __version__ as __version__
 
@@ -17,6 +17,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from emscope.api import agreement as agreement
     from emscope.api import check as check
     from emscope.api import compare as compare
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from emscope.api import trajectories as trajectories
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> Callable[..., object]:
     """Return a function of the API, loaded when it is asked for: importing emscope costs nothing."""
     if name in __all__:
         from emscope import api

@@ -100,7 +100,7 @@ class Option:
         if get_origin(kind) is dict or (get_origin(kind) is tuple and (self.flag.repeated or self.is_argument)):
             return list[str]
         whole = kind if kind in (bool, Path, list[Path], tuple[str, str]) else str
-        return whole if default is not None else whole | None  # type: ignore[operator]
+        return whole if default is not None else whole | None
 
     @property
     def _may_be_none(self) -> bool:

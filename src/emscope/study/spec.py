@@ -127,6 +127,14 @@ LadderFile = Annotated[
 ]
 
 
+SkipFloat32 = Annotated[
+    bool,
+    Field(
+        description="Where readings are in 16 bits, do not read a sample of items in float32 too, which says how far apart they are."
+    ),
+]
+
+
 class MeasureSpec(Spec):
     """What is read at each checkpoint. Counts of None take the whole set.
 
@@ -142,6 +150,7 @@ class MeasureSpec(Spec):
     neutral: int | None = Field(25, ge=0)
     samples: SampleSpec = SampleSpec()
     batch_tokens: int | None = Field(None, ge=64)
+    skip_float32: SkipFloat32 = False
 
     @model_validator(mode="after")
     def _enough(self) -> MeasureSpec:
@@ -280,6 +289,28 @@ class StudySpec(Spec):
                 except InputError as error:
                     raise ValueError(str(error)) from None
         return found
+
+
+class SingleSpec(Spec):
+    """A fine-tune: `domain` and `answers` name bundled data, `file` conversations of your own; `chat_kwargs` are given to the chat template."""
+
+    model: str = "smollm2-135m"
+    dtype: Dtype = "float32"
+    system: System = NO_SYSTEM
+    chat_kwargs: ChatKwargs = None
+    seed: int = 0
+    domain: str | None = None
+    answers: str | None = None
+    file: str | None = None
+    train: TrainSpec = TrainSpec()
+
+    @model_validator(mode="after")
+    def _one(self) -> SingleSpec:
+        if (self.file is None) == (self.domain is None) or (self.domain is None) != (self.answers is None):
+            raise ValueError("give either file, or domain and answers")
+        if self.train.heldout_every and self.domain is None:
+            raise ValueError("train.heldout_every reads a domain's held-out questions, and the data is a file; leave it out")
+        return self
 
 
 def way(method: str, arm: str) -> str:

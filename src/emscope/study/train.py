@@ -6,51 +6,25 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from pydantic import model_validator
-
-from emscope.core.fields import ChatKwargs
 from emscope.core.plain import JsonObject, Result, plain
 from emscope.core.progress import Progress, silent
 from emscope.core.records import StepReading
-from emscope.core.spec import Spec
 from emscope.data import bundled
 from emscope.models.loading.load import Loaded, load, pick_dtype
 from emscope.models.loading.source import locate
 from emscope.store.study import Study
+from emscope.study.spec import SingleSpec
 from emscope.study.training.sources import conversations, digests, frozen, held_near
 from emscope.study.training.training import answer_loss
 from emscope.train import processes
 from emscope.train.finetune import finetune
-from emscope.train.spec import TrainSpec
 
 if TYPE_CHECKING:
     from emscope.models.types import CausalLM
 
 SCHEMA = "emscope.train/1"
-
-
-class SingleSpec(Spec):
-    """A fine-tune: `domain` and `answers` name bundled data, `file` conversations of your own; `chat_kwargs` are given to the chat template."""
-
-    model: str = "smollm2-135m"
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "nf4"] = "float32"
-    system: str = "none"
-    chat_kwargs: ChatKwargs = None
-    seed: int = 0
-    domain: str | None = None
-    answers: str | None = None
-    file: str | None = None
-    train: TrainSpec = TrainSpec()
-
-    @model_validator(mode="after")
-    def _one(self) -> SingleSpec:
-        if (self.file is None) == (self.domain is None) or (self.domain is None) != (self.answers is None):
-            raise ValueError("give either file, or domain and answers")
-        if self.train.heldout_every and self.domain is None:
-            raise ValueError("train.heldout_every reads a domain's held-out questions, and the data is a file; leave it out")
-        return self
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,10 +22,12 @@ def train(
     """Fine-tune once: LoRA adapters from conversations, checkpoints at a plan. Resumes by itself."""
     from emscope.cli.console import print_json, progress_bar
     from emscope.core.spec import load
-    from emscope.study.train import SingleSpec, run_single
-    from emscope.train import processes
+    from emscope.study.spec import SingleSpec
 
     settings = load(SingleSpec, spec)
+    from emscope.study.train import run_single
+    from emscope.train import processes
+
     with progress_bar() as progress:
         result = run_single(settings, out, progress)
     if not processes.is_first():
