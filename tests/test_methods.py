@@ -278,8 +278,8 @@ def test_the_effect_s_share_is_the_ratio_of_the_effects_beside_it():
     first, second = rng.normal(1, 0.3, (1, 36)), rng.normal(0.2, 0.3, (1, 36))
     second[:, 30:] += 2
     rows = compare([Outcome("x", (0,), first, first), Outcome("y", (0,), second, second)], categories)
-    assert rows[1]["effect_share"]["value"] == pytest.approx(rows[1]["effect"]["value"] / rows[0]["effect"]["value"])
-    assert rows[1]["effect_share"]["value"] != pytest.approx(second.mean() / first.mean(), rel=0.05)
+    assert rows[1].effect_share.value == pytest.approx(rows[1].effect.value / rows[0].effect.value)
+    assert rows[1].effect_share.value != pytest.approx(second.mean() / first.mean(), rel=0.05)
 
 
 def test_too_few_items_are_refused_before_anything_is_trained(study_yaml, tmp_path):
