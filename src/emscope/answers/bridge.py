@@ -69,6 +69,7 @@ def _tried(found: Crossing, spec: BridgeSpec) -> Tried:
 
 
 def _moved(name: str, scores: np.ndarray, mean: Crossing, rate: Crossing, both: int, spec: BridgeSpec) -> Moved:
+    """Return what the new judge would say of a study that only the old one has scored; `scores` [N], one an answer."""
     share = moved_mean(rate, scores, within=spec.within / 100, level=spec.level)
     return Moved(
         name,

@@ -87,6 +87,7 @@ def _group(counts: Counts, index: int, columns: Columns) -> Group:
     questions, place = np.unique(counts.question[cells], return_inverse=True)
 
     def total(values: np.ndarray) -> np.ndarray:
+        """Return sums by question [Q] of what the cells hold."""
         return np.bincount(place, weights=values[cells], minlength=len(questions))
 
     return Group(
@@ -144,7 +145,7 @@ def _row(group: Group, found: Rate | None, spec: RatesSpec, resamples: Resamples
 
 
 def _mean_score(sums: np.ndarray, scored: np.ndarray, spec: RatesSpec) -> float | None:
-    """Return the mean score over answers or, macro, over questions."""
+    """Return the mean score over answers or, macro, over questions, from its sums and the scored answers of each question [Q]."""
     kept = scored > 0
     if not kept.any():
         return None

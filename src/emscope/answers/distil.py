@@ -186,7 +186,7 @@ def _definition(spec: DistilSpec, columns: Columns, split: str, drawn: str | Non
 
 
 def _agreement(mine: Labelled, held: np.ndarray, folds: np.ndarray) -> HeldOut:
-    """Return how well held-out probabilities rank and place the judge's verdicts."""
+    """Return how well held-out probabilities [N] rank and place the judge's verdicts; `folds` [N]."""
     y = mine.labels[:, 0] > 0
     cluster = numbered(mine.split)[1]
     cut = agreement.nearest_cut(-held, float(y.mean()))  # flags as many as the judge, or as nearly as equal probabilities allow
@@ -206,14 +206,14 @@ def _agreement(mine: Labelled, held: np.ndarray, folds: np.ndarray) -> HeldOut:
 
 
 def _calibration(y: np.ndarray, held: np.ndarray) -> tuple[CalibrationBin, ...]:
-    """Return, for answers of like probability, the mean predicted beside the share found."""
+    """Return, for answers of like probability `held` [N], the mean predicted beside the share found among the verdicts `y` [N]."""
     order = np.argsort(held, kind="stable")
     parts = np.array_split(order, min(BINS, len(order)))
     return tuple(CalibrationBin(float(held[part].mean()), share(y[part] > 0)) for part in parts)
 
 
 def _failures(mine: Labelled, held: np.ndarray) -> tuple[Part, ...]:
-    """Return where the predicted share is furthest from the one found, in standard errors."""
+    """Return where the predicted share, of probabilities [N], is furthest from the one found, in standard errors."""
     lengths = np.array([len(a) for a in mine.answers])
     edges = np.quantile(lengths, [0.2, 0.4, 0.6, 0.8])
     fifths = [f"fifth {k + 1}" for k in np.searchsorted(edges, lengths)]
@@ -243,7 +243,7 @@ def _failures(mine: Labelled, held: np.ndarray) -> tuple[Part, ...]:
 def _write(
     table: AnswerTable, texts: tuple[str, str], models: Sequence[distilled.Distilled], known: dict[int, np.ndarray], path: Path
 ) -> None:
-    """Write the file's rows with both probabilities: those known by row, for all others the models' mean."""
+    """Write the file's rows with both probabilities [2]: those known by row, for all others the models' mean."""
     writer, start = None, 0
     kept = [n for n in table.names if n.lower() not in TARGETS]
     for batch in table.batches(kept, BATCH):
@@ -261,5 +261,6 @@ def _write(
 
 
 def _mean(models: Sequence[distilled.Distilled], questions: list[str], answers: list[str]) -> np.ndarray:
+    """Return the mean of the models' probabilities [N, 2]."""
     x = distilled.weighted(distilled.counts(questions, answers), models[0].idf)
     return np.mean([distilled.probabilities(x, m.weights, m.intercepts) for m in models], axis=0)

@@ -124,6 +124,7 @@ def _check_drawn(table: AnswerTable, drawn: str) -> None:
 
 
 def _means(table: AnswerTable, cheap: Sequence[str]) -> tuple[list[float], np.ndarray]:
+    """Return the mean of each cheap score, and how many answers are without it [P]."""
     if not cheap:
         return [], np.zeros(0, int)
     numbers = [table.number(name) for name in cheap]

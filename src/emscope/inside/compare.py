@@ -61,6 +61,7 @@ def _matrix(rows: Tensor) -> tuple[tuple[float, ...], ...]:
 
 
 def _between_layers(vectors: Vectors) -> BetweenLayers:
+    """Return the cosines [L, L] between the layers of one direction."""
     import torch
 
     layers = sorted(vectors)

@@ -18,7 +18,7 @@ from emscope.data.conversations import read_conversations
 from emscope.elicit.sampling import Job, sample_batches
 from emscope.inside.direction_results import DataRisk, RiskDefinition, WeighedSample
 from emscope.inside.specs import RiskSpec
-from emscope.inside.subject import check_fits
+from emscope.inside.subject import check_fits, with_dtype
 from emscope.models.hooks.directions import direction_at
 from emscope.models.hooks.sites import Place
 from emscope.models.loading.load import Loaded, load
@@ -49,7 +49,8 @@ def risk(
     talks = _talks(source, spec)
     found = direction_at(direction)
     base = locate(model)
-    loaded = load(base, system=spec.system, device=device)
+    spec = with_dtype(spec, base, device)
+    loaded = load(base, system=spec.system, dtype=spec.dtype, device=device)
     check_fits(loaded, found, direction)
     layer = _layer(found.vectors, spec, direction)
     unit = found.vectors[layer].double() / found.vectors[layer].double().norm()

@@ -61,7 +61,7 @@ def diff(
     Raises:
         InputError: no model, or pieces that do not fit.
     """
-    loaded, tuned = load_subject(base, checkpoint, device, spec.system)
+    loaded, tuned, spec = load_subject(base, checkpoint, device, spec)
     assert tuned is not None
     layers = _layers(loaded.net, spec.layers)
     items = chosen_items(spec.items, spec.half, spec.count, spec.seed)
@@ -115,7 +115,7 @@ def _compare(
     with array_file(path, (int(ends[-1]), len(layers), width), about) as file:
         missing = [n for n in range(len(texts)) if not file.done[starts[n]]]
 
-        def keep(which: Sequence[int], values: Tensor) -> None:
+        def keep(which: Sequence[int], values: Tensor) -> None:  # [T, L, D]
             n = missing[which[0]]
             file.write(range(starts[n], ends[n]), values.numpy())
 
@@ -127,7 +127,7 @@ def _compare(
         with applied(loaded.net, tuned) as net:
             after_lens = Lens(net)
 
-            def compare(which: Sequence[int], values: Tensor) -> None:
+            def compare(which: Sequence[int], values: Tensor) -> None:  # [T, L, D]
                 n = which[0]
                 rows = predicting(texts[n])
                 before = torch.from_numpy(np.array(file.values[starts[n] : ends[n]]))[rows]
@@ -218,7 +218,7 @@ def _spectrum(change: Change) -> ModuleUpdate:
 def _held(
     net: CausalLM, loaded: Loaded, adapters: Sequence[Change], means: np.ndarray, items: Sequence[Item], progress: Progress
 ) -> list[Estimate]:
-    """Return how the margin changes when each adapter's scalar in turn is held at its mean on aligned answers. (scalar patching, convergent directions, Soligo et al. 2025)"""
+    """Return how the margin changes when each adapter's scalar in turn is held at its mean on aligned answers, `means` [adapters]. (scalar patching, convergent directions, Soligo et al. 2025)"""
     encoded = preference.encode(loaded.chat, items, context=loaded.context)
     strata = np.array([i.category for i in items])
 

@@ -75,7 +75,7 @@ def extract(
     if spec.minus is not None and checkpoint is None:
         raise InputError(f"`minus` is '{spec.minus}', and no fine-tune is given to take it from", "give one with `checkpoint`")
     other = None if spec.minus in (None, "base") else last(str(spec.minus))
-    loaded, tuned = load_subject(base, checkpoint, device, spec.system, [other] if other else [])
+    loaded, tuned, spec = load_subject(base, checkpoint, device, spec, [other] if other else [])
     layers = layers_of(loaded.net, spec.layers)
     if spec.minus is not None:
         layers, sides, positive, negative = _between_models(loaded, (tuned, other), spec, layers, progress)

@@ -28,7 +28,7 @@ from emscope.inside.prompt_results import (
 from emscope.inside.reading import PromptActivations, prompt_texts
 from emscope.inside.specs import ProbeSpec
 from emscope.inside.subject import layers_of
-from emscope.models.loading.load import load
+from emscope.models.loading.load import load, pick_dtype
 from emscope.models.loading.source import locate
 from emscope.represent.probe import by_category, by_text, probe
 from emscope.stats.crossval import (
@@ -139,7 +139,8 @@ def _activations(
     reference: str, questions: Sequence[Question], spec: ProbeSpec, out: Path, device: str, progress: Progress
 ) -> tuple[np.ndarray, tuple[int, ...], str]:
     """Return prompt activations [N, layers, D] of a model, from `out` where they are there."""
-    loaded = load(locate(reference), system=spec.system, device=device)
+    model = locate(reference)
+    loaded = load(model, system=spec.system, dtype=pick_dtype(spec.dtype, model, device), device=device)
     layers = layers_of(loaded.net, spec.layers)
     activations = PromptActivations(loaded, prompt_texts(loaded, questions), layers, spec.pool, out, progress)
     return activations.of(None, f"reading activations of {reference}"), layers, loaded.model.digest
@@ -168,6 +169,7 @@ def _tried(
 
     Args:
         predict: of all targets. alone: of the first one, for what needs no permutations.
+        targets: the scores, then shuffled ones [N, 1 + B]. folds: held-out rows.
     """
     ours, plain = fold_losses(predict, targets, folds)
     values = explained(ours, plain)

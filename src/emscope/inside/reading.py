@@ -12,6 +12,7 @@ import numpy as np
 
 from emscope.core.digest import digest, short
 from emscope.core.errors import InputError
+from emscope.core.fields import FLOAT32
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Question
 from emscope.models.adapters.updates import first_changed
@@ -88,6 +89,8 @@ class PromptActivations:
             "layers": json.dumps(list(layers)),
             "texts": digest([[t.id, list(t.prompt)] for t in self.texts]),
         }
+        if self.loaded.dtype != FLOAT32:
+            about["dtype"] = self.loaded.dtype
         if checkpoint:
             about["checkpoint"] = checkpoint.digest
         width = int(self.loaded.net.config.get_text_config().hidden_size)
@@ -96,7 +99,7 @@ class PromptActivations:
         with array_file(path, (len(self.texts), len(layers), width), about) as file:
             missing = file.missing()
 
-            def sink(which: Sequence[int], values: Tensor) -> None:
+            def sink(which: Sequence[int], values: Tensor) -> None:  # [B, 1, L, D]
                 file.write([missing[n] for n in which], values[:, 0].numpy())
 
             if missing:

@@ -60,7 +60,9 @@ def read_shift(
     if len(questions) < 2:
         raise InputError(f"'{spec.questions}' holds {len(questions)} question", "give two or more")
     every = [c for _, c in tuned]
-    loaded = load(locate(base or named_base(every)), system=spec.system, device=device, checkpoints=every)
+    model = locate(base or named_base(every))
+    spec = with_dtype(spec, model, device)
+    loaded = load(model, system=spec.system, dtype=spec.dtype, device=device, checkpoints=every)
     check_fits(loaded, found, direction)
     control = [direction_at(c) for c in controls]
     for name, other in zip(controls, control, strict=True):

@@ -148,11 +148,10 @@ def compare_solutions(
     every = [c for cs in found.values() for c in cs]
     model = locate(base or named_base(every))
     items, option = _items(spec)
-    frozen = (
-        spec.model_dump(mode="json") | {"base": model.digest} | {side: [c.digest for c in cs] for side, cs in found.items()}
-    )
+    spec = with_dtype(spec, model, device)
+    frozen = frozen_settings(spec) | {"base": model.digest} | {side: [c.digest for c in cs] for side, cs in found.items()}
     with Study(out, frozen, versions()) as study:
-        loaded = load(model, system=spec.system, device=device, checkpoints=every)
+        loaded = load(model, system=spec.system, dtype=spec.dtype, device=device, checkpoints=every)
         solutions = [
             Solution(side, run, c, effective_norm(loaded.net, c))
             for side, runs in ((GENERAL, general), (NARROW, narrow))

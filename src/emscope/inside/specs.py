@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from emscope.core.fields import (
     ALIGNED_BELOW,
+    AUTO,
     COHERENT_ABOVE,
     ITEMS,
     NO_SYSTEM,
@@ -16,6 +17,7 @@ from emscope.core.fields import (
     AnswerText,
     CoherentAbove,
     CoherentColumn,
+    Dtype,
     Flag,
     Half,
     ItemSet,
@@ -77,6 +79,7 @@ class ExtractSpec(Spec):
     layers: Layers = None
     nulls: Nulls = Field(10, description="Null directions of each kind to keep beside it.")
     system: System = Field(NO_SYSTEM, description="System prompt of items and answers: none, template, or a text.")
+    dtype: Dtype = AUTO
     seed: Seed = 0
 
     @model_validator(mode="after")
@@ -100,6 +103,7 @@ class ShiftSpec(Spec):
     layers: Layers = Field(None, description=OF_THE_FILE)
     nulls: Nulls = 10
     system: System = NO_SYSTEM
+    dtype: Dtype = AUTO
     seed: Seed = 0
 
 
@@ -125,6 +129,7 @@ class SteerSpec(Spec):
     truth: int = Field(0, ge=0, description="Also read so many questions on misconceptions: is the true answer the likeliest?")
     nulls: Nulls = Field(5, description="Try so many null directions of each kind.")
     system: System = NO_SYSTEM
+    dtype: Dtype = AUTO
     seed: Seed = 0
 
 
@@ -136,6 +141,7 @@ class DiffSpec(Spec):
     count: int | None = Field(60, ge=2, description="Use so many items, both answers of each; all of them without a number.")
     layers: Layers = Field(None, description="Such as 8,12,16; 0 is the first block. Ten spread over the model by default.")
     system: System = NO_SYSTEM
+    dtype: Dtype = AUTO
     seed: Seed = 0
 
 
@@ -162,6 +168,7 @@ class ProbeSpec(Spec):
     repeats: int = Field(10, ge=1, description="Times that they are split.")
     permutations: int = Field(0, ge=0, description="Shuffles of the scores, for a permutation test.")
     system: System = NO_SYSTEM
+    dtype: Dtype = AUTO
     seed: Seed = 0
 
 
@@ -181,6 +188,7 @@ class SolutionsSpec(Spec):
     draws: int = Field(2, ge=1, description="Random ways to move them.")
     texts: int = Field(60, ge=2, description="Plain texts for the divergence from the base.")
     system: System = NO_SYSTEM
+    dtype: Dtype = AUTO
     seed: Seed = 0
 
     @model_validator(mode="after")
@@ -202,6 +210,7 @@ class SubspaceSpec(Spec):
     count: int | None = Field(None, ge=4, description="Use so many prompts of each kind.")
     random_seeds: Annotated[int, Flag("--random")] = Field(5, ge=1, description="Random subspaces to compare with.")
     system: System = NO_SYSTEM
+    dtype: Dtype = AUTO
     seed: Seed = 0
 
 
@@ -218,4 +227,5 @@ class RiskSpec(Spec):
     max_tokens: MaxTokens = Field(64, description="The most tokens the model's own answers may have.")
     count: int | None = Field(None, ge=2, description="Weigh a random part of so many samples.")
     system: System = NO_SYSTEM
+    dtype: Dtype = AUTO
     seed: Seed = 0

@@ -50,7 +50,7 @@ WHAT, UPDATE = "steering", "ablate_update"
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A direction and the model it is tried on: the base, or a fine-tune of it."""
+    """A direction and the model it is tried on: the base, or a fine-tune of it; null directions by kind and layer [K, D]."""
 
     name: str
     direction: Direction
@@ -133,14 +133,15 @@ def steer(
     model = locate(base or named_base(tuned))
     found = [direction_at(d) for d in directions]
     control = [direction_at(c) for c in controls]
-    frozen = spec.model_dump(mode="json") | {
+    spec = with_dtype(spec, model, device)
+    frozen = frozen_settings(spec) | {
         "base": model.digest,
         "directions": [d.digest() for d in found],
         "controls": [d.digest() for d in control],
         "checkpoints": [c.digest for c in tuned],
     }
     with Study(out, frozen, versions()) as study:
-        loaded = load(model, system=spec.system, device=device, checkpoints=tuned)
+        loaded = load(model, system=spec.system, dtype=spec.dtype, device=device, checkpoints=tuned)
         for name, direction in zip(controls, control, strict=True):
             check_fits(loaded, direction, name)
         subjects = []
@@ -365,6 +366,7 @@ def _analyse(
 
 
 def _centre(values: np.ndarray, strata: np.ndarray) -> float:
+    """Return the mean of stratum means of values [N]."""
     return stratified_mean(values, strata).value
 
 

@@ -26,7 +26,7 @@ from emscope.inside.steer import (
 from emscope.inside.subject import check_fits
 from emscope.models.hooks.directions import direction_at
 from emscope.models.loading.checkpoints import last, named_base
-from emscope.models.loading.load import load
+from emscope.models.loading.load import load, pick_dtype
 from emscope.models.loading.source import locate
 from emscope.store.study import Study
 
@@ -56,9 +56,11 @@ def sample_steered(
     found = direction_at(direction)
     questions = read_questions(asked.questions)
     settings = asked.model_dump(mode="json", exclude={"rows", "samples", "only_last", "questions"})
-    frozen = settings | {"questions": digest_of(questions), "base": model.digest, "way": spec.way}
+    dtype = pick_dtype(spec.dtype, model, device)
+    other: JsonObject = {"dtype": dtype} if dtype != FLOAT32 else {}  # folders made before there was a choice have float32
+    frozen = settings | {"questions": digest_of(questions), "base": model.digest, "way": spec.way} | other
     with Study(out, frozen, versions()) as study:
-        loaded = load(model, device=device, checkpoints=[tuned] if tuned else [])
+        loaded = load(model, dtype=dtype, device=device, checkpoints=[tuned] if tuned else [])
         check_fits(loaded, found, direction)
         subject = Subject(
             direction, found, nulls_of(found, [], spec.nulls, derive(spec.seed, "subject", 0)), checkpoint or "base", tuned

@@ -3,23 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from emscope.core.errors import InputError
+from emscope.core.fields import FLOAT32
+from emscope.core.plain import JsonObject
+from emscope.inside.specs import (
+    DiffSpec,
+    ExtractSpec,
+    ProbeSpec,
+    RiskSpec,
+    ShiftSpec,
+    SolutionsSpec,
+    SteerSpec,
+    SubspaceSpec,
+)
 from emscope.models.hooks.directions import Direction, check_direction
 from emscope.models.hooks.sites import blocks, check_layers
 from emscope.models.loading.checkpoints import Checkpoint, last, named_base
-from emscope.models.loading.load import Loaded, load
-from emscope.models.loading.source import locate
+from emscope.models.loading.load import Loaded, load, pick_dtype
+from emscope.models.loading.source import Model, locate
 
 if TYPE_CHECKING:
     from emscope.models.types import CausalLM
 
 
+S = TypeVar("S", ExtractSpec, ShiftSpec, SteerSpec, DiffSpec, ProbeSpec, SolutionsSpec, SubspaceSpec, RiskSpec)
+
+
+def with_dtype(spec: S, model: Model, device: str) -> S:
+    """Return the settings with the dtype that `auto` means for this model on this machine, so that results say it."""
+    return spec.model_copy(update={"dtype": pick_dtype(spec.dtype, model, device)})
+
+
+def frozen_settings(spec: S) -> JsonObject:
+    """Return what a folder that is gone on with must share; float32 is left out, as folders made before there was a choice have it."""
+    settings: JsonObject = spec.model_dump(mode="json")
+    if spec.dtype == FLOAT32:
+        del settings["dtype"]
+    return settings
+
+
 def load_subject(
-    base: str | None, checkpoint: str | None, device: str, system: str, others: Sequence[Checkpoint] = ()
-) -> tuple[Loaded, Checkpoint | None]:
-    """Return the base in memory and the last checkpoint of a run, None for the base itself; `others` must name that base too.
+    base: str | None, checkpoint: str | None, device: str, spec: S, others: Sequence[Checkpoint] = ()
+) -> tuple[Loaded, Checkpoint | None, S]:
+    """Return the base in memory, the last checkpoint of a run, None for the base itself, and the settings with the dtype; `others` must name that base too.
 
     Raises:
         InputError: neither is given, or the checkpoint names no base.
@@ -28,7 +56,9 @@ def load_subject(
     if base is None and tuned is None:
         raise InputError("no model is given", "give `base`, or `checkpoint` that names its base")
     every = [*([tuned] if tuned else []), *others]
-    return load(locate(base or named_base(every)), system=system, device=device, checkpoints=every), tuned
+    model = locate(base or named_base(every))
+    spec = with_dtype(spec, model, device)
+    return load(model, system=spec.system, dtype=spec.dtype, device=device, checkpoints=every), tuned, spec
 
 
 def check_fits(loaded: Loaded, direction: Direction, name: str) -> None:

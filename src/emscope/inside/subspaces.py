@@ -89,7 +89,9 @@ def compare_subspaces(
     train, other = _train_questions(spec), read_questions(spec.questions)
     train, other = leading(train, spec.count, what="training prompts"), even(other, spec.count)
     every = list(tuned.values())
-    loaded = load(locate(base or named_base(every)), system=spec.system, device=device, checkpoints=every)
+    model = locate(base or named_base(every))
+    spec = with_dtype(spec, model, device)
+    loaded = load(model, system=spec.system, dtype=spec.dtype, device=device, checkpoints=every)
     layers = layers_of(loaded.net, spec.layers)
     texts = prompt_texts(loaded, [*train, *other])
     place = np.arange(len(texts))
@@ -213,6 +215,7 @@ def _angles(
 
 
 def _rows(values: np.ndarray) -> Tensor:
+    """Return rows [N, D] in the precision in which subspaces are found."""
     import torch
 
     return torch.from_numpy(np.ascontiguousarray(values)).double()
