@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from emscope.cli.options import ARGUMENT, Json
+from emscope.cli.options import ARGUMENT, Behind, Json
 from emscope.core.errors import InputError
 from emscope.core.fields import AUTO, NO_SYSTEM, ChatKwargs, Device, System
 from emscope.core.plain import JsonObject
@@ -121,8 +121,10 @@ def risk(
     model: Annotated[str, Field(description="The model that is to be trained.")],
     direction: Annotated[str, Field(description="Direction file, or a run that trained a steering vector.")],
     spec: RiskSpec,
-    top: Annotated[int, Field(ge=1, description="Print so many samples from either end.")] = 5,
-    out: Annotated[Path | None, Field(description="Write all samples with their projections as JSON lines.")] = None,
+    top: Annotated[int, Behind("count"), Field(ge=1, description="Print so many samples from either end.")] = 5,
+    out: Annotated[
+        Path | None, Behind("top"), Field(description="Write all samples with their projections as JSON lines.")
+    ] = None,
     device: Device = AUTO,
     as_json: Json = False,
 ) -> None:

@@ -40,6 +40,13 @@ class Without:
     names: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """Marks a parameter whose option stands behind another one in the help."""
+
+    name: str
+
+
 ARGUMENT = Argument()
 Files = Annotated[list[Path], ARGUMENT]
 DirectionFile = Annotated[str, ARGUMENT, Field(description="Direction file, or a run that trained a steering vector.")]
@@ -220,11 +227,21 @@ def as_command(function: Command) -> Command:
             error.fault, error.remedy = spelled(error.fault, names), spelled(error.remedy, names)
             raise
 
-    parameters = [option.parameter(names) for option in every]
+    parameters = [option.parameter(names) for option in _in_order(every)]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     run.__doc__, run.__name__ = spelled(inspect.getdoc(function) or "", names), function.__name__
     return run
+
+
+def _in_order(options: list[Option]) -> list[Option]:
+    """Return the options as the help lists them."""
+    found = list(options)
+    for option in options:
+        for behind in (m for m in option.field.metadata if isinstance(m, Behind)):
+            found.remove(option)
+            found.insert(1 + next(n for n, o in enumerate(found) if o.name == behind.name), option)
+    return found
 
 
 def _part(name: str, annotation: object, default: object) -> tuple[type[Spec], list[Option]]:

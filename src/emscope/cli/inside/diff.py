@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from emscope.cli.options import ARGUMENT, Json, Model
+from emscope.cli.options import ARGUMENT, Behind, Json, Model
 from emscope.core.fields import AUTO, Device
 from emscope.inside.specs import DiffSpec
 
@@ -17,7 +17,9 @@ def diff(
     checkpoint: Annotated[str, ARGUMENT, Field(description="The fine-tune, its last checkpoint.")],
     base: Model = None,
     spec: DiffSpec,
-    out: Annotated[Path, Field(description="Folder of the base's states, diff.json and figure.html.")] = Path("emscope-diff"),
+    out: Annotated[Path, Behind("system"), Field(description="Folder of the base's states, diff.json and figure.html.")] = Path(
+        "emscope-diff"
+    ),
     device: Device = AUTO,
     as_json: Json = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from emscope.cli.options import ARGUMENT, Json
+from emscope.cli.options import ARGUMENT, Behind, Json
 from emscope.core.fields import AUTO, Device, Flag
 from emscope.inside.specs import ProbeSpec
 
@@ -15,9 +15,16 @@ from emscope.inside.specs import ProbeSpec
 def probe(
     *,
     scores: Annotated[Path, ARGUMENT, Field(description="Judged answers of the fine-tune: one row an answer.")],
-    models: Annotated[tuple[str, ...], Flag("--model", repeated=True), Field(description="Model whose activations are read.")],
+    models: Annotated[
+        tuple[str, ...],
+        Behind("questions"),
+        Flag("--model", repeated=True),
+        Field(description="Model whose activations are read."),
+    ],
     spec: ProbeSpec,
-    out: Annotated[Path, Field(description="Folder of activations, probe.json and figure.html.")] = Path("emscope-probe"),
+    out: Annotated[Path, Behind("system"), Field(description="Folder of activations, probe.json and figure.html.")] = Path(
+        "emscope-probe"
+    ),
     device: Device = AUTO,
     as_json: Json = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from emscope.cli.options import Json, Model
+from emscope.cli.options import Behind, Json, Model
 from emscope.core.fields import AUTO, Device, Flag
 from emscope.inside.specs import SolutionsSpec
 
@@ -26,7 +26,9 @@ def solutions(
     ],
     base: Model = None,
     spec: SolutionsSpec,
-    out: Annotated[Path, Field(description="Folder of readings, report.json and figure.html.")] = Path("emscope-solutions"),
+    out: Annotated[Path, Behind("system"), Field(description="Folder of readings, report.json and figure.html.")] = Path(
+        "emscope-solutions"
+    ),
     device: Device = AUTO,
     as_json: Json = False,
 ) -> None:

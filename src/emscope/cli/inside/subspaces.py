@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from emscope.cli.options import Checkpoints, Json, Model
+from emscope.cli.options import Behind, Checkpoints, Json, Model
 from emscope.core.fields import AUTO, Device
 from emscope.inside.specs import SubspaceSpec
 
@@ -17,7 +17,7 @@ def subspaces(
     checkpoints: Checkpoints,
     base: Model = None,
     spec: SubspaceSpec,
-    out: Annotated[Path, Field(description="Folder of activations, subspaces.json and figure.html.")] = Path(
+    out: Annotated[Path, Behind("system"), Field(description="Folder of activations, subspaces.json and figure.html.")] = Path(
         "emscope-subspaces"
     ),
     device: Device = AUTO,

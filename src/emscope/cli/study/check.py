@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from emscope.cli.options import ARGUMENT, Base, Json
+from emscope.cli.options import ARGUMENT, Base, Behind, Json
 from emscope.study.check_spec import CheckSpec
 
 
@@ -20,6 +20,7 @@ def check(
     spec: CheckSpec,
     fail_on: Annotated[
         Literal["em", "not-safe"] | None,
+        Behind("ladder"),
         Field(
             description="em: exit with 3 where a verdict is em, 4 where the cause is not separable, the model is broken or a screen reads "
             "em; not-safe: also with 4 where it is not shown safe."

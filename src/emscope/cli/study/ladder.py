@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from emscope.cli.options import ARGUMENT, Base, Json
+from emscope.cli.options import ARGUMENT, Base, Behind, Json
 from emscope.study.check_spec import LadderSpec
 
 
@@ -16,7 +16,7 @@ def ladder(
     target: Annotated[
         str, ARGUMENT, Field(description="A fine-tune known to be harmful: its checkpoints, of which the last is read.")
     ],
-    base: Base = None,
+    base: Annotated[Base, Behind("control")] = None,
     spec: LadderSpec,
     out: Annotated[Path, Field(description="Folder for ladder.json, report.html and tables; the same one goes on.")],
     as_json: Json = False,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from emscope.cli.options import ARGUMENT, Controls, Json, Model, Without
+from emscope.cli.options import ARGUMENT, Behind, Controls, Json, Model, Without
 from emscope.core.fields import AUTO, Device, Flag
 from emscope.inside.specs import SteerSpec
 
@@ -33,8 +33,8 @@ def steer(
     base: Model = None,
     checkpoints: Tuned = (),
     controls: Controls = (),
-    spec: Annotated[SteerSpec, Without(("way",))],
     out: Annotated[Path, Field(description=OUT)] = Path("emscope-steer"),
+    spec: Annotated[SteerSpec, Without(("way",))],
     device: Device = AUTO,
     as_json: Json = False,
 ) -> None:
@@ -51,12 +51,13 @@ def ablate(
     base: Model = None,
     checkpoints: Tuned = (),
     controls: Controls = (),
+    out: Annotated[Path, Field(description=OUT)] = Path("emscope-ablate"),
     update: Annotated[
         bool,
+        Behind("together"),
         Field(description="Take it out of what the LoRA fine-tune itself writes into the stream, and leave the stream alone."),
     ] = False,
     spec: Annotated[SteerSpec, Without(("way", "scales"))],
-    out: Annotated[Path, Field(description=OUT)] = Path("emscope-ablate"),
     device: Device = AUTO,
     as_json: Json = False,
 ) -> None:

@@ -8,8 +8,8 @@ from typing import Annotated
 from pydantic import Field
 
 from emscope.answers.sample_spec import AskSpec
-from emscope.cli.options import DirectionFile, Model, Without
-from emscope.core.fields import AUTO, Device, Layers, Nulls, Reals
+from emscope.cli.options import Behind, DirectionFile, Model, Without
+from emscope.core.fields import AUTO, Device, Dtype, Layers, Nulls, Reals
 from emscope.inside.specs import SteerSpec
 
 
@@ -28,7 +28,8 @@ def sample(
     ablate: Annotated[bool, Field(description="Take the direction out instead of adding it.")] = False,
     nulls: Annotated[Nulls, Field(description="Also ask under so many null directions of each kind.")] = 0,
     spec: Annotated[AskSpec, Without(("triggers", "only_last"))],
-    out: Annotated[Path, Field(description="Folder of the answers.")] = Path("emscope-steered-answers"),
+    out: Annotated[Path, Behind("systems"), Field(description="Folder of the answers.")] = Path("emscope-steered-answers"),
+    dtype: Dtype = AUTO,
     device: Device = AUTO,
 ) -> None:
     """Sample answers while a direction is added or taken out, one run name for each layer and strength. `emscope judge` and
@@ -38,7 +39,13 @@ def sample(
     from emscope.inside.steered_answers import sample_steered
 
     acting = SteerSpec(
-        way="ablate" if ablate else "add", layers=layers, together=together, scales=scales, nulls=nulls, seed=spec.seed
+        way="ablate" if ablate else "add",
+        layers=layers,
+        together=together,
+        scales=scales,
+        nulls=nulls,
+        dtype=dtype,
+        seed=spec.seed,
     )
     with progress_bar() as progress:
         path = sample_steered(direction, acting, spec, out, base=base, checkpoint=checkpoint, device=device, progress=progress)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from emscope.cli.options import Checkpoints, Controls, DirectionFile, Json, Model
+from emscope.cli.options import Behind, Checkpoints, Controls, DirectionFile, Json, Model
 from emscope.core.fields import AUTO, Device
 from emscope.inside.specs import ShiftSpec
 
@@ -16,10 +16,12 @@ def shift(
     *,
     direction: DirectionFile,
     checkpoints: Checkpoints,
-    base: Model = None,
-    controls: Controls = (),
+    base: Annotated[Model, Behind("every")] = None,
+    controls: Annotated[Controls, Behind("base")] = (),
     spec: ShiftSpec,
-    out: Annotated[Path, Field(description="Folder of activations, shift.json and figure.html.")] = Path("emscope-shift"),
+    out: Annotated[Path, Behind("system"), Field(description="Folder of activations, shift.json and figure.html.")] = Path(
+        "emscope-shift"
+    ),
     device: Device = AUTO,
     as_json: Json = False,
 ) -> None:
