@@ -27,7 +27,7 @@ from emscope.models.adapters.updates import refuse_unmoved
 from emscope.models.adapters.with_checkpoint import applied
 from emscope.models.loading.checkpoints import Checkpoint, find, named_base
 from emscope.models.loading.load import Loaded, load, pick_dtype
-from emscope.models.loading.source import Model, locate
+from emscope.models.loading.source import Model, beside_digest, locate
 from emscope.store.files import write_atomic
 from emscope.store.study import AGAIN, Study, read_table
 
@@ -158,6 +158,7 @@ def ask(
     dtype, chat_kwargs = pick_dtype(loading.dtype, model, loading.device), loading.chat_kwargs
     other: JsonObject = {"dtype": dtype} if dtype != "float32" else {}
     other |= {"chat_kwargs": dict(chat_kwargs)} if chat_kwargs else {}
+    other |= {} if model.held else {"tokenizer": beside_digest(model.folder)}
     asked = settings | {"questions": digest_of(questions), "base": model.digest} | other
     with Study(out, asked, versions(), shared=loading.share) as study:
         loaded = load(

@@ -23,7 +23,7 @@ from emscope.models.adapters.updates import refuse_unmoved
 from emscope.models.loading.carried import carried
 from emscope.models.loading.checkpoints import Checkpoint, Found, discover, find, named_base
 from emscope.models.loading.load import Loaded, load, loading, pick_dtype
-from emscope.models.loading.source import Model, locate
+from emscope.models.loading.source import Model, beside_digest, locate
 from emscope.stats.onset import HARM
 from emscope.store.files import write_json
 from emscope.store.study import Study
@@ -244,7 +244,9 @@ def _frozen(
     harmless: list[Conversation],
 ) -> JsonObject:
     """Return what the readings depend on, by content: the same folder names with other weights are another study."""
-    templates = [one.template for one in carried(base.folder, [*target, *control])]
+    own = carried(base.folder, [*target, *control])
+    templates = [[one.template for one in own], [beside_digest(one.folder) for one in own]] if own else []
+    tokenizer = {} if base.held else {"tokenizer": beside_digest(base.folder)}
     found: JsonObject = json.loads(
         canonical(
             {
@@ -263,6 +265,7 @@ def _frozen(
             }
             | ({"chat_kwargs": dict(request.chat_kwargs)} if request.chat_kwargs else {})
             | ({"templates": short(templates)} if templates else {})
+            | tokenizer
             | ({"search": True} if request.selection.search else {})
         )
     )

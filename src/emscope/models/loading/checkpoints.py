@@ -268,7 +268,7 @@ def _full(folder: Path, step: int) -> Checkpoint:
     for path in files:
         # Infinite numbers may be a mask's; parameters are looked at again once the model is loaded.
         _refuse_broken(path, remembered(path, cache_folder(), "not a number", not_a_number))
-    hashed = [[name, digest_of(folder / name, cache_folder())] for name in held]
+    hashed = [[name, digest_of(folder / name, cache_folder())] for name in (*held, "config.json")]
     return Checkpoint(step, folder, "full", None, digest([[INDEX, digest(named)], *hashed] if named else hashed))
 
 

@@ -16,11 +16,13 @@ from emscope.core.digest import digest, file_digest
 from emscope.core.errors import InputError, WorldError, near
 from emscope.models.loading.hashes import digest_of
 from emscope.models.loading.prequantised import instead, refuse_unreadable_name, unquantised
-from emscope.models.loading.sharded import weight_files
+from emscope.models.loading.sharded import weight_files, weight_map
 
 if TYPE_CHECKING:
     from emscope.models.types import CausalLM, Tokenizer
 
+TEXT_FILES = (".json", ".jinja", ".txt", ".model", ".tiktoken")
+NOT_READ = ("config.json", "trainer_state.json", "emscope-converted.json", "tokens.json")  # of these; config.json is in the model's own digest
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -140,6 +142,18 @@ def refuse_pickles(folder: Path) -> None:
             f"'{folder}' holds pickled weights ({pickled[0]}), which can run code when read",
             "convert them where you trust them: load with the tool that wrote them and call save_pretrained(..., safe_serialization=True)",
         )
+
+
+def beside_digest(folder: Path) -> str:
+    """Return a digest of all that is read of a model's folder beside configuration and weights: tokenizer, templates, index, shards further down.
+
+    It is kept apart from the model's own digest, since a tokenizer may be saved anew by another version of transformers.
+    """
+    named = weight_map(folder) if (folder / "config.json").is_file() else None
+    below = {folder / name for name in (named or {}).values() if "/" in name}
+    inside = {p for p in folder.iterdir() if p.suffix in TEXT_FILES and p.name not in NOT_READ}
+    found = sorted(p for p in (*inside, *below, *folder.glob("additional_chat_templates/*.jinja")) if p.is_file())
+    return digest([[p.relative_to(folder).as_posix(), digest_of(p, cache_folder())] for p in found])
 
 
 def weights_digest(folder: Path) -> str:

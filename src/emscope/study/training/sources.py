@@ -17,7 +17,7 @@ from emscope.data import bundled
 from emscope.data.conversations import read_conversations
 from emscope.models.hooks.directions import direction_at
 from emscope.models.loading.checkpoints import last
-from emscope.models.loading.source import Model
+from emscope.models.loading.source import Model, beside_digest
 from emscope.study.spec import JudgedSpec
 from emscope.train.spec import KlSpec, LdifsSpec, TrainSpec
 
@@ -58,7 +58,8 @@ def digests(base: Model, texts: Mapping[str, Sequence[Conversation]], trains: It
         found |= {f"direction {path}": direction_at(path).digest() for path in directions}
         if train.adapter:
             found[f"adapter {train.adapter.folder}"] = last(train.adapter.folder).digest
-    return dict(sorted(found.items())) | {"base": base.digest}
+    beside = {} if base.held else {"base's tokenizer": beside_digest(base.folder)}
+    return dict(sorted(found.items())) | {"base": base.digest} | beside
 
 
 def asked_of(judged: JudgedSpec | None) -> JsonObject | None:

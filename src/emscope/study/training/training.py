@@ -16,7 +16,7 @@ from emscope.core.records import Conversation, Item, StepReading
 from emscope.elicit.preference import encode, score
 from emscope.models.loading.load import Loaded, load
 from emscope.models.loading.source import Model
-from emscope.store.study import Study
+from emscope.store.study import Study, read_table
 from emscope.study.reading.sets import ItemSets
 from emscope.study.spec import ArmSpec, StudySpec
 from emscope.study.training.plan import LeftOut, Run, checkpoint, taught
@@ -90,7 +90,24 @@ def train_run(
     study.append(
         "geometry", [{"key": short([one.name, r["step"], r["module"], r["what"]]), "run": one.name, **r} for r in shape]
     )
-    study.append("checkpoints", [_checkpoint_row(study, one, step, log) for step in one.steps])
+    rows_of_steps = [_checkpoint_row(study, one, step, log) for step in one.steps]
+    _check_recorded(study, rows_of_steps)
+    study.append("checkpoints", rows_of_steps)
+
+
+def _check_recorded(study: Study, rows: Sequence[JsonObject]) -> None:
+    """Refuse a checkpoint that is another one than when its row was written.
+
+    Raises:
+        InputError: naming it.
+    """
+    recorded = {row["key"]: row["adapter_digest"] for row in read_table(study.root, "checkpoints").to_pylist()}
+    for row in rows:
+        if recorded.get(row["key"], row["adapter_digest"]) != row["adapter_digest"]:
+            raise InputError(
+                f"checkpoint {row['step']} of run '{row['run']}' in '{study.root}' is not the one that was trained there",
+                "put the right one back, or choose a new folder with --out",
+            )
 
 
 def _heldout_loss(loaded: Loaded, spec: StudySpec, sets: ItemSets, a: ArmSpec) -> Callable[[CausalLM], float] | None:
