@@ -106,7 +106,7 @@ def _check_recorded(study: Study, rows: Sequence[JsonObject]) -> None:
         if recorded.get(row["key"], row["adapter_digest"]) != row["adapter_digest"]:
             raise InputError(
                 f"checkpoint {row['step']} of run '{row['run']}' in '{study.root}' is not the one that was trained there",
-                "put the right one back, or choose a new folder with --out",
+                "put the right one back, or choose a new folder with `out`",
             )
 
 
