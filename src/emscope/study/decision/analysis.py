@@ -12,7 +12,7 @@ from emscope.stats.means import mean_estimate, stratified_mean
 from emscope.stats.onset import HARM, LEVEL, episodes, onset
 from emscope.stats.power import chance_of_both
 from emscope.study.decision.along import AGAINST_BASE, AGAINST_CONTROL, Along, read_along
-from emscope.study.decision.checked import CheckResult, Definition, Episode, Onset, Power, Stop
+from emscope.study.decision.checked import RULE, CheckResult, Definition, Episode, Onset, Power, Stop
 from emscope.study.decision.checkpoint_reading import TWO_SIDED, base_reading, checkpoint_reading
 from emscope.study.decision.task import late, read_task, retained
 from emscope.study.decision.truth import truthfulness
@@ -85,6 +85,7 @@ def _definition(e: Evidence) -> Definition:
         calibrated=e.calibrated,
         one_sided_level=LEVEL,
         onset_level=TWO_SIDED,
+        rule=RULE,
         placebo=0 if e.base_placebo is None else len(e.base_placebo),
         looks=e.looks,
     )

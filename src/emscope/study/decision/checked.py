@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from emscope.core.estimate import Estimate
 from emscope.core.outcomes import State, Verdict
-from emscope.core.plain import LEFT_OUT, Json, JsonObject, Result, named
+from emscope.core.plain import FLAT, LEFT_OUT, Json, Result, named
 from emscope.study.reading.arms import Measure
 from emscope.study.reading.ladders import Standing
 
@@ -146,27 +147,15 @@ class Definition(Result):
         looks: readings that a search was allowed, by which the error of each is divided; None without one.
     """
 
-    measure: Measure | None
+    measure: Measure | None = field(metadata=FLAT)
     delta: float
     delta_source: str
     calibrated: bool
     one_sided_level: float
     onset_level: float
+    rule: str
     placebo: int
     looks: int | None = None
-
-    def to_json(self) -> JsonObject:
-        """Return one flat object: what was measured, then the rule."""
-        return (self.measure.to_json() if self.measure else {}) | {
-            "delta": self.delta,
-            "delta_source": self.delta_source,
-            "calibrated": self.calibrated,
-            "one_sided_level": self.one_sided_level,
-            "onset_level": self.onset_level,
-            "rule": RULE,
-            "placebo": self.placebo,
-            "looks": self.looks,
-        }
 
     @classmethod
     def fields_of(cls, row: Mapping[str, Json]) -> Mapping[str, Json]:
@@ -207,6 +196,8 @@ class CheckResult(Result):
         standing: among known runs of the base; None where none is known, and then `why` says so.
     """
 
+    schema: ClassVar[str | int | None] = SCHEMA
+
     base: str
     verdict: Verdict
     state: State | None
@@ -227,7 +218,3 @@ class CheckResult(Result):
     definition: Definition
     truthfulness: Truthfulness | None = None
     standing: Standing | None = None
-
-    def to_json(self) -> JsonObject:
-        """Return the documented `check` object."""
-        return {"schema": SCHEMA} | Result.to_json(self)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from emscope.core.estimate import Estimate
-from emscope.core.plain import Json, JsonObject, Result
+from emscope.core.plain import NOT_WRITTEN, Json, Result
 from emscope.study.decision.recipe import RecipeResult
 from emscope.study.decision.said import Dated, Said, SaidByArm, Worst
 
@@ -74,7 +74,7 @@ class Judged(Result):
     """
 
     definition: Mapping[str, Json]
-    delta: float
+    delta: float = field(metadata=NOT_WRITTEN)
     questions: str
     answers: int
     judges: tuple[Opinion, ...]
@@ -85,10 +85,6 @@ class Judged(Result):
     def first(self) -> Opinion:
         """The judge whose word counts."""
         return self.judges[0]
-
-    def to_json(self) -> JsonObject:
-        """Return the documented JSON shape."""
-        return {name: value for name, value in Result.to_json(self).items() if name != "delta"}
 
     @classmethod
     def fields_of(cls, row: Mapping[str, Json]) -> Mapping[str, Json]:

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import ClassVar
 
 from emscope.core.digest import short
 from emscope.core.errors import InputError
 from emscope.core.estimate import Estimate
 from emscope.core.outcomes import Calibration
-from emscope.core.plain import Json, JsonObject, Result, from_json, read_json
+from emscope.core.plain import Json, Result, from_json, read_json
 from emscope.models.loading.load import Loaded
 from emscope.stats.ladder import BASE, dose
 from emscope.study.reading.sets import EM, PLACEBO, ItemSets
@@ -125,6 +126,8 @@ class LadderResult(Result):
         scale, shown: the lowest dose of shown harm, and the smaller preference contrast there. floor: what harmless runs set.
     """
 
+    schema: ClassVar[str | int | None] = SCHEMA
+
     name: str
     status: Calibration
     delta: float | None
@@ -139,10 +142,6 @@ class LadderResult(Result):
     dtype: str
     operation: str
     versions: Mapping[str, str]
-
-    def to_json(self) -> JsonObject:
-        """Return the object that `ladder.json` holds."""
-        return {"schema": SCHEMA} | Result.to_json(self)
 
 
 @dataclass(frozen=True, slots=True)
