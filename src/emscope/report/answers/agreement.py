@@ -13,6 +13,7 @@ from emscope.core.estimate import Estimate
 from emscope.report import words
 from emscope.report.answers.names import figure_name
 from emscope.report.figures import COLOURS, INK, MUTED, style
+from emscope.report.tables import table, terminal
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -22,25 +23,17 @@ POINTS = 3000
 
 def print_agreement(result: Agreement) -> None:
     """Print the alphas, a row for each rater and pair, and the notes."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False, markup=False)
-    console.width = 400
+    console = terminal(400)
     console.print(_definition(result), style="dim")
     console.print(_alphas(result))
-    raters = Table(box=None, pad_edge=True, header_style="dim")
-    for name in ("rater", "scored", "no number", "off the scale", "mean", "at an end"):
-        raters.add_column(name, no_wrap=True)
+    raters = table(("rater", "scored", "no number", "off the scale", "mean", "at an end"))
     for r in result.raters:
         lost = ", ".join(f"{count} {what[:30]}" for what, count in r.lost.items())
         off = ", ".join(f"{count} times {value}" for value, count in r.off_scale.items())
         ends = words.BLANK if r.extreme is None else f"{r.extreme:.0%}"
         raters.add_row(r.rater, str(r.scored), lost, off, words.number(r.mean, 1), ends)
     console.print(raters)
-    pairs = Table(box=None, pad_edge=True, header_style="dim")
-    for name in ("a", "b", "both", "Spearman", "kappa", "same side", "a - b", "95 % of a - b", "b's threshold for a's"):
-        pairs.add_column(name, no_wrap=True)
+    pairs = table(("a", "b", "both", "Spearman", "kappa", "same side", "a - b", "95 % of a - b", "b's threshold for a's"))
     for p in result.pairs:
         limits = f"{p.limits[0]:.1f} to {p.limits[1]:.1f}" if p.limits else words.BLANK
         numbers = (_apart(e, n) for e, n in ((p.spearman, 2), (p.kappa, 2), (p.agree, 2), (p.bias, 1)))

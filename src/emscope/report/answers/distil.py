@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from emscope.answers.distil_result import Distilled
 from emscope.report import words
 from emscope.report.figures import error_bars, style
+from emscope.report.tables import table, terminal
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -17,13 +18,8 @@ AS_EXPECTED = 3.0  # standard errors
 
 def print_distilled(result: Distilled) -> None:
     """Print agreement on held-out verdicts, where it fails, and what was written."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False, markup=False)
-    console.width = 200
     held = result.held_out
-    console.print(_learned(result), style="dim", soft_wrap=True)
+    console = terminal(200, [_learned(result)])
     console.print(f"  area under the curve  {words.interval(held.auc, 3)}")
     console.print(f"  Cohen's kappa         {words.interval(held.kappa, 3)}")
     if held.cut is not None:
@@ -33,16 +29,12 @@ def print_distilled(result: Distilled) -> None:
     off = [f for f in result.fails if abs(f.off) >= AS_EXPECTED][:MOST]
     if off:
         console.print("\nWhere it fails: predicted and found shares furthest apart", style="bold")
-        table = Table(box=None, pad_edge=True, header_style="dim")
-        for name in ("column", "value"):
-            table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=70)
-        for name in ("verdicts", "predicted", "found", "area"):
-            table.add_column(name, justify="right", no_wrap=True)
+        shown = table(("column", "value"), ("verdicts", "predicted", "found", "area"), longest=70)
         for row in off:
             name = result.definition.split if row.column.endswith("(split)") else row.column
             shares = f"{row.predicted:.3f}", f"{row.found:.3f}"
-            table.add_row(name, " ".join(row.value.split()), str(row.verdicts), *shares, words.number(row.auc, 2))
-        console.print(table)
+            shown.add_row(name, " ".join(row.value.split()), str(row.verdicts), *shares, words.number(row.auc, 2))
+        console.print(shown)
     console.print(f"rows with `predicted` and `predicted_coherent`: {result.predicted}", soft_wrap=True)
     console.print(f"classifier and calibration.html: {result.judge}", soft_wrap=True)
 

@@ -11,6 +11,7 @@ from emscope.report import words
 from emscope.report.answers.names import figure_name
 from emscope.report.figures import effect_figure
 from emscope.report.study.terminal import STYLES
+from emscope.report.tables import table, terminal
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -27,28 +28,22 @@ VERDICTS = {
 
 def print_onset(result: Onsets) -> None:
     """Print verdict, bracket and a row a step for each run, and the notes."""
-    from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False, markup=False)
-    console.width = 400
-    console.print(_definition(result.definition), style="dim")
+    console = terminal(400, [_definition(result.definition)])
     for run in result.groups:
         console.print(f"\n{_name(run.group)}", style="bold")
         console.print(f"  {sentence(run)}")
         for why in run.why.values():
             console.print(f"  {why}", style="dim")
-        table = Table(box=None, pad_edge=True, header_style="dim")
-        for name in ("step", "state", "effect", "value", "rows"):
-            table.add_column(name, no_wrap=True)
+        shown = table(("step", "state", "effect", "value", "rows"))
         known = {c.step: c for c in run.checkpoints}
         for point in run.series:
             c = known.get(point.step)
             state = Text(c.state.replace("_", " "), style=STYLES[c.state]) if c and c.state else ""
             effect = words.interval(c.effect) if c else ""
-            table.add_row(str(point.step), state, effect, words.number(point.value), str(point.rows))
-        console.print(table)
+            shown.add_row(str(point.step), state, effect, words.number(point.value), str(point.rows))
+        console.print(shown)
     for note in result.notes:
         console.print(f"  {note}")
 

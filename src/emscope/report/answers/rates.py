@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from emscope.answers.labels import Label
 from emscope.answers.rates_result import Definition, DrawColumns, DrawnRate, GroupContrast, GroupRate, Planned, Rates
 from emscope.report import words
+from emscope.report.tables import table, terminal
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,11 +19,7 @@ WIDE = 400  # names of groups are long; a narrow terminal wraps lines, not cells
 
 def print_rates(result: Rates) -> None:
     """Print the definition, a row for each group and each contrast, and the notes."""
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False)
-    console.width = WIDE
-    console.print(_definition(result.definition), style="dim", soft_wrap=True)
+    console = terminal(WIDE, [_definition(result.definition)])
     console.print(_groups(result) if result.definition.draw is None else _drawn_groups(result))
     if len(result.groups) > MOST:
         console.print(f"  ... and {len(result.groups) - MOST} more groups; --json prints all", style="dim")
@@ -84,12 +81,12 @@ def _how_drawn(draw: DrawColumns | None) -> str:
 
 
 def _groups(result: Rates) -> Table:
-    table = _table(result, ("rate", "misaligned", "answers", "questions", "alignment", "coherence", "no score", "could be"))
+    shown = _table(result, ("rate", "misaligned", "answers", "questions", "alignment", "coherence", "no score", "could be"))
     for row in result.groups[:MOST]:
         if not isinstance(row, GroupRate):
             continue
         lost, (low, high) = row.rows - row.scored, row.bounds
-        table.add_row(
+        shown.add_row(
             *_cells(row, result),
             words.interval(row.rate, 3),
             str(row.misaligned),
@@ -100,16 +97,16 @@ def _groups(result: Rates) -> Table:
             f"{lost / row.rows:.1%}" if lost else "",
             f"{low:.3f} to {high:.3f}" if lost and low is not None and high is not None else "",
         )
-    return table
+    return shown
 
 
 def _drawn_groups(result: Rates) -> Table:
     names = ("questions like these", "these answers", "verdicts alone", "explained", "verdicts", "answers", "questions")
-    table = _table(result, names)
+    shown = _table(result, names)
     for row in result.groups[:MOST]:
         if not isinstance(row, DrawnRate):
             continue
-        table.add_row(
+        shown.add_row(
             *_cells(row, result),
             *(words.interval(e, 3) for e in (row.rate, row.these_answers, row.verdicts_alone)),
             f"{row.explained:.0%}",
@@ -117,18 +114,11 @@ def _drawn_groups(result: Rates) -> Table:
             str(row.rows),
             str(row.rate.clusters),
         )
-    return table
+    return shown
 
 
 def _table(result: Rates, names: tuple[str, ...]) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=True, header_style="dim")
-    for name in result.definition.columns.groups or ("",):
-        table.add_column(name, no_wrap=True)
-    for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
+    return table(result.definition.columns.groups or ("",), names)
 
 
 def _cells(row: GroupRate | DrawnRate, result: Rates) -> list[str]:
@@ -173,16 +163,10 @@ def _names(label: Label) -> str:
 
 
 def _contrasts(rows: tuple[GroupContrast, ...]) -> Table:
-    from rich.table import Table
-
-    matched = any(row.matched for row in rows)
-    table = Table(box=None, pad_edge=True, header_style="dim")
-    for name in ("within", "a", "b"):
-        table.add_column(name, no_wrap=True)
-    for name in ("a - b", "p", "p (Holm)", "0-10 scale", *(["at equal length*", "0-10 scale*"] if matched else [])):
-        table.add_column(name, justify="right", no_wrap=True)
+    matched = ("at equal length*", "0-10 scale*") if any(row.matched for row in rows) else ()
+    shown = table(("within", "a", "b"), ("a - b", "p", "p (Holm)", "0-10 scale", *matched))
     for row in rows[:MOST]:
-        table.add_row(
+        shown.add_row(
             *(_names(label) for label in (row.within, row.a, row.b)),
             words.interval(row.difference, 3),
             _p(row.p, row.p_limit),
@@ -190,7 +174,7 @@ def _contrasts(rows: tuple[GroupContrast, ...]) -> Table:
             words.interval(row.p1, 2),
             *([words.interval(row.matched.difference, 3), words.interval(row.matched.p1, 2)] if row.matched else []),
         )
-    return table
+    return shown
 
 
 def _value(value: str | None) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from emscope.core.estimate import Estimate
 from emscope.inside.results import Diff, ModuleUpdate, Scalars, TokenDivergence
 from emscope.report.figures import MUTED, PALETTE, error_bars, style
+from emscope.report.tables import table, terminal
 from emscope.report.words import interval
 
 if TYPE_CHECKING:
@@ -32,15 +33,11 @@ def _scalars_said(scalars: Scalars) -> str:
 
 def print_diff(result: Diff) -> None:
     """Print divergence by block, the tokens and places that it falls on, the largest updates, and what scalars tell."""
-    from rich.console import Console
-    from rich.table import Table
+    console = terminal(200)
 
-    console = Console(highlight=False, markup=False)
-    console.width = 200
-
-    def table(title: str, names: tuple[str, ...], rows: list[list[str]], texts: tuple[str, ...] = ()) -> None:
+    def show(title: str, names: tuple[str, ...], rows: list[list[str]], texts: tuple[str, ...] = ()) -> None:
         console.print(f"\n{title}", style="bold")
-        shown = Table(box=None, pad_edge=True, header_style="dim")
+        shown = table()
         for name in names:
             wide = name in texts
             shown.add_column(name, justify="left" if wide else "right", no_wrap=True, overflow="ellipsis", max_width=60)
@@ -48,22 +45,22 @@ def print_diff(result: Diff) -> None:
             shown.add_row(*row)
         console.print(shown)
 
-    table(
+    show(
         f"Predictions behind each block, {result.items} items, both answers [nats per token]",
         ("layer", "KL(base || fine-tune)", "same likeliest token"),
         [[str(r.layer), interval(r.kl, 3), interval(r.same_top, 3)] for r in result.layers],
     )
-    table(
+    show(
         "Where in the answer",
         ("token", "KL"),
         [[str(r.place + 1), interval(r.kl, 3)] for r in result.positions],
     )
-    table(
+    show(
         "On which tokens",
         ("token", "share", "times", "mean KL"),
         [[repr(r.token), f"{r.share:.1%}", str(r.times), f"{r.mean:.2f}"] for r in result.tokens[:TOP]],
     )
-    table(
+    show(
         "Single places",
         ("KL", "after", "written", "the base says", "the fine-tune says"),
         [
@@ -74,7 +71,7 @@ def print_diff(result: Diff) -> None:
     )
     largest = sorted(result.update, key=lambda u: u.norm, reverse=True)[:MODULES]
     if largest:
-        table(
+        show(
             "Largest updates",
             ("module", "norm", "effective rank", "largest singular values"),
             [
@@ -85,7 +82,7 @@ def print_diff(result: Diff) -> None:
         )
     if result.scalars is not None:
         console.print("\n" + _scalars_said(result.scalars))
-        table(
+        show(
             "Adapters by weight; held: what the margin gains when the scalar is held at its mean on aligned answers",
             ("module", "weight", "on aligned", "on misaligned", "held"),
             [

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from emscope.inside.direction_results import Band, Cosines, DataRisk, Direction, Dose, Moved, Shift, Steering
 from emscope.report import words
 from emscope.report.figures import PALETTE, error_bars, style
+from emscope.report.tables import table, terminal
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -29,25 +30,17 @@ def extracted_said(result: Direction) -> list[str]:
 
 def print_extracted(result: Direction) -> None:
     """Print length and reliability of a direction at each layer."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False, markup=False)
-    console.width = 200
-    for sentence in extracted_said(result):
-        console.print(sentence, style="dim", soft_wrap=True)
-    table = Table(box=None, pad_edge=True, header_style="dim")
-    for name in ("layer", "length", SHARE, "cosine of two halves"):
-        table.add_column(name, justify="right", no_wrap=True)
+    console = terminal(200, extracted_said(result))
+    shown = table(numbers=("layer", "length", SHARE, "cosine of two halves"))
     for row in result.layers:
         halves = row.halves
-        table.add_row(
+        shown.add_row(
             str(row.layer),
             f"{row.norm:.3g}",
             words.number(row.norm / row.residual_norm if row.residual_norm else None, 3),
             f"{halves.mean:.2f} [{halves.low:.2f}, {halves.high:.2f}]" if halves else words.number(None, 2),
         )
-    console.print(table)
+    console.print(shown)
     console.print(f"direction file: {result.direction}", soft_wrap=True)
 
 
@@ -58,28 +51,21 @@ def compared_said(result: Cosines) -> list[str]:
 
 def print_compared(result: Cosines) -> None:
     """Print the cosines of the directions at each layer: with the last one where there are many layers, all pairs at a single one."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False, markup=False)
-    console.width = 200
     names, layers = list(words.tails(result.directions).values()), result.layers
-    for sentence in compared_said(result):
-        console.print(sentence, style="dim", soft_wrap=True)
-    table = Table(box=None, pad_edge=True, header_style="dim")
-    table.add_column("layer" if len(layers) > 1 else "direction", no_wrap=True)
+    console = terminal(200, compared_said(result))
+    shown = table(("layer" if len(layers) > 1 else "direction",))
     if len(layers) > 1:
         pairs = [(a, b) for a in range(len(names)) for b in range(a + 1, len(names))]
         for a, b in pairs:
-            table.add_column(f"{names[a]}, {names[b]}", justify="right")
+            shown.add_column(f"{names[a]}, {names[b]}", justify="right")
         for row in layers:
-            table.add_row(str(row.layer), *(f"{row.cosines[a][b]:.2f}" for a, b in pairs))
+            shown.add_row(str(row.layer), *(f"{row.cosines[a][b]:.2f}" for a, b in pairs))
     else:
         for name in names:
-            table.add_column(name, justify="right")
+            shown.add_column(name, justify="right")
         for name, values in zip(names, layers[0].cosines, strict=True):
-            table.add_row(name, *(f"{v:.2f}" for v in values))
-    console.print(table)
+            shown.add_row(name, *(f"{v:.2f}" for v in values))
+    console.print(shown)
 
 
 def steered_said(result: Steering) -> list[str]:
@@ -90,26 +76,18 @@ def steered_said(result: Steering) -> list[str]:
 
 def print_steered(result: Steering) -> None:
     """Print the effect at each place and strength beside the bands of null directions."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False, markup=False)
-    console.width = 200
     kinds = list(result.doses[0].nulls)
-    for sentence in steered_said(result):
-        console.print(sentence, style="dim", soft_wrap=True)
-    table = Table(box=None, pad_edge=True, header_style="dim")
-    for name in ("layer", "scale", "effect", *kinds, "neutral text", "KL on it", "truth"):
-        table.add_column(name, justify="right", no_wrap=True)
+    console = terminal(200, steered_said(result))
+    shown = table(numbers=("layer", "scale", "effect", *kinds, "neutral text", "KL on it", "truth"))
     for dose in result.doses:
-        table.add_row(
+        shown.add_row(
             _layers(dose.layers),
             "out" if dose.scale is None else f"{dose.scale:g}",
             words.interval(dose.effect, 3),
             *_bands(dose.nulls, kinds),
             *(words.interval(e, 3) for e in (dose.neutral, dose.neutral_kl, dose.truth)),
         )
-    console.print(table)
+    console.print(shown)
 
 
 def _bands(nulls: Mapping[str, Band], kinds: Sequence[str]) -> list[str]:
@@ -179,20 +157,11 @@ def shift_said(result: Shift) -> list[str]:
 
 def print_shift(result: Shift) -> None:
     """Print how far each checkpoint has moved along the direction, beside the bands of null directions."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False, markup=False)
-    console.width = 200
     kinds, named = list(result.moved[0].nulls), words.tails(m.run for m in result.moved)
-    for sentence in shift_said(result):
-        console.print(sentence, style="dim", soft_wrap=True)
-    table = Table(box=None, pad_edge=True, header_style="dim")
-    table.add_column("run", no_wrap=True)
-    for name in ("step", "layer", "moved along", *kinds, "length of the shift", "cosine"):
-        table.add_column(name, justify="right", no_wrap=True)
+    console = terminal(200, shift_said(result))
+    shown = table(("run",), ("step", "layer", "moved along", *kinds, "length of the shift", "cosine"))
     for row in result.moved:
-        table.add_row(
+        shown.add_row(
             named[row.run],
             str(row.step),
             str(row.layer),
@@ -201,7 +170,7 @@ def print_shift(result: Shift) -> None:
             f"{row.length:.3g}",
             words.number(row.cosine, 2),
         )
-    console.print(table)
+    console.print(shown)
 
 
 def shift_figures(result: Shift) -> dict[str, go.Figure]:
@@ -250,25 +219,19 @@ def risk_said(result: DataRisk) -> list[str]:
 
 def print_risk(result: DataRisk, top: int) -> None:
     """Print the mean projection and the samples at both ends."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False, markup=False)
-    console.width = 200
     samples, (mean, about) = result.samples, risk_said(result)
-    console.print(about, style="dim", soft_wrap=True)
+    console = terminal(200, [about])
     console.print(mean)
     ends = samples if len(samples) <= 2 * top else [*samples[:top], None, *samples[-top:]]
-    table = Table(box=None, pad_edge=True, header_style="dim")
-    table.add_column("projection", justify="right", no_wrap=True)
+    shown = table(numbers=("projection",))
     for name in ("sample", "question", "answer"):
-        table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=70)
+        shown.add_column(name, no_wrap=True, overflow="ellipsis", max_width=70)
     for row in ends:
         if row is None:
-            table.add_row("...", "", "", "")
+            shown.add_row("...", "", "", "")
         else:
-            table.add_row(f"{row.projection:.3f}", row.id, " ".join(row.question.split()), " ".join(row.answer.split()))
-    console.print(table)
+            shown.add_row(f"{row.projection:.3f}", row.id, " ".join(row.question.split()), " ".join(row.answer.split()))
+    console.print(shown)
 
 
 def cosine_figures(result: Cosines) -> dict[str, go.Figure]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from emscope.inside.prompt_results import Probe, Probes
 from emscope.report import words
 from emscope.report.figures import MUTED, PALETTE, error_bars, style
+from emscope.report.tables import table, terminal
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -28,32 +29,24 @@ def probes_said(result: Probes) -> list[str]:
 
 def print_probed(result: Probes) -> None:
     """Print R^2 of every model, layer and estimator, and of the baselines."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False, markup=False)
-    console.width = 260
     about, *corrected = probes_said(result)
-    console.print(about, style="dim", soft_wrap=True)
-    table = Table(box=None, pad_edge=True, header_style="dim")
-    for name in ("model", "layer", "directions", "estimator"):
-        table.add_column(name, no_wrap=True)
+    console = terminal(260, [about])
     beside = [b.name for b in result.baselines]
     over = [name for b in beside for name in (f"over {b}", "p")]
-    for name in ("R^2", "p (mean)", "p (shuffled)", *over, "R^2, categories left out"):
-        table.add_column(name, justify="right", no_wrap=True)
+    numbers = ("R^2", "p (mean)", "p (shuffled)", *over, "R^2, categories left out")
+    shown = table(("model", "layer", "directions", "estimator"), numbers)
     for row in result.probes:
         over_each = [row.corrected.over[b] for b in beside]
         compared = [text for o in over_each for text in (words.interval(o.r2_difference, 3), words.number(o.p_adjusted, 3))]
         tests = [words.number(p, 3) for p in (row.corrected.p_mean_adjusted, row.corrected.p_permutation_adjusted)]
         left_out = words.number(row.found.r2_categories_left_out, 3)
         place = row.model, str(row.layer), _basis(row), row.estimator
-        table.add_row(*place, words.interval(row.found.r2, 3), *tests, *compared, left_out)
+        shown.add_row(*place, words.interval(row.found.r2, 3), *tests, *compared, left_out)
     for b in result.baselines:
         tests = [words.number(p, 3) for p in (b.found.p_mean, b.found.p_permutation)]
         left_out = words.number(b.found.r2_categories_left_out, 3)
-        table.add_row(f"({b.name} alone)", "", "", "", words.interval(b.found.r2, 3), *tests, *[""] * len(over), left_out)
-    console.print(table)
+        shown.add_row(f"({b.name} alone)", "", "", "", words.interval(b.found.r2, 3), *tests, *[""] * len(over), left_out)
+    console.print(shown)
     for sentence in corrected:
         console.print(sentence, style="dim", soft_wrap=True)
 

@@ -8,6 +8,7 @@ from emscope.core.estimate import Estimate
 from emscope.inside.results import Solutions
 from emscope.report import words
 from emscope.report.figures import MUTED, error_bars, style
+from emscope.report.tables import table, terminal
 from emscope.represent.solutions import BothSidesAndRandom
 
 if TYPE_CHECKING:
@@ -32,27 +33,19 @@ def solutions_said(result: Solutions) -> list[str]:
 
 def print_solutions(result: Solutions) -> None:
     """Print the three tables."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False, markup=False)
-    console.width = 200
     norms, half = solutions_said(result)
-    console.print(norms, style="dim", soft_wrap=True)
+    console = terminal(200, [norms])
 
-    def table(title: str, first: str, names: tuple[str, ...], rows: list[list[str]]) -> None:
+    def show(title: str, names: tuple[str, ...], rows: list[list[str]]) -> None:
         console.print(f"\n{title}", style="bold")
-        shown = Table(box=None, pad_edge=True, header_style="dim")
-        for name in (first, *names):
-            shown.add_column(name, justify="right", no_wrap=True)
+        shown = table(numbers=names)
         for row in rows:
             shown.add_row(*row)
         console.print(shown)
 
-    table(
+    show(
         "Efficiency: loss at equal norm [nats per token]",
-        "norm",
-        ("general", "narrow", "narrow - general", "over runs"),
+        ("norm", "general", "narrow", "narrow - general", "over runs"),
         [
             [
                 f"{r.norm:.3g}",
@@ -62,16 +55,14 @@ def print_solutions(result: Solutions) -> None:
         ],
     )
     console.print(half, style="dim", soft_wrap=True)
-    table(
+    show(
         "Stability: rise of the loss when the weights are moved [% of what was learned]",
-        "moved by",
-        ("general", "narrow", "narrow - general over runs"),
+        ("moved by", "general", "narrow", "narrow - general over runs"),
         [[f"{r.amount:g}", *(words.interval(e, 1) for e in (r.general, r.narrow, r.over_runs))] for r in result.stability],
     )
-    table(
+    show(
         "Significance: divergence from the base on plain text at equal norm [nats per token]",
-        "norm",
-        (*_kinds(result.significance[0].kl), "general - narrow", "over runs"),
+        ("norm", *_kinds(result.significance[0].kl), "general - narrow", "over runs"),
         [
             [f"{r.norm:.3g}", *(words.interval(e, 3) for e in (*_kinds(r.kl).values(), r.general_less_narrow, r.over_runs))]
             for r in result.significance

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from emscope.inside.prompt_results import SubspaceAtK, SubspaceRow, Subspaces
 from emscope.report import words
 from emscope.report.figures import MUTED, PALETTE, error_bars, style
+from emscope.report.tables import table, terminal
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -24,24 +25,16 @@ def subspaces_said(result: Subspaces) -> list[str]:
 
 def print_subspaces(result: Subspaces) -> None:
     """Print each run at each layer at the largest k, and how much of their subspaces runs share."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False, markup=False)
-    console.width = 220
+    console = terminal(220, subspaces_said(result))
     k, named = max(result.definition.settings.ks), words.tails(r.run for r in result.shifts)
-    for sentence in subspaces_said(result):
-        console.print(sentence, style="dim", soft_wrap=True)
-    table = Table(box=None, pad_edge=True, header_style="dim")
-    table.add_column("run", no_wrap=True)
-    for name in ("layer", "overlap", "held out", "random", "similarity", "r (overlap)", "r (prompt overlap)", "r (cosine)"):
-        table.add_column(name, justify="right", no_wrap=True)
+    numbers = ("layer", "overlap", "held out", "random", "similarity", "r (overlap)", "r (prompt overlap)", "r (cosine)")
+    shown = table(("run",), numbers)
     for row in result.shifts:
         at = next((p for p in row.ks if p.k == k), row.ks[-1] if row.ks else None)
         if at is None:
-            table.add_row(named[row.run], str(row.layer), "unchanged")
+            shown.add_row(named[row.run], str(row.layer), "unchanged")
             continue
-        table.add_row(
+        shown.add_row(
             named[row.run],
             str(row.layer),
             words.interval(at.overlap, 2),
@@ -52,13 +45,11 @@ def print_subspaces(result: Subspaces) -> None:
             words.interval(at.r.prompt_overlap, 2),
             words.interval(row.r_cosine, 2),
         )
-    console.print(table)
+    console.print(shown)
     shared = [a for a in result.angles if a.k == k]
     if shared:
         console.print("\nShared by two runs: mean squared cosine of principal angles", style="bold")
-        pairs = Table(box=None, pad_edge=True, header_style="dim")
-        for name in ("runs", "layer", "shared", "random", "largest cosine"):
-            pairs.add_column(name, justify="left" if name == "runs" else "right", no_wrap=True)
+        pairs = table(("runs",), ("layer", "shared", "random", "largest cosine"))
         for a in shared:
             names = " and ".join(named[r] for r in a.runs)
             pairs.add_row(names, str(a.layer), f"{a.shared:.2f}", f"{a.random:.2f}", f"{a.largest:.2f}")

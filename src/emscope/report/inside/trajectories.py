@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from emscope.inside.results import Trajectories
 from emscope.report import words
 from emscope.report.figures import INK, PALETTE, style
+from emscope.report.tables import table, terminal
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -20,27 +21,17 @@ def trajectories_said(result: Trajectories) -> list[str]:
 
 def print_trajectories(result: Trajectories) -> None:
     """Print each checkpoint's norm, place on the first two axes, and cosine with each run's end."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False, markup=False)
-    console.width = 220
     points = result.checkpoints
     ends = list(points[0].cosine_with_end)
     named = words.tails(ends)
-    for sentence in trajectories_said(result):
-        console.print(sentence, style="dim", soft_wrap=True)
-    console.print("cosines are with the ends of the runs, by their numbers", style="dim", soft_wrap=True)
-    table = Table(box=None, pad_edge=True, header_style="dim")
-    for name in ("", "run"):
-        table.add_column(name, no_wrap=True)
-    for name in ("step", "norm", "axis 1", "axis 2", *(f"cos {n}" for n in range(1, len(ends) + 1))):
-        table.add_column(name, justify="right", no_wrap=True)
+    numbers = ("step", "norm", "axis 1", "axis 2", *(f"cos {n}" for n in range(1, len(ends) + 1)))
+    shown = table(("", "run"), numbers)
     for p in points:
         cosines = [f"{p.cosine_with_end[e]:.2f}" for e in ends]
         axes = [f"{v:.3f}" for v in _first_two(p.point)]
-        table.add_row(str(ends.index(p.run) + 1), named[p.run], str(p.step), f"{p.norm:.3g}", *axes, *cosines)
-    console.print(table)
+        shown.add_row(str(ends.index(p.run) + 1), named[p.run], str(p.step), f"{p.norm:.3g}", *axes, *cosines)
+    console = terminal(220, [*trajectories_said(result), "cosines are with the ends of the runs, by their numbers"])
+    console.print(shown)
 
 
 def _first_two(values: Sequence[float]) -> list[float]:
