@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from emscope.core.errors import InputError
 from emscope.core.estimate import Estimate
 from emscope.core.outcomes import State, Verdict
 from emscope.core.plain import from_json
@@ -18,7 +19,7 @@ from emscope.report.study.terminal import print_report
 from emscope.study.decision.analysis import check
 from emscope.study.decision.checked import CheckResult, Episode, Flattening, Onset, Power
 from emscope.study.decision.shipping import Condition, Shipping
-from emscope.study.report import Distributions, FolderChecked
+from emscope.study.report import Distributions, FolderChecked, StudyReport, read_report
 from emscope.study.tables import Tables
 from test_stats import SITUATIONS, evidence_for
 
@@ -147,3 +148,39 @@ def test_terminal_page_and_sentences_begin_with_the_verdict(capsys):
     assert printed.startswith(f"target {verdict} {ship} Control - target")
     assert 0 < page.index(f"<p>{verdict}</p>") < page.index(f"<p>{ship}</p>") < page.index("<p>Control - target")
     assert report.sentences()[:2] == [verdict, ship]
+
+
+def test_a_report_of_an_earlier_version_is_drawn_without_what_it_does_not_say():
+    report = report_of(Shipping("target", 80, "no", ()))
+    old = report.to_json()
+    for key in ("judged", "ship", "read", "amplified", "unpaired"):
+        del old[key]
+    said = old["runs"][0]["check"]
+    for key in ("standing", "truthfulness"):
+        del said[key]
+    for key in ("behaviour", "options", "looks"):
+        del said["definition"][key]
+    again = from_json(FolderChecked, json.loads(json.dumps(old)), "report.json", "run it again")
+    ship = remarks.ship(report, "target")
+    kept = [s for s in report.sentences() if s != ship]
+    assert [s for s in again.sentences() if not s.startswith("Truth")] == [s for s in kept if not s.startswith("Truth")]
+    assert told.options(again.check) == ("aligned", "misaligned") and render(again, Tables())
+
+
+def test_a_folder_without_a_report_that_is_known_is_refused(tmp_path):
+    with pytest.raises(InputError, match="holds no finished study; run it first"):
+        read_report(tmp_path)
+    for text, message in (
+        ("{", "is damaged"),
+        ('{"schema": "emscope.study/1"}', "is not a report this emscope knows"),
+        ("[1]", "is not a report"),
+    ):
+        (tmp_path / "report.json").write_text(text)
+        with pytest.raises(InputError, match=message):
+            read_report(tmp_path)
+    (tmp_path / "report.json").write_text(json.dumps(report_of(Shipping("target", 80, "no", ())).to_json() | {"name": 7}))
+    with pytest.raises(InputError, match=r"is damaged \(name: input should be a valid string\); delete it and run"):
+        read_report(tmp_path)
+    (tmp_path / "report.json").write_text(json.dumps(report_of(Shipping("target", 80, "no", ())).to_json()))
+    with pytest.raises(InputError, match="holds a check, not a study"):
+        StudyReport.in_folder(tmp_path)
