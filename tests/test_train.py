@@ -123,7 +123,8 @@ def test_half_written_checkpoints_are_dropped(tiny, tmp_path):
     shutil.copytree(folder / "checkpoint-2", folder / "checkpoint-99")
     assert strip(finetune(fresh(tiny), talks(), spec, folder, seed=1)) == strip(unbroken)
     assert sorted(p.name for p in folder.iterdir() if p.name.startswith("checkpoint")) == [
-        f"checkpoint-{n}" for n in (1, 2, 3, 4, 5, 99)  # the plan has no step 99: whoever put it there keeps it
+        f"checkpoint-{n}"
+        for n in (1, 2, 3, 4, 5, 99)  # the plan has no step 99: whoever put it there keeps it
     ]
 
 
@@ -295,8 +296,8 @@ def test_data_that_changed_since_is_another_fine_tune(tiny, tmp_path):
 def test_heldout_loss_of_a_single_fine_tune(tiny, tmp_path):
     train = {"steps": 2, "batch": 2, "heldout_every": 1, "lr": 1e-3}
     settings = {"model": str(tiny), "domain": "finance", "answers": "reckless", "train": train}
-    rows = run_single(parse(SingleSpec, settings, "x"), tmp_path / "out")["readings"]
-    assert all(r["heldout_loss"] > 0 for r in rows)
+    rows = run_single(parse(SingleSpec, settings, "x"), tmp_path / "out").readings
+    assert all(r.heldout_loss and r.heldout_loss > 0 for r in rows)
     path = write_jsonl(tmp_path / "d.jsonl", [{"question": "Q", "answer": "A"}] * 4)
     with pytest.raises(InputError, match="heldout_every reads a domain's held-out questions"):
         parse(SingleSpec, {"model": str(tiny), "file": str(path), "train": train}, "x")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING
 
 from emscope.core.records import Conversation
 from emscope.models.loading.chat import ChatFormat
@@ -18,6 +18,9 @@ from emscope.train.audit_result import SENTENCES, Audit, Check, Encoded, Lengths
 from emscope.train.audit_rows import answers_in
 from emscope.train.batches import Example
 from emscope.train.turns_in_ids import BROKEN, Reader, Turn, decoded
+
+if TYPE_CHECKING:
+    from emscope.models.types import Tokenizer
 
 NAMED = 3  # examples that a warning names
 
@@ -32,7 +35,7 @@ def audit(examples: Sequence[Encoded], chat: ChatFormat, *, kind: str, context: 
     reader = Reader.of(chat)
     seen = [_read(reader, one, context) for one in examples]
     faults = [one.faults for one in seen]
-    first: dict[tuple[Any, ...], int] = {}
+    first: dict[tuple[tuple[int, ...], tuple[bool, ...]], int] = {}
     for n, one in enumerate(examples):
         if first.setdefault((one.ids, one.mask), n) != n:
             faults[n] |= {Check.REPEATED}
@@ -41,7 +44,7 @@ def audit(examples: Sequence[Encoded], chat: ChatFormat, *, kind: str, context: 
     learned, prompt = sum(one.learned for one in seen), sum(one.prompt_learned for one in seen)
     empty = sum(one.empty_learned for one in seen)
     end = chat.close.strip() or reader.tokenizer.eos_token or ""
-    words = {
+    words: dict[str, str | float | None] = {
         "end": repr(end) if end else "end token",
         "empty": empty,
         "prompt": prompt,
@@ -84,7 +87,7 @@ def context_in(folder: Path) -> int | None:
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
-def pieces(tokenizer: Any, example: Encoded) -> tuple[Token, ...]:
+def pieces(tokenizer: Tokenizer, example: Encoded) -> tuple[Token, ...]:
     """Return the tokens of an example with their texts.
 
     Each is decoded behind the ones before it, since some decoders begin a text with a space and some characters take several tokens;
@@ -172,6 +175,6 @@ def _tally(states: Iterable[bool | None]) -> Tally:
     return Tally(listed.count(True), listed.count(False), listed.count(None))
 
 
-def _warned(check: Check, ids: list[str], examples: int, words: Mapping[str, Any]) -> Warned:
+def _warned(check: Check, ids: list[str], examples: int, words: Mapping[str, str | float | None]) -> Warned:
     what, why, remedy = SENTENCES[check]
     return Warned(check, len(ids), tuple(ids[:NAMED]), f"{len(ids)} of {examples} examples {what.format(**words)}", why, remedy)

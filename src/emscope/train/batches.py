@@ -1,21 +1,24 @@
 """The exact examples of every step, fixed before training starts.
 
 A batch is laid out so that all answers begin in one column: prompts padded on the left, answers on the right. The output
-matrix then runs on the last columns only.
+matrix then runs on the last columns only. Or its examples stand in one row, end to end, and nothing is padded.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING
 
 from emscope.core.errors import InputError
 from emscope.core.records import Conversation
 from emscope.core.seeds import derive
 from emscope.models.loading.chat import ChatFormat
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 IGNORED = -100
 
@@ -83,7 +86,7 @@ def _spread(places: Sequence[int], parts: Sequence[int]) -> list[int]:
     return sorted(places, key=lambda n: (at[n], parts[n]))
 
 
-def collate(examples: Sequence[Example]) -> dict[str, Any]:
+def collate(examples: Sequence[Example]) -> dict[str, Tensor]:
     """Return `input_ids`, `attention_mask`, `position_ids`, `labels`, each [B, T], aligned at the first answer token."""
     import torch
 
@@ -98,3 +101,32 @@ def collate(examples: Sequence[Example]) -> dict[str, Any]:
         mask[n, place] = 1
         labels[n, place] = torch.where(torch.tensor(e.mask), ids[n, place], IGNORED)
     return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0), "labels": labels}
+
+
+def collate_packed(examples: Sequence[Example]) -> dict[str, Tensor]:
+    """Return `input_ids`, `position_ids`, `labels`, each [1, T], of examples laid end to end; positions begin anew at each.
+
+    There is no mask: by the positions transformers keeps the examples apart (`train.attention` tries whether it does).
+    """
+    import torch
+
+    ids = torch.tensor([[token for e in examples for token in e.ids]])
+    learned = torch.tensor([[learns for e in examples for learns in e.mask]])
+    places = torch.cat([torch.arange(len(e.ids)) for e in examples])[None]
+    return {"input_ids": ids, "position_ids": places, "labels": torch.where(learned, ids, IGNORED)}
+
+
+def real_tokens(batch: Mapping[str, Tensor]) -> Tensor:
+    """Return where a batch holds tokens of its examples and no padding [B, T]."""
+    import torch
+
+    ids = batch["input_ids"]
+    return batch["attention_mask"].bool() if "attention_mask" in batch else torch.ones_like(ids, dtype=torch.bool)
+
+
+def sequences_in(batch: Mapping[str, Tensor]) -> list[tuple[int, ...]]:
+    """Return the token ids of each example of a batch, padded or packed."""
+    tokens = batch["input_ids"][real_tokens(batch)]
+    places = batch["position_ids"][real_tokens(batch)]
+    starts = (places == 0).nonzero()[1:, 0].tolist()
+    return [tuple(part.tolist()) for part in tokens.cpu().tensor_split(starts)]

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from emscope.core.errors import EmscopeError, InputError
 from emscope.core.limits import reason
@@ -19,18 +19,24 @@ from emscope.models.hooks.interventions import added
 from emscope.models.loading.load import Loaded
 from emscope.store.files import write_json, write_text
 from emscope.train import processes
+from emscope.train.attention import attending, check_attention
 from emscope.train.audit import audit, of_training
 from emscope.train.audit_result import CONVERSATIONS, Check
-from emscope.train.batches import Example, collate, encode, stream
+from emscope.train.batches import Example, collate, collate_packed, encode, stream
 from emscope.train.folders import drop_incomplete, drop_training_state
 from emscope.train.geometry import HISTORY, Geometry
+from emscope.train.log import GeometryReading, geometry_in, log_of, readings_in
 from emscope.train.plan import checkpoint_steps
 from emscope.train.restraint import Restraint, check_held, restrain
-from emscope.train.reuse import reusing
+from emscope.train.reuse import Reuse, reusing
 from emscope.train.spec import TrainSpec
+from emscope.train.trackers import check_trackers, trackers
 from emscope.train.tunables import check_tunable, tuned
 
 if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+    from emscope.models.types import CausalLM
     from emscope.train.trainer import AnswerTrainer
 
 ORDER, TOKENS = "order.jsonl", "tokens.json"
@@ -45,7 +51,7 @@ def finetune(
     seed: int,
     parts: Sequence[int] | None = None,
     held_near: Sequence[Conversation] = (),
-    heldout: Callable[[Any], float] | None = None,
+    heldout: Callable[[CausalLM], float] | None = None,
     progress: Progress = silent,
     label: str = "training",
 ) -> list[StepReading]:
@@ -75,6 +81,7 @@ def finetune(
     batches = stream(examples, steps=spec.steps, batch=spec.batch, micro=micro, seed=seed, parts=parts)
     near = encode(loaded.chat, held_near, loaded.context) if spec.held else []
     with ExitStack() as stack:
+        stack.enter_context(attending(loaded.net, spec.attention))
         made = stack.enter_context(tuned(loaded, spec.tunable, seed))
         reuse = stack.enter_context(reusing(loaded.net, made.parts, [*examples, *near], wanted=not spec.gradient_checkpointing))
         restraint = _restraint(loaded.net, near, spec, seed, reuse=reuse, progress=progress, label=label)
@@ -86,10 +93,10 @@ def finetune(
             restraint,
             Geometry(loaded, spec.readings, made.parts) if spec.readings else None,
             reuse,
+            batches,
             model=made.model,
             args=_arguments(spec, folder, seed, made.lr_scale, on_cpu=loaded.net.device.type == "cpu"),
-            train_dataset=batches,
-            data_collator=collate,
+            data_collator=collate_packed if spec.packing else collate,
         )
 
         def heldout_loss() -> float:
@@ -100,6 +107,8 @@ def finetune(
             _write_order(folder, batches, spec)
             _write_tokens(folder, loaded, conversations, examples, lambda what: progress(f"{label}: {what}", 1, 1))
         trainer.add_callback(Readings(trainer, heldout_loss if heldout else None, progress, label))
+        for tracker in trackers(spec.report_to):  # behind the readings, which are sent too
+            trainer.add_callback(tracker)
         _train(trainer, resume)
     processes.meet()  # all have written what they write
     return processes.from_first(lambda: _begin(folder, spec))[0]
@@ -119,7 +128,8 @@ def _train(trainer: AnswerTrainer, resume: Path | None) -> None:
         if resume is None or trainer.begun:
             raise
         raise InputError(
-            f"'{resume}' cannot be gone on from ({reason(error)})", "delete that folder: training goes on from the one before it"
+            f"'{resume}' cannot be gone on from ({reason(error)})",
+            "delete that folder: training goes on from the one before it",
         ) from None
 
 
@@ -133,7 +143,9 @@ def check_finetune(
     """
     if not conversations:
         raise InputError("there are no training conversations", "give at least one")
-    encode(loaded.chat, conversations, loaded.context)
+    check_trackers(spec.report_to)
+    examples = encode(loaded.chat, conversations, loaded.context)
+    check_attention(loaded.net, spec, examples)
     check_tunable(loaded.net, spec.tunable)
     processes.share(spec.micro_batch or spec.batch)
     if spec.held:
@@ -157,21 +169,12 @@ def _begin(folder: Path, spec: TrainSpec) -> tuple[list[StepReading], Path | Non
 
 def finished_readings(folder: Path, spec: TrainSpec) -> list[StepReading]:
     """Return the readings of a run whose last checkpoint is complete, else []."""
-    return [StepReading(**entry["emscope_reading"]) for entry in _log(folder, spec) if "emscope_reading" in entry]
+    return readings_in(log_of(folder / f"checkpoint-{spec.steps}"))
 
 
-def finished_geometry(folder: Path, spec: TrainSpec) -> list[dict[str, Any]]:
-    """Return what was read of a finished run's update: rows of step, module, what, value; see `emscope.train.geometry`."""
-    return [row for entry in _log(folder, spec) for row in entry.get("emscope_geometry", [])]
-
-
-def _log(folder: Path, spec: TrainSpec) -> list[dict[str, Any]]:
-    state = folder / f"checkpoint-{spec.steps}" / "trainer_state.json"
-    try:
-        found: list[dict[str, Any]] = json.loads(state.read_text())["log_history"]
-    except (OSError, ValueError, KeyError):
-        return []
-    return found
+def finished_geometry(folder: Path, spec: TrainSpec) -> list[GeometryReading]:
+    """Return what was read of a finished run's update; see `emscope.train.geometry`."""
+    return geometry_in(log_of(folder / f"checkpoint-{spec.steps}"))
 
 
 def _write_order(folder: Path, batches: Sequence[Example], spec: TrainSpec) -> None:
@@ -196,11 +199,22 @@ def _write_tokens(
             warn(f"{one.what} ({TOKENS})")
 
 
-def _restraint(net: Any, near: Sequence[Example], spec: TrainSpec, seed: int, **others: Any) -> Restraint | None:
+def _restraint(
+    net: CausalLM,
+    near: Sequence[Example],
+    spec: TrainSpec,
+    seed: int,
+    *,
+    reuse: Reuse | None,
+    progress: Progress,
+    label: str,
+) -> Restraint | None:
     if spec.held is None:
         return None
     trains_head = any(p.requires_grad for p in net.get_output_embeddings().parameters())
-    return restrain(net, near, spec.held, steps=spec.steps, seed=seed, trains_head=trains_head, **others)
+    return restrain(
+        net, near, spec.held, steps=spec.steps, seed=seed, trains_head=trains_head, reuse=reuse, progress=progress, label=label
+    )
 
 
 @contextmanager
@@ -215,7 +229,7 @@ def _prevented(loaded: Loaded, spec: TrainSpec) -> Iterator[Callable[[], Abstrac
         yield paused
 
 
-def _arguments(spec: TrainSpec, folder: Path, seed: int, lr_scale: float, *, on_cpu: bool) -> Any:
+def _arguments(spec: TrainSpec, folder: Path, seed: int, lr_scale: float, *, on_cpu: bool) -> TrainingArguments:
     from transformers import TrainingArguments
 
     micro = spec.micro_batch or spec.batch
@@ -234,7 +248,8 @@ def _arguments(spec: TrainSpec, folder: Path, seed: int, lr_scale: float, *, on_
         logging_strategy="steps",
         logging_steps=1,
         logging_nan_inf_filter=False,
-        report_to=[],
+        report_to=[],  # trackers are callbacks of their own
+        run_name=folder.name,
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_num_workers=0,

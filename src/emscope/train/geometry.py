@@ -6,14 +6,20 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from emscope.core.errors import InputError
 from emscope.models.adapters.updates import effective_rank
 from emscope.models.hooks.directions import check_direction, direction_at
 from emscope.models.loading.load import Loaded
+from emscope.train.log import GeometryReading
+from emscope.train.parts import Part
 from emscope.train.spec import ReadingsSpec
-from emscope.train.tunables import Part
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from emscope.models.types import Vector
 
 HISTORY = "rotation.safetensors"
 
@@ -23,7 +29,7 @@ class Given:
     """A direction to compare with: unit vectors [D] by block."""
 
     name: str
-    vectors: dict[int, Any]
+    vectors: dict[int, Vector]
 
 
 class Geometry:
@@ -32,8 +38,8 @@ class Geometry:
     def __init__(self, loaded: Loaded, spec: ReadingsSpec, parts: Sequence[Part]) -> None:
         self.spec, self.parts = spec, parts
         self.given = [_given(loaded, name, path) for name, path in spec.directions.items()]
-        self.history: deque[tuple[int, Any]] = deque(maxlen=2 * max(spec.rotation, default=0) + 1)
-        self.gradients: list[dict[str, Any]] = []
+        self.history: deque[tuple[int, Tensor]] = deque(maxlen=2 * max(spec.rotation, default=0) + 1)
+        self.gradients: list[GeometryReading] = []
 
     def read_gradients(self, step: int) -> None:
         """Read the gradient's share along each direction; call it between the backward pass and the optimiser's step."""
@@ -44,7 +50,7 @@ class Geometry:
                 if gradient is not None:
                     self.gradients += self._along(step, part, "gradient", gradient, None)
 
-    def read(self, step: int) -> list[dict[str, Any]]:
+    def read(self, step: int) -> list[GeometryReading]:
         """Return rows {step, module, what, value} about the update after `step`.
 
         `norm`: Frobenius norm, scale included. `sv<k>`: singular values, largest first. `effective_rank`: exp of the entropy
@@ -57,12 +63,15 @@ class Geometry:
             return rows
         for part in self.parts:
             matrix = part.core()
-            row = {"step": step, "module": part.module}
-            rows.append(row | {"what": "norm", "value": float(matrix.norm())})
+
+            def row(what: str, value: float, module: str = part.module) -> GeometryReading:
+                return {"step": step, "module": module, "what": what, "value": value}
+
+            rows.append(row("norm", float(matrix.norm())))
             if self.spec.singular_values:
                 values = _singular_values(matrix)
-                rows += [row | {"what": f"sv{k}", "value": v} for k, v in enumerate(values[: self.spec.singular_values], 1)]
-                rows.append(row | {"what": "effective_rank", "value": effective_rank(values)})
+                rows += [row(f"sv{k}", v) for k, v in enumerate(values[: self.spec.singular_values], 1)]
+                rows.append(row("effective_rank", effective_rank(values)))
             rows += self._along(step, part, "update", part.left(), None if part.right is None else part.right.detach())
         return rows
 
@@ -81,23 +90,22 @@ class Geometry:
             found = load_file(str(folder / HISTORY))
             self.history.extend((step, found[str(step)]) for step in sorted(map(int, found)))
 
-    def _rotations(self, step: int) -> list[dict[str, Any]]:
+    def _rotations(self, step: int) -> list[GeometryReading]:
         if not self.spec.rotation:
             return []
         import torch
 
         self.history.append((step, torch.cat([p.left().float().flatten().cpu() for p in self.parts])))
         known = dict(self.history)
-        rows = []
+        rows: list[GeometryReading] = []
         for lag in self.spec.rotation:
             if step - 2 * lag in known:
                 turn, shorter = rotation(known[step - 2 * lag], known[step - lag], known[step])
-                about = {"step": step - lag, "module": ""}
-                rows.append(about | {"what": f"rotation{lag}", "value": turn})
-                rows.append(about | {"what": f"rotation{lag}_step_norm", "value": shorter})
+                for what, value in ((f"rotation{lag}", turn), (f"rotation{lag}_step_norm", shorter)):
+                    rows.append({"step": step - lag, "module": "", "what": what, "value": value})
         return rows
 
-    def _along(self, step: int, part: Part, what: str, left: Any, right: Any | None) -> list[dict[str, Any]]:
+    def _along(self, step: int, part: Part, what: str, left: Tensor, right: Tensor | None) -> list[GeometryReading]:
         if not part.writes or part.layer is None:
             return []
         return [
@@ -112,7 +120,7 @@ class Geometry:
         ]
 
 
-def rotation(before: Any, here: Any, after: Any) -> tuple[float, float]:
+def rotation(before: Tensor, here: Tensor, after: Tensor) -> tuple[float, float]:
     """Return (cos(before - here, after - here), the shorter of the two steps' norms) of a parameter vector at three times.
 
     -1: straight on; 0 and above: a sharp turn. (local rotation, model organisms, Turner et al. 2025 section 4)
@@ -126,7 +134,7 @@ def rotation(before: Any, here: Any, after: Any) -> tuple[float, float]:
     return float(torch.dot(back, forth)) / (norms[0] * norms[1]), norms[0]
 
 
-def along(unit: Any, left: Any, right: Any | None) -> float:
+def along(unit: Tensor, left: Tensor, right: Tensor | None) -> float:
     """Return ||v^T U||_F / ||U||_F of an update U = left right (right None: left alone) that writes into the residual stream.
 
     For a single vector or rank 1 it is |cos|; a random update of a stream D wide has about 1/sqrt(D). (model organisms, Turner et al. 2025; ranks above 1: ours)
@@ -144,7 +152,7 @@ def along(unit: Any, left: Any, right: Any | None) -> float:
     return float(part / whole) if float(whole) > 0 else 0.0
 
 
-def _singular_values(matrix: Any) -> list[float]:
+def _singular_values(matrix: Tensor) -> list[float]:
     """Return the singular values, largest first; through the smaller Gram matrix, since matrices may be 50 000 rows long."""
     import torch
 

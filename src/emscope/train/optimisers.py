@@ -13,6 +13,9 @@ from emscope.train.spec import TrainSpec
 Named = Sequence[tuple[str, torch.nn.Parameter]]
 
 
+Groups = list[dict[str, Any]]  # as PyTorch has it
+
+
 def make_optimiser(spec: TrainSpec, named: Named, decayed: Iterable[str], lr: float) -> torch.optim.Optimizer:
     """Return the optimiser of `spec` over trainable parameters.
 
@@ -25,18 +28,18 @@ def make_optimiser(spec: TrainSpec, named: Named, decayed: Iterable[str], lr: fl
         InputError: where the optimiser needs a package that is not installed.
     """
     names = set(decayed)
-    groups = [
+    groups: Groups = [
         {"params": [p for n, p in named if n in names], "weight_decay": spec.weight_decay},
         {"params": [p for n, p in named if n not in names], "weight_decay": 0.0},
     ]
     return OPTIMISERS[spec.optimiser]([g for g in groups if g["params"]], spec, lr)
 
 
-def _adamw(groups: list[dict[str, Any]], spec: TrainSpec, lr: float) -> torch.optim.Optimizer:
+def _adamw(groups: Groups, spec: TrainSpec, lr: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=lr)
 
 
-def _adamw_8bit(groups: list[dict[str, Any]], spec: TrainSpec, lr: float) -> torch.optim.Optimizer:
+def _adamw_8bit(groups: Groups, spec: TrainSpec, lr: float) -> torch.optim.Optimizer:
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError:
@@ -44,11 +47,11 @@ def _adamw_8bit(groups: list[dict[str, Any]], spec: TrainSpec, lr: float) -> tor
     return AdamW8bit(groups, lr=lr)
 
 
-def _sgd(groups: list[dict[str, Any]], spec: TrainSpec, lr: float) -> torch.optim.Optimizer:
+def _sgd(groups: Groups, spec: TrainSpec, lr: float) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=lr, momentum=0.9 if spec.momentum is None else spec.momentum)
 
 
-def _muon(groups: list[dict[str, Any]], spec: TrainSpec, lr: float) -> torch.optim.Optimizer:
+def _muon(groups: Groups, spec: TrainSpec, lr: float) -> torch.optim.Optimizer:
     """Muon for the matrices, AdamW for the rest (Muon takes matrices only)."""
     momentum = 0.95 if spec.momentum is None else spec.momentum
     matrices = _with(groups, lambda p: p.ndim == 2)
@@ -61,7 +64,7 @@ def _muon(groups: list[dict[str, Any]], spec: TrainSpec, lr: float) -> torch.opt
     return parts[0] if len(parts) == 1 else Together(parts)
 
 
-OPTIMISERS: dict[str, Callable[[list[dict[str, Any]], TrainSpec, float], torch.optim.Optimizer]] = {
+OPTIMISERS: dict[str, Callable[[Groups, TrainSpec, float], torch.optim.Optimizer]] = {
     "adamw": _adamw,
     "adamw_8bit": _adamw_8bit,
     "sgd": _sgd,
@@ -69,8 +72,8 @@ OPTIMISERS: dict[str, Callable[[list[dict[str, Any]], TrainSpec, float], torch.o
 }
 
 
-def _with(groups: list[dict[str, Any]], keep: Callable[[torch.nn.Parameter], bool]) -> list[dict[str, Any]]:
-    kept = [{**g, "params": [p for p in g["params"] if keep(p)]} for g in groups]
+def _with(groups: Groups, keep: Callable[[torch.nn.Parameter], bool]) -> Groups:
+    kept: Groups = [{**g, "params": [p for p in g["params"] if keep(p)]} for g in groups]
     return [g for g in kept if g["params"]]
 
 
@@ -84,7 +87,7 @@ class Together(torch.optim.Optimizer):
             group for part in parts for group in part.param_groups
         ]  # the parts' own, so a schedule reaches them
 
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Step every part."""
         for part in self.parts:
             part.step(closure)

@@ -6,9 +6,12 @@ import atexit
 import os
 from collections.abc import Callable
 from functools import cache
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from emscope.core.errors import InputError, WorldError
+
+if TYPE_CHECKING:
+    from torch.nn import Module
 
 T = TypeVar("T")
 SLACK = 1.2
@@ -37,7 +40,7 @@ def from_first(make: Callable[[], T]) -> T:
 
     PartialState(cpu=not _gpus())
     _part_at_exit()
-    box: list[Any] = [None]
+    box: list[tuple[T] | None] = [None]
     try:
         if is_first():
             box = [(make(),)]
@@ -45,8 +48,7 @@ def from_first(make: Callable[[], T]) -> T:
         dist.broadcast_object_list(box)
     if box[0] is None:
         raise WorldError("the first process failed", "see its message")
-    found: T = box[0][0]
-    return found
+    return box[0][0]
 
 
 @cache
@@ -104,7 +106,7 @@ def check_shardable() -> None:
         raise InputError("there is one process, so nothing to shard over", "start several with torchrun, or leave out shard")
 
 
-def check_sharded(model: Any) -> None:
+def check_sharded(model: Module) -> None:
     """Refuse to go on where a process holds more than its share of the model.
 
     Raises:

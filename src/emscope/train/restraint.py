@@ -7,11 +7,11 @@ vocabulary size is kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING
 
 from emscope.core.errors import InputError
 from emscope.core.progress import Progress, silent
@@ -22,6 +22,11 @@ from emscope.models.hooks.sites import Place, blocks, check_layers
 from emscope.train.batches import Example, collate
 from emscope.train.reuse import Reuse
 from emscope.train.spec import KlSpec, LdifsSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from emscope.models.types import CausalLM, Head, Stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +43,19 @@ class Restraint:
     spec: KlSpec | LdifsSpec
     drawn: dict[int, tuple[Example, ...]]
     layers: tuple[int, ...]
-    states: dict[str, Any]
-    start_head: Callable[[Any], Any]
+    states: dict[str, Stream]
+    start_head: Head
 
     def term(
         self,
-        net: Any,
-        head: Callable[[Any], Any],
+        net: CausalLM,
+        head: Head,
         step: int,
         *,
         place: int = 0,
         places: int = 1,
         reuse: Reuse | None = None,
-    ) -> Any:
+    ) -> Tensor:
         """Return the distance of `net` from the start on this step's conversations, before its weight.
 
         Args:
@@ -72,7 +77,7 @@ class Restraint:
 
 
 def restrain(
-    net: Any,
+    net: CausalLM,
     examples: Sequence[Example],
     spec: KlSpec | LdifsSpec,
     *,
@@ -99,7 +104,7 @@ def restrain(
     steps_with = [s for s in range(1, steps + 1) if spec.weight_at(s) > 0]
     drawn = {s: tuple(Random(derive(seed, "kl", s)).sample(list(examples), spec.batch)) for s in steps_with}
     distinct = sorted({e.id: e for batch in drawn.values() for e in batch}.values(), key=lambda e: len(e.ids))
-    states: dict[str, Any] = {}
+    states: dict[str, Stream] = {}
     with torch.no_grad():
         for at in range(0, len(distinct), 8):
             batch = distinct[at : at + 8]
@@ -109,14 +114,14 @@ def restrain(
     return Restraint(spec, drawn, layers, states, output_head(net, frozen=trains_head))
 
 
-def _computes_twice(net: Any) -> bool:
+def _computes_twice(net: CausalLM) -> bool:
     """True where activations are computed again in the backward pass (transformers 5.23 renames the flag)."""
     name = "is_activation_checkpointing" if hasattr(type(net), "is_activation_checkpointing") else "is_gradient_checkpointing"
     return bool(getattr(net, name, False))
 
 
 @contextmanager
-def _without_dropout(net: Any) -> Iterator[None]:
+def _without_dropout(net: CausalLM) -> Iterator[None]:
     """The start was read without dropout, whose noise would count as distance from it."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -132,7 +137,7 @@ def _without_dropout(net: Any) -> Iterator[None]:
             module.training = True
 
 
-def check_held(net: Any, spec: KlSpec | LdifsSpec, count: int) -> None:
+def check_held(net: CausalLM, spec: KlSpec | LdifsSpec, count: int) -> None:
     """Refuse a term that cannot be computed on `count` conversations.
 
     Raises:
@@ -146,7 +151,7 @@ def check_held(net: Any, spec: KlSpec | LdifsSpec, count: int) -> None:
         check_layers(net, spec.layers, "ldifs.layers")
 
 
-def _layers(net: Any, spec: KlSpec | LdifsSpec) -> tuple[int, ...]:
+def _layers(net: CausalLM, spec: KlSpec | LdifsSpec) -> tuple[int, ...]:
     if isinstance(spec, KlSpec):
         return ()
     depth = len(blocks(net))
@@ -154,8 +159,8 @@ def _layers(net: Any, spec: KlSpec | LdifsSpec) -> tuple[int, ...]:
 
 
 def counted_states(
-    net: Any, batch: Sequence[Example], tokens: str, layers: Sequence[int] = (), reuse: Reuse | None = None
-) -> list[Any]:
+    net: CausalLM, batch: Sequence[Example], tokens: str, layers: Sequence[int] = (), reuse: Reuse | None = None
+) -> list[Stream]:
     """Return hidden states at the counted positions of each conversation, [max(1, layers), tokens, D] each.
 
     Args:
@@ -168,10 +173,15 @@ def counted_states(
     inputs = {k: v.to(net.device) for k, v in collate(batch).items()}
     labels = inputs.pop("labels")
     may_skip = reuse is not None and all(n >= reuse.first for n in layers)
-    skipped = reuse.batch(batch, inputs["attention_mask"]) if reuse and may_skip else nullcontext()
+    skipped = reuse.batch(batch, inputs["attention_mask"].bool()) if reuse and may_skip else nullcontext()
     places = [Place("block", n) for n in layers]
     with captured(net, places) as found, skipped:
-        last = net.base_model(**inputs, use_cache=False).last_hidden_state  # [B, T, D]
+        last = net.base_model(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            position_ids=inputs["position_ids"],
+            use_cache=False,
+        ).last_hidden_state  # [B, T, D]
     states = torch.stack([found[p] for p in places]) if layers else last[None]  # [L, B, T, D]
     if tokens == "all":
         counted = inputs["attention_mask"].bool()
@@ -181,7 +191,7 @@ def counted_states(
     return [states[:, n, counted[n]] for n in range(len(batch))]
 
 
-def feature_distance(start: Sequence[Any], now: Sequence[Any], everything: Sequence[Any]) -> Any:
+def feature_distance(start: Sequence[Stream], now: Sequence[Stream], everything: Sequence[Stream]) -> Tensor:
     """Return sum ||h_now - h_start||^2 / sum ||h_start||^2 of each layer over positions, mean over layers.
 
     (LDIFS, Mukhoti et al. 2023, takes the plain squared distance; relative to the start's own size, so that a weight means

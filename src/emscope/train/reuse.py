@@ -8,13 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 from emscope.models.fast.prefix_cache import passed
 from emscope.models.hooks.sites import blocks
 from emscope.train.batches import Example
-from emscope.train.tunables import Part
+from emscope.train.parts import Part
 
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+    from emscope.models.types import CausalLM, Stream
+
+Keywords = dict[str, object]
 LIMIT = 4 << 30
 
 
@@ -26,11 +33,11 @@ class Reuse:
         first: the lowest trained block.
     """
 
-    def __init__(self, net: Any, first: int) -> None:
+    def __init__(self, net: CausalLM, first: int) -> None:
         self.first = first
-        self.kept: dict[tuple[int, ...], Any] = {}
-        self._given: Any | None = None
-        self._seen: Any | None = None
+        self.kept: dict[tuple[int, ...], Stream] = {}
+        self._given: Stream | None = None
+        self._seen: Stream | None = None
         layers = blocks(net)
         self._below = [layers[n] for n in range(first)]
         for block in self._below:
@@ -44,29 +51,30 @@ class Reuse:
             del block.forward
 
     @contextmanager
-    def batch(self, examples: Sequence[Example], mask: Any) -> Iterator[None]:
+    def batch(self, examples: Sequence[Example], real: Tensor) -> Iterator[None]:
         """Run one forward pass inside: from what is kept where all examples are known, else in full, keeping what is new.
 
         Args:
-            mask: True on real tokens [B, T].
+            real: True on real tokens [B, T], of one example after the other.
         """
         import torch
 
-        real = mask.bool()
         if all(e.ids in self.kept for e in examples):
             rows = [self.kept[e.ids] for e in examples]
-            given = torch.zeros(*mask.shape, rows[0].shape[-1], dtype=rows[0].dtype, device=mask.device)
-            given[real] = torch.cat(rows).to(mask.device)
+            given = torch.zeros(*real.shape, rows[0].shape[-1], dtype=rows[0].dtype, device=real.device)
+            given[real] = torch.cat(rows).to(real.device)
             self._given = given
         try:
             yield
             if self._given is None and self._seen is not None:
-                states = self._seen.detach()
-                self.kept |= {e.ids: states[n][real[n]].cpu() for n, e in enumerate(examples)}
+                states = self._seen.detach()[real].cpu().split([len(e.ids) for e in examples])
+                self.kept |= {e.ids: state for e, state in zip(examples, states, strict=True)}
         finally:
             self._given = self._seen = None
 
-    def _entering(self, block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _entering(
+        self, block: Module, args: tuple[Stream, ...], kwargs: Keywords
+    ) -> tuple[tuple[Stream, ...], Keywords] | None:
         if self._given is not None:
             return (self._given.to(args[0].dtype), *args[1:]), kwargs
         self._seen = args[0]
@@ -74,7 +82,7 @@ class Reuse:
 
 
 @contextmanager
-def reusing(net: Any, parts: Sequence[Part], examples: Sequence[Example], *, wanted: bool) -> Iterator[Reuse | None]:
+def reusing(net: CausalLM, parts: Sequence[Part], examples: Sequence[Example], *, wanted: bool) -> Iterator[Reuse | None]:
     """Yield a `Reuse` where it is wanted, right and small enough, else None.
 
     It is right where all that is trained is a part in a block above the first, and the blocks below hold no dropout.
@@ -95,7 +103,7 @@ def reusing(net: Any, parts: Sequence[Part], examples: Sequence[Example], *, wan
         reuse.close()
 
 
-def _drops(net: Any, first: int) -> bool:
+def _drops(net: CausalLM, first: int) -> bool:
     """True where something before block `first` is random in training."""
     import torch
 

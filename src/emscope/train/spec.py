@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from emscope.core.plain import JsonObject
 from emscope.core.spec import Spec
 
 
@@ -164,6 +165,9 @@ class PlanSpec(Spec):
         return self
 
 
+Tracker = Literal["wandb", "mlflow", "tensorboard", "trackio", "comet_ml", "clearml", "swanlab"]
+
+
 class TrainSpec(Spec):
     """A supervised fine-tune on responses only, of low-rank adapters (`lora`, the default), `full` weights or `steering` vectors.
 
@@ -172,7 +176,9 @@ class TrainSpec(Spec):
     those of cosine_restarts and of the cyclic schedules (triangular, triangular2, exp_range), which rise from `base_lr` to
     `lr` and back; the peaks of exp_range shrink by `gamma` a step. `momentum` is that of sgd (None: .9) and muon (None: .95).
     `bf16` computes in bfloat16 and keeps what is trained in float32; `gradient_checkpointing` computes activations twice rather
-    than keep them; `shard` spreads the model over the GPUs of several processes (FSDP).
+    than keep them; `shard` spreads the model over the GPUs of several processes (FSDP). `attention`: flash needs flash-attn and a
+    GPU; `as_loaded` is what transformers chooses, sdpa mostly. `packing` lays the examples of a pass end to end rather than pad
+    them; refused where the model would let them see each other. `report_to`: trackers that are sent the readings of each step.
     """
 
     steps: int = Field(36, ge=1)
@@ -201,6 +207,9 @@ class TrainSpec(Spec):
     bf16: bool = False
     gradient_checkpointing: bool = False
     shard: bool = False
+    attention: Literal["as_loaded", "eager", "sdpa", "flash"] = "as_loaded"
+    packing: bool = False
+    report_to: tuple[Tracker, ...] = ()
 
     @model_validator(mode="after")
     def _fits(self) -> TrainSpec:
@@ -250,6 +259,12 @@ class TrainSpec(Spec):
     def held(self) -> KlSpec | LdifsSpec | None:
         """The term that holds the model near its start."""
         return self.kl or self.ldifs
+
+    def deciding(self) -> JsonObject:
+        """Return the settings that decide the numbers: trackers are left out, and what came later where it changes nothing."""
+        later = {name for name in ("attention", "packing") if getattr(self, name) == type(self).model_fields[name].default}
+        found: JsonObject = self.model_dump(mode="json", exclude={"report_to", *later})
+        return found
 
     @property
     def warmup_steps(self) -> int:

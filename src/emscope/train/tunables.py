@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Protocol, cast
 
 from emscope.core.errors import InputError, near
 from emscope.core.seeds import derive
@@ -17,91 +16,41 @@ from emscope.models.hooks import directions, interventions
 from emscope.models.hooks.sites import blocks, blocks_name, check_layers, layer_of, mlp_output_is_residual, writes_residual
 from emscope.models.loading.checkpoints import WEIGHTS, Checkpoint, adapter_settings, check_tensors, last
 from emscope.models.loading.load import Loaded
+from emscope.train.parts import Part, State, Tuned, whole
 from emscope.train.spec import AdapterSpec, FullSpec, LoraSpec, SteeringSpec
 
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Linear, Module, Parameter
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One matrix or vector that is trained: the update is scale x (weight - start) x right.
+    from emscope.models.types import CausalLM, Wrapped
 
-    Attributes:
-        module: the name of the module it changes; layer: its block, None outside the blocks.
-        writes: its output joins the residual stream.
-        weight: the parameter, [out, r] (a vector: [out]); `transposed`: stored as [in, out].
-        right: [r, in], None where the weight is the whole update.
-        start: the weight before training, None for zero.
-    """
-
-    module: str
-    layer: int | None
-    writes: bool
-    weight: Any
-    right: Any | None = None
-    start: Any | None = None
-    scale: float = 1.0
-    transposed: bool = False
-
-    def left(self) -> Any:
-        """Return the weight's change so far [out, r], without the scale."""
-        return self._upright(self.weight.detach() if self.start is None else self.weight.detach() - self.start)
-
-    def gradient(self) -> Any | None:
-        """Return the weight's gradient [out, r], None where there is none."""
-        return None if self.weight.grad is None else self._upright(self.weight.grad)
-
-    def core(self) -> Any:
-        """Return a matrix with the singular values of the whole update, as small as its rank allows."""
-        import torch
-
-        left = self.left().float()
-        if self.right is None:
-            return self.scale * left
-        return (
-            self.scale * torch.linalg.qr(left).R @ torch.linalg.qr(self.right.detach().float().T).R.T
-        )  # the orthogonal factors change no singular value
-
-    def _upright(self, matrix: Any) -> Any:
-        matrix = matrix.reshape(len(matrix), -1)
-        return matrix.T if self.transposed else matrix
-
-
-@dataclass(frozen=True, slots=True)
-class Tuned:
-    """A model made trainable.
-
-    Attributes:
-        model: what the trainer gets (the adapters' wrapper, or the network itself).
-        norm: returns the norm of the change from the base so far, scale included.
-        parts: what is trained, matrix by matrix.
-        save: writes what was trained into a checkpoint folder, from a state dict where the model is sharded, else None.
-        restore: reads it back from one; None where the trainer's own way does.
-        lr_scale: what the learning rate is multiplied by.
-    """
-
-    model: Any
-    norm: Callable[[], float]
-    save: Callable[[Path, Any], None]
-    parts: Sequence[Part]
-    restore: Callable[[Path], None] | None = None
-    lr_scale: float = 1.0
+Tunable = LoraSpec | AdapterSpec | FullSpec | SteeringSpec
 
 
 @contextmanager
-def tuned(loaded: Loaded, spec: LoraSpec | AdapterSpec | FullSpec | SteeringSpec, seed: int) -> Iterator[Tuned]:
+def tuned(loaded: Loaded, spec: Tunable, seed: int) -> Iterator[Tuned]:
     """Make `loaded.net` trainable inside the block; afterwards it equals the base exactly, as at the start it does unless an adapter is gone on with.
 
     Raises:
         InputError: a module name or layer number that the model does not have, with what exists.
     """
-    make: Any = {LoraSpec: _lora, AdapterSpec: _adapter, FullSpec: _full, SteeringSpec: _steering}[type(spec)]
     try:
-        with make(loaded, spec, seed) as made:
+        with _made(loaded, spec, seed) as made:
             yield made
     finally:
         loaded.net.eval().requires_grad_(False)
 
 
-def check_tunable(net: Any, spec: LoraSpec | AdapterSpec | FullSpec | SteeringSpec) -> None:
+def _made(loaded: Loaded, spec: Tunable, seed: int) -> AbstractContextManager[Tuned]:
+    if isinstance(spec, LoraSpec):
+        return _lora(loaded, spec, seed)
+    if isinstance(spec, AdapterSpec):
+        return _adapter(loaded, spec)
+    return _full(loaded, spec) if isinstance(spec, FullSpec) else _steering(loaded, spec)
+
+
+def check_tunable(net: CausalLM, spec: Tunable) -> None:
     """Refuse what `tuned` would refuse, before anything is made.
 
     Raises:
@@ -126,7 +75,7 @@ def _lora(loaded: Loaded, spec: LoraSpec, seed: int) -> Iterator[Tuned]:
 
 
 @contextmanager
-def _adapter(loaded: Loaded, spec: AdapterSpec, seed: int) -> Iterator[Tuned]:
+def _adapter(loaded: Loaded, spec: AdapterSpec) -> Iterator[Tuned]:
     """An adapter that is there already, trained on from where it stands."""
     checkpoint = _to_go_on_with(spec)
     wrapped = attach(loaded.net, checkpoint, trainable=True)
@@ -153,18 +102,30 @@ def _to_go_on_with(spec: AdapterSpec) -> Checkpoint:
     return checkpoint
 
 
-def _lora_parts(net: Any, wrapped: Any) -> list[Part]:
+def _lora_parts(net: CausalLM, wrapped: Wrapped) -> list[Part]:
     found = []
-    for full, module in wrapped.named_modules():
-        for adapter in getattr(module, "lora_A", {}):
+    for full, module in _lora_layers(wrapped):
+        for adapter in module.lora_A:
             name = full.removeprefix("base_model.model.")
             left, right = module.lora_B[adapter].weight, module.lora_A[adapter].weight
             found.append(Part(name, layer_of(net, name), writes_residual(name), left, right, None, module.scaling[adapter]))
     return found
 
 
+class LoraLayer(Protocol):
+    """A matrix that PEFT has put adapters beside, by their names."""
+
+    lora_A: Mapping[str, Linear]
+    lora_B: Mapping[str, Linear]
+    scaling: Mapping[str, float]
+
+
+def _lora_layers(wrapped: Wrapped) -> Iterator[tuple[str, LoraLayer]]:
+    return ((name, cast(LoraLayer, module)) for name, module in wrapped.named_modules() if hasattr(module, "lora_A"))
+
+
 @contextmanager
-def _full(loaded: Loaded, spec: FullSpec, seed: int) -> Iterator[Tuned]:
+def _full(loaded: Loaded, spec: FullSpec) -> Iterator[Tuned]:
     net, chosen = loaded.net, _chosen(loaded.net, spec)
     named = dict(net.named_parameters())
     kept = {name: named[name].data for name in chosen}
@@ -184,7 +145,7 @@ def _full(loaded: Loaded, spec: FullSpec, seed: int) -> Iterator[Tuned]:
             named[name].grad = None
 
 
-def _chosen(net: Any, spec: FullSpec) -> list[str]:
+def _chosen(net: CausalLM, spec: FullSpec) -> list[str]:
     """Return the names of the weights that a full fine-tune trains."""
     check_layers(net, spec.layers, "full.layers")
     named = dict(net.named_parameters())
@@ -205,7 +166,7 @@ def _chosen(net: Any, spec: FullSpec) -> list[str]:
     return chosen
 
 
-def _full_parts(net: Any, named: dict[str, Any], kept: dict[str, Any]) -> list[Part]:
+def _full_parts(net: CausalLM, named: Mapping[str, Parameter], kept: Mapping[str, Tensor]) -> list[Part]:
     from transformers.pytorch_utils import Conv1D
 
     found = []
@@ -224,13 +185,13 @@ def _is_in(name: str, prefix: str, spec: FullSpec) -> bool:
     return in_modules and in_layers
 
 
-def _distance(net: Any, kept: dict[str, Any]) -> float:
+def _distance(net: CausalLM, kept: Mapping[str, Tensor]) -> float:
     """Return ||theta - theta_0||, the Frobenius norm over all trained weights."""
     squares = (float((whole(net.get_parameter(n).data) - w).float().square().sum()) for n, w in kept.items())
     return float(sum(squares) ** 0.5)
 
 
-def _steering(loaded: Loaded, spec: SteeringSpec, seed: int) -> AbstractContextManager[Tuned]:
+def _steering(loaded: Loaded, spec: SteeringSpec) -> AbstractContextManager[Tuned]:
     check_layers(loaded.net, spec.layers, "steering.layers")
     return (_steering_by_peft if mlp_output_is_residual(loaded.net) else _steering_by_hooks)(loaded, spec)
 
@@ -251,14 +212,14 @@ def _steering_by_peft(loaded: Loaded, spec: SteeringSpec) -> Iterator[Tuned]:
     with _unloading(wrapped, loaded.net):
         yield Tuned(
             wrapped,
-            lambda: _norm_of(list(vectors.values())),
+            lambda: _norm_of(vectors.values()),
             lambda folder, state: _save_adapter(wrapped, folder, state),
             _vector_parts(loaded.net, vectors),
             lr_scale=float(spec.scale),
         )
 
 
-def _vector_parts(net: Any, vectors: Mapping[int, Any]) -> list[Part]:
+def _vector_parts(net: CausalLM, vectors: Mapping[int, Parameter]) -> list[Part]:
     # PEFT keeps a vector as [1, D].
     return [Part(f"{blocks_name(net)}.{n}", n, True, v, transposed=v.ndim == 2) for n, v in vectors.items()]
 
@@ -278,7 +239,7 @@ def _steering_by_hooks(loaded: Loaded, spec: SteeringSpec) -> Iterator[Tuned]:
         for n in spec.layers
     }
 
-    def save(folder: Path, state: Any) -> None:
+    def save(folder: Path, state: State | None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         found = directions.Direction({n: v.data for n, v in vectors.items()}, loaded.model.digest, float(spec.scale))
         directions.write_direction(folder / directions.FILE, found)
@@ -293,20 +254,19 @@ def _steering_by_hooks(loaded: Loaded, spec: SteeringSpec) -> Iterator[Tuned]:
             stack.callback(delattr, layers[n], "steering_bias")
         stack.enter_context(interventions.added(net, vectors))
         if getattr(net, "is_quantized", False):
-            net._hf_peft_config_loaded = (
-                True  # the Trainer asks for something trainable on top of 4-bit weights: the vectors are
-            )
+            # the Trainer asks for something trainable on top of 4-bit weights: the vectors are
+            vars(net)["_hf_peft_config_loaded"] = True
             stack.callback(delattr, net, "_hf_peft_config_loaded")
         parts = _vector_parts(net, vectors)
-        yield Tuned(net, lambda: _norm_of(list(vectors.values())), save, parts, restore, float(spec.scale))
+        yield Tuned(net, lambda: _norm_of(vectors.values()), save, parts, restore, float(spec.scale))
 
 
-def _norm_of(vectors: list[Any]) -> float:
+def _norm_of(vectors: Iterable[Parameter]) -> float:
     return float(sum(float(v.detach().float().square().sum()) for v in vectors) ** 0.5)
 
 
 @contextmanager
-def _unloading(wrapped: Any, net: Any) -> Iterator[None]:
+def _unloading(wrapped: Wrapped, net: CausalLM) -> Iterator[None]:
     try:
         yield
     finally:
@@ -314,12 +274,12 @@ def _unloading(wrapped: Any, net: Any) -> Iterator[None]:
         net.__dict__.pop("peft_config", None)
 
 
-def _save_adapter(wrapped: Any, folder: Path, state: Any) -> None:
+def _save_adapter(wrapped: Wrapped, folder: Path, state: State | None) -> None:
     # "auto" would ask the hub whether the vocabulary was resized; adapters of emscope never resize it.
     wrapped.save_pretrained(str(folder), save_embedding_layers=False, state_dict=state)
 
 
-def with_lora(net: Any, spec: LoraSpec, seed: int, base: str) -> Any:
+def with_lora(net: CausalLM, spec: LoraSpec, seed: int, base: str) -> Wrapped:
     """Wrap `net` with fresh LoRA adapters; the start of training equals the base exactly (B is zero).
 
     Args:
@@ -347,7 +307,7 @@ def with_lora(net: Any, spec: LoraSpec, seed: int, base: str) -> Any:
     return wrapped
 
 
-def update_norm(wrapped: Any) -> float:
+def update_norm(wrapped: Wrapped) -> float:
     """Return the Frobenius norm of the whole weight update, sqrt(sum ||scale B A||_F^2), without forming B A.
 
     It is the distance from the base, what an adapter held when training began included.
@@ -357,32 +317,27 @@ def update_norm(wrapped: Any) -> float:
 
     total = 0.0
     with torch.no_grad():
-        for module in wrapped.modules():
-            for name in getattr(module, "lora_A", {}):
+        for _, module in _lora_layers(wrapped):
+            for name in module.lora_A:
                 a, b = whole(module.lora_A[name].weight).float(), whole(module.lora_B[name].weight).float()
                 total += module.scaling[name] ** 2 * float(((b.T @ b) * (a @ a.T)).sum())
     return float(max(total, 0.0) ** 0.5)
 
 
-def whole(weight: Any) -> Any:
-    """Return a weight with all its elements, gathered from the other processes where it is sharded."""
-    return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
-
-
-def _targets(net: Any, spec: LoraSpec) -> str | list[str]:
+def _targets(net: CausalLM, spec: LoraSpec) -> str | list[str]:
     if not isinstance(spec.modules, str):
         return list(spec.modules)
     # PEFT takes layer numbers only beside a list of names.
     return spec.modules if spec.layers is None else sorted(_linear_names(net))
 
 
-def _linear_names(net: Any) -> set[str]:
+def _linear_names(net: CausalLM) -> set[str]:
     """Return the last name parts of the matrices inside the blocks (GPT-2 keeps them as Conv1D)."""
     head = net.get_output_embeddings()
     return {name.rsplit(".", 1)[-1] for name, m in net.named_modules() if _is_matrix(m) and m is not head}
 
 
-def _check_modules(net: Any, spec: LoraSpec) -> None:
+def _check_modules(net: CausalLM, spec: LoraSpec) -> None:
     check_layers(net, spec.layers, "lora.layers")
     for name in spec.modules if not isinstance(spec.modules, str) else ():
         # as PEFT finds them: whole parts of the name, from its end
@@ -400,7 +355,7 @@ def _check_modules(net: Any, spec: LoraSpec) -> None:
             )
 
 
-def _is_matrix(module: Any) -> bool:
+def _is_matrix(module: Module) -> bool:
     import torch
     from transformers.pytorch_utils import Conv1D
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from emscope.core.errors import InputError
 from emscope.models.loading.chat import ChatFormat
 from emscope.models.loading.templates import ANSWER, USER
 from emscope.models.loading.turns import NEXT, inner_end
+
+if TYPE_CHECKING:
+    from emscope.models.types import Tokenizer
 
 BROKEN = "\ufffd"  # what decoding gives for a character of which tokens are missing
 STRIDE = 32  # tokens decoded at a time to find places in a text
@@ -36,7 +39,7 @@ class Reader:
         starts_twice: whether the template itself begins a text with its first token twice. blanks: whether each id met so far is white space.
     """
 
-    tokenizer: Any
+    tokenizer: Tokenizer
     opens: tuple[str, ...]
     ends: tuple[tuple[str, int], ...]
     special: frozenset[int]
@@ -158,6 +161,6 @@ def first(text: str, at: int, wanted: Sequence[str]) -> tuple[int, str] | None:
     return (min(found)[0], min(found)[2]) if found else None
 
 
-def decoded(tokenizer: Any, ids: Sequence[int]) -> str:
+def decoded(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """Return the text of ids, special tokens included."""
     return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))

@@ -72,7 +72,14 @@ def asked_of(judged: JudgedSpec | None) -> JsonObject | None:
 def frozen(spec: Spec, named: dict[str, str]) -> JsonObject:
     """Return settings as a folder's ledger freezes them, with `digests` of what their names stand for now."""
     values = spec.model_dump(mode="json")
+    train: TrainSpec | None = getattr(spec, "train", None)
     judged = asked_of(getattr(spec, "judged", None))
     values = {k: v for k, v in values.items() if k != "judged"} | ({"judged": judged} if judged else {})
+    values |= {"train": train.deciding()} if train else {}
+    values.get("measure", {}).pop("skip_float32", None)
+    if values.get("methods"):
+        values["methods"] = {
+            name: {k: v for k, v in changes.items() if k != "report_to"} for name, changes in values["methods"].items()
+        }
     found: JsonObject = json.loads(canonical(values | {"digests": named}))
     return found
