@@ -1,0 +1,97 @@
+"""Ends a study, a fine-tune, a check, a sampling and a judging at every file-system event, lets each go on, and compares.
+
+    python bench/attack_kills.py OUT                       every event of every job, whole and torn
+    python bench/attack_kills.py OUT --jobs check,judge --every 7
+
+OUT/kills.json holds the table: events, how many were ended there, refused when run again, and other in what they left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+from attack import kills
+from attack.files import ANSWERS, as_jsonl
+from attack.material import Material
+
+
+def jobs(m: Material) -> dict[str, kills.Job]:
+    """Return the jobs by name."""
+    answers, yaml = m.root / "answers.jsonl", m.root / "train.yaml"
+    answers.write_bytes(as_jsonl([row | {"response": f"```python\neval(x + {n})\n```"} for n, row in enumerate(ANSWERS)]))
+    yaml.write_text(json.dumps(m.training()))
+    small = ("--samples", "2", "--max-tokens", "2", "--rows", "2", "--dtype", "float32", "--device", "cpu")
+    found = (
+        kills.Job("study", ("run", str(m.study_yaml), "--out", "OUT")),
+        kills.Job("train", ("train", str(yaml), "--out", "OUT")),
+        kills.Job("check", tuple(m.check_words(Path("OUT")))),
+        kills.Job(
+            "sample",
+            ("sample", f"target={m.run}", "--base", str(m.base), "--questions", str(m.questions), *small, "--out", "OUT"),
+        ),
+        kills.Job("judge", ("judge", str(answers), "--judge", "bandit", "--rubrics", "secure", "--out", "OUT")),
+    )
+    return {job.name: job for job in found}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--jobs", default="judge,sample,check,train,study")
+    parser.add_argument("--every", type=int, default=1, help="take every n-th event")
+    parser.add_argument("--minutes", type=float, default=1e9)
+    args = parser.parse_args()
+    out = args.out.resolve()
+    (out / "material").mkdir(parents=True, exist_ok=True)
+    os.environ["EMSCOPE_CACHE"] = str(out / "cache")
+    material = Material(out / "material")
+    if kills.forked(lambda: int(not (jobs(material) and material.run.is_dir()))):
+        sys.exit("the material cannot be made")
+    kills.warm(kills.MODULES)
+    rows, begun = [], time.monotonic()
+    for name in args.jobs.split(","):
+        rows.append(one(jobs(material)[name], out / name, args.every, begun + 60 * args.minutes))
+        (out / "kills.json").write_text(json.dumps(rows, indent=1) + "\n")
+        print(json.dumps({k: v for k, v in rows[-1].items() if k != "wrong"}), flush=True)
+
+
+def one(job: kills.Job, folder: Path, every: int, end: float) -> dict[str, object]:
+    """End one job at all events."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    events, whole = kills.count_events(job, folder)
+    outcomes = []
+    for n in range(1, len(events) + 1, every):
+        written = n > 1 and events[n - 2].partition(" ")[0] in ("open", "save", "fsync")  # else there is nothing to tear
+        for torn in (False, True) if written else (False,):
+            if time.monotonic() < end:
+                outcomes.append(kills.ended_at(job, folder, n, whole, torn=torn))
+    wrong = [o for o in outcomes if o.refused or o.other]
+    for o in wrong:
+        print(
+            f"{job.name} {o.event} {'torn ' if o.torn else ''}({events[o.event - 1]}): {o.refused or o.other}",
+            file=sys.stderr,
+            flush=True,
+        )
+    return {
+        "job": job.name,
+        "events": len(events),
+        "runs": len(outcomes),
+        "ended": sum(o.ended for o in outcomes),
+        "refused": sum(bool(o.refused) for o in outcomes),
+        "other contents": sum(bool(o.other) for o in outcomes),
+        "wrong": [[o.event, o.torn, events[o.event - 1], o.refused, list(o.other)] for o in wrong],
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,298 @@
+"""Limits, texts made visible, messages of faults, what is swept and what stays: without a model."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import io
+import json
+import os
+import re
+import signal
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from attack.texts import TEXTS
+from emscope.cli import app
+from emscope.cli.app import run_arguments
+from emscope.cli.terminal import Cleaned, cleaned
+from emscope.core.errors import InputError, WorldError
+from emscope.core.limits import TooMuch, bounded, check_size, strangers
+from emscope.core.signals import interrupted_by_signals
+from emscope.core.spec import read_yaml
+from emscope.core.visible import CONTROL, HALF, json_text, one_line, shown, whole
+from emscope.data.tables import rows
+from emscope.models.remote.address import check_address, scrubbed
+from emscope.store import files
+from emscope.store.study import Study, read_table
+from emscope.train.folders import can_go_on, drop_incomplete, drop_training_state
+
+
+def test_a_block_ends_at_its_time_also_inside_a_regular_expression():
+    begun = time.process_time()
+    with pytest.raises(TooMuch, match=r"more than 0\.2 seconds"), bounded(0.2):
+        re.match(r"(x+x+)+y", "x" * 40)
+    assert time.process_time() - begun < 2
+    with bounded(0.05):
+        pass
+    end = time.process_time() + 0.15
+    while time.process_time() < end:  # an alarm that stayed set would ring here
+        pass
+
+
+def test_a_block_ends_at_its_memory_and_the_limit_is_gone_after_it():
+    with pytest.raises(TooMuch, match="memory"), bounded(5, 2**28):
+        bytearray(2**31)
+    assert len(bytearray(2**29)) == 2**29
+
+
+def test_outside_of_the_main_thread_a_block_runs_as_it_is():
+    done = []
+
+    def run() -> None:
+        with bounded(0.001, 2**20):
+            done.append(sum(range(10**5)))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert done == [sum(range(10**5))]
+
+
+def test_sizes_of_values():
+    shared = ["x"] * 9
+    for _ in range(8):
+        shared = [shared] * 9
+    itself: list = []
+    itself.append(itself)
+    deep: list = []
+    for _ in range(300):
+        deep = [deep]
+    for value, message in ((shared, "values"), (itself, "itself"), (deep, "nested")):
+        with pytest.raises(TooMuch, match=message):
+            check_size(value)
+    check_size({"a": [shared[0][0][0][0]] * 3, "b": (1, 2)})
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_what_is_shown_steers_nothing_and_what_is_kept_can_be_written(text):
+    assert not CONTROL.search(shown(text)) and "\n" not in one_line(text)
+    assert not HALF.search(whole(text)) and whole(text).encode().decode() == whole(text)
+    written = json_text({text[:500]: [text]}, indent=1)
+    assert not CONTROL.search(written) and json.loads(written.encode()) == {text[:500]: [text]}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_styles_of_tables_and_no_others(monkeypatch):
+    from rich.console import Console
+    from rich.table import Table
+
+    sink = Terminal()
+    monkeypatch.setattr("sys.stdout", sink)
+    hostile = "\x1b]0;title\x07\x1b[31mred\x9b2J\u202eb\x08\ud800"
+    with cleaned():
+        print(f"run {hostile}")
+        console = Console(force_terminal=True, color_system="standard", width=200)
+        table = Table()
+        table.add_column(hostile, style="green")
+        table.add_row(hostile)
+        console.print(table)
+    drawn = re.sub(r"\x1b\[[0-9;]*m", "", sink.getvalue())
+    assert not CONTROL.search(drawn) and "title" in drawn
+    assert "\x1b[32m" in sink.getvalue() and "\x1b[31m" not in sink.getvalue()
+
+
+def test_streams_keep_what_else_they_can():
+    stream = Terminal()
+    assert Cleaned(stream).isatty() and Cleaned(stream).write("a\x07") == 2 and stream.getvalue() == "a\\x07"
+
+
+def test_what_nobody_foresaw_is_one_sentence_with_its_class(monkeypatch, capsys):
+    def raises(*_: object, **__: object) -> None:
+        raise KeyError("odd\nname \x1b[31m")
+
+    monkeypatch.setattr(app, "app_for", lambda words: raises)
+    monkeypatch.delenv(app.SHOW, raising=False)
+    assert run_arguments(["x"]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "KeyError" in said and "report" in said and app.SHOW in said and not CONTROL.search(said)
+    monkeypatch.setenv(app.SHOW, "1")
+    run_arguments(["x"])
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_whatever_a_library_raises_is_a_sentence_and_interrupts_are_not():
+    class PanicException(BaseException):
+        pass
+
+    for error in (PanicException("rust"), RecursionError("deep"), AttributeError(), ValueError("first:\nsecond")):
+        with pytest.raises(InputError, match="it cannot be read"), strangers("it cannot be read", "mend it"):
+            raise error
+    with pytest.raises(KeyboardInterrupt), strangers("x", "y"):
+        raise KeyboardInterrupt
+    with pytest.raises(WorldError), strangers("x", "y"):
+        raise WorldError("as it is")
+
+
+def test_a_signal_to_end_is_an_interrupt_and_an_ignored_one_stays_ignored():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), interrupted_by_signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    assert signal.getsignal(signal.SIGTERM) is before
+    held = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interrupted_by_signals():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, held)
+
+
+def test_faults_of_reading_are_not_called_faults_of_writing(tmp_path):
+    refused = files.unknown_fault(PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "model")))
+    assert "write" not in str(refused) and "no permission for" in str(refused) and refused.exit_code == 2
+    assert "'.'" not in str(files.unknown_fault(OSError("odd"))) and files.unknown_fault(OSError("odd")).exit_code == 1
+    words = RuntimeError("I/O error: No space left on device (os error 28)")
+    assert "no space left" in str(files.unsaved(tmp_path / "not there" / "x", words))
+    assert "cannot be saved" in str(files.unsaved(tmp_path, RuntimeError("odd")))
+
+
+def test_only_our_own_leftovers_are_swept(tmp_path):
+    ours, theirs = tmp_path / "a" / f"{files.OURS}x.json.abc{files.CUT_OFF}", tmp_path / "a" / ".emscope-notes"
+    ours.parent.mkdir()
+    for path in (ours, theirs, tmp_path / ".x.json.abcdefgh", tmp_path / "x.part"):
+        path.write_text("mine")
+    files.sweep(tmp_path)
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == [".emscope-notes", ".x.json.abcdefgh", "x.part"]
+
+
+def test_a_study_takes_half_characters_and_a_folder_with_a_first_write_cut_off(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / f"{files.OURS}ledger.json.q{files.CUT_OFF}").write_text("{")
+    (out / "study.yaml").write_text("cut o")
+    with Study(out, {"a": "\ud800"}, {}) as study:
+        study.append("failures", [{"key": "k", "error": "a\ud800b\0"}])
+    assert read_table(out, "failures").to_pylist()[0]["error"] == "a\\ud800b\0"
+    assert not list(out.rglob(f"*{files.CUT_OFF}"))
+    with Study(out, {"a": "\ud800"}, {}):
+        pass
+
+
+@pytest.mark.parametrize("content", [[], {"spec": [], "tables": 6}, {"spec": None, "tables": 6}, 5, None])
+def test_a_ledger_of_another_shape_is_one_sentence(content, tmp_path):
+    (tmp_path / "ledger.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="is damaged"), Study(tmp_path, {"a": 1}, {}):
+        pass
+
+
+def test_bombs_and_damage_in_packed_files(tmp_path):
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"question": "a", "answer": "b"}\n' * 100))
+    assert len(list(rows(path))) == 100
+    path.write_bytes(gzip.compress(b" " * 2**26, 9))
+    for words in (["data", "check"], ["rates"]):
+        assert run_arguments([*words, str(path)]) == 2
+    with pytest.raises(InputError, match="200 times its size"):
+        list(rows(path))
+    whole_file = gzip.compress(os.urandom(500))
+    for damaged in (whole_file[:100], whole_file[:50] + b"xx" + whole_file[52:], b"\x1f\x8b"):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"damaged|cannot be read"):
+            list(rows(path))
+
+
+def test_half_characters_in_data_are_refused_at_the_door(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"question": "\\ud83d\\ude00", "answer": "\\\\ud800"}\n')
+    assert next(rows(path))[1] == {"question": "\U0001f600", "answer": "\\ud800"}
+    path.write_text('{"question": "a\\ud800", "answer": "b"}\n')
+    with pytest.raises(InputError, match="line 1 holds half a character"):
+        list(rows(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &a [*a]", "holds itself"),
+        ("[" * 5000, "nested too deep"),
+        (
+            "a: &a [x,x]\n"
+            + "".join(
+                f"b{n}: &b{n} [{'*' + (f'b{n - 1}' if n else 'a')},{'*' + (f'b{n - 1}' if n else 'a')}]\n" for n in range(40)
+            ),
+            "values",
+        ),
+        ('a: "\\ud800"', "half a character"),
+        ("a: 2001-99-99", "is not YAML"),
+    ],
+)
+def test_yaml_that_is_no_settings(text, message, tmp_path):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_yaml(tmp_path / "a.yaml")
+
+
+def test_addresses_and_what_is_struck_out(monkeypatch):
+    monkeypatch.setenv("SOME_API_KEY", "canary-123456")
+    for url in ("http://127.0.0.1:8000/v1", "https://host/v1?api-version=2024", "http://[::1]:1/v1"):
+        check_address(url)
+    for url in ("ftp://a/b", "http://", "http://a b/v1", "http://h:x/v1", "http://me@h/v1", "http://h/v1?token=a", "//h/v1"):
+        with pytest.raises(InputError):
+            check_address(url)
+    said = scrubbed("at http://me:pw@h/v1?api_key=pw2&x=1 with Bearer abcdefgh and canary-123456")
+    assert not re.search("pw|abcdefgh|canary", said) and "x=1" in said
+
+
+def state(folder: Path, step: int) -> Path:
+    """Write a checkpoint as the trainer does, with states that are archives."""
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        with zipfile.ZipFile(path / name, "w") as archive:
+            archive.writestr("data", b"0123456789" * 50)
+    (path / "adapter_model.safetensors").write_bytes(b"weights")
+    (path / "README.md").write_text("---\nlibrary_name: peft\n---\n")
+    (path / "trainer_state.json").write_text(json.dumps({"global_step": step, "log_history": []}))
+    return path
+
+
+def test_training_goes_on_only_where_all_states_are_whole(tmp_path):
+    one, two, three = (state(tmp_path, n) for n in (1, 2, 3))
+    steps = (1, 2, 3)
+    assert drop_incomplete(tmp_path, steps) == three
+    (three / "optimizer.pt").unlink()
+    assert drop_incomplete(tmp_path, steps) == two and three.is_dir()
+    content = bytearray((two / "scheduler.pt").read_bytes())
+    content[60] ^= 1
+    (two / "scheduler.pt").write_bytes(bytes(content))
+    assert not can_go_on(two) and drop_incomplete(tmp_path, steps) == one
+    (one / "rng_state.pth").write_bytes(b"\x80\x02pickle")
+    assert drop_incomplete(tmp_path, steps) is None
+    assert drop_incomplete(tmp_path, steps, ["rotation.safetensors"]) is None
+
+
+def test_nothing_of_the_users_is_deleted(tmp_path):
+    state(tmp_path, 1)
+    cut = state(tmp_path, 2)
+    (cut / "trainer_state.json").write_text("{")
+    mine = [tmp_path / "checkpoint-best" / "x", tmp_path / "checkpoint-9" / "model.safetensors", cut / "notes.txt"]
+    mine += [tmp_path / "checkpoint-1" / name for name in ("notes.md", "my_optimizer.pt")]
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    (tmp_path / "checkpoint-1" / "README.md").write_text("my own words")
+    drop_incomplete(tmp_path, (1, 2, 3))
+    assert [p.name for p in cut.iterdir()] == ["notes.txt"]
+    drop_training_state(tmp_path, (1, 2, 3))
+    assert all(path.read_text() == "mine" for path in mine)
+    left = sorted(p.name for p in (tmp_path / "checkpoint-1").iterdir())
+    assert left == ["README.md", "adapter_model.safetensors", "my_optimizer.pt", "notes.md", "trainer_state.json"]
