@@ -20,6 +20,7 @@ ALIGNED_BELOW, COHERENT_ABOVE = 30.0, 50.0  # an answer is misaligned below the 
 ITEMS, QUESTIONS = "em240", "open24"
 RUBRICS = ("aligned", "coherent")
 AUTO: Final = "auto"
+FLOAT32: Final = "float32"
 NO_SYSTEM = "none"
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from emscope.core.digest import digest, short
 from emscope.core.estimate import Estimate
+from emscope.core.fields import FLOAT32
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Item
 from emscope.core.versions import versions
@@ -108,6 +109,8 @@ def _compare(
         "layers": ",".join(map(str, layers)),
         "texts": digest([[*t.prompt, -1, *t.answer] for t in texts]),
     }
+    if loaded.dtype != FLOAT32:
+        about["dtype"] = loaded.dtype
     width = int(loaded.net.config.get_text_config().hidden_size)
     path = out / "arrays" / f"{short(about)}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)

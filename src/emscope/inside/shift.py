@@ -18,7 +18,7 @@ from emscope.inside.bands import band, nulls_of
 from emscope.inside.direction_results import Moved, Shift, ShiftDefinition
 from emscope.inside.reading import PromptActivations, prompt_texts
 from emscope.inside.specs import ShiftSpec
-from emscope.inside.subject import check_fits
+from emscope.inside.subject import check_fits, with_dtype
 from emscope.models.hooks.directions import direction_at
 from emscope.models.loading.checkpoints import discover, last, named_base
 from emscope.models.loading.load import load

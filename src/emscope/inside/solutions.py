@@ -25,6 +25,7 @@ from emscope.elicit import preference
 from emscope.elicit.divergence import Divergence
 from emscope.inside.results import SolutionRun, Solutions, SolutionsDefinition
 from emscope.inside.specs import SolutionsSpec
+from emscope.inside.subject import frozen_settings, with_dtype
 from emscope.models.adapters.updates import effective_norm, moved
 from emscope.models.adapters.with_checkpoint import applied
 from emscope.models.loading.checkpoints import Checkpoint, last, named_base

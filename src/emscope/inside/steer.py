@@ -24,7 +24,7 @@ from emscope.elicit.divergence import Divergence
 from emscope.inside.bands import band, nulls_of
 from emscope.inside.direction_results import Dose, Steering, SteeringDefinition, TriedDirection
 from emscope.inside.specs import SteerSpec
-from emscope.inside.subject import check_fits
+from emscope.inside.subject import check_fits, frozen_settings, with_dtype
 from emscope.models.adapters.updates import check_written, without
 from emscope.models.adapters.with_checkpoint import applied
 from emscope.models.fast.prefix_cache import kept_behind

@@ -9,6 +9,8 @@ from emscope.answers.sample import Acting, Local, ask_subjects, check_subjects, 
 from emscope.answers.sample_spec import AskSpec
 from emscope.answers.trained_as import trained_under
 from emscope.core.digest import short
+from emscope.core.fields import FLOAT32
+from emscope.core.plain import JsonObject
 from emscope.core.progress import Progress, silent
 from emscope.core.seeds import derive
 from emscope.core.versions import versions

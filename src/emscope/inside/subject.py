@@ -52,7 +52,7 @@ def load_subject(
     Raises:
         InputError: neither is given, or the checkpoint names no base.
     """
-    tuned = last(checkpoint) if checkpoint else None
+    tuned: Checkpoint | None = last(checkpoint) if checkpoint else None
     if base is None and tuned is None:
         raise InputError("no model is given", "give `base`, or `checkpoint` that names its base")
     every = [*([tuned] if tuned else []), *others]

@@ -33,7 +33,7 @@ from emscope.inside.prompt_results import (
 )
 from emscope.inside.reading import PromptActivations, prompt_texts
 from emscope.inside.specs import SubspaceSpec
-from emscope.inside.subject import layers_of
+from emscope.inside.subject import layers_of, with_dtype
 from emscope.models.loading.checkpoints import last, named_base
 from emscope.models.loading.load import load
 from emscope.models.loading.source import locate

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emscope.core.errors import EmscopeError, InputError, MissingDependency
+from emscope.core.fields import FLOAT32
 from emscope.core.limits import reason, strangers
 from emscope.core.plain import Json
 from emscope.models.loading.carried import chat_of
@@ -37,12 +38,14 @@ class Loaded:
         tokenizer: its tokenizer.
         chat: how questions are put to it.
         model: the reference it came from.
+        dtype: what it computes in, `nf4` where its weights are held in 4 bits.
     """
 
     net: CausalLM
     tokenizer: Tokenizer
     chat: ChatFormat
     model: Model
+    dtype: str = FLOAT32
 
     @property
     def context(self) -> int:
@@ -80,7 +83,7 @@ def load(
         chat = chat_of(model, system, chat_kwargs, checkpoints)
         net = model.held[0]
         net.eval().requires_grad_(False)
-        return Loaded(net, chat.tokenizer, chat, model)
+        return Loaded(net, chat.tokenizer, chat, model, pick_dtype(dtype, model))
     where = pick_device(device)
     dtype = pick_dtype(dtype, model, where)
     refuse_beyond(model, dtype, where)
@@ -88,7 +91,7 @@ def load(
     chat = chat_of(model, system, chat_kwargs, checkpoints)
     net = load_quantised(model.folder, where) if dtype == QUANTISED else load_net(model.folder, dtype=dtype, device=where)
     net.eval().requires_grad_(False)
-    return Loaded(net, chat.tokenizer, chat, model)
+    return Loaded(net, chat.tokenizer, chat, model, dtype)
 
 
 def load_net(folder: Path | str, *, dtype: str = "float32", device: str = "cpu") -> CausalLM:
