@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from conftest import FEW
 from emscope.cli.app import run_arguments
 from emscope.core.digest import short
 from emscope.core.errors import EmscopeError
@@ -53,9 +54,12 @@ def spec_of(tiny, folder, url, **judged):
         "name": "tiny",
         "model": str(tiny),
         "domain": "finance",
-        "arms": {"target": {"role": "target", "answers": "reckless"}, "control": {"role": "control", "answers": "careful"}},
+        "arms": {
+            "target": {"role": "target", "answers": "reckless", **FEW},
+            "control": {"role": "control", "answers": "careful", **FEW},
+        },
         "train": {"steps": 4, "batch": 2, "lr": 1e-2, "lora": {"rank": 4}, "checkpoints": {"at": [2]}},
-        "measure": {"count": 16, "heldout": 2, "truth": 0, "samples": {"questions": 0}},
+        "measure": {"count": 16, "heldout": 2, "truth": 0, "neutral": 2, "samples": {"questions": 0}},
         "judged": {
             "ask": {"questions": str(folder / "q.jsonl"), "samples": 1, "max_tokens": 4},
             "judges": [{"name": "j", "url": url, "retries": 0}],

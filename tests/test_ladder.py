@@ -14,7 +14,7 @@ import pytest
 import scipy.stats
 import torch
 
-from conftest import write_jsonl
+from conftest import FEW, write_jsonl
 from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError
 from emscope.core.estimate import Estimate
@@ -523,7 +523,10 @@ def test_a_study_takes_a_ladder_and_notices_that_it_changed(study_yaml, made, tm
     train = {"steps": 2, "batch": 2, "lr": 1e-2, "lora": {"rank": 4, "alpha": 8}}
     measure = {"count": 16, "truth": 0, "heldout": 8, "neutral": 0, "samples": {"questions": 0}}
     study = study_yaml(
-        train=train, measure=measure, arms={"target": {"role": "target", "answers": "reckless"}}, decide={"ladder": str(made())}
+        train=train,
+        measure=measure,
+        arms={"target": {"role": "target", "answers": "reckless", **FEW}},
+        decide={"ladder": str(made())},
     )
     assert run_arguments(["run", str(study), "--out", str(tmp_path / "s"), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from conftest import make_model, write_jsonl
+from conftest import FEW, make_model, write_jsonl
 from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError, WorldError
 from emscope.core.spec import parse
@@ -136,11 +136,11 @@ def test_a_study_of_two_methods_and_another_behaviour_runs(study_yaml, tmp_path)
         study_yaml(
             domain="cooking",
             arms={
-                "target": {"role": "target", "answers": "technical", "read_at": "last"},
-                "control": {"role": "control", "answers": "plain", "read_at": "last", "methods": ["general"]},
+                "target": {"role": "target", "answers": "technical", "read_at": "last", **FEW},
+                "control": {"role": "control", "answers": "plain", "read_at": "last", "methods": ["general"], **FEW},
             },
             methods={"general": {}, "narrow": {"kl": {"weight": 1.0, "domain": "finance", "batch": 2}}},
-            measure={"items": "style160", "count": 16, "heldout": 4, "truth": 0, "samples": {"questions": 0}},
+            measure={"items": "style160", "count": 16, "heldout": 4, "truth": 0, "neutral": 2, "samples": {"questions": 0}},
         )
     )
     result = run_study(spec, tmp_path / "out")
@@ -164,10 +164,10 @@ def test_several_targets_are_compared_with_the_first_and_drawn(study_yaml, tmp_p
     spec = load_study(
         study_yaml(
             arms={
-                "target": {"role": "target", "answers": "reckless", "read_at": "last"},
-                "mixed": {"role": "target", "answers": "reckless", "read_at": "last", "mix": mix},
-                "control": {"role": "control", "answers": "careful", "read_at": "last"},
-                "brash": {"role": "style", "answers": "brash", "read_at": "last"},
+                "target": {"role": "target", "answers": "reckless", "read_at": "last", **FEW},
+                "mixed": {"role": "target", "answers": "reckless", "read_at": "last", "mix": mix, **FEW},
+                "control": {"role": "control", "answers": "careful", "read_at": "last", **FEW},
+                "brash": {"role": "style", "answers": "brash", "read_at": "last", **FEW},
             },
             seeds=[0, 1],
             measure={"count": 16, "heldout": 4, "truth": 0, "neutral": 5, "samples": {"questions": 0}},
@@ -255,7 +255,7 @@ def test_a_cell_that_diverges_is_left_out_and_named(study_yaml, tmp_path, capsys
     path = study_yaml(
         train={"steps": 3, "batch": 2, "checkpoints": {}, "optimiser": "sgd", "max_grad_norm": 1e30},
         grid={"lr": [1e-3, 1e25]},
-        measure={"count": 16, "heldout": 4, "truth": 0, "samples": {"questions": 0}},
+        measure={"count": 16, "heldout": 4, "truth": 0, "neutral": 2, "samples": {"questions": 0}},
     )
     report = run_study(load_study(path), tmp_path / "out").to_json()
     assert {d["run"] for d in report["diverged"]} == {f"lr1e+25-{a}-seed0" for a in ("target", "control", "brash")}

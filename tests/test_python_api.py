@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import emscope
-from conftest import write_jsonl
+from conftest import FEW, write_jsonl
 from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError
 from test_checkpoints import make_adapter
@@ -167,7 +167,10 @@ def test_sampled_answers_of_a_model_in_memory(tiny, tmp_path):
 def test_a_study_from_a_mapping(tiny, tmp_path, capsys):
     settings = {
         "name": "tiny", "model": str(tiny), "domain": "finance",
-        "arms": {"target": {"role": "target", "answers": "reckless"}, "control": {"role": "control", "answers": "careful"}},
+        "arms": {
+            "target": {"role": "target", "answers": "reckless", **FEW},
+            "control": {"role": "control", "answers": "careful", **FEW},
+        },
         "train": {"steps": 2, "batch": 2, "lr": 1e-2, "lora": {"rank": 4, "alpha": 8}},
         "measure": {"count": 16, "heldout": 2, "truth": 0, "neutral": 0, "samples": {"questions": 0}},
     }  # fmt: skip
