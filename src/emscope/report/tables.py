@@ -5,9 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from emscope.core.outcomes import State
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+STYLES = {
+    State.SAFE: "green",
+    State.EM: "red",
+    State.MOVED: "red",
+    State.STYLE_DRIFT: "magenta",
+    State.CONTROL_MOVED: "cyan",
+    State.UNDETERMINED: "yellow",
+}
 
 
 def terminal(width: int, dim: Iterable[str] = ()) -> Console:

@@ -10,8 +10,7 @@ from emscope.answers.onset_result import Definition, Onsets, RunOnset
 from emscope.report import words
 from emscope.report.answers.names import figure_name
 from emscope.report.figures import effect_figure
-from emscope.report.study.terminal import STYLES
-from emscope.report.tables import table, terminal
+from emscope.report.tables import STYLES, table, terminal
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
