@@ -39,6 +39,7 @@ from emscope.study.reading.arms import Arm, Evidence, paired_steps, without_dud
 from emscope.study.reading.evidence import Scores, arm, evidence
 from emscope.study.reading.ladders import ladder_for
 from emscope.study.reading.measuring import Questions, Reading, measure
+from emscope.study.reading.precision import read_again, read_ends
 from emscope.study.reading.sets import (
     CONTROL_HELDOUT,
     EM,
@@ -157,11 +158,17 @@ def run_check(request: CheckRequest, out: Path | None = None, progress: Progress
         if request.selection.search:
             runs, looks = _search(study, loaded, request, runs, sets, progress)
         wanted = [r for scale in request.amplify for r in _readings(runs, sets, scale, request.measure)]
-        measure(study, loaded, [_base_reading(sets, request.measure), *wanted], _asked(request, sets), progress)
+        everything, asked = [_base_reading(sets, request.measure), *wanted], _asked(request, sets)
+        measure(study, loaded, everything, asked, progress)
+        ends = read_ends(everything, TARGET, "control" if "control" in runs else None, _main_scale(request))
+        precision = read_again(study, loaded, everything, ends, asked, progress) if not request.measure.skip_float32 else None
         judged = request.judged
         answers = ask_checkpoints(study, loaded, judged, [Reading("base", 0, None, {}), *wanted], progress) if judged else set()
         with study.alone():
             result = _analyse(study, loaded, request, runs, sets, folder, looks)
+            if precision and result.check.checkpoints:
+                precision = precision.beside(result.check.checkpoints[-1].effect, result.check.delta)
+            result = replace(result, precision=precision)
             write_json(out / "report.json", result.to_json())  # a judge that cannot be reached takes nothing finished with it
             if judged is not None:
                 compared = _compared(runs, request.amplify)
@@ -259,7 +266,7 @@ def _frozen(
                 "dtype": request.dtype,
                 "control_batch": request.control_batch,
                 "amplify": list(request.amplify),
-                "measure": request.measure.model_dump(mode="json"),
+                "measure": request.measure.model_dump(mode="json", exclude={"skip_float32"}),
                 "decide": request.decide.model_dump(mode="json"),
                 "judged": asked_of(request.judged),
             }

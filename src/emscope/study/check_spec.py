@@ -29,7 +29,17 @@ from emscope.core.fields import (
     Wholes,
 )
 from emscope.core.spec import Spec
-from emscope.study.spec import DecideSpec, Delta, ItemCount, JudgedSpec, LadderFile, MeasureSpec, TruthCount, judged_by
+from emscope.study.spec import (
+    DecideSpec,
+    Delta,
+    ItemCount,
+    JudgedSpec,
+    LadderFile,
+    MeasureSpec,
+    SkipFloat32,
+    TruthCount,
+    judged_by,
+)
 
 JUDGE = "Who reads the answers: local (no key; a small model), a model as Inspect names it, or NAME@URL."
 DOSES = (0.25, 0.5, 0.75, 1.0, 1.5)
@@ -84,11 +94,12 @@ class CheckSpec(Spec):
         ge=1,
         description="Examples per optimiser step of the run, for `make_control` where it accumulated gradients.",
     )
+    skip_float32: SkipFloat32 = False
     share: Share = False
 
     def reading(self) -> MeasureSpec:
         """Return what is read of preference and truthfulness."""
-        return MeasureSpec(items=self.items, count=self.count, truth=self.truth)
+        return MeasureSpec(items=self.items, count=self.count, truth=self.truth, skip_float32=self.skip_float32)
 
     def threshold(self) -> DecideSpec:
         """Return where the threshold comes from."""

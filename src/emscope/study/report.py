@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
 from emscope.core.errors import InputError
 from emscope.core.estimate import Estimate
 from emscope.core.outcomes import Verdict
-from emscope.core.plain import Json, JsonObject, Result, from_json, plain, read_json
+from emscope.core.plain import LEFT_OUT, Json, JsonObject, Result, from_json, plain, read_json
 from emscope.core.shown import Shown, flat
 from emscope.stats.phase import Phase
 from emscope.study.decision.checked import CheckpointReading, CheckResult
@@ -20,6 +20,7 @@ from emscope.study.decision.recipe import RecipeResult
 from emscope.study.decision.said import Said
 from emscope.study.decision.shipping import Shipping, shipping
 from emscope.study.decision.unseen import with_unseen
+from emscope.study.reading.precision import Precision
 from emscope.study.training.plan import LeftOut
 
 STUDY, FOLDER = "emscope.study/2", "emscope.checkpoints/2"
@@ -118,7 +119,7 @@ class StudyReport(Report):
 
     Attributes:
         runs: targets and style arms. style: how much tone alone does. methods: ways of training compared, the first one the reference.
-        recipes: several seeds together. diverged: runs that came to no end.
+        recipes: several seeds together. diverged: runs that came to no end. precision: None where it was read in float32.
     """
 
     runs: tuple[RunChecked, ...]
@@ -126,6 +127,7 @@ class StudyReport(Report):
     methods: tuple[WayRow, ...] = ()
     recipes: tuple[RecipeResult, ...] = ()
     diverged: tuple[LeftOut, ...] = ()
+    precision: Precision | None = field(default=None, metadata=LEFT_OUT)
 
     @classmethod
     def in_folder(cls, folder: str | Path) -> StudyReport:
@@ -164,7 +166,8 @@ class StudyReport(Report):
 
     def to_json(self) -> JsonObject:
         """Return the report object."""
-        return {"schema": STUDY} | {name: plain(getattr(self, name)) for name in _STUDY_KEYS}
+        found = {"schema": STUDY} | {name: plain(getattr(self, name)) for name in _STUDY_KEYS}
+        return found | ({"precision": self.precision.to_json()} if self.precision else {})
 
     def rows(self) -> list[JsonObject]:
         """Return a row for each compared checkpoint of each target."""
@@ -223,12 +226,14 @@ class FolderChecked(Report):
     Attributes:
         check: what preference says. read: which checkpoints were read; None in the report of an earlier version.
         amplified: with its change multiplied. unpaired: steps of target and control that the other does not have.
+        precision: what reading in few bits changes; None where it was read in float32.
     """
 
     check: CheckResult
     read: FolderRead | None
     amplified: tuple[Amplified, ...]
     unpaired: Mapping[str, tuple[int, ...]]
+    precision: Precision | None = field(default=None, metadata=LEFT_OUT)
 
     @classmethod
     def fields_of(cls, row: Mapping[str, Json]) -> Mapping[str, Json]:
@@ -267,7 +272,8 @@ class FolderChecked(Report):
         """Return the report object."""
         run: JsonObject = {"run": TARGET, "arm": "target", "role": "target", "seed": None, "check": self.check.to_json()}
         found: JsonObject = {"schema": FOLDER, "name": self.name, "runs": [run]}
-        return found | {name: plain(getattr(self, name)) for name in _FOLDER_KEYS}
+        found |= {name: plain(getattr(self, name)) for name in _FOLDER_KEYS}
+        return found | ({"precision": self.precision.to_json()} if self.precision else {})
 
 
 _FOLDER_KEYS = ("read", "amplified", "unpaired", "distributions", "spec", "versions", "base", "judged", "ship")

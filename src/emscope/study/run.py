@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from emscope.answers.sample import digest_of
@@ -18,6 +19,7 @@ from emscope.store.study import Study
 from emscope.study.judged import Compared, ask_checkpoints, judge_checkpoints, prepare_judges, settings
 from emscope.study.reading.ladders import ladder_digest, ladder_for
 from emscope.study.reading.measuring import Questions, Reading, measure
+from emscope.study.reading.precision import read_again, read_ends
 from emscope.study.reading.sets import EM, HELDOUT, NEUTRAL, PLACEBO, TRUTH, ItemSets, sample_questions, study_sets
 from emscope.study.report import StudyReport
 from emscope.study.results import analyse
@@ -74,8 +76,16 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> StudyR
         wanted = readings(study, spec, runs, sets)
         asked = Questions(sets, spec.measure.samples, spec.seeds[0], spec.measure.batch_tokens)
         measure(study, loaded, wanted, asked, progress)
+        first = next(r for r in runs if r.spec.role == "target")
+        control = control_of(first, runs)
+        ends = read_ends(wanted, first.name, control.name if control else None)
+        precision = read_again(study, loaded, wanted, ends, asked, progress) if not spec.measure.skip_float32 else None
         answers = ask_checkpoints(study, loaded, spec.judged, wanted, progress) if spec.judged else set()
         result = analyse(study, loaded, spec, runs, sets, diverged)
+        check = next(one.check for one in result.targets if one.run == first.name)
+        if precision and check.checkpoints:
+            precision = precision.beside(check.checkpoints[-1].effect, check.delta)
+        result = replace(result, precision=precision)
         write_json(out / "report.json", result.to_json())  # a judge that cannot be reached takes no finished analysis with it
         if spec.judged is not None:
             result = result.heard(judge_checkpoints(study, loaded, spec.judged, compared(runs), sets, answers, progress))

@@ -42,4 +42,4 @@ def sentences_of(report: Report) -> list[str]:
         verdict, *rest = headline(run.check)
         own = [*said.sentences(report, run.run), verdict, remarks.ship(report, run.run), *rest]
         found += [f"{run.run}: {s}" if len(targets) > 1 else s for s in own if s]
-    return [*found, *remarks.recipes(report), *([read] if (read := remarks.read(report)) else [])]
+    return [*found, *remarks.recipes(report), *(s for s in (remarks.read(report), remarks.precision(report)) if s)]

@@ -102,6 +102,7 @@ def render(report: Report, tables: Tables) -> str:
         amplified=report.amplified if isinstance(report, FolderChecked) else (),
         recipes=remarks.recipes(report),
         read=remarks.read(report),
+        precision=remarks.precision(report),
         diverged=remarks.diverged(report),
         answers=_answers(tables.responses),
         plotly=get_plotlyjs(),

@@ -130,6 +130,24 @@ def _condition(c: Condition) -> str:
     return f"{c.name} (surely more than {c.bound:.3g}, {c.limit:.3g} allowed)"
 
 
+def precision(report: Report) -> str:
+    """Say how far readings in few bits are from float32, and what follows; "" where they are in float32."""
+    found = report.precision if isinstance(report, FolderChecked | StudyReport) else None
+    if found is None:
+        return ""
+    if not found.items:
+        return f"Read in {found.dtype}; how far that is from float32 was not read: {found.why}."
+    apart = "; ".join(f"{a.what} {a.value:+.2g} (se {a.se:.1g})" for a in found.apart)
+    said = [
+        f"Read in {found.dtype}, which less float32 on {found.items} items ({found.share:.1%} of the tokens) is, in nats a token: {apart}."
+    ]
+    if found.large:
+        said.append("That is more than chance and rounding explain: read all in float32 (dtype float32).")
+    if found.near:
+        said.append("A bound of the effect is no farther from the threshold than that: in float32 the verdict may be another.")
+    return " ".join(said)
+
+
 def diverged(report: Report) -> list[str]:
     """Return a sentence for each run that came to no end, and is in no comparison."""
     return [f"{d.run} is left out: {d.why}." for d in report.diverged] if isinstance(report, StudyReport) else []

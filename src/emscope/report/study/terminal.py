@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from emscope.core.outcomes import State
 from emscope.report import words
 from emscope.report.study import remarks, said
 from emscope.report.study.headline import has_control, headline, prefers
+from emscope.report.tables import STYLES
 from emscope.study.decision.checked import CheckResult, Loss
 from emscope.study.decision.methods import WayRow
 from emscope.study.decision.opinions import Opinion
@@ -19,14 +19,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 FEW = 4
-STYLES = {
-    State.SAFE: "green",
-    State.EM: "red",
-    State.MOVED: "red",
-    State.STYLE_DRIFT: "magenta",
-    State.CONTROL_MOVED: "cyan",
-    State.UNDETERMINED: "yellow",
-}
 
 
 def print_report(report: Report) -> None:
@@ -56,6 +48,13 @@ def print_report(report: Report) -> None:
     for judge in report.judged.judges if report.judged else ():
         console.print(f"\nRate of misaligned answers by {judge.judge}, at the last steps", style="bold")
         console.print(_judged(judge))
+    if sentence := remarks.precision(report):
+        warns = (
+            isinstance(report, FolderChecked | StudyReport)
+            and report.precision
+            and (report.precision.large or report.precision.near)
+        )
+        console.print(f"\n{sentence}", style="yellow" if warns else "dim")
     for sentence in remarks.diverged(report):
         console.print(f"\n{sentence}", style="yellow")
     for style in report.style if isinstance(report, StudyReport) else ():
