@@ -296,3 +296,24 @@ def test_nothing_of_the_users_is_deleted(tmp_path):
     assert all(path.read_text() == "mine" for path in mine)
     left = sorted(p.name for p in (tmp_path / "checkpoint-1").iterdir())
     assert left == ["README.md", "adapter_model.safetensors", "my_optimizer.pt", "notes.md", "trainer_state.json"]
+
+
+def test_pages_of_figures_ask_for_nothing(tmp_path):
+    import plotly.graph_objects as go
+
+    from emscope.core.pages import POLICY, guarded
+    from emscope.report.figures import write_figures
+
+    figure = go.Figure(
+        go.Scatter(x=["</script><script>alert(1)</script>"], y=[1]), {"title": "<img src=http://127.0.0.1:9/x>\ud800"}
+    )
+    write_figures([figure], tmp_path / "a.html", "<title>&")
+    for page in (
+        (tmp_path / "a.html").read_text(),
+        guarded(figure.to_html(include_plotlyjs=False)),
+        guarded("<!doctype html><p>x"),
+    ):
+        head = page[: page.index("</head>")]
+        assert POLICY in head and "<script" not in head.partition(POLICY)[0], "the policy comes before any script"
+        assert "<script>alert" not in page
+    assert "&lt;title&gt;&amp;" in (tmp_path / "a.html").read_text()

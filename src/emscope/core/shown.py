@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -11,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from emscope.core.errors import MissingDependency
+from emscope.core.pages import guarded
 from emscope.core.plain import Json, JsonObject, Result
+from emscope.core.visible import json_text, whole
 
 if TYPE_CHECKING:
     import pandas
@@ -60,9 +61,10 @@ class Shown(Result):
         """Write `result.json` and a page for each figure into a folder, and return it; the folder is made where it does not exist."""
         out = Path(folder)
         out.mkdir(parents=True, exist_ok=True)
-        (out / "result.json").write_text(json.dumps(self.to_json(), ensure_ascii=False, indent=1), encoding="utf-8")
+        (out / "result.json").write_text(json_text(self.to_json(), indent=1), encoding="utf-8")
         for name, figure in self.figures().items():
-            figure.write_html(out / f"{name}.html", include_plotlyjs=True)
+            page = guarded(figure.to_html(include_plotlyjs=True))
+            (out / f"{name}.html").write_text(whole(page), encoding="utf-8")
         return out
 
     def __str__(self) -> str:
