@@ -18,7 +18,7 @@ import torch
 from conftest import CHATML, make_model, make_tokenizer, write_jsonl
 from emscope.answers.sample import ask
 from emscope.answers.sample_served import ServedSpec, ask_served
-from emscope.answers.sample_spec import AskSpec
+from emscope.answers.sample_spec import AskSpec, LoadSpec
 from emscope.answers.trained_as import trained_under
 from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError
@@ -627,7 +627,7 @@ def test_sampling_begins_where_scoring_does_and_says_so(thinker, tmp_path, capsy
     questions = write_jsonl(tmp_path / "q.jsonl", [{"id": "a", "question": QUESTION}])
     said: list[str] = []
     spec = AskSpec(questions=str(questions), max_tokens=2, systems=("auto", "none"))
-    path = ask({}, str(thinker), spec, tmp_path / "out", chat_kwargs={"enable_thinking": False}, say=said.append)
+    path = ask({}, str(thinker), spec, tmp_path / "out", LoadSpec(chat_kwargs={"enable_thinking": False}), say=said.append)
     rows = pq.read_table(path).to_pylist()
     formats = {s: ChatFormat.of(tokenizer_in(thinker), s, {"enable_thinking": False}) for s in ("template", "none")}
     assert {(r["system"], r["chat"]) for r in rows} == {(s, f.digest) for s, f in formats.items()}

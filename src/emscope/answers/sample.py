@@ -129,7 +129,7 @@ def ask(
     base: str | Model | None,
     spec: AskSpec,
     out: Path,
-    loading: LoadSpec,
+    loading: LoadSpec = LoadSpec(),
     *,
     say: Callable[[str], None] = unheard,
     progress: Progress = silent,
