@@ -21,7 +21,7 @@ from emscope.inside.solutions import SolutionsSpec
 from emscope.inside.steer import SteerSpec
 from emscope.inside.subspaces import SubspaceSpec
 from emscope.models.hooks.directions import FORMAT
-from emscope.represent import solutions as compared
+from emscope.represent import compared
 
 HOSTILE = "<script>alert('x')</script>"
 VERSIONS = {"emscope": "0"}

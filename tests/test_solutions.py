@@ -21,6 +21,7 @@ from emscope.models.loading.checkpoints import discover
 from emscope.models.loading.load import load
 from emscope.models.loading.source import locate
 from emscope.represent import solutions
+from emscope.represent.compared import ByRun
 from emscope.train.finetune import finetune
 from emscope.train.spec import FullSpec, LoraSpec, PlanSpec, SteeringSpec, TrainSpec
 
@@ -210,7 +211,7 @@ def test_a_run_that_learned_nothing_has_no_stability():
     ]
     values = solutions.Values(rows)
     row = solutions.stability(values, values.items("base", "base", 0.0, "task"), 0.5)
-    assert row.by_run == solutions.ByRun({"g": None}, {"n": None})
+    assert row.by_run == ByRun({"g": None}, {"n": None})
     assert row.general.value is None and row.over_runs.value is None
 
 

@@ -10,7 +10,7 @@ from emscope.core.estimate import Estimate
 from emscope.core.plain import FLAT, JsonObject, Result
 from emscope.core.shown import Shown, flat
 from emscope.inside.specs import DiffSpec, SolutionsSpec
-from emscope.represent.solutions import Efficiency, NormForHalf, Significance, Stability
+from emscope.represent.compared import Efficiency, NormForHalf, Significance, Stability
 
 
 @dataclass(frozen=True, slots=True)

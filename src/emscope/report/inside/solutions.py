@@ -9,7 +9,7 @@ from emscope.inside.results import Solutions
 from emscope.report import words
 from emscope.report.figures import MUTED, error_bars, style
 from emscope.report.tables import table, terminal
-from emscope.represent.solutions import BothSidesAndRandom
+from emscope.represent.compared import BothSidesAndRandom
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
