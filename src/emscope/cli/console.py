@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, TextIO
 from emscope.core.errors import spelled
 from emscope.core.notes import Note
 from emscope.core.progress import Progress
+from emscope.core.visible import json_text
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -111,4 +111,4 @@ def _rate(total: float, spent: float) -> str:
 
 def print_json(value: Json) -> None:
     """Print one JSON document on standard output."""
-    print(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False))
+    print(json_text(value, indent=1))
