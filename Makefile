@@ -6,8 +6,9 @@ VENV = .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt $(TORCH_SOURCE)
 
-# one process a core, each with one thread; a file's tests stay together, since they share fixtures
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# one process a core, each with one thread; a file's tests stay together, since they share fixtures. Byte code is kept, also where the
+# environment says otherwise: without it every process compiles all tests anew
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: quickstart test test-fast test-all lint bench docs site clean
 
