@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from emscope.core.plain import Result
 from emscope.inside.direction_results import Cosines, DataRisk, Direction, Shift, Steering
 from emscope.inside.prompt_results import Probes, Subspaces
 from emscope.inside.results import Diff, Solutions, Trajectories
+from emscope.study.reading.ladders import LadderResult
 from emscope.train.audit_result import Audit
 
 FILE = Path(__file__).with_name("schemas.md")
@@ -48,6 +50,7 @@ RESULTS: dict[str, type[Result]] = {
     "subspaces": Subspaces,
     "trajectories": Trajectories,
     "solutions": Solutions,
+    "ladder": LadderResult,
 }
 PLAIN = {"string": "text", "integer": "whole number", "number": "number", "boolean": "`true` or `false`", "null": "null"}
 HEAD = """# JSON of the results
@@ -56,8 +59,8 @@ Made by `docs/make_schemas.py` from the classes of the results (`make docs`). Do
 
 Each section is what a command prints with `--json`, and what `save` of the Python result writes as `result.json`. Results
 in Python have attributes of the same names. A key is always there unless the table says "may be missing"; what is not known
-is `null`. Reports of studies, checks and ladders are described in [concepts.md](concepts.md). For a validator, the JSON
-Schema of a result:
+is `null`. Reports of studies and checks are described in [concepts.md](concepts.md). For a validator, the JSON Schema of a
+result:
 
 ```python
 from pydantic import TypeAdapter
@@ -80,7 +83,7 @@ def document() -> str:
     parts = [HEAD, "## estimate\n", *_object(schema_of(Estimate), {}, "")]
     for name, result in RESULTS.items():
         schema = schema_of(result)
-        known = {title: shape for title, shape in _objects(schema, schema.get("$defs", {})) if title != "Estimate"}
+        known = {title: shape for title, shape in _objects(schema, schema.get("$defs", {})) if not _is_estimate(shape)}
         parts.append(f"## {name}\n")
         for n, (title, shape) in enumerate(known.items()):
             parts += [f"### {name}: {title}\n"] * (n > 0)
@@ -103,6 +106,10 @@ def _objects(schema: Schema, named: Schema, key: str = "") -> Iterator[tuple[str
     ):
         if isinstance(one, Mapping):
             yield from _objects(one, named, key)
+
+
+def _is_estimate(schema: Schema) -> bool:
+    return list(schema.get("properties", {})) == [f.name for f in fields(Estimate)]
 
 
 def _title(schema: Schema, key: str) -> str:
@@ -135,7 +142,7 @@ def kind(schema: Schema, named: Schema, name: str, key: str) -> str:
         return " or ".join(f"`{one}`" for one in schema["enum"])
     if "anyOf" in schema:
         return " or ".join(dict.fromkeys(kind(one, named, name, key) for one in schema["anyOf"]))
-    if schema.get("title") == "Estimate" and "properties" in schema:
+    if _is_estimate(schema):
         return "[estimate](#estimate)"
     if "properties" in schema:
         title = _title(schema, key)

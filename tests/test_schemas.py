@@ -13,6 +13,8 @@ import pytest
 
 import test_answer_results as answers
 import test_inside_results as inside
+from emscope import study
+from emscope.study.reading.ladders import LadderResult
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -36,8 +38,8 @@ def closed(schema):
     return found | {"additionalProperties": False} if isinstance(schema.get("properties"), dict) and "type" in schema else found
 
 
-def validator(result):
-    schema = closed(maker().schema_of(type(result)))
+def validator(kind):
+    schema = closed(maker().schema_of(kind))
     jsonschema.Draft202012Validator.check_schema(schema)
     return jsonschema.Draft202012Validator(schema)
 
@@ -56,9 +58,9 @@ def at(value, place):
     return value
 
 
-def hold(result):
-    """Hold a result to its schema, which must refuse it with a key too many in any object that is no mapping of names."""
-    check, found = validator(result), json.loads(json.dumps(result.to_json()))
+def hold(kind, found):
+    """Hold what a result of a kind writes to its schema, which must refuse a key too many in any object, and an object without keys."""
+    check = validator(kind)
     check.validate(found)
     refused = 0
     for place in places(found):
@@ -75,12 +77,19 @@ def hold(result):
 
 @pytest.mark.parametrize("name", inside.EVERY)
 def test_results_from_inside_a_model_hold_to_their_schema(name):
-    hold(inside.EVERY[name]())
+    made = inside.EVERY[name]()
+    hold(type(made), json.loads(json.dumps(made.to_json())))
 
 
 @pytest.mark.parametrize("make", answers.MADE)
 def test_results_of_judged_answers_hold_to_their_schema(make, tmp_path):
-    hold(make(tmp_path))
+    made = make(tmp_path)
+    hold(type(made), json.loads(json.dumps(made.to_json())))
+
+
+@pytest.mark.parametrize("path", sorted(Path(study.__file__).parent.glob("files/ladders/*.json")), ids=lambda p: p.name)
+def test_bundled_ladders_hold_to_their_schema(path):
+    hold(LadderResult, json.loads(path.read_text(encoding="utf-8")))
 
 
 def test_the_page_is_what_the_classes_say():
