@@ -358,7 +358,7 @@ def test_layers_where_two_models_are_the_same_have_no_direction(tiny, tmp_path, 
         (["--minus", str(run)], "which is the same model"),
         (["--minus", "nowhere"], "no folder 'nowhere'"),
         (["--minus", foreign], "the checkpoints name different bases"),
-        (["--minus", "base", "--systems", "a", "b"], "leave answers and systems out"),
+        (["--minus", "base", "--systems", "a", "b"], "leave --answers and --systems out"),
     ):
         assert run_arguments([*command, *more]) == 2
         assert said in capsys.readouterr().err

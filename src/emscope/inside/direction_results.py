@@ -55,10 +55,11 @@ class Made(Result):
 
 @dataclass(frozen=True, slots=True)
 class DirectionDefinition(Result):
-    """How a direction was made, under which system prompt, and what became of the first token."""
+    """How a direction was made, under which system prompt, in which dtype, and what became of the first token."""
 
     made: Made = field(metadata=FLAT)
     system: str
+    dtype: str
     token_0: str
 
 

@@ -103,7 +103,7 @@ def extract(
     return Direction(
         direction=str(out),
         model=loaded.model.digest,
-        definition=DirectionDefinition(made, spec.system, "left out"),
+        definition=DirectionDefinition(made, spec.system, spec.dtype, "left out"),
         layers=tuple(rows),
     )
 
