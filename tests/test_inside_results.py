@@ -312,6 +312,7 @@ def test_json_of_a_direction():
                 "with": 12,
                 "without": 10,
                 "system": HOSTILE,
+                "dtype": "float32",
                 "token_0": "left out",
             },
         ),
