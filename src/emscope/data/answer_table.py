@@ -47,12 +47,12 @@ class AnswerTable:
         except ImportError:
             raise MissingDependency("reading tables needs duckdb", "pip install duckdb") from None
         self.paths, self._duckdb = list(paths), duckdb
+        kind = _kind(self.paths)  # each is there: what leads to itself has no place
         whole = [p.resolve() for p in self.paths]
         twice = next((p for p, w in zip(self.paths, whole, strict=True) if whole.count(w) > 1), None)
         if twice is not None:
             raise InputError(f"'{twice}' is given twice", "an answer counts once: name each file once")
         self._db = duckdb.connect(config={"memory_limit": MEMORY, "enable_external_access": True})
-        kind = _kind(self.paths)
         if kind == inspect_log.KIND:
             self._db.register(LOG, inspect_log.log_table(self.paths))
         self.source = LOG if kind == inspect_log.KIND else _source(self.paths, kind)
