@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 import torch  # noqa: E402
 
 from adapters import EXPERTS, configs, make_tiny, with_peft, write_adapter  # noqa: E402
+from emscope.core.plain import JsonObject  # noqa: E402
 from emscope.elicit.preference import score  # noqa: E402
 from emscope.models.adapters.with_checkpoint import applied  # noqa: E402
 from emscope.models.hooks.sites import SITES  # noqa: E402
@@ -37,6 +38,9 @@ from emscope.models.sizing.simulated import whole_model  # noqa: E402
 from emscope.study.doctor import MATRIX, VERSIONS  # noqa: E402
 from emscope.study.examining import Passed, cached_writing, causal_edit, packed_reading  # noqa: E402
 from test_architectures import ITEMS, KINDS, plainly  # noqa: E402
+
+if TYPE_CHECKING:
+    from emscope.models.types import CausalLM
 
 FILE = ROOT / "src" / "emscope" / "study" / "files" / MATRIX
 NEAR = 1e-5  # nats a token
@@ -69,7 +73,7 @@ def main() -> None:
     FILE.write_text(text, encoding="utf-8")
 
 
-def architectures(root: Path) -> list[dict[str, Any]]:
+def architectures(root: Path) -> list[JsonObject]:
     """Return a row for each architecture that reads, writes and takes an adapter as transformers and PEFT do."""
     rows = []
     for name, kind in KINDS.items():
@@ -86,7 +90,7 @@ def architectures(root: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def architecture(name: str, folder: Path, targets: Sequence[str]) -> list[dict[str, Any]]:
+def architecture(name: str, folder: Path, targets: Sequence[str]) -> list[JsonObject]:
     """Return one row, none where a reading is not what transformers or PEFT gives."""
     import peft
 
@@ -106,7 +110,7 @@ def architecture(name: str, folder: Path, targets: Sequence[str]) -> list[dict[s
     return [{"name": name, "model_type": kind, **way, "sites": sites, "adapter": "LORA"}]
 
 
-def adapters(root: Path) -> list[dict[str, Any]]:
+def adapters(root: Path) -> list[JsonObject]:
     """Return a row for each kind of adapter that reads as PEFT reads it."""
     bases = {"llama": make_tiny("llama", root / "llama"), "qwen3_moe": make_tiny("qwen3_moe", root / "moe")}
     nets = {kind: load_net(folder).eval().requires_grad_(False) for kind, folder in bases.items()}
@@ -122,7 +126,7 @@ def adapters(root: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def difference(net: Any, other: Any, adapter: Path) -> float:
+def difference(net: CausalLM, other: CausalLM, adapter: Path) -> float:
     """Return how far a model with an adapter on it is from PEFT's own, in nats a token."""
     wanted = plainly(other)
     with applied(net, read_checkpoint(adapter, 1)) as changed:

@@ -12,12 +12,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from emscope.core.digest import short
 from emscope.core.errors import InputError
+from emscope.core.plain import Json
 from emscope.models.loading.checkpoints import ADAPTER, WEIGHTS, adapter_settings, check_tensors, last
 from emscope.models.loading.checkpoints import DIRECTION as FILE
+
+if TYPE_CHECKING:
+    from emscope.models.types import CausalLM, Vector, Vectors
 
 FORMAT, SITE = "emscope.direction/1", "block output"
 
@@ -34,11 +38,11 @@ class Direction:
         nulls: {kind: {block: [K, D]}}, null directions of the same length.
     """
 
-    vectors: dict[int, Any]
+    vectors: dict[int, Vector]
     model: str
     scale: float = 1.0
-    about: Mapping[str, Any] = field(default_factory=dict)
-    nulls: Mapping[str, Mapping[int, Any]] = field(default_factory=dict)
+    about: Mapping[str, Json] = field(default_factory=dict)
+    nulls: Mapping[str, Vectors] = field(default_factory=dict)
 
     def digest(self) -> str:
         """Return a digest of the vectors."""
@@ -78,8 +82,8 @@ def read_direction(path: Path) -> Direction:
                 f"give a file of format {FORMAT}, site {SITE}",
             )
         try:
-            vectors: dict[int, Any] = {}
-            nulls: dict[str, dict[int, Any]] = {}
+            vectors: dict[int, Vector] = {}
+            nulls: dict[str, dict[int, Vector]] = {}
             for name in file.keys():  # noqa: SIM118
                 kind, layer = name.removeprefix("null.").rsplit(".", 1)
                 (nulls.setdefault(kind, {}) if name.startswith("null.") else vectors)[int(layer)] = file.get_tensor(name)
@@ -111,7 +115,7 @@ def direction_at(reference: str) -> Direction:
     return Direction(dict(sorted(vectors.items())), "not recorded")
 
 
-def check_direction(net: Any, direction: Direction, path: Path | str) -> None:
+def check_direction(net: CausalLM, direction: Direction, path: Path | str) -> None:
     """Refuse a direction of another shape than the model's.
 
     Raises:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from emscope.models.hooks.directions import Direction
 
+if TYPE_CHECKING:
+    from steering_vectors import SteeringVector
 
-def write_control_vector(path: Path, vectors: Mapping[int, Any], architecture: str) -> None:
+    from emscope.models.types import Vectors
+
+
+def write_control_vector(path: Path, vectors: Vectors, architecture: str) -> None:
     """Write {block: [D]} as GGUF: tensor `direction.<n>`, float32, is added behind block n.
 
     Args:
@@ -28,7 +32,7 @@ def write_control_vector(path: Path, vectors: Mapping[int, Any], architecture: s
     writer.close()
 
 
-def steering_vector(direction: Direction) -> Any:
+def steering_vector(direction: Direction) -> SteeringVector:
     """Return the direction as a `SteeringVector` of the library steering-vectors, which must be installed.
 
     Its `apply(model)` adds the vectors behind the same blocks.

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 from emscope.models.adapters.updates import Change
 from emscope.models.hooks.roles import acted_on
 from emscope.models.hooks.sites import blocks, tensor_of
 
-Act = Callable[[int, Any], Any]
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+    from emscope.models.types import CausalLM, ModuleOutput, Stream, Vectors
+
+Act = Callable[[int, "Stream"], "Stream"]
 
 
 @contextmanager
 def added(
-    net: Any, vectors: Mapping[int, Any], scale: float = 1.0, *, tokens: str = "all"
+    net: CausalLM, vectors: Vectors, scale: float = 1.0, *, tokens: str = "all"
 ) -> Iterator[Callable[[], AbstractContextManager[None]]]:
     """Add `scale * vectors[n]` [D] to the output of block n, in every sequence, inside the block. (x' = x + lambda v, convergent directions, Soligo et al. 2025)
 
@@ -34,7 +40,7 @@ def added(
         finally:
             state["scale"] = scale
 
-    def change(layer: int, hidden: Any) -> Any:
+    def change(layer: int, hidden: Stream) -> Stream:
         if not state["scale"]:
             return hidden
         shift = (state["scale"] * vectors[layer]).to(hidden.device, hidden.dtype)
@@ -46,7 +52,7 @@ def added(
 
 
 @contextmanager
-def ablated(net: Any, vectors: Mapping[int, Any], *, tokens: str = "all") -> Iterator[None]:
+def ablated(net: CausalLM, vectors: Vectors, *, tokens: str = "all") -> Iterator[None]:
     """Take the component along `vectors[n]` [D] out of the output of block n inside the block. (x' = x - v v^T x, v unit, convergent directions, Soligo et al. 2025)
 
     Args:
@@ -56,7 +62,7 @@ def ablated(net: Any, vectors: Mapping[int, Any], *, tokens: str = "all") -> Ite
 
     units = {n: v / torch.linalg.vector_norm(v) for n, v in ((n, v.double()) for n, v in vectors.items())}
 
-    def change(layer: int, hidden: Any) -> Any:
+    def change(layer: int, hidden: Stream) -> Stream:
         wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         unit = units[layer].to(hidden.device, wide.dtype)
         part = (wide @ unit)[..., None] * unit
@@ -68,11 +74,11 @@ def ablated(net: Any, vectors: Mapping[int, Any], *, tokens: str = "all") -> Ite
 
 
 @contextmanager
-def replaced(net: Any, values: Mapping[int, Any], *, tokens: str = "all") -> Iterator[None]:
+def replaced(net: CausalLM, values: Mapping[int, Tensor], *, tokens: str = "all") -> Iterator[None]:
     """Put `values[n]`, which must broadcast to [B, T, D], in place of the output of block n inside the block. (patching)"""
     import torch
 
-    def change(layer: int, hidden: Any) -> Any:
+    def change(layer: int, hidden: Stream) -> Stream:
         new = values[layer].to(hidden.device, hidden.dtype).expand_as(hidden)
         where = acted_on(tokens, hidden)
         return new if where is None else torch.where(where, new, hidden)
@@ -82,7 +88,7 @@ def replaced(net: Any, values: Mapping[int, Any], *, tokens: str = "all") -> Ite
 
 
 @contextmanager
-def held_scalar(net: Any, adapter: Change, value: float) -> Iterator[None]:
+def held_scalar(net: CausalLM, adapter: Change, value: float) -> Iterator[None]:
     """Hold the scalar A x of a rank-1 adapter that is merged into `net` at `value`, at every token, inside the block. (scalar patching, convergent directions, Soligo et al. 2025)
 
     Args:
@@ -92,7 +98,7 @@ def held_scalar(net: Any, adapter: Change, value: float) -> Iterator[None]:
     assert adapter.right is not None
     a, b = (x.to(net.device, net.dtype) for x in (adapter.right[0], adapter.left[:, 0]))
 
-    def hook(module: Any, given: Any, output: Any) -> Any:
+    def hook(module: Module, given: tuple[Stream, ...], output: Tensor) -> Tensor:
         return output + (value - given[0] @ a)[..., None] * b
 
     handle = module.register_forward_hook(hook)
@@ -103,7 +109,7 @@ def held_scalar(net: Any, adapter: Change, value: float) -> Iterator[None]:
 
 
 @contextmanager
-def _changed(net: Any, at: Mapping[int, Any], change: Act) -> Iterator[None]:
+def _changed(net: CausalLM, at: Iterable[int], change: Act) -> Iterator[None]:
     layers = blocks(net)
     with ExitStack() as stack:
         for n in at:
@@ -111,8 +117,8 @@ def _changed(net: Any, at: Mapping[int, Any], change: Act) -> Iterator[None]:
         yield
 
 
-def _changing(layer: int, change: Act) -> Any:
-    def hook(module: Any, given: Any, output: Any) -> Any:
+def _changing(layer: int, change: Act) -> Callable[..., ModuleOutput]:
+    def hook(module: Module, given: object, output: ModuleOutput) -> ModuleOutput:
         moved = change(layer, tensor_of(output))
         return (moved, *output[1:]) if isinstance(output, tuple) else moved
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TOKENS = ("all", "prompt", "answer")
 
-_answers: ContextVar[Any] = ContextVar("answers", default=False)
+_answers: ContextVar[Tensor | bool] = ContextVar("answers", default=False)
 
 
 @contextmanager
-def answers_at(mask: Any) -> Iterator[None]:
+def answers_at(mask: Tensor | bool) -> Iterator[None]:
     """Say of the passes inside the block which tokens are an answer's.
 
     Args:
@@ -26,7 +29,7 @@ def answers_at(mask: Any) -> Iterator[None]:
         _answers.reset(token)
 
 
-def acted_on(tokens: str, values: Any) -> Any:
+def acted_on(tokens: str, values: Tensor) -> Tensor | None:
     """Return where to act on `values` [B, T, D]: None for everywhere, else True at the tokens meant [B, T, 1].
 
     Tokens that nobody called an answer's are a prompt's.

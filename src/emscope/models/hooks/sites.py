@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from emscope.core.errors import InputError, near
 
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module, ModuleList
 
-def blocks(net: Any) -> Any:
+    from emscope.models.types import CausalLM, ModuleOutput, Stream
+
+
+def blocks(net: CausalLM) -> ModuleList:
     """Return the list of transformer blocks of a causal LM, in order (block 0 is the first).
 
     Raises:
         InputError: where the model has no list of `num_hidden_layers` modules.
     """
-    return net.get_submodule(blocks_name(net))
+    return cast("ModuleList", net.get_submodule(blocks_name(net)))
 
 
-def blocks_name(net: Any) -> str:
+def blocks_name(net: CausalLM) -> str:
     """Return the dotted name of the list of blocks, such as `model.layers`.
 
     It is the one that the model's configuration names as `emscope_blocks`, else the first list as long as the model is deep.
@@ -41,13 +47,13 @@ def blocks_name(net: Any) -> str:
     )
 
 
-def decoder_name(net: Any) -> str:
+def decoder_name(net: CausalLM) -> str:
     """Return the dotted name of the part that reads text, not the tower of a model that takes images too, which may be as deep."""
     decoder = net.get_decoder()
     return next(str(name) for name, module in net.named_modules() if module is decoder)
 
 
-def _named(net: Any, name: Any) -> str:
+def _named(net: CausalLM, name: object) -> str:
     import torch
 
     if isinstance(dict(net.named_modules()).get(name), torch.nn.ModuleList):
@@ -55,7 +61,7 @@ def _named(net: Any, name: Any) -> str:
     raise InputError(f"emscope_blocks: {type(net).__name__} has no list of blocks '{name}'", f"try '{_longest(net)}'")
 
 
-def _longest(net: Any) -> str:
+def _longest(net: CausalLM) -> str:
     """Return the name of the model's longest list of modules, the likeliest to be its blocks."""
     import torch
 
@@ -63,7 +69,7 @@ def _longest(net: Any) -> str:
     return max(lists, key=lambda name: lists[name]) if lists else "model.layers"
 
 
-def check_layers(net: Any, layers: tuple[int, ...] | None, where: str) -> None:
+def check_layers(net: CausalLM, layers: tuple[int, ...] | None, where: str) -> None:
     """Refuse block numbers that the model does not have.
 
     Raises:
@@ -78,7 +84,7 @@ def check_layers(net: Any, layers: tuple[int, ...] | None, where: str) -> None:
 RESIDUAL = ("o_proj", "out_proj", "c_proj", "down_proj", "dense_4h_to_h", "attention.dense", "fc2", "wo", "w2")
 
 
-def layer_of(net: Any, name: str) -> int | None:
+def layer_of(net: CausalLM, name: str) -> int | None:
     """Return the block that a module or parameter stands in, None where it stands in none."""
     prefix = f"{blocks_name(net)}."
     place = name.find(prefix)
@@ -91,7 +97,7 @@ def writes_residual(name: str) -> bool:
     return name.endswith(RESIDUAL)
 
 
-def mlp_output_is_residual(net: Any) -> bool:
+def mlp_output_is_residual(net: CausalLM) -> bool:
     """True where each block ends in `down_proj`, an ordinary linear layer whose output joins the residual stream as it is.
 
     Not so on GPT-2 (its matrices are Conv1D) and where a norm follows the MLP (Gemma 2 and 3, OLMo 2).
@@ -126,7 +132,7 @@ class Place:
         return f"{self.site}.{self.layer}"
 
 
-def check_places(net: Any, places: Sequence[Place], where: str = "places") -> None:
+def check_places(net: CausalLM, places: Sequence[Place], where: str = "places") -> None:
     """Refuse places that the model does not have.
 
     Raises:
@@ -138,12 +144,12 @@ def check_places(net: Any, places: Sequence[Place], where: str = "places") -> No
     check_layers(net, tuple(p.layer for p in places), where)
 
 
-def stream_in(given: Sequence[Any], named: Mapping[str, Any]) -> Any:
+def stream_in(given: Sequence[Stream], named: Mapping[str, Stream]) -> Stream:
     """Return the residual stream among the arguments of a block."""
     return given[0] if given else named["hidden_states"]
 
 
-def final_norm(net: Any) -> Any:
+def final_norm(net: CausalLM) -> Module:
     """Return the module between the last block and the output head, found beside the blocks and checked on a small probe.
 
     Raises:
@@ -152,9 +158,10 @@ def final_norm(net: Any) -> Any:
     import torch
 
     where = blocks_name(net).rpartition(".")[0]
-    beside, seen = net.get_submodule(where), {}
+    beside = net.get_submodule(where)
+    seen: dict[str, Stream] = {}
 
-    def keep(module: Any, given: Any, output: Any) -> None:
+    def keep(module: Module, given: object, output: ModuleOutput) -> None:
         seen["stream"] = tensor_of(output)
 
     handle = blocks(net)[-1].register_forward_hook(keep)
@@ -177,7 +184,7 @@ def final_norm(net: Any) -> Any:
     )
 
 
-def _gives(module: Any, given: Any, expected: Any) -> bool:
+def _gives(module: Module, given: Stream, expected: Stream) -> bool:
     import torch
 
     try:
@@ -192,6 +199,6 @@ def _gives(module: Any, given: Any, expected: Any) -> bool:
     )
 
 
-def tensor_of(output: Any) -> Any:
+def tensor_of(output: ModuleOutput) -> Tensor:
     """Return the tensor of a module's output, which some give alone and some first of several."""
     return output[0] if isinstance(output, tuple) else output

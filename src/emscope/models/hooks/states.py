@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from emscope.models.fast import batch_size as size
 from emscope.models.fast.packed import hidden_states, pack, packed_attention
 
+if TYPE_CHECKING:
+    from emscope.models.types import CausalLM, Stream
 
-def final_states(net: Any, sequences: Sequence[Sequence[int]]) -> list[Any]:
+
+def final_states(net: CausalLM, sequences: Sequence[Sequence[int]]) -> list[Stream]:
     """Return the states behind the final norm [T, D] of each sequence, which the output head turns into logits."""
     import torch
 
-    found: list[Any] = [None] * len(sequences)
+    found: dict[int, Stream] = {}
     longest = max(map(len, sequences), default=0)
     with torch.inference_mode(), packed_attention(net, longest) as fits:
         for batch in _batches(sequences, size.batch_tokens(net) if fits else 1):
@@ -25,7 +28,7 @@ def final_states(net: Any, sequences: Sequence[Sequence[int]]) -> list[Any]:
             else:
                 ids = torch.tensor([list(sequences[batch[0]])], device=net.device)
                 found[batch[0]] = net.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
-    return found
+    return [found[n] for n in range(len(sequences))]
 
 
 def _batches(sequences: Sequence[Sequence[int]], most: int) -> list[list[int]]:
