@@ -252,7 +252,7 @@ def _frozen(
 ) -> JsonObject:
     """Return what the readings depend on, by content: the same folder names with other weights are another study."""
     own = carried(base.folder, [*target, *control])
-    templates = [[one.template for one in own], [beside_digest(one.folder) for one in own]] if own else []
+    templates: list[Json] = [[one.template for one in own], [beside_digest(one.folder) for one in own]] if own else []
     tokenizer = {} if base.held else {"tokenizer": beside_digest(base.folder)}
     found: JsonObject = json.loads(
         canonical(

@@ -11,7 +11,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from emscope.core.errors import EmscopeError, InputError, MissingDependency, WorldError
 from emscope.core.records import Message, Reply
@@ -22,6 +22,7 @@ from emscope.models.remote.client import guarded_client
 if TYPE_CHECKING:
     from inspect_ai.model import GenerateConfig, ModelOutput
     from inspect_ai.model import Model as InspectModel
+    from openai import DefaultAsyncHttpxClient
 from emscope.core.plain import Json, JsonObject
 
 K = TypeVar("K")
@@ -141,13 +142,12 @@ async def _opened(model: ApiModel) -> AsyncIterator[Ask]:
         top_logprobs=model.top or None,
         batch=model.batch or None,
     )
-    name, more = model.name, dict[str, Any]()
+    name = model.name
+    more: dict[str, str | int | DefaultAsyncHttpxClient] = {}
     if model.url is not None:
         check_address(model.url)
-        name, more = (
-            f"openai-api/emscope/{model.name}",
-            {"base_url": model.url, "api_key": os.environ.get(KEY_VARIABLE, "none")},
-        )
+        name = f"openai-api/emscope/{model.name}"
+        more = {"base_url": model.url, "api_key": os.environ.get(KEY_VARIABLE, "none")}
     if model.url is not None or name.startswith("openai/"):
         more |= {"http_client": guarded_client(), "max_retries": 0}  # the package would try again by itself, beside `retries`
     try:

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from openai import DefaultAsyncHttpxClient
 
 LARGEST = 2**23  # bytes of a reply; one of 100,000 tokens with log-probabilities of 20 each takes a few
+
+
+class Body(Protocol):
+    """A reply's body, part by part."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+    async def aclose(self) -> None: ...
+
+
+class Response(Protocol):
+    """A reply whose body has not been read."""
+
+    headers: Mapping[str, str]
+    stream: Body
 
 
 class TooLarge(Exception):
     """A reply that is longer than any answer."""
 
 
-def guarded_client() -> Any:
+def guarded_client() -> DefaultAsyncHttpxClient:
     """Return the client of the OpenAI package with these limits.
 
     A redirect is an answer of its own, with its status: whoever is sent on would hand the key to another host.
@@ -25,7 +42,7 @@ def guarded_client() -> Any:
     )
 
 
-async def _guard(response: Any) -> None:
+async def _guard(response: Response) -> None:
     """Refuse a reply that is packed, and cut off one that does not end."""
     packed = response.headers.get("content-encoding", "identity")
     if packed != "identity":
@@ -35,7 +52,7 @@ async def _guard(response: Any) -> None:
     class Counted(stream_class):  # type: ignore[misc, valid-type]
         """A body that is counted as it comes."""
 
-        def __init__(self, stream: Any) -> None:
+        def __init__(self, stream: Body) -> None:
             self.stream = stream
 
         async def __aiter__(self) -> AsyncIterator[bytes]:
