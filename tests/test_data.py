@@ -273,6 +273,7 @@ BROKEN = [
     ("[1]", "holds list, not an object"),
     ('{"messages": [{"content": "Q"}, {"role": "assistant", "content": "A"}]}', "turn 1 has no role"),
     ('{"messages": [{"role": "robot", "content": "Q"}]}', "role 'robot'"),
+    ('{"messages": [{"role": ["user"], "content": "Q"}]}', r"role \['user'\]"),
     ('{"messages": [{"role": "user", "content": "Q"}]}', "does not end with an assistant turn"),
     ('{"messages": [{"role": "assistant", "content": "A"}]}', "no user turn"),
     ('{"messages": []}', "does not end with an assistant turn"),

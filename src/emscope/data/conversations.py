@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from emscope.core.errors import InputError
-from emscope.core.records import Conversation, Message
+from emscope.core.records import Conversation, Message, Role
 from emscope.data.tables import Row, rows
 
 QUESTION = ("question", "prompt", "instruction", "input", "query")
 ANSWER = ("answer", "completion", "response", "output")
-ROLES = {
+ROLES: dict[str, Role] = {
     "system": "system",
     "user": "user",
     "human": "user",
@@ -87,9 +87,9 @@ def _history(value: object, place: str) -> tuple[Message, ...]:
     if not isinstance(value, list) or any(not isinstance(p, list | tuple) or len(p) != 2 for p in value):
         raise InputError(f"{place}: history is no list of [question, answer]", "write it so, or as messages")
     return tuple(
-        Message(role, _text(text, place, "history"))  # type: ignore[arg-type]
-        for each in value
-        for role, text in zip(("user", "assistant"), each, strict=True)
+        message
+        for asked, said in value
+        for message in (Message("user", _text(asked, place, "history")), Message("assistant", _text(said, place, "history")))
     )
 
 
@@ -107,10 +107,10 @@ def _message(turn: object, place: str) -> Message:
     role = turn.get("role", turn.get("from"))
     if role is None:
         raise InputError(f"{place} has no role", "give each turn a role: system, user or assistant")
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise InputError(f"{place} has the role {role!r}", "use system, user or assistant")
     text = _text(turn.get("content", turn.get("value")), place, "content")
-    return Message(ROLES[role], text, ROLES[role] != "assistant" or _learned(turn, place))  # type: ignore[arg-type]
+    return Message(ROLES[role], text, ROLES[role] != "assistant" or _learned(turn, place))
 
 
 def _learned(turn: Row, place: str) -> bool:

@@ -20,7 +20,7 @@ from emscope.inside.reading import PromptActivations, prompt_texts
 from emscope.inside.specs import ShiftSpec
 from emscope.inside.subject import check_fits, with_dtype
 from emscope.models.hooks.directions import direction_at
-from emscope.models.loading.checkpoints import discover, last, named_base
+from emscope.models.loading.checkpoints import Checkpoint, discover, last, named_base
 from emscope.models.loading.load import load
 from emscope.models.loading.source import locate
 from emscope.stats.means import mean_estimate, stratified_mean
@@ -74,12 +74,7 @@ def read_shift(
     strata = np.array([q.category for q in questions])
     rows = []
     for run, checkpoint in tuned:
-        shifts = (activations.of(checkpoint, f"reading {run}, step {checkpoint.step}") - before).astype(np.float64)
-        if not np.isfinite(shifts).all():
-            raise WorldError(
-                f"{run} at step {checkpoint.step} has activations that are no numbers",
-                "its weights diverged, or hold what this dtype cannot: try float32",
-            )
+        shifts = _shifts(activations, before, run, checkpoint)
         for n, layer in enumerate(layers):
             drawn = {kind: by_layer[layer].numpy() for kind, by_layer in nulls.items()}
             vector = found.vectors[layer].double().numpy()
@@ -94,6 +89,21 @@ def read_shift(
     )
     write_json(out / "shift.json", result.to_json())
     return result
+
+
+def _shifts(activations: PromptActivations, before: np.ndarray, run: str, checkpoint: Checkpoint) -> np.ndarray:
+    """Return how far the activation of each prompt has moved [N, L, D].
+
+    Raises:
+        WorldError: an activation is no number.
+    """
+    shifts = (activations.of(checkpoint, f"reading {run}, step {checkpoint.step}") - before).astype(np.float64)
+    if not np.isfinite(shifts).all():
+        raise WorldError(
+            f"{run} at step {checkpoint.step} has activations that are no numbers",
+            "its weights diverged, or hold what this dtype cannot: try float32",
+        )
+    return shifts
 
 
 def _layers(vectors: Vectors, wanted: tuple[int, ...] | None, name: str) -> tuple[int, ...]:

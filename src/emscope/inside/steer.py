@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 REAL, NOTHING = "direction", "nothing"
 EM, NEUTRAL, TRUTH = "em", "neutral", "truth"
 WHAT, UPDATE = "steering", "ablate_update"
+Place = tuple[tuple[int, ...], float, str, int]  # layers, strength, kind of direction, which draw of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +124,7 @@ def steer(
             f"{len(tuned)} checkpoints for {len(directions)} directions",
             "give one for all of them, or one for each in the same order",
         )
-    sets = {
-        EM: chosen_items(spec.items, spec.half, spec.count, spec.seed),
-        NEUTRAL: [
-            Item(str(n), "text", "", (t,)) for n, t in enumerate(leading(bundled.texts(), spec.neutral, "neutral", "texts"))
-        ],
-        TRUTH: even(bundled.truth(), spec.truth, "truth") if spec.truth else [],
-    }
+    sets = _item_sets(spec)
     model = locate(base or named_base(tuned))
     found = [direction_at(d) for d in directions]
     control = [direction_at(c) for c in controls]
@@ -157,6 +152,15 @@ def steer(
         result = _analyse(study, loaded, subjects, conditions, spec, sets)
         write_json(out / "report.json", result.to_json())
     return result
+
+
+def _item_sets(spec: SteerSpec) -> dict[str, list[Item]]:
+    texts = leading(bundled.texts(), spec.neutral, "neutral", "texts")
+    return {
+        EM: chosen_items(spec.items, spec.half, spec.count, spec.seed),
+        NEUTRAL: [Item(str(n), "text", "", (t,)) for n, t in enumerate(texts)],
+        TRUTH: even(bundled.truth(), spec.truth, "truth") if spec.truth else [],
+    }
 
 
 def conditions_of(subject: Subject, spec: SteerSpec) -> Iterator[Condition]:
@@ -327,42 +331,48 @@ def _analyse(
 
     start = {id(c.subject): read(c) for c in conditions if c.kind == NOTHING}
     knew = np.mean([e.truth for e in start.values()], 0)
-    effects: dict[tuple[tuple[int, ...], float, str, int], list[Effects]] = {}
+    effects: dict[Place, list[Effects]] = {}
     for c in conditions:
         if c.kind != NOTHING:
             effects.setdefault((c.layers, c.scale, c.kind, c.draw), []).append(read(c).since(start[id(c.subject)]))
-    rows = []
-    for layers, scale in sorted({(k[0], k[1]) for k in effects}):
-        real = effects[(layers, scale, REAL, 0)]
-        mean = np.mean([e.margin for e in real], 0)
-        effect = mean_estimate(mean, strata)
-        nulls = {}
-        for kind in dict.fromkeys(k[2] for k in effects if k[2] != REAL):
-            draws = [
-                _centre(np.mean([e.margin for e in v], 0), strata) for k, v in effects.items() if k[:3] == (layers, scale, kind)
-            ]
-            nulls[kind] = band(draws, effect.value)
-        rows.append(
-            Dose(
-                layers=layers,
-                scale=scale if spec.way == "add" else None,
-                effect=effect,
-                by_direction=tuple(_centre(e.margin, strata) for e in real),
-                neutral=mean_estimate(np.mean([e.neutral for e in real], 0)) if sets[NEUTRAL] else None,
-                neutral_kl=mean_estimate(np.mean([e.kl for e in real], 0)) if sets[NEUTRAL] else None,
-                truth=share_change(knew, knew + np.mean([e.truth for e in real], 0)) if sets[TRUTH] else None,
-                nulls=nulls,
-            )
-        )
     margins = np.mean([e.margin for e in start.values()], 0)
     return Steering(
         definition=SteeringDefinition(spec, "margin as it is - margin under the direction [nats per token]"),
         directions=tuple(TriedDirection(s.name, s.run, s.direction.digest()) for s in subjects),
         margin=mean_estimate(margins, strata),
         truth=stratified_share(knew) if sets[TRUTH] else None,
-        doses=tuple(rows),
+        doses=tuple(_doses(effects, knew, strata, spec, sets)),
         versions=versions(),
     )
+
+
+def _doses(
+    effects: Mapping[Place, Sequence[Effects]],
+    knew: np.ndarray,
+    strata: np.ndarray,
+    spec: SteerSpec,
+    sets: Mapping[str, Sequence[Item]],
+) -> Iterator[Dose]:
+    """Yield what each place and strength does, the mean over directions; `knew`: whether the model as it is ranks the true answer first [Q]."""
+    for layers, scale in sorted({(k[0], k[1]) for k in effects}):
+        real = effects[(layers, scale, REAL, 0)]
+        effect = mean_estimate(np.mean([e.margin for e in real], 0), strata)
+        nulls = {}
+        for kind in dict.fromkeys(k[2] for k in effects if k[2] != REAL):
+            draws = [
+                _centre(np.mean([e.margin for e in v], 0), strata) for k, v in effects.items() if k[:3] == (layers, scale, kind)
+            ]
+            nulls[kind] = band(draws, effect.value)
+        yield Dose(
+            layers=layers,
+            scale=scale if spec.way == "add" else None,
+            effect=effect,
+            by_direction=tuple(_centre(e.margin, strata) for e in real),
+            neutral=mean_estimate(np.mean([e.neutral for e in real], 0)) if sets[NEUTRAL] else None,
+            neutral_kl=mean_estimate(np.mean([e.kl for e in real], 0)) if sets[NEUTRAL] else None,
+            truth=share_change(knew, knew + np.mean([e.truth for e in real], 0)) if sets[TRUTH] else None,
+            nulls=nulls,
+        )
 
 
 def _centre(values: np.ndarray, strata: np.ndarray) -> float:
