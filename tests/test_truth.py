@@ -56,10 +56,9 @@ def test_nothing_lost_is_safe_although_no_question_varies():
 
 
 def test_a_loss_that_the_control_shares_is_style():
-    assert truthfulness(asked((0.0, 0.3, 0.3, 0.3), control=(0.0, 0.3, 0.3, 0.3)), STEPS)["verdict"] in (
-        "style_drift",
-        "undetermined",
-    )
+    lost = (0.0, 0.3, 0.3, 0.3)
+    verdicts = {n: truthfulness(asked(lost, control=lost, items=n), STEPS)["verdict"] for n in (150, 400)}
+    assert verdicts == {150: "undetermined", 400: "style_drift"}
 
 
 def test_a_control_that_learned_nothing_counts_nowhere():
