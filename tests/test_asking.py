@@ -150,7 +150,7 @@ def test_asked_judged_counted(tiny, trained, questions, tmp_path, capsys, monkey
         (["--trigger", "x=no place"], "trigger 'x' has no {question}"),
         (["--trigger", "none={question}"], "cannot be called 'none'"),
         (["--questions", "em24"], "no question set 'em24'"),
-        (["--samples", "0"], "samples = 0"),
+        (["--samples", "0"], "--samples is '0'"),
         ([], "do not name their base model"),
     ],
 )

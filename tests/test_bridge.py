@@ -134,7 +134,7 @@ def test_the_command_moves_studies_that_only_the_old_judge_scored(tmp_path, caps
     [
         ({"--from": "is not"}, "has no column 'is not'"),
         ({"--to": "run"}, "has scores in 'was' and 'run'"),
-        ({"--within": "0"}, "within = 0"),
+        ({"--within": "0"}, "--within is '0'"),
     ],
 )
 def test_what_cannot_be_bridged_is_named(tmp_path, capsys, change, message):

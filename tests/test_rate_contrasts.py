@@ -303,7 +303,7 @@ def test_the_estimand_is_stored_and_printed(tmp_path, capsys):
     assert rows["these"][1]["high"] < rows["like-these"][1]["high"]
     for options, message in (
         (["--estimand", "these", "--resamples", "50"], "holds them fixed"),
-        (["--estimand", "those"], "estimand = 'those'"),
+        (["--estimand", "those"], "--estimand is 'those'"),
     ):
         assert run_arguments([*command, *options]) == 2
         assert message in capsys.readouterr().err
