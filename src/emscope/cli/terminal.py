@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -29,7 +29,7 @@ class Cleaned:
             self._stream.write(shown(text))
         return len(text)
 
-    def writelines(self, lines: Any) -> None:
+    def writelines(self, lines: Iterable[str]) -> None:
         """Write several texts."""
         for line in lines:
             self._stream.write(shown(line))
@@ -43,7 +43,7 @@ class Cleaned:
 def cleaned() -> Iterator[None]:
     """Show control characters on standard output and standard error inside a block."""
     out, err = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = Cleaned(out), Cleaned(err)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = Cleaned(out), Cleaned(err)
     try:
         yield
     finally:

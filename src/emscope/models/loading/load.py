@@ -20,6 +20,8 @@ from emscope.models.loading.quiet import quiet
 from emscope.models.loading.source import Model
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+
     from emscope.models.types import CausalLM, Loader, Tokenizer
 
 QUANTISED = "nf4"
@@ -151,8 +153,14 @@ def _from_files(folder: Path | str, **settings: object) -> CausalLM:
             f"'{folder}' lacks weights that its config.json asks for ({missing[0]}{more})",
             "save the whole model again with save_pretrained: nothing is drawn at random in their place",
         )
-    if net.base_model is net and hasattr(net, "model"):
-        net.base_model_prefix = "model"  # Llama 4's text model calls its body as the one with images does, and so has none
+    return body_named(net)
+
+
+def body_named(net: CausalLM) -> CausalLM:
+    """Return `net` with its body named: Llama 4's text model calls it as the one with images does, and so has none by that name."""
+    body: Module = net.base_model
+    if body is net and hasattr(net, "model"):
+        net.base_model_prefix = "model"
     return net
 
 

@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from emscope.models.loading.load import body_named
+
 if TYPE_CHECKING:
     from torch._ops import OpOverload
 
@@ -168,7 +170,4 @@ def text_model(config: Config, **settings: object) -> CausalLM:
     from transformers import AutoModelForCausalLM
 
     text = config.get_text_config()
-    net = whole_model(text if type(text) in AutoModelForCausalLM._model_mapping else config, **settings)
-    if net.base_model is net and hasattr(net, "model"):
-        net.base_model_prefix = "model"  # Llama 4's text model has no body by the name that it says; as `models.load` mends it
-    return net
+    return body_named(whole_model(text if type(text) in AutoModelForCausalLM._model_mapping else config, **settings))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeGuard
 
 from emscope.core.errors import InputError
 from emscope.core.plain import Json, JsonObject
+from emscope.models.loading.load import body_named
 
 if TYPE_CHECKING:
     from emscope.models.types import CausalLM, Config
@@ -43,9 +44,7 @@ def tiny_model(config: Config, *, seed: int = 0) -> CausalLM:
                 continue
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                net = _loud(whole_model(small, dtype=torch.float32))
-            if net.base_model is net and hasattr(net, "model"):
-                net.base_model_prefix = "model"  # as `models.load` mends Llama 4's text model
+                net = body_named(_loud(whole_model(small, dtype=torch.float32)))
             with torch.no_grad():
                 found = net(input_ids=torch.arange(1, 6)[None], use_cache=False).logits
             if bool(found.isfinite().all()):
