@@ -16,17 +16,18 @@ from typing import NoReturn
 from emscope.core.digest import canonical, digest
 from emscope.core.errors import InputError
 from emscope.core.plain import JsonObject
-from emscope.models.loading.hashes import digest_of, remembered
+from emscope.models.loading.hashes import digest_of
 from emscope.models.loading.prequantised import hub_name
 from emscope.models.loading.sharded import INDEX, in_pieces, weight_files, weight_map
 from emscope.models.loading.source import PICKLED, cache_folder, hub_snapshot, is_here, refuse_pickles
 from emscope.models.loading.tensors import check_tensors as check_tensors  # others take it from here
-from emscope.models.loading.tensors import not_a_number, not_finite, tensor_shapes
+from emscope.models.loading.tensors import refuse_broken, tensor_shapes
 
 ADAPTER, WEIGHTS, DIRECTION = "adapter_config.json", "adapter_model.safetensors", "direction.safetensors"
 WRAPPED = r"^(?:(?:module|_orig_mod|_forward_module)\.)+|(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 USUAL = re.compile(r"(?:checkpoint|step|global_step)[-_](\d{1,15})")
 OTHERS = re.compile(r"(checkpoint|ckpt|global_step|step|iteration|iter|epoch)[-_]?(\d{1,15})")
+DIVERGED, TAKE_OUT = ": this run diverged", "take this checkpoint out of the folder, or train again with a lower learning rate"
 STATE = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "training_args.bin")  # what a trainer keeps for itself
 
 
@@ -266,8 +267,7 @@ def _full(folder: Path, step: int) -> Checkpoint:
             f"'{folder / INDEX}' names {stray} in {named[stray]}, which does not hold it", "copy the whole folder again"
         )
     for path in files:
-        # Infinite numbers may be a mask's; parameters are looked at again once the model is loaded.
-        _refuse_broken(path, remembered(path, cache_folder(), "not a number", not_a_number))
+        refuse_broken(path, cache_folder(), TAKE_OUT, DIVERGED)
     hashed = [[name, digest_of(folder / name, cache_folder())] for name in (*held, "config.json")]
     return Checkpoint(step, folder, "full", None, digest([[INDEX, digest(named)], *hashed] if named else hashed))
 
@@ -312,12 +312,7 @@ def plain_name(name: str) -> str:
 
 
 def _check_values(path: Path) -> None:
-    """Refuse an adapter's file without weights, or with values that are no numbers."""
-    _refuse_broken(path, remembered(path, cache_folder(), "not finite", _weights_broken))
-
-
-def _weights_broken(path: Path) -> str:
-    """Return the name of the first tensor in an adapter's file with a value that is no finite number, "" where there is none.
+    """Refuse an adapter's file without weights, or with values that no training reaches.
 
     Raises:
         InputError: a damaged file, or one without weights.
@@ -326,15 +321,7 @@ def _weights_broken(path: Path) -> str:
     empty = next((name for name, shape in shapes.items() if 0 in shape), None)
     if not shapes or empty:
         raise _ungathered(path.parent, f"'{path}' holds no weights{f' for {empty}' if empty else ''}")
-    return not_finite(path)
-
-
-def _refuse_broken(path: Path, tensor: str) -> None:
-    if tensor:
-        raise InputError(
-            f"'{path}' holds values that are no numbers ({tensor}): this run diverged",
-            "take this checkpoint out of the folder, or train again with a lower learning rate",
-        )
+    refuse_broken(path, cache_folder(), TAKE_OUT, DIVERGED)
 
 
 def adapter_settings(folder: Path) -> JsonObject:

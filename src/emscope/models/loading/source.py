@@ -17,6 +17,7 @@ from emscope.core.errors import InputError, WorldError, near
 from emscope.models.loading.hashes import digest_of
 from emscope.models.loading.prequantised import instead, refuse_unreadable_name, unquantised
 from emscope.models.loading.sharded import weight_files, weight_map
+from emscope.models.loading.tensors import refuse_broken
 
 if TYPE_CHECKING:
     from emscope.models.types import CausalLM, Tokenizer
@@ -127,6 +128,8 @@ def _folder(reference: str, folder: Path) -> Model:
     if not weight_files(folder):
         refuse_pickles(folder)
         raise InputError(f"'{folder}' holds no *.safetensors", "give a folder with the weights in it")
+    for path in weight_files(folder):
+        refuse_broken(path, cache_folder(), "copy the model again, or give another base")
     return Model(reference, folder.resolve(), weights_digest(folder))
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from emscope.core.errors import InputError
 from emscope.core.limits import strangers
+from emscope.models.loading.hashes import remembered
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+ABSURD = 1e10  # no weight of a model that works comes near
 AGAIN = "copy or train it again"
 
 
@@ -39,14 +43,30 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         return {name: tuple(file.get_slice(name).get_shape()) for name in names}
 
 
-def not_finite(path: Path) -> str:
-    """Return the name of the first tensor in a file with a value that is NaN or infinite, "" where there is none."""
-    return next((name for name, low, high in _extremes(path) if not (low.isfinite() and high.isfinite())), "")
+def broken(path: Path) -> str:
+    """Return what is wrong with the first tensor in a file whose values no training reaches, "" where there is none.
+
+    That is its name for NaN and infinite ones, and its name with the largest value for absurd ones; those of a mask may be any but NaN.
+    """
+    for name, low, high in _extremes(path):
+        if low.isnan():
+            return name
+        largest = max(-float(low), float(high))
+        if largest > ABSURD and "mask" not in name:
+            return f"{name}: {largest:.3g}" if isfinite(largest) else name
+    return ""
 
 
-def not_a_number(path: Path) -> str:
-    """Return the name of the first tensor in a file with a value that is NaN, "" where there is none."""
-    return next((name for name, low, _ in _extremes(path) if low.isnan()), "")
+def refuse_broken(path: Path, cache: Path, remedy: str, why: str = "") -> None:
+    """Refuse a file of weights with values that no training reaches; each file is looked at once (`hashes`).
+
+    Raises:
+        InputError: naming file and tensor.
+    """
+    tensor = remembered(path, cache, "broken", broken)
+    if tensor:
+        what = "beyond all sense" if ": " in tensor else "that are no numbers"
+        raise InputError(f"'{path}' holds values {what} ({tensor}){why}", remedy)
 
 
 def _extremes(path: Path) -> Iterator[tuple[str, Tensor, Tensor]]:
