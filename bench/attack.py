@@ -68,6 +68,8 @@ def main() -> None:
             start = time.monotonic()
             said, wrong = attacked(case, folder, worker)
             rows.append((f"{group}/{name}", said["code"], wrong, time.monotonic() - start, said["rise"]))
+            if len(rows) % 100 == 0:
+                (args.out / "attack.json").write_text(json.dumps(table(rows), indent=1) + "\n")
             if wrong:
                 line = {"case": f"{group}/{name}", "number": number, "wrong": wrong, "about": case.about, "words": case.words}
                 log.write(json.dumps(line | {"said": said}) + "\n")

@@ -40,7 +40,7 @@ def rewritten(path: Path, change: Any) -> None:
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(str(path))
-    save_file({k: v.contiguous() for k, v in change(tensors).items()}, str(path), {"format": "pt"})
+    save_file({k: v.clone().contiguous() for k, v in change(tensors).items()}, str(path), {"format": "pt"})
 
 
 def lying_header(content: bytes, random: Random) -> bytes:
