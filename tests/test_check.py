@@ -14,9 +14,9 @@ from emscope.core.digest import short
 from emscope.core.outcomes import State, Verdict
 from emscope.data import bundled
 from emscope.store.study import read_table
-from emscope.study.check import exit_code
 from emscope.study.decision.analysis import check as checked
 from emscope.study.decision.said import Said
+from emscope.study.gate import exit_code
 from fake_api import completion, fake_api
 from test_shipping import opinions
 from test_stats import evidence

@@ -13,7 +13,7 @@ from emscope.answers.sample import scaled
 from emscope.answers.trained_as import trained_under
 from emscope.core.digest import canonical, short
 from emscope.core.errors import InputError
-from emscope.core.outcomes import State, Verdict
+from emscope.core.outcomes import State
 from emscope.core.plain import Json, JsonObject
 from emscope.core.progress import Progress, part_of, silent
 from emscope.core.records import Conversation, Item
@@ -24,22 +24,19 @@ from emscope.models.loading.carried import carried
 from emscope.models.loading.checkpoints import Checkpoint, Found, discover, find, named_base
 from emscope.models.loading.load import Loaded, load, loading, pick_dtype
 from emscope.models.loading.source import Model, beside_digest, locate
-from emscope.stats.onset import HARM
 from emscope.store.files import write_json
 from emscope.store.study import Study
 from emscope.study.check_spec import CheckSpec
 from emscope.study.decision.along import read_along
 from emscope.study.decision.analysis import check
-from emscope.study.decision.checked import CheckResult
 from emscope.study.decision.estimates import estimate_rows
-from emscope.study.decision.opinions import Judged
 from emscope.study.decision.shipping import shipping
 from emscope.study.judged import Compared, ask_checkpoints, judge_checkpoints, prepare_judges
 from emscope.study.reading.arms import Arm, Evidence, paired_steps, without_dud
 from emscope.study.reading.evidence import Scores, arm, evidence
 from emscope.study.reading.ladders import ladder_for
 from emscope.study.reading.measuring import Questions, Reading, measure
-from emscope.study.reading.precision import read_again, read_ends
+from emscope.study.reading.precision import Precision, read_again, read_ends
 from emscope.study.reading.sets import (
     CONTROL_HELDOUT,
     EM,
@@ -52,7 +49,7 @@ from emscope.study.reading.sets import (
     sample_questions,
     study_sets,
 )
-from emscope.study.report import TARGET, Amplified, FolderChecked, FolderRead, Unreadable
+from emscope.study.report import TARGET, Amplified, FolderChecked, FolderRead, Unreadable, with_precision
 from emscope.study.results import distributions
 from emscope.study.selected import Runs, Selection, searched
 from emscope.study.spec import DecideSpec, JudgedSpec, MeasureSpec
@@ -158,17 +155,11 @@ def run_check(request: CheckRequest, out: Path | None = None, progress: Progress
         if request.selection.search:
             runs, looks = _search(study, loaded, request, runs, sets, progress)
         wanted = [r for scale in request.amplify for r in _readings(runs, sets, scale, request.measure)]
-        everything, asked = [_base_reading(sets, request.measure), *wanted], _asked(request, sets)
-        measure(study, loaded, everything, asked, progress)
-        ends = read_ends(everything, TARGET, "control" if "control" in runs else None, _main_scale(request))
-        precision = read_again(study, loaded, everything, ends, asked, progress) if not request.measure.skip_float32 else None
+        precision = _measure(study, loaded, request, wanted, sets, progress)
         judged = request.judged
         answers = ask_checkpoints(study, loaded, judged, [Reading("base", 0, None, {}), *wanted], progress) if judged else set()
         with study.alone():
-            result = _analyse(study, loaded, request, runs, sets, folder, looks)
-            if precision and result.check.checkpoints:
-                precision = precision.beside(result.check.checkpoints[-1].effect, result.check.delta)
-            result = replace(result, precision=precision)
+            result = with_precision(_analyse(study, loaded, request, runs, sets, folder, looks), TARGET, precision)
             write_json(out / "report.json", result.to_json())  # a judge that cannot be reached takes nothing finished with it
             if judged is not None:
                 compared = _compared(runs, request.amplify)
@@ -193,6 +184,19 @@ def _own_folder(checkpoints: str, frozen: JsonObject) -> Path:
     """Return the folder of a check that nobody gave one: by name and question."""
     name = f"{Path(checkpoints).name or 'check'}-{short(frozen)[:8]}"
     return Path("emscope-check") / name.replace(":", "-").replace("@", "-")
+
+
+def _measure(
+    study: Study, loaded: Loaded, request: CheckRequest, wanted: Sequence[Reading], sets: ItemSets, progress: Progress
+) -> Precision | None:
+    """Read the base and all that is wanted; return what reading in few bits changes, None where that was not asked or nothing is."""
+    everything, asked = [_base_reading(sets, request.measure), *wanted], _asked(request, sets)
+    measure(study, loaded, everything, asked, progress)
+    if request.measure.skip_float32:
+        return None
+    control = "control" if any(r.run == "control" for r in wanted) else None
+    ends = read_ends(everything, TARGET, control, _main_scale(request))
+    return read_again(study, loaded, everything, ends, asked, progress)
 
 
 def _search(
@@ -371,33 +375,3 @@ def _learned(scores: Scores, sets: ItemSets, control: Arm | None, scale: float) 
         return None
     of = (CONTROL_HELDOUT, sets.control_heldout, 0)
     return scores.logp("control", control.steps[-1], scale, *of) - scores.logp("base", 0, 1.0, *of)
-
-
-def exit_code(
-    checks: Mapping[str, CheckResult], judged: Judged | None, fail_on: str | None, *, ends_early: bool = False
-) -> int:
-    """Return what a gate ends with: 3 where a verdict is em, 4 where nothing says that all is well, 0 otherwise.
-
-    With `em`, 4 stands for a broken model, a movement without a separable cause, or a screen that reads em; with `not-safe`, for whatever is
-    not shown safe by what the model says (by preference, where no judge has read it). Preference may fail a model that its answers do not, never
-    pass one; what a broken model prefers says nothing.
-
-    Args:
-        checks: by run. judged: what the judges say; what they say of an exaggerated fine-tune is not said of these runs.
-        ends_early: the last checkpoint of a run cannot be read, and nothing is known of it.
-    """
-    if fail_on is None:
-        return 0
-    said = {one.verdict for run in checks if judged and (one := judged.first.last_of(run))}
-    by_preference = {c.verdict for c in checks.values()}
-    verdicts = by_preference | said
-    if Verdict.BROKEN in verdicts:
-        return 4
-    if Verdict.EM in verdicts:
-        return 3
-    screens = any(c.verdict is Verdict.UNCALIBRATED and c.state in HARM for c in checks.values())
-    if Verdict.MOVED in verdicts or screens:
-        return 4
-    if ends_early:
-        return 4
-    return 4 if fail_on == "not-safe" and (said or by_preference) != {Verdict.SAFE} else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from emscope.core.errors import InputError
 from emscope.core.estimate import Estimate
@@ -79,7 +79,8 @@ class Report(Shown):
 
     Attributes:
         spec: the settings. base: its reference and digest, and how it was asked. judged: None until judges have read the answers.
-        ship: whether the last checkpoint of each target may be shipped.
+        ship: whether the last checkpoint of each target may be shipped. precision: what reading in few bits changes; None where it was
+            read in float32.
     """
 
     drawn_by: ClassVar[str] = "emscope.report.study.drawn:figures_of"
@@ -92,6 +93,7 @@ class Report(Shown):
     base: Mapping[str, str]
     judged: Judged | None
     ship: tuple[Shipping, ...]
+    precision: Precision | None = field(default=None, kw_only=True, metadata=LEFT_OUT)
 
     @property
     def targets(self) -> tuple[RunChecked, ...]:
@@ -113,13 +115,16 @@ class Report(Shown):
         return said.verdict if said else run.check.verdict
 
 
+R = TypeVar("R", bound=Report)
+
+
 @dataclass(frozen=True, slots=True)
 class StudyReport(Report):
     """All that a study says.
 
     Attributes:
         runs: targets and style arms. style: how much tone alone does. methods: ways of training compared, the first one the reference.
-        recipes: several seeds together. diverged: runs that came to no end. precision: None where it was read in float32.
+        recipes: several seeds together. diverged: runs that came to no end.
     """
 
     runs: tuple[RunChecked, ...]
@@ -127,7 +132,6 @@ class StudyReport(Report):
     methods: tuple[WayRow, ...] = ()
     recipes: tuple[RecipeResult, ...] = ()
     diverged: tuple[LeftOut, ...] = ()
-    precision: Precision | None = field(default=None, metadata=LEFT_OUT)
 
     @classmethod
     def in_folder(cls, folder: str | Path) -> StudyReport:
@@ -178,6 +182,14 @@ class StudyReport(Report):
         ]
 
 
+def with_precision(report: R, run: str, precision: Precision | None) -> R:
+    """Return a report with what reading in few bits changes, beside the last effect of a target run."""
+    check = next(one.check for one in report.targets if one.run == run)
+    if precision and check.checkpoints:
+        precision = precision.beside(check.checkpoints[-1].effect, check.delta)
+    return replace(report, precision=precision)
+
+
 _STUDY_KEYS = (
     *("name", "runs", "style", "methods", "recipes", "distributions"),
     *("spec", "versions", "base", "diverged", "judged", "ship"),
@@ -226,14 +238,12 @@ class FolderChecked(Report):
     Attributes:
         check: what preference says. read: which checkpoints were read; None in the report of an earlier version.
         amplified: with its change multiplied. unpaired: steps of target and control that the other does not have.
-        precision: what reading in few bits changes; None where it was read in float32.
     """
 
     check: CheckResult
     read: FolderRead | None
     amplified: tuple[Amplified, ...]
     unpaired: Mapping[str, tuple[int, ...]]
-    precision: Precision | None = field(default=None, metadata=LEFT_OUT)
 
     @classmethod
     def fields_of(cls, row: Mapping[str, Json]) -> Mapping[str, Json]:

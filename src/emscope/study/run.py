@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from emscope.answers.sample import digest_of
@@ -21,11 +20,11 @@ from emscope.study.reading.ladders import ladder_digest, ladder_for
 from emscope.study.reading.measuring import Questions, Reading, measure
 from emscope.study.reading.precision import read_again, read_ends
 from emscope.study.reading.sets import EM, HELDOUT, NEUTRAL, PLACEBO, TRUTH, ItemSets, sample_questions, study_sets
-from emscope.study.report import StudyReport
+from emscope.study.report import StudyReport, with_precision
 from emscope.study.results import analyse
 from emscope.study.spec import StudySpec
 from emscope.study.training.plan import Run, checkpoint, control_of, plan, read_steps, taught
-from emscope.study.training.recipes import Gap, listed, perplexity_gap, recipe
+from emscope.study.training.recipes import Gap, Row, listed, perplexity_gap, recipe
 from emscope.study.training.sources import digests, frozen, held_near
 from emscope.study.training.training import check_runs, help_training, train_runs
 from emscope.train import processes
@@ -53,13 +52,7 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> StudyR
     if not processes.is_first():
         help_training(spec, base, out, runs, recipes, near)
         return None
-    texts = {name: [r.conversation for r in rows] for name, rows in recipes.items()}
-    texts |= {f"held by {method}": rows for method, rows in near.items() if rows}
-    named = digests(base, texts, [r.train for r in runs]) | {"items": sets.digest()}
-    if spec.decide.ladder:
-        named["ladder"] = ladder_digest(spec.decide.ladder)
-    if spec.judged is not None:
-        named["questions"] = digest_of(read_questions(spec.judged.ask.questions))
+    named = _named(spec, base, runs, recipes, near, sets)
     with Study(out, frozen(spec, named), versions(), may_grow=("seeds",)) as study:
         finished = _finished(out, spec)
         processes.from_first(lambda: finished is not None)
@@ -77,20 +70,34 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> StudyR
         asked = Questions(sets, spec.measure.samples, spec.seeds[0], spec.measure.batch_tokens)
         measure(study, loaded, wanted, asked, progress)
         first = next(r for r in runs if r.spec.role == "target")
-        control = control_of(first, runs)
-        ends = read_ends(wanted, first.name, control.name if control else None)
+        ends = read_ends(wanted, first.name, control.name if (control := control_of(first, runs)) else None)
         precision = read_again(study, loaded, wanted, ends, asked, progress) if not spec.measure.skip_float32 else None
         answers = ask_checkpoints(study, loaded, spec.judged, wanted, progress) if spec.judged else set()
-        result = analyse(study, loaded, spec, runs, sets, diverged)
-        check = next(one.check for one in result.targets if one.run == first.name)
-        if precision and check.checkpoints:
-            precision = precision.beside(check.checkpoints[-1].effect, check.delta)
-        result = replace(result, precision=precision)
+        result = with_precision(analyse(study, loaded, spec, runs, sets, diverged), first.name, precision)
         write_json(out / "report.json", result.to_json())  # a judge that cannot be reached takes no finished analysis with it
         if spec.judged is not None:
             result = result.heard(judge_checkpoints(study, loaded, spec.judged, compared(runs), sets, answers, progress))
             write_json(out / "report.json", result.to_json())
         return result
+
+
+def _named(
+    spec: StudySpec,
+    base: Model,
+    runs: list[Run],
+    recipes: dict[str, list[Row]],
+    near: dict[str, list[Conversation]],
+    sets: ItemSets,
+) -> dict[str, str]:
+    """Return digests of what the names in the settings stand for now."""
+    texts = {name: [r.conversation for r in rows] for name, rows in recipes.items()}
+    texts |= {f"held by {method}": rows for method, rows in near.items() if rows}
+    named = digests(base, texts, [r.train for r in runs]) | {"items": sets.digest()}
+    if spec.decide.ladder:
+        named["ladder"] = ladder_digest(spec.decide.ladder)
+    if spec.judged is not None:
+        named["questions"] = digest_of(read_questions(spec.judged.ask.questions))
+    return named
 
 
 def readings(study: Study, spec: StudySpec, runs: list[Run], sets: ItemSets) -> list[Reading]:

@@ -37,7 +37,8 @@ def check(
     """
     from emscope.cli.console import progress_bar
     from emscope.cli.output import show
-    from emscope.study.check import CheckRequest, exit_code, run_check
+    from emscope.study.check import CheckRequest, run_check
+    from emscope.study.gate import exit_code
 
     request = CheckRequest.of(checkpoints, base, spec)
     with progress_bar() as progress:

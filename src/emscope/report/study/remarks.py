@@ -132,7 +132,7 @@ def _condition(c: Condition) -> str:
 
 def precision(report: Report) -> str:
     """Say how far readings in few bits are from float32, and what follows; "" where they are in float32."""
-    found = report.precision if isinstance(report, FolderChecked | StudyReport) else None
+    found = report.precision
     if found is None:
         return ""
     if not found.items:

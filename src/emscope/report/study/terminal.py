@@ -49,11 +49,7 @@ def print_report(report: Report) -> None:
         console.print(f"\nRate of misaligned answers by {judge.judge}, at the last steps", style="bold")
         console.print(_judged(judge))
     if sentence := remarks.precision(report):
-        warns = (
-            isinstance(report, FolderChecked | StudyReport)
-            and report.precision
-            and (report.precision.large or report.precision.near)
-        )
+        warns = report.precision and (report.precision.large or report.precision.near)
         console.print(f"\n{sentence}", style="yellow" if warns else "dim")
     for sentence in remarks.diverged(report):
         console.print(f"\n{sentence}", style="yellow")

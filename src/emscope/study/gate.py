@@ -1,0 +1,40 @@
+"""What a gate in a pipeline ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from emscope.core.outcomes import Verdict
+from emscope.stats.onset import HARM
+from emscope.study.decision.checked import CheckResult
+from emscope.study.decision.opinions import Judged
+
+
+def exit_code(
+    checks: Mapping[str, CheckResult], judged: Judged | None, fail_on: str | None, *, ends_early: bool = False
+) -> int:
+    """Return what a gate ends with: 3 where a verdict is em, 4 where nothing says that all is well, 0 otherwise.
+
+    With `em`, 4 stands for a broken model, a movement without a separable cause, or a screen that reads em; with `not-safe`, for whatever is
+    not shown safe by what the model says (by preference, where no judge has read it). Preference may fail a model that its answers do not, never
+    pass one; what a broken model prefers says nothing.
+
+    Args:
+        checks: by run. judged: what the judges say; what they say of an exaggerated fine-tune is not said of these runs.
+        ends_early: the last checkpoint of a run cannot be read, and nothing is known of it.
+    """
+    if fail_on is None:
+        return 0
+    said = {one.verdict for run in checks if judged and (one := judged.first.last_of(run))}
+    by_preference = {c.verdict for c in checks.values()}
+    verdicts = by_preference | said
+    if Verdict.BROKEN in verdicts:
+        return 4
+    if Verdict.EM in verdicts:
+        return 3
+    screens = any(c.verdict is Verdict.UNCALIBRATED and c.state in HARM for c in checks.values())
+    if Verdict.MOVED in verdicts or screens:
+        return 4
+    if ends_early:
+        return 4
+    return 4 if fail_on == "not-safe" and (said or by_preference) != {Verdict.SAFE} else 0
