@@ -189,10 +189,17 @@ class Option:
         return ",".join(map(_short, value)) or None if isinstance(value, tuple) else _short(value)
 
     def _metavar(self) -> str | None:
-        kind = self.kinds[0]
+        """Return what stands behind the option in the help: its choices, a number, or values with commas between."""
+        kind, *others = self.kinds
+        inner = [_bare(one) for one in get_args(kind)]
         if get_origin(kind) is Literal:
             return f"<{'|'.join(get_args(kind))}>"
-        return f"<{kind.__name__}{'|none' if self._may_be_none else ''}>" if kind in (int, float) else None
+        if kind in (int, float):
+            return f"<{getattr(kind, '__name__', '')}{'|none' if self._may_be_none else ''}>"
+        if get_origin(kind) is not tuple or self.flag.repeated or inner == [str, str]:
+            return None
+        values = ",".join({Ellipsis: "...", int: "int", float: "float"}.get(one, "str") for one in inner)
+        return f"<{'|'.join([values, *(word for one in others for word in get_args(one))])}>"
 
 
 def pairs(texts: list[str], what: str, shape: str) -> dict[str, str]:
