@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch.nn import Module
 
 
 def matmul_gflops(seconds: float = 0.5, size: int = 1536) -> float:
@@ -19,9 +23,9 @@ def matmul_gflops(seconds: float = 0.5, size: int = 1536) -> float:
     return best
 
 
-def parameters_in_blocks(net: object) -> int:
+def parameters_in_blocks(net: Module) -> int:
     """Return the number of weights that every token is multiplied with, without embeddings and output matrix."""
     import torch
 
-    linear = [m for n, m in net.named_modules() if isinstance(m, torch.nn.Linear) and "lm_head" not in n]  # type: ignore[attr-defined]
+    linear = [m for n, m in net.named_modules() if isinstance(m, torch.nn.Linear) and "lm_head" not in n]
     return sum(m.weight.numel() for m in linear)

@@ -11,16 +11,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
-from types import FrameType
 from urllib.error import HTTPError
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from emscope.core.errors import InputError, WorldError
 from emscope.core.plain import Json
+from emscope.core.signals import Handler
 from emscope.models.remote import minder
 from emscope.models.remote.address import KEY_VARIABLE, check_address, scrubbed
 
@@ -30,7 +30,6 @@ GRACE = 30.0  # seconds to end by itself
 REQUEST = 300.0  # seconds to load an adapter
 UNKNOWN = 10  # times that the address may answer without knowing what is asked
 NOT_THERE = (OSError, HTTPException, ValueError)
-Handler = Callable[[int, FrameType | None], object] | int | None  # of a signal
 RUNTIME = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
 
 
