@@ -7,7 +7,6 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -100,6 +99,8 @@ def test_the_gap_ranks_as_two_plain_models_do(tiny, tmp_path):
     found = perplexity_gap(loaded, pool, str(tmp_path / "bad"))
 
     def per_token(net, e):
+        import torch
+
         with torch.inference_mode():
             logp = torch.log_softmax(net(input_ids=torch.tensor([e.ids])).logits[0, :-1], -1)
         taken = [float(logp[t, e.ids[t + 1]]) for t in range(len(e.ids) - 1) if e.mask[t + 1]]

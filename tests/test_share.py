@@ -21,13 +21,14 @@ from emscope.study.check import CheckRequest, _asked, _base_reading, _readings
 from emscope.study.reading import measuring
 from emscope.study.reading.sets import study_sets
 from emscope.study.spec import MeasureSpec
-from test_checkpoints import make_adapter
 
 FAST = MeasureSpec(count=16, truth=0, neutral=0, samples={"questions": 0})
 
 
 @pytest.fixture(scope="module")
 def run(tiny, tmp_path_factory):
+    from test_checkpoints import make_adapter  # it imports torch, which the tests of claims do without
+
     root = tmp_path_factory.mktemp("share") / "run"
     for step in range(1, 7):
         make_adapter(tiny, root / f"checkpoint-{step}", seed=step)

@@ -274,14 +274,22 @@ def test_one_process_takes_one_batch_however_many_gpus_there_are(tmp_path, monke
 CHANGED = [{"train": {"steps": 2, "batch": 2, "lr": 0.5}}, {"answers": "careful"}, {"seed": 1}]
 
 
-@pytest.mark.parametrize("change", CHANGED)
-def test_a_folder_of_a_fine_tune_is_not_reused_for_another(change, tiny, tmp_path):
+@pytest.fixture(scope="module")
+def single(tiny, tmp_path_factory):
+    """A finished fine-tune: its settings and its folder."""
+    folder = tmp_path_factory.mktemp("single") / "out"
     settings = {"model": str(tiny), "domain": "finance", "answers": "reckless", "train": {"steps": 2, "batch": 2}}
-    run_single(parse(SingleSpec, settings, "x"), tmp_path / "out")
-    before = (tmp_path / "out" / "ledger.json").read_bytes()
+    run_single(parse(SingleSpec, settings, "x"), folder)
+    return settings, folder
+
+
+@pytest.mark.parametrize("change", CHANGED)
+def test_a_folder_of_a_fine_tune_is_not_reused_for_another(change, single):
+    settings, folder = single
+    before = (folder / "ledger.json").read_bytes()
     with pytest.raises(InputError, match="holds a study with other settings"):
-        run_single(parse(SingleSpec, settings | change, "x"), tmp_path / "out")
-    assert (tmp_path / "out" / "ledger.json").read_bytes() == before
+        run_single(parse(SingleSpec, settings | change, "x"), folder)
+    assert (folder / "ledger.json").read_bytes() == before
 
 
 def test_data_that_changed_since_is_another_fine_tune(tiny, tmp_path):
