@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from conftest import write_jsonl
 from emscope.answers.sample import ask
 from emscope.answers.sample_spec import AskSpec
 from emscope.cli.app import run_arguments
@@ -168,18 +169,19 @@ def test_other_questions_need_another_folder(tiny, questions, tmp_path):
         ask({}, str(tiny), spec.model_copy(update={"temperature": 0.5}), tmp_path / "out")
 
 
-def test_the_readme_s_commands_run(tiny, trained, bundled, tmp_path, monkeypatch, capsys):
-    """The lines as printed, but for the judges' models and fewer, shorter answers."""
+@pytest.mark.usefixtures("bundled")
+def test_the_readme_s_commands_run(tiny, trained, tmp_path, monkeypatch, capsys):
+    """The lines as printed, but for the judges' models and fewer, shorter answers to fewer questions."""
     page = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     section = re.search(r"^## Ask and have judged\n(.*?)^## ", page, re.M | re.S).group(1)
     lines = [line for line in section.splitlines() if line.startswith("emscope ")]
     assert [line.split()[1] for line in lines] == ["sample", "judge", "judge", "rates"]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").symlink_to(trained)
+    some = [{"id": i.id, "question": i.question, "category": i.category} for i in bundled.items("em240")[::10]]
+    few = f"--samples 1 --max-tokens 2 --last --questions {write_jsonl(tmp_path / 'q.jsonl', some)}"
     with fake_api(lambda r: (200, completion("20" if len(r["messages"][0]["content"]) % 3 else "80"))) as url:
         for line in lines:
-            line = line.replace("--samples 50", "--samples 1 --max-tokens 2 --last").replace(
-                "openai/gpt-4o", f"m@{url} --connections 40"
-            )
+            line = line.replace("--samples 50", few).replace("openai/gpt-4o", f"m@{url} --connections 40")
             assert run_arguments(shlex.split(line)[1:]) == 0, line
     assert "control" in capsys.readouterr().out
