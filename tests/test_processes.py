@@ -31,6 +31,7 @@ def free_port() -> int:
 
 WAYS = {
     "lora": {"micro_batch": 2, "lora": {"rank": 4, "alpha": 8}},
+    "packed": {"packing": True, "lora": {"rank": 4, "alpha": 8}},
     "full-kl": {"full": {}, "kl": {"weight": 0.5, "batch": 3}},
     "steering-ldifs": {"steering": {"layers": [1], "scale": 16}, "ldifs": {"weight": 5, "batch": 3}},
 }
