@@ -38,10 +38,8 @@ class Config(Protocol):
     """A model's configuration."""
 
     model_type: str
-    name_or_path: str
     num_hidden_layers: int
     hidden_size: int
-    vocab_size: int
     max_position_embeddings: int
     eos_token_id: int | list[int] | None
     _attn_implementation: str
