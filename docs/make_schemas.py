@@ -7,6 +7,7 @@ tests/test_schemas.py fails where the file is not what this makes.
 
 from __future__ import annotations
 
+import inspect
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -113,8 +114,15 @@ def _is_estimate(schema: Schema) -> bool:
 
 
 def _title(schema: Schema, key: str) -> str:
-    """Return the name of an object's class; pydantic leaves it out inside a mapping, where the key stands for it."""
-    return str(schema.get("title", key))
+    """Return the name of an object's class; pydantic leaves it out inside a mapping, where its docstring tells."""
+    told = (kind.__name__ for kind in _below(Result) if inspect.getdoc(kind) == schema.get("description"))
+    return str(schema.get("title") or next(told, key))
+
+
+def _below(kind: type[Result]) -> Iterator[type[Result]]:
+    for inner in kind.__subclasses__():
+        yield inner
+        yield from _below(inner)
 
 
 def _object(schema: Schema, named: Schema, name: str) -> list[str]:

@@ -46,3 +46,16 @@ def test_a_file_that_is_no_json_is_refused(tmp_path):
     (tmp_path / "report.json").write_text("{")
     with pytest.raises(InputError, match="is damaged"):
         read_json(tmp_path / "report.json", "run it first")
+
+
+@dataclass(frozen=True, slots=True)
+class Twice(Result):
+    first: Episode
+    others: tuple[Episode, ...]
+    by_name: dict[str, Episode]
+
+
+def test_a_class_that_stands_in_several_places_is_read_in_all_of_them():
+    twice = Twice(Episode(1, 2), (Episode(3, 4),), {"a": Episode(5, 6)})
+    assert twice.to_json()["others"] == [{"from": 3, "to": 4}], "its keys are not its fields' names"
+    assert from_json(Twice, twice.to_json(), "report.json", "run it again") == twice

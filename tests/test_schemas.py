@@ -14,6 +14,7 @@ import pytest
 import test_answer_results as answers
 import test_inside_results as inside
 from emscope import study
+from emscope.core.plain import from_json
 from emscope.study.reading.ladders import LadderResult
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -59,9 +60,14 @@ def at(value, place):
 
 
 def hold(kind, found):
-    """Hold what a result of a kind writes to its schema, which must refuse a key too many in any object, and an object without keys."""
+    """Hold what a result of a kind writes to its schema, which must refuse a key too many in any object, and an object without keys.
+
+    Read back it must write the same.
+    """
     check = validator(kind)
     check.validate(found)
+    again = from_json(kind, found, "result.json", "write it again")
+    assert type(again) is kind and json.dumps(again.to_json()) == json.dumps(found)
     refused = 0
     for place in places(found):
         more = copy.deepcopy(found)

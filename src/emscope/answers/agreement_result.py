@@ -111,8 +111,8 @@ class Agreement(Shown):
     """How far raters of the same answers agree.
 
     Attributes:
-        items: how many have a score. human: () where no rater is the truth. rated: the scores themselves, for figures; they are not
-            in the JSON.
+        items: how many have a score. human: () where no rater is the truth. rated: the scores themselves, for figures; the JSON does
+            not have them, and a result that is read back has none.
     """
 
     schema: ClassVar[int] = 1
@@ -126,7 +126,7 @@ class Agreement(Shown):
     pairs: tuple[PairAgreement, ...]
     human: tuple[HumanAgreement, ...]
     notes: tuple[str, ...]
-    rated: Annotated[Rated, Opaque] = field(repr=False, compare=False, metadata=NOT_WRITTEN)
+    rated: Annotated[Rated | None, Opaque] = field(default=None, repr=False, compare=False, metadata=NOT_WRITTEN)
 
     def rows(self) -> list[JsonObject]:
         """Return a row a pair of raters."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import ClassVar, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter, ValidationError
 from pydantic.json_schema import JsonSchemaValue
@@ -71,11 +71,20 @@ class Result:
     def fields_of(cls, row: Mapping[str, Json]) -> Mapping[str, Json]:
         """Return the fields from the documented JSON shape, as plain values: a class whose `to_json` differs from them has its own."""
         names = {f.metadata["key"]: f.name for f in fields(cls) if "key" in f.metadata}
-        return {names.get(key, key): value for key, value in row.items()} if names else row
+        found = {names.get(key, key): value for key, value in row.items()} if names else row
+        flat = [f.name for f in fields(cls) if "flat" in f.metadata]
+        if not flat:
+            return found
+        kinds = get_type_hints(cls)
+        return {**found, **{name: _part(kinds[name], row) for name in flat}}
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: type[object], handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_before_validator_function(_fields_of(cls), handler(source))
+        found = handler(source)
+        of = handler.resolve_ref_schema(found)  # a class that is used several times is a reference from its second use on
+        if isinstance(of, dict) and of["type"] == "dataclass" and of["schema"]["type"] == "dataclass-args":
+            of["schema"] = core_schema.no_info_before_validator_function(_fields_of(cls), of["schema"])
+        return found
 
     @classmethod
     def __get_pydantic_json_schema__(cls, source: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -114,6 +123,23 @@ def written(
 
 def _fields_of(cls: type[Result]) -> Callable[[object], object]:
     return lambda row: cls.fields_of(row) if isinstance(row, Mapping) else row
+
+
+def _part(kind: object, row: Mapping[str, Json]) -> JsonObject | None:
+    """Return what a flat row holds of a field of this type; None where it holds nothing of it."""
+    keys = _keys(kind)
+    return {key: value for key, value in row.items() if key in keys} or None
+
+
+def _keys(kind: object) -> set[str]:
+    """Return the keys that a result or settings of this type write; `kind` may be one or None."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return set(kind.model_fields)
+    if isinstance(kind, type) and issubclass(kind, Result):
+        kinds = get_type_hints(kind)
+        inside = [_keys(kinds[f.name]) if "flat" in f.metadata else {f.metadata.get("key", f.name)} for f in fields(kind)]
+        return set().union(*inside)
+    return set().union(*map(_keys, get_args(kind)))
 
 
 def plain(value: object) -> Json:

@@ -79,9 +79,12 @@ def _apart(estimate: Estimate, digits: int) -> str:
 
 def bland_altman_figures(result: Agreement) -> dict[str, go.Figure]:
     """Return a figure of each pair of raters that scored two items or more in common, by a name that can be a file's."""
-    place = {name: n for n, name in enumerate(result.rated.raters)}
+    rated = result.rated
+    if rated is None:
+        return {}
+    place = {name: n for n, name in enumerate(rated.raters)}
     return {
-        figure_name(f"{n + 1} {p.a} {p.b}"): bland_altman(p, *shared(result.rated, place[p.a], place[p.b])[:2])
+        figure_name(f"{n + 1} {p.a} {p.b}"): bland_altman(p, *shared(rated, place[p.a], place[p.b])[:2])
         for n, p in enumerate(result.pairs)
         if p.n > 1
     }
