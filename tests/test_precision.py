@@ -111,7 +111,7 @@ def test_it_costs_no_more_than_its_share_of_the_tokens(job):
     scores = Scores(study.root, loaded.chat.digest)
     items = [i for i in ASKED.sets.em if scores.has("target in float32", 11, 1.0, EM, [i])]
     total = len(readings) * (tokens(ASKED.sets.em) + tokens(ASKED.sets.placebo))
-    assert found.share == pytest.approx(2 * tokens(items) / total) and 0.03 < found.share < 0.06
+    assert found.share == pytest.approx(2 * tokens(items) / total) and 0.03 < found.share <= 0.05
     assert len(items) == found.items
 
 

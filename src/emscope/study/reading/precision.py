@@ -107,11 +107,9 @@ def read_again(
     if loaded.model.held is not None:
         return Precision(dtype, 0, 0.0, "a model in memory is read as it is")
     total = sum(_cost(loaded, asked.sets, reading) for reading in readings)
-    each = _tokens(loaded, asked.sets.em) / len(asked.sets.em)
-    count = min(MOST, len(asked.sets.em), int(SHARE * total / (len(compared) * each)))
-    if count < FEWEST:
+    items = _sample(loaded, asked.sets.em, SHARE * total / len(compared))
+    if len(items) < FEWEST:
         return Precision(dtype, 0, 0.0, f"{SHARE:.0%} of the tokens are fewer than {FEWEST} items")
-    items = tuple(stratified(asked.sets.em, count, 0, cover=False))
     again = [replace(r, run=AGAIN.format(r.run), wanted={EM: None}, questions=()) for r in compared]
     asked = replace(asked, sets=replace(asked.sets, em=items))
     if lacking(study, loaded, again, asked):
@@ -125,6 +123,17 @@ def read_again(
     apart = _apart(Scores(study.root, loaded.chat.digest), items, compared)
     share = len(compared) * _tokens(loaded, items) / total
     return Precision(dtype, len(items), share, None, apart, any(one.large for one in apart))
+
+
+def _sample(loaded: Loaded, items: Sequence[Item], tokens: float) -> tuple[Item, ...]:
+    """Return items, evenly from the categories, whose reading takes no more than so many tokens."""
+    count = min(MOST, len(items), int(tokens / (_tokens(loaded, items) / len(items))))
+    while count > 0:
+        drawn = tuple(stratified(items, count, 0, cover=False))
+        if _tokens(loaded, drawn) <= tokens:
+            return drawn
+        count -= 1
+    return ()
 
 
 def _apart(scores: Scores, items: Sequence[Item], compared: tuple[Reading, Reading]) -> tuple[Apart, ...]:
