@@ -49,6 +49,10 @@ class AnswerTable:
         self.paths, self._duckdb = list(paths), duckdb
         kind = _kind(self.paths)  # each is there: what leads to itself has no place
         whole = [p.resolve() for p in self.paths]
+        for path in whole:
+            if path.suffix == ".gz":
+                for _ in unpacked(path):  # refuses a bomb, of which one line may be as long as all of it
+                    pass
         twice = next((p for p, w in zip(self.paths, whole, strict=True) if whole.count(w) > 1), None)
         if twice is not None:
             raise InputError(f"'{twice}' is given twice", "an answer counts once: name each file once")
@@ -217,9 +221,6 @@ def _json_keys(paths: Sequence[Path]) -> list[str]:
     """Return the keys of all rows of the files, those of the first rows in the order met."""
     found: dict[str, None] = {}
     for path in paths:
-        if path.suffix == ".gz":
-            for _ in unpacked(path):  # one line may be as long as all of it
-                pass
         opened = gzip.open if path.suffix == ".gz" else open
         try:
             with opened(path, "rt", encoding="utf-8-sig") as lines:
