@@ -175,7 +175,7 @@ def _loader(folder: Path | str) -> Loader:
 
 
 def _times(shape: Iterable[int]) -> str:
-    return " x ".join(str(n) for n in shape)
+    return " x ".join(str(n) for n in shape) or "a single number"
 
 
 def load_quantised(folder: Path | str, device: str) -> CausalLM:
