@@ -64,7 +64,9 @@ def convert(file: Path, target: Path, *, dtype: str = "float32", check: Callable
             "use the model's original Hugging Face folder, whose tokenizer is right",
         )
     target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
+    for left in target.parent.glob(f".converting-{target.name}-*"):  # of a conversion that was killed: one at a time holds the lock
+        shutil.rmtree(left, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".converting-{target.name}-"))
     try:
         with strangers(f"{file.name} cannot be converted", REMEDY):
             tokenizer = _tokenizer(file, pre)
