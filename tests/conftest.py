@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
 from functools import cache
@@ -12,6 +13,12 @@ import pytest
 
 hypothesis.settings.register_profile("tests", deadline=None)  # a busy machine is no fault of the code
 hypothesis.settings.load_profile("tests")
+
+# Inspect loads every package that registers with it: transformer-lens does, and brings torch and most of transformers along
+registered = importlib.metadata.entry_points
+importlib.metadata.entry_points = lambda **which: (
+    registered(**which).select(name="emscope") if which.get("group") == "inspect_ai" else registered(**which)
+)
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
