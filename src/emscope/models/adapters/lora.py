@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeGuard
 
 from emscope.core.errors import InputError
-from emscope.core.limits import TooMuch, bounded, reason
+from emscope.core.limits import TooMuch, bounded, reason, strangers
 from emscope.core.plain import Json
 from emscope.models.adapters.intact import bit_sum, check_unchanged
 from emscope.models.hooks.sites import decoder_name
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from emscope.models.types import CausalLM, Matrix
 
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
-SECONDS = 2.0  # of processor time to hold a pattern of names to one
+SECONDS = 5.0  # of processor time to hold patterns of names to those of a model
 TOWER = re.compile(r"(?:model\.)?(?:vision_tower|vision_model|visual|multi_modal_projector)\.")
 # These may differ from PEFT's defaults without changing what the adapter computes from A, B, r and lora_alpha.
 HARMLESS = {
@@ -170,7 +170,8 @@ def _updates(net: CausalLM, checkpoint: Checkpoint, scale: float) -> list[_Updat
     tensors, given = {new: held[n] for n, new in here.items()}, {_module(new): _module(n) for n, new in here.items()}
     modules = dict(net.named_modules())
     names = sorted({_module(name) for name in tensors})
-    _check_complete(net, checkpoint, names)
+    with strangers(f"the settings of adapter '{checkpoint.folder}' cannot be used", "give an adapter that PEFT wrote"), bounded(SECONDS):
+        _check_complete(net, checkpoint, names)  # holds its patterns to the names of all modules
     found = []
     for name in names:
         r, s = rank_and_scale(settings, given[name])
