@@ -57,3 +57,20 @@ def test_the_same_seed_makes_the_same_input(material, tmp_path):
     assert one.about == two.about and (tmp_path / "a" / "x").exists()
     first, second = (sorted(p.read_bytes() for p in (tmp_path / n / "x").iterdir()) for n in "ab")
     assert first == second
+
+
+HELD_TO_ALL_NAMES = ("adapter {'task_type'", "adapter {'target_modules'")
+
+
+@pytest.mark.slow
+def test_patterns_and_kinds_of_plain_adapters(material, worker, tmp_path):
+    """The two that met the plain reader, which holds patterns to names by itself."""
+    seen = 0
+    for number in range(200):
+        folder = tmp_path / str(number)
+        case = cases.made("weights", "adapter_config", number, SEED, folder, material)
+        if case.about.startswith(HELD_TO_ALL_NAMES) and seen < 6:
+            seen += 1
+            said, wrong = attacked(case, folder, worker)
+            assert not wrong, (case.about, case.words, wrong, said)
+    assert seen == 6
