@@ -31,7 +31,10 @@ MODELS = {"tiny", "tiny_gpt2", "loaded", "reader", "smollm2", "bundled", "study_
 NEEDS_TORCH = re.compile(
     r"^(import|from) (torch|transformers|peft|trl|safetensors\.torch)\b|^pytestmark = .*\b(models|real)\b", re.M
 )
-LONGEST = ["test_real", "test_processes", "test_study", "test_judging", "test_asking", "test_preference"]
+LONGEST = [
+    *("test_real", "test_study", "test_processes", "test_methods", "test_tunables", "test_asking", "test_judged_study"),
+    *("test_verdicts_simulated", "test_bridge", "test_judging"),
+]
 JUDGE_LAYERS = (0, 1)
 FEW = {
     "unique": 24
