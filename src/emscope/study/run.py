@@ -147,7 +147,7 @@ def _finished(out: Path, spec: StudySpec) -> StudyReport | None:
         report = StudyReport.in_folder(out)
     except InputError:
         return None
-    same = report.versions.get("emscope") == __version__ and report.spec["seeds"] == list(spec.seeds)
+    same = report.versions.get("emscope") == __version__ and report.spec.get("seeds") == list(spec.seeds)
     if spec.judged is None or not same:
         return report if same else None
     before = report.spec.get("judged")
