@@ -11,7 +11,6 @@ import inspect
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,9 @@ from emscope.core.plain import Result
 from emscope.inside.direction_results import Cosines, DataRisk, Direction, Shift, Steering
 from emscope.inside.prompt_results import Probes, Subspaces
 from emscope.inside.results import Diff, Solutions, Trajectories
+from emscope.study.doctor import Diagnosis
 from emscope.study.reading.ladders import LadderResult
+from emscope.study.report import FolderChecked, StudyReport
 from emscope.train.audit_result import Audit
 
 FILE = Path(__file__).with_name("schemas.md")
@@ -51,7 +52,10 @@ RESULTS: dict[str, type[Result]] = {
     "subspaces": Subspaces,
     "trajectories": Trajectories,
     "solutions": Solutions,
+    "check": FolderChecked,
+    "run": StudyReport,
     "ladder": LadderResult,
+    "doctor": Diagnosis,
 }
 PLAIN = {"string": "text", "integer": "whole number", "number": "number", "boolean": "`true` or `false`", "null": "null"}
 HEAD = """# JSON of the results
@@ -60,8 +64,8 @@ Made by `docs/make_schemas.py` from the classes of the results (`make docs`). Do
 
 Each section is what a command prints with `--json`, and what `save` of the Python result writes as `result.json`. Results
 in Python have attributes of the same names. A key is always there unless the table says "may be missing"; what is not known
-is `null`. Reports of studies and checks are described in [concepts.md](concepts.md). For a validator, the JSON Schema of a
-result:
+is `null`. How to read the reports of studies and checks is in [concepts.md](concepts.md). For a validator, the JSON Schema of
+a result:
 
 ```python
 from pydantic import TypeAdapter
@@ -72,6 +76,7 @@ TypeAdapter(Rates).json_schema(mode="serialization")
 """
 
 Schema = Mapping[str, Any]  # a JSON Schema is JSON of any shape
+Places = dict[tuple[str, str], str]  # anchors of the tables of classes
 
 
 def schema_of(result: type[Result]) -> Schema:
@@ -80,15 +85,19 @@ def schema_of(result: type[Result]) -> Schema:
 
 
 def document() -> str:
-    """Return the whole of docs/schemas.md."""
-    parts = [HEAD, "## estimate\n", *_object(schema_of(Estimate), {}, "")]
+    """Return the whole of docs/schemas.md; a class that several results hold has its table in the first of them."""
+    parts = [HEAD, "## estimate\n", *_object(schema_of(Estimate), {}, {})]
+    places: Places = {_identity(schema_of(Estimate), ""): "estimate"}
     for name, result in RESULTS.items():
         schema = schema_of(result)
-        known = {title: shape for title, shape in _objects(schema, schema.get("$defs", {})) if not _is_estimate(shape)}
-        parts.append(f"## {name}\n")
-        for n, (title, shape) in enumerate(known.items()):
-            parts += [f"### {name}: {title}\n"] * (n > 0)
-            parts += _object(shape, schema.get("$defs", {}), name)
+        named, fresh = schema.get("$defs", {}), []
+        for title, shape in _objects(schema, named):
+            if _identity(shape, title) not in places:
+                heading = f"{name}: {title}" if fresh else name
+                places[_identity(shape, title)] = _anchor(heading)
+                fresh.append((heading, shape))
+        for n, (heading, shape) in enumerate(fresh):
+            parts += [f"{'###' if n else '##'} {heading}\n", *_object(shape, named, places)]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -109,8 +118,9 @@ def _objects(schema: Schema, named: Schema, key: str = "") -> Iterator[tuple[str
             yield from _objects(one, named, key)
 
 
-def _is_estimate(schema: Schema) -> bool:
-    return list(schema.get("properties", {})) == [f.name for f in fields(Estimate)]
+def _identity(schema: Schema, title: str) -> tuple[str, str]:
+    """Return what tells a class from others of its name: its docstring too."""
+    return str(schema.get("title", title)), str(schema.get("description", ""))
 
 
 def _title(schema: Schema, key: str) -> str:
@@ -125,7 +135,7 @@ def _below(kind: type[Result]) -> Iterator[type[Result]]:
         yield from _below(inner)
 
 
-def _object(schema: Schema, named: Schema, name: str) -> list[str]:
+def _object(schema: Schema, named: Schema, places: Places) -> list[str]:
     """Return what an object is and its keys, as a table."""
     about, meant = _documented(schema)
     rows = ["| key | what it is | meaning |", "|---|---|---|"]
@@ -137,11 +147,11 @@ def _object(schema: Schema, named: Schema, name: str) -> list[str]:
         ]
         notes += ["may be missing"] * (key not in schema.get("required", []))
         said = "; ".join(n for n in notes if n).replace("|", "\\|")
-        rows.append(f"| `{key}` | {kind(value, named, name, key)} | {said} |")
+        rows.append(f"| `{key}` | {kind(value, named, places, key)} | {said} |")
     return [textwrap.fill(about, WIDTH, break_long_words=False, break_on_hyphens=False), "", *rows, ""]
 
 
-def kind(schema: Schema, named: Schema, name: str, key: str) -> str:
+def kind(schema: Schema, named: Schema, places: Places, key: str) -> str:
     """Return a type in words; objects are links to their tables."""
     schema = _resolved(schema, named)
     if "const" in schema:
@@ -149,18 +159,16 @@ def kind(schema: Schema, named: Schema, name: str, key: str) -> str:
     if "enum" in schema:
         return " or ".join(f"`{one}`" for one in schema["enum"])
     if "anyOf" in schema:
-        return " or ".join(dict.fromkeys(kind(one, named, name, key) for one in schema["anyOf"]))
-    if _is_estimate(schema):
-        return "[estimate](#estimate)"
+        return " or ".join(dict.fromkeys(kind(one, named, places, key) for one in schema["anyOf"]))
     if "properties" in schema:
         title = _title(schema, key)
-        return f"[{title}](#{_anchor(f'{name}: {title}')})"
+        return f"[{'estimate' if title == 'Estimate' else title}](#{places[_identity(schema, title)]})"
     if "prefixItems" in schema:
-        return f"[{', '.join(kind(one, named, name, key) for one in schema['prefixItems'])}]"
+        return f"[{', '.join(kind(one, named, places, key) for one in schema['prefixItems'])}]"
     if schema.get("type") == "array":
-        return f"list of {kind(schema['items'], named, name, key)}"
+        return f"list of {kind(schema['items'], named, places, key)}"
     if schema.get("type") == "object":
-        return f"{{name: {kind(schema['additionalProperties'], named, name, key)}}}"
+        return f"{{name: {kind(schema['additionalProperties'], named, places, key)}}}"
     return PLAIN[schema["type"]] if "type" in schema else "any value"
 
 
@@ -176,6 +184,8 @@ def _documented(schema: Schema) -> tuple[str, dict[str, str]]:
 
 
 def _resolved(schema: Schema, named: Schema) -> Schema:
+    if schema.get("$ref") == "#/$defs/Json":
+        return {}  # JSON of any shape, which holds itself
     return named[schema["$ref"].removeprefix("#/$defs/")] if "$ref" in schema else schema
 
 

@@ -15,7 +15,14 @@ import test_answer_results as answers
 import test_inside_results as inside
 from emscope import study
 from emscope.core.plain import from_json
+from emscope.models.sizing.memory import Counted
+from emscope.models.sizing.needs import Need
+from emscope.study.decision.shipping import Shipping
+from emscope.study.doctor import Diagnosis, Room, Speed
+from emscope.study.examining import Finding, Passed
 from emscope.study.reading.ladders import LadderResult
+from emscope.study.report import TARGET, RunChecked, StudyReport
+from test_headline import report_of
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -96,6 +103,51 @@ def test_results_of_judged_answers_hold_to_their_schema(make, tmp_path):
 @pytest.mark.parametrize("path", sorted(Path(study.__file__).parent.glob("files/ladders/*.json")), ids=lambda p: p.name)
 def test_bundled_ladders_hold_to_their_schema(path):
     hold(LadderResult, json.loads(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("role", ["target", "style"])
+def test_reports_hold_to_their_schema(role):
+    folder = report_of(Shipping(TARGET, 8, "no", ()))
+    shared = {name: getattr(folder, name) for name in ("name", "distributions", "spec", "versions", "base", "judged", "ship")}
+    study_ = StudyReport(**shared, runs=(RunChecked("r", "a", "sft", role, 0, None, folder.check),))
+    for report in (folder, study_):
+        found = json.loads(json.dumps(report.to_json()))
+        check = validator(type(report))
+        check.validate(found)
+        for key in found:
+            assert key == "precision" or not check.is_valid({k: v for k, v in found.items() if k != key}), key
+        assert not check.is_valid(found | {"undocumented": 1})
+        assert json.dumps(from_json(type(report), found, "report.json", "run it again").to_json()) == json.dumps(found)
+
+
+def test_a_diagnosis_holds_to_its_schema():
+    rooms = (
+        Room("reading", "float32", Need("reading", "float32", {"weights": 3}), True),
+        Room("training", "nf4", None, None, "no CUDA"),
+    )
+    found = (Finding("logits", Passed.FAIL, "They differ.", {"largest": 0.5}), Finding("merge", Passed.PASS, "It does."))
+    counted = Counted(*range(1, 11))
+    made = Diagnosis(
+        "m",
+        "LlamaForCausalLM",
+        "weights",
+        "they fit",
+        "cpu",
+        None,
+        counted,
+        found,
+        rooms,
+        Speed(1.0, None, 2.5),
+        (),
+        ("reading",),
+    )
+    said = json.loads(json.dumps(made.to_json()))
+    check = validator(Diagnosis)
+    check.validate(said)
+    assert said["passed"] is False and said["memory"][0]["need"]["bytes"] == 3
+    for key in said:
+        assert not check.is_valid({k: v for k, v in said.items() if k != key}), key
+    assert json.dumps(from_json(Diagnosis, said, "doctor.json", "run it again").to_json()) == json.dumps(said)
 
 
 def test_the_page_is_what_the_classes_say():

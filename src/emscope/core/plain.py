@@ -79,6 +79,11 @@ class Result:
         return {**found, **{name: _part(kinds[name], row) for name in flat}}
 
     @classmethod
+    def shape_of(cls, shape: JsonSchemaValue) -> JsonSchemaValue:
+        """Return the JSON Schema of the documented shape from that of the fields: a class whose `to_json` differs from them has its own."""
+        return shape
+
+    @classmethod
     def __get_pydantic_core_schema__(cls, source: type[object], handler: GetCoreSchemaHandler) -> CoreSchema:
         found = handler(source)
         of = handler.resolve_ref_schema(found)  # a class that is used several times is a reference from its second use on
@@ -117,7 +122,7 @@ def written(
             key = f.metadata.get("key", f.name)
             keys[key] = own[f.name]
             required += [] if "left out" in f.metadata else [key]
-    found["properties"], found["required"] = keys, list(dict.fromkeys(required))
+    found |= cls.shape_of({"properties": keys, "required": list(dict.fromkeys(required))})
     return found
 
 

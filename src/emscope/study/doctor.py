@@ -13,7 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, ClassVar, TypedDict
+
+from pydantic.json_schema import JsonSchemaValue
 
 from emscope.core.errors import EmscopeError, InputError
 from emscope.core.plain import JsonObject, Result
@@ -40,7 +42,6 @@ if TYPE_CHECKING:
     from emscope.models.types import CausalLM, Config
     from emscope.train.tunables import Tuned
 
-SCHEMA = 1
 DTYPES = ("float32", "bfloat16", QUANTISED)
 MARGIN = 1.2  # of the weights: room for small passes
 EXAMPLES, TOKENS, LEARNED = 4, 256, 128  # a training pass whose memory is told
@@ -80,6 +81,8 @@ class Diagnosis(Result):
         untested: what the shipped list of tested cases does not have. works: what will work, in sentences.
     """
 
+    schema: ClassVar[int] = 1
+
     model: str
     architecture: str
     examined: str
@@ -100,7 +103,13 @@ class Diagnosis(Result):
 
     def to_json(self) -> JsonObject:
         """Return the documented JSON shape."""
-        return {"schema": SCHEMA, "passed": not self.failed} | Result.to_json(self)
+        return {"schema": self.schema, "passed": not self.failed} | Result.to_json(self)
+
+    @classmethod
+    def shape_of(cls, shape: JsonSchemaValue) -> JsonSchemaValue:
+        """Return the JSON Schema of the documented shape."""
+        keys = {"schema": shape["properties"].pop("schema"), "passed": {"type": "boolean"}} | shape["properties"]
+        return {"properties": keys, "required": ["passed", *shape["required"]]}
 
 
 def diagnose(

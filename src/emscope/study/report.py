@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
+from pydantic.json_schema import JsonSchemaValue
+
 from emscope.core.errors import InputError
 from emscope.core.estimate import Estimate
 from emscope.core.outcomes import Verdict
@@ -45,6 +47,12 @@ class RunChecked(Result):
         row = Result.to_json(self)
         said = row.pop("check")
         return row | {"check" if self.role == "target" else "contrast": said}
+
+    @classmethod
+    def shape_of(cls, shape: JsonSchemaValue) -> JsonSchemaValue:
+        """Return the JSON Schema of the documented shape: one of the two keys is there."""
+        shape["properties"]["contrast"] = shape["properties"]["check"]
+        return shape | {"required": [key for key in shape["required"] if key != "check"]}
 
     @classmethod
     def fields_of(cls, row: Mapping[str, Json]) -> Mapping[str, Json]:
@@ -127,6 +135,8 @@ class StudyReport(Report):
         recipes: several seeds together. diverged: runs that came to no end.
     """
 
+    schema: ClassVar[str] = STUDY
+
     runs: tuple[RunChecked, ...]
     style: tuple[Style, ...] = ()
     methods: tuple[WayRow, ...] = ()
@@ -170,7 +180,7 @@ class StudyReport(Report):
 
     def to_json(self) -> JsonObject:
         """Return the report object."""
-        found = {"schema": STUDY} | {name: plain(getattr(self, name)) for name in _STUDY_KEYS}
+        found = {"schema": self.schema} | {name: plain(getattr(self, name)) for name in _STUDY_KEYS}
         return found | ({"precision": self.precision.to_json()} if self.precision else {})
 
     def rows(self) -> list[JsonObject]:
@@ -240,10 +250,28 @@ class FolderChecked(Report):
         amplified: with its change multiplied. unpaired: steps of target and control that the other does not have.
     """
 
+    schema: ClassVar[str] = FOLDER
+
     check: CheckResult
     read: FolderRead | None
     amplified: tuple[Amplified, ...]
     unpaired: Mapping[str, tuple[int, ...]]
+
+    @classmethod
+    def shape_of(cls, shape: JsonSchemaValue) -> JsonSchemaValue:
+        """Return the JSON Schema of the documented shape: the check is that of the one run."""
+        keys = shape["properties"]
+        run = {
+            "run": {"const": TARGET},
+            "arm": {"const": "target"},
+            "role": {"const": "target"},
+            "seed": {"type": "null"},
+            "check": keys.pop("check"),
+        }
+        about = "The folder as the one run in question."
+        one = {"type": "object", "title": "FolderRun", "description": about, "properties": run, "required": list(run)}
+        keys["runs"] = {"type": "array", "items": one}
+        return shape | {"required": ["runs", *(key for key in shape["required"] if key != "check")]}
 
     @classmethod
     def fields_of(cls, row: Mapping[str, Json]) -> Mapping[str, Json]:
@@ -281,7 +309,7 @@ class FolderChecked(Report):
     def to_json(self) -> JsonObject:
         """Return the report object."""
         run: JsonObject = {"run": TARGET, "arm": "target", "role": "target", "seed": None, "check": self.check.to_json()}
-        found: JsonObject = {"schema": FOLDER, "name": self.name, "runs": [run]}
+        found: JsonObject = {"schema": self.schema, "name": self.name, "runs": [run]}
         found |= {name: plain(getattr(self, name)) for name in _FOLDER_KEYS}
         return found | ({"precision": self.precision.to_json()} if self.precision else {})
 

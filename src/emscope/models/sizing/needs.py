@@ -11,6 +11,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from pydantic.json_schema import JsonSchemaValue
+
 from emscope.core.plain import JsonObject, Result
 from emscope.models.adapters.attached import unmergeable
 from emscope.models.fast import batch_size as size
@@ -54,6 +56,11 @@ class Need(Result):
     def to_json(self) -> JsonObject:
         """Return the parts with their sum."""
         return {"work": self.work, "dtype": self.dtype, "bytes": self.total, "parts": dict(self.parts)}
+
+    @classmethod
+    def shape_of(cls, shape: JsonSchemaValue) -> JsonSchemaValue:
+        """Return the JSON Schema of the documented shape."""
+        return {"properties": shape["properties"] | {"bytes": {"type": "integer"}}, "required": [*shape["required"], "bytes"]}
 
 
 @dataclass(frozen=True, slots=True)
