@@ -15,6 +15,7 @@ from pydantic_core import CoreSchema, core_schema
 from typing_extensions import TypeAliasType
 
 from emscope.core.errors import InputError
+from emscope.core.limits import TooMuch, check_size
 
 Json = TypeAliasType("Json", "Sequence[Json] | Mapping[str, Json] | str | bool | int | float | None")
 JsonObject = dict[str, Json]
@@ -187,8 +188,9 @@ def read_json(path: Path, remedy: str) -> Json:
     """
     try:
         found: Json = json.loads(path.read_text(encoding="utf-8"))
+        check_size(found)
     except OSError as error:
         raise InputError(f"'{path}' cannot be read ({error.strerror})", remedy) from None
-    except ValueError as error:
+    except (ValueError, RecursionError, TooMuch) as error:
         raise InputError(f"'{path}' is damaged ({error})", remedy) from None
     return found
