@@ -107,7 +107,7 @@ def _number(value: Json) -> float | None:
 def _trainer_state(folder: Path) -> JsonObject:
     try:
         state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"'{folder}' has no readable trainer_state.json ({type(error).__name__}), so the run's settings are not known",
             "train a control with your own tool and give it with `control`",
