@@ -509,14 +509,9 @@ def direction_file(random: Random, folder: Path, m: Material) -> Case:
     else:
         size = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + size])
-        header["__metadata__"] = (
-            {
-                k: v if isinstance(v, str) else str(v)[:99]
-                for k, v in (broken_tree(header["__metadata__"], random) or {}).items()
-            }
-            if random.random() < 0.6
-            else header["__metadata__"]
-        )
+        if random.random() < 0.6:
+            about = broken_tree(header["__metadata__"], random)
+            header["__metadata__"] = {k: str(v)[:99] for k, v in about.items()} if isinstance(about, dict) else {}
         name = next(n for n in header if n.startswith("layer."))
         header[random.choice((name, "layer.x", "layer.99", "layer.-1", "null.a.b", "x", "layer." + "9" * 5000))] = header.pop(
             name
