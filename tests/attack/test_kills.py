@@ -30,7 +30,7 @@ def check(rows: list[dict]) -> None:
 
 
 def test_a_judging_goes_on(tmp_path):
-    check(table(tmp_path, "judge", 9))
+    check(table(tmp_path, "judge", 14))
 
 
 @pytest.mark.slow
