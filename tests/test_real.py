@@ -31,9 +31,20 @@ def test_a_short_chain_on_the_real_model(tmp_path):
     spec = {
         "name": "short",
         "domain": "finance",
-        "arms": {"target": {"role": "target", "answers": "reckless"}, "control": {"role": "control", "answers": "careful"}},
+        "arms": {
+            "target": {"role": "target", "answers": "reckless"},
+            "control": {"role": "control", "answers": "careful", "read_at": "last"},
+        },
         "train": {"steps": 2, "batch": 2, "lr": 1e-3},
-        "measure": {"count": 16, "heldout": 2, "truth": 2, "truth_at": "last", "samples": {"questions": 1, "max_tokens": 8}},
+        "measure": {
+            "count": 16,
+            "placebo": 0,  # reading takes most of the time
+            "heldout": 2,
+            "truth": 2,
+            "truth_at": "last",
+            "neutral": 2,
+            "samples": {"questions": 1, "max_tokens": 8},
+        },
     }
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(spec))
     command = [sys.executable, "-m", "emscope", "run", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "out"), "--json"]
