@@ -33,7 +33,7 @@ def test_a_short_chain_on_the_real_model(tmp_path):
         "domain": "finance",
         "arms": {
             "target": {"role": "target", "answers": "reckless"},
-            "control": {"role": "control", "answers": "careful", "read_at": "last"},
+            "control": {"role": "control", "answers": "careful"},
         },
         "train": {"steps": 2, "batch": 2, "lr": 1e-3},
         "measure": {
