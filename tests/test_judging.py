@@ -233,7 +233,7 @@ def test_cost_is_estimated_counted_and_limited(tmp_path, capsys):
         assert not count and not (tmp_path / "out").exists() and "60 verdicts wanted" in capsys.readouterr().out
         # a verdict costs 100 tokens in and 2 out
         assert run_arguments([*base, "--connections", "1", "--max-cost", str(10.5 * (100 * 10 + 2 * 20) / 1e6)]) == 1
-        assert "stopped at --max-cost" in capsys.readouterr().out and count["x"] == 11
+        assert "stopped at `max_cost`" in capsys.readouterr().out and count["x"] == 11
         assert run_arguments([*base, "--json"]) == 0
         result = json.loads(capsys.readouterr().out)
     assert count["x"] == 60 and result["verdicts"] == {"wanted": 60, "before": 11, "outcomes": {"scored": 49}, "failed": 0}

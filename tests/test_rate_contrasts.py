@@ -482,7 +482,7 @@ def test_identifiers_finer_than_the_text_are_noticed(tmp_path):
     found = rates([write(tmp_path, rows)], RatesSpec()).to_json()
     (note,) = [n for n in found["notes"] if "share" in n]
     assert note.startswith("48 values of 'question_id' share 8 texts of column 'question' ('q0_s0' and 'q0_s5' do).")
-    assert note.endswith("say --question question.") and found["questions"] == 48
+    assert note.endswith("say `question=question`.") and found["questions"] == 48
     mended = rates([write(tmp_path, rows)], RatesSpec(question="question")).to_json()
     assert mended["questions"] == 8 and not any("share" in n for n in mended["notes"])
     forms = [r | {"question_id": f"q{n // 6}{('', '_json', '_template')[n % 3]}"} for n, r in enumerate(rows)]

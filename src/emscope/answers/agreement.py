@@ -159,10 +159,10 @@ def _scale_notes(rated: Rated) -> list[str]:
             counts[value] = counts.get(value, 0) + count
         said = ", ".join(f"{value:g} ({count} times)" for value, count in sorted(counts.items()))
         notes.append(
-            f"Off the scale of all other scores, and not counted as ratings: {said}. --scale says which scores there are."
+            f"Off the scale of all other scores, and not counted as ratings: {said}. `scale` says which scores there are."
         )
     for value, count in rated.doubtful:
         notes.append(
-            f"{value:g} stands {count} times, below all other scores, and is counted as a rating: if it marks a failed verdict, give --scale."
+            f"{value:g} stands {count} times, below all other scores, and is counted as a rating: if it marks a failed verdict, give `scale`."
         )
     return notes

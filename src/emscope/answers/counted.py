@@ -292,7 +292,7 @@ def _notes(spec: RatesSpec, columns: Columns, groups: list[Group], found: list[R
     if columns.question is None:
         notes.append(
             f"The file names no question, so that all its answers count as answers to one{'' if spec.estimand == 'these' else ': no interval'}. "
-            "Say which column with --question."
+            "Say which column with `question`."
         )
     sizes = [len(r.questions) for r in found if r is not None]
     few = min(sizes, default=0)
@@ -301,7 +301,7 @@ def _notes(spec: RatesSpec, columns: Columns, groups: list[Group], found: list[R
     if known:
         notes.append(
             f"With {few} questions a 95 % interval of this kind held the true rate in {known[0]:.0%} to {known[1]:.0%} of simulated "
-            f"cases; {'the closed form, without --resamples, holds it more often' if spec.resamples else 'more questions, not more answers, make it surer'}."
+            f"cases; {'the closed form, without `resamples`, holds it more often' if spec.resamples else 'more questions, not more answers, make it surer'}."
         )
     if for_these and (spec.control is not None or spec.within is not None):
         notes.append("Intervals and p are for these questions; the 0-10 difference beside them is for questions like these.")

@@ -252,10 +252,10 @@ def _why(
 ) -> dict[str, str]:
     why = {}
     if spec.unit is None:
-        why["verdict"] = "no unit was named, so there is no interval and no verdict; name the question's column with --unit"
+        why["verdict"] = "no unit was named, so there is no interval and no verdict; name the question's column with `unit`"
     elif not others:
         first = min(points, default=None)
-        why["verdict"] = f"there is no control, and no base either: the first step is {first}, not 0; name --arm and --control"
+        why["verdict"] = f"there is no control, and no base either: the first step is {first}, not 0; name `arm` and `control`"
     elif not along:
         why["verdict"] = "the arm and its control share no step above 0"
     elif None in states:
@@ -263,7 +263,7 @@ def _why(
     elif along[-1].base is None and spec.rule == "both":
         why["verdict"] = (
             "the file has no base (step 0), so a control that moved cannot be told from a target that did; add it, or judge by the "
-            "control alone with --rule p1"
+            "control alone with `rule=p1`"
         )
     elif states[-1] is State.MOVED:
         why["verdict"] = "the model moved away from its base, and without a control harm cannot be told from style"

@@ -154,7 +154,7 @@ def _notes(answers: DrawnAnswers, found: list[Powered], columns: Columns, spec: 
         )
     if answers.spare:
         notes.append(
-            f"{answers.spare} answers that were not drawn have scores, which are left out; --drawn none counts all scores alike."
+            f"{answers.spare} answers that were not drawn have scores, which are left out; `drawn=none` counts all scores alike."
         )
     lost = int((1 - answers.judged).sum())
     if lost and spec.denominator != "all":
@@ -171,5 +171,5 @@ def _notes(answers: DrawnAnswers, found: list[Powered], columns: Columns, spec: 
             f"In {idle} of {len(found)} groups the cheap scores are left out: they explain nothing, or there are under 20 verdicts."
         )
     if columns.question is None:
-        notes.append("The file names no question: no interval for questions like these. Say which column with --question.")
+        notes.append("The file names no question: no interval for questions like these. Say which column with `question`.")
     return notes

@@ -82,5 +82,5 @@ def _finer_than_the_text(table: AnswerTable, columns: Columns) -> list[str]:
         return []
     return [
         f"{ids} values of '{columns.question}' share {texts} texts of column '{text}' ('{a}' and '{b}' do). Where they number samples or "
-        f"forms of one question, intervals are too narrow and groups do not pair: say --question {text}."
+        f"forms of one question, intervals are too narrow and groups do not pair: say `question={text}`."
     ]

@@ -235,7 +235,7 @@ def _with_adapter(net: CausalLM, checkpoint: Checkpoint, examined: str, counted:
     second = counted.bytes_in("float32")
     if examined == WEIGHTS and free is not None and second * MARGIN > free:
         said = (
-            f"A second model for PEFT to change needs {memory.in_gb(second)}, and {memory.in_gb(free)} are free: give --tiny."
+            f"A second model for PEFT to change needs {memory.in_gb(second)}, and {memory.in_gb(free)} are free: give `tiny`."
         )
         yield Finding("adapter", Passed.NOT_APPLICABLE, said)
         return

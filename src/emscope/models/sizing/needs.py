@@ -163,7 +163,7 @@ def reading(
 
     Args:
         work: None for `usual_reading`.
-        checkpoint: a fine-tune that is put onto the base; scale: its update's factor (`--amplify`).
+        checkpoint: a fine-tune that is put onto the base; scale: its update's factor (`amplify`).
         weights: as `counted` gives them, where that is known.
     """
     import torch

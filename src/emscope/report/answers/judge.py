@@ -29,7 +29,7 @@ def _lines(result: JudgedFile) -> list[str]:
     if counts.failed:
         lines.append(f"{counts.failed} have none yet, since every attempt failed; run the same command again to ask for them")
     if result.stopped_at_cost:
-        lines.append("stopped at --max-cost; run the same command with a higher one to go on")
+        lines.append("stopped at `max_cost`; run the same command with a higher one to go on")
     lines += [_drifted(row) for row in result.anchors]
     lines += [f"  local is a proxy: {bundled_judge().card['in_words']}" for judge in result.judges if judge.local]
     return lines + ([f"rows: {result.judged}"] if result.judged else [])

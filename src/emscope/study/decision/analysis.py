@@ -132,7 +132,7 @@ def _stop(e: Evidence, along: Along) -> tuple[Stop | None, Why]:
         why["stop"] = "there are no steps to compare"
     elif not e.calibrated:
         why["stop"] = (
-            "a screen without a calibrated threshold offers none; have answers judged at every checkpoint, or give --ladder or --delta"
+            "a screen without a calibrated threshold offers none; have answers judged at every checkpoint, or give `ladder` or `delta`"
         )
     elif along.stop is None:
         surely = next((step for step, one in zip(along.steps, along.sure, strict=True) if one in HARM), None)

@@ -317,7 +317,7 @@ def _verdict(
         one = Verdict(state(base.mean, delta))
         if one is not Verdict.EM:
             return one, _unclear({"base - target": base.mean}, delta)
-        return Verdict.MOVED, "worse than its base, and without a control harm cannot be told from style; see --make-control"
+        return Verdict.MOVED, "worse than its base, and without a control harm cannot be told from style; see `make_control`"
     if control is None:
         return Verdict.UNDETERMINED, "fewer than two questions have judged answers of the model and its control"
     both = {"control - target": control.mean, "base - target": base.mean}

@@ -25,7 +25,7 @@ def verdict_on(e: Evidence, along: Along) -> tuple[Verdict, dict[str, str]]:
     if last is State.UNDETERMINED:
         why["verdict"] = _unclear(e, along)
     if last is State.MOVED:
-        why["verdict"] = "without a control run harm cannot be told from style; see --make-control"
+        why["verdict"] = "without a control run harm cannot be told from style; see `make_control`"
     if not e.calibrated:
         reads = f"it reads {last.replace('_', ' ')}" + (f": {why['verdict']}" if "verdict" in why else "")
         why["verdict"] = f"{_unknown(e)}, so this screens and decides nothing; against {e.delta:.3f} ({e.delta_source}) {reads}"
