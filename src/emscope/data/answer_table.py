@@ -90,8 +90,11 @@ class AnswerTable:
         try:
             return self._db.execute(sql)
         except self._duckdb.Error as error:
-            first = str(error).strip().split("\n")[0]
-            raise InputError(f"'{self.where}' cannot be read ({first})", "mend the file, or save it anew") from None
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, error: Exception) -> InputError:
+        first = str(error).strip().split("\n")[0]
+        return InputError(f"'{self.where}' cannot be read ({first})", "mend the file, or save it anew")
 
     def _described(self) -> dict[str, str]:
         try:
@@ -107,8 +110,12 @@ class AnswerTable:
         """Yield the rows as Arrow tables of these columns and at most `size` rows, in the file's order."""
         import pyarrow as pa
 
-        for batch in self._db.sql(f"select {', '.join(map(quoted, columns))} from {self.source}").to_arrow_reader(size):
-            yield pa.Table.from_batches([batch])
+        try:
+            reader = self._db.sql(f"select {', '.join(map(quoted, columns))} from {self.source}").to_arrow_reader(size)
+            for batch in reader:
+                yield pa.Table.from_batches([batch])
+        except (self._duckdb.Error, pa.ArrowException) as error:  # damage shows where it is read
+            raise self._unreadable(error) from None
 
     def pairs(self, first: str, second: str) -> list[tuple[str, str]]:
         """Return the different pairs of texts in two columns, in order; pairs with an empty one are left out.
