@@ -20,7 +20,7 @@ from emscope.models.remote.address import scrubbed
 from emscope.version import __version__
 
 SHOW = "EMSCOPE_TRACEBACK"
-LONGEST = 300
+LONGEST, LONGEST_MESSAGE = 300, 4000  # characters of what an exception says, and of a whole message
 INTERRUPTED = "interrupted; run the same command again and it goes on where it stopped"
 HELP = "Did a fine-tune misalign a language model beyond its task, since which step, and which checkpoint is safe to ship?"
 
@@ -185,5 +185,8 @@ def _os_fault(error: OSError) -> tuple[str, int]:
 
 
 def _complain(text: str, code: int) -> int:
-    print(f"emscope: {one_line(scrubbed(text))}", file=sys.stderr)
+    said = one_line(scrubbed(text))
+    if len(said) > LONGEST_MESSAGE:  # somebody's file or option is that long
+        said = f"{said[: LONGEST_MESSAGE // 2]} [...] {said[-LONGEST_MESSAGE // 2 :]}"
+    print(f"emscope: {said}", file=sys.stderr)
     return code
