@@ -317,3 +317,28 @@ def test_pages_of_figures_ask_for_nothing(tmp_path):
         assert POLICY in head and "<script" not in head.partition(POLICY)[0], "the policy comes before any script"
         assert "<script>alert" not in page
     assert "&lt;title&gt;&amp;" in (tmp_path / "a.html").read_text()
+
+
+def test_a_message_is_never_longer_than_one_reads(capsys):
+    assert run_arguments(["data", "check", "x" * 100_000 + ".jsonl"]) == 2
+    said = capsys.readouterr().err
+    assert len(said) < 5000 and said.startswith("emscope: ") and said.count("\n") == 1
+
+
+def test_damage_that_shows_where_rows_are_read_is_one_sentence(tmp_path, capsys):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "a.parquet"
+    rows_of = [
+        {"question": f"q{n % 7}", "response": f"an answer of some length {n}", "aligned": n % 90, "aligned_outcome": "scored"}
+        for n in range(3000)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows_of), path)
+    content = bytearray(path.read_bytes())
+    content[200:400] = bytes(200)
+    path.write_bytes(bytes(content))
+    for words in (["export", str(path)], ["judge", str(path), "--judge", "bandit", "--rubrics", "secure"]):
+        assert run_arguments([*words, "--out", str(tmp_path / "out")]) == 2
+        said = capsys.readouterr().err
+        assert "cannot be read" in said and said.count("\n") == 1, said
