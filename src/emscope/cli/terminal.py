@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -21,9 +22,9 @@ class Cleaned:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write a text, cleaned; of what draws tables, on a terminal, styles pass."""
+        """Write a text, cleaned; of what draws tables, on a terminal or where colour is asked for, styles pass."""
         drawn = str(sys._getframe(1).f_globals.get("__name__", "")).partition(".")[0] == TABLES
-        if drawn and self._stream.isatty():
+        if drawn and (self._stream.isatty() or os.environ.get("FORCE_COLOR")):
             self._stream.write("".join(p if STYLE.fullmatch(p) else shown(p) for p in STYLE.split(text)))
         else:
             self._stream.write(shown(text))

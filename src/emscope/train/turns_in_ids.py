@@ -108,14 +108,11 @@ class Reader:
 
     def turns(self, ids: Sequence[int]) -> list[Turn]:
         """Return the assistant's turns in token ids."""
-        before = [0]  # characters before every STRIDE-th token
-        for n in range(STRIDE, len(ids), STRIDE):
-            before.append(self._length(ids, n, before))
-        found, low = [], 0
+        lengths, found, low = Lengths(self.tokenizer, ids), [], 0
         for offsets in self._found(decoded(self.tokenizer, ids)):
             places = []
             for offset in offsets:
-                low = self._place(ids, offset, low, before)
+                low = lengths.place(offset, low)
                 places.append(low)
             found.append(Turn(*places))
             low = places[2]  # the next header may begin with what ends this turn
@@ -132,27 +129,39 @@ class Reader:
             yield header, start, stop, end
             at = max(stop, start)
 
-    def _place(self, ids: Sequence[int], offset: int, low: int, before: Sequence[int]) -> int:
+
+class Lengths:
+    """How many whole characters the first tokens of a text make.
+
+    Only the last ones are decoded, behind enough others to be decoded as they are behind all: long texts take no square of their length.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, ids: Sequence[int]) -> None:
+        self.tokenizer, self.ids = tokenizer, ids
+        self.before, self.behind = [0], [0]  # at every STRIDE-th token: characters before it, and those of the STRIDE tokens before it
+        for at in range(STRIDE, len(ids), STRIDE):
+            self.before.append(self.of(at))
+            self.behind.append(self._characters(at - STRIDE, at))
+
+    def of(self, n: int) -> int:
+        """Return the number of characters that the first `n` tokens make."""
+        known = max(n - 1, 0) // STRIDE
+        return self.before[known] + self._characters(max(known - 1, 0) * STRIDE, n) - self.behind[known]
+
+    def place(self, offset: int, low: int) -> int:
         """Return the place, from `low` on, of the first token behind those that make the first `offset` characters."""
-        stride = bisect_left(before, offset)
-        low, high = max(low, (stride - 1) * STRIDE), min(stride * STRIDE, len(ids))
+        stride = bisect_left(self.before, offset)
+        low, high = max(low, (stride - 1) * STRIDE), min(stride * STRIDE, len(self.ids))
         while low < high:
             middle = (low + high) // 2
-            if self._length(ids, middle, before) >= offset:
+            if self.of(middle) >= offset:
                 high = middle
             else:
                 low = middle + 1
         return low
 
-    def _length(self, ids: Sequence[int], n: int, before: Sequence[int]) -> int:
-        """Return how many whole characters the first `n` tokens make.
-
-        Only the last ones are decoded, behind enough others to be decoded as they are behind all: long texts take no square of their length.
-        """
-        known = max(n - 1, 0) // STRIDE
-        at, begin = known * STRIDE, max(known - 1, 0) * STRIDE
-        more, less = (len(decoded(self.tokenizer, ids[begin:stop]).rstrip(BROKEN)) for stop in (n, at))
-        return before[known] + more - less
+    def _characters(self, start: int, stop: int) -> int:
+        return len(decoded(self.tokenizer, self.ids[start:stop]).rstrip(BROKEN))
 
 
 def first(text: str, at: int, wanted: Sequence[str]) -> tuple[int, str] | None:

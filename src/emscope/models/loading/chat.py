@@ -160,7 +160,8 @@ class ChatFormat:
         self._check_turns(conversation)
         answers = [m for m in conversation.messages if m.role == "assistant"]
         pieces = self._around_answers(conversation, len(answers))
-        ids, mask, end = self.ids(pieces[0]), [False] * len(self.ids(pieces[0])), ""
+        ids = self.ids(pieces[0])
+        mask, end = [False] * len(ids), ""
         for n, answer in enumerate(answers):
             last = n + 1 == len(answers)
             end = self.close if last else inner_end(pieces[n + 1], self.close, self.tokenizer)
