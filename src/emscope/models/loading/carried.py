@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 OWN = "the checkpoint's own template"
 TEMPLATE_FILE, TOKENIZER_FILE = "chat_template.jinja", "tokenizer_config.json"
+LONGEST_PIECE = 10_000  # characters; the longest pattern in use has some hundreds
 NAMED_TOKENS = ("bos_token", "eos_token")
 
 
@@ -83,8 +84,31 @@ def tokenizer_in(folder: Path) -> Tokenizer:
 
     with strangers(f"'{folder}' has no usable tokenizer", "put the base model's tokenizer files into it"):
         tokenizer = _padded(AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True))
+        _refuse_swelling(getattr(tokenizer, "backend_tokenizer", None))
         tokenizer("a")
     return tokenizer
+
+
+def _refuse_swelling(core: object) -> None:
+    """Refuse a tokenizer that puts long texts into every text.
+
+    Raises:
+        ValueError: naming the part.
+    """
+    for name in ("normalizer", "pre_tokenizer", "post_processor"):
+        part = getattr(core, name, None)
+        state = json.loads(part.__getstate__()) if part is not None else None
+        if state is not None and _longest(state) > LONGEST_PIECE:
+            raise ValueError(f"its {name} holds a text of {_longest(state)} characters")
+
+
+def _longest(value: object) -> int:
+    """Return the length of the longest text inside plain values, tables of characters aside."""
+    if isinstance(value, dict):
+        return max((_longest(one) for key, one in value.items() if key != "precompiled_charsmap"), default=0)
+    if isinstance(value, list):
+        return max(map(_longest, value), default=0)
+    return len(value) if isinstance(value, str) else 0
 
 
 def _padded(tokenizer: Tokenizer) -> Tokenizer:
