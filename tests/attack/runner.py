@@ -59,6 +59,7 @@ class Worker:
             "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent / "src")]),
             "EMSCOPE_CACHE": str(self.cache),
             "HF_HUB_OFFLINE": "1",
+            "PIP_NO_INDEX": "1",  # a default model is not fetched
             "OMP_NUM_THREADS": "1",
             "COLUMNS": "200",
             "PYTHONUTF8": "1",
