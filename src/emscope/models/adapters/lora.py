@@ -170,7 +170,10 @@ def _updates(net: CausalLM, checkpoint: Checkpoint, scale: float) -> list[_Updat
     tensors, given = {new: held[n] for n, new in here.items()}, {_module(new): _module(n) for n, new in here.items()}
     modules = dict(net.named_modules())
     names = sorted({_module(name) for name in tensors})
-    with strangers(f"the settings of adapter '{checkpoint.folder}' cannot be used", "give an adapter that PEFT wrote"), bounded(SECONDS):
+    with (
+        strangers(f"the settings of adapter '{checkpoint.folder}' cannot be used", "give an adapter that PEFT wrote"),
+        bounded(SECONDS),
+    ):
         _check_complete(net, checkpoint, names)  # holds its patterns to the names of all modules
     found = []
     for name in names:

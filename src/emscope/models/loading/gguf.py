@@ -64,7 +64,8 @@ def convert(file: Path, target: Path, *, dtype: str = "float32", check: Callable
             "use the model's original Hugging Face folder, whose tokenizer is right",
         )
     target.parent.mkdir(parents=True, exist_ok=True)
-    for left in target.parent.glob(f".converting-{target.name}-*"):  # of a conversion that was killed: one at a time holds the lock
+    # What a conversion that was killed left; one at a time holds the lock.
+    for left in target.parent.glob(f".converting-{target.name}-*"):
         shutil.rmtree(left, ignore_errors=True)
     work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".converting-{target.name}-"))
     try:
