@@ -71,15 +71,12 @@ def finetune(
     """
     from emscope.train.trainer import AnswerTrainer, Readings
 
-    check_finetune(loaded, conversations, spec, held_near)
-
+    examples, near = check_finetune(loaded, conversations, spec, held_near)
     done, resume = processes.from_first(lambda: _begin(folder, spec))
     if done:
         return done
-    examples = encode(loaded.chat, conversations, loaded.context)
     micro = spec.micro_batch or spec.batch
     batches = stream(examples, steps=spec.steps, batch=spec.batch, micro=micro, seed=seed, parts=parts)
-    near = encode(loaded.chat, held_near, loaded.context) if spec.held else []
     with ExitStack() as stack:
         stack.enter_context(attending(loaded.net, spec.attention))
         made = stack.enter_context(tuned(loaded, spec.tunable, seed))
@@ -135,8 +132,11 @@ def _train(trainer: AnswerTrainer, resume: Path | None) -> None:
 
 def check_finetune(
     loaded: Loaded, conversations: Sequence[Conversation], spec: TrainSpec, held_near: Sequence[Conversation] = ()
-) -> None:
+) -> tuple[list[Example], list[Example]]:
     """Refuse what cannot be trained, before anything is: of many fine-tunes the last one's fault is then found first.
+
+    Returns:
+        The conversations as examples, and those on which the model is held near its start.
 
     Raises:
         InputError: as `finetune`.
@@ -148,12 +148,13 @@ def check_finetune(
     check_attention(loaded.net, spec, examples)
     check_tunable(loaded.net, spec.tunable)
     processes.share(spec.micro_batch or spec.batch)
+    near = encode(loaded.chat, held_near, loaded.context) if spec.held else []
     if spec.held:
-        encode(loaded.chat, held_near, loaded.context)
         check_held(loaded.net, spec.held, len(held_near))
     named = [spec.prevent.direction] if spec.prevent else []
     for reference in [*named, *(spec.readings.directions.values() if spec.readings else ())]:
         check_direction(loaded.net, direction_at(reference), reference)
+    return examples, near
 
 
 def _begin(folder: Path, spec: TrainSpec) -> tuple[list[StepReading], Path | None]:
