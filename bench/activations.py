@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from baseline import close, held
 
 from emscope.data import bundled
 from emscope.models.fast import batch_size as size
@@ -139,6 +140,9 @@ def main() -> None:
             else f", furthest from ours {float((results[name] - mine).abs().max() / mine.abs().max()):.1e}"
         )
         print(f"{name:20} {len(texts) / seconds:6.1f} prompts/s, emscope is {seconds / best['emscope']:.2f} times as fast{far}")
+        if name != "emscope":
+            held(f"activations, against {name}", seconds / best["emscope"])
+    close()
 
 
 if __name__ == "__main__":

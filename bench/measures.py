@@ -31,7 +31,7 @@ from emscope.data.questions import read_questions
 from emscope.elicit import preference
 from emscope.elicit.sampling import Job, sample_batches
 from emscope.judging import local
-from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.adapters.with_checkpoint import with_checkpoint
 from emscope.models.loading.checkpoints import discover
 from emscope.models.loading.load import load
 from emscope.models.loading.source import locate
@@ -91,7 +91,7 @@ class Bench:
     def at(self, seed: int, arm: str, place: int = -1):
         """Return a context with a fine-tune on the model; "base" for none."""
         found = None if arm == "base" else discover(str(self.folder(seed, arm)))[place]
-        return applied(self.loaded.net, found)
+        return with_checkpoint(self.loaded.net, found)
 
     def tell(self, row: dict) -> None:
         """Print a result and keep it."""

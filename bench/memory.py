@@ -274,7 +274,7 @@ def _job(job: str, sizes: Sizes, folder: Path, chat: Any, out: Path) -> tuple[Ca
 
 def _reading(sizes: Sizes, load: Any, config: Any, device: str, adapter: Any) -> Any:
     from emscope.elicit.preference import Encoded, score
-    from emscope.models.adapters.with_checkpoint import applied
+    from emscope.models.adapters.with_checkpoint import with_checkpoint
 
     def ids(n: int, count: int) -> tuple[int, ...]:
         return tuple((97 * n + 31 * k) % 30_000 + 3 for k in range(count))
@@ -285,7 +285,7 @@ def _reading(sizes: Sizes, load: Any, config: Any, device: str, adapter: Any) ->
 
     def run() -> None:
         net = load().net
-        with applied(net, adapter) as one:
+        with with_checkpoint(net, adapter) as one:
             score(one, items)
 
     work = Reading(sum(e.cost for e in items), 2 * len(items), PROMPT + OPTION - 1, len(items) * (2 * OPTION - 1))

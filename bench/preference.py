@@ -3,9 +3,10 @@
 The plain way is transformers + PEFT as most people write it: the base loaded once, all adapters attached and switched,
 batches of 8 sequences padded to the longest, full logits. Printed are ratios; bare times of a shared machine say little.
 
-    python bench/preference.py [--model smollm2-135m] [--adapters 6] [--items 240] [--plain-every 4]
+    python bench/preference.py [--model smollm2-135m] [--adapters 6] [--items 240] [--plain-every 4] [--dtype float32,bfloat16]
 
-`--plain-every k` runs the plain way on every k-th item (its rate does not depend on how many there are) to save time.
+`--plain-every k` runs the plain way on every k-th item (its rate does not depend on how many there are) to save time. bfloat16
+is held against the plain way in bfloat16 and in float32; a processor without instructions for it says so.
 """
 
 from __future__ import annotations
@@ -17,16 +18,17 @@ import time
 from pathlib import Path
 
 import torch
+from baseline import close, held, machine
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from emscope.core.records import Item
 from emscope.data import bundled
 from emscope.elicit.preference import Encoded, encode, score
-from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.adapters.with_checkpoint import with_checkpoint
 from emscope.models.fast.matmul_rate import matmul_gflops, parameters_in_blocks
 from emscope.models.fast.packed import pack
 from emscope.models.loading.checkpoints import discover
-from emscope.models.loading.load import load, load_net
+from emscope.models.loading.load import HALVES, is_quick, load, load_net
 from emscope.models.loading.quiet import quiet
 from emscope.models.loading.source import locate
 
@@ -67,13 +69,15 @@ def plain_scores(net: PeftModel, encoded: list[Encoded], batch: int) -> list[flo
 class Sweep:
     """One base, its adapters, and both ways of reading them."""
 
-    def __init__(self, folder: Path, root: Path) -> None:
-        self.loaded = load(locate(str(folder)), device="cpu")
+    def __init__(self, folder: Path, root: Path, dtype: str) -> None:
+        self.loaded = load(locate(str(folder)), dtype=dtype, device="cpu")
         self.checkpoints = discover(str(root))
         first, *others = self.checkpoints
-        self.peft = PeftModel.from_pretrained(load_net(folder), str(first.folder), adapter_name="1")
+        self.peft = PeftModel.from_pretrained(
+            load_net(folder, dtype=dtype), str(first.folder), adapter_name="1", autocast_adapter_dtype=False
+        )
         for c in others:
-            self.peft.load_adapter(str(c.folder), adapter_name=str(c.step))
+            self.peft.load_adapter(str(c.folder), adapter_name=str(c.step), autocast_adapter_dtype=False)
         self.peft.eval().requires_grad_(False)
 
     def compare(self, items: list[Item], every: int) -> dict[str, float]:
@@ -86,7 +90,7 @@ class Sweep:
         for c in self.checkpoints:
             peaks.append(matmul_gflops(1.0))
             start = time.perf_counter()
-            with applied(self.loaded.net, c) as net:
+            with with_checkpoint(self.loaded.net, c) as net:
                 found = {(s.item, s.option): s for s in score(net, encoded)}
             fast += time.perf_counter() - start
             self.peft.set_adapter(str(c.step))
@@ -102,6 +106,7 @@ class Sweep:
             worst = max(worst, *(abs(a - b) / len(o) for (a, o), b in zip(pairs, slow, strict=True)))
         n = len(self.checkpoints)
         return {
+            "items": len(encoded),
             "fast": n * len(encoded) / fast,
             "plain": n * len(some) / plain,
             "one": 1 / one,
@@ -126,27 +131,43 @@ def main() -> None:
     parser.add_argument("--adapters", type=int, default=6)
     parser.add_argument("--items", type=int, default=240)
     parser.add_argument("--plain-every", type=int, default=4)
+    parser.add_argument("--dtype", default="float32,bfloat16")
     arguments = parser.parse_args()
     quiet()
     folder = locate(arguments.model).folder
+    sets = {"two options (em240)": bundled.items("em240"), "four options (truth150)": bundled.truth()}
+    plain: dict[str, float] = {}  # items a second of the plain way in float32
     with tempfile.TemporaryDirectory() as root:
         make_adapters(folder, Path(root), arguments.adapters)
-        sweep = Sweep(folder, Path(root))
-        sets = {
-            "two options (em240)": bundled.items("em240")[: arguments.items],
-            "four options (truth150)": bundled.truth()[: arguments.items],
-        }
-        for name, items in sets.items():
-            r = sweep.compare(items, arguments.plain_every)
-            print(
-                f"{name}: {len(items)} items x {arguments.adapters} adapters, LoRA rank {RANK} on all projections, mean prompt {r['prompt']:.0f}, answer {r['answer']:.0f} tokens"
-            )
-            print(
-                f"  items/s against plain PEFT, batch 8, full logits: {r['fast'] / r['plain']:.2f} times; against batch 1: {r['fast'] / r['one']:.2f} times"
-            )
-            print(
-                f"  share of the float32 matmul peak (best of a second, before each adapter; the median): {r['share']:.0%}; largest difference {r['worst']:.1e} nats per token"
-            )
+        for dtype in arguments.dtype.split(","):
+            if dtype in HALVES and not is_quick(dtype, "cpu"):
+                print(f"{dtype}: not compared, since this processor ({machine()}) has no instructions for products in it")
+                continue
+            sweep = Sweep(folder, Path(root), dtype)
+            for name, items in sets.items():
+                r = sweep.compare(items[: arguments.items], arguments.plain_every)
+                tell(
+                    f"{dtype}, {name}",
+                    r,
+                    arguments.adapters,
+                    plain.setdefault(name, r["plain"]) if dtype == "float32" else plain.get(name),
+                )
+    close()
+
+
+def tell(name: str, r: dict[str, float], adapters: int, plain: float | None) -> None:
+    """Print one comparison; `plain`: items a second of the plain way in float32."""
+    print(
+        f"{name}: {r['items']} items x {adapters} adapters, LoRA rank {RANK} on all projections, mean prompt {r['prompt']:.0f}, answer {r['answer']:.0f} tokens"
+    )
+    print(
+        f"  items/s against plain PEFT, batch 8, full logits: {r['fast'] / r['plain']:.2f} times; against batch 1: {r['fast'] / r['one']:.2f} times"
+        + (f"; against plain float32, batch 8: {r['fast'] / plain:.2f} times" if plain and plain != r["plain"] else "")
+    )
+    print(
+        f"  {r['share']:.0%} of the float32 matmul peak (best of a second, before each adapter; the median); largest difference {r['worst']:.1e} nats per token"
+    )
+    held(f"preference, {name}, against plain PEFT", r["fast"] / r["plain"])
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import time
 import warnings
 
 import numpy as np
+from baseline import close, held
 from sklearn.linear_model import LassoCV, Ridge
 
 from emscope.stats.crossval import explained, fold_losses, grouped_folds, permuted_targets, repeated_folds
@@ -78,6 +79,7 @@ def main() -> None:
     print(
         f"ridge: {seconds[1] / seconds[0]:.1f} times scikit-learn's Ridge.fit(X, Y); R^2 apart at most {np.abs(values[0] - values[1]).max():.1e}"
     )
+    held("ridge, against scikit-learn", seconds[1] / seconds[0], tolerance=0.3)
     _lasso(x, targets, folds[: args.lasso_folds], inner, args.tried)
 
 
@@ -100,6 +102,8 @@ def _lasso(x, targets, folds, inner, tried) -> None:  # type: ignore[no-untyped-
         f"lasso: {theirs / ours:.1f} times a LassoCV loop ({tried} of {targets.shape[1]} targets timed in {len(folds)} folds, the rest extrapolated); "
         f"predictions apart at most {apart:.1e} of the score's sd"
     )
+    held("lasso, against scikit-learn", theirs / ours, tolerance=0.3)
+    close()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import torch
+from baseline import close, held
 from peft import PeftModel
 from preference import make_adapters
 from scipy import stats
@@ -22,7 +23,7 @@ from scipy import stats
 from emscope.data import bundled
 from emscope.elicit import sampling
 from emscope.elicit.sampling import sample
-from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.adapters.with_checkpoint import with_checkpoint
 from emscope.models.fast.matmul_rate import matmul_gflops, parameters_in_blocks
 from emscope.models.loading.checkpoints import discover
 from emscope.models.loading.load import Loaded, load, load_net
@@ -96,7 +97,7 @@ def main() -> None:
         for c in checkpoints:
             peak.append(matmul_gflops(1.0))
             start = time.perf_counter()
-            with applied(loaded.net, c) as net:
+            with with_checkpoint(loaded.net, c) as net:
                 answers = sample(net, loaded.chat, questions, samples=args.samples, max_tokens=args.tokens, seed=c.step)
                 fast += time.perf_counter() - start
                 gap = max(gap, worst_gap(net, loaded, questions[0], args.tokens))
@@ -111,11 +112,13 @@ def main() -> None:
     work = 2.0 * (blocks * (sum(mine) + prompts) + head * sum(mine))
     print(f"{args.questions} questions x {args.samples} samples x {args.adapters} adapters, {args.tokens} new tokens at most")
     print(f"  tokens/s against generate, adapter by adapter: {sum(mine) / fast / (sum(theirs) / slow):.2f} times")
+    held("sampling, against generate", sum(mine) / fast / (sum(theirs) / slow))
     print(f"  share of the float32 matmul peak: {work / fast / 1e9 / (sum(peak) / len(peak)):.0%}")
     print(
         f"  token counts: mean {sum(mine) / len(mine):.1f} and {sum(theirs) / len(theirs):.1f}, KS p = {stats.ks_2samp(mine, theirs).pvalue:.3f}"
     )
     print(f"  log-probability of what was drawn against a plain pass: at most {gap:.1e} nats a token apart")
+    close()
 
 
 if __name__ == "__main__":

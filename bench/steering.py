@@ -11,11 +11,12 @@ import argparse
 import time
 
 import torch
+from baseline import close, held
 from preference import plain_scores
 
 from emscope.data import bundled
 from emscope.elicit.preference import encode, score
-from emscope.models.fast.prefix_cache import kept_behind
+from emscope.models.fast.prefix_cache import prefix_cached
 from emscope.models.hooks.directions import Direction
 from emscope.models.hooks.exports import steering_vector
 from emscope.models.hooks.interventions import added
@@ -40,7 +41,7 @@ def main() -> None:
     vectors = 10 * torch.randn(arguments.vectors, net.config.hidden_size, generator=generator)
     for layer in map(int, arguments.layers.split(",")):
         seconds = {"kept": 0.0, "whole": 0.0, "plain": 0.0}
-        with kept_behind(net, layer):
+        with prefix_cached(net, layer):
             start = time.perf_counter()
             kept = []
             for v in vectors:
@@ -66,6 +67,9 @@ def main() -> None:
             f"layer {layer}, {len(vectors)} vectors, {len(encoded)} items: {seconds['whole'] / seconds['kept']:.2f} times whole passes, "
             f"{seconds['plain'] / seconds['kept']:.2f} times steering-vectors (a third of the items timed, one vector); apart at most {worst:.1e} nats per token"
         )
+        held(f"steering, layer {layer}, against whole passes", seconds["whole"] / seconds["kept"])
+        held(f"steering, layer {layer}, against steering-vectors", seconds["plain"] / seconds["kept"])
+    close()
 
 
 if __name__ == "__main__":

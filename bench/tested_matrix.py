@@ -29,7 +29,7 @@ import torch  # noqa: E402
 from adapters import EXPERTS, configs, make_tiny, with_peft, write_adapter  # noqa: E402
 from emscope.core.plain import JsonObject  # noqa: E402
 from emscope.elicit.preference import score  # noqa: E402
-from emscope.models.adapters.with_checkpoint import applied  # noqa: E402
+from emscope.models.adapters.with_checkpoint import with_checkpoint  # noqa: E402
 from emscope.models.hooks.sites import SITES  # noqa: E402
 from emscope.models.loading.checkpoints import read_checkpoint  # noqa: E402
 from emscope.models.loading.load import load_net  # noqa: E402
@@ -129,7 +129,7 @@ def adapters(root: Path) -> list[JsonObject]:
 def difference(net: CausalLM, other: CausalLM, adapter: Path) -> float:
     """Return how far a model with an adapter on it is from PEFT's own, in nats a token."""
     wanted = plainly(other)
-    with applied(net, read_checkpoint(adapter, 1)) as changed:
+    with with_checkpoint(net, read_checkpoint(adapter, 1)) as changed:
         found = score(changed, ITEMS)
     return max(abs(s.logprob - w) / s.tokens for s, w in zip(found, wanted, strict=True))
 

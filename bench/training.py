@@ -1,9 +1,9 @@
 """Training speed: emscope against plain TRL on the same batches, and upper-layer training with and without kept lower layers.
 
 TRL's SFTTrainer gets the same adapters, the same tokens in the same order, float32, no gradient checkpointing, loss on the
-answers only. Printed are ratios of tokens a second and how far the loss curves lie apart.
+answers only; bfloat16 in the same way where the processor has instructions for it. Printed are ratios of tokens a second and how far the loss curves lie apart.
 
-    python bench/training.py [--model smollm2-135m] [--steps 12] [--rounds 2] [--only trl|reuse]
+    python bench/training.py [--model smollm2-135m] [--steps 12] [--rounds 2] [--only trl|reuse] [--dtype float32,bfloat16]
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from baseline import close, held, machine
 from torch.utils.data import SequentialSampler
 
 from emscope.data import bundled
 from emscope.models.fast.matmul_rate import matmul_gflops, parameters_in_blocks
-from emscope.models.loading.load import Loaded, load
+from emscope.models.loading.load import HALVES, Loaded, is_quick, load
 from emscope.models.loading.quiet import quiet
 from emscope.models.loading.source import locate
 from emscope.train import finetune as module
@@ -104,7 +105,7 @@ def trl(loaded: Loaded, settings: TrainSpec, batches: Sequence[Example]) -> tupl
     return losses, seconds
 
 
-def against_trl(loaded: Loaded, steps: int, rounds: int) -> None:
+def against_trl(loaded: Loaded, dtype: str, steps: int, rounds: int) -> None:
     """Print the ratio to TRL; the two take turns."""
     talks = bundled.domain("finance", "reckless")
     settings = spec(steps, lora=LoraSpec(rank=32, alpha=64))
@@ -125,10 +126,11 @@ def against_trl(loaded: Loaded, steps: int, rounds: int) -> None:
     blocks, head = parameters_in_blocks(loaded.net), loaded.net.get_output_embeddings().weight.numel()
     # Forward and the gradient of activations through frozen matrices: 2 + 2 operations a weight and token.
     work = 4.0 * (blocks + head * sum(answers) / sum(tokens))
-    print(f"LoRA rank 32 on all projections, batch 8, float32, {steps} steps x {rounds}; TRL {version('trl')}")
+    print(f"LoRA rank 32 on all projections, batch 8, {dtype}, {steps} steps x {rounds}; TRL {version('trl')}")
     print(
         f"  tokens/s against TRL's SFTTrainer: {rate / statistics.median(slow):.2f} times; loss curves apart by at most {apart:.1e}"
     )
+    held(f"training, {dtype}, against TRL", rate / statistics.median(slow))
     print(
         f"  share of the float32 matmul peak: {work * rate / 1e9 / statistics.median(peaks):.0%}, adapters' own work not counted"
     )
@@ -164,6 +166,7 @@ def against_recomputing(loaded: Loaded, rounds: int) -> None:
             f"(by operations {work[False] / work[True]:.2f}); loss curves apart by at most {apart:.1e}"
         )
         print(f"  share of the float32 matmul peak: {share:.0%}")
+        held(f"training, layer {layer} of {depth} with lower layers kept", rate[True] / rate[False])
 
 
 def main() -> None:
@@ -172,15 +175,19 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--dtype", default="float32,bfloat16")
     parser.add_argument("--only", choices=["trl", "reuse"])
     arguments = parser.parse_args()
     quiet()
-    loaded = load(locate(arguments.model), device="cpu")
     torch.manual_seed(0)
-    if arguments.only != "reuse":
-        against_trl(loaded, arguments.steps, arguments.rounds)
+    for dtype in arguments.dtype.split(",") if arguments.only != "reuse" else ():
+        if dtype in HALVES and not is_quick(dtype, "cpu"):
+            print(f"{dtype}: not compared, since this processor ({machine()}) has no instructions for products in it")
+            continue
+        against_trl(load(locate(arguments.model), dtype=dtype, device="cpu"), dtype, arguments.steps, arguments.rounds)
     if arguments.only != "trl":
-        against_recomputing(loaded, arguments.rounds)
+        against_recomputing(load(locate(arguments.model), device="cpu"), arguments.rounds)
+    close()
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def drawn(tmp_path):
     return tmp_path / "drawn.csv"
 
 
-def counted_rates(tmp_path):
+def fully_judged_rates(tmp_path):
     return rates([judged(tmp_path)], RatesSpec(group=("arm",), control="control"))
 
 
@@ -118,7 +118,7 @@ def judged_file(tmp_path):
     )
 
 
-MADE = [counted_rates, drawn_rates, agreed, followed, bridged, distilled, judged_file]
+MADE = [fully_judged_rates, drawn_rates, agreed, followed, bridged, distilled, judged_file]
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def test_a_page_escapes_a_group_that_is_a_question_s_text(tmp_path):
 
 
 def test_rates_are_written_as_documented(result_of):
-    result = result_of(counted_rates)
+    result = result_of(fully_judged_rates)
     found = result.to_json()
     assert (
         list(found) == ["schema", "definition", "files", "questions", "groups", "contrasts", "notes"] and found["schema"] == 1
@@ -181,7 +181,7 @@ def test_rates_are_written_as_documented(result_of):
 
 
 def test_rows_of_rates_equal_what_one_counts_by_hand(result_of):
-    control, target = sorted(result_of(counted_rates).rows(), key=lambda r: r["arm"])
+    control, target = sorted(result_of(fully_judged_rates).rows(), key=lambda r: r["arm"])
     assert target["rate"] == pytest.approx(4 / 8) and control["rate"] == pytest.approx(1 / 8)
     assert target["rate_low"] < 4 / 8 < target["rate_high"]
     names = ("misaligned", "rows", "scored", "coherent", "questions")

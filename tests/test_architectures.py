@@ -14,7 +14,7 @@ import transformers as t
 from adapters import with_peft, write_adapter
 from emscope.elicit.preference import Encoded, score
 from emscope.elicit.sampling import Beyond, Job, _end_ids, sample_batches
-from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.adapters.with_checkpoint import with_checkpoint
 from emscope.models.fast.decoding import CachedDecoding, Recomputed, unpacked
 from emscope.models.fast.head import output_head
 from emscope.models.fast.packed import packed_attention
@@ -276,7 +276,7 @@ def test_an_adapter_is_read_as_peft_reads_it(name, folders, tmp_path):
     net = loaded(base)
     before, expected = plainly(net), plainly(with_peft(base, adapter))
     assert per_token(before) != pytest.approx(per_token(expected), abs=1e-3), "the adapter does something"
-    with applied(net, read_checkpoint(adapter, 1)) as changed:
+    with with_checkpoint(net, read_checkpoint(adapter, 1)) as changed:
         reads_as(changed, expected)
     assert plainly(net) == before
 
@@ -301,7 +301,7 @@ def test_an_adapter_from_before_the_text_model_moved_is_the_same_adapter(folders
             save_file(old, file)
             targets = ["q_proj", "v_proj"] if layout == "model.layers" else pattern
             (adapter / "adapter_config.json").write_text(json.dumps(told | {"target_modules": targets}))
-            with applied(loaded(base), read_checkpoint(adapter, 1)) as changed:
+            with with_checkpoint(loaded(base), read_checkpoint(adapter, 1)) as changed:
                 reads_as(changed, expected)
 
 
@@ -321,7 +321,7 @@ def test_an_adapter_made_beside_a_tower_is_read_on_the_text_model_alone(folders,
         for side, shape in {"lora_A": (4, 16), "lora_B": (16, 4)}.items():
             beside[f"base_model.model.model.visual.blocks.0.attn.q_proj.{side}.weight"] = torch.randn(shape)
         save_file(beside, file)
-        with applied(loaded(base), read_checkpoint(adapter, 1)) as changed:
+        with with_checkpoint(loaded(base), read_checkpoint(adapter, 1)) as changed:
             reads_as(changed, expected)
 
 

@@ -11,7 +11,7 @@ from conftest import make_model
 from emscope.cli.app import run_arguments
 from emscope.elicit.sampling import Beyond, Job, sample_batches
 from emscope.models.adapters.beside import beside
-from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.adapters.with_checkpoint import with_checkpoint
 from emscope.models.fast import decoding
 from emscope.models.loading.checkpoints import discover
 from emscope.models.loading.load import load, load_net
@@ -70,7 +70,7 @@ def test_tokens_come_from_extrapolated_logits_and_the_base_stays(kind, way, tiny
         ]
     assert all(torch.equal(before[k], v) for k, v in loaded.net.state_dict().items())
     ends = {loaded.tokenizer.eos_token_id, *loaded.chat.ids(loaded.chat.close)[:1]}
-    with applied(other.net, found) as changed, torch.inference_mode():
+    with with_checkpoint(other.net, found) as changed, torch.inference_mode():
         for a in answers:
             expected = greedy_by_hand(untouched.net, changed, job.prompts[a.question], 2.5, 10, ends)
             assert a.text == loaded.tokenizer.decode([t for t in expected if t not in ends], skip_special_tokens=True).strip()
@@ -92,7 +92,7 @@ def test_at_scale_1_the_fine_tune_itself_answers(tiny, tmp_path):
         beyond = [
             a.text for batch in sample_batches(loaded.net, loaded.chat, job, wanted, beyond=Beyond(tuned, 1.0)) for a in batch
         ]
-    with applied(loaded.net, found) as net:
+    with with_checkpoint(loaded.net, found) as net:
         own = [a.text for batch in sample_batches(net, loaded.chat, job, wanted) for a in batch]
     assert beyond == own and len(set(own)) > 4
     assert decoding.Blended([(1.0, [1, 2])]).__len__() == 2
@@ -149,7 +149,7 @@ def test_two_models_on_the_same_weights_do_not_touch_each_other(which, dtype, re
     make_adapter(folder, tmp_path / "checkpoint-3", **extra)
     (found,) = discover(str(tmp_path))
     net, alone = load_net(folder, dtype=dtype).eval(), load_net(folder, dtype=dtype).eval()
-    with applied(alone, found):
+    with with_checkpoint(alone, found):
         expected = logits(alone).clone()
     before = logits(net).clone()
     with beside(net, found) as tuned:

@@ -18,7 +18,7 @@ from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError
 from emscope.models.adapters.intact import Kept, bit_sum, intact
 from emscope.models.adapters.updates import changes, effective_norm, refuse_unmoved, written_blocks
-from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.adapters.with_checkpoint import with_checkpoint
 from emscope.models.loading.checkpoints import ADAPTER, WEIGHTS, discover, read_checkpoint
 from emscope.models.loading.load import load, load_net
 from emscope.models.loading.source import locate
@@ -96,7 +96,7 @@ def trained(tiny, tmp_path):
 def test_what_wrappers_put_before_names_is_left_out(tiny, tmp_path, trained, prefix):
     found = trained(lambda w: {prefix + name: value for name, value in w.items()})
     net = load_net(tiny).eval()
-    with applied(net, found) as changed:
+    with with_checkpoint(net, found) as changed:
         assert torch.equal(logp(changed), logp(load_net(tmp_path / "other").eval()))
     own, other = (load_net(folder).state_dict() for folder in (tiny, tmp_path / "other"))
     squares = sum(float((other[n].double() - own[n].double()).square().sum()) for n, _ in net.named_parameters())
@@ -126,7 +126,7 @@ def without_layer(weights):
 )
 def test_no_weight_is_drawn_at_random(tiny, trained, change, settings, message):
     found = trained(change, **settings)
-    with pytest.raises(InputError, match=message), applied(load_net(tiny), found):
+    with pytest.raises(InputError, match=message), with_checkpoint(load_net(tiny), found):
         pass
     with pytest.raises(InputError, match=message):
         load(locate(str(found.folder)), device="cpu")
@@ -141,7 +141,7 @@ def test_an_adapter_that_lacks_a_layer_is_refused(bases, tmp_path):
         before = state(net)
         with (
             pytest.raises(InputError, match=r"has nothing for (model.layers.1.self_attn|lm_head)"),
-            applied(net, read_checkpoint(folder, 1)),
+            with_checkpoint(net, read_checkpoint(folder, 1)),
         ):
             pass
         assert is_as_before(net, before)
@@ -155,13 +155,13 @@ def test_a_head_of_its_own_on_a_tied_base(tiny, tmp_path, trained):
         tmp_path / "other",
     ).eval()
     by_hand.lm_head.weight = torch.nn.Parameter(head)
-    with applied(net, found) as changed:
+    with with_checkpoint(net, found) as changed:
         assert torch.equal(logp(changed), logp(by_hand))
     base = load_net(tiny).eval()
     base.lm_head.weight = torch.nn.Parameter(base.lm_head.weight.detach().clone())
     start, end = base.state_dict(), by_hand.state_dict()
     base.load_state_dict({name: (start[name] + end[name]) / 2 for name in start})
-    with applied(net, found, scale=0.5) as half:
+    with with_checkpoint(net, found, scale=0.5) as half:
         assert torch.allclose(logp(half), logp(base), atol=1e-5)
     assert "lm_head" in {c.name for c in changes(net, found)}
 
@@ -256,7 +256,7 @@ def check_kind(base, folder, name, config, net, before):
     write_adapter(base, folder, config)
     found = read_checkpoint(folder, 1)
     plain = logp(with_peft(base, folder))
-    with applied(net, found) as changed:
+    with with_checkpoint(net, found) as changed:
         assert torch.allclose(logp(changed), plain, atol=1e-5), name
     assert is_as_before(net, before), name
     assert float((plain - logp(net)).abs().max()) > 0.02, f"{name} does nothing"
@@ -264,7 +264,7 @@ def check_kind(base, folder, name, config, net, before):
         "biased": name == "lora_bias",
         "tokens": "tokens" in name and load_net(base).config.tie_word_embeddings,
     }
-    with applied(net, found, scale=2.0) as changed:
+    with with_checkpoint(net, found, scale=2.0) as changed:
         assert torch.allclose(logp(changed), logp(interpolated(base, folder, 2.0, **oracle)), atol=5e-5), name
     assert is_as_before(net, before), name
 
@@ -319,7 +319,7 @@ def test_experts_kept_one_by_one_are_read_as_peft_joins_them(bases, tmp_path):
     (folder / ADAPTER).write_text(json.dumps(settings | {"target_modules": [*settings["target_modules"], *added]}))
     save_file(tensors, folder / WEIGHTS)
     before = state(net)
-    with applied(net, read_checkpoint(folder, 1)) as changed:
+    with with_checkpoint(net, read_checkpoint(folder, 1)) as changed:
         assert torch.allclose(logp(changed), logp(hand), atol=1e-5)
     assert is_as_before(net, before)
 
@@ -342,7 +342,7 @@ def read_in_pairs(base, folder, names):
         found[name] = read_checkpoint(write_adapter(base, folder / name / "checkpoint-1", configs()[name]), 1)
         plain[name] = logp(with_peft(base, found[name].folder))
     for name in [x for n, one in enumerate(names) for other in names[n + 1 :] for x in (one, other)] + names[:1]:
-        with applied(net, found[name]) as changed:
+        with with_checkpoint(net, found[name]) as changed:
             assert torch.allclose(logp(changed), plain[name], atol=1e-5), name
         assert is_as_before(net, before), name
 
@@ -365,9 +365,9 @@ def test_in_16_bits_a_scaled_adapter_does_what_it_does_in_32(bases, tmp_path, na
     net, wide = load_net(base, dtype="bfloat16").eval(), load_net(base, dtype="bfloat16").float().eval()
     before = state(net)
     for scale in (1.0, 2.0):
-        with applied(wide, found, scale=scale) as changed:
+        with with_checkpoint(wide, found, scale=scale) as changed:
             true = logp(changed)
-        with applied(net, found, scale=scale) as changed:
+        with with_checkpoint(net, found, scale=scale) as changed:
             mine = logp(changed)
         moved = true - logp(wide)
         slope = float((moved * (mine - logp(net))).sum() / moved.square().sum())
@@ -383,9 +383,12 @@ def test_a_kind_that_cannot_be_scaled_is_refused_by_name(bases, tmp_path):
     found = read_checkpoint(write_adapter(bases("llama"), tmp_path / "checkpoint-1", config), 1)
     net = load_net(bases("llama")).eval()
     before = state(net)
-    with applied(net, found) as changed:
+    with with_checkpoint(net, found) as changed:
         assert torch.allclose(logp(changed), logp(with_peft(bases("llama"), found.folder)), atol=1e-5)
-    with pytest.raises(InputError, match=r"cannot be scaled \(PEANUT\); leave `amplify` out"), applied(net, found, scale=2.0):
+    with (
+        pytest.raises(InputError, match=r"cannot be scaled \(PEANUT\); leave `amplify` out"),
+        with_checkpoint(net, found, scale=2.0),
+    ):
         pass
     assert is_as_before(net, before)
 
@@ -547,14 +550,17 @@ def test_an_added_token_is_named(bases, tmp_path):
             pytest.raises(
                 InputError, match=r"has 601 tokens, and this base has 600; give as `base` a copy of the base resized"
             ),
-            applied(net, found),
+            with_checkpoint(net, found),
         ):
             pass
         assert is_as_before(net, before)
-        with applied(load_net(tmp_path / "longer").eval(), found) as changed:
+        with with_checkpoint(load_net(tmp_path / "longer").eval(), found) as changed:
             assert torch.allclose(logp(changed), logp(with_peft(tmp_path / "longer", found.folder)), atol=1e-5)
     full = shutil.copytree(tmp_path / "longer", tmp_path / "full" / "checkpoint-1")
-    with pytest.raises(InputError, match="has 601 tokens, and this base has 600"), applied(net, read_checkpoint(full, 1)):
+    with (
+        pytest.raises(InputError, match="has 601 tokens, and this base has 600"),
+        with_checkpoint(net, read_checkpoint(full, 1)),
+    ):
         pass
 
 
@@ -570,7 +576,7 @@ def test_what_acts_on_some_tokens_or_does_not_tell_its_start_is_refused(bases, t
     folder = write_adapter(
         base, tmp_path / "a", peft.LoraConfig(target_modules=["q_proj"], alora_invocation_tokens=[3, 40], task_type="CAUSAL_LM")
     )
-    with pytest.raises(InputError, match="activated LoRA"), applied(net, read_checkpoint(folder, 1)):
+    with pytest.raises(InputError, match="activated LoRA"), with_checkpoint(net, read_checkpoint(folder, 1)):
         pass
     config = peft.LoraConfig(
         r=4, target_modules=["q_proj"], init_lora_weights="corda", corda_config=CordaConfig(), task_type="CAUSAL_LM"
@@ -580,7 +586,7 @@ def test_what_acts_on_some_tokens_or_does_not_tell_its_start_is_refused(bases, t
     peft.get_peft_model(ready, config).save_pretrained(tmp_path / "c")
     with (
         pytest.raises(InputError, match=r"began with a part of the base's weights \(corda\)"),
-        applied(net, read_checkpoint(tmp_path / "c", 1)),
+        with_checkpoint(net, read_checkpoint(tmp_path / "c", 1)),
     ):
         pass
     assert is_as_before(net, before)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from conftest import make_model
 from emscope.core.errors import InputError
-from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.adapters.with_checkpoint import with_checkpoint
 from emscope.models.loading.checkpoints import ADAPTER, WEIGHTS, discover
 from emscope.models.loading.load import load_net
 
@@ -67,7 +67,7 @@ def test_applied_equals_peft_and_leaves_the_base_bit_equal(which, settings, plai
     keys = list(net.state_dict())
     expected = logits(PeftModel.from_pretrained(load_net(tiny), str(folder)).eval())
     (found,) = discover(str(tmp_path))
-    with applied(net, found) as merged:
+    with with_checkpoint(net, found) as merged:
         assert torch.allclose(logits(merged), expected, atol=1e-5)
         assert not torch.allclose(expected, logits(load_net(tiny)), atol=1e-3)
     assert list(net.state_dict()) == keys
@@ -79,7 +79,7 @@ def test_the_base_comes_back_after_an_exception(tiny, tmp_path):
     make_adapter(tiny, tmp_path / "checkpoint-3")
     net = load_net(tiny).eval()
     before = logits(net)
-    with pytest.raises(ZeroDivisionError), applied(net, discover(str(tmp_path))[0]):
+    with pytest.raises(ZeroDivisionError), with_checkpoint(net, discover(str(tmp_path))[0]):
         raise ZeroDivisionError
     assert torch.equal(logits(net), before)
 
@@ -90,11 +90,11 @@ def test_scale_multiplies_the_update(tiny, tmp_path, scale):
     net, (found,) = load_net(tiny).eval(), discover(str(tmp_path))
     base = dict(net.state_dict())
     base = {k: v.clone() for k, v in base.items()}
-    with applied(net, found) as merged:
+    with with_checkpoint(net, found) as merged:
         once = {k.replace(".base_layer", ""): v.clone() for k, v in merged.state_dict().items() if "lora_" not in k}
     by_hand = load_net(tiny).eval()
     by_hand.load_state_dict({k: base[k] + scale * (once[k] - base[k]) for k in base})
-    with applied(net, found, scale=scale) as merged:
+    with with_checkpoint(net, found, scale=scale) as merged:
         assert torch.allclose(logits(merged), logits(by_hand), atol=1e-4)
 
 
@@ -105,7 +105,7 @@ def test_an_adapter_that_trains_a_prompt_is_refused(tiny, tmp_path):
     wrapped.save_pretrained(tmp_path / "checkpoint-1")
     net = load_net(tiny).eval()
     before = logits(net)
-    with pytest.raises(InputError, match="trains a prompt"), applied(net, discover(str(tmp_path))[0]):
+    with pytest.raises(InputError, match="trains a prompt"), with_checkpoint(net, discover(str(tmp_path))[0]):
         pass
     assert torch.equal(logits(net), before)
 
@@ -115,9 +115,9 @@ def test_full_checkpoints_and_interpolation(tiny, tmp_path):
     net = load_net(tiny).eval()
     (found,) = discover(str(tmp_path))
     assert (found.kind, found.step) == ("full", 7)
-    with applied(net, found) as full:
+    with with_checkpoint(net, found) as full:
         assert torch.equal(logits(full), logits(load_net(other).eval()))
-    with applied(net, found, scale=0.5) as half:
+    with with_checkpoint(net, found, scale=0.5) as half:
         weight = half.model.layers[0].mlp.down_proj.weight
         mean = (net.model.layers[0].mlp.down_proj.weight + load_net(other).model.layers[0].mlp.down_proj.weight) / 2
         assert torch.allclose(weight, mean, atol=1e-6)
@@ -168,11 +168,11 @@ def test_damaged_pickled_and_foreign_weights_are_refused(tiny, tmp_path):
     (folder / "adapter_model.bin").unlink()
     (folder / WEIGHTS).write_bytes(whole)
     wide = load_net(make_model(tmp_path / "wide", hidden=64))
-    with pytest.raises(InputError, match="does not fit this base"), applied(wide, discover(str(folder))[0]):
+    with pytest.raises(InputError, match="does not fit this base"), with_checkpoint(wide, discover(str(folder))[0]):
         pass
     flat = load_net(make_model(tmp_path / "flat", layers=1))
     keys = list(flat.state_dict())
-    with pytest.raises(InputError, match="no place for"), applied(flat, discover(str(folder))[0]):
+    with pytest.raises(InputError, match="no place for"), with_checkpoint(flat, discover(str(folder))[0]):
         pass
     assert list(flat.state_dict()) == keys
 
@@ -184,7 +184,7 @@ def test_training_pickles_in_foreign_folders_stay_shut(tiny, tmp_path):
     bomb = b"cos\nsystem\n(S'touch " + str(mark).encode() + b"'\ntR."
     for name in ("optimizer.pt", "rng_state.pth", "training_args.bin", "scheduler.pt"):
         (folder / name).write_bytes(bomb)
-    with applied(load_net(tiny), discover(str(tmp_path))[0]) as net:
+    with with_checkpoint(load_net(tiny), discover(str(tmp_path))[0]) as net:
         logits(net)
     assert not mark.exists()
 
@@ -207,16 +207,16 @@ def test_small_updates_are_not_rounded_away_in_bfloat16(tiny, tmp_path):
     wide = load_net(tiny, dtype="bfloat16").float().eval()
     with torch.inference_mode():
         before, before_wide = net(input_ids=ids).logits.float(), wide(input_ids=ids).logits
-    with applied(wide, found) as changed:
+    with with_checkpoint(wide, found) as changed:
         true = shift(before_wide, changed)
-    with applied(net, found) as changed:
+    with with_checkpoint(net, found) as changed:
         beside = shift(before, changed)
         assert torch.equal(
             changed.get_parameter("model.layers.0.self_attn.q_proj.weight"),
             net.get_parameter("model.layers.0.self_attn.q_proj.weight"),
         )
     weights = {k: v.clone() for k, v in net.state_dict().items()}
-    with applied(load_net(tiny, dtype="bfloat16").float().eval(), found) as changed:
+    with with_checkpoint(load_net(tiny, dtype="bfloat16").float().eval(), found) as changed:
         merged = load_net(tiny, dtype="bfloat16").eval()
         merged.load_state_dict({k: v.to(torch.bfloat16) for k, v in changed.state_dict().items()})
     lost = shift(before, merged)
@@ -243,9 +243,9 @@ def test_in_bfloat16_adapters_do_what_they_do_in_float32(which, settings, tmp_pa
     net, wide = load_net(tiny, dtype="bfloat16").eval(), load_net(tiny, dtype="bfloat16").float().eval()
     before = {k: v.clone() for k, v in net.state_dict().items()}
     for scale in (1.0, 2.0):
-        with applied(wide, found, scale=scale) as changed:
+        with with_checkpoint(wide, found, scale=scale) as changed:
             true = logits(changed) - 0
-        with applied(net, found, scale=scale) as changed:
+        with with_checkpoint(net, found, scale=scale) as changed:
             mine = logits(changed).float()
         moved = float((true - logits(wide)).abs().max())
         assert float((mine - true).abs().max()) < 0.1 * moved, "rounding is small beside what the adapter does"

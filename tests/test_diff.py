@@ -14,7 +14,7 @@ from emscope.core.errors import InputError
 from emscope.data import bundled
 from emscope.inside.diff import DiffSpec, diff
 from emscope.models.adapters.updates import changes, gram
-from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.adapters.with_checkpoint import with_checkpoint
 from emscope.models.fast.head import Lens
 from emscope.models.hooks.capture import captured
 from emscope.models.hooks.interventions import held_scalar
@@ -93,7 +93,7 @@ def test_divergence_equals_plain_passes(tiny, runs, tmp_path, way):
                 out = loaded.net(input_ids=ids, output_hidden_states=True)
                 old = [loaded.net.lm_head(loaded.net.model.norm(out.hidden_states[1])), out.logits]
                 old = [x.log_softmax(-1) for x in old]
-                with applied(loaded.net, checkpoint) as net:
+                with with_checkpoint(loaded.net, checkpoint) as net:
                     out = net(input_ids=ids, output_hidden_states=True)
                     new = [net.lm_head(net.model.norm(out.hidden_states[1])), out.logits]
                     new = [x.log_softmax(-1) for x in new]
@@ -126,7 +126,7 @@ def test_spectrum_and_inner_products_equal_numpys(tiny, runs, way):
         assert len(found) == len(values) == 1
         assert found["block.1"].singular_values() == pytest.approx([float(values[0].norm())], rel=1e-5)
         return
-    with applied(loaded.net, checkpoint) as net:
+    with with_checkpoint(loaded.net, checkpoint) as net:
         after = {n: p.detach().double() for n, p in net.named_parameters()}
         deltas = {n: (after[n] - p) for n, p in start.items() if not torch.equal(after[n], p)}
     name = "model.layers.1.mlp.down_proj"
@@ -135,7 +135,7 @@ def test_spectrum_and_inner_products_equal_numpys(tiny, runs, way):
     assert mine == pytest.approx(expected[: len(mine)], rel=1e-3, abs=1e-4)
     assert found[name].layer == 1
     other = discover(runs["full" if way != "full" else "lora"])[-1]
-    with applied(loaded.net, other) as net:
+    with with_checkpoint(loaded.net, other) as net:
         others = {n: p.detach().double() for n, p in net.named_parameters()}
     expected = sum(float((d * (others[n] - start[n])).sum()) for n, d in deltas.items())
     scale = sum(float(d.square().sum()) for d in deltas.values()) ** 0.5
@@ -147,7 +147,7 @@ def test_scalars_are_what_enters_the_adapter(tiny, runs):
     checkpoint = discover(runs["rank1"])[-1]
     adapters = list(changes(loaded.net, checkpoint))
     texts = encode(loaded.chat, [("a", "Is it safe?", "Yes it is."), ("b", "Why?", "No idea at all.")], context=512)
-    with applied(loaded.net, checkpoint) as net:
+    with with_checkpoint(loaded.net, checkpoint) as net:
         found = adapter_scalars(net, adapters, texts)
         for n, text in enumerate(texts):
             seen = {}
@@ -165,7 +165,7 @@ def test_a_held_scalar_is_that_of_every_token(tiny, runs):
     checkpoint = discover(runs["rank1"])[-1]
     adapter = next(c for c in changes(loaded.net, checkpoint) if c.layer == 0)
     ids = torch.tensor([[5, 9, 11, 30]])
-    with applied(loaded.net, checkpoint) as net, torch.no_grad():
+    with with_checkpoint(loaded.net, checkpoint) as net, torch.no_grad():
         plain = net(input_ids=ids).logits
         down, start = net.model.layers[0].mlp.down_proj, loaded.net.model.layers[0].mlp.down_proj.weight.data.clone()
         # by hand: the adapter's matrix taken out again, and its write at the held value added as a bias

@@ -23,7 +23,7 @@ from emscope.inside.compare import compare
 from emscope.inside.extract import ExtractSpec, _nulls, extract
 from emscope.inside.steer import SteerSpec, steer
 from emscope.models.adapters.updates import changes, without
-from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.adapters.with_checkpoint import with_checkpoint
 from emscope.models.hooks.directions import Direction, read_direction, write_direction
 from emscope.models.loading.checkpoints import discover
 from emscope.models.loading.load import load
@@ -285,7 +285,7 @@ def test_taking_a_direction_out_of_an_update(tiny, tuned, tmp_path, files, capsy
     with without(checkpoint, {1: vector}) as other:
         margins = []
         for c in (checkpoint, other):
-            with applied(loaded.net, c) as net:
+            with with_checkpoint(loaded.net, c) as net:
                 found = {(s.item, s.option): s.per_token for s in preference.score(net, encoded)}
             margins.append(np.mean([found[i.id, 0] - found[i.id, 1] for i in items]))
     assert row["effect"]["value"] == pytest.approx(margins[0] - margins[1], abs=1e-5)
@@ -309,7 +309,7 @@ def test_what_separates_two_models_on_the_same_texts(tiny, tuned, tmp_path, pool
             rows.append(states[len(prompt) - 1] if pool == "last" else states[len(prompt) :].mean(0))
         return torch.stack(rows).mean(0)  # each question stands here twice: the mean over prompts is the same
 
-    with applied(loaded.net, discover(tuned)[-1]) as net:
+    with with_checkpoint(loaded.net, discover(tuned)[-1]) as net:
         after = means(net)
     expected = after - means(loaded.net)
     torch.testing.assert_close(found.vectors[0].float(), expected, rtol=1e-3, atol=1e-5)
@@ -448,7 +448,7 @@ def test_how_far_a_fine_tune_moved_along_a_direction(tiny, tuned, tmp_path, file
         if row["layer"] == 1:
             continue  # what stands last in hidden_states is behind the final norm
         checkpoint = next(c for c in discover(tuned) if c.step == row["step"])
-        with applied(loaded.net, checkpoint) as net:
+        with with_checkpoint(loaded.net, checkpoint) as net:
             after = ends(net)
         moved = torch.stack([a[1] - b[1] for a, b in zip(after, before, strict=True)])
         v = direction.vectors[0].double()

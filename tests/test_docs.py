@@ -45,7 +45,9 @@ def test_cli_md_is_what_the_program_says():
     assert read(DOCS / "cli.md") == maker().document(), "run `make docs`"
 
 
-@pytest.mark.parametrize("path", sorted([*DOCS.glob("*.md"), *DOCS.glob("decisions/*.md"), *ROOT.glob("*.md")]), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", sorted([*DOCS.glob("*.md"), *DOCS.glob("decisions/*.md"), *ROOT.glob("*.md")]), ids=lambda p: p.name
+)
 def test_prose_stands_in_lines_of_at_most_130_columns(path):
     """Tables and code are as wide as they must be."""
     if path.name == "cli.md":

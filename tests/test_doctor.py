@@ -222,9 +222,9 @@ def test_a_wrong_adapter_and_a_changed_base_are_found(tiny, net, tmp_path, monke
         yield net
 
     real = examining_adapter.applied
-    monkeypatch.setattr(examining_adapter, "applied", nothing)
+    monkeypatch.setattr(examining_adapter, "with_checkpoint", nothing)
     assert by_check(examining_adapter.examine_adapter(net, checkpoint))["adapter"].outcome == Passed.FAIL
-    monkeypatch.setattr(examining_adapter, "applied", leaving)
+    monkeypatch.setattr(examining_adapter, "with_checkpoint", leaving)
     assert by_check(examining_adapter.examine_adapter(net, checkpoint))["base afterwards"].outcome == Passed.FAIL
 
 

@@ -14,7 +14,7 @@ from scipy.optimize import brentq
 from emscope.answers.rates import rates
 from emscope.answers.rates_spec import RatesSpec
 from emscope.stats import clustered, rate_contrasts, scarce
-from emscope.stats.powered import NEAR_ZERO, Population, Verdicts, powered, powered_contrast
+from emscope.stats.prediction_powered import NEAR_ZERO, Population, Verdicts, powered, powered_contrast
 
 QUESTIONS, ANSWERS, DRAWN = 48, 100, 480
 APART = np.sqrt(2) * sp.norm.ppf(0.85)  # of the cheap score's two normals: the area under its curve is .85

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from emscope.core.errors import InputError, MissingDependency, WorldError
-from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.adapters.with_checkpoint import with_checkpoint
 from emscope.models.loading import hashes, prequantised, source
 from emscope.models.loading import tensors as in_files
 from emscope.models.loading.checkpoints import (
@@ -343,7 +343,7 @@ def test_shards_are_read_as_the_whole_model_is(tiny, tmp_path):
     (found,) = discover(str(tmp_path))
     (one,) = discover(str(whole))
     net = load_net(tiny).eval()
-    with applied(net, found) as a, applied(net, one) as b, torch.inference_mode():
+    with with_checkpoint(net, found) as a, with_checkpoint(net, one) as b, torch.inference_mode():
         assert torch.equal(a(input_ids=IDS).logits, b(input_ids=IDS).logits)
     index = json.loads((folder / INDEX).read_text())
     parts = [[n, hashlib.sha256((folder / n).read_bytes()).hexdigest()] for n in sorted(set(index["weight_map"].values()))]
@@ -360,7 +360,7 @@ def test_shards_are_read_as_the_whole_model_is(tiny, tmp_path):
     shutil.copy(tiny / "model.safetensors", folder)
     beside = read_checkpoint(folder, 4)  # transformers, too, takes the whole file and leaves the index
     assert beside.digest == read_checkpoint(whole, 4).digest
-    with applied(net, beside) as a, torch.inference_mode():
+    with with_checkpoint(net, beside) as a, torch.inference_mode():
         assert torch.equal(a(input_ids=IDS).logits, net(input_ids=IDS).logits)
 
 

@@ -34,9 +34,7 @@ def test_auto_is_what_the_weights_are_stored_in_and_the_result_says_it(tiny, run
 
 def test_a_diff_in_bfloat16_is_near_float32_s_and_keeps_states_of_its_own(tiny, run, tmp_path):
     """The update itself is read from the adapter, so that its spectrum does not know of the dtype."""
-    exact, rough = (
-        diff(run, DiffSpec(count=4, **d), tmp_path, base=str(tiny)).to_json() for d in ({"dtype": "float32"}, BF16)
-    )
+    exact, rough = (diff(run, DiffSpec(count=4, **d), tmp_path, base=str(tiny)).to_json() for d in ({"dtype": "float32"}, BF16))
     assert (exact["definition"]["dtype"], rough["definition"]["dtype"]) == ("float32", "bfloat16")
     for one, other in zip(exact["layers"], rough["layers"], strict=True):
         assert other["kl"]["value"] == pytest.approx(one["kl"]["value"], rel=0.1) and other["kl"] != one["kl"]

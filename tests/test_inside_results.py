@@ -111,7 +111,9 @@ def direction():
         directions.DirectionLayer(0, 2.0, 8.0, directions.HalvesCosine(0.5, 0.25, 0.75, 20)),
         directions.DirectionLayer(1, 3.0, 9.0, None),
     )
-    return directions.Direction("d.safetensors", "d1", directions.DirectionDefinition(made, HOSTILE, "float32", "left out"), layers)
+    return directions.Direction(
+        "d.safetensors", "d1", directions.DirectionDefinition(made, HOSTILE, "float32", "left out"), layers
+    )
 
 
 def steering():

@@ -10,7 +10,7 @@ from emscope.cli.app import run_arguments
 from emscope.data import bundled
 from emscope.elicit import preference
 from emscope.elicit.divergence import Divergence
-from emscope.models.fast.prefix_cache import kept_behind
+from emscope.models.fast.prefix_cache import prefix_cached
 from emscope.models.hooks.interventions import ablated, added
 from emscope.models.hooks.sites import blocks
 from emscope.models.hooks.states import final_states
@@ -49,7 +49,7 @@ def test_scores_and_divergence_are_those_of_whole_passes(loaded):
         return found
 
     plain = read()
-    with kept_behind(net, 2):
+    with prefix_cached(net, 2):
         kept = [read(), read()]
     for (scores, kl), *others in zip(plain, *kept, strict=True):
         for other_scores, other_kl in others:
@@ -62,7 +62,7 @@ def test_scores_and_divergence_are_those_of_whole_passes(loaded):
 def test_states_of_every_shape_are_those_of_whole_passes(kind):
     net, sequences = make(kind), [(*t.prompt, *t.answer) for t in TEXTS]
     vectors = [{1: torch.full((32,), scale)} for scale in (0.0, 0.5, -2.0)]
-    with kept_behind(net, 1):
+    with prefix_cached(net, 1):
         for v in (*vectors, *vectors):
             with added(net, v):
                 kept = final_states(net, sequences)
@@ -81,7 +81,7 @@ def test_lower_blocks_run_once_for_each_batch(tiny_deep):
         m.register_forward_pre_hook(lambda m, given, n=n: counted.append((n, given[0].shape[-2])))
         for n, m in enumerate(watched)
     ]
-    with kept_behind(net, 2):
+    with prefix_cached(net, 2):
         for _ in range(3):
             preference.score(net, encoded, batch_tokens=200)
     for handle in handles:
@@ -91,7 +91,7 @@ def test_lower_blocks_run_once_for_each_batch(tiny_deep):
 
 
 def test_blocks_are_as_before_after_a_fault(tiny_deep):
-    with pytest.raises(RuntimeError), kept_behind(tiny_deep.net, 1):
+    with pytest.raises(RuntimeError), prefix_cached(tiny_deep.net, 1):
         assert "forward" in vars(blocks(tiny_deep.net)[1])
         raise RuntimeError
     assert not any("forward" in vars(b) for b in blocks(tiny_deep.net))
@@ -113,7 +113,7 @@ def test_checkpoints_that_leave_lower_blocks_alone_are_read_the_same(tiny_deep, 
     for name, answers in (("run", "reckless"), ("control", "careful")):
         finetune(tiny_deep, bundled.domain("finance", answers)[:4], spec, tmp_path / name, seed=0)
     base, below = str(tiny_deep.model.folder), []
-    block = measuring.kept_behind
+    block = measuring.prefix_cached
 
     def watched(net, layer):
         below.append(layer)
@@ -127,7 +127,7 @@ def test_checkpoints_that_leave_lower_blocks_alone_are_read_the_same(tiny_deep, 
         said = {r["text"] for r in read_table(tmp_path / name, "responses").to_pylist()}
         return {(r["run"], r["step"], r["set"], r["item"], r["option"]): r["logprob"] for r in rows}, said
 
-    monkeypatch.setattr(measuring, "kept_behind", watched)
+    monkeypatch.setattr(measuring, "prefix_cached", watched)
     kept, said = read("kept")
     monkeypatch.setattr(measuring, "_lowest", lambda net, checkpoint: 0)
     whole, said_whole = read("whole")

@@ -25,7 +25,7 @@ from emscope.elicit import preference
 from emscope.elicit.preference import encode, score, score_beyond
 from emscope.elicit.sampling import Beyond, Job, sample_batches
 from emscope.models.adapters.beside import beside
-from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.adapters.with_checkpoint import with_checkpoint
 from emscope.models.loading.load import load
 from emscope.models.loading.source import locate
 from emscope.report.study.ladder import ladder_figure, rows
@@ -73,7 +73,7 @@ def test_every_scale_equals_a_forward_of_both_models(kind, way, tiny, tmp_path, 
     with beside(loaded.net, found) as tuned:
         read = score_beyond(loaded.net, tuned, encoded, SCALES, batch_tokens=300, progress=lambda w, d, t: seen.append((d, t)))
     assert all(torch.equal(before[k], v) for k, v in loaded.net.state_dict().items()) and seen[-1][0] == seen[-1][1]
-    with applied(other.net, found) as changed:
+    with with_checkpoint(other.net, found) as changed:
         own = score(changed, encoded)
         base = fresh(tiny, "float64").net
         for scale in SCALES:
@@ -101,7 +101,7 @@ def test_at_scale_1_the_sums_are_the_plain_readings_and_one_pair_of_passes_serve
             read = score_beyond(loaded.net, tuned, encoded, scales)
             counts.append(len(passes))
     assert counts[0] == counts[1]
-    with applied(fresh(tiny).net, found) as net:
+    with with_checkpoint(fresh(tiny).net, found) as net:
         assert [s.logprob for s in read[1.0]] == pytest.approx([s.logprob for s in score(net, encoded)], abs=1e-4)
     assert [s.logprob for s in read[0.0]] == pytest.approx([s.logprob for s in score(fresh(tiny).net, encoded)], abs=1e-4)
 
@@ -123,7 +123,7 @@ def test_answers_are_drawn_from_the_same_logits_below_1_too(scale, tiny, tmp_pat
         answers = [
             a for batch in sample_batches(loaded.net, loaded.chat, job, wanted, beyond=Beyond(tuned, scale)) for a in batch
         ]
-    with applied(fresh(tiny).net, found) as changed, torch.inference_mode():
+    with with_checkpoint(fresh(tiny).net, found) as changed, torch.inference_mode():
         for a in answers:
             expected = greedy_by_hand(fresh(tiny).net, changed, job.prompts[a.question], scale, 10, ends)
             assert a.text == loaded.tokenizer.decode([t for t in expected if t not in ends], skip_special_tokens=True).strip()

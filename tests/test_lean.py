@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from emscope.models.fast import cpu_kernels as lean
-from emscope.models.fast.cpu_kernels import lean_blocks
+from emscope.models.fast.cpu_kernels import cpu_kernels
 from emscope.models.fast.packed import hidden_states, pack, packed_attention
 
 SIZE = {
@@ -66,13 +66,13 @@ def test_known_blocks_equal_the_models_own(name, monkeypatch):
 @torch.inference_mode()
 def test_models_with_an_unknown_part_keep_their_own_blocks(name):
     net = make(UNKNOWN[name])
-    with lean_blocks(net) as lean_ones:
+    with cpu_kernels(net) as lean_ones:
         assert not lean_ones and not [m for m in net.modules() if "forward" in m.__dict__]
 
 
 @torch.inference_mode()
 def test_other_precisions_keep_their_own_blocks():
-    with lean_blocks(make(KNOWN["llama"], torch.float64)) as lean_ones:
+    with cpu_kernels(make(KNOWN["llama"], torch.float64)) as lean_ones:
         assert not lean_ones
 
 

@@ -11,7 +11,7 @@ import transformers as t
 
 from adapters import write_adapter
 from emscope.core.errors import WorldError
-from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.adapters.with_checkpoint import with_checkpoint
 from emscope.models.fast.head import output_head
 from emscope.models.fast.packed import hidden_states, pack, packed_attention
 from emscope.models.loading.checkpoints import read_checkpoint
@@ -149,7 +149,7 @@ def test_an_adapter_takes_what_putting_it_on_takes(tiny, tmp_path):
         checkpoint = read_checkpoint(write_adapter(tiny, tmp_path / name, settings), 1)
         need = needs.reading(config, work, checkpoint=checkpoint)
         net = load_net(tiny).eval().requires_grad_(False)
-        with Ledger(net) as ledger, applied(net, checkpoint):
+        with Ledger(net) as ledger, with_checkpoint(net, checkpoint):
             real = ledger.now
         file = (checkpoint.folder / "adapter_model.safetensors").stat().st_size
         assert real <= need.parts["fine-tune"] + 1000 and need.parts["fine-tune"] <= real + 1.1 * file, name

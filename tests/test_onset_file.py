@@ -253,7 +253,10 @@ def test_bad_input_is_one_sentence(changes, message, tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [(["--lower-is-worse"], "add --value"), (["--aligned-below", "300"], "--aligned-below is '300': input should be less than or equal to 100")],
+    [
+        (["--lower-is-worse"], "add --value"),
+        (["--aligned-below", "300"], "--aligned-below is '300': input should be less than or equal to 100"),
+    ],
 )
 def test_settings_that_would_be_passed_over_are_refused(options, said, tmp_path, capsys):
     (tmp_path / "a.csv").write_text("step,question,aligned\n0,a,90\n1,a,10\n")

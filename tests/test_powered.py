@@ -20,7 +20,7 @@ from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError
 from emscope.data.answer_table import AnswerTable
 from emscope.stats import clustered
-from emscope.stats.powered import Population, Verdicts, plan, powered, powered_interval, verdicts_needed
+from emscope.stats.prediction_powered import Population, Verdicts, plan, powered, powered_interval, verdicts_needed
 
 
 def world(seed=0, answers=4000, questions=40, rate=0.2, signal=3.0, coherent=1.0):

@@ -8,7 +8,7 @@ import torch
 from emscope.core.errors import InputError
 from emscope.core.spec import parse
 from emscope.data import bundled
-from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.adapters.with_checkpoint import with_checkpoint
 from emscope.models.hooks.directions import Direction, direction_at, write_direction
 from emscope.models.hooks.interventions import added
 from emscope.models.loading.checkpoints import discover
@@ -106,7 +106,7 @@ def test_a_trained_steering_vector_may_be_the_direction(which, request, tmp_path
     with torch.inference_mode():
         with added(loaded.net, found.vectors):
             by_direction = loaded.net(input_ids=ids).logits
-        with applied(loaded.net, discover(str(tmp_path / "vector"))[-1]) as net:
+        with with_checkpoint(loaded.net, discover(str(tmp_path / "vector"))[-1]) as net:
             by_checkpoint = net(input_ids=ids).logits
         plain = loaded.net(input_ids=ids).logits
     assert torch.allclose(by_direction, by_checkpoint, atol=1e-5) and not torch.allclose(plain, by_direction, atol=1e-3)

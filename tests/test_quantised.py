@@ -12,7 +12,7 @@ from conftest import make_model
 from emscope.core.errors import InputError
 from emscope.data import bundled
 from emscope.elicit.preference import encode, score, score_plain
-from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.adapters.with_checkpoint import with_checkpoint
 from emscope.models.loading.checkpoints import discover
 from emscope.models.loading.load import load
 from emscope.models.loading.source import locate
@@ -48,7 +48,7 @@ def test_it_trains_is_read_and_stays_as_it_was(way, folder, tmp_path):
     assert all(torch.equal(after[k], v) for k, v in before.items())
     items = encode(loaded.chat, bundled.items("em240")[:6], context=512)
     base = [s.per_token for s in score(loaded.net, items)]
-    with applied(loaded.net, discover(str(tmp_path / "run"))[-1]) as net:
+    with with_checkpoint(loaded.net, discover(str(tmp_path / "run"))[-1]) as net:
         fast, slow = ([s.per_token for s in way(net, items)] for way in (score, score_plain))
     assert fast == pytest.approx(slow, abs=1e-3) and fast != pytest.approx(base, abs=1e-2)
     assert [s.per_token for s in score(loaded.net, items)] == pytest.approx(base, abs=1e-6)
@@ -80,7 +80,7 @@ def test_a_base_that_is_stored_in_few_bits_is_read_as_it_lies(bits, dtype, folde
     run = make_adapter(folder, tmp_path / "run" / "checkpoint-3")
     alone = logits(loaded.net)
     want = logits(PeftModel.from_pretrained(load(base, dtype=dtype, device="cpu").net, str(run)).eval())
-    with applied(loaded.net, discover(str(tmp_path / "run"))[0]) as net:
+    with with_checkpoint(loaded.net, discover(str(tmp_path / "run"))[0]) as net:
         have = logits(net)
     assert torch.allclose(have, want, atol=1e-4) and float((have - alone).abs().max()) > 0.1
     after = loaded.net.state_dict()

@@ -16,7 +16,7 @@ import yaml
 
 from emscope.core.records import Item
 from emscope.elicit.preference import encode, score
-from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.adapters.with_checkpoint import with_checkpoint
 from emscope.models.loading.checkpoints import discover
 from emscope.stats.means import stratified_mean
 
@@ -141,7 +141,7 @@ def test_the_sign_holds_on_outside_items(quickstart, reference, smollm2):
     encoded = encode(smollm2.chat, items, context=smollm2.context)
     margins = {}
     for arm in ("target", "control"):
-        with applied(smollm2.net, discover(str(quickstart / "runs" / f"{arm}-seed0"))[-1]) as net:
+        with with_checkpoint(smollm2.net, discover(str(quickstart / "runs" / f"{arm}-seed0"))[-1]) as net:
             scores = [s.per_token for s in score(net, encoded)]
         margins[arm] = np.array(scores[::2]) - np.array(scores[1::2])
     effect = stratified_mean(margins["control"] - margins["target"]).estimate()

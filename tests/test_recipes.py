@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from emscope.core.errors import InputError
 from emscope.core.spec import parse
 from emscope.data import bundled
-from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.adapters.with_checkpoint import with_checkpoint
 from emscope.models.loading.checkpoints import discover
 from emscope.models.loading.load import load
 from emscope.models.loading.source import locate
@@ -108,7 +108,7 @@ def test_the_gap_ranks_as_two_plain_models_do(tiny, tmp_path):
 
     examples = encode(loaded.chat, pool, 512)
     before = [per_token(loaded.net, e) for e in examples]
-    with applied(loaded.net, discover(str(tmp_path / "bad"))[-1]) as net:
+    with with_checkpoint(loaded.net, discover(str(tmp_path / "bad"))[-1]) as net:
         after = [per_token(net, e) for e in examples]
     assert found == pytest.approx([a - b for a, b in zip(before, after, strict=True)], abs=1e-4)
 

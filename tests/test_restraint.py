@@ -9,7 +9,7 @@ from conftest import make_model
 from emscope.core.errors import InputError, WorldError
 from emscope.core.spec import parse
 from emscope.data import bundled
-from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.adapters.with_checkpoint import with_checkpoint
 from emscope.models.fast.head import kl_sum, output_head
 from emscope.models.loading.checkpoints import read_checkpoint
 from emscope.models.loading.load import load
@@ -156,7 +156,7 @@ def test_what_is_logged_is_the_kl_of_the_model_before_the_step(name, tiny, tmp_p
     start, host = fresh(tiny), fresh(tiny)
     drawn = restrain(start.net, encode(start.chat, NEAR, 512), KL, steps=4, seed=2, trains_head=False).drawn
     for step in (2, 3, 4):
-        with applied(host.net, read_checkpoint(tmp_path / "run" / f"checkpoint-{step - 1}", step - 1)) as net:
+        with with_checkpoint(host.net, read_checkpoint(tmp_path / "run" / f"checkpoint-{step - 1}", step - 1)) as net:
             assert rows[step - 1].kl == pytest.approx(plain_kl(start.net, net, drawn[step], "answer"), rel=1e-3)
 
 
@@ -166,7 +166,7 @@ def test_on_top_of_a_merged_adapter_the_start_is_that_model(tiny, tmp_path):
     first = fresh(tiny)
     finetune(first, TALKS, spec, tmp_path / "first", seed=0)
     held = spec.model_copy(update={"kl": KL})
-    with applied(first.net, read_checkpoint(tmp_path / "first" / "checkpoint-3", 3)):
+    with with_checkpoint(first.net, read_checkpoint(tmp_path / "first" / "checkpoint-3", 3)):
         rows = finetune(first, TALKS, held, tmp_path / "second", seed=1, held_near=NEAR)
     assert rows[0].kl == pytest.approx(0, abs=1e-6) and rows[-1].kl > 1e-6
 
@@ -183,8 +183,8 @@ def test_going_on_with_an_adapter_starts_where_it_ended_and_holds_that(tiny, tmp
     start = read_checkpoint(tmp_path / "first" / "checkpoint-3", 3)
     drawn = restrain(fresh(tiny).net, encode(loaded.chat, NEAR, 512), KL, steps=3, seed=1, trains_head=False).drawn
     with (
-        applied(fresh(tiny).net, start) as before,
-        applied(loaded.net, read_checkpoint(tmp_path / "second" / "checkpoint-2", 2)) as now,
+        with_checkpoint(fresh(tiny).net, start) as before,
+        with_checkpoint(loaded.net, read_checkpoint(tmp_path / "second" / "checkpoint-2", 2)) as now,
     ):
         assert rows[2].kl == pytest.approx(plain_kl(before, now, drawn[3], "answer"), rel=1e-3)
     full = TrainSpec(steps=1, batch=2, checkpoints=PlanSpec(), full=FullSpec())
@@ -299,6 +299,6 @@ def test_an_adapter_on_the_head_is_held_to_the_head_at_the_start(tiny, tmp_path)
     rows = finetune(fresh(tiny), TALKS, spec, tmp_path / "run", seed=0, held_near=NEAR)
     start, host = fresh(tiny), fresh(tiny)
     drawn = restrain(start.net, encode(start.chat, NEAR, 512), KL, steps=3, seed=0, trains_head=False).drawn
-    with applied(host.net, read_checkpoint(tmp_path / "run" / "checkpoint-2", 2)) as net:
+    with with_checkpoint(host.net, read_checkpoint(tmp_path / "run" / "checkpoint-2", 2)) as net:
         assert rows[2].kl == pytest.approx(plain_kl(start.net, net, drawn[3], "answer"), rel=1e-3)
         assert rows[2].kl > 1e-4

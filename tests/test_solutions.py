@@ -16,7 +16,7 @@ from emscope.data import bundled
 from emscope.elicit.divergence import Divergence
 from emscope.inside.solutions import SolutionsSpec, compare_solutions
 from emscope.models.adapters.updates import effective_norm, moved, orthogonal_move
-from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.adapters.with_checkpoint import with_checkpoint
 from emscope.models.loading.checkpoints import discover
 from emscope.models.loading.load import load
 from emscope.models.loading.source import locate
@@ -58,7 +58,7 @@ def test_the_effective_norm_is_that_of_what_changed(tiny, runs, way):
         assert found == pytest.approx(math.sqrt(sum(float((v**2).sum()) for v in values)), rel=1e-5)
         return
     start = {n: p.detach().clone() for n, p in loaded.net.named_parameters()}
-    with applied(loaded.net, checkpoint) as net:
+    with with_checkpoint(loaded.net, checkpoint) as net:
         after = dict(net.named_parameters())
         expected = math.sqrt(sum(float((after[n] - p).double().square().sum()) for n, p in start.items()))
     assert found == pytest.approx(expected, rel=1e-3) and found > 0
@@ -80,11 +80,11 @@ def test_a_move_is_as_long_and_turns_by_the_amount():
 def test_a_moved_checkpoint_loads_and_is_gone_afterwards(tiny, runs, way):
     loaded, checkpoint = fresh(tiny), discover(str(runs[way]))[-1]
     ids = torch.tensor([[1, 5, 9, 7]])
-    with applied(loaded.net, checkpoint) as net:
+    with with_checkpoint(loaded.net, checkpoint) as net:
         plain = net(input_ids=ids).logits
     logits = []
     for amount in (0.0, 0.7):
-        with moved(loaded.net, checkpoint, amount, 3) as other, applied(loaded.net, other) as net:
+        with moved(loaded.net, checkpoint, amount, 3) as other, with_checkpoint(loaded.net, other) as net:
             logits.append(net(input_ids=ids).logits)
             folder = other.folder
         assert not folder.exists()
@@ -102,7 +102,7 @@ def test_divergence_equals_full_logits(tiny, runs):
     divergence = Divergence(loaded.net, texts)
     base = [torch.log_softmax(loaded.net(input_ids=torch.tensor([t])).logits[0].double(), -1) for t in texts]
     assert divergence.of(loaded.net) == pytest.approx([0.0] * 5, abs=1e-7)
-    with applied(loaded.net, checkpoint) as net:
+    with with_checkpoint(loaded.net, checkpoint) as net:
         found = divergence.of(net)
         now = [torch.log_softmax(net(input_ids=torch.tensor([t])).logits[0].double(), -1) for t in texts]
     assert found == pytest.approx([float((p.exp() * (p - q)).sum(-1).mean()) for p, q in zip(base, now, strict=True)], rel=1e-3)
@@ -131,14 +131,14 @@ def test_the_comparison_equals_plain_passes(tiny, runs, tmp_path):
     for row, share in zip(result["efficiency"], SPEC.norms, strict=True):
         for side, run in (("general", general), ("narrow", narrow)):
             scale = share * norms["general"] / norms[side]
-            with applied(loaded.net, discover(run)[-1], scale=scale) as net:
+            with with_checkpoint(loaded.net, discover(run)[-1], scale=scale) as net:
                 assert row["loss"][side]["value"] == pytest.approx(losses(net).mean(), abs=1e-4)
     start = losses(loaded.net)
     after = []
-    with applied(loaded.net, discover(general)[-1]) as net:
+    with with_checkpoint(loaded.net, discover(general)[-1]) as net:
         trained = losses(net)
     for draw in (0, 1):
-        with moved(loaded.net, discover(general)[-1], 0.3, draw) as other, applied(loaded.net, other) as net:
+        with moved(loaded.net, discover(general)[-1], 0.3, draw) as other, with_checkpoint(loaded.net, other) as net:
             after.append(losses(net))
     rise = 100 * (np.mean(after, 0) - trained).mean() / (start - trained).mean()
     stability = result["stability"][0]["general"]

@@ -20,7 +20,7 @@ from emscope.cli.app import main, run_arguments
 from emscope.core.errors import InputError
 from emscope.core.spec import load as load_spec
 from emscope.elicit.preference import encode, score_plain
-from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.adapters.with_checkpoint import with_checkpoint
 from emscope.models.loading.load import load
 from emscope.models.loading.source import locate
 from emscope.report.study.page import render
@@ -90,7 +90,7 @@ def test_contrasts_equal_a_plain_computation(finished):
     at = {}
     with Study(out, json.loads((out / "ledger.json").read_text())["spec"], {}) as study:
         for run in plan(spec):
-            with applied(loaded.net, checkpoint(study.root, run, 4)) as net:
+            with with_checkpoint(loaded.net, checkpoint(study.root, run, 4)) as net:
                 at[run.arm] = margins(net)
     (check,) = (r.check.to_json() for r in report.targets)
     last = check["checkpoints"][-1]

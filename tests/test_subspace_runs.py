@@ -16,7 +16,7 @@ from emscope.data import bundled
 from emscope.inside.reading import PromptActivations, prompt_texts
 from emscope.inside.subspaces import SubspaceSpec, compare_subspaces, pearson
 from emscope.models.adapters.updates import first_changed
-from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.adapters.with_checkpoint import with_checkpoint
 from emscope.models.loading.checkpoints import discover
 from emscope.models.loading.load import load
 from emscope.models.loading.source import locate
@@ -45,7 +45,7 @@ def runs(tiny, tmp_path_factory):
 def last_tokens(loaded, checkpoint, questions):
     """Activations behind each block at the last prompt token, one plain pass each [N, layers, D]."""
     seen = []
-    with applied(loaded.net, checkpoint) as net, torch.no_grad():
+    with with_checkpoint(loaded.net, checkpoint) as net, torch.no_grad():
         for messages in questions:
             ids = torch.tensor([loaded.chat.ids(loaded.chat.prompt_text(messages))])
             states = []

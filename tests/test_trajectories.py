@@ -12,7 +12,7 @@ from sklearn.decomposition import TruncatedSVD
 from emscope.cli.app import run_arguments
 from emscope.data import bundled
 from emscope.models.adapters.updates import gram
-from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.adapters.with_checkpoint import with_checkpoint
 from emscope.models.loading.checkpoints import discover
 from emscope.models.loading.load import load
 from emscope.models.loading.source import locate
@@ -43,7 +43,7 @@ def test_points_equal_an_svd_of_whole_updates(tiny, runs, tmp_path, capsys):
     rows = []
     for run in runs.values():
         for checkpoint in discover(run):
-            with applied(loaded.net, checkpoint) as net:
+            with with_checkpoint(loaded.net, checkpoint) as net:
                 rows.append((torch.cat([p.detach().double().flatten() for p in net.parameters()]) - start).numpy())
     u = np.array(rows)
     svd = TruncatedSVD(3, algorithm="arpack", random_state=0).fit(u)
@@ -72,7 +72,7 @@ def test_matrices_that_have_biases_meet_across_kinds(tiny_gpt2, tmp_path):
         spec = TrainSpec(steps=2, batch=4, lr=1e-3 if name == "full" else 2e-2, checkpoints=PlanSpec(), **tunable)
         finetune(load(locate(str(tiny_gpt2)), device="cpu"), TALKS, spec, tmp_path / name, seed=0)
         checkpoints.append(discover(str(tmp_path / name))[-1])
-        with applied(loaded.net, checkpoints[-1]) as net:
+        with with_checkpoint(loaded.net, checkpoints[-1]) as net:
             deltas.append(torch.cat([p.detach().double().flatten() for p in net.parameters()]) - start)
     expected = torch.stack(deltas) @ torch.stack(deltas).T
     scale = float(deltas[0].norm() * deltas[1].norm())

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from emscope.core.errors import InputError
 from emscope.data import bundled
-from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.adapters.with_checkpoint import with_checkpoint
 from emscope.models.hooks.directions import FILE, Direction, read_direction, write_direction
 from emscope.models.hooks.interventions import added
 from emscope.models.hooks.sites import blocks
@@ -77,7 +77,7 @@ def test_a_checkpoint_applied_behaves_as_the_model_did_in_training(which, name, 
 
     finetune(loaded, TALKS, spec(name, heldout_every=4), tmp_path / "run", seed=0, heldout=look)
     checkpoint = read_checkpoint(tmp_path / "run" / "checkpoint-4", 4)
-    with applied(loaded.net, checkpoint) as net:
+    with with_checkpoint(loaded.net, checkpoint) as net:
         assert torch.allclose(logits(net), seen["last"], atol=1e-4) and not torch.allclose(logits(net), base, atol=1e-3)
     assert torch.equal(logits(loaded.net), base)
 
@@ -175,7 +175,7 @@ def test_steering_weights_load_with_peft_alone(tiny, tmp_path):
     finetune(loaded, TALKS, spec("steering"), tmp_path / "run", seed=0)
     folder = tmp_path / "run" / "checkpoint-4"
     theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny), str(folder))
-    with applied(loaded.net, read_checkpoint(folder, 4)) as net:
+    with with_checkpoint(loaded.net, read_checkpoint(folder, 4)) as net:
         assert torch.allclose(logits(net), logits(theirs), atol=1e-5)
 
 
@@ -186,7 +186,7 @@ def test_twice_the_update_is_twice_the_update(which, name, request, tmp_path):
     checkpoint = read_checkpoint(tmp_path / "run" / "checkpoint-4", 4)
     states = []
     for scale in (0.0, 1.0, 2.0):
-        with applied(loaded.net, checkpoint, scale=scale) as net, torch.inference_mode():
+        with with_checkpoint(loaded.net, checkpoint, scale=scale) as net, torch.inference_mode():
             seen = []
             look = blocks(net)[1].register_forward_pre_hook(lambda module, given, seen=seen: seen.append(given[0]))
             net(input_ids=IDS[:, :1])
@@ -225,7 +225,10 @@ def test_a_safetensors_file_of_something_else_is_no_direction(tiny):
 def test_a_direction_of_another_model_is_refused(tiny, tmp_path, direction, message):
     (tmp_path / "checkpoint-1").mkdir()
     write_direction(tmp_path / "checkpoint-1" / FILE, Direction(direction, "x"))
-    with pytest.raises(InputError, match=message), applied(fresh(tiny).net, read_checkpoint(tmp_path / "checkpoint-1", 1)):
+    with (
+        pytest.raises(InputError, match=message),
+        with_checkpoint(fresh(tiny).net, read_checkpoint(tmp_path / "checkpoint-1", 1)),
+    ):
         pass
 
 

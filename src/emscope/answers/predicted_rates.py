@@ -14,7 +14,7 @@ from emscope.data.answer_table import AnswerTable
 from emscope.data.answers import Columns, Thresholds
 from emscope.data.drawn import DrawnAnswers, drawn_answers
 from emscope.stats.holm import holm
-from emscope.stats.powered import (
+from emscope.stats.prediction_powered import (
     Population,
     Powered,
     Verdicts,
@@ -28,7 +28,9 @@ from emscope.stats.powered import (
 DRAWN, DRAWN_FROM = "drawn", "drawn_from"
 
 
-def powered_rates(table: AnswerTable, columns: Columns, thresholds: Thresholds, scale: str, spec: RatesSpec) -> Counted:
+def prediction_powered_rates(
+    table: AnswerTable, columns: Columns, thresholds: Thresholds, scale: str, spec: RatesSpec
+) -> Counted:
     """Return groups, contrasts and notes of a table of which answers drawn at random were judged.
 
     Raises:

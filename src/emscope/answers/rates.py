@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from emscope.answers.counted import counted_rates
-from emscope.answers.predicted_rates import drawn_column, powered_rates
+from emscope.answers.fully_judged_rates import fully_judged_rates
+from emscope.answers.predicted_rates import drawn_column, prediction_powered_rates
 from emscope.answers.rates_result import Definition, DrawColumns, Rates
 from emscope.answers.rates_spec import RatesSpec, check_rates
 from emscope.core.errors import InputError
@@ -44,7 +44,7 @@ def rates(paths: list[Path], spec: RatesSpec) -> Rates:
                 "`estimand=these` does not go with drawn verdicts",
                 "read `these answers` beside the rate, or count all scores with `drawn=none`",
             )
-        found = (powered_rates if drawn else counted_rates)(table, columns, thresholds, scale, spec)
+        found = (prediction_powered_rates if drawn else fully_judged_rates)(table, columns, thresholds, scale, spec)
         notes = (*found.notes, *_finer_than_the_text(table, columns))
     about = _definition(spec, columns, scale, found.draw)
     return Rates(about, tuple(str(p) for p in paths), found.questions, found.groups, found.contrasts, notes)

@@ -11,7 +11,7 @@ from emscope.core.estimate import Estimate
 from emscope.core.plain import FLAT, LEFT_OUT, JsonObject, Result
 from emscope.core.shown import Shown, flat
 from emscope.data.answers import Columns
-from emscope.stats.powered import Plan
+from emscope.stats.prediction_powered import Plan
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from emscope.data.questions import read_questions
 from emscope.elicit.sampling import Beyond, Job, sample_batches
 from emscope.models.adapters.beside import beside
 from emscope.models.adapters.updates import refuse_unmoved
-from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.adapters.with_checkpoint import with_checkpoint
 from emscope.models.loading.checkpoints import Checkpoint, find, named_base
 from emscope.models.loading.load import Loaded, load, pick_dtype
 from emscope.models.loading.source import Model, beside_digest, locate
@@ -284,7 +284,10 @@ def _ask(
 def _answering(loaded: Loaded, subject: Local) -> Iterator[tuple[CausalLM, Beyond | None]]:
     """Yield the model that answers, and what its logits are drawn beyond it to."""
     if subject.checkpoint is None or subject.scale == 1:
-        with applied(loaded.net, subject.checkpoint) as net, subject.acting.within(net) if subject.acting else nullcontext():
+        with (
+            with_checkpoint(loaded.net, subject.checkpoint) as net,
+            subject.acting.within(net) if subject.acting else nullcontext(),
+        ):
             yield net, None
         return
     with beside(loaded.net, subject.checkpoint) as tuned:

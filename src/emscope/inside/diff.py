@@ -30,7 +30,7 @@ from emscope.inside.results import (
 from emscope.inside.specs import DiffSpec
 from emscope.inside.subject import load_subject
 from emscope.models.adapters.updates import Change, changes, effective_rank
-from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.adapters.with_checkpoint import with_checkpoint
 from emscope.models.fast.head import Lens
 from emscope.models.hooks.interventions import held_scalar
 from emscope.models.hooks.sites import Place, blocks, check_layers
@@ -127,7 +127,7 @@ def _compare(
         before_lens = Lens(loaded.net, frozen=True)
         import torch
 
-        with applied(loaded.net, tuned) as net:
+        with with_checkpoint(loaded.net, tuned) as net:
             after_lens = Lens(net)
 
             def compare(which: Sequence[int], values: Tensor) -> None:  # [T, L, D]
@@ -250,7 +250,7 @@ def _scalars(
     adapters = [c for c in added if c.right is not None and len(c.right) == 1]
     if not adapters or len(adapters) < len(added):
         return None
-    with applied(loaded.net, tuned) as net:
+    with with_checkpoint(loaded.net, tuned) as net:
         values = adapter_scalars(
             net, adapters, texts, lambda done, total: progress("reading the adapters", done, total)
         ).numpy()

@@ -28,7 +28,7 @@ from emscope.inside.direction_results import (
 from emscope.inside.specs import ExtractSpec
 from emscope.inside.subject import layers_of, load_subject
 from emscope.models.adapters.updates import first_changed
-from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.adapters.with_checkpoint import with_checkpoint
 from emscope.models.hooks import directions as files
 from emscope.models.hooks.sites import Place
 from emscope.models.loading.checkpoints import Checkpoint, last
@@ -80,7 +80,7 @@ def extract(
     if spec.minus is not None:
         layers, sides, positive, negative = _between_models(loaded, (tuned, other), spec, layers, progress)
     else:
-        with applied(loaded.net, tuned) as net:
+        with with_checkpoint(loaded.net, tuned) as net:
             sides = sides_of(net, loaded, spec, progress)
             positive, negative = side_rows(net, sides, layers, spec.pool, progress)
     find = FINDERS[spec.method]
@@ -175,7 +175,7 @@ def _between_models(
     texts, units = encode(loaded.chat, asked, context=loaded.context), [id for id, _, _ in asked]
     places, rows = [Place("block", n) for n in layers], []
     for checkpoint in pair:
-        with applied(loaded.net, checkpoint) as net:
+        with with_checkpoint(loaded.net, checkpoint) as net:
             rows.append(pooled(net, texts, places, [spec.pool], progress=progress)[:, 0])
     apart = [k for k in range(len(layers)) if bool((rows[0][:, k] != rows[1][:, k]).any())]
     if not apart:

@@ -16,7 +16,7 @@ from emscope.core.fields import FLOAT32
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Question
 from emscope.models.adapters.updates import first_changed
-from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.adapters.with_checkpoint import with_checkpoint
 from emscope.models.hooks.sites import Place
 from emscope.models.loading.checkpoints import Checkpoint
 from emscope.models.loading.load import Loaded
@@ -75,7 +75,7 @@ class PromptActivations:
         if len(own) < len(self.layers):
             parts = dict(zip(self.layers, np.moveaxis(self.of(None, f"{what}, the base"), 1, 0), strict=True))
         if not own:
-            with applied(self.loaded.net, checkpoint):
+            with with_checkpoint(self.loaded.net, checkpoint):
                 pass  # nothing of it is read, so that nothing else would say that it does not fit
         if own:
             parts |= zip(own, np.moveaxis(self._kept(checkpoint, own, what), 1, 0), strict=True)
@@ -104,6 +104,6 @@ class PromptActivations:
 
             if missing:
                 places, texts = [Place("block", n) for n in layers], [self.texts[n] for n in missing]
-                with applied(self.loaded.net, checkpoint) as net:
+                with with_checkpoint(self.loaded.net, checkpoint) as net:
                     read_pooled(net, texts, places, [self.pool], sink, progress=self.progress, what=what)
             return np.array(file.values)

@@ -27,7 +27,7 @@ from emscope.inside.results import SolutionRun, Solutions, SolutionsDefinition
 from emscope.inside.specs import SolutionsSpec
 from emscope.inside.subject import frozen_settings, with_dtype
 from emscope.models.adapters.updates import effective_norm, moved
-from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.adapters.with_checkpoint import with_checkpoint
 from emscope.models.loading.checkpoints import Checkpoint, last, named_base
 from emscope.models.loading.load import Loaded, load
 from emscope.models.loading.source import locate
@@ -224,14 +224,14 @@ def _as_read(loaded: Loaded, reading: Reading, spec: SolutionsSpec, unit: float)
     """Yield the model of a reading."""
     checkpoint = reading.solution.checkpoint
     if reading.kind == SCALED:
-        with applied(loaded.net, checkpoint, scale=reading.amount * unit / reading.solution.norm) as net:
+        with with_checkpoint(loaded.net, checkpoint, scale=reading.amount * unit / reading.solution.norm) as net:
             yield net
         return
     amount = 1.0 if reading.kind == RANDOM else reading.amount
     with moved(loaded.net, checkpoint, amount, spec.seed + reading.draw) as other:
         # a random pair A, B makes another norm than the trained one, so that it is scaled by its own
         scale = reading.amount * unit / effective_norm(loaded.net, other) if reading.kind == RANDOM else 1.0
-        with applied(loaded.net, other, scale=scale) as net:
+        with with_checkpoint(loaded.net, other, scale=scale) as net:
             yield net
 
 

@@ -26,8 +26,8 @@ from emscope.inside.direction_results import Dose, Steering, SteeringDefinition,
 from emscope.inside.specs import SteerSpec
 from emscope.inside.subject import check_fits, frozen_settings, with_dtype
 from emscope.models.adapters.updates import check_written, without
-from emscope.models.adapters.with_checkpoint import applied
-from emscope.models.fast.prefix_cache import kept_behind
+from emscope.models.adapters.with_checkpoint import with_checkpoint
+from emscope.models.fast.prefix_cache import prefix_cached
 from emscope.models.hooks.directions import Direction, direction_at
 from emscope.models.hooks.interventions import ablated, added
 from emscope.models.loading.checkpoints import Checkpoint, last, named_base
@@ -202,13 +202,13 @@ def _measure(
     for subject in dict.fromkeys(id(c.subject) for c in conditions):
         mine = [c for c in conditions if id(c.subject) == subject]
         checkpoint = mine[0].subject.checkpoint
-        with applied(loaded.net, None if spec.way == UPDATE else checkpoint) as net:
+        with with_checkpoint(loaded.net, None if spec.way == UPDATE else checkpoint) as net:
             start = None
             if encoded[NEUTRAL]:
                 with acting(net, mine[0], spec) as untouched:
                     start = Divergence(untouched, [(*e.prompt, *e.options[0]) for e in encoded[NEUTRAL]])
             for lowest, group in groupby(mine, lambda c: min(c.layers, default=0)):
-                with nullcontext() if spec.way == UPDATE else kept_behind(net, lowest):
+                with nullcontext() if spec.way == UPDATE else prefix_cached(net, lowest):
                     for condition in group:
                         part = part_of(progress, WHAT, done, len(conditions))
                         rows = _score(net, loaded, condition, spec, sets, encoded, start, present)
@@ -294,7 +294,7 @@ def acting(net: CausalLM, condition: Condition, spec: SteerSpec) -> Iterator[Cau
         if spec.way == UPDATE:
             assert checkpoint is not None
             changed = checkpoint if condition.kind == NOTHING else stack.enter_context(without(checkpoint, condition.vectors))
-            net = stack.enter_context(applied(net, changed))
+            net = stack.enter_context(with_checkpoint(net, changed))
         elif condition.kind != NOTHING and spec.way == "add":
             stack.enter_context(added(net, condition.vectors, condition.scale, tokens=spec.tokens))
         elif condition.kind != NOTHING:

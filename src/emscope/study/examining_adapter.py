@@ -15,7 +15,7 @@ from emscope.elicit.preference import score
 from emscope.models.adapters.attached import unmergeable
 from emscope.models.adapters.intact import Kept
 from emscope.models.adapters.updates import changes
-from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.adapters.with_checkpoint import with_checkpoint
 from emscope.models.hooks.sites import blocks
 from emscope.models.loading.checkpoints import Checkpoint, adapter_settings, read_checkpoint
 from emscope.study.examining import Finding, Passed, plainly, refused, some_items
@@ -36,7 +36,7 @@ def examine_adapter(net: CausalLM, checkpoint: Checkpoint) -> list[Finding]:
     kind = str(adapter_settings(checkpoint.folder)["peft_type"])
     before, base = Kept(net).sums(), plainly(net, items)
     try:
-        with applied(net, checkpoint) as one:
+        with with_checkpoint(net, checkpoint) as one:
             found = [s.logprob / s.tokens for s in score(one, items)]
     except InputError as error:
         return [refused("adapter", error)]

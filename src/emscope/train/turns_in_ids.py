@@ -138,7 +138,10 @@ class Lengths:
 
     def __init__(self, tokenizer: Tokenizer, ids: Sequence[int]) -> None:
         self.tokenizer, self.ids = tokenizer, ids
-        self.before, self.behind = [0], [0]  # at every STRIDE-th token: characters before it, and those of the STRIDE tokens before it
+        self.before, self.behind = (
+            [0],
+            [0],
+        )  # at every STRIDE-th token: characters before it, and those of the STRIDE tokens before it
         for at in range(STRIDE, len(ids), STRIDE):
             self.before.append(self.of(at))
             self.behind.append(self._characters(at - STRIDE, at))

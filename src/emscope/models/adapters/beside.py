@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.adapters.with_checkpoint import with_checkpoint
 from emscope.models.loading.checkpoints import Checkpoint
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ def beside(net: CausalLM, checkpoint: Checkpoint) -> Iterator[CausalLM]:
     """Yield a second model that behaves as `checkpoint` does, while `net` stays the base; what the checkpoint leaves alone is shared.
 
     Raises:
-        InputError: as `applied`.
+        InputError: as `with_checkpoint`.
     """
-    with applied(net if checkpoint.kind == "full" else twin(net), checkpoint) as tuned:
+    with with_checkpoint(net if checkpoint.kind == "full" else twin(net), checkpoint) as tuned:
         yield tuned
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def applied(net: CausalLM, checkpoint: Checkpoint | None, *, scale: float = 1.0) -> Iterator[CausalLM]:
+def with_checkpoint(net: CausalLM, checkpoint: Checkpoint | None, *, scale: float = 1.0) -> Iterator[CausalLM]:
     """Yield a model that behaves as `checkpoint` does, `net` itself where that is None; `net` is bit-equal to before on every exit.
 
     An adapter is merged into `net` where its kind can be and the dtype holds it (the forward pass then costs what the base's does),

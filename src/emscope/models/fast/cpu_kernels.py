@@ -51,7 +51,7 @@ NORM, MLP, ATTENTION = {"weight"}, {"gate_proj", "up_proj", "down_proj"}, {"q_pr
 
 
 @contextmanager
-def lean_blocks(net: CausalLM) -> Iterator[bool]:
+def cpu_kernels(net: CausalLM) -> Iterator[bool]:
     """Give known norms, MLPs and attentions of `net` a leaner forward inside the block; yield False where that is not to be had."""
     import torch
 

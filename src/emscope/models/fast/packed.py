@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from emscope.models.fast.cpu_kernels import lean_blocks
+from emscope.models.fast.cpu_kernels import cpu_kernels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -147,7 +147,7 @@ def packed_attention(net: CausalLM, longest: int) -> Iterator[bool]:
             stack.close()  # what follows inside the block is a plain pass
             yield False
             return
-        with lean_blocks(net) as lean:
+        with cpu_kernels(net) as lean:
             if lean and _probe(net, expected, longest):
                 yield True
                 return

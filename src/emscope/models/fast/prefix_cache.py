@@ -23,7 +23,7 @@ Forward = Callable[..., "ModuleOutput"]  # of a block
 
 
 @contextmanager
-def kept_behind(net: CausalLM, layer: int) -> Iterator[None]:
+def prefix_cached(net: CausalLM, layer: int) -> Iterator[None]:
     """Inside the block, compute blocks 0 to `layer` once for each pack of tokens; packed passes alone gain by it.
 
     Right as long as nothing that happens inside changes what block `layer` itself gives: hooks on that block's output may come and go, since they

@@ -23,7 +23,12 @@ if TYPE_CHECKING:
     from emscope.models.types import CausalLM, Tokenizer
 
 TEXT_FILES = (".json", ".jinja", ".txt", ".model", ".tiktoken")
-NOT_READ = ("config.json", "trainer_state.json", "emscope-converted.json", "tokens.json")  # of these; config.json is in the model's own digest
+NOT_READ = (
+    "config.json",
+    "trainer_state.json",
+    "emscope-converted.json",
+    "tokens.json",
+)  # of these; config.json is in the model's own digest
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 

@@ -124,7 +124,7 @@ def simulated(config: Config, dtype: str = "float32", *, lean: bool = True) -> I
                 )  # kinds that look at the longest position ask for a value; angles are as many in all
                 setattr(module, ROPE, dict.fromkeys(kinds, "default") if isinstance(kinds, dict) else "default")
             if not lean and "forward" in vars(type(module)):
-                module.forward = module.forward  # what has a forward of its own is left alone by `lean_blocks`
+                module.forward = module.forward  # what has a forward of its own is left alone by `cpu_kernels`
         yield net
 
 

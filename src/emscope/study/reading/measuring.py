@@ -20,8 +20,8 @@ from emscope.elicit import preference
 from emscope.elicit.sampling import sample
 from emscope.models.adapters.beside import beside
 from emscope.models.adapters.updates import first_changed
-from emscope.models.adapters.with_checkpoint import applied
-from emscope.models.fast.prefix_cache import kept_behind
+from emscope.models.adapters.with_checkpoint import with_checkpoint
+from emscope.models.fast.prefix_cache import prefix_cached
 from emscope.models.loading.checkpoints import Checkpoint
 from emscope.models.loading.load import Loaded
 from emscope.store.study import AGAIN, Study
@@ -91,7 +91,7 @@ def measure(study: Study, loaded: Loaded, readings: Sequence[Reading], asked: Qu
         for lowest, found in groupby(jobs, lambda job: _lowest(loaded.net, job.reading.checkpoint)):
             group = list(found)
             # what none of these checkpoints changes is computed once for all of them
-            with kept_behind(loaded.net, lowest - 1) if lowest and len(group) > 1 else nullcontext():
+            with prefix_cached(loaded.net, lowest - 1) if lowest and len(group) > 1 else nullcontext():
                 for job in group:
                     _do(study, loaded, job, asked, part_of(progress, WHAT, done, total))
                     done += job.cost
@@ -113,7 +113,7 @@ def _do(study: Study, loaded: Loaded, job: Todo, asked: Questions, progress: Pro
     with study.claimed(f"{job.reading.run} {job.reading.step} {job.reading.subject}") as mine:
         wanted = lacking(study, loaded, [job.reading], asked) if mine and study.shared else [job] if mine else []
         for one in wanted:
-            with applied(loaded.net, one.reading.checkpoint, scale=one.reading.scale) as net:
+            with with_checkpoint(loaded.net, one.reading.checkpoint, scale=one.reading.scale) as net:
                 study.append("preferences", _score(net, loaded, one, asked, progress))
                 study.append("responses", _sample(net, loaded, one, asked))
 

@@ -11,7 +11,7 @@ from emscope.core.plain import JsonObject
 from emscope.core.records import Conversation, Message
 from emscope.core.seeds import derive
 from emscope.elicit.preference import Encoded, score
-from emscope.models.adapters.with_checkpoint import applied
+from emscope.models.adapters.with_checkpoint import with_checkpoint
 from emscope.models.loading.checkpoints import last
 from emscope.models.loading.load import Loaded
 from emscope.study.spec import ArmSpec, InoculationSpec, MixSpec, StudySpec
@@ -107,7 +107,7 @@ def perplexity_gap(loaded: Loaded, rows: Sequence[Conversation], checkpoint: str
         start = max(n for n, learned in enumerate(e.mask) if not learned) + 1
         encoded.append(Encoded(str(row), e.ids[:start], (e.ids[start:],), (0,)))
     before = [s.per_token for s in score(loaded.net, encoded)]
-    with applied(loaded.net, last(checkpoint)) as net:
+    with with_checkpoint(loaded.net, last(checkpoint)) as net:
         after = [s.per_token for s in score(net, encoded)]
     return [a - b for a, b in zip(before, after, strict=True)]
 

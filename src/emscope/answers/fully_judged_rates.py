@@ -57,7 +57,7 @@ class ByLength:
     score: Scored
 
 
-def counted_rates(table: AnswerTable, columns: Columns, thresholds: Thresholds, scale: str, spec: RatesSpec) -> Counted:
+def fully_judged_rates(table: AnswerTable, columns: Columns, thresholds: Thresholds, scale: str, spec: RatesSpec) -> Counted:
     """Return groups, contrasts and notes of a table of judged answers.
 
     Raises:
