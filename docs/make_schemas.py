@@ -41,7 +41,7 @@ RESULTS: dict[str, type[Result]] = {
     "judge": JudgedFile,
     "bridge": Bridge,
     "distil": Distilled,
-    "data check --model": Audit,
+    "data check": Audit,
     "data risk": DataRisk,
     "direction extract": Direction,
     "direction steer, ablate": Steering,

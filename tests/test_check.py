@@ -284,7 +284,7 @@ def test_a_search_reads_few_of_many_checkpoints_and_a_second_start_none(hundred,
     def none(*_, **__):
         raise AssertionError("a second start reads nothing")
 
-    monkeypatch.setattr("emscope.study.reading.measuring.applied", none)
+    monkeypatch.setattr("emscope.study.reading.measuring.with_checkpoint", none)
     assert read_many(capsys, hundred, tmp_path / "few", "--search")["runs"] == few["runs"]
 
 

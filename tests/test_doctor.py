@@ -221,7 +221,7 @@ def test_a_wrong_adapter_and_a_changed_base_are_found(tiny, net, tmp_path, monke
     def nothing(net, checkpoint):
         yield net
 
-    real = examining_adapter.applied
+    real = examining_adapter.with_checkpoint
     monkeypatch.setattr(examining_adapter, "with_checkpoint", nothing)
     assert by_check(examining_adapter.examine_adapter(net, checkpoint))["adapter"].outcome == Passed.FAIL
     monkeypatch.setattr(examining_adapter, "with_checkpoint", leaving)

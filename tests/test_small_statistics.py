@@ -37,7 +37,7 @@ from emscope.stats.crossval import (
 from emscope.stats.holm import holm
 from emscope.stats.means import ratio_estimate, stratified_mean
 from emscope.stats.shares import share_change, share_over, stratified_share
-from emscope.study.decision.methods import ALPHA, Outcome, Prefers, _claims, compare
+from emscope.study.decision.methods import ALPHA, Claims, Outcome, Prefers, _claims, compare
 
 LIKERT = [0, 1, 2, 3] * 10
 HUNDRED = list(range(0, 101, 5))
@@ -117,7 +117,7 @@ def test_a_failed_judge_s_marks_are_named_and_not_counted(failed_judge, capsys):
     found = run(capsys, *options)
     assert found["alpha"]["interval"]["value"] == pytest.approx(krippendorff.alpha(scores, level_of_measurement="interval"))
     assert [(r["scored"], r["off_scale"]) for r in found["raters"]] == [(40, {}), (37, {"-1": 3})]
-    assert any("-1 (3 times)" in n and "--scale" in n for n in found["notes"])
+    assert any("-1 (3 times)" in n and "`scale`" in n for n in found["notes"])
     every = run(capsys, *options, "--scale", "all")
     assert every["alpha"]["interval"]["value"] == pytest.approx(krippendorff.alpha(marked, level_of_measurement="interval"))
     assert every["raters"][1]["off_scale"] == {} and every["definition"]["scale"] == "all"
@@ -297,9 +297,9 @@ def test_preferences_of_a_way_that_never_prefers_the_bad_answer_have_a_width():
     categories = np.repeat(np.arange(8), 5)
     none = Prefers(np.zeros((2, 40)), np.ones((2, 20)), np.zeros(40), np.zeros(20))
     way = Outcome("x", (0, 1), rng.normal(1, 1, (2, 40)), rng.normal(1, 1, (2, 40)), prefers=none)
-    row = compare([way], categories)[0]["prefers"]
-    assert all(e["low"] < e["high"] for e in row.values())
-    assert row["in_domain"]["low"] == pytest.approx(sp.binomtest(20, 20).proportion_ci(method="wilson").low)
+    row = compare([way], categories)[0].prefers
+    assert all(e.low < e.high for e in (row.in_domain, row.elsewhere, row.base_in_domain, row.base_elsewhere))
+    assert row.in_domain.low == pytest.approx(sp.binomtest(20, 20).proportion_ci(method="wilson").low)
 
 
 def test_a_moved_rate_of_none_has_a_width(tmp_path):
@@ -392,7 +392,7 @@ def test_a_claim_s_parts_are_fieller_s_bounds():
             ratio_estimate(getattr(other, k)[0], getattr(first, k)[0], level=1 - 0.1 / 3)
             for k in ("effect", "gain", "gain_margin")
         )
-        assert (claims.wide <= 0.05) == (effect.low > 1 / 3 or any(g.high < 0.7 for g in gains))
+        assert (claims.not_narrow <= 0.05) == (effect.low > 1 / 3 or any(g.high < 0.7 for g in gains))
 
 
 def false_claims(kind, effect, gain, studies, ways=10):
@@ -408,7 +408,7 @@ def false_claims(kind, effect, gain, studies, ways=10):
     return corrected / studies, alone / studies
 
 
-ON_THE_LINE = [("wide", 1 / 3, 0.7), ("narrow", 1 / 3, 1.2)]
+ON_THE_LINE = [("not_narrow", 1 / 3, 0.7), ("narrow", 1 / 3, 1.2)]
 
 
 @pytest.mark.parametrize(("kind", "effect", "gain"), ON_THE_LINE)
@@ -429,11 +429,11 @@ def test_the_ways_of_a_study_are_one_family():
     rng = np.random.default_rng(16)
     first, wide, one = way(rng, "first", 1.0, 1.0), way(rng, "wide", 0.53, 0.85), np.zeros(40)
     unclear = [way(rng, str(n), 0.3, 0.75) for n in range(9)]
-    assert 0.005 < _claims(wide, first, one).wide <= ALPHA
-    assert compare([first, wide], one)[1]["narrow"] is False and compare([], one) == []
+    assert 0.005 < _claims(wide, first, one).not_narrow <= ALPHA
+    assert compare([first, wide], one)[1].narrow is False and compare([], one) == []
     rows = compare([first, wide, *unclear], one)
-    assert rows[1]["narrow"] is None and rows[0]["narrow_p"] == {"narrow": None, "not_narrow": None}
-    assert [r["narrow_p"]["not_narrow"] for r in rows[1:]] == holm([_claims(o, first, one).wide for o in (wide, *unclear)])
+    assert rows[1].narrow is None and rows[0].narrow_p == Claims(None, None)
+    assert [r.narrow_p.not_narrow for r in rows[1:]] == holm([_claims(o, first, one).not_narrow for o in (wide, *unclear)])
 
 
 # the best of many probes
