@@ -24,7 +24,7 @@ RISE = 10**9
 BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 CONTROL = re.compile(rf"[\x00-\x08\x0b-\x1f\x7f-\x9f{BIDI}\ud800-\udfff]")
 PROGRESS = re.compile(r"^.*: \d+%, \d+ s.*$|^.*: \d+%.*left.*$")
-UNFORESEEN = "nobody foresaw"
+UNFORESEEN = "unexpected error"
 TESTS = Path(__file__).parents[1]
 
 

@@ -115,7 +115,7 @@ def test_streams_keep_what_else_they_can():
     assert Cleaned(stream).isatty() and Cleaned(stream).write("a\x07") == 2 and stream.getvalue() == "a\\x07"
 
 
-def test_what_nobody_foresaw_is_one_sentence_with_its_class(monkeypatch, capsys):
+def test_an_unexpected_error_is_one_sentence_with_its_class(monkeypatch, capsys):
     def raises(*_: object, **__: object) -> None:
         raise KeyError("odd\nname \x1b[31m")
 

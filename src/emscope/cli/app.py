@@ -171,7 +171,7 @@ def _unforeseen(error: BaseException) -> tuple[str, int]:
     at = f" in {frames[-1].filename.rpartition(f'{os.sep}emscope{os.sep}')[2]} line {frames[-1].lineno}" if frames else ""
     said = one_line(str(error))[:LONGEST] or "no message"
     return (
-        f"something that nobody foresaw: {type(error).__name__}{at} ({said}); please report this line and the command, "
+        f"unexpected error: {type(error).__name__}{at} ({said}); please report this line and the command, "
         f"and what {SHOW}=1 shows before it",
         1,
     )
