@@ -396,6 +396,10 @@ def test_a_recipes_rate_from_few_events_says_so():
     hits = np.zeros((3, 20))
     hits[0, :4] = 1
     assert crossed_rate(hits, np.full((3, 20), 10)).note == "too few events: 4, and below 10 an interval's ends are rough"
+    full = np.zeros((3, 20))
+    full[:, 0] = 10  # every answer to one question is an event
+    said = crossed_rate(full, np.full((3, 20), 10)).note
+    assert said.startswith("hot questions: 1 of 20") and said == crossed_rate(10 - full, np.full((3, 20), 10)).note
     rng = np.random.default_rng(1)
     assert crossed_rate(rng.binomial(50, 0.3, (3, 20)), np.full((3, 20), 50)).note is None
 

@@ -251,7 +251,7 @@ def crossed_rate(hits: np.ndarray, out_of: np.ndarray, *, level: float = 0.95) -
     mean, inwards = _on_logits(parts.mean(value), hottest)
     estimate = _shares(mean, inwards, level, RATE, n)
     next_run = _shares(*_on_logits(parts.next_run(value), hottest), level, NEXT, n)
-    return CrossedRate(estimate, next_run, mean, inwards, parts, caution(np.minimum(hits, out_of - hits).sum(0)))
+    return CrossedRate(estimate, next_run, mean, inwards, parts, caution(_rarer(hits, out_of).sum(0)))
 
 
 def crossed_rate_difference(
@@ -388,9 +388,14 @@ def _hottest(hits: np.ndarray, out_of: np.ndarray) -> float:
     Its contribution squared, of the rarer outcome; (1 - 1/events), since one event is not hot; (1 - 2p)^2, which fades towards p = .5.
     """
     value, cells = _linearised(hits, out_of)
-    contributions, events = (cells.sum(0), hits) if value <= 0.5 else (-cells.sum(0), out_of - hits)
+    contributions, events = cells.sum(0) if value <= 0.5 else -cells.sum(0), _rarer(hits, out_of)
     own = np.maximum(contributions, 0) ** 2 * (1 - 1 / np.maximum(events.sum(0), 1))
     return float(own.max() * (1 - 2 * value) ** 2)
+
+
+def _rarer(hits: np.ndarray, out_of: np.ndarray) -> np.ndarray:
+    """Return the counts [S, Q] of the outcome that is the rarer over all answers."""
+    return hits if 2 * hits.sum() <= out_of.sum() else out_of - hits
 
 
 def _on_logits(found: Mean, hottest: float) -> tuple[Mean, Mean]:
