@@ -385,7 +385,7 @@ def test_the_hottest_question_counts_once_more_at_the_end_near_one_half():
     t = stats.t.ppf(0.975, plain.df)
     assert special.logit(found.estimate.high) == pytest.approx(special.logit(p) + t * inwards)
     assert special.logit(found.estimate.low) == pytest.approx(special.logit(p) - t * plain.se / (p * (1 - p)))
-    assert found.note.startswith("hot questions: 4 of 10")
+    assert found.note.startswith("hot questions: 3 of 10")
     other = crossed_rate_difference(hits, out_of, np.zeros((3, 10)), out_of)
     wider = np.sqrt(other.mean.se**2 + hottest**2 * (1 - 1 / 30) * (1 - 2 * p) ** 2)
     assert other.estimate.high == pytest.approx(p + stats.t.ppf(0.975, other.mean.df) * wider)
