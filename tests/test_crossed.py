@@ -22,7 +22,8 @@ from statsmodels.stats.proportion import proportion_confint
 
 from emscope.core.outcomes import State
 from emscope.stats import clustered, rate_contrasts
-from emscope.stats.crossed import crossed_mean, crossed_rate, crossed_rate_difference, of_runs
+from emscope.stats.crossed import crossed_mean, of_runs
+from emscope.stats.crossed_rates import crossed_rate, crossed_rate_difference
 from emscope.stats.means import stratified_mean
 from emscope.stats.onset import state
 from emscope.stats.rates import wilson

@@ -9,7 +9,8 @@ import pytest
 
 from emscope.core.outcomes import Verdict
 from emscope.report.study import remarks
-from emscope.stats.crossed import crossed_mean, crossed_rate, crossed_rate_difference
+from emscope.stats.crossed import crossed_mean
+from emscope.stats.crossed_rates import crossed_rate, crossed_rate_difference
 from emscope.stats.means import stratified_mean
 from emscope.study.decision.recipe import FROM, recipe
 from emscope.study.decision.said import Pair, recipes, said, scored_by_place

@@ -22,7 +22,7 @@ from emscope.judging.rubrics import Rubric, read_rubrics
 from emscope.models.loading.load import Loaded
 from emscope.stats import clustered, rate_contrasts
 from emscope.stats.correlation import rank_correlation
-from emscope.stats.crossed import crossed_rate, crossed_rate_difference
+from emscope.stats.crossed_rates import crossed_rate, crossed_rate_difference
 from emscope.stats.means import mean_estimate
 from emscope.store.study import Study
 from emscope.study.decision.opinions import Judged, JudgedRate, Opinion
