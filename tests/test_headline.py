@@ -184,3 +184,20 @@ def test_a_folder_without_a_report_that_is_known_is_refused(tmp_path):
     (tmp_path / "report.json").write_text(json.dumps(report_of(Shipping("target", 80, "no", ())).to_json()))
     with pytest.raises(InputError, match="holds a check, not a study"):
         StudyReport.in_folder(tmp_path)
+
+
+def test_fields_are_code_on_the_page_and_strangers_texts_are_text():
+    from emscope.report.study.page import _marked
+
+    assert _marked("give `ladder` or `delta`.") == "give <code>ladder</code> or <code>delta</code>."
+    assert _marked("`<img src=x>` <b>`a`</b>") == "<code>&lt;img src=x&gt;</code> &lt;b&gt;<code>a</code>&lt;/b&gt;"
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(0.05, "about "), (0.0401, "more than 10,000 items"), (0.04, "no number of items")]
+)
+def test_numbers_of_items_beyond_reason_are_not_told(value, said):
+    from emscope.stats.means import Mean
+    from emscope.study.decision.verdict import _settle
+
+    assert _settle(Mean(value, 0.02, 79.0, 80), 0.04).startswith(said)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from markupsafe import Markup, escape
 
 from emscope.core.outcomes import Verdict
 from emscope.core.plain import Json
@@ -92,6 +95,7 @@ def render(report: Report, tables: Tables) -> str:
         "percent": words.percent,
         "number": words.number,
         "answer": words.answer,
+        "marked": _marked,
     }
     return environment.get_template("page.html.j2").render(
         report=report,
@@ -197,6 +201,11 @@ def _answers(responses: Sequence[ResponseRow]) -> dict[str, list[ResponseRow]]:
     for row in sorted(responses, key=lambda r: (r.question, r.run != "base", r.run, r.scale)):
         grouped.setdefault(row.question, []).append(row)
     return grouped
+
+
+def _marked(sentence: str) -> Markup:
+    """Return a sentence for the page, with the fields that it names in backticks marked as code."""
+    return Markup(re.sub(r"`([^`<>]+)`", r"<code>\1</code>", str(escape(sentence))))  # noqa: S704  escaped before
 
 
 def _dump(value: Json) -> str:

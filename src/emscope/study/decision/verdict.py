@@ -11,6 +11,8 @@ from emscope.study.reading.arms import Evidence, loss_on_text
 
 BROKEN = 0.5  # nats per token of loss on neutral text; .89 lie between Qwen2.5-Coder 1.5B, which answers coherently, and 0.5B, which does not
 
+MOST_ITEMS = 10_000  # numbers beyond what anybody would read are not told
+
 
 def verdict_on(e: Evidence, along: Along) -> tuple[Verdict, dict[str, str]]:
     """Return the verdict, and what has to be known of it: why it is none of em and safe, or what a safe one may not have seen."""
@@ -66,8 +68,8 @@ def _unclear(e: Evidence, along: Along) -> str:
 
 def _settle(mean: Mean, delta: float) -> str:
     items = mean.items_to_settle(delta, LEVEL)
-    return (
-        f"about {items} items would settle it with a chance of 80 %, were the truth this value"
-        if items
-        else "no number of items would settle it at this value"
-    )
+    if items is None:
+        return "no number of items would settle it at this value"
+    if items > MOST_ITEMS:
+        return f"more than {MOST_ITEMS:,} items would be needed to settle it, were the truth this value"
+    return f"about {items:,} items would settle it with a chance of 80 %, were the truth this value"
