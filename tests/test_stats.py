@@ -802,12 +802,13 @@ def test_no_shared_step_compares_nothing():
     assert result["unpaired_steps"] == list(STEPS)
 
 
-def test_an_open_case_says_how_many_items_would_settle_it():
-    result = check(evidence(target=(0.0, 0.0, 0.01, 0.0405)))
+@pytest.mark.parametrize("truth, told", [(0.042, "about {:,} items"), (0.0405, "more than 10,000 items")])
+def test_an_open_case_says_how_many_items_would_settle_it(truth, told):
+    result = check(evidence(target=(0.0, 0.0, 0.01, truth)))
     assert result["verdict"] == "undetermined"
     needed = result["checkpoints"][-1]["items_to_settle"]
-    assert needed > 48
-    assert f"about {needed} items" in result["why"]["verdict"] and "undetermined" in result["why"]["onset"]
+    assert needed > 48 and (needed > 10_000) == told.startswith("more"), "as many as nobody would read are not told"
+    assert told.format(needed) in result["why"]["verdict"] and "undetermined" in result["why"]["onset"]
     assert [c["items_to_settle"] for c in result["checkpoints"][:2]] == [None, None]
 
 
