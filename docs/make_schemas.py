@@ -22,6 +22,7 @@ from emscope.answers.distil_result import Distilled
 from emscope.answers.judge_result import JudgedFile
 from emscope.answers.onset_result import Onsets
 from emscope.answers.rates_result import Rates
+from emscope.answers.runs.loss_result import Losses
 from emscope.core.estimate import Estimate
 from emscope.core.plain import Result
 from emscope.inside.direction_results import Cosines, DataRisk, Direction, Shift, Steering
@@ -38,6 +39,7 @@ RESULTS: dict[str, type[Result]] = {
     "rates": Rates,
     "agreement": Agreement,
     "onset": Onsets,
+    "loss": Losses,
     "judge": JudgedFile,
     "bridge": Bridge,
     "distil": Distilled,

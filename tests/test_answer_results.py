@@ -20,6 +20,7 @@ from emscope.answers.labels import beside
 from emscope.answers.onset import OnsetSpec, follow
 from emscope.answers.rates import rates
 from emscope.answers.rates_spec import RatesSpec
+from emscope.answers.runs.loss import LossSpec, loss_and_score
 from emscope.core.shown import Shown
 
 HOSTILE = "<script>alert('x')</script>"
@@ -100,6 +101,16 @@ def distilled(tmp_path):
     return distil([tmp_path / "text.csv"], DistilSpec(), tmp_path / "out")
 
 
+def losses(tmp_path):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"model": np.repeat([HOSTILE, "b", "c"], 8), "schedule": np.tile(["cosine", HOSTILE], 12)})
+    frame["loss"] = rng.uniform(1, 2, 24)
+    frame["aligned"] = 20 * frame["loss"] - 30 * (frame["model"] == "b") + rng.normal(0, 3, 24)
+    frame.to_csv(tmp_path / "runs.csv", index=False)
+    spec = LossSpec(loss="loss", score="aligned", within=("model",), schedule="schedule")
+    return loss_and_score([tmp_path / "runs.csv"], spec)
+
+
 def judged_file(tmp_path):
     return JudgedFile(
         judges=(JudgeSpec(name=HOSTILE),),
@@ -118,7 +129,7 @@ def judged_file(tmp_path):
     )
 
 
-MADE = [fully_judged_rates, drawn_rates, agreed, followed, bridged, distilled, judged_file]
+MADE = [fully_judged_rates, drawn_rates, agreed, followed, bridged, distilled, judged_file, losses]
 
 
 @pytest.fixture(scope="module")

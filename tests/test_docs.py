@@ -84,7 +84,7 @@ def parse(line: str) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["README.md", "docs/tutorial.md", "docs/training.md", "docs/judged.md", "docs/inside.md", "docs/judge-succession.md"],
+    ["README.md", "docs/tutorial.md", "docs/training.md", "docs/judged.md", "docs/runs.md", "docs/inside.md", "docs/judge-succession.md"],
 )
 def test_command_lines_parse(path):
     lines = command_lines(read(ROOT / path))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from emscope.version import __version__ as __version__
 
 __all__ = [
-    *("agreement", "check", "compare", "data_risk", "diff", "extract", "judge", "onset", "probe", "rates", "run_study"),
+    *("agreement", "check", "compare", "data_risk", "diff", "extract", "judge", "loss", "onset", "probe", "rates", "run_study"),
     *("sample", "steer", "subspaces", "trajectories"),
 ]
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from emscope.api import diff as diff
     from emscope.api import extract as extract
     from emscope.api import judge as judge
+    from emscope.api import loss as loss
     from emscope.api import onset as onset
     from emscope.api import probe as probe
     from emscope.api import rates as rates

@@ -16,6 +16,7 @@ from emscope.answers.agreement_spec import AgreementSpec
 from emscope.answers.judge_spec import JudgingSpec, judges_named
 from emscope.answers.onset_spec import OnsetSpec
 from emscope.answers.rates_spec import RatesSpec
+from emscope.answers.runs.loss_spec import LossSpec
 from emscope.answers.sample_spec import AskSpec, LoadSpec
 from emscope.core.errors import WorldError
 from emscope.core.fields import AUTO, RUBRICS
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from emscope.answers.agreement_result import Agreement
     from emscope.answers.onset_result import Onsets
     from emscope.answers.rates_result import Rates
+    from emscope.answers.runs.loss_result import Losses
     from emscope.inside.direction_results import Cosines, DataRisk, Direction, Steering
     from emscope.inside.prompt_results import Probes, Subspaces
     from emscope.inside.results import Diff, Trajectories
@@ -177,6 +179,23 @@ def onset(values: Rows, **settings: object) -> Onsets:
     spec = parse(OnsetSpec, settings, "onset")
     with _files(values) as paths:
         return follow(paths, spec)
+
+
+@with_fields_of(LossSpec)
+def loss(runs: Rows, **settings: object) -> Losses:
+    """Return how a score goes with the loss over runs, within strata, and schedules at equal loss.
+
+    Args:
+        runs: a file, several, or a DataFrame with a row a run.
+
+    Raises:
+        InputError: no strata are named, or columns that do not fit.
+    """
+    from emscope.answers.runs.loss import loss_and_score
+
+    spec = parse(LossSpec, settings, "loss")
+    with _files(runs) as paths:
+        return loss_and_score(paths, spec)
 
 
 @with_fields_of(JudgingSpec)

@@ -45,6 +45,7 @@ COMMANDS = {
     "agreement": Entry("answers.agreement", "How far do judges of the same answers agree?"),
     "bridge": Entry("answers.bridge", "A judge is replaced: what would the new one have said?"),
     "onset": Entry("answers.onset", "Since which step is a fine-tune misaligned, by a file?"),
+    "loss": Entry("answers.loss", "Does alignment fall with the loss, over runs?"),
     "ladder": Entry("study.ladder", "How many nats per token are harm on a base?"),
     "export": Entry("answers.export", "Write judged answers as Inspect logs."),
     "solutions": Entry("inside.solutions", "Compare general and narrow fine-tunes of the same answers."),

@@ -1,0 +1,1 @@
+"""Tables with a row a finished run: what goes with what over runs, and how large a study has to be."""

@@ -1,0 +1,1 @@
+"""Results about tables of runs, in a terminal and as figures."""
