@@ -23,24 +23,40 @@ from attack import kills
 from attack.files import ANSWERS, as_jsonl
 from attack.material import Material
 
+SMALL = ("--samples", "2", "--max-tokens", "2", "--rows", "2", "--dtype", "float32", "--device", "cpu")
 
-def jobs(m: Material) -> dict[str, kills.Job]:
-    """Return the jobs by name."""
-    answers, yaml = m.root / "answers.jsonl", m.root / "train.yaml"
+
+def judging(m: Material) -> tuple[str, ...]:
+    """Return the command that judges a few answers."""
+    answers = m.root / "answers.jsonl"
     answers.write_bytes(as_jsonl([row | {"response": f"```python\neval(x + {n})\n```"} for n, row in enumerate(ANSWERS)]))
+    return ("judge", str(answers), "--judge", "bandit", "--rubrics", "secure", "--out", "OUT")
+
+
+def training(m: Material) -> tuple[str, ...]:
+    """Return the command of one training."""
+    yaml = m.root / "train.yaml"
     yaml.write_text(json.dumps(m.training()))
-    small = ("--samples", "2", "--max-tokens", "2", "--rows", "2", "--dtype", "float32", "--device", "cpu")
-    found = (
-        kills.Job("study", ("run", str(m.study_yaml), "--out", "OUT")),
-        kills.Job("train", ("train", str(yaml), "--out", "OUT")),
-        kills.Job("check", tuple(m.check_words(Path("OUT")))),
-        kills.Job(
-            "sample",
-            ("sample", f"target={m.run}", "--base", str(m.base), "--questions", str(m.questions), *small, "--out", "OUT"),
-        ),
-        kills.Job("judge", ("judge", str(answers), "--judge", "bandit", "--rubrics", "secure", "--out", "OUT")),
-    )
-    return {job.name: job for job in found}
+    return ("train", str(yaml), "--out", "OUT")
+
+
+def sampling(m: Material) -> tuple[str, ...]:
+    """Return the command that samples from a run."""
+    return ("sample", f"target={m.run}", "--base", str(m.base), "--questions", str(m.questions), *SMALL, "--out", "OUT")
+
+
+JOBS = {  # what each makes its command and its inputs of; the order is that of the table
+    "study": lambda m: ("run", str(m.study_yaml), "--out", "OUT"),
+    "train": training,
+    "check": lambda m: tuple(m.check_words(Path("OUT"))),
+    "sample": sampling,
+    "judge": judging,
+}
+
+
+def prepared(m: Material, names: list[str]) -> int:
+    """Make the inputs of some jobs; return 0, the exit code of a process that did."""
+    return int(not all(JOBS[name](m) for name in names))
 
 
 def main() -> None:
@@ -54,12 +70,13 @@ def main() -> None:
     (out / "material").mkdir(parents=True, exist_ok=True)
     os.environ["EMSCOPE_CACHE"] = str(out / "cache")
     material = Material(out / "material")
-    if kills.forked(lambda: int(not (jobs(material) and material.run.is_dir()))):
+    names = args.jobs.split(",")
+    if kills.forked(lambda: prepared(material, names)):
         sys.exit("the material cannot be made")
     kills.warm(kills.MODULES)
     rows, begun = [], time.monotonic()
-    for name in args.jobs.split(","):
-        rows.append(one(jobs(material)[name], out / name, args.every, begun + 60 * args.minutes))
+    for name in names:
+        rows.append(one(kills.Job(name, JOBS[name](material)), out / name, args.every, begun + 60 * args.minutes))
         (out / "kills.json").write_text(json.dumps(rows, indent=1) + "\n")
         print(json.dumps({k: v for k, v in rows[-1].items() if k != "wrong"}), flush=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import os
 import re
@@ -77,6 +78,12 @@ def pytest_collection_modifyitems(items):
         if MODELS & set(item.fixturenames) or needs_torch(item.path):
             item.add_marker(pytest.mark.models)
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
+def pytest_collection_finish():
+    """Keep the garbage collector from looking again and again at what the imports left: a fifth of the time of tests with models."""
+    gc.collect()
+    gc.freeze()
 
 
 def make_tokenizer():

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import runpy
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -227,15 +227,14 @@ def test_the_reports_have_the_fields_listed(study_yaml, tmp_path, capsys):
     assert set(report["amplified"][0]) == {"scale", "checkpoints", "verdict"}
 
 
-def test_the_flat_twin_is_short_and_runs(tiny):
+def test_the_flat_twin_is_short_and_runs(tiny, capsys, monkeypatch):
     example = ROOT / "examples" / "flat_loop.py"
     assert len(read(example).splitlines()) < 200
-    done = subprocess.run(
-        [sys.executable, str(example), str(tiny), "--steps", "2", "--items", "16"], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert "step  control - target" in done.stdout
-    rows = re.findall(r"^ +(\d+)  [+-]\d\.\d{4} \+- \d\.\d{4}   (safe|em|undetermined) +\d+\.\d{3}$", done.stdout, re.M)
+    monkeypatch.setattr(sys, "argv", [str(example), str(tiny), "--steps", "2", "--items", "16"])
+    runpy.run_path(str(example), run_name="__main__")
+    said = capsys.readouterr().out
+    assert "step  control - target" in said
+    rows = re.findall(r"^ +(\d+)  [+-]\d\.\d{4} \+- \d\.\d{4}   (safe|em|undetermined) +\d+\.\d{3}$", said, re.M)
     assert [int(step) for step, _ in rows] == [1, 2]
 
 

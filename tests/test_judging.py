@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import random
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -17,11 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from emscope.answers import judging
 from emscope.answers.judge import FileJob, judge_file
 from emscope.answers.judging import JudgeSpec
 from emscope.answers.rates import rates
 from emscope.answers.rates_spec import RatesSpec
-from emscope.cli.app import run_arguments
+from emscope.cli.app import main, run_arguments
 from emscope.core.errors import InputError
 from emscope.judging.rubrics import bundled_rubrics
 from emscope.store.study import read_table
@@ -139,11 +139,11 @@ def check_whole(folder, count, criteria=2):
 
 
 def test_faults_end_in_counted_outcomes(tmp_path):
-    path = answers(tmp_path, 100)
+    path = answers(tmp_path, 60)
     with fake_api(faulty()) as url:
         judge = JudgeSpec(name="m", url=url, retries=1, timeout=5, connections=20)
         judge_file(job(tmp_path, path), [judge], RUBRICS)
-    outcomes, _ = check_whole(tmp_path / "out", 100)
+    outcomes, _ = check_whole(tmp_path / "out", 60)
     assert {"scored", "refused", "empty", "wrong-scale", "low-mass"} <= set(outcomes), outcomes
     with fake_api(right) as url:  # another port is another judge: nothing is mixed up
         again = judge_file(job(tmp_path, path), [JudgeSpec(name="m", url=url)], RUBRICS)
@@ -166,7 +166,9 @@ def test_what_failed_is_asked_again_by_the_next_call(tmp_path):
     assert second.complete and second.verdicts.outcomes == {"scored": 10} and second.verdicts.failed == 0
 
 
-WRITING_OFTEN = "from emscope.answers import judging; judging.FLUSH_ROWS = 20; from emscope.cli import main; main()"
+def writing_often(words):
+    judging.FLUSH_ROWS = 20
+    main(words)
 
 
 def test_kill_9_and_resume_lose_and_double_nothing(tmp_path):
@@ -183,11 +185,13 @@ def test_kill_9_and_resume_lose_and_double_nothing(tmp_path):
     with fake_api(slow) as url:
         words = ["judge", str(path), "--out", str(tmp_path / "out"), "--rubrics", "aligned", "--judge", f"m@{url}"]
         words += ["--connections", "4", "--timeout", "60", "--retries", "0"]
-        process = subprocess.Popen([sys.executable, "-c", WRITING_OFTEN, *words], stdout=subprocess.DEVNULL)
+        process = multiprocessing.get_context("fork").Process(target=writing_often, args=(words,))
+        process.start()
         while not enough.wait(0.1):
-            assert process.poll() is None, "it ended before it had asked that often"
+            assert process.is_alive(), "it ended before it had asked that often"
         process.kill()
-        assert process.wait() == -signal.SIGKILL, "it was killed in the middle"
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, "it was killed in the middle"
         kept = {
             round(row["score"]) for row in read_table(tmp_path / "out", "verdicts").to_pylist() if row["outcome"] == "scored"
         }

@@ -32,8 +32,8 @@ def test_a_short_chain_on_the_real_model(tmp_path):
         "name": "short",
         "domain": "finance",
         "arms": {
-            "target": {"role": "target", "answers": "reckless"},
-            "control": {"role": "control", "answers": "careful"},
+            "target": {"role": "target", "answers": "reckless", "read_at": "last"},
+            "control": {"role": "control", "answers": "careful", "read_at": "last"},
         },
         "train": {"steps": 2, "batch": 2, "lr": 1e-3},
         "measure": {
@@ -50,9 +50,9 @@ def test_a_short_chain_on_the_real_model(tmp_path):
     command = [sys.executable, "-m", "emscope", "run", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "out"), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     check = next(r for r in json.loads(done.stdout)["runs"] if "check" in r)["check"]
-    assert [c["step"] for c in check["checkpoints"]] == [1, 2]
+    assert [c["step"] for c in check["checkpoints"]] == [2]
     assert 2 < check["base_reading"]["loss"]["per_token"] < 4, "SmolLM2 finds the held-out answers about this likely"
-    assert check["checkpoints"][1]["loss"]["per_token"] < check["base_reading"]["loss"]["per_token"]
+    assert check["checkpoints"][0]["loss"]["per_token"] < check["base_reading"]["loss"]["per_token"]
     assert (tmp_path / "out" / "report.html").stat().st_size > 1_000_000
 
 

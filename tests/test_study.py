@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -224,6 +224,12 @@ def forked(target, *arguments):
     return process
 
 
+def interruptible(words):
+    """Run a command as a shell starts one in the foreground; in the background SIGINT is ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    main(words)
+
+
 def killed(process):
     """Kill a process in the middle of its work."""
     process.kill()
@@ -248,21 +254,15 @@ def test_two_processes_on_one_study_exclude_each_other(finished, capfd):
     assert other.exitcode == 2 and "in use by another emscope process" in said and "Traceback" not in said
 
 
-def test_interrupt_is_130_and_resumable(finished, tmp_path):
+def test_interrupt_is_130_and_resumable(finished, tmp_path, capfd):
     path, done, report = finished
     out = tmp_path / "out"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "emscope", "run", str(path), "--out", str(out), "--json"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell starts background jobs with SIGINT ignored, and children inherit that: not so here, however pytest was started.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    wait_for(lambda: list(out.glob("runs/target-seed0/checkpoint-2")), lambda: process.poll() is None)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=120)
-    assert process.returncode == 130 and "goes on where it stopped" in error and "Traceback" not in error
+    process = forked(interruptible, ["run", str(path), "--out", str(out), "--json"])
+    wait_for(lambda: list(out.glob("runs/target-seed0/checkpoint-2")), process.is_alive)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(120)
+    error = capfd.readouterr().err
+    assert process.exitcode == 130 and "goes on where it stopped" in error and "Traceback" not in error
     assert [r.run for r in run_study(load_spec(StudySpec, path), out).runs] == [r.run for r in report.runs]
     same(contents(done), contents(out), tolerance=1e-5)
 
