@@ -23,6 +23,7 @@ from emscope.answers.judge_result import JudgedFile
 from emscope.answers.onset_result import Onsets
 from emscope.answers.rates_result import Rates
 from emscope.answers.runs.loss_result import Losses
+from emscope.answers.runs.shifts_result import Shifts
 from emscope.core.estimate import Estimate
 from emscope.core.plain import Result
 from emscope.inside.direction_results import Cosines, DataRisk, Direction, Shift, Steering
@@ -40,6 +41,7 @@ RESULTS: dict[str, type[Result]] = {
     "agreement": Agreement,
     "onset": Onsets,
     "loss": Losses,
+    "shifts": Shifts,
     "judge": JudgedFile,
     "bridge": Bridge,
     "distil": Distilled,

@@ -21,6 +21,7 @@ from emscope.answers.onset import OnsetSpec, follow
 from emscope.answers.rates import rates
 from emscope.answers.rates_spec import RatesSpec
 from emscope.answers.runs.loss import LossSpec, loss_and_score
+from emscope.answers.runs.shifts import ShiftsSpec, shifts
 from emscope.core.shown import Shown
 
 HOSTILE = "<script>alert('x')</script>"
@@ -111,6 +112,19 @@ def losses(tmp_path):
     return loss_and_score([tmp_path / "runs.csv"], spec)
 
 
+def shifted(tmp_path):
+    rng = np.random.default_rng(0)
+    names = ("base", "../" + HOSTILE, "other")
+    rows = [
+        {"model": m, "question": f"{HOSTILE} {q}", "aligned": 90 - 3 * q - 20 * n + rng.uniform(0, 9), "coherent": 80}
+        for n, m in enumerate(names)
+        for q in range(8)
+        for _ in range(4)
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "moved.csv", index=False)
+    return shifts([tmp_path / "moved.csv"], ShiftsSpec(group="model", before="base"))
+
+
 def judged_file(tmp_path):
     return JudgedFile(
         judges=(JudgeSpec(name=HOSTILE),),
@@ -129,7 +143,7 @@ def judged_file(tmp_path):
     )
 
 
-MADE = [fully_judged_rates, drawn_rates, agreed, followed, bridged, distilled, judged_file, losses]
+MADE = [fully_judged_rates, drawn_rates, agreed, followed, bridged, distilled, judged_file, losses, shifted]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from emscope.version import __version__ as __version__
 
 __all__ = [
     *("agreement", "check", "compare", "data_risk", "diff", "extract", "judge", "loss", "onset", "probe", "rates", "run_study"),
-    *("sample", "steer", "subspaces", "trajectories"),
+    *("sample", "shifts", "steer", "subspaces", "trajectories"),
 ]
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from emscope.api import rates as rates
     from emscope.api import run_study as run_study
     from emscope.api import sample as sample
+    from emscope.api import shifts as shifts
     from emscope.api import steer as steer
     from emscope.api import subspaces as subspaces
     from emscope.api import trajectories as trajectories

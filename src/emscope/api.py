@@ -17,6 +17,7 @@ from emscope.answers.judge_spec import JudgingSpec, judges_named
 from emscope.answers.onset_spec import OnsetSpec
 from emscope.answers.rates_spec import RatesSpec
 from emscope.answers.runs.loss_spec import LossSpec
+from emscope.answers.runs.shifts_spec import ShiftsSpec
 from emscope.answers.sample_spec import AskSpec, LoadSpec
 from emscope.core.errors import WorldError
 from emscope.core.fields import AUTO, RUBRICS
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from emscope.answers.onset_result import Onsets
     from emscope.answers.rates_result import Rates
     from emscope.answers.runs.loss_result import Losses
+    from emscope.answers.runs.shifts_result import Shifts
     from emscope.inside.direction_results import Cosines, DataRisk, Direction, Steering
     from emscope.inside.prompt_results import Probes, Subspaces
     from emscope.inside.results import Diff, Trajectories
@@ -196,6 +198,23 @@ def loss(runs: Rows, **settings: object) -> Losses:
     spec = parse(LossSpec, settings, "loss")
     with _files(runs) as paths:
         return loss_and_score(paths, spec)
+
+
+@with_fields_of(ShiftsSpec)
+def shifts(answers: Rows, **settings: object) -> Shifts:
+    """Return how scores of the same questions moved from before to after fine-tuning.
+
+    Args:
+        answers: a file, several, or a DataFrame with a row an answer.
+
+    Raises:
+        InputError: columns or values that do not fit.
+    """
+    from emscope.answers.runs.shifts import shifts as moved
+
+    spec = parse(ShiftsSpec, settings, "shifts")
+    with _files(answers) as paths:
+        return moved(paths, spec)
 
 
 @with_fields_of(JudgingSpec)

@@ -36,6 +36,7 @@ class Entry(NamedTuple):
 COMMANDS = {
     "quickstart": Entry("study.quickstart", "The main job, start to finish, on an embedded model."),
     "run": Entry("study.run", "Run a study from its YAML file."),
+    "status": Entry("study.status", "How far is a study?"),
     "check": Entry("study.check", "Is this fine-tune misaligned? Which checkpoint is safe to ship?"),
     "train": Entry("study.train", "Fine-tune once, with checkpoints at a plan."),
     "sample": Entry("answers.sample", "Sample answers of a base model and its checkpoints."),
@@ -46,6 +47,7 @@ COMMANDS = {
     "bridge": Entry("answers.bridge", "A judge is replaced: what would the new one have said?"),
     "onset": Entry("answers.onset", "Since which step is a fine-tune misaligned, by a file?"),
     "loss": Entry("answers.loss", "Does alignment fall with the loss, over runs?"),
+    "shifts": Entry("answers.shifts", "How did fine-tuning move the scores of the same questions?"),
     "ladder": Entry("study.ladder", "How many nats per token are harm on a base?"),
     "export": Entry("answers.export", "Write judged answers as Inspect logs."),
     "solutions": Entry("inside.solutions", "Compare general and narrow fine-tunes of the same answers."),

@@ -32,6 +32,11 @@ def percent(estimate: Estimate | None) -> str:
     return f"{100 * estimate.value:.0f} % [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
 
 
+def p_value(p: float) -> str:
+    """Write a p-value with three digits, or that it is below the smallest of them."""
+    return "p < .001" if p < 0.001 else f"p {p:.3f}"
+
+
 def answer(value: bool | None) -> str:
     """Write yes, no, or a dash where it is open."""
     return BLANK if value is None else "yes" if value else "no"

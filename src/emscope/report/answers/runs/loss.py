@@ -99,8 +99,8 @@ def _together(result: Losses) -> list[str]:
 
 def _alike(what: str, p: float) -> str:
     if p < DOUBT:
-        return f"The strata do not share one {what} ({words_p(p)}): the joint value is an average."
-    return f"That all strata have one {what} is not ruled out ({words_p(p)})."
+        return f"The strata do not share one {what} ({words.p_value(p)}): the joint value is an average."
+    return f"That all strata have one {what} is not ruled out ({words.p_value(p)})."
 
 
 def _mixed(result: Losses, between: LossBetween) -> list[str]:
@@ -127,7 +127,7 @@ def _pairs(result: Losses) -> object:
     shown.add_column("")
     for m in result.matched:
         losses = words.BLANK if m.low is None or m.high is None else f"{m.low:.4g} to {m.high:.4g}"
-        p = words.BLANK if m.p_adjusted is None else words_p(m.p_adjusted)
+        p = words.BLANK if m.p_adjusted is None else words.p_value(m.p_adjusted)
         shown.add_row(
             m.a,
             m.b,
@@ -146,7 +146,7 @@ def _pair(m: AtEqualLoss) -> str:
         return f"{m.a} - {m.b}: {m.difference.why}."
     plain = "" if m.plain is None else f" (whatever the loss: {m.plain:.2f})"
     doubts = "".join(f"; {d}" for d in _doubts(m))
-    p = "" if m.p_adjusted is None else f", {words_p(m.p_adjusted)}"
+    p = "" if m.p_adjusted is None else f", {words.p_value(m.p_adjusted)}"
     return f"{m.a} - {m.b}: {words.interval(m.difference, 2)}{p} at equal loss{plain}{doubts}."
 
 
@@ -157,11 +157,6 @@ def _doubts(m: AtEqualLoss) -> list[str]:
     if m.slopes_p is not None and m.slopes_p < DOUBT:
         found.append("the two slopes differ")
     return found
-
-
-def words_p(p: float) -> str:
-    """Write a p-value: three digits, or that it is below the smallest of them."""
-    return "p < .001" if p < 0.001 else f"p {p:.3f}"
 
 
 def _name(label: Label) -> str:
