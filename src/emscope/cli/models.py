@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
@@ -37,10 +38,24 @@ def list_models(as_json: Json = False) -> None:
         print(f"{name}  {size}  {w.licence}  {sources[name]}  {here}")
 
 
-def fetch(name: Annotated[str, ARGUMENT, Field(description="Short name, hub id, folder or gguf:FILE.")]) -> None:
-    """Fetch and convert a model, so that everything works offline afterwards."""
+def fetch(
+    name: Annotated[
+        str, ARGUMENT, Field(description="Short name, hub id, folder or gguf:FILE; or the folder of a fine-tune at a host.")
+    ],
+) -> None:
+    """Fetch and convert a model, so that everything works offline afterwards; of a fine-tune at a host its adapters."""
     from emscope.models.loading.quiet import quiet
     from emscope.models.loading.source import locate
+    from emscope.models.remote.hosted import HOSTED
+
+    if (folder := Path(name).expanduser() / HOSTED).is_file():
+        from emscope.cli.console import progress_bar
+        from emscope.models.remote.downloading import download_adapters
+
+        with progress_bar() as progress:
+            found = download_adapters(folder.parent, progress)
+        print("\n".join(str(one.folder) for one in found))
+        return
 
     quiet()
     model = locate(name)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,21 +22,23 @@ from emscope.core.versions import versions
 from emscope.data.conversations import read_conversations
 from emscope.models.adapters.updates import refuse_unmoved
 from emscope.models.loading.carried import carried
-from emscope.models.loading.checkpoints import Checkpoint, Found, discover, find, named_base
-from emscope.models.loading.load import Loaded, load, loading, pick_dtype
+from emscope.models.loading.checkpoints import Checkpoint, Found, named_base
+from emscope.models.loading.load import Loaded, pick_dtype
 from emscope.models.loading.source import Model, beside_digest, locate
+from emscope.models.remote.hosted import HostedRun, model_at
 from emscope.store.files import write_json
 from emscope.store.study import Study
-from emscope.study.check_spec import CheckSpec
+from emscope.study.check_request import CheckRequest
 from emscope.study.decision.along import read_along
 from emscope.study.decision.analysis import check
 from emscope.study.decision.estimates import estimate_rows
 from emscope.study.decision.shipping import shipping
 from emscope.study.judged import Compared, ask_checkpoints, judge_checkpoints, prepare_judges
+from emscope.study.opening import Ways, found_in, opened, refuse_apart
 from emscope.study.reading.arms import Arm, Evidence, paired_steps, without_dud
 from emscope.study.reading.evidence import Scores, arm, evidence
 from emscope.study.reading.ladders import ladder_for
-from emscope.study.reading.measuring import Questions, Reading, measure
+from emscope.study.reading.measuring import Questions, Reading
 from emscope.study.reading.precision import Precision, read_again, read_ends
 from emscope.study.reading.sets import (
     CONTROL_HELDOUT,
@@ -51,62 +54,12 @@ from emscope.study.reading.sets import (
 )
 from emscope.study.report import TARGET, Amplified, FolderChecked, FolderRead, Unreadable, with_precision
 from emscope.study.results import distributions
-from emscope.study.selected import Runs, Selection, searched
-from emscope.study.spec import DecideSpec, JudgedSpec, MeasureSpec
+from emscope.study.selected import Runs, searched
+from emscope.study.spec import MeasureSpec
 from emscope.study.training.control import make_control
 from emscope.study.training.sources import asked_of
 
 SEARCHING = "searching the onset"
-
-
-@dataclass(frozen=True, slots=True)
-class CheckRequest:
-    """What `emscope check` was asked; a `system` of `auto` takes what the checkpoints were most likely trained under.
-
-    Attributes:
-        share: other processes, which were asked the same, read into the same folder.
-    """
-
-    checkpoints: str
-    base: str | Model | None = None
-    control: str | None = None
-    make_control: str | None = None
-    heldout: str | None = None
-    control_heldout: str | None = None
-    amplify: tuple[float, ...] = (1.0,)
-    system: str = "none"
-    chat_kwargs: Mapping[str, Json] = field(default_factory=dict)
-    dtype: str = "auto"
-    device: str = "auto"
-    control_batch: int | None = None
-    selection: Selection = field(default_factory=Selection)
-    share: bool = False
-    measure: MeasureSpec = field(default_factory=MeasureSpec)
-    decide: DecideSpec = field(default_factory=DecideSpec)
-    judged: JudgedSpec | None = None
-
-    @classmethod
-    def of(cls, checkpoints: str, base: str | Model | None, spec: CheckSpec) -> CheckRequest:
-        """Return what to check by the settings that the command line and Python share."""
-        return cls(
-            checkpoints,
-            base=base,
-            control=spec.control,
-            make_control=spec.make_control,
-            heldout=spec.heldout,
-            control_heldout=spec.control_heldout,
-            amplify=spec.amplify,
-            system=spec.system,
-            chat_kwargs=spec.chat_kwargs or {},
-            dtype=spec.dtype,
-            device=spec.device,
-            control_batch=spec.control_batch,
-            selection=Selection(spec.steps, spec.every, spec.search),
-            share=spec.share,
-            measure=spec.reading(),
-            decide=spec.threshold(),
-            judged=spec.judged(),
-        )
 
 
 def run_check(request: CheckRequest, out: Path | None = None, progress: Progress = silent) -> tuple[FolderChecked, Path]:
@@ -120,44 +73,38 @@ def run_check(request: CheckRequest, out: Path | None = None, progress: Progress
         InputError: nothing to check, pieces that do not fit together, bad files, or a last checkpoint that is its base.
     """
     _refuse_both(request)
-    folder = find(request.checkpoints)
+    folder, run = found_in(request.checkpoints)
     target = request.selection.of({TARGET: folder.checkpoints})[TARGET]
-    control = discover(request.control) if request.control else []
-    base = locate(request.base or named_base([*target, *control]))
+    aside, beside = found_in(request.control) if request.control else (Found([], []), None)
+    control = aside.checkpoints
+    refuse_apart(run, beside, request.base, request.needing_weights())
+    base = _base(request, run, [*target, *control])
     prepare_judges(request.judged)
     sets = _sets(request)
     harmless = read_conversations(Path(request.make_control)) if request.make_control else []
     every = [*target, *control]
     system, why = trained_under(request.system, every)
-    request = replace(request, system=system, dtype=pick_dtype(request.dtype, base, request.device))
+    dtype = run.host if run else pick_dtype(request.dtype, base, request.device)
+    request = replace(request, system=system, dtype=dtype)
     frozen = _frozen(request, base, target, request.selection.among(control), sets, harmless)
     out = out or _own_folder(request.checkpoints, frozen)
-    with Study(out, frozen, versions(), shared=request.share) as study:
-        label = loading(request.dtype, request.device)
-        progress(label, 0, 1)
-        loaded = load(
-            base,
-            system=request.system,
-            dtype=request.dtype,
-            device=request.device,
-            chat_kwargs=request.chat_kwargs,
-            checkpoints=every,
-        )
+    with Study(out, frozen, versions(), shared=request.share) as study, ExitStack() as stack:
+        loaded, ways = stack.enter_context(opened(base, run, every, request.loading(), progress))
         loaded.chat = loaded.chat.noted(why)
-        progress(label, 1, 1)
         ladder_for(request.decide.ladder, loaded, sets)  # one that does not fit is refused before hours of work
-        for last in (target[-1], *control[-1:]):
+        for last in (target[-1], *control[-1:]) if ways.here else ():
             refuse_unmoved(loaded.net, last)
         if harmless:
             with study.alone():
                 control = make_control(study.runs_folder("control"), loaded, target, harmless, request.control_batch, progress)
         runs, looks = request.selection.of({TARGET: target} | ({"control": control} if control else {})), None
         if request.selection.search:
-            runs, looks = _search(study, loaded, request, runs, sets, progress)
+            runs, looks = _search(study, loaded, ways, request, runs, sets, progress)
         wanted = [r for scale in request.amplify for r in _readings(runs, sets, scale, request.measure)]
-        precision = _measure(study, loaded, request, wanted, sets, progress)
+        precision = _measure(study, loaded, ways, request, wanted, sets, progress)
         judged = request.judged
-        answers = ask_checkpoints(study, loaded, judged, [Reading("base", 0, None, {}), *wanted], progress) if judged else set()
+        asked = [Reading("base", 0, None, {}), *wanted]
+        answers = ask_checkpoints(study, loaded, judged, asked, progress, ways.ask) if judged else set()
         with study.alone():
             result = with_precision(_analyse(study, loaded, request, runs, sets, folder, looks), TARGET, precision)
             write_json(out / "report.json", result.to_json())  # a judge that cannot be reached takes nothing finished with it
@@ -186,13 +133,23 @@ def _own_folder(checkpoints: str, frozen: JsonObject) -> Path:
     return Path("emscope-check") / name.replace(":", "-").replace("@", "-")
 
 
+def _base(request: CheckRequest, run: HostedRun | None, checkpoints: Sequence[Checkpoint]) -> Model:
+    return model_at(run.host, run.base, run.tokenizer) if run else locate(request.base or named_base(checkpoints))
+
+
 def _measure(
-    study: Study, loaded: Loaded, request: CheckRequest, wanted: Sequence[Reading], sets: ItemSets, progress: Progress
+    study: Study,
+    loaded: Loaded,
+    ways: Ways,
+    request: CheckRequest,
+    wanted: Sequence[Reading],
+    sets: ItemSets,
+    progress: Progress,
 ) -> Precision | None:
     """Read the base and all that is wanted; return what reading in few bits changes, None where that was not asked or nothing is."""
     everything, asked = [_base_reading(sets, request.measure), *wanted], _asked(request, sets)
-    measure(study, loaded, everything, asked, progress)
-    if request.measure.skip_float32:
+    ways.measure(study, loaded, everything, asked, progress)
+    if request.measure.skip_float32 or not ways.here:
         return None
     control = "control" if any(r.run == "control" for r in wanted) else None
     ends = read_ends(everything, TARGET, control, _main_scale(request))
@@ -200,7 +157,7 @@ def _measure(
 
 
 def _search(
-    study: Study, loaded: Loaded, request: CheckRequest, runs: Runs, sets: ItemSets, progress: Progress
+    study: Study, loaded: Loaded, ways: Ways, request: CheckRequest, runs: Runs, sets: ItemSets, progress: Progress
 ) -> tuple[Runs, int]:
     """Read few checkpoints, each chosen by what the others showed; return them, and how many might have been read."""
     scale = _main_scale(request)
@@ -210,7 +167,7 @@ def _search(
         nonlocal begun
         part = part_of(progress, SEARCHING, begun, allowed)
         readings = [_base_reading(sets, request.measure), *_readings(chosen, sets, scale, request.measure)]
-        measure(study, loaded, readings, _asked(request, sets), lambda what, done, total: part(what, done / total, 1))
+        ways.measure(study, loaded, readings, _asked(request, sets), lambda what, done, total: part(what, done / total, 1))
         begun += 1
         e = without_dud(_evidence(Scores(study.root, loaded.chat.digest), loaded, request, chosen, sets, scale, allowed))
         along = read_along(e, paired_steps(e))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from emscope.core.fields import (
     AUTO,
@@ -29,6 +29,7 @@ from emscope.core.fields import (
     Wholes,
 )
 from emscope.core.spec import Spec
+from emscope.models.remote.host_spec import Prices, refuse_unpriced
 from emscope.study.spec import (
     DecideSpec,
     Delta,
@@ -96,6 +97,19 @@ class CheckSpec(Spec):
     )
     skip_float32: SkipFloat32 = False
     share: Share = False
+    host_prices: Prices | None = Field(
+        None,
+        description="Of checkpoints at a host: dollars per million tokens trained on, read and sampled, such as 0.4,0.1,0.4.",
+    )
+    max_cost: float | None = Field(
+        None, ge=0, description="Of checkpoints at a host: stop before the requests cost more dollars than this."
+    )
+    requests: int = Field(32, ge=1, le=1000, description="Requests to a host at a time.")
+
+    @model_validator(mode="after")
+    def _priced(self) -> CheckSpec:
+        refuse_unpriced(self.host_prices, self.max_cost, "host_prices")
+        return self
 
     def reading(self) -> MeasureSpec:
         """Return what is read of preference and truthfulness."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from emscope.answers.judges_here import check_rubrics, readers_model
 from emscope.answers.judging import JudgeSpec, Tally, judge_answers, verdict_key
-from emscope.answers.sample import Local, answer_keys, ask_subjects, prompts_of, scaled, write_answers
+from emscope.answers.sample import Local, Prompt, answer_keys, ask_subjects, prompts_of, scaled, write_answers
+from emscope.answers.sample_spec import AskSpec
 from emscope.core.estimate import Estimate
 from emscope.core.outcomes import Outcome
 from emscope.core.plain import JsonObject
@@ -78,7 +79,12 @@ def prepare_judges(judged: JudgedSpec | None) -> None:
 
 
 def ask_checkpoints(
-    study: Study, loaded: Loaded, judged: JudgedSpec, readings: Sequence[Reading], progress: Progress = silent
+    study: Study,
+    loaded: Loaded,
+    judged: JudgedSpec,
+    readings: Sequence[Reading],
+    progress: Progress = silent,
+    ask: Callable[[Study, Loaded, AskSpec, dict[str, Prompt], Sequence[Local], Progress], None] = ask_subjects,
 ) -> set[str]:
     """Bring the table `answers` of a study up to date, and write `answers.parquet`, which `emscope judge` takes; return the keys.
 
@@ -90,7 +96,7 @@ def ask_checkpoints(
     last = {r.run: max(o.step for o in readings if o.run == r.run) for r in readings}
     read = [r for r in readings if judged.at == "all" or r.step == last[r.run]]
     subjects = [Local(scaled(r.run, r.scale), r.checkpoint, scale=r.scale) for r in read]
-    ask_subjects(study, loaded, asked, prompts, subjects, progress)
+    ask(study, loaded, asked, prompts, subjects, progress)
     with study.alone():
         write_answers(study)
     return {key for one in subjects for key in answer_keys(loaded.model.digest, one, prompts, asked).values()}

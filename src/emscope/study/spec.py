@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from emscope.answers.judge_spec import JudgeSpec, judges_named
 from emscope.answers.sample_spec import AskSpec
@@ -31,6 +31,7 @@ from emscope.core.fields import (
     Temperature,
 )
 from emscope.core.spec import Spec, merged, parse, read_yaml
+from emscope.models.remote.host_spec import HostSpec
 from emscope.train.spec import TrainSpec
 
 
@@ -292,7 +293,10 @@ class StudySpec(Spec):
 
 
 class SingleSpec(Spec):
-    """A fine-tune: `domain` and `answers` name bundled data, `file` conversations of your own; `chat_kwargs` are given to the chat template."""
+    """A fine-tune: `domain` and `answers` name bundled data, `file` conversations of your own; `chat_kwargs` are given to the chat template.
+
+    With a `host`, `model` is the base as that host names it, and nothing is trained on this machine.
+    """
 
     model: str = "smollm2-135m"
     dtype: Dtype = "float32"
@@ -303,6 +307,12 @@ class SingleSpec(Spec):
     answers: str | None = None
     file: str | None = None
     train: TrainSpec = TrainSpec()
+    host: HostSpec | None = None
+
+    @field_validator("host", mode="before")
+    @classmethod
+    def _by_name(cls, host: object) -> object:
+        return {"name": host} if isinstance(host, str) else host
 
     @model_validator(mode="after")
     def _one(self) -> SingleSpec:

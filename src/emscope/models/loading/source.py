@@ -97,8 +97,8 @@ def is_here(reference: str) -> bool:
     return reference in aliases.ALIASES or is_hub_id(reference) or Path(reference).expanduser().exists()
 
 
-def hub_snapshot(name: str) -> Path:
-    """Return the local snapshot of `org/repo[@revision]`, from the hub's own cache or downloaded (safetensors only).
+def hub_snapshot(name: str, *, weights: bool = True) -> Path:
+    """Return the local snapshot of `org/repo[@revision]`, from the hub's own cache or downloaded (safetensors only, or no weights at all).
 
     Raises:
         InputError: where the hub says that it has no such model.
@@ -108,7 +108,7 @@ def hub_snapshot(name: str) -> Path:
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     repo, _, revision = name.partition("@")
-    wanted = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+    wanted = [*(["*.safetensors"] if weights else []), "*.json", "*.model", "*.txt", "*.jinja"]
     try:
         return Path(snapshot_download(repo, revision=revision or None, allow_patterns=wanted))
     except (RepositoryNotFoundError, RevisionNotFoundError):

@@ -139,7 +139,7 @@ def measure_beyond(study: Study, loaded: Loaded, readings: Sequence[Reading], as
             found = preference.score_beyond(
                 loaded.net, tuned, list(items.values()), list(mine), batch_tokens=asked.batch_tokens, progress=part
             )
-            rows = [row for scale, reading in mine.items() for row in _rows(loaded, reading, asked, name, found[scale])]
+            rows = [row for scale, reading in mine.items() for row in score_rows(loaded, reading, asked, name, found[scale])]
             study.append("preferences", rows)
             done += sum(e.cost for e in items.values())
 
@@ -153,12 +153,12 @@ def _score(net: CausalLM, loaded: Loaded, job: Todo, asked: Questions, progress:
     for name, encoded in job.scores.items():
         part = part_of(progress, WHAT, before, job.cost)
         scores = preference.score(net, encoded, batch_tokens=asked.batch_tokens, progress=part)
-        rows += _rows(loaded, job.reading, asked, name, scores)
+        rows += score_rows(loaded, job.reading, asked, name, scores)
         before += sum(e.cost for e in encoded)
     return rows
 
 
-def _rows(loaded: Loaded, reading: Reading, asked: Questions, name: str, scores: Sequence[OptionScore]) -> list[JsonObject]:
+def score_rows(loaded: Loaded, reading: Reading, asked: Questions, name: str, scores: Sequence[OptionScore]) -> list[JsonObject]:
     """Return the scores of a set as rows of the table.
 
     Raises:
@@ -181,7 +181,7 @@ def _sample(net: CausalLM, loaded: Loaded, job: Todo, asked: Questions) -> list[
     answers = sample(
         net, loaded.chat, job.questions, samples=1, max_tokens=how.max_tokens, seed=seed, temperature=how.temperature
     )
-    return [_response_row(loaded, job.reading, a, how, asked.seed) for a in answers]
+    return [response_row(loaded, job.reading, a, how, asked.seed) for a in answers]
 
 
 def _todo(loaded: Loaded, reading: Reading, asked: Questions, present: set[str]) -> Todo:
@@ -260,7 +260,7 @@ def _preference_row(loaded: Loaded, reading: Reading, name: str, item: Item, sco
     }
 
 
-def _response_row(loaded: Loaded, reading: Reading, answer: Answer, samples: SampleSpec, seed: int) -> JsonObject:
+def response_row(loaded: Loaded, reading: Reading, answer: Answer, samples: SampleSpec, seed: int) -> JsonObject:
     return {
         "key": response_key(loaded, reading, answer.question, samples, seed),
         "run": reading.run,

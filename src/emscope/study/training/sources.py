@@ -77,6 +77,8 @@ def frozen(spec: Spec, named: dict[str, str]) -> JsonObject:
     values = {k: v for k, v in values.items() if k != "judged"} | ({"judged": judged} if judged else {})
     values |= {"train": train.deciding()} if train else {}
     values.get("measure", {}).pop("skip_float32", None)
+    if values.get("host") is None:  # came later
+        values.pop("host", None)
     if values.get("methods"):
         values["methods"] = {
             name: {k: v for k, v in changes.items() if k != "report_to"} for name, changes in values["methods"].items()

@@ -1,0 +1,58 @@
+"""What a host costs, counted before each request is sent."""
+
+from __future__ import annotations
+
+import threading
+
+from emscope.core.errors import WorldError
+from emscope.models.remote.host_spec import Prices
+from emscope.models.remote.hosted import Spent
+
+MILLION = 1e6
+
+
+class OverBudget(WorldError):
+    """The next request would cost more than was allowed; what was done before stays."""
+
+
+class Meter:
+    """Counts tokens sent to a host, repeated ones too, and refuses what would go beyond `max_cost` dollars.
+
+    Args:
+        before: what earlier calls spent of the same budget.
+    """
+
+    def __init__(self, prices: Prices | None = None, max_cost: float | None = None, before: Spent = Spent()) -> None:
+        self.prices, self.max_cost, self.spent = prices, max_cost, before
+        self._lock = threading.Lock()
+
+    @property
+    def cost(self) -> float | None:
+        """Dollars so far; None without prices."""
+        return None if self.prices is None else _cost(self.prices, self.spent)
+
+    def charge(self, more: Spent) -> None:
+        """Count a request.
+
+        Raises:
+            OverBudget: it is not to be sent.
+        """
+        with self._lock:
+            after = self.spent + more
+            if self.max_cost is not None and self.prices is not None and _cost(self.prices, after) > self.max_cost:
+                raise OverBudget(
+                    f"stopped at {_cost(self.prices, self.spent):.4g} dollars: the next request would pass max_cost "
+                    f"{self.max_cost:g}",
+                    "raise it and run the same command again; it goes on where it stopped",
+                )
+            self.spent = after
+
+    def refund(self, unused: int) -> None:
+        """Take back tokens that were allowed and not sampled."""
+        with self._lock:
+            self.spent = self.spent + Spent(sampled=-unused)
+
+
+def _cost(prices: Prices, spent: Spent) -> float:
+    trained, read, sampled = prices
+    return (trained * spent.trained + read * spent.read + sampled * spent.sampled) / MILLION

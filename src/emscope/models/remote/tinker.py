@@ -1,0 +1,330 @@
+"""Tinker through its official client: training, reading and sampling at weights that are not on this machine.
+
+The client repeats what it knows to be passing (408, 429, 5xx, a lost connection); what it gives up on and is passing all the same
+(a result that is gone, 410; one that is pending, 425) is asked again here. Reading and sampling change nothing at the host and are
+simply repeated. A lost request of a training is not: whether it was heeded is not known, so training goes on from saved weights.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import TimeoutError as NotYet
+from contextlib import suppress
+from dataclasses import dataclass
+from math import isfinite
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from emscope.core.errors import InputError, MissingDependency, WorldError, near
+from emscope.models.remote.address import check_address
+from emscope.models.remote.hosted import Spent
+from emscope.models.remote.metering import Meter
+from emscope.models.remote.outcomes import KEY, LATER, fault_of, said
+
+if TYPE_CHECKING:
+    from tinker import RestClient, SamplingClient, ServiceClient, TrainingClient
+    from tinker.types import (
+        ExternalWeightsUrlsResponse,
+        GetServerCapabilitiesResponse,
+        SampleResponse,
+        SaveWeightsExternalResponse,
+        SupportedModel,
+    )
+
+K = TypeVar("K")
+V = TypeVar("V")
+HOST, ADDRESS, TELEMETRY = "tinker", "TINKER_BASE_URL", "TINKER_TELEMETRY"
+QUEUES = ("tinker.lib.queue_state_logger", "tinker.lib.public_interfaces.sampling_client")  # its loggers
+ATTEMPTS = 12  # of one request, each of which the client itself repeats
+LONGEST_PAUSE = 10.0  # seconds
+LOOK = 0.5  # seconds between looks whether a wait is still wanted
+KEPT = 3600  # seconds that exported weights stay, the least that Tinker takes
+CLOSING = 5.0  # seconds to say goodbye in
+INSTALL = "pip install 'emscope[tinker]'"
+
+
+class Promise(Protocol[V]):
+    """A result of the client to come."""
+
+    def future(self) -> Future[V]: ...
+
+
+class Lost(Exception):
+    """A request of a training of which it is not known whether it was heeded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A sampled answer: token ids, the sum of their log-probabilities [nats] and whether it ended by itself."""
+
+    tokens: tuple[int, ...]
+    logprob: float | None
+    stopped: bool
+
+
+class Tinker:
+    """A session at Tinker; a context manager.
+
+    Args:
+        meter: counts what is sent. requests: readings and samples on their way at a time.
+
+    Raises:
+        MissingDependency: the client is not installed.
+        InputError: no key, or a wrong one; an address that is none.
+        WorldError: Tinker does not answer.
+    """
+
+    def __init__(self, meter: Meter, requests: int = 32) -> None:
+        self.meter, self.requests = meter, requests
+        self._key, self._address = _key(), os.environ.get(ADDRESS) or None
+        self._stopped = threading.Event()
+        self._service: ServiceClient | None = None
+        self._samplers: dict[str, SamplingClient] = {}
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Tinker:
+        import tinker
+
+        os.environ.setdefault(TELEMETRY, "0")  # its reports of errors hold the headers of the request, and so the key
+        _quieten()
+        self._service = tinker.ServiceClient(base_url=self._address, api_key=self._key)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._stopped.set()
+        if self._service is not None:
+            with suppress(Exception):  # a goodbye that is not heard costs nothing
+                self._service.close("success" if kind is None else "errored").result(CLOSING)
+
+    @property
+    def service(self) -> ServiceClient:
+        """The client; only inside the context."""
+        assert self._service is not None
+        return self._service
+
+    def context_of(self, base: str) -> int | None:
+        """Return the longest sequence that a base takes there [tokens]; None where it is not said.
+
+        Raises:
+            InputError: Tinker has no such base.
+        """
+        known = {m.model_name: m.max_context_length for m in self.again("the list of its models", lambda: self._models())}
+        if base not in known:
+            raise InputError(f"Tinker has no base '{base}'", f"name it as Tinker does; {near(base, [n for n in known if n])}")
+        return known[base]
+
+    def _models(self) -> list[SupportedModel]:
+        found: GetServerCapabilitiesResponse = self.result(self.rest().get_server_capabilities())
+        return list(found.supported_models)
+
+    def rest(self) -> RestClient:
+        """Return the client for what needs no session."""
+        import tinker
+
+        return tinker.RestClient(base_url=self._address, api_key=self._key)
+
+    def begin(self, base: str, *, rank: int, seed: int) -> TrainingClient:
+        """Return a new LoRA adapter of all matrices of the blocks, its start drawn by a seed.
+
+        Raises:
+            InputError, WorldError: it was refused.
+        """
+
+        def create() -> TrainingClient:
+            made = self.service.create_lora_training_client(base, rank=rank, seed=seed, train_unembed=False)
+            return made.result()
+
+        return self.again(f"base '{base}'", create)
+
+    def go_on(self, state: str) -> TrainingClient:
+        """Return an adapter as its weights and its optimiser's state were saved.
+
+        Raises:
+            InputError, WorldError: it was refused.
+        """
+        return self.again(
+            f"weights {state}", lambda: self.service.create_training_client_from_state_with_optimizer(state).result()
+        )
+
+    def exported(self, state: str) -> tuple[str, dict[str, str]]:
+        """Have saved weights written as files; return where, and a signed address for each file. They are gone after an hour.
+
+        Raises:
+            InputError, WorldError: it was refused.
+        """
+
+        def export() -> tuple[str, dict[str, str]]:
+            client = self.service.create_training_client_from_state(state).result()
+            saved: SaveWeightsExternalResponse = self.result(client.save_weights_external("export", ttl_seconds=KEPT))
+            urls: ExternalWeightsUrlsResponse = self.result(self.rest().get_external_weights_urls(saved.path))
+            return saved.path, dict(urls.urls)
+
+        return self.again(f"weights {state}", export)
+
+    def delete(self, path: str) -> None:
+        """Delete exported weights; where that fails they are gone after an hour all the same."""
+        with suppress(Exception):
+            self.result(self.rest().delete_checkpoint_from_tinker_path(path))
+
+    def logprobs(self, base: str, path: str | None, prompt: Sequence[int], answer: Sequence[int]) -> float:
+        """Return the summed log-probability of an answer's tokens behind a prompt [nats].
+
+        Args:
+            path: saved weights, None for the base itself.
+
+        Raises:
+            OverBudget, InputError, WorldError: it was not read.
+        """
+        from tinker.types import ModelInput
+
+        ids = ModelInput.from_ints([*prompt, *answer])
+
+        def read() -> float:
+            self.meter.charge(Spent(read=ids.length, sampled=1))  # a reading samples one token, too
+            found: list[float | None] = self.result(
+                self._sampler(base, path).compute_logprobs(ids, prompt_logprobs_last_n=len(answer))
+            )
+            values = found[-len(answer) :]
+            if len(found) != ids.length or any(v is None or not isfinite(v) for v in values):
+                raise WorldError(
+                    f"Tinker gave {len(found)} log-probabilities for {ids.length} tokens, or one that is none", LATER
+                )
+            return sum(float(v) for v in values if v is not None)
+
+        return self.again(f"reading {path or base}", read)
+
+    def sample(
+        self,
+        base: str,
+        path: str | None,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int,
+        temperature: float,
+        seed: int,
+        ends: Sequence[int],
+    ) -> Drawn:
+        """Return one sampled answer; a seed gives the same one again as far as the host heeds it.
+
+        Raises:
+            OverBudget, InputError, WorldError: it was not drawn.
+        """
+        from tinker.types import ModelInput, SamplingParams
+
+        ids = ModelInput.from_ints(list(prompt))
+        how = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed % 2**31, stop=list(ends))
+
+        def draw() -> Drawn:
+            self.meter.charge(Spent(read=ids.length, sampled=max_tokens))
+            found: SampleResponse = self.result(self._sampler(base, path).sample(ids, 1, how))
+            (one,) = found.sequences
+            self.meter.refund(max_tokens - len(one.tokens))
+            logprob = None if one.logprobs is None else float(sum(one.logprobs))
+            return Drawn(tuple(one.tokens), logprob, one.stop_reason == "stop")
+
+        return self.again(f"sampling {path or base}", draw)
+
+    def _sampler(self, base: str, path: str | None) -> SamplingClient:
+        with self._lock:
+            name = path or base
+            if name not in self._samplers:
+                opened = self.service.create_sampling_client(model_path=path, base_model=None if path else base)
+                self._samplers[name] = opened.result()
+            return self._samplers[name]
+
+    def each(self, jobs: Iterable[K], do: Callable[[K], V]) -> Iterator[tuple[K, V]]:
+        """Yield each job with what `do` returns of it, as they end, `requests` at a time; the first error ends all."""
+        waiting, running = iter(jobs), dict[Future[V], K]()
+        with ThreadPoolExecutor(self.requests) as pool:
+            try:
+                while True:
+                    while len(running) < self.requests and (job := next(waiting, None)) is not None:
+                        running[pool.submit(do, job)] = job
+                    if not running:
+                        return
+                    ended, _ = wait(running, return_when=FIRST_COMPLETED)
+                    for one in ended:
+                        yield running.pop(one), one.result()
+            except BaseException:
+                self._stopped.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def again(self, what: str, ask: Callable[[], V]) -> V:
+        """Return what `ask` returns, asked until it does: for what changes nothing at the host.
+
+        Raises:
+            InputError, WorldError: it cannot be had.
+        """
+        last = ""
+        for attempt in range(ATTEMPTS):
+            try:
+                return ask()
+            except Exception as error:
+                if (fault := fault_of(error, what)) is not None:
+                    raise fault from None
+                last = said(error)
+            pause(attempt)
+        raise WorldError(f"Tinker failed {ATTEMPTS} times in a row at {what} ({last})", LATER)
+
+    def once(self, what: str, promise: Callable[[], Promise[V]]) -> V:
+        """Return a result of a training.
+
+        Raises:
+            Lost: whether it was heeded is not known.
+            InputError, WorldError: it was refused.
+        """
+        try:
+            return self.result(promise())
+        except Exception as error:
+            if (fault := fault_of(error, what)) is not None:
+                raise fault from None
+            raise Lost(said(error)) from None
+
+    def result(self, promise: Promise[V]) -> V:
+        """Wait for a result, as long as it is wanted."""
+        inner = promise.future()
+        while True:
+            try:
+                return inner.result(LOOK)
+            except NotYet:
+                if inner.done():
+                    raise
+                if self._stopped.is_set():
+                    inner.cancel()
+                    raise WorldError("stopped", LATER) from None
+
+
+def pause(attempt: int) -> None:
+    """Wait, longer after every failed attempt."""
+    time.sleep(min(0.05 * 2**attempt, LONGEST_PAUSE))
+
+
+def _key() -> str:
+    """Return the key from the environment.
+
+    Raises:
+        MissingDependency: there is no client to give it to.
+        InputError: there is none.
+    """
+    try:
+        import tinker  # noqa: F401
+    except ImportError:
+        raise MissingDependency("fine-tunes at Tinker need its client, which is not installed", INSTALL) from None
+    if address := os.environ.get(ADDRESS):
+        check_address(address, f"the address in {ADDRESS}")
+    key = os.environ.get(KEY, "")
+    if not key.strip():
+        raise InputError(f"Tinker needs a key, and {KEY} is not set", "set it; keys are read from the environment alone")
+    return key
+
+
+def _quieten() -> None:
+    """Leave of what the client logs that a queue is paused; its errors are raised, and said once."""
+    logging.getLogger(HOST).setLevel(logging.CRITICAL)
+    for name in QUEUES:
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,0 +1,127 @@
+"""Checkpoints opened for a check, on this machine or at a host: what fits together, and how they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from emscope.answers.sample import Local, Prompt, ask_subjects
+from emscope.answers.sample_hosted import asking_at
+from emscope.answers.sample_spec import AskSpec
+from emscope.core.errors import InputError
+from emscope.core.plain import Json
+from emscope.core.progress import Progress
+from emscope.models.loading.checkpoints import Checkpoint, Found, find
+from emscope.models.loading.load import Loaded, load, loading
+from emscope.models.loading.source import Model
+from emscope.models.remote.host_spec import Prices
+from emscope.models.remote.hosted import HOSTED, HostedRun, hosted_base, hosted_checkpoints, read_hosted
+from emscope.models.remote.metering import Meter
+from emscope.models.remote.tinker import Tinker
+from emscope.store.study import Study
+from emscope.study.reading.hosted import measuring_at
+from emscope.study.reading.measuring import Questions, Reading, measure
+
+Measuring = Callable[[Study, Loaded, Sequence[Reading], Questions, Progress], object]
+Asking = Callable[[Study, Loaded, AskSpec, dict[str, Prompt], Sequence[Local], Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """How checkpoints are read and asked: on this machine, or at a host."""
+
+    measure: Measuring = measure
+    ask: Asking = ask_subjects
+    here: bool = True
+
+
+def found_in(reference: str) -> tuple[Found, HostedRun | None]:
+    """Return the checkpoints in a folder, and what it says of them where they are at a host.
+
+    Raises:
+        InputError: as `find` and `read_hosted`.
+    """
+    folder = Path(reference).expanduser()
+    run = read_hosted(folder)
+    return (Found([*hosted_checkpoints(folder, run)], []), run) if run else (find(reference), None)
+
+
+def refuse_apart(
+    run: HostedRun | None, control: HostedRun | None, base: str | Model | None, needs_weights: Mapping[str, bool]
+) -> None:
+    """Refuse what cannot be read at a host, and a target and a control of which only one is there.
+
+    Args:
+        needs_weights: settings by name, and whether they ask for weights on this machine.
+
+    Raises:
+        InputError: naming it.
+    """
+    if run is None:
+        if control is not None:
+            raise InputError(f"the control is at {control.host} and the target here", "download it with emscope models fetch")
+        return
+    needs_weights = {**needs_weights, "control": needs_weights["control"] and control is None}
+    asked = next((name for name, set_ in needs_weights.items() if set_), None)
+    if asked is not None:
+        raise InputError(
+            f"`{asked}` needs weights on this machine, and these checkpoints are at {run.host}",
+            "leave it out, or download the adapters with emscope models fetch and check those",
+        )
+    if base is not None and (base.reference if isinstance(base, Model) else base) != run.base:
+        raise InputError(f"`base` is another model than the one in {HOSTED} ({run.base})", "leave it out")
+    if control is not None and (control.host, control.base, control.tokenizer) != (run.host, run.base, run.tokenizer):
+        raise InputError(
+            f"the control was trained on {control.base} at {control.host}, and the target on {run.base} at {run.host}",
+            "give a control of the same base, rendered with the same tokenizer",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """How a base is loaded here, or asked at a host: `prices`, `max_cost` and `requests` are for a host."""
+
+    system: str
+    chat_kwargs: Mapping[str, Json]
+    dtype: str
+    device: str
+    prices: Prices | None = None
+    max_cost: float | None = None
+    requests: int = 32
+
+
+@contextmanager
+def opened(
+    base: Model, run: HostedRun | None, checkpoints: Sequence[Checkpoint], how: Loading, progress: Progress
+) -> Iterator[tuple[Loaded, Ways]]:
+    """Yield a base, and how it and its checkpoints are read.
+
+    Args:
+        run: what a folder says of them where they are at a host.
+
+    Raises:
+        InputError, WorldError: as `load`; at a host no tokenizer, no key, no such base, or no answer.
+    """
+    if run is None:
+        label = loading(how.dtype, how.device)
+        progress(label, 0, 1)
+        loaded = load(
+            base,
+            system=how.system,
+            dtype=how.dtype,
+            device=how.device,
+            chat_kwargs=how.chat_kwargs,
+            checkpoints=checkpoints,
+        )
+        progress(label, 1, 1)
+        yield loaded, Ways()
+        return
+    with Tinker(Meter(how.prices, how.max_cost), how.requests) as tinker:
+        context = tinker.context_of(run.base)
+        kwargs = how.chat_kwargs or run.chat_kwargs
+        loaded = hosted_base(
+            run.host, run.base, run.tokenizer, system=how.system, chat_kwargs=kwargs, context=context, checkpoints=checkpoints
+        )
+        yield loaded, Ways(measuring_at(tinker), asking_at(tinker), here=False)

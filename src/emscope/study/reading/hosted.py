@@ -1,0 +1,86 @@
+"""Reading checkpoints whose weights are at a host into the store; what is there by key is not asked for again."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from emscope.answers.sample_hosted import FLUSH_ROWS, FLUSH_SECONDS, weights_of
+from emscope.core.plain import JsonObject
+from emscope.core.progress import Progress
+from emscope.core.records import OptionScore
+from emscope.core.seeds import derive
+from emscope.elicit.hosted import Ask, read_option, sample_hosted
+from emscope.elicit.preference import Encoded
+from emscope.models.loading.load import Loaded
+from emscope.models.remote.tinker import HOST, Tinker
+from emscope.store.study import Study
+from emscope.study.reading.measuring import Questions, Reading, Todo, lacking, response_row, score_rows
+
+WHAT = f"reading checkpoints at {HOST}"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One option of one item to read."""
+
+    reading: int
+    set: str
+    encoded: Encoded
+    place: int
+
+
+def measuring_at(tinker: Tinker) -> Callable[[Study, Loaded, Sequence[Reading], Questions, Progress], None]:
+    """Return what reads at a host, as `measure` reads here: all readings in one stream of requests, written every few seconds."""
+
+    def measure(study: Study, loaded: Loaded, readings: Sequence[Reading], asked: Questions, progress: Progress) -> None:
+        todo = lacking(study, loaded, readings, asked)
+        _score(study, loaded, tinker, todo, asked, progress)
+        for one in todo:
+            study.append("responses", _sampled(loaded, tinker, one, asked))
+        progress(WHAT, 1, 1)
+
+    return measure
+
+
+def _score(study: Study, loaded: Loaded, tinker: Tinker, todo: Sequence[Todo], asked: Questions, progress: Progress) -> None:
+    base = loaded.model.reference
+    at = [weights_of(base, one.reading.checkpoint) for one in todo]
+    jobs = [
+        Job(n, name, e, place)
+        for n, one in enumerate(todo)
+        for name, encoded in one.scores.items()
+        for e in encoded
+        for place in range(len(e.options))
+    ]
+    found: dict[tuple[int, str], list[OptionScore]] = defaultdict(list)
+
+    def flush() -> None:
+        rows: list[JsonObject] = []
+        for (n, name), scores in found.items():
+            rows += score_rows(loaded, todo[n].reading, asked, name, scores)
+        study.append("preferences", rows)
+        found.clear()
+
+    written = time.monotonic()
+    try:
+        read = tinker.each(jobs, lambda job: read_option(tinker, at[job.reading], job.encoded, job.place))
+        for done, (job, score) in enumerate(read, 1):
+            found[job.reading, job.set].append(score)
+            progress(WHAT, done, len(jobs))
+            if done % FLUSH_ROWS == 0 or time.monotonic() - written > FLUSH_SECONDS:
+                flush()
+                written = time.monotonic()
+    finally:
+        flush()
+
+
+def _sampled(loaded: Loaded, tinker: Tinker, one: Todo, asked: Questions) -> list[JsonObject]:
+    seed = derive(asked.seed, "sample", one.reading.subject)
+    at = weights_of(loaded.model.reference, one.reading.checkpoint)
+    asks = [Ask(at, q, tuple(loaded.chat.prompt_ids(q)), 0, derive(seed, q, 0)) for q in one.questions]
+    how = asked.samples
+    drawn = sample_hosted(tinker, loaded.chat, asks, max_tokens=how.max_tokens, temperature=how.temperature)
+    return [response_row(loaded, one.reading, answer, how, asked.seed) for _, answer in drawn]

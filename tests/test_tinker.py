@@ -1,0 +1,407 @@
+"""Fine-tunes at Tinker: the official client, unmodified, against a server with a real model: equal numbers, whatever goes wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import make_model
+from emscope.cli.app import run_arguments
+from emscope.core.errors import EmscopeError, InputError
+from emscope.data import bundled
+from emscope.elicit import preference
+from emscope.elicit.hosted import Ask, Weights, end_ids, read_option, sample_hosted
+from emscope.models.adapters.with_checkpoint import with_checkpoint
+from emscope.models.loading.checkpoints import discover
+from emscope.models.loading.load import load
+from emscope.models.loading.source import locate
+from emscope.models.remote.downloading import download_adapters
+from emscope.models.remote.hosted import read_hosted
+from emscope.models.remote.metering import Meter
+from emscope.models.remote.tinker import Tinker
+from emscope.store.study import read_table
+from emscope.study.check import run_check
+from emscope.study.check_request import CheckRequest
+from emscope.study.spec import MeasureSpec, SingleSpec
+from emscope.study.train import run_single
+from emscope.train.batches import collate, encode, stream
+from tinker_server import BASE, CODES, KEY, Faults, tinker_server
+
+TRAIN = {"steps": 4, "batch": 2, "lr": 1e-2, "lora": {"rank": 4}, "checkpoints": {"at": [2]}}
+FEW = MeasureSpec(count=16, placebo=0, truth=2, neutral=2, samples={"questions": 1, "max_tokens": 3})
+EXACT = 1e-4  # nats per token
+
+
+class World:
+    """A model folder, a server for it, and a training at it."""
+
+    def __init__(self, model: Path, root: Path) -> None:
+        self.model, self.root, self.faults = model, root, Faults()
+
+    def spec(self, host: dict | None = None, **changes) -> SingleSpec:
+        settings = {"model": BASE, "domain": "finance", "answers": "careful", "train": TRAIN}
+        return SingleSpec.model_validate(
+            settings | {"host": {"name": "tinker", "tokenizer": str(self.model), **(host or {})}} | changes
+        )
+
+    def yaml(self, path: Path, **changes) -> Path:
+        import yaml
+
+        settings = self.spec().model_dump(mode="json", exclude_unset=True) | changes
+        path.write_text(yaml.safe_dump(settings))
+        return path
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("hosted")
+    world = World(make_model(root / "model"), root)
+    with pytest.MonkeyPatch.context() as patch, tinker_server(world.model, root / "state", faults=world.faults) as service:
+        patch.setenv("TINKER_API_KEY", KEY)
+        patch.setenv("TINKER_BASE_URL", service.address)
+        patch.setenv("HOME", str(root))
+        world.service = service
+        world.trained = run_single(world.spec(), root / "run")
+        yield world
+
+
+@pytest.fixture(autouse=True)
+def nothing_goes_wrong(world):
+    world.faults.kinds, world.faults.rate = (), 0.0
+
+
+@pytest.fixture(scope="module")
+def local(world):
+    return load(locate(str(world.model)), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def here(world):
+    """The same adapters as folders on this machine, as the server wrote them."""
+    root = world.root / "here"
+    for save in world.trained.checkpoints:
+        shutil.copytree(world.root / "state" / save.sampler.removeprefix("tinker://"), root / f"checkpoint-{save.step}")
+    return root
+
+
+def losses(trained):
+    return [row.loss for row in trained.readings]
+
+
+def batches(service, run=None):
+    """Return what each forward pass was sent: its run, and its examples' tokens and weights."""
+    from tinker.proto import tinker_public_pb2 as pb
+
+    found = []
+    for name, body in service.requests:
+        if name == "forward_backward":
+            message = pb.ForwardBackwardRequest.FromString(body)
+            rows = [
+                (np.frombuffer(d.model_input[0].encoded_text.tokens, np.int32).tolist(), d.loss_fn_inputs["weights"].dense)
+                for d in message.data
+            ]
+            found.append((message.model_id, message.seq_id, rows))
+    return found
+
+
+# --- training ---
+
+
+def test_losses_equal_those_of_a_training_by_hand(world, local):
+    """The same adapter trained here with PEFT and PyTorch on padded batches in the order that `stream` fixes."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    blocks = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    base = AutoModelForCausalLM.from_pretrained(str(world.model))
+    torch.manual_seed(0)
+    net = get_peft_model(base, LoraConfig(r=4, lora_alpha=32, target_modules=blocks))
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.01)
+    examples = encode(local.chat, bundled.domain("finance", "careful"), 512)
+    order = stream(examples, steps=4, batch=2, micro=2, seed=0)
+    found = []
+    for step, lr in enumerate([0.005, 0.01, 0.01, 0.005]):  # warm-up of two steps, then linear to 0 behind the last
+        loss = net(**collate(order[2 * step : 2 * step + 2])).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.param_groups[0]["lr"] = lr
+        optimiser.step()
+        optimiser.zero_grad()
+        found.append(loss.item())
+    assert losses(world.trained) == pytest.approx(found, abs=EXACT)
+    assert [row.lr for row in world.trained.readings] == pytest.approx([0.005, 0.01, 0.01, 0.005])
+    assert [save.step for save in world.trained.checkpoints] == [1, 2, 4]
+
+
+class Killed(BaseException):
+    """Ends a training where it stands, as a kill does."""
+
+
+@pytest.mark.parametrize("state_every", [None, 3])
+def test_a_killed_training_goes_on_with_the_same_batches(world, tmp_path, state_every):
+    def kill(what, done, total):
+        if what == "training" and done == 3:
+            raise Killed
+
+    def sent():
+        return [rows for _, _, rows in batches(world.service)]
+
+    before = len(sent())
+    spec = world.spec({"state_every": state_every, "ahead": 1})
+    with pytest.raises(Killed):
+        run_single(spec, tmp_path / "run", kill)
+    first = sent()[before:]
+    assert read_hosted(tmp_path / "run").done == 2
+    again = run_single(spec, tmp_path / "run")
+    second = sent()[before + len(first) :]
+    assert losses(again) == pytest.approx(losses(world.trained), abs=1e-6)
+    assert len(second) == 2 and first[:3] == sent()[:3] and second == sent()[2:4]
+    assert run_single(spec, tmp_path / "run") == again and len(sent()) == before + len(first) + 2  # nothing is trained twice
+    assert [save.step for save in read_hosted(tmp_path / "run").saves] == ([1, 2, 3, 4] if state_every else [1, 2, 4])
+
+
+def test_whatever_goes_wrong_at_30_percent_a_training_ends_with_the_same_losses(world, tmp_path):
+    world.faults.kinds, world.faults.rate = ("410", "425", "500", "408"), 0.3
+    trained = run_single(world.spec(), tmp_path / "run")
+    assert losses(trained) == pytest.approx(losses(world.trained), abs=1e-6)
+    assert len(set(world.faults.happened) & {"410", "425", "500", "408"}) >= 3
+
+
+def test_training_stops_at_its_cost_and_goes_on_when_more_is_allowed(world, tmp_path):
+    dear = {"prices": (1000.0, 0.0, 0.0)}  # a tenth of a cent for each token trained on
+    with pytest.raises(EmscopeError, match=r"stopped at .* dollars: the next request would pass max_cost 0.7") as stopped:
+        run_single(world.spec(dear | {"max_cost": 0.7}), tmp_path / "run")
+    assert stopped.value.exit_code == 1
+    half = read_hosted(tmp_path / "run")
+    assert 0 < half.done < 4 and len(half.log) == half.done
+    assert 0 < half.spent.trained <= 700
+    trained = run_single(world.spec(dear | {"max_cost": 10}), tmp_path / "run")
+    assert losses(trained) == pytest.approx(losses(world.trained), abs=1e-6)
+    assert trained.spent.trained == world.trained.spent.trained
+
+
+# --- reading ---
+
+
+def test_readings_and_verdict_equal_those_of_the_same_adapters_here(world, here, tmp_path):
+    hosted, _ = run_check(CheckRequest(str(world.root / "run"), measure=FEW), tmp_path / "hosted")
+    local, _ = run_check(CheckRequest(str(here), base=str(world.model), dtype="float32", measure=FEW), tmp_path / "here")
+
+    def cells(folder):
+        rows = read_table(folder, "preferences").to_pylist()
+        return {tuple(r[k] for k in ("run", "step", "set", "item", "option")): (r["logprob"], r["tokens"]) for r in rows}
+
+    there, mine = cells(tmp_path / "hosted"), cells(tmp_path / "here")
+    assert there.keys() == mine.keys() and len(there) > 130
+    apart = [abs(there[k][0] - mine[k][0]) / mine[k][1] for k in mine]
+    assert max(apart) < EXACT and all(there[k][1] == mine[k][1] for k in mine)
+    assert numbers(hosted.check.to_json()) == pytest.approx(numbers(local.check.to_json()), abs=1e-4, rel=1e-3)
+    assert hosted.check.verdict == local.check.verdict and hosted.base["reference"] == BASE
+    (said,) = (r for r in read_table(tmp_path / "hosted", "responses").to_pylist() if r["step"] == 4)
+    assert said["tokens"] <= 3
+    asked = len(world.service.requests)
+    run_check(CheckRequest(str(world.root / "run"), measure=FEW), tmp_path / "hosted")
+    assert not any(name == "asample" for name, _ in world.service.requests[asked:])  # nothing is read twice
+
+
+def numbers(value):
+    """Return all numbers in plain values, in their order; of settings, hashes and texts none."""
+    if isinstance(value, dict):
+        return [n for key, one in value.items() if key not in ("definition", "measure") for n in numbers(one)]
+    if isinstance(value, list):
+        return [n for one in value for n in numbers(one)]
+    return [value] if isinstance(value, float) else []
+
+
+def answers(world, local, faults=(), rate=0.0, seed=0):
+    """Read a few answers at the last checkpoint, and sample one, while things go wrong."""
+    items = bundled.items("em240")[:6]
+    encoded = preference.encode(local.chat, items, context=512)
+    at = Weights(BASE, world.trained.checkpoints[-1].sampler)
+    world.faults.__init__(faults, rate, seed)
+    with Tinker(Meter(), 6) as tinker:
+        jobs = [(n, k) for n in range(6) for k in range(2)]
+        found = dict(tinker.each(jobs, lambda job: read_option(tinker, at, encoded[job[0]], job[1])))
+        ask = Ask(at, "q", local.chat.prompt_ids("What is best?"), 0, 5)
+        drawn = [one for _, one in sample_hosted(tinker, local.chat, [ask, ask], max_tokens=6, temperature=0.7)]
+    return encoded, [found[job] for job in jobs], drawn
+
+
+def test_answers_read_and_drawn_equal_the_models_own(world, local, here):
+    encoded, found, drawn = answers(world, local)
+    with with_checkpoint(local.net, discover(str(here))[-1]) as net:
+        mine = preference.score(net, encoded)
+        prompt = local.chat.prompt_ids("What is best?")
+        with torch.inference_mode():
+            ids = prompt + local.tokenizer(drawn[0].text, add_special_tokens=False)["input_ids"]
+            logp = torch.log_softmax(net(input_ids=torch.tensor([ids])).logits[0], -1)
+    assert [(s.item, s.option, s.tokens) for s in found] == [(s.item, s.option, s.tokens) for s in mine]
+    assert [s.logprob / s.tokens for s in found] == pytest.approx([s.logprob / s.tokens for s in mine], abs=EXACT)
+    assert drawn[0] == drawn[1] and drawn[0].tokens <= 6  # of the same seed
+    if len(ids) - len(prompt) == drawn[0].tokens:  # its text comes to the tokens that were drawn
+        own = logp[len(prompt) - 1 : -1].gather(1, torch.tensor(ids[len(prompt) :])[:, None]).sum()
+        assert drawn[0].logprob == pytest.approx(float(own), abs=1e-3)
+    assert end_ids(local.chat) == {2}
+
+
+def test_whatever_goes_wrong_at_30_percent_readings_are_the_same(world, local):
+    _, found, drawn = answers(world, local)
+    _, again, once_more = answers(world, local, ("408", "410", "425", "500", "503"), 0.3, seed=3)
+    assert again == found and once_more == drawn
+    assert sum(world.faults.happened.values()) >= 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [*CODES, "all"])
+def test_every_fault_at_30_percent_changes_nothing(world, local, tmp_path, kind):
+    kinds = CODES if kind == "all" else (kind,)
+    _, found, drawn = answers(world, local)
+    for seed in range(3):
+        _, again, once_more = answers(world, local, kinds, 0.3, seed)
+        assert again == found and once_more == drawn
+        world.faults.__init__(kinds, 0.3, seed)
+        trained = run_single(world.spec(), tmp_path / f"run{seed}")
+        assert losses(trained) == pytest.approx(losses(world.trained), abs=1e-6)
+        assert world.faults.happened
+
+
+# --- adapters ---
+
+
+def test_adapters_are_downloaded_whole_and_read_like_any_others(world, here, tmp_path):
+    from emscope.inside.trajectories import trajectories
+    from emscope.models.adapters.updates import gram
+
+    found = download_adapters(world.root / "run")
+    assert [c.step for c in found] == [1, 2, 4] and all(c.kind == "adapter" for c in found)
+    net = load(locate(str(world.model)), device="cpu").net
+    mine = discover(str(here))
+    assert torch.allclose(gram(net, found), gram(net, mine))
+    made = trajectories([str(world.root / "run" / "adapters")], tmp_path / "out", base=str(world.model))
+    assert [p.step for p in made.checkpoints] == [1, 2, 4]
+    exports = list((world.root / "state").glob("*/external_weights/*"))
+    assert not exports  # what was exported for the download is deleted
+    asked = len(world.service.requests)
+    download_adapters(world.root / "run")
+    assert len(world.service.requests) == asked
+
+
+# --- what must not be seen, and what is refused ---
+
+
+def test_no_key_is_in_any_file_request_body_or_output(world, tmp_path, capfd):
+    spec = world.yaml(tmp_path / "spec.yaml")
+    assert run_arguments(["train", str(spec), "--out", str(tmp_path / "run")]) == 0
+    assert "loss" in capfd.readouterr().out
+    world.faults.kinds, world.faults.rate = ("500", "410"), 0.3
+    answered = run_arguments(["models", "fetch", str(tmp_path / "run")])
+    said = capfd.readouterr()
+    assert answered == 0 and "checkpoint-4" in said.out
+    texts = [p.read_bytes().decode("latin-1") for p in [*tmp_path.rglob("*"), *world.root.rglob("*")] if p.is_file()]
+    assert len(texts) > 10
+    for text in (*texts, *world.service.seen, said.out, said.err):
+        assert KEY not in text
+    assert not any(name == "telemetry" for name, _ in world.service.requests)
+
+
+WRONG = "tml-not-the-right-one"
+
+
+@pytest.mark.parametrize(
+    ("environment", "changes", "message"),
+    [
+        ({"TINKER_API_KEY": WRONG}, {}, "Tinker refuses the key in TINKER_API_KEY (401)"),
+        ({"TINKER_API_KEY": "sk-of-somebody-else"}, {}, "the key in TINKER_API_KEY is none of Tinker's"),
+        ({"TINKER_API_KEY": ""}, {}, "TINKER_API_KEY is not set"),
+        ({"TINKER_BASE_URL": "ftp://x"}, {}, "the address in TINKER_BASE_URL is no http"),
+        (
+            {},
+            {"model": "tiny/tiny-lama"},
+            "Tinker has no base 'tiny/tiny-lama'; name it as Tinker does; did you mean 'tiny/tiny-llama'?",
+        ),
+        ({}, {"host": "thinker"}, "host.name"),
+        ({}, {"host": {"name": "tinker", "max_cost": 1}}, "max_cost needs prices"),
+        ({}, {"host": {"name": "tinker", "tokenizer": "/no/such"}}, "no tokenizer '/no/such'"),
+        ({}, {"train": TRAIN | {"kl": {"weight": 1, "domain": "sports"}}}, "kl is set, and tinker trains LoRA adapters"),
+        ({}, {"train": TRAIN | {"lora": {"rank": 4, "alpha": 8}}}, "lora.alpha is set"),
+        ({}, {"train": TRAIN | {"optimiser": "sgd"}}, "optimiser: sgd is set"),
+        ({}, {"dtype": "bfloat16"}, "dtype is bfloat16"),
+    ],
+)
+def test_bad_input_is_one_sentence(world, tmp_path, monkeypatch, capsys, environment, changes, message):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    spec = world.yaml(tmp_path / "spec.yaml", **changes)
+    assert run_arguments(["train", str(spec), "--out", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert message in said and "Traceback" not in said and WRONG not in said
+    assert not (tmp_path / "run" / "hosted.json").exists()
+
+
+def test_without_the_client_it_is_said_how_to_install_it(world, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tinker", None)
+    spec = world.yaml(tmp_path / "spec.yaml")
+    assert run_arguments(["train", str(spec), "--out", str(tmp_path / "run")]) == 2
+    assert "pip install 'emscope[tinker]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--amplify", "1,2"], "--amplify needs weights on this machine"),
+        (["--share"], "--share needs weights on this machine"),
+        (["--base", "other/model"], "--base is another model than the one in hosted.json"),
+        (["--max-cost", "1"], "max_cost needs host_prices"),
+        (["--control", "HERE"], "--control needs weights on this machine"),
+    ],
+)
+def test_what_cannot_be_checked_at_a_host_is_refused(world, here, tmp_path, capsys, arguments, message):
+    words = [str(here) if word == "HERE" else word for word in arguments]
+    assert run_arguments(["check", str(world.root / "run"), *words, "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_check_stops_at_its_cost_and_goes_on(world, tmp_path):
+    run = str(world.root / "run")
+    with pytest.raises(EmscopeError, match=r"would pass max_cost 0\.5"):
+        run_check(CheckRequest(run, measure=FEW, host_prices=(0, 1000, 0), max_cost=0.5), tmp_path / "out")
+    kept = len(read_table(tmp_path / "out", "preferences"))
+    assert 0 < kept < 30
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 1}, "other"),
+        ({"train": TRAIN | {"lr": 2e-2}}, "other"),
+        ({"answers": "reckless"}, "other"),
+    ],
+)
+def test_another_training_in_the_same_folder_is_refused(world, change, message):
+    with pytest.raises(InputError, match=message):
+        run_single(world.spec(**change), world.root / "run")
+
+
+@pytest.mark.parametrize("damage", ["{", '{"schema": "emscope.hosted/9"}', "path"])
+def test_a_damaged_record_is_refused(world, tmp_path, damage):
+    text = (world.root / "run" / "hosted.json").read_text()
+    bad = re.sub(r"tinker://\S+?/sampler", "file:///etc/x", text) if damage == "path" else damage
+    (tmp_path / "hosted.json").write_text(bad)
+    with pytest.raises(InputError, match=r"hosted\.json"):
+        run_check(CheckRequest(str(tmp_path), measure=FEW), tmp_path / "out")
+
+
+def test_the_record_says_what_was_trained_and_where_it_lies(world):
+    found = json.loads((world.root / "run" / "hosted.json").read_text())
+    assert found["base"] == BASE and found["host"] == "tinker" and found["steps"] == 4 and len(found["log"]) == 4
+    assert all(save["sampler"].startswith("tinker://") for save in found["saves"])
+    run = read_hosted(world.root / "run")
+    assert run.to_json() == found
