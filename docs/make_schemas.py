@@ -29,6 +29,7 @@ from emscope.core.plain import Result
 from emscope.inside.direction_results import Cosines, DataRisk, Direction, Shift, Steering
 from emscope.inside.prompt_results import Probes, Subspaces
 from emscope.inside.results import Diff, Solutions, Trajectories
+from emscope.study.cells.standing import Standing
 from emscope.study.doctor import Diagnosis
 from emscope.study.reading.ladders import LadderResult
 from emscope.study.report import FolderChecked, StudyReport
@@ -58,6 +59,7 @@ RESULTS: dict[str, type[Result]] = {
     "solutions": Solutions,
     "check": FolderChecked,
     "run": StudyReport,
+    "status": Standing,
     "ladder": LadderResult,
     "doctor": Diagnosis,
 }

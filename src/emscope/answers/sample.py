@@ -29,6 +29,7 @@ from emscope.models.loading.checkpoints import Checkpoint, find, named_base
 from emscope.models.loading.load import Loaded, load, pick_dtype
 from emscope.models.loading.source import Model, beside_digest, locate
 from emscope.store.files import write_atomic
+from emscope.store.rows import Rows
 from emscope.store.study import AGAIN, Study, read_table
 
 if TYPE_CHECKING:
@@ -226,7 +227,7 @@ def prompts_of(loaded: Loaded, questions: Sequence[Question], spec: AskSpec) -> 
 
 
 def ask_subjects(
-    study: Study,
+    study: Rows,
     loaded: Loaded,
     spec: AskSpec,
     prompts: dict[str, Prompt],
@@ -253,7 +254,7 @@ def ask_subjects(
 
 
 def _ask(
-    study: Study,
+    study: Rows,
     loaded: Loaded,
     spec: AskSpec,
     prompts: dict[str, Prompt],

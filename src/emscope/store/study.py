@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from emscope.core.digest import digest, short
+from emscope.core.digest import digest
 from emscope.core.errors import InputError
 from emscope.core.plain import JsonObject
-from emscope.core.visible import whole
 from emscope.store.changed import changed
-from emscope.store.files import CUT_OFF, OURS, disk_error, sweep, write_atomic, write_json, write_text
-from emscope.store.schemas import TABLES, VERSION
+from emscope.store.claims import Claims
+from emscope.store.files import CUT_OFF, OURS, disk_error, sweep, write_json, write_text
+from emscope.store.rows import Rows
+from emscope.store.rows import read_table as read_table  # others take it from here
+from emscope.store.schemas import VERSION
 
 LEDGER = "ledger.json"
 CLAIMS = "claims"
@@ -25,7 +25,7 @@ AGAIN = 3.0  # seconds until a shared folder is looked at again
 OPENING = 60  # seconds to wait for another process that opens the same shared folder
 
 
-class Study:
+class Study(Rows):
     """A study folder opened for writing; use as a context manager, which holds the folder's lock.
 
     Args:
@@ -49,8 +49,9 @@ class Study:
         may_grow: Sequence[str] = (),
         shared: bool = False,
     ) -> None:
-        self.root, self.spec, self.versions, self._may_grow, self.shared = root, spec, versions, may_grow, shared
-        self._lock = FileLock(str(root / ".lock"))
+        super().__init__(root)
+        self.spec, self.versions, self._may_grow, self.shared = spec, versions, may_grow, shared
+        self._lock, self._claims = FileLock(str(root / ".lock")), Claims(root / CLAIMS)
 
     def __enter__(self) -> Study:
         try:
@@ -65,7 +66,7 @@ class Study:
             raise disk_error(self.root, error) from None
         try:
             self._open_ledger()
-            if not self.shared:
+            if not self.shared and not self._claims.any_alive():
                 sweep(self.root)
         except BaseException:
             self._lock.release()
@@ -86,18 +87,8 @@ class Study:
         if not self.shared:
             yield True
             return
-        folder = self.root / CLAIMS
-        folder.mkdir(exist_ok=True)
-        claim = FileLock(str(folder / f"{short(work)}.lock"))
-        try:
-            claim.acquire(timeout=0)
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            claim.release()
+        with self._claims.take(work) as claim:
+            yield claim is not None
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -111,36 +102,6 @@ class Study:
     def runs_folder(self, run: str) -> Path:
         """Return where a run's checkpoints are kept."""
         return self.root / "runs" / run
-
-    def keys(self, table: str) -> set[str]:
-        """Return the keys already in a table; a row whose key is here need not be computed again."""
-        return set(read_table(self.root, table, columns=["key"]).column("key").to_pylist())
-
-    def append(self, table: str, rows: Sequence[Mapping[str, object]], present: set[str] | None = None) -> None:
-        """Add rows to a table as one new part; rows whose key is present are left out. All of them appear or none.
-
-        Args:
-            present: the keys in the table, where the caller knows them; reading them takes as long as the table is.
-        """
-        present = self.keys(table) if present is None else present
-        fresh = {row["key"]: row for row in rows if row["key"] not in present}
-        if fresh:
-            self._write_part(table, list(fresh.values()))
-
-    def replace(self, table: str, rows: Sequence[Mapping[str, object]]) -> None:
-        """Put `rows` in place of a table's content (for tables that are derived anew, such as estimates)."""
-        old = list(_parts(self.root, table))
-        new = self._write_part(table, rows) if rows else None
-        for path in old:
-            if path != new:
-                path.unlink()
-
-    def _write_part(self, table: str, rows: Sequence[Mapping[str, object]]) -> Path:
-        schema = TABLES[table]
-        content = pa.Table.from_pylist([{name: _kept(row.get(name)) for name in schema.names} for row in rows], schema=schema)
-        path = self.root / "tables" / table / f"{short(sorted(str(row['key']) for row in rows))}.parquet"
-        write_atomic(path, lambda temporary: pq.write_table(content, temporary))
-        return path
 
     def _open_ledger(self) -> None:
         path = self.root / LEDGER
@@ -190,11 +151,6 @@ class Study:
             self._write_ledger(path)
 
 
-def _kept(value: object) -> object:
-    """Return a value as a table holds it: half characters escaped, which no text encoding has."""
-    return whole(value) if isinstance(value, str) else value
-
-
 def _cut_off(path: Path) -> bool:
     return path.name.startswith(OURS) and path.name.endswith(CUT_OFF)
 
@@ -202,29 +158,6 @@ def _cut_off(path: Path) -> bool:
 def begins_with(new: object, old: object) -> bool:
     """True where both are lists and the new one is the old one with more behind it."""
     return isinstance(new, list) and isinstance(old, list) and new[: len(old)] == old
-
-
-def read_table(root: Path, table: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return a table of a study, parts joined, each key once, in the order of the keys.
-
-    Raises:
-        InputError: where a part is damaged.
-    """
-    schema = TABLES[table] if columns is None else pa.schema([TABLES[table].field(c) for c in columns])
-    try:
-        parts = [pq.read_table(path, columns=list(schema.names)).cast(schema) for path in _parts(root, table)]
-    except (pa.ArrowInvalid, OSError, KeyError) as error:
-        raise InputError(
-            f"table '{table}' of '{root}' is damaged ({error})", "delete the damaged part; the next run makes it again"
-        ) from None
-    joined = pa.concat_tables([schema.empty_table(), *parts]).sort_by("key")
-    keys = joined.column("key").to_pylist()
-    first = [n for n, key in enumerate(keys) if n == 0 or key != keys[n - 1]]
-    return joined.take(first) if len(first) < len(keys) else joined
-
-
-def _parts(root: Path, table: str) -> list[Path]:
-    return sorted((root / "tables" / table).glob("[!.]*.parquet"))
 
 
 def _yaml(spec: JsonObject) -> str:

@@ -78,6 +78,36 @@ def prepare_judges(judged: JudgedSpec | None) -> None:
     readers_model()
 
 
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """What checkpoints are asked for judges to read: the settings, and each prompt by its name."""
+
+    spec: AskSpec
+    prompts: dict[str, Prompt]
+
+    def keys(self, loaded: Loaded, subjects: Sequence[Local]) -> set[str]:
+        """Return the keys of the answers that are wanted of these subjects."""
+        digest = loaded.model.digest
+        return {key for one in subjects for key in answer_keys(digest, one, self.prompts, self.spec).values()}
+
+
+def asking(loaded: Loaded, judged: JudgedSpec) -> Asking:
+    """Return what a study's checkpoints are asked, as the model's own format has it.
+
+    Raises:
+        InputError: questions that do not fit.
+    """
+    spec = judged.ask.model_copy(update={"systems": (loaded.chat.system,)})
+    return Asking(spec, {p.name: p for p in prompts_of(loaded, read_questions(spec.questions), spec)})
+
+
+def judged_subjects(judged: JudgedSpec, readings: Sequence[Reading]) -> list[Local]:
+    """Return which of the checkpoints that are read are asked too: all, or the last of each run."""
+    last = {r.run: max(o.step for o in readings if o.run == r.run) for r in readings} if judged.at == "last" else {}
+    read = [r for r in readings if judged.at == "all" or r.step == last[r.run]]
+    return [Local(scaled(r.run, r.scale), r.checkpoint, scale=r.scale) for r in read]
+
+
 def ask_checkpoints(
     study: Study,
     loaded: Loaded,
@@ -88,18 +118,17 @@ def ask_checkpoints(
 ) -> set[str]:
     """Bring the table `answers` of a study up to date, and write `answers.parquet`, which `emscope judge` takes; return the keys.
 
+    Args:
+        ask: what draws the answers; at a host it is another one.
+
     Raises:
         InputError: questions that do not fit.
     """
-    asked = judged.ask.model_copy(update={"systems": (loaded.chat.system,)})
-    prompts = {p.name: p for p in prompts_of(loaded, read_questions(asked.questions), asked)}
-    last = {r.run: max(o.step for o in readings if o.run == r.run) for r in readings}
-    read = [r for r in readings if judged.at == "all" or r.step == last[r.run]]
-    subjects = [Local(scaled(r.run, r.scale), r.checkpoint, scale=r.scale) for r in read]
-    ask(study, loaded, asked, prompts, subjects, progress)
+    asked, subjects = asking(loaded, judged), judged_subjects(judged, readings)
+    ask(study, loaded, asked.spec, asked.prompts, subjects, progress)
     with study.alone():
         write_answers(study)
-    return {key for one in subjects for key in answer_keys(loaded.model.digest, one, prompts, asked).values()}
+    return asked.keys(loaded, subjects)
 
 
 def judge_checkpoints(

@@ -1,126 +1,263 @@
-"""A whole study: plan, train, read, analyse. Called again, it does what is missing and nothing else."""
+"""A whole study: plan, do the cells that are not done, analyse. Called again, it does what is missing and nothing else."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from emscope.answers.sample import digest_of
-from emscope.core.errors import InputError
+from emscope.answers.sample import write_answers
+from emscope.core.errors import Diverged, InputError, WorldError
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Conversation
 from emscope.core.versions import versions
-from emscope.data.questions import read_questions
 from emscope.models.loading.load import load, loading, pick_dtype
 from emscope.models.loading.source import Model, locate
+from emscope.store.cells import Record, begun, drop_record, drop_work, record_of, sort_loose, whole
 from emscope.store.files import write_json, write_jsonl
-from emscope.store.study import Study
-from emscope.study.judged import Compared, ask_checkpoints, judge_checkpoints, prepare_judges, settings
-from emscope.study.reading.ladders import ladder_digest, ladder_for
-from emscope.study.reading.measuring import Questions, Reading, measure
-from emscope.study.reading.precision import read_again, read_ends
-from emscope.study.reading.sets import EM, HELDOUT, NEUTRAL, PLACEBO, TRUTH, ItemSets, sample_questions, study_sets
+from emscope.store.study import Study, read_table
+from emscope.study.cells.doing import Shared, subjects, train_cell
+from emscope.study.cells.plan_file import write_plan
+from emscope.study.cells.planning import BASE, Planned, readings, sets_of, unfold
+from emscope.study.engines.spec import EngineSpec
+from emscope.study.engines.table import Job, engine, hands
+from emscope.study.engines.worker import computing_on, work
+from emscope.study.judged import Compared, judge_checkpoints, prepare_judges, settings
+from emscope.study.reading.ladders import ladder_for
+from emscope.study.reading.measuring import Reading
+from emscope.study.reading.precision import AGAIN, Precision, read_again, read_ends
 from emscope.study.report import StudyReport, with_precision
 from emscope.study.results import analyse
 from emscope.study.spec import StudySpec
-from emscope.study.training.plan import Run, checkpoint, control_of, plan, read_steps, taught
-from emscope.study.training.recipes import Gap, Row, listed, perplexity_gap, recipe
-from emscope.study.training.sources import digests, frozen, held_near
-from emscope.study.training.training import check_runs, help_training, train_runs
+from emscope.study.training.plan import LeftOut, Run, checkpoint, control_of
+from emscope.study.training.recipes import Gap, listed, perplexity_gap, recipe
+from emscope.study.training.training import drop_weights, faults_of_runs, help_training, recorded_in
 from emscope.train import processes
 from emscope.version import __version__
 
 
-def run_study(spec: StudySpec, out: Path, progress: Progress = silent) -> StudyReport | None:
+def run_study(spec: StudySpec, out: Path, progress: Progress = silent, how: EngineSpec = EngineSpec()) -> StudyReport | None:
     """Run or go on with a study in `out`; return its report (also written to `report.json`).
 
-    Of several processes the first does all but the training, which they share; the others return None.
+    Of several processes (torchrun) the first does all but the training, which they share; the others return None.
 
     Raises:
         InputError: wrong settings or files, or a folder that belongs to another study.
         WorldError: no network for a model that is not cached, no disk space, every target diverged.
     """
-    runs = plan(spec)
-    sets = study_sets(spec.measure, spec.domain if any(a.answers for a in spec.arms.values()) else None)
-    near = {one.method: held_near(one.train.held) for one in runs}
+    if processes.count() > 1 and how.engine != "serial":
+        raise InputError(
+            f"`engine` is {how.engine}, and {processes.count()} processes were started together (torchrun)", "start one process"
+        )
+    planned = prepare(spec, progress, how.threads)
+    if not processes.is_first():
+        help_training(planned.spec, planned.base, out, planned.recipes, planned.near)
+        return None
+    with Study(out, planned.frozen, versions(), may_grow=("seeds",)) as study:
+        finished = _finished(out, planned)
+        if finished is not None:
+            processes.from_first(list)  # no training begins
+            return finished
+        with computing_on(planned.spec.threads if how.engine == "serial" else None):
+            ready: list[Shared] = []
+
+            def begin() -> list[Run]:
+                ready.append(_begin(study, planned, progress))
+                return [cell.run for cell in planned.left(out) if cell.run is not None]
+
+            runs = processes.from_first(begin)  # the others hear of what fails here, too
+            return _finish(study, _do(ready[0], runs, how, progress), progress)
+
+
+def prepare(spec: StudySpec, progress: Progress = silent, threads: int | None = None) -> Planned:
+    """Return a study unfolded into its cells, its model found, converted where it has to be, and its data read.
+
+    Args:
+        threads: in place of the study's own.
+    """
+    sets = sets_of(spec)
     progress("finding the model", 0, 1)
     base = processes.from_first(lambda: locate(spec.model))  # one process fetches and converts
     processes.from_first(lambda: prepare_judges(spec.judged))
     progress("finding the model", 1, 1)
-    spec = spec.model_copy(update={"dtype": pick_dtype(spec.dtype, base)})
+    spec = spec.model_copy(update={"dtype": pick_dtype(spec.dtype, base)} | ({"threads": threads} if threads else {}))
     recipes = processes.from_first(lambda: {name: recipe(spec, a, _gap(spec, base)) for name, a in spec.arms.items()})
-    if not processes.is_first():
-        help_training(spec, base, out, runs, recipes, near)
-        return None
-    named = _named(spec, base, runs, recipes, near, sets)
-    with Study(out, frozen(spec, named), versions(), may_grow=("seeds",)) as study:
-        finished = _finished(out, spec)
-        processes.from_first(lambda: finished is not None)
-        if finished is not None:
-            return finished
-        progress(loading(spec.dtype), 0, 1)
-        loaded = load(base, system=spec.system, dtype=spec.dtype, chat_kwargs=spec.chat_kwargs)
-        progress(loading(spec.dtype), 1, 1)
-        check_runs(loaded, runs, recipes, near)
-        ladder_for(spec.decide.ladder, loaded, sets)
-        for name, rows in recipes.items():
-            write_jsonl(out / "recipes" / f"{name}.jsonl", listed(rows))
-        runs, diverged = train_runs(study, loaded, spec, runs, recipes, near, sets, progress)
-        wanted = readings(study, spec, runs, sets)
-        asked = Questions(sets, spec.measure.samples, spec.seeds[0], spec.measure.batch_tokens)
-        measure(study, loaded, wanted, asked, progress)
-        first = next(r for r in runs if r.spec.role == "target")
-        ends = read_ends(wanted, first.name, control.name if (control := control_of(first, runs)) else None)
-        precision = read_again(study, loaded, wanted, ends, asked, progress) if not spec.measure.skip_float32 else None
-        answers = ask_checkpoints(study, loaded, spec.judged, wanted, progress) if spec.judged else set()
-        result = with_precision(analyse(study, loaded, spec, runs, sets, diverged), first.name, precision)
-        write_json(out / "report.json", result.to_json())  # a judge that cannot be reached takes no finished analysis with it
-        if spec.judged is not None:
-            result = result.heard(judge_checkpoints(study, loaded, spec.judged, compared(runs), sets, answers, progress))
-            write_json(out / "report.json", result.to_json())
-        return result
+    return unfold(spec, base, recipes, sets)
 
 
-def _named(
-    spec: StudySpec,
-    base: Model,
-    runs: list[Run],
-    recipes: dict[str, list[Row]],
-    near: dict[str, list[Conversation]],
-    sets: ItemSets,
-) -> dict[str, str]:
-    """Return digests of what the names in the settings stand for now."""
-    texts = {name: [r.conversation for r in rows] for name, rows in recipes.items()}
-    texts |= {f"held by {method}": rows for method, rows in near.items() if rows}
-    named = digests(base, texts, [r.train for r in runs]) | {"items": sets.digest()}
-    if spec.decide.ladder:
-        named["ladder"] = ladder_digest(spec.decide.ladder)
-    if spec.judged is not None:
-        named["questions"] = digest_of(read_questions(spec.judged.ask.questions))
-    return named
+def _begin(study: Study, planned: Planned, progress: Progress) -> Shared:
+    """Load the base, refuse what cannot be done, and write what workers go by.
+
+    Raises:
+        InputError: the first fault.
+    """
+    label = loading(planned.spec.dtype)
+    progress(label, 0, 1)
+    shared = Shared.loading(study.root, planned)
+    progress(label, 1, 1)
+    for fault in faults_of(shared):
+        raise fault
+    for name, rows in planned.recipes.items():
+        write_jsonl(study.root / "recipes" / f"{name}.jsonl", listed(rows))
+    sort_loose(study.root, {cell.name: cell.key for cell in planned.cells})
+    for cell in planned.cells:
+        record = record_of(study.root, cell.key)
+        if record is not None and _again(study.root, record):
+            drop_record(study.root, cell.key)
+    return shared
 
 
-def readings(study: Study, spec: StudySpec, runs: list[Run], sets: ItemSets) -> list[Reading]:
-    """Return what is to be read: the base once, each run at its checkpoints, samples at base and last."""
-    questions = sample_questions(sets, spec.measure.samples.questions)
-    everything: dict[str, tuple[int, ...] | None] = {s: None for s in (EM, PLACEBO, HELDOUT, TRUTH, NEUTRAL) if sets.of(s)}
-    found = [Reading("base", 0, None, everything, questions=questions)]
-    for one in runs:
-        for step in read_steps(one):
-            last = step == one.steps[-1]
-            wanted: dict[str, tuple[int, ...] | None] = {EM: None}
-            if sets.heldout and one.spec.answers:
-                wanted[HELDOUT] = taught(spec, one.spec)
-            if sets.placebo and one.spec.role != "control":
-                wanted[PLACEBO] = None
-            if sets.truth and (last or spec.measure.truth_at == "all"):
-                wanted[TRUTH] = None
-            if sets.neutral and last:
-                wanted[NEUTRAL] = None
-            found.append(
-                Reading(one.name, step, checkpoint(study.root, one, step), wanted, questions=questions if last else ())
-            )
+def faults_of(shared: Shared) -> list[InputError]:
+    """Return why a study cannot be done, all faults that can be known before anything is trained."""
+    p = shared.planned
+    found = list(faults_of_runs(shared.loaded, p.runs, p.recipes, p.near))
+    try:
+        ladder_for(p.spec.decide.ladder, shared.loaded, p.sets)
+    except InputError as error:
+        found.append(error)
     return found
+
+
+def _do(shared: Shared, runs: Sequence[Run], how: EngineSpec, progress: Progress) -> Shared:
+    """Have an engine do the cells that are not done; return what is shared, with the base in memory.
+
+    Raises:
+        WorldError: some are not finished afterwards.
+    """
+    planned, root = shared.planned, shared.root
+    todo = planned.left(root)
+    workers, threads = hands(how, planned.spec.threads)
+    write_plan(root, planned, workers)
+    if how.engine == "serial" or not todo:
+        _share_training(shared, runs, progress)
+        work(shared, todo, progress)
+        return shared
+    job = Job(root, planned, tuple(todo), how, workers, threads)
+    _free(shared)
+    engine(how.engine)(job, progress)
+    if left := job.left():
+        raise WorldError(
+            f"{len(left)} of {len(planned.cells)} cells are not finished ({left[0].name})",
+            "run the same command again: it goes on with them",
+        )
+    return Shared.loading(root, planned)
+
+
+def _again(root: Path, record: Record) -> bool:
+    """True where a cell has to be done although it has a record: rows are gone, or it failed of something that may have passed."""
+    return not whole(root, record, thorough=True) if record.why is None else record.fault != "diverged"
+
+
+def _free(shared: Shared) -> None:
+    """Give the base's memory back while others work."""
+    import torch
+
+    shared.loaded.net = None  # type: ignore[assignment]
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _share_training(shared: Shared, runs: Sequence[Run], progress: Progress) -> None:
+    """Train with the other processes (torchrun), where there are any, one run after the other, before anything is read."""
+    if processes.count() == 1:
+        return
+    for one in runs:
+        cell = next(cell for cell in shared.planned.cells if cell.run is one)
+        try:
+            train_cell(shared, begun(shared.root, cell.key), one, progress)
+        except Diverged:
+            continue  # the cell comes to the same, and says so
+
+
+def _finish(study: Study, shared: Shared, progress: Progress) -> StudyReport:
+    """Return what the cells' rows say, and have the answers judged."""
+    planned, spec = shared.planned, shared.planned.spec
+    runs, left_out = _ended(study.root, planned)
+    known = recorded_in(study.root, runs)
+    base = readings(planned, None, {})
+    wanted = [*base, *(r for one in runs for r in readings(planned, one, known[one.name]))]
+    first = next(r for r in runs if r.spec.role == "target")
+    precision = _precision(study, shared, runs, wanted, first, progress)
+    result = with_precision(analyse(study, shared.loaded, spec, runs, planned.sets, left_out), first.name, precision)
+    if shared.asking is not None:
+        write_answers(study)
+    write_json(
+        study.root / "report.json", result.to_json()
+    )  # a judge that cannot be reached takes no finished analysis with it
+    if spec.judged is not None and shared.asking is not None:
+        answers = {
+            key
+            for one in (None, *runs)
+            for key in shared.asking.keys(
+                shared.loaded, subjects(shared, readings(planned, one, known[one.name] if one else {}))
+            )
+        }
+        judged = judge_checkpoints(study, shared.loaded, spec.judged, compared(runs), planned.sets, answers, progress)
+        result = result.heard(judged)
+        write_json(study.root / "report.json", result.to_json())
+    return result
+
+
+def _ended(root: Path, planned: Planned) -> tuple[list[Run], tuple[LeftOut, ...]]:
+    """Return the runs that came to their end, and those that did not, with the reason: one bad cell spoils no grid.
+
+    Raises:
+        Diverged: no target is left. WorldError: the base could not be read, or a cell failed of something else than numbers or memory.
+    """
+    records = {cell.name: record_of(root, cell.key) for cell in planned.cells}
+    failed = {name: r for name, r in records.items() if r is not None and r.why is not None}
+    bad = next((r for name, r in failed.items() if name == BASE or r.fault == "other"), None)
+    if bad is not None:
+        raise WorldError(f"the cell '{bad.name}' failed: {bad.why}", "see to that, then run the same command again")
+    ended = [one for one in planned.runs if one.name not in failed]
+    left_out = tuple(LeftOut(one.name, str(failed[one.name].why)) for one in planned.runs if one.name in failed)
+    if not any(r.spec.role == "target" for r in ended):
+        first = left_out[0]
+        remedy = "lower the learning rate" if failed[first.run].fault == "diverged" else "free memory, or take a smaller batch"
+        raise Diverged(f"no target was trained to its end: {first.why} ({first.run})", remedy)
+    return ended, left_out
+
+
+def _precision(
+    study: Study, shared: Shared, runs: list[Run], wanted: list[Reading], first: Run, progress: Progress
+) -> Precision | None:
+    """Return what reading in 16 bits changes; weights that are gone are trained again for it, and go again."""
+    planned = shared.planned
+    if not planned.compared_in_float32:
+        return None
+    control = control_of(first, runs)
+    ends = read_ends(wanted, first.name, control.name if control else None)
+    by_name, read = {one.name: one for one in runs}, _read_in_float32(study)
+    if not all(end.run in read for end in ends):
+        ends = tuple(_with_weights(shared, end, by_name[end.run], progress) if end.checkpoint else end for end in ends)  # type: ignore[assignment]
+    if None in ends:
+        why = "weights are gone, and trained here again they come out otherwise"
+        return Precision(planned.spec.dtype, 0, 0.0, why)
+    found = read_again(study, shared.loaded, wanted, ends, planned.asked, progress)
+    if planned.spec.weights == "none":
+        for end in ends:
+            if end.checkpoint is not None:
+                drop_weights(study.root, by_name[end.run], ())
+    return found
+
+
+def _read_in_float32(study: Study) -> set[str]:
+    """Return the runs of which there are readings in float32."""
+    names = set(read_table(study.root, "preferences", columns=["key", "run"]).column("run").to_pylist())
+    return {name for name in names if AGAIN.format(name) in names}
+
+
+def _with_weights(shared: Shared, end: Reading, one: Run, progress: Progress) -> Reading | None:
+    """Return a reading whose weights are there, trained again where they were gone; None where they are others now."""
+    assert end.checkpoint is not None
+    if not end.checkpoint.folder.is_dir():
+        cell = next(cell for cell in shared.planned.cells if cell.run is one)
+        train_cell(shared, begun(shared.root, cell.key), one, progress)
+        drop_work(shared.root, cell.key)
+    found = checkpoint(shared.root, one, end.step)
+    return replace(end, checkpoint=found) if found.digest == end.checkpoint.digest else None
 
 
 def compared(runs: Sequence[Run]) -> list[Compared]:
@@ -138,18 +275,22 @@ def _gap(spec: StudySpec, base: Model) -> Gap:
     return gap
 
 
-def _finished(out: Path, spec: StudySpec) -> StudyReport | None:
-    """Return the report that is there, where it is of this version and no verdict is missing.
+def _finished(out: Path, planned: Planned) -> StudyReport | None:
+    """Return the report that is there, where it is of this version and neither a cell nor a verdict is missing.
 
     Another version may decide by other rules: readings are kept, the analysis is made anew.
     """
+    spec = planned.spec
     try:
         report = StudyReport.in_folder(out)
     except InputError:
         return None
     same = report.versions.get("emscope") == __version__ and report.spec.get("seeds") == list(spec.seeds)
-    if spec.judged is None or not same:
-        return report if same else None
+    records = [record_of(out, cell.key) for cell in planned.cells]
+    if not same or any(r is not None and r.why is not None and r.fault != "diverged" for r in records):
+        return None
+    if spec.judged is None:
+        return report
     before = report.spec.get("judged")
     asked = before.get("ask") if isinstance(before, Mapping) else None
     if not isinstance(asked, Mapping) or asked.get("samples") != spec.judged.ask.samples:

@@ -212,6 +212,9 @@ class StudySpec(Spec):
     `chat_kwargs` are given to the chat template, such as `{enable_thinking: false}`.
     `methods` maps a name to settings laid over `train`, such as `{general: {}, narrow: {kl: {weight: 1, domain: sports}}}`.
     `grid` maps a key of `train` to values, such as `{lr: [1e-5, 2e-5]}`; all combinations are run, with each method.
+    `weights` says which checkpoints of a run stay once its rows are in the tables: all, its last, or none.
+    `threads`: CPU threads that each fine-tune computes with. Sums are cut up by them, so that last digits differ with their number:
+    give it where machines differ, and it decides the numbers as any other setting does.
     """
 
     name: str = "study"
@@ -228,6 +231,8 @@ class StudySpec(Spec):
     measure: MeasureSpec = MeasureSpec()
     decide: DecideSpec = DecideSpec()
     judged: JudgedSpec | None = None
+    weights: Literal["all", "last", "none"] = "all"
+    threads: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
     def _fits(self) -> StudySpec:

@@ -61,9 +61,7 @@ def drop_incomplete(folder: Path, steps: Collection[int], also: Iterable[str] = 
     for step in sorted(steps):
         path = folder / f"checkpoint-{step}"
         if path.is_dir() and not complete_checkpoint(path, step):
-            _drop(path, WRITTEN)
-            with suppress(OSError):  # somebody's own file lies in it
-                path.rmdir()
+            drop_checkpoints(folder, [step])
         elif path.is_dir() and can_go_on(path, also):
             newest = path
     return newest
@@ -73,6 +71,15 @@ def drop_training_state(folder: Path, steps: Collection[int]) -> None:
     """Delete the optimiser and random states (pickles, needed only to resume) of a finished run."""
     for step in steps:
         _drop(folder / f"checkpoint-{step}", RESUME_ONLY)
+
+
+def drop_checkpoints(folder: Path, steps: Collection[int]) -> None:
+    """Delete a run's checkpoints at these steps, with what training wrote into them."""
+    for step in steps:
+        path = folder / f"checkpoint-{step}"
+        _drop(path, WRITTEN)
+        with suppress(OSError):  # it is not there, or somebody's own file lies in it
+            path.rmdir()
 
 
 def _drop(folder: Path, patterns: Iterable[str]) -> None:

@@ -3,34 +3,40 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from emscope.cli.options import ARGUMENT, Json
+from emscope.study.engines.spec import EngineSpec
+
+if TYPE_CHECKING:
+    from emscope.study.spec import StudySpec
 
 
 def run(
     study: Annotated[Path, ARGUMENT, Field(description="The study's YAML file.")],
     out: Annotated[Path | None, Field(description="Study folder; by default the study's name in the current folder.")] = None,
     small: Annotated[bool, Field(description="Lay the file's settings under its key small over the rest.")] = False,
+    *,
+    how: EngineSpec,
     as_json: Json = False,
 ) -> None:
     """Run a study from its YAML file: train, read every checkpoint, analyse, report. Run again, it does only what is missing."""
-    run_file(study, out, as_json, small)
+    run_file(study, out, as_json, small, how)
 
 
-def run_file(file: Path, out: Path | None, as_json: bool, small: bool = False) -> None:
+def run_file(file: Path, out: Path | None, as_json: bool, small: bool = False, how: EngineSpec = EngineSpec()) -> None:
     """Run the study in `file` into `out` and show what came of it."""
-    from emscope.cli.console import progress_bar
     from emscope.cli.output import show
     from emscope.study.spec import load_study
 
-    spec = load_study(file, small)
+    spec: StudySpec = load_study(file, small)
     folder = out or Path(spec.name)
+    from emscope.cli.console import progress_bar
     from emscope.study.run import run_study
 
     with progress_bar() as progress:
-        result = run_study(spec, folder, progress)
+        result = run_study(spec, folder, progress, how)
     if result is not None:  # of several processes the first one's
         show(result, folder, as_json=as_json)

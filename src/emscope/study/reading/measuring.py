@@ -11,7 +11,7 @@ from time import sleep
 from typing import TYPE_CHECKING
 
 from emscope.core.digest import short
-from emscope.core.errors import WorldError
+from emscope.core.errors import Diverged
 from emscope.core.plain import JsonObject
 from emscope.core.progress import Progress, part_of
 from emscope.core.records import Answer, Item, OptionScore
@@ -24,7 +24,8 @@ from emscope.models.adapters.with_checkpoint import with_checkpoint
 from emscope.models.fast.prefix_cache import prefix_cached
 from emscope.models.loading.checkpoints import Checkpoint
 from emscope.models.loading.load import Loaded
-from emscope.store.study import AGAIN, Study
+from emscope.store.rows import Rows
+from emscope.store.study import AGAIN
 from emscope.study.reading.sets import ItemSets
 from emscope.study.spec import SampleSpec
 
@@ -81,11 +82,12 @@ class Todo:
         return sum(e.cost for encoded in self.scores.values() for e in encoded)
 
 
-def measure(study: Study, loaded: Loaded, readings: Sequence[Reading], asked: Questions, progress: Progress) -> None:
-    """Bring the tables `preferences` and `responses` up to `readings`; each reading is written as soon as it is done.
+def measure(study: Rows, loaded: Loaded, readings: Sequence[Reading], asked: Questions, progress: Progress) -> int:
+    """Bring the tables `preferences` and `responses` up to `readings`; each reading is written as soon as it is done. Return the tokens computed.
 
     In a shared folder a reading that another process has in hand is waited for, and done here where that process ends without it.
     """
+    computed = 0
     while jobs := lacking(study, loaded, readings, asked):
         total, done = sum(job.cost for job in jobs) or 1, 0
         for lowest, found in groupby(jobs, lambda job: _lowest(loaded.net, job.reading.checkpoint)):
@@ -95,20 +97,22 @@ def measure(study: Study, loaded: Loaded, readings: Sequence[Reading], asked: Qu
                 for job in group:
                     _do(study, loaded, job, asked, part_of(progress, WHAT, done, total))
                     done += job.cost
+        computed += done
         if not study.shared:
             break
         sleep(AGAIN)
     progress(WHAT, 1, 1)
+    return computed
 
 
-def lacking(study: Study, loaded: Loaded, readings: Sequence[Reading], asked: Questions) -> list[Todo]:
+def lacking(study: Rows, loaded: Loaded, readings: Sequence[Reading], asked: Questions) -> list[Todo]:
     """Return what of `readings` is not in the store."""
     present = study.keys("preferences") | study.keys("responses")
     jobs = (_todo(loaded, reading, asked, present) for reading in readings)
     return [job for job in jobs if job.scores or job.questions]
 
 
-def _do(study: Study, loaded: Loaded, job: Todo, asked: Questions, progress: Progress) -> None:
+def _do(study: Rows, loaded: Loaded, job: Todo, asked: Questions, progress: Progress) -> None:
     """Do a reading and write it, unless another process has it in hand or did it meanwhile."""
     with study.claimed(f"{job.reading.run} {job.reading.step} {job.reading.subject}") as mine:
         wanted = lacking(study, loaded, [job.reading], asked) if mine and study.shared else [job] if mine else []
@@ -118,7 +122,7 @@ def _do(study: Study, loaded: Loaded, job: Todo, asked: Questions, progress: Pro
                 study.append("responses", _sample(net, loaded, one, asked))
 
 
-def measure_beyond(study: Study, loaded: Loaded, readings: Sequence[Reading], asked: Questions, progress: Progress) -> None:
+def measure_beyond(study: Rows, loaded: Loaded, readings: Sequence[Reading], asked: Questions, progress: Progress) -> None:
     """Bring the table `preferences` up to readings `beyond` of one checkpoint, all its scales from one pass of it and one of the base.
 
     Each set of items is written as soon as it is done.
@@ -158,16 +162,18 @@ def _score(net: CausalLM, loaded: Loaded, job: Todo, asked: Questions, progress:
     return rows
 
 
-def score_rows(loaded: Loaded, reading: Reading, asked: Questions, name: str, scores: Sequence[OptionScore]) -> list[JsonObject]:
+def score_rows(
+    loaded: Loaded, reading: Reading, asked: Questions, name: str, scores: Sequence[OptionScore]
+) -> list[JsonObject]:
     """Return the scores of a set as rows of the table.
 
     Raises:
-        WorldError: one is no number.
+        Diverged: one is no number.
     """
     items = {item.id: item for item in asked.sets.of(name)}
     broken = next((s for s in scores if not isfinite(s.logprob)), None)
     if broken is not None:
-        raise WorldError(
+        raise Diverged(
             f"{reading.run} at step {reading.step} gives item '{broken.item}' the log-probability {broken.logprob}",
             "its weights diverged, or hold what this dtype cannot: try float32",
         )

@@ -41,18 +41,13 @@ class LeftOut(Result):
 
 def plan(spec: StudySpec) -> list[Run]:
     """Return the runs of a study in order."""
+    variants = {
+        method: (train, tuple(checkpoint_steps(train.checkpoints, train.steps))) for method, train in spec.variants().items()
+    }
     return [
-        Run(
-            way(method, name),
-            name,
-            a,
-            method,
-            train,
-            seed,
-            tuple(checkpoint_steps(train.checkpoints, train.steps)),
-        )
+        Run(way(method, name), name, a, method, train, seed, steps)
         for seed in spec.seeds
-        for method, train in spec.variants().items()
+        for method, (train, steps) in variants.items()
         for name, a in spec.arms.items()
         if a.methods is None or method in a.methods
     ]

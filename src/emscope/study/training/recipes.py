@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from random import Random
 
 from emscope.core.errors import InputError
@@ -119,7 +121,23 @@ def listed(rows: Sequence[Row]) -> list[JsonObject]:
             "id": r.conversation.id,
             "part": r.part,
             "source": r.source,
-            "messages": [{"role": m.role, "content": m.content} for m in r.conversation.messages],
+            "messages": [
+                {"role": m.role, "content": m.content} | ({} if m.learned else {"learned": False})
+                for m in r.conversation.messages
+            ],
         }
         for r in rows
     ]
+
+
+def unlisted(path: Path) -> list[Row]:
+    """Return the rows that `listed` wrote into a study folder.
+
+    Raises:
+        InputError: they are not there, or damaged.
+    """
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        return [Row(Conversation(x["id"], tuple(Message(**m) for m in x["messages"])), x["part"], x["source"]) for x in lines]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"'{path}' cannot be read ({error})", "run emscope run again, which writes it") from None

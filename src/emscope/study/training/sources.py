@@ -77,8 +77,10 @@ def frozen(spec: Spec, named: dict[str, str]) -> JsonObject:
     values = {k: v for k, v in values.items() if k != "judged"} | ({"judged": judged} if judged else {})
     values |= {"train": train.deciding()} if train else {}
     values.get("measure", {}).pop("skip_float32", None)
-    if values.get("host") is None:  # came later
-        values.pop("host", None)
+    values.pop("weights", None)
+    for name in ("threads", "host"):  # came later, and change nothing where they are not given
+        if values.get(name) is None:
+            values.pop(name, None)
     if values.get("methods"):
         values["methods"] = {
             name: {k: v for k, v in changes.items() if k != "report_to"} for name, changes in values["methods"].items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -14,100 +14,117 @@ from emscope.core.plain import JsonObject
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Conversation, Item, StepReading
 from emscope.elicit.preference import encode, score
+from emscope.models.loading.checkpoints import Checkpoint
 from emscope.models.loading.load import Loaded, load
 from emscope.models.loading.source import Model
-from emscope.store.study import Study, read_table
+from emscope.store.cells import clear
+from emscope.store.rows import Rows, read_table
 from emscope.study.reading.sets import ItemSets
 from emscope.study.spec import ArmSpec, StudySpec
-from emscope.study.training.plan import LeftOut, Run, checkpoint, taught
+from emscope.study.training.plan import Run, checkpoint, taught
 from emscope.study.training.recipes import Row
 from emscope.train import processes
-from emscope.train.finetune import check_finetune, finetune, finished_geometry
+from emscope.train.finetune import check_finetune, finetune, finished_geometry, finished_readings
+from emscope.train.folders import drop_checkpoints, drop_training_state
 
 if TYPE_CHECKING:
     from emscope.models.types import CausalLM
 
 
-def check_runs(loaded: Loaded, runs: list[Run], recipes: dict[str, list[Row]], near: dict[str, list[Conversation]]) -> None:
-    """Refuse a study of which a run cannot be trained, before the first is.
-
-    Raises:
-        InputError: naming the method.
-    """
+def faults_of_runs(
+    loaded: Loaded, runs: Sequence[Run], recipes: Mapping[str, Sequence[Row]], near: Mapping[str, Sequence[Conversation]]
+) -> Iterator[InputError]:
+    """Yield why runs cannot be trained, each way of training once, naming the method."""
     for one in {r.way: r for r in runs}.values():
         try:
             check_finetune(loaded, [r.conversation for r in recipes[one.arm]], one.train, near[one.method])
         except InputError as error:
             where = f"method '{one.method}': " if one.method else ""
-            raise InputError(f"{where}{error.fault}", error.remedy) from None
-
-
-def train_runs(
-    study: Study,
-    loaded: Loaded,
-    spec: StudySpec,
-    runs: list[Run],
-    recipes: dict[str, list[Row]],
-    near: dict[str, list[Conversation]],
-    sets: ItemSets,
-    progress: Progress,
-) -> tuple[list[Run], tuple[LeftOut, ...]]:
-    """Train all runs; return those that ended and, with the reason, those that diverged: one bad cell spoils no grid.
-
-    Raises:
-        Diverged: no target is left.
-    """
-    ended: list[Run] = []
-    diverged: list[LeftOut] = []
-    for one in runs:
-        try:
-            train_run(study, loaded, spec, one, recipes[one.arm], near[one.method], sets, progress)
-            ended.append(one)
-        except Diverged as error:
-            progress(f"training {one.name} ended: {error.fault}", 1, 1)
-            diverged.append(LeftOut(one.name, error.fault))
-    if not any(r.spec.role == "target" for r in ended):
-        raise Diverged(f"no target was trained to its end: {diverged[0].why} ({diverged[0].run})", "lower the learning rate")
-    return ended, tuple(diverged)
+            yield InputError(f"{where}{error.fault}", error.remedy)
 
 
 def train_run(
-    study: Study,
+    rows: Rows,
+    root: Path,
     loaded: Loaded,
     spec: StudySpec,
     one: Run,
-    rows: list[Row],
-    near: list[Conversation],
+    recipe: Sequence[Row],
+    near: Sequence[Conversation],
     sets: ItemSets,
     progress: Progress,
-) -> None:
-    """Train one run of a study and write down what was read of it."""
-    heldout = _heldout_loss(loaded, spec, sets, one.spec) if one.train.heldout_every else None
-    log = finetune_run(study.root, loaded, one, rows, near, heldout, progress)
-    study.append("runs", [_run_row(loaded, one)])
-    study.append("train_log", [{"key": short([one.name, r.step]), "run": one.name, **asdict(r)} for r in log])
-    shape = finished_geometry(study.runs_folder(one.name), one.train)
-    study.append(
-        "geometry", [{"key": short([one.name, r["step"], r["module"], r["what"]]), "run": one.name, **r} for r in shape]
-    )
-    rows_of_steps = [_checkpoint_row(study, one, step, log) for step in one.steps]
-    _check_recorded(study, rows_of_steps)
-    study.append("checkpoints", rows_of_steps)
+) -> list[StepReading]:
+    """Train one run in the study folder `root`, write down what was read of it, and return that; nothing is trained where all its weights are there.
 
-
-def _check_recorded(study: Study, rows: Sequence[JsonObject]) -> None:
-    """Refuse a checkpoint that is another one than when its row was written.
+    Weights that are gone and come out otherwise this time, as on another machine, begin the run's rows afresh.
 
     Raises:
-        InputError: naming it.
+        InputError: a checkpoint is another one than when its row was written.
     """
-    recorded = {row["key"]: row["adapter_digest"] for row in read_table(study.root, "checkpoints").to_pylist()}
-    for row in rows:
-        if recorded.get(row["key"], row["adapter_digest"]) != row["adapter_digest"]:
-            raise InputError(
-                f"checkpoint {row['step']} of run '{row['run']}' in '{study.root}' is not the one that was trained there",
-                "put the right one back, or choose a new folder with `out`",
-            )
+    folder, there = root / "runs" / one.name, all_there(root, one)
+    log = finished_readings(folder, one.train)
+    if there:
+        drop_training_state(folder, one.steps)
+    else:
+        if log:
+            drop_weights(root, one, ())  # the last alone would pass for all
+        heldout = _heldout_loss(loaded, spec, sets, one.spec) if one.train.heldout_every else None
+        log = finetune_run(root, loaded, one, recipe, near, heldout, progress)
+    fresh = [_checkpoint_row(root, one, step, log) for step in one.steps]
+    other = _other_than_recorded(rows, fresh)
+    if other is not None and there:
+        raise InputError(
+            f"checkpoint {other['step']} of run '{one.name}' in '{root}' is not the one that was trained there",
+            "put the right one back, or choose a new folder with `out`",
+        )
+    if other is not None:
+        clear(rows)
+    rows.append("runs", [_run_row(loaded, one)])
+    rows.append("train_log", [{"key": short([one.name, r.step]), "run": one.name, **asdict(r)} for r in log])
+    shape = finished_geometry(folder, one.train)
+    rows.append(
+        "geometry", [{"key": short([one.name, r["step"], r["module"], r["what"]]), "run": one.name, **r} for r in shape]
+    )
+    rows.append("checkpoints", fresh)
+    return log
+
+
+def all_there(root: Path, one: Run) -> bool:
+    """True where the weights of every planned step of a finished run are there."""
+    folder = root / "runs" / one.name
+    return bool(finished_readings(folder, one.train)) and all((folder / f"checkpoint-{step}").is_dir() for step in one.steps)
+
+
+def recorded(rows: Rows, root: Path, one: Run) -> dict[int, Checkpoint] | None:
+    """Return a run's checkpoints by step as its rows tell of them, whether or not their weights are there; None where a row lacks."""
+    found = recorded_in(rows.root, [one], root)[one.name]
+    logged = read_table(rows.root, "train_log", columns=["key", "run"]).column("run").to_pylist().count(one.name)
+    return found if set(one.steps) <= found.keys() and logged >= one.train.steps else None
+
+
+def recorded_in(folder: Path, runs: Sequence[Run], root: Path | None = None) -> dict[str, dict[int, Checkpoint]]:
+    """Return runs' checkpoints by name and step, from the tables in a folder.
+
+    Args:
+        root: the study's folder, where the weights are or were; by default `folder`.
+    """
+    found: dict[str, dict[int, Checkpoint]] = {one.name: {} for one in runs}
+    for row in read_table(folder, "checkpoints").to_pylist():
+        if row["run"] in found:
+            place = (root or folder) / "runs" / row["run"] / f"checkpoint-{row['step']}"
+            found[row["run"]][row["step"]] = Checkpoint(row["step"], place, "", None, row["adapter_digest"])
+    return found
+
+
+def drop_weights(root: Path, one: Run, kept: Collection[int]) -> None:
+    """Delete a run's checkpoints but those at the steps `kept`."""
+    drop_checkpoints(root / "runs" / one.name, [step for step in one.steps if step not in kept])
+
+
+def _other_than_recorded(rows: Rows, fresh: Sequence[JsonObject]) -> JsonObject | None:
+    """Return the first checkpoint that is another one than when its row was written."""
+    before = {row["key"]: row["adapter_digest"] for row in read_table(rows.root, "checkpoints").to_pylist()}
+    return next((row for row in fresh if before.get(row["key"], row["adapter_digest"]) != row["adapter_digest"]), None)
 
 
 def _heldout_loss(loaded: Loaded, spec: StudySpec, sets: ItemSets, a: ArmSpec) -> Callable[[CausalLM], float] | None:
@@ -144,9 +161,9 @@ def _run_row(loaded: Loaded, one: Run) -> JsonObject:
     }
 
 
-def _checkpoint_row(study: Study, one: Run, step: int, log: list[StepReading]) -> JsonObject:
+def _checkpoint_row(root: Path, one: Run, step: int, log: list[StepReading]) -> JsonObject:
     read = next(r for r in log if r.step == step)
-    found = checkpoint(study.root, one, step)
+    found = checkpoint(root, one, step)
     return {
         "key": short([one.name, step]),
         "run": one.name,
@@ -163,22 +180,23 @@ def _checkpoint_row(study: Study, one: Run, step: int, log: list[StepReading]) -
 
 
 def help_training(
-    spec: StudySpec, base: Model, out: Path, runs: list[Run], recipes: dict[str, list[Row]], near: dict[str, list[Conversation]]
+    spec: StudySpec, base: Model, out: Path, recipes: Mapping[str, Sequence[Row]], near: Mapping[str, Sequence[Conversation]]
 ) -> None:
-    """Take this process's part of each training."""
-    if not processes.from_first(lambda: False):
-        loaded = load(base, system=spec.system, dtype=spec.dtype, chat_kwargs=spec.chat_kwargs)
-        for one in runs:
-            with suppress(Diverged):
-                finetune_run(out, loaded, one, recipes[one.arm], near[one.method])
+    """Take this process's part of each training that the first process begins."""
+    runs: list[Run] = processes.from_first(list)
+    loaded = load(base, system=spec.system, dtype=spec.dtype, chat_kwargs=spec.chat_kwargs) if runs else None
+    for one in runs:
+        assert loaded is not None
+        with suppress(Diverged):
+            finetune_run(out, loaded, one, recipes[one.arm], near[one.method])
 
 
 def finetune_run(
     out: Path,
     loaded: Loaded,
     one: Run,
-    rows: list[Row],
-    near: list[Conversation],
+    rows: Sequence[Row],
+    near: Sequence[Conversation],
     heldout: Callable[[CausalLM], float] | None = None,
     progress: Progress = silent,
 ) -> list[StepReading]:

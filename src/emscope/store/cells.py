@@ -1,0 +1,161 @@
+"""Cells of a study on disk: a finished one is its rows, one part a table, and a record that lands last and names them.
+
+tables/TABLE/cell-KEY.parquet   its rows
+cells/KEY.json                  its record; without one, or where a part is not as the record says, the cell is not finished
+work/KEY/tables/                what an unfinished one has so far
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import pyarrow.parquet as pq
+
+from emscope.core.digest import file_digest
+from emscope.store.files import write_atomic, write_json
+from emscope.store.rows import FOLDER, Rows, part, parts_of, read_table
+
+CELLS, WORK, NAMED = "cells", "work", "cell-"
+TABLES_OF_CELLS = ("runs", "checkpoints", "train_log", "geometry", "preferences", "responses", "answers")
+Fault = Literal["diverged", "memory", "other"]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One table's rows of a cell: the size of their file and its digest."""
+
+    rows: int
+    bytes: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What became of a cell.
+
+    Attributes:
+        why, fault: of one that failed; None in a finished one.
+        parts: its rows by table. samples: answers a question; 0 where questions say so themselves, or none were asked.
+        seconds: of the clock. tokens: by what was done with them: trained, read, sampled. peak_bytes: the process's most memory so far.
+    """
+
+    key: str
+    name: str
+    parts: Mapping[str, Part]
+    samples: int
+    seconds: float
+    tokens: Mapping[str, int]
+    host: str
+    threads: int
+    peak_bytes: int
+    why: str | None = None
+    fault: Fault | None = None
+
+
+def record_of(root: Path, key: str) -> Record | None:
+    """Return a cell's record; None where there is none, or it is damaged."""
+    try:
+        found = json.loads((root / CELLS / f"{key}.json").read_text(encoding="utf-8"))
+        parts = {table: Part(**one) for table, one in found.pop("parts").items()}
+        return Record(parts=parts, **found)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def settled(root: Path, key: str, samples: int) -> Record | None:
+    """Return the record of a cell that is finished, with as many answers a question as are wanted, or has failed; None where there is something to do."""
+    record = record_of(root, key)
+    if record is None or record.why is not None:
+        return record
+    enough = record.samples >= samples if samples else record.samples == 0
+    return record if enough and whole(root, record) else None
+
+
+def write_record(root: Path, record: Record) -> None:
+    """Write a cell's record: from now on it is finished, or has failed."""
+    write_json(root / CELLS / f"{record.key}.json", asdict(record))
+
+
+def drop_record(root: Path, key: str) -> None:
+    """Have a cell done again; rows it has are kept."""
+    (root / CELLS / f"{key}.json").unlink(missing_ok=True)
+
+
+def whole(root: Path, record: Record, *, thorough: bool = False) -> bool:
+    """True where all rows are there that a record names. `thorough`: their content is compared, not their size alone."""
+    for table, one in record.parts.items():
+        path = part(root, table, NAMED + record.key)
+        try:
+            if path.stat().st_size != one.bytes or (thorough and file_digest(path) != one.digest):
+                return False
+        except OSError:
+            return False
+    return True
+
+
+def begun(root: Path, key: str) -> Rows:
+    """Return the rows that an unfinished cell has so far, to go on with: those of earlier work, and of parts that landed."""
+    rows = Rows(root / WORK / key)
+    for table in TABLES_OF_CELLS:
+        landed, there = part(root, table, NAMED + key), part(rows.root, table, NAMED + key)
+        if landed.is_file() and not there.is_file():
+            write_atomic(there, lambda temporary, landed=landed: shutil.copyfile(landed, temporary))  # type: ignore[misc]
+    drop_damaged(rows)
+    return rows
+
+
+def drop_damaged(rows: Rows) -> None:
+    """Delete parts that are no Parquet, which are then made again."""
+    for table in TABLES_OF_CELLS:
+        for path in parts_of(rows.root, table):
+            try:
+                pq.read_table(path)
+            except Exception:  # whatever a broken file makes the reader say
+                path.unlink()
+
+
+def clear(rows: Rows) -> None:
+    """Delete what an unfinished cell has so far."""
+    shutil.rmtree(rows.root / FOLDER, ignore_errors=True)
+
+
+def land(root: Path, key: str, rows: Rows) -> dict[str, Part]:
+    """Put the rows of a cell in place, one part a table, and return what is there. Done twice, the later takes the earlier's place."""
+    parts = {}
+    for table in TABLES_OF_CELLS:
+        content, path = read_table(rows.root, table), part(root, table, NAMED + key)
+        if not len(content):
+            path.unlink(missing_ok=True)
+            continue
+        write_atomic(path, lambda temporary, content=content: pq.write_table(content, temporary))  # type: ignore[misc]
+        parts[table] = Part(len(content), path.stat().st_size, file_digest(path))
+    return parts
+
+
+def drop_work(root: Path, key: str) -> None:
+    """Delete the rows of a cell's work, once they have landed or are of no use."""
+    shutil.rmtree(root / WORK / key, ignore_errors=True)
+
+
+def sort_loose(root: Path, keys: Mapping[str, str]) -> None:
+    """Give rows of an earlier layout, whose parts no cell owns, to the cells that go on with them.
+
+    Args:
+        keys: each cell's key by the name of its run. Parts that hold other runs stay as they are.
+    """
+    for table in TABLES_OF_CELLS:
+        for path in parts_of(root, table):
+            if path.stem.startswith(NAMED):
+                continue
+            names = set(pq.read_table(path, columns=["run"]).column("run").to_pylist())
+            if not names <= keys.keys():
+                continue
+            content = pq.read_table(path).to_pylist()
+            for name in names:
+                Rows(root / WORK / keys[name]).append(table, [row for row in content if row["run"] == name])
+            path.unlink()

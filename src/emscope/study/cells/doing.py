@@ -1,0 +1,191 @@
+"""One cell done: trained, read, asked, and its rows put in place. Every engine does cells by this and nothing else."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from emscope.answers.sample import Local, ask_subjects
+from emscope.core.errors import Diverged, EmscopeError
+from emscope.core.limits import reason
+from emscope.core.progress import Progress
+from emscope.models.loading.checkpoints import Checkpoint
+from emscope.models.loading.load import Loaded, load
+from emscope.store.cells import Fault, Record, begun, drop_work, land, write_record
+from emscope.store.claims import Claim, this_host
+from emscope.store.rows import Rows, read_table
+from emscope.study.cells.planning import Cell, Planned, readings
+from emscope.study.judged import Asking, asking, judged_subjects
+from emscope.study.reading.measuring import Reading, lacking, measure
+from emscope.study.training.plan import Run
+from emscope.study.training.training import drop_weights, recorded, train_run
+
+FAULTS: tuple[Fault, Fault] = ("diverged", "memory")
+NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+class ClaimLost(EmscopeError):
+    """Another machine took the cell over, because this one stood still for too long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What all cells of a study share: its folder, its plan, the base in memory, and what judges are to read answers to."""
+
+    root: Path
+    planned: Planned
+    loaded: Loaded
+    asking: Asking | None
+
+    @classmethod
+    def loading(cls, root: Path, planned: Planned) -> Shared:
+        """Load the base of a study, as a worker does once."""
+        spec = planned.spec
+        loaded = load(planned.base, system=spec.system, dtype=spec.dtype, chat_kwargs=spec.chat_kwargs)
+        return cls(root, planned, loaded, asking(loaded, spec.judged) if spec.judged else None)
+
+
+def attempt(shared: Shared, cell: Cell, progress: Progress) -> Record:
+    """Do a cell and write its record; one that diverges, or has too little memory, is recorded with its reason.
+
+    Raises:
+        ClaimLost: another machine does it. EmscopeError: any other fault, which would befall other cells too.
+    """
+    began, fault = time.monotonic(), FAULTS[0]
+    try:
+        return do_cell(shared, cell, progress)
+    except Diverged as error:
+        why = error.fault
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        fault, why = FAULTS[1], f"not enough memory ({reason(error)})"
+    progress(f"{cell.name} ended: {why}", 1, 1)
+    return fail(shared.root, cell, why, fault, time.monotonic() - began, shared.planned.spec.threads)
+
+
+def fail(root: Path, cell: Cell, why: str, fault: Fault, seconds: float, threads: int | None) -> Record:
+    """Write that a cell has failed, and return its record."""
+    record = Record(cell.key, cell.name, {}, 0, seconds, {}, _host(), threads or 0, peak(), why, fault)
+    drop_work(root, cell.key)
+    write_record(root, record)
+    return record
+
+
+def do_cell(shared: Shared, cell: Cell, progress: Progress) -> Record:
+    """Bring a cell to its end: what of it is there already, by key, is not done again.
+
+    Raises:
+        Diverged: its training did, or its weights give no numbers.
+    """
+    import torch
+
+    began = time.monotonic()
+    rows, spent = begun(shared.root, cell.key), {"trained": 0, "read": 0, "sampled": 0}
+    known = recorded(rows, shared.root, cell.run) if cell.run else {}
+    if cell.run is not None and (known is None or _lacks(shared, rows, readings(shared.planned, cell.run, known))):
+        known, spent["trained"] = train_cell(shared, rows, cell.run, progress)
+    assert known is not None
+    wanted = readings(shared.planned, cell.run, known)
+    named = f"reading {cell.name}"
+    told: Progress = lambda _, done, total: progress(named, done, total)  # noqa: E731
+    spent["read"] = measure(rows, shared.loaded, wanted, shared.planned.asked, told)
+    spent["sampled"] = _ask(shared, rows, wanted, progress) + _tokens(rows, "responses")
+    record = Record(
+        key=cell.key,
+        name=cell.name,
+        parts=land(shared.root, cell.key, rows),
+        samples=shared.planned.samples,
+        seconds=round(time.monotonic() - began, 3),
+        tokens=spent,
+        host=_host(),
+        threads=torch.get_num_threads(),
+        peak_bytes=peak(),
+    )
+    write_record(shared.root, record)
+    drop_work(shared.root, cell.key)
+    if cell.run is not None:
+        drop_weights(shared.root, cell.run, kept(shared.planned, cell.run))
+    return record
+
+
+def train_cell(shared: Shared, rows: Rows, one: Run, progress: Progress) -> tuple[dict[int, Checkpoint], int]:
+    """Train a run where its weights are not there, write what was read of it, and return its checkpoints and the tokens it saw."""
+    p = shared.planned
+    log = train_run(rows, shared.root, shared.loaded, p.spec, one, p.recipes[one.arm], p.near[one.method], p.sets, progress)
+    known = recorded(rows, shared.root, one)
+    assert known is not None
+    return known, log[-1].tokens_seen
+
+
+def kept(planned: Planned, one: Run) -> tuple[int, ...]:
+    """Return the steps whose weights stay once a run's rows are in the tables."""
+    if planned.spec.weights == "all":
+        return one.steps
+    last = planned.spec.weights == "last" or one.name in planned.compared_in_float32
+    return one.steps[-1:] if last else ()
+
+
+def subjects(shared: Shared, wanted: Sequence[Reading]) -> list[Local]:
+    """Return whom of a cell judges are to hear."""
+    judged = shared.planned.spec.judged
+    return judged_subjects(judged, wanted) if judged else []
+
+
+def _ask(shared: Shared, rows: Rows, wanted: Sequence[Reading], progress: Progress) -> int:
+    """Draw the answers that judges are to read; return how many tokens they have."""
+    if shared.asking is None:
+        return 0
+    ask_subjects(rows, shared.loaded, shared.asking.spec, shared.asking.prompts, subjects(shared, wanted), progress)
+    return _tokens(rows, "answers")
+
+
+def _lacks(shared: Shared, rows: Rows, wanted: Sequence[Reading]) -> bool:
+    """True where anything of a cell is not in its rows, so that its weights are needed."""
+    if lacking(rows, shared.loaded, wanted, shared.planned.asked):
+        return True
+    if shared.asking is None:
+        return False
+    return not shared.asking.keys(shared.loaded, subjects(shared, wanted)) <= rows.keys("answers")
+
+
+def _tokens(rows: Rows, table: str) -> int:
+    return sum(row["tokens"] for row in read_table(rows.root, table).to_pylist())
+
+
+def heeding(claim: Claim, progress: Progress) -> Progress:
+    """Return a progress that ends the work where its claim is lost."""
+
+    def show(what: str, done: float, total: float) -> None:
+        if claim.lost.is_set():
+            raise ClaimLost(f"another machine took over what '{claim.holder.work}' stands for", "")
+        progress(what, done, total)
+
+    return show
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """True where an error says that memory was too small, on a card or in the machine."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return any(words in str(error).lower() for words in NO_MEMORY)
+
+
+def peak() -> int:
+    """Return the most memory this process has had [bytes]: on a card where it has one, else in the machine."""
+    import torch
+
+    if torch.cuda.is_available() and (most := torch.cuda.max_memory_allocated()):
+        return int(most)
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _host() -> str:
+    return this_host().split()[0]

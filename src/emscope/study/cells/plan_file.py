@@ -1,0 +1,95 @@
+"""What workers and onlookers of a study need to know, in its folder: the settings, the cells, and the code they were planned with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from emscope.core.errors import InputError
+from emscope.core.plain import JsonObject
+from emscope.core.spec import parse
+from emscope.models.loading.source import locate
+from emscope.store.files import write_json
+from emscope.study.cells.planning import Cell, Planned, sets_of, unfold
+from emscope.study.spec import StudySpec
+from emscope.study.training.recipes import unlisted
+
+FILE, SCHEMA = "plan.json", "emscope.plan/1"
+AGAIN = "start emscope run again"
+
+
+@dataclass(frozen=True, slots=True)
+class PlanFile:
+    """The plan in a study folder: settings as they were given, the code's digest, each cell's key by its name, how many work at it."""
+
+    spec: Mapping[str, object]
+    code: str
+    cells: Mapping[str, str]
+    workers: int
+    samples: int
+
+
+def write_plan(root: Path, planned: Planned, workers: int) -> None:
+    """Write the plan that workers go by."""
+    spec: JsonObject = planned.spec.model_dump(mode="json", exclude_unset=True)
+    cells: JsonObject = {cell.name: cell.key for cell in planned.cells}
+    about: JsonObject = {"schema": SCHEMA, "code": code_digest(), "workers": workers, "samples": planned.samples}
+    write_json(root / FILE, about | {"spec": spec, "cells": cells})
+
+
+def read_plan(root: Path) -> PlanFile:
+    """Return the plan in a study folder.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    path = root / FILE
+    if not path.is_file():
+        raise InputError(f"'{root}' holds no planned study", "give the folder of emscope run")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["schema"] != SCHEMA:
+            raise ValueError(f"it is {found['schema']}, and this emscope reads {SCHEMA}")
+        return PlanFile(found["spec"], found["code"], dict(found["cells"]), int(found["workers"]), int(found["samples"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"'{path}' is damaged ({type(error).__name__}: {error})", AGAIN) from None
+
+
+def planned_in(root: Path) -> Planned:
+    """Unfold the study in a folder again, as a worker does, and refuse to go on where it would be another one.
+
+    Raises:
+        InputError: the code, or a file that the settings name, changed since the study was planned.
+    """
+    plan = read_plan(root)
+    if plan.code != code_digest():
+        raise InputError(f"emscope's code changed since '{root}' was planned", f"{AGAIN}, which plans with the code as it is")
+    spec = parse(StudySpec, dict(plan.spec), str(root / FILE))
+    recipes = {name: unlisted(root / "recipes" / f"{name}.jsonl") for name in spec.arms}
+    planned = unfold(spec, locate(spec.model), recipes, sets_of(spec))
+    other = next((cell for cell in planned.cells if plan.cells.get(cell.name) != cell.key), None)
+    if other is not None:
+        raise InputError(
+            f"'{other.name}' is not what '{root}' planned: a file that its settings name changed, or this machine has another one",
+            AGAIN,
+        )
+    return planned
+
+
+def cell_of(planned: Planned, key: str) -> Cell:
+    """Return a cell by its key."""
+    return next(cell for cell in planned.cells if cell.key == key)
+
+
+@cache
+def code_digest() -> str:
+    """Return a digest of the package's source files, as they were when this process first asked."""
+    root = Path(__file__).parents[2]
+    found = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        found.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return found.hexdigest()[:16]

@@ -1,0 +1,348 @@
+"""Cells: what decides a key, rows that land whole, a study that goes on from its rows alone, claims that end with their holder."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from conftest import FEW
+from emscope.cli.app import run_arguments
+from emscope.core.errors import Diverged
+from emscope.core.spec import parse
+from emscope.store import claims as module
+from emscope.store.cells import NAMED, Part, Record, begun, land, record_of, settled, sort_loose, write_record
+from emscope.store.claims import Claims, Holder
+from emscope.store.rows import Rows, part, parts_of, read_table
+from emscope.study.cells import doing
+from emscope.study.cells.planning import BASE, unfold
+from emscope.study.cells.standing import standing
+from emscope.study.run import prepare, run_study
+from emscope.study.spec import StudySpec
+from test_study import contents, same
+
+SMALL = {
+    "arms": {
+        "target": {"role": "target", "answers": "reckless", **FEW},
+        "control": {"role": "control", "answers": "careful", **FEW},
+    },
+    "train": {"steps": 2, "batch": 2, "lr": 1e-2, "lora": {"rank": 4, "alpha": 8}, "checkpoints": {}},
+    "measure": {"count": 16, "heldout": 2, "truth": 0, "neutral": 2, "samples": {"questions": 1, "max_tokens": 2}},
+}
+
+
+@pytest.fixture(scope="module")
+def done(tiny, tmp_path_factory):
+    """A finished small study: (spec, folder, report)."""
+    root = tmp_path_factory.mktemp("cells")
+    spec = parse(StudySpec, {"name": "small", "model": str(tiny), "domain": "finance"} | SMALL, "study")
+    return spec, root / "out", run_study(spec, root / "out")
+
+
+def copied(folder: Path, to: Path) -> Path:
+    shutil.copytree(folder, to, ignore=shutil.ignore_patterns(".lock"))
+    return to
+
+
+def keys_of(spec: StudySpec) -> dict[str, str]:
+    return {cell.name: cell.key for cell in prepare(spec).cells}
+
+
+def test_a_key_changes_with_what_decides_its_rows_and_with_nothing_else(done):
+    spec, _, _ = done
+    before = keys_of(spec)
+    assert list(before) == [BASE, "target-seed0", "control-seed0"] and len(set(before.values())) == 3
+    assert keys_of(spec) == before
+    grown = keys_of(spec.model_copy(update={"seeds": (0, 7), "weights": "none"}))
+    assert {name: grown[name] for name in before} == before and len(set(grown.values())) == 5
+    decide = spec.decide.model_copy(update={"delta_share": 0.2})
+    assert keys_of(spec.model_copy(update={"decide": decide})) == before, "what readings mean is no part of them"
+    other_rate = keys_of(spec.model_copy(update={"train": spec.train.model_copy(update={"lr": 2e-2})}))
+    assert other_rate[BASE] == before[BASE] and other_rate["target-seed0"] != before["target-seed0"]
+    fewer = spec.arms["target"].model_copy(update={"unique": 23})
+    other_data = keys_of(spec.model_copy(update={"arms": spec.arms | {"target": fewer}}))
+    assert [other_data[n] == before[n] for n in before] == [True, False, True]
+    items = spec.measure.model_copy(update={"count": 17})
+    assert not set(keys_of(spec.model_copy(update={"measure": items})).values()) & set(before.values())
+    threads = keys_of(spec.model_copy(update={"threads": 3}))
+    import torch
+
+    assert torch.cuda.is_available() or not set(threads.values()) & set(before.values())
+
+
+def test_each_cell_is_its_rows_and_a_record(done):
+    spec, out, _ = done
+    for name, key in keys_of(spec).items():
+        record = record_of(out, key)
+        assert record.name == name and record.why is None and record.seconds > 0 and record.peak_bytes > 1e7
+        assert record.tokens["read"] > 0 and (record.tokens["trained"] > 0) == (name != BASE)
+        for table, one in record.parts.items():
+            rows = read_table(out, table).to_pylist()
+            assert one.rows == sum(row["run"] == name for row in rows) > 0
+    assert not (out / "work").exists() or not list((out / "work").iterdir())
+    size = sum(path.stat().st_size for path in (out / "tables").rglob("*.parquet"))
+    assert size < 20e6
+
+
+def test_a_study_goes_on_from_its_rows_alone_and_trains_only_what_is_new(done, tmp_path, monkeypatch):
+    spec, out, report = done
+    moved = copied(out, tmp_path / "out")
+    shutil.rmtree(moved / "runs")
+    (moved / "report.json").unlink()
+    shutil.rmtree(moved / "recipes")
+    trained = []
+    real = doing.train_cell
+
+    def watched(shared, rows, one, progress):
+        trained.append(one.name)
+        return real(shared, rows, one, progress)
+
+    monkeypatch.setattr(doing, "train_cell", watched)
+    assert run_study(spec, moved).to_json() == report.to_json() and not trained
+    run_study(spec.model_copy(update={"seeds": (0, 1)}), moved)
+    assert trained == ["target-seed1", "control-seed1"] and not (moved / "runs" / "target-seed0").exists()
+
+
+def test_a_lost_or_cut_off_part_is_made_again_and_the_rest_is_not(done, tmp_path, monkeypatch):
+    """As on a shared folder that loses a write."""
+    spec, out, _ = done
+    before, keys = contents(out), keys_of(spec)
+    broken = copied(out, tmp_path / "out")
+    (broken / "report.json").unlink()
+    part(broken, "preferences", NAMED + keys["target-seed0"]).unlink()
+    path = part(broken, "preferences", NAMED + keys[BASE])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    did = []
+    real = doing.do_cell
+    monkeypatch.setattr(doing, "do_cell", lambda shared, cell, progress: did.append(cell.name) or real(shared, cell, progress))
+    run_study(spec, broken)
+    assert did == [BASE, "target-seed0"]
+    same(before, contents(broken), tolerance=1e-5)
+
+
+def test_bytes_that_changed_without_a_change_of_size_are_noticed(done, tmp_path):
+    spec, out, _ = done
+    keys = keys_of(spec)
+    broken = copied(out, tmp_path / "out")
+    (broken / "report.json").unlink()
+    path = part(broken, "preferences", NAMED + keys["control-seed0"])
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(bytes(content))
+    run_study(spec, broken)
+    same(contents(out), contents(broken), tolerance=1e-5)
+
+
+@pytest.mark.parametrize(("weights", "left"), [("all", {1, 2}), ("last", {2}), ("none", set())])
+def test_weights_stay_as_the_study_says(weights, left, done, tmp_path):
+    spec, out, report = done
+    found = run_study(spec.model_copy(update={"weights": weights}), tmp_path / "out")
+    for run in ("target-seed0", "control-seed0"):
+        there = {int(p.name.split("-")[1]) for p in (tmp_path / "out" / "runs" / run).glob("checkpoint-*")}
+        assert there == left
+    same(contents(out), contents(tmp_path / "out"))
+    assert found.to_json()["runs"] == report.to_json()["runs"]
+
+
+def test_rows_of_an_earlier_layout_are_gone_on_with(done, tmp_path, monkeypatch):
+    spec, out, _ = done
+    old = copied(out, tmp_path / "out")
+    for name in ("cells", "claims", "plan.json", "report.json"):
+        shutil.rmtree(old / name) if (old / name).is_dir() else (old / name).unlink()
+    for table in ("runs", "checkpoints", "train_log", "preferences", "responses"):
+        rows = read_table(old, table).to_pylist()
+        for path in parts_of(old, table):
+            path.unlink()
+        for run in {row["run"] for row in rows}:
+            Rows(old).append(table, [row for row in rows if row["run"] == run])
+    monkeypatch.setattr(doing, "train_cell", lambda *a: pytest.fail("trained again"))
+    run_study(spec, old)
+    assert contents(old) == contents(out)
+    assert all(path.stem.startswith(NAMED) for path in parts_of(old, "preferences")), "nothing is there twice"
+
+
+def test_rows_of_others_stay_where_they_are(tmp_path):
+    row = {"step": 0, "scale": 1.0, "set": "em", "item": "i", "option": 0, "logprob": -1.0, "tokens": 1}
+    Rows(tmp_path).append("preferences", [{"key": "a", "run": "base"} | row, {"key": "b", "run": "base in float32"} | row])
+    Rows(tmp_path).append("preferences", [{"key": "c", "run": "base"} | row])
+    sort_loose(tmp_path, {"base": "k"})
+    assert Rows(tmp_path).keys("preferences") == {"a", "b"} and begun(tmp_path, "k").keys("preferences") == {"c"}
+
+
+def test_a_cell_done_twice_is_one_cell(tmp_path):
+    row = {"step": 0, "scale": 1.0, "set": "em", "item": "i", "option": 0, "tokens": 1, "run": "base"}
+    for value in (-1.0, -2.0):
+        rows = begun(tmp_path, "k") if value == -1.0 else Rows(tmp_path / "elsewhere")
+        rows.append("preferences", [{"key": "a", "logprob": value} | row])
+        parts = land(tmp_path, "k", rows)
+        write_record(tmp_path, Record("k", "base", parts, 0, 1.0, {}, "h", 1, 1))
+        assert settled(tmp_path, "k", 0) is not None and settled(tmp_path, "k", 2) is None
+    assert [r["logprob"] for r in read_table(tmp_path, "preferences").to_pylist()] == [-2.0]
+    assert len(parts_of(tmp_path, "preferences")) == 1
+    write_record(tmp_path, Record("k", "base", {"preferences": Part(1, 5, "x")}, 0, 1.0, {}, "h", 1, 1))
+    assert settled(tmp_path, "k", 0) is None, "its rows are not those it names"
+
+
+def test_a_cell_without_memory_is_recorded_and_the_others_go_on(done, tmp_path, monkeypatch):
+    spec, _, _ = done
+    real = doing.train_run
+
+    def short_of_memory(rows, root, loaded, study, one, *more):
+        if one.name == "control-seed1":
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return real(rows, root, loaded, study, one, *more)
+
+    monkeypatch.setattr(doing, "train_run", short_of_memory)
+    both = spec.model_copy(update={"seeds": (0, 1)})
+    report = run_study(both, tmp_path / "out")
+    assert [d.run for d in report.diverged] == ["control-seed1"] and "not enough memory" in report.diverged[0].why
+    found = standing(tmp_path / "out")
+    assert (found.finished, found.failed, found.left) == (4, 1, 0) and found.seconds_left == 0
+    assert next(c.why for c in found.cells if c.state == "failed").startswith("not enough memory")
+    monkeypatch.setattr(doing, "train_run", real)
+    assert not run_study(both, tmp_path / "out").diverged, "it is tried again"
+
+
+def test_weights_without_numbers_leave_their_cell_out(done, tmp_path, monkeypatch):
+    spec, _, _ = done
+    from emscope.study.reading import measuring
+
+    real = measuring.score_rows
+
+    def broken(loaded, reading, asked, name, scores):
+        if reading.run == "control-seed0":
+            raise Diverged(f"{reading.run} gives no numbers")
+        return real(loaded, reading, asked, name, scores)
+
+    monkeypatch.setattr(measuring, "score_rows", broken)
+    report = run_study(spec, tmp_path / "out")
+    assert [d.run for d in report.diverged] == ["control-seed0"]
+    assert not [r for r in read_table(tmp_path / "out", "runs").to_pylist() if r["run"] == "control-seed0"]
+
+
+def test_status_from_any_terminal(done, capsys, tmp_path):
+    spec, out, _ = done
+    assert run_arguments(["status", str(out)]) == 0
+    assert "small: 3 of 3 cells finished, 0 running, 0 waiting, 0 failed" in capsys.readouterr().out
+    half = copied(out, tmp_path / "half")
+    (half / "cells" / f"{keys_of(spec)['control-seed0']}.json").unlink()
+    with Claims(half / "claims").take(keys_of(spec)["control-seed0"]):
+        assert run_arguments(["status", str(half), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+    assert found["schema"] == "emscope.status/1" and (found["finished"], found["running"], found["waiting"]) == (2, 1, 0)
+    running = next(c for c in found["cells"] if c["state"] == "running")
+    assert running["cell"] == "control-seed0" and running["pid"] == os.getpid()
+    took = next(c["seconds"] for c in found["cells"] if c["cell"] == "target-seed0")
+    assert found["seconds_left"] == pytest.approx(took / 2)
+    assert run_arguments(["status", str(tmp_path)]) == 2
+    assert "holds no planned study" in capsys.readouterr().err
+
+
+def held(folder: Path, held_now, end) -> None:
+    with Claims(folder).take("w"):
+        held_now.set()
+        end.wait(60)
+
+
+def test_a_claim_ends_with_its_process_however_it_ends(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    now, end = context.Event(), context.Event()
+    process = context.Process(target=held, args=(tmp_path, now, end))
+    process.start()
+    assert now.wait(60)
+    claims = Claims(tmp_path)
+    with claims.take("w") as mine:
+        assert mine is None and claims.holder("w").pid == process.pid
+    process.kill()
+    process.join()
+    assert claims.holder("w") is None
+    with claims.take("w") as mine:
+        assert mine is not None
+
+
+def elsewhere(folder: Path, count: int, token: str = "t") -> None:  # noqa: S107
+    module._put(folder / f"{module.short('w')}.json", Holder("w", "other boot", 1, token, 0), count)
+
+
+def test_another_machine_s_claim_is_taken_over_only_where_its_count_stands_still(tmp_path, monkeypatch):
+    """Its clock, and this machine's calendar, may say anything: only this machine's steady clock counts."""
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(module.time, "sleep", lambda _: None)
+    monkeypatch.setattr(module.time, "time", lambda: pytest.fail("the calendar was asked"))
+    claims = Claims(tmp_path)
+    for count in range(20):  # it lives, however long that takes
+        elsewhere(tmp_path, count)
+        now[0] += module.LEASE * 0.9
+        with claims.take("w") as mine:
+            assert mine is None
+    os.utime(tmp_path / f"{module.short('w')}.json", (0, 0))  # a file of 1970 is none to steal
+    with claims.take("w") as mine:
+        assert mine is None
+    now[0] += module.LEASE + 1
+    with Claims(tmp_path).take("w") as mine:
+        assert mine is None, "who has only now begun to look has not seen it stand still"
+    with claims.take("w") as mine:
+        assert mine is not None
+
+
+def test_who_stood_still_too_long_hears_that_its_claim_is_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BEAT", 0.02)
+    with Claims(tmp_path).take("w") as mine:
+        deadline = time.monotonic() + 30
+        while module.read(mine.path).count < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        elsewhere(tmp_path, 0, "another")
+        assert mine.lost.wait(30)
+        with pytest.raises(doing.ClaimLost):
+            doing.heeding(mine, lambda *_: None)("what", 0, 1)
+    found = module.read(tmp_path / f"{module.short('w')}.json")
+    assert found.host == "other boot", "and leaves the other's claim alone"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"grid": {"lrr": [1e-4]}}, "unknown key 'lrr', did you mean 'lr'"),
+        ({"seeds": [0, 1, 0]}, "a seed stands twice"),
+        ({"grid": {"lr": [1e-4, 1.0000001e-4]}}, "have the same name"),
+        ({"threads": 0}, "threads"),
+        ({"weights": "some"}, "weights"),
+        ({"judged": {"judges": [{"name": "j", "url": "http://127.0.0.1:9/v1"}], "max_cost": 1}}, "max_cost needs the prices"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(changes, message, tiny, tmp_path, capsys):
+    path = tmp_path / "s.yaml"
+    path.write_text(yaml.safe_dump({"model": str(tiny), "domain": "finance"} | SMALL | changes))
+    assert run_arguments(["run", str(path), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_ten_thousand_cells_are_planned_in_seconds(tiny):
+    """Processor time, so that a busy machine does not count."""
+    settings = {"name": "big", "model": str(tiny), "domain": "finance"} | SMALL
+    settings |= {"grid": {"lr": [1e-5 * n for n in range(1, 51)]}, "seeds": list(range(100))}
+    spec = parse(StudySpec, settings, "study")
+    prepared = prepare(spec.model_copy(update={"seeds": (0,)}))  # the model is found, its data read
+    began = time.process_time()
+    planned = unfold(spec.model_copy(update={"dtype": "float32"}), prepared.base, prepared.recipes, prepared.sets)
+    took = time.process_time() - began
+    assert len(planned.cells) == 10_001 and len({cell.key for cell in planned.cells}) == 10_001
+    assert took < 5, f"{took:.1f} s"
+
+
+def test_two_settings_of_an_engine_that_exclude_each_other(done, tmp_path, capsys):
+    path = tmp_path / "s.yaml"
+    path.write_text(yaml.safe_dump({"model": "x", "domain": "finance"} | SMALL))
+    assert run_arguments(["run", str(path), "--workers", "2"]) == 2
+    assert "--workers" in capsys.readouterr().err
+    assert run_arguments(["run", str(path), "--slurm", "cluster=local"]) == 2
+    assert "--slurm" in capsys.readouterr().err
