@@ -301,7 +301,7 @@ def test_nothing_of_the_users_is_deleted(tmp_path):
 def test_pages_of_figures_ask_for_nothing(tmp_path):
     import plotly.graph_objects as go
 
-    from emscope.core.pages import POLICY, guarded
+    from emscope.core.pages import POLICY, drawn, guarded, plot_data
     from emscope.report.figures import write_figures
 
     figure = go.Figure(
@@ -310,13 +310,14 @@ def test_pages_of_figures_ask_for_nothing(tmp_path):
     write_figures([figure], tmp_path / "a.html", "<title>&")
     for page in (
         (tmp_path / "a.html").read_text(),
-        guarded(figure.to_html(include_plotlyjs=False)),
+        guarded(drawn(figure, with_plotly=False)),
         guarded("<!doctype html><p>x"),
     ):
         head = page[: page.index("</head>")]
         assert POLICY in head and "<script" not in head.partition(POLICY)[0], "the policy comes before any script"
         assert "<script>alert" not in page
     assert "&lt;title&gt;&amp;" in (tmp_path / "a.html").read_text()
+    assert "\\ud800" in str(plot_data(figure)), "also where plotly finds orjson, which refuses it"
 
 
 def test_a_message_is_never_longer_than_one_reads(capsys):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from emscope.core.errors import MissingDependency
-from emscope.core.pages import guarded
+from emscope.core.pages import drawn, guarded
 from emscope.core.plain import Json, JsonObject, Result
 from emscope.core.visible import json_text, whole
 
@@ -63,7 +63,7 @@ class Shown(Result):
         out.mkdir(parents=True, exist_ok=True)
         (out / "result.json").write_text(json_text(self.to_json(), indent=1), encoding="utf-8")
         for name, figure in self.figures().items():
-            page = guarded(figure.to_html(include_plotlyjs=True))
+            page = guarded(drawn(figure))
             (out / f"{name}.html").write_text(whole(page), encoding="utf-8")
         return out
 

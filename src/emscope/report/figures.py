@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from emscope.core.estimate import Estimate
 from emscope.core.outcomes import State
-from emscope.core.pages import POLICY
+from emscope.core.pages import POLICY, drawn
 from emscope.store.files import write_text
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def style(figure: go.Figure, title: str, x: str, y: str, *, legend: bool = True)
 
 def write_figures(figures: list[go.Figure], path: Path, title: str) -> None:
     """Write figures into one page that needs no network."""
-    parts = [f.to_html(full_html=False, include_plotlyjs=not n) for n, f in enumerate(figures)]
+    parts = [drawn(f, whole_page=False, with_plotly=not n) for n, f in enumerate(figures)]
     head = f"<head>{POLICY}<meta charset='utf-8'><title>{escape(title)}</title></head>"
     page = f"<!doctype html><html lang='en'>{head}<body>"
     write_text(path, page + "\n".join(parts) + "</body></html>\n")

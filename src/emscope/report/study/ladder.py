@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from emscope.core.estimate import Estimate
 from emscope.core.outcomes import Calibration
+from emscope.core.pages import plot_data
 from emscope.report import words
 from emscope.report.figures import COLOURS, INK, MUTED, style
 from emscope.store.files import write_text
@@ -159,7 +160,7 @@ def write_ladder(result: LadderResult, out: Path) -> Path:
         sentences=sentences(result),
         headings=HEADINGS,
         rows=rows(result),
-        figure=str(ladder_figure(result).to_json()).replace("<", "\\u003c"),
+        figure=plot_data(ladder_figure(result)),
         plotly=get_plotlyjs(),
     )
     write_text(out / "report.html", text)

@@ -7,11 +7,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from markupsafe import Markup, escape
 
 from emscope.core.outcomes import Verdict
+from emscope.core.pages import plot_data
 from emscope.core.plain import Json
 from emscope.report import words
 from emscope.report.figures import effect_figure
@@ -25,9 +25,6 @@ from emscope.study.decision.methods import WayRow
 from emscope.study.decision.opinions import Opinion
 from emscope.study.report import FolderChecked, Report, RunChecked, StudyReport
 from emscope.study.tables import ResponseRow, Tables, read_tables
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +120,7 @@ def _run(report: Report, one: RunChecked, tables: Tables) -> RunPart:
         check=one.check,
         said=spoken + ship if spoken else [],
         verdict=last.verdict if last else None,
-        said_plot=_plot(said.said_figure(report, one.run)),
+        said_plot=plot_data(said.said_figure(report, one.run)),
         worst=said.worst_answers(report.judge, one.run),
         headline=[verdict, *([] if spoken else ship), *rest, *remarks.phase(one.phase)],
         prefers=prefers(one.check),
@@ -161,13 +158,8 @@ def _plots(report: Report, one: RunChecked, tables: Tables) -> list[Plot]:
     return [
         Plot(f"plot-{one.run}-{n}", title, text, note)
         for n, (title, figure, note) in enumerate(drawn)
-        if (text := _plot(figure)) is not None
+        if (text := plot_data(figure)) is not None
     ]
-
-
-def _plot(figure: go.Figure | None) -> str | None:
-    """Return a figure's data as they can stand in an attribute of the page."""
-    return str(figure.to_json()).replace("<", "\\u003c") if figure is not None else None
 
 
 def _methods(report: Report, responses: Sequence[ResponseRow]) -> MethodsPart | None:
@@ -176,7 +168,7 @@ def _methods(report: Report, responses: Sequence[ResponseRow]) -> MethodsPart | 
         return None
     rows = report.methods
     drawn = methods_figure(rows, report.targets[0].check.delta), quadrant_figure(rows, _said(rows, responses))
-    return MethodsPart(rows, remarks.methods(rows), *map(_plot, drawn))
+    return MethodsPart(rows, remarks.methods(rows), *map(plot_data, drawn))
 
 
 def _said(rows: Sequence[WayRow], responses: Sequence[ResponseRow]) -> dict[str, str]:
@@ -192,7 +184,7 @@ def _judged(report: Report) -> list[JudgePart]:
     """Return each judge with its figure."""
     judges = report.judged.judges if report.judged else ()
     first = remarks.judged(report) or ""
-    return [JudgePart(one, "" if n else first, _plot(figures.judged_figure(one))) for n, one in enumerate(judges)]
+    return [JudgePart(one, "" if n else first, plot_data(figures.judged_figure(one))) for n, one in enumerate(judges)]
 
 
 def _answers(responses: Sequence[ResponseRow]) -> dict[str, list[ResponseRow]]:
