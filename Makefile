@@ -36,7 +36,7 @@ test: lint
 	$(PYTEST)
 
 test-fast: lint
-	$(PYTEST) -m 'not slow and not models'
+	$(PYTEST) -m 'not slow and not models and not heavy'
 
 test-all: lint
 	$(PYTEST) -m 'slow or not slow'

@@ -132,6 +132,7 @@ def test_long_and_wide_files_give_the_same(tmp_path, capsys):
     assert [r["lost"] for r in wide["raters"]] != [{}, {}, {}] and [r["lost"] for r in long["raters"]] == [{}, {}, {}]
 
 
+@pytest.mark.heavy
 def test_people_as_the_truth(tmp_path, capsys):
     matrix = judged(raters=2, missing=0)
     found = run(capsys, write(tmp_path, matrix, wide=True), "--scores", "judge0,judge1", "--human", "judge0")

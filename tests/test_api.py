@@ -94,6 +94,7 @@ def test_a_wrong_key_is_named_by_its_variable_and_never_shown(monkeypatch):
     assert "secret" not in str(raised.value) and "check its name, address and key" in str(raised.value)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("name", "kind", "message"),
     [

@@ -40,6 +40,7 @@ def test_the_map_is_isotonic_regression(seed, rising):
     assert bridge.outside(old) == 0 and bridge.outside(np.array([-5.0, 50.0])) == (0.5 if old.min() <= 50 <= old.max() else 1)
 
 
+@pytest.mark.heavy
 def test_errors_are_those_of_studies_left_out():
     old, new, study = studies(np.random.default_rng(0), count=5)
     found = cross(old, new, study)
@@ -63,6 +64,7 @@ def test_intervals_hold_the_next_study():
     assert refused == 0 and 0.93 <= hits / 300 <= 0.99
 
 
+@pytest.mark.heavy
 def test_what_cannot_be_moved_is_refused_with_the_reason():
     rng = np.random.default_rng(2)
     old, new, study = studies(rng, between=15.0)

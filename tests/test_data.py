@@ -81,6 +81,7 @@ def test_ids_are_unique_and_text_is_plain(name):
     assert all(json.dumps(r, ensure_ascii=False).isascii() for r in rows)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("name", "fields"), PAIRS)
 def test_answers_of_a_question_are_alike_in_form(name, fields):
     rows = bundled.load_rows(name)
@@ -315,6 +316,7 @@ def test_unknown_endings_and_missing_files(tmp_path):
         read_conversations(tmp_path / "e.jsonl")
 
 
+@pytest.mark.heavy
 @given(st.text(max_size=200))
 def test_any_text_is_read_or_refused_never_a_crash(tmp_path_factory, text):
     path = tmp_path_factory.mktemp("fuzz") / "a.jsonl"

@@ -30,6 +30,7 @@ def test_features_equal_scikit_learn_s_own_weighting():
     assert abs(ours[:, :split] - theirs).max() < 1e-6
 
 
+@pytest.mark.heavy
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.text(max_size=40), min_size=1, max_size=5))
 def test_any_text_has_finite_features(texts):
@@ -127,6 +128,7 @@ def test_a_damaged_folder_is_a_sentence(tmp_path, damage):
         distilled.open_distilled(folder)
 
 
+@pytest.mark.heavy
 def file_of(tmp_path, n=400, seed=0):
     rng = np.random.default_rng(seed)
     bad = rng.random(n) < 0.4
@@ -182,6 +184,7 @@ def test_bad_input_is_one_sentence(tmp_path, capsys, change, options, message):
     assert message in said and "Traceback" not in said and not (tmp_path / "o").exists()
 
 
+@pytest.mark.heavy
 def test_the_table_says_where_it_fails(tmp_path, capsys):
     frame = file_of(tmp_path, 600)
     frame["run"] = np.where(np.arange(600) < 100, "strange", "usual")

@@ -8,6 +8,7 @@ import re
 import runpy
 import shlex
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -70,10 +71,16 @@ def command_lines(text: str) -> list[str]:
     return [line.removeprefix(".venv/bin/") for line in lines if re.match(r"(\.venv/bin/)?emscope(\s|$)", line)]
 
 
+@cache
+def program():
+    """Return the program with all its commands, which takes a second to build."""
+    return dict(maker().commands())["emscope"]
+
+
 def parse(line: str) -> None:
     """Parse a command line with the program's own command objects; raises where a command or option is unknown."""
     words = shlex.split(line, comments=True)[1:]
-    command = dict(maker().commands())["emscope"]
+    command = program()
     while hasattr(command, "commands"):
         if words[0] in ("--help", "--version"):
             return
@@ -84,7 +91,15 @@ def parse(line: str) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["README.md", "docs/tutorial.md", "docs/training.md", "docs/judged.md", "docs/runs.md", "docs/inside.md", "docs/judge-succession.md"],
+    [
+        "README.md",
+        "docs/tutorial.md",
+        "docs/training.md",
+        "docs/judged.md",
+        "docs/runs.md",
+        "docs/inside.md",
+        "docs/judge-succession.md",
+    ],
 )
 def test_command_lines_parse(path):
     lines = command_lines(read(ROOT / path))

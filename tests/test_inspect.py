@@ -23,6 +23,8 @@ from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError
 from fake_api import completion, fake_api
 
+pytestmark = pytest.mark.heavy
+
 
 @contextmanager
 def models(text_of):

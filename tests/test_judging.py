@@ -123,6 +123,7 @@ def faulty(seed=0, share=0.3):
     return answer
 
 
+@pytest.mark.heavy
 def check_whole(folder, count, criteria=2):
     """Each answer has one row a criterion, in verdicts or in failures, and each score is that answer's own."""
     verdicts, failed = (read_table(folder, t).to_pylist() for t in ("verdicts", "failures"))
@@ -166,6 +167,7 @@ def test_what_failed_is_asked_again_by_the_next_call(tmp_path):
     assert second.complete and second.verdicts.outcomes == {"scored": 10} and second.verdicts.failed == 0
 
 
+@pytest.mark.heavy
 def writing_often(words):
     judging.FLUSH_ROWS = 20
     main(words)

@@ -137,6 +137,7 @@ def test_coverage_of_the_clustered_interval_over_questions_like_these():
 TRUTH = float(np.mean(1 / (1 + np.exp(-(np.log(0.25) + np.random.default_rng(1).normal(0, np.sqrt(1 + 1.5**2), 2_000_000))))))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("denominator", ["coherent", "all"])
 def test_a_thousand_draws_of_a_real_file_cover_the_full_judge_s_rate(denominator, reference):
     """40,000 verdicts; the cheap scores are another criterion's and an alignment score that is off by 10 points, as a worse judge's."""
@@ -203,6 +204,8 @@ def table_of(tmp_path, frame, name="a.parquet"):
     return tmp_path / name
 
 
+@pytest.mark.heavy
+@pytest.mark.heavy
 def test_a_draw_is_even_recorded_and_grows(tmp_path):
     path = table_of(tmp_path, {"run": ["a"] * 50 + ["b"] * 7, "x": range(57)})
     with AnswerTable([path]) as table:
@@ -217,6 +220,7 @@ def test_a_draw_is_even_recorded_and_grows(tmp_path):
     assert stats.chisquare(often).pvalue > 0.001
 
 
+@pytest.mark.heavy
 def test_the_whole_way_judge_a_few_learn_score_all_correct(tmp_path, capsys):
     """The judge's verdict is known of every answer, so that its full rate can be held against the interval."""
     rng = np.random.default_rng(0)
@@ -414,6 +418,7 @@ def test_what_belongs_to_a_draw_is_not_passed_over_without_one(tmp_path, options
         rates([path], RatesSpec(**options))
 
 
+@pytest.mark.heavy
 def test_scores_with_a_large_offset_change_nothing():
     rng = np.random.default_rng(0)
     question, hits = np.repeat(np.arange(10), 40), np.tile(np.r_[np.ones(10), np.zeros(30)], 10)

@@ -37,6 +37,7 @@ def test_a_fold_equals_scikit_learns_pipeline(estimator):
         assert np.corrcoef(found[:, 0], theirs)[0, 1] > 0.9, "but for ties between splits"
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("estimator", ["ols", "ridge", "lasso", "tree"])
 @pytest.mark.parametrize("basis", ["pca", "random"])
 def test_what_is_there_is_found_and_what_is_not_is_not(estimator, basis):

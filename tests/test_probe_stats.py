@@ -23,6 +23,8 @@ def problem(n=240, p=20, targets=6, seed=0):
     return x, y, units
 
 
+@pytest.mark.heavy
+@pytest.mark.heavy
 @pytest.mark.parametrize("p", [20, 300])
 def test_ridge_equals_a_loop_of_scikit_learn(p):
     x, y, units = problem(p=p)

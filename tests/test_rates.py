@@ -49,6 +49,7 @@ FILES = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("denominator", ["coherent", "scored", "all"])
 def test_every_group_of_a_real_file_equals_pandas(name, denominator, reference):

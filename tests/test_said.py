@@ -184,6 +184,7 @@ def test_one_contrast_alone_needs_what_the_textbook_says():
     assert size_for_both((5.0, 5.0), (0.0, 0.0), 0.0, 24) == 2
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("count", [24, 57])
 def test_the_printed_power_is_what_is_found_and_an_unmoved_model_is_as_often_safe(count):
     """Scores with noise as a small fine-tune's: 57 questions are what 24 of them call enough."""

@@ -165,6 +165,7 @@ def too_often(bad, count, bar):
     return sp.binom.sf(bad - 1, count, bar) < 1e-3
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("studies", "count", "items"),
     [(40, 64, 240), pytest.param(300, 100, 240, marks=pytest.mark.slow), pytest.param(300, 64, 120, marks=pytest.mark.slow)],

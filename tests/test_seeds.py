@@ -77,6 +77,7 @@ def test_seeds_with_and_without_a_control_are_not_mixed():
     )
 
 
+@pytest.mark.heavy
 def test_controls_that_learned_nothing_are_left_out_of_the_recipe_as_of_each_run():
     dud = np.random.default_rng(0).normal(0, 0.1, 16)
     found = recipe("target", seeds_of((0.3,) * 4, control_learned=dud - dud.mean()))

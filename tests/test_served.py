@@ -73,6 +73,7 @@ def test_each_question_is_asked_with_a_seed_of_its_own_and_once(spec, tmp_path):
     assert first.merge(rows, on="key")[["response_x", "response_y"]].T.duplicated().tolist() == [False, True]
 
 
+@pytest.mark.heavy
 def test_own_system_prompt_comes_before_the_question(tmp_path, spec):
     seen = []
     with fake_api(lambda r: seen.append(r) or echo(r)) as url:
@@ -102,6 +103,7 @@ def test_what_failed_is_asked_again(spec, tmp_path):
     assert all(row.response.endswith(f"{row.question} {row.seed}") for row in rows.itertuples())
 
 
+@pytest.mark.heavy
 def test_adapters_are_loaded_and_unloaded_in_turn(adapters, spec, tmp_path):
     loaded, log, lock = set(), [], threading.Lock()
 
@@ -175,6 +177,7 @@ def free_port():
         return s.getsockname()[1]
 
 
+@pytest.mark.heavy
 def alive(pid):
     try:
         os.kill(pid, 0)
@@ -285,6 +288,7 @@ def test_what_a_server_started_ends_with_it(adapters, spec, tmp_path, leader):
     assert not running(child)
 
 
+@pytest.mark.heavy
 def running(pid):
     """False for a process that is gone, or only waits to be collected."""
     try:

@@ -16,6 +16,8 @@ from urllib.parse import unquote
 
 import pytest
 
+pytestmark = pytest.mark.heavy
+
 if find_spec("mkdocs") is None or find_spec("material") is None:
     pytest.skip("mkdocs-material is not installed: pip install 'emscope[docs]'", allow_module_level=True)
 

@@ -835,6 +835,7 @@ def test_lateness_that_depends_on_the_task_measure_is_not_decided():
     assert "depends on the task measure" in result["why"]["late"]
 
 
+@pytest.mark.heavy
 def test_retained_is_read_on_the_items_that_did_not_choose():
     """Half A is best at step 40, half B at step 80: A is read against 80 and B against 40."""
     e = evidence()

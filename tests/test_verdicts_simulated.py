@@ -26,6 +26,8 @@ from emscope.study.decision.analysis import check
 from emscope.study.decision.recipe import recipe
 from emscope.study.reading.arms import Arm, Evidence
 
+pytestmark = pytest.mark.heavy
+
 DELTA = 0.04
 BELOW, ABOVE = 0.9999, 1.0001  # just at delta, in deltas
 SD = 0.5  # of the base's margins
