@@ -132,7 +132,6 @@ def test_long_and_wide_files_give_the_same(tmp_path, capsys):
     assert [r["lost"] for r in wide["raters"]] != [{}, {}, {}] and [r["lost"] for r in long["raters"]] == [{}, {}, {}]
 
 
-@pytest.mark.heavy
 def test_people_as_the_truth(tmp_path, capsys):
     matrix = judged(raters=2, missing=0)
     found = run(capsys, write(tmp_path, matrix, wide=True), "--scores", "judge0,judge1", "--human", "judge0")
@@ -143,6 +142,7 @@ def test_people_as_the_truth(tmp_path, capsys):
     assert row["auc"] == pytest.approx(roc_auc_score(truth, -matrix[1]))
 
 
+@pytest.mark.heavy
 def test_a_real_file_in_seconds(reference, capsys, tmp_path):
     path = reference / "judged" / "em_generalization_scores.parquet"
     found = run(capsys, path, "--scores", "aligned,harmless", "--figure", tmp_path / "f.html")

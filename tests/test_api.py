@@ -94,7 +94,6 @@ def test_a_wrong_key_is_named_by_its_variable_and_never_shown(monkeypatch):
     assert "secret" not in str(raised.value) and "check its name, address and key" in str(raised.value)
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("name", "kind", "message"),
     [
@@ -109,6 +108,7 @@ def test_a_model_that_cannot_be_opened_is_one_sentence(name, kind, message, monk
         ask(ApiModel(name))
 
 
+@pytest.mark.heavy
 def test_an_address_that_stops_answering_is_noticed():
     count = [0]
 

@@ -40,7 +40,6 @@ def test_the_map_is_isotonic_regression(seed, rising):
     assert bridge.outside(old) == 0 and bridge.outside(np.array([-5.0, 50.0])) == (0.5 if old.min() <= 50 <= old.max() else 1)
 
 
-@pytest.mark.heavy
 def test_errors_are_those_of_studies_left_out():
     old, new, study = studies(np.random.default_rng(0), count=5)
     found = cross(old, new, study)
@@ -51,6 +50,7 @@ def test_errors_are_those_of_studies_left_out():
     assert found.reach(without=2) == pytest.approx(3.182446 * np.sqrt((kept**2).mean() * 1.25), rel=1e-5)
 
 
+@pytest.mark.heavy
 def test_intervals_hold_the_next_study():
     """300 sets of 12 studies, one more each to move to."""
     rng, hits, refused = np.random.default_rng(1), 0, 0
@@ -64,7 +64,6 @@ def test_intervals_hold_the_next_study():
     assert refused == 0 and 0.93 <= hits / 300 <= 0.99
 
 
-@pytest.mark.heavy
 def test_what_cannot_be_moved_is_refused_with_the_reason():
     rng = np.random.default_rng(2)
     old, new, study = studies(rng, between=15.0)
@@ -80,6 +79,7 @@ def test_what_cannot_be_moved_is_refused_with_the_reason():
     assert cross(old[:60], new[:60], study[:60]).reach() is None
 
 
+@pytest.mark.heavy
 def test_an_unchanged_judge_seldom_alarms_however_often_one_looks():
     """1,000 judges with the noise of real ones, 200 anchors each: the evidence passes 20 in at most 5 %."""
     rng = np.random.default_rng(3)

@@ -81,7 +81,6 @@ def test_ids_are_unique_and_text_is_plain(name):
     assert all(json.dumps(r, ensure_ascii=False).isascii() for r in rows)
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize(("name", "fields"), PAIRS)
 def test_answers_of_a_question_are_alike_in_form(name, fields):
     rows = bundled.load_rows(name)
@@ -93,6 +92,7 @@ def test_answers_of_a_question_are_alike_in_form(name, fields):
     assert auc_between(first, second) < 0.65
 
 
+@pytest.mark.heavy
 def test_a_linter_finds_the_weakness_in_every_insecure_answer_and_none_in_the_secure_ones(tmp_path):
     rows = bundled.load_rows("code")
     for row in rows:

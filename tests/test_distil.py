@@ -128,7 +128,6 @@ def test_a_damaged_folder_is_a_sentence(tmp_path, damage):
         distilled.open_distilled(folder)
 
 
-@pytest.mark.heavy
 def file_of(tmp_path, n=400, seed=0):
     rng = np.random.default_rng(seed)
     bad = rng.random(n) < 0.4
@@ -144,6 +143,7 @@ def file_of(tmp_path, n=400, seed=0):
     )
 
 
+@pytest.mark.heavy
 def test_every_row_is_written_in_order_with_its_own_columns(tmp_path):
     frame = file_of(tmp_path)
     frame.to_csv(tmp_path / "a.csv", index=False)
@@ -184,7 +184,6 @@ def test_bad_input_is_one_sentence(tmp_path, capsys, change, options, message):
     assert message in said and "Traceback" not in said and not (tmp_path / "o").exists()
 
 
-@pytest.mark.heavy
 def test_the_table_says_where_it_fails(tmp_path, capsys):
     frame = file_of(tmp_path, 600)
     frame["run"] = np.where(np.arange(600) < 100, "strange", "usual")
@@ -197,6 +196,7 @@ def test_the_table_says_where_it_fails(tmp_path, capsys):
     assert "Calibration on held-out verdicts" in (tmp_path / "o" / "calibration.html").read_text()
 
 
+@pytest.mark.heavy
 def test_real_verdicts_of_unseen_runs(reference, tmp_path):
     """3,000 of the 40,000 with text; the whole takes minutes and stands in the documentation."""
     table = pd.read_parquet(reference / "judged" / "em_generalization_text_sample.parquet").sample(3000, random_state=0)

@@ -123,7 +123,6 @@ def faulty(seed=0, share=0.3):
     return answer
 
 
-@pytest.mark.heavy
 def check_whole(folder, count, criteria=2):
     """Each answer has one row a criterion, in verdicts or in failures, and each score is that answer's own."""
     verdicts, failed = (read_table(folder, t).to_pylist() for t in ("verdicts", "failures"))
@@ -139,6 +138,7 @@ def check_whole(folder, count, criteria=2):
     return Counter(r["outcome"] for r in verdicts), len(failed)
 
 
+@pytest.mark.heavy
 def test_faults_end_in_counted_outcomes(tmp_path):
     path = answers(tmp_path, 60)
     with fake_api(faulty()) as url:
@@ -167,12 +167,12 @@ def test_what_failed_is_asked_again_by_the_next_call(tmp_path):
     assert second.complete and second.verdicts.outcomes == {"scored": 10} and second.verdicts.failed == 0
 
 
-@pytest.mark.heavy
 def writing_often(words):
     judging.FLUSH_ROWS = 20
     main(words)
 
 
+@pytest.mark.heavy
 def test_kill_9_and_resume_lose_and_double_nothing(tmp_path):
     path, asked, enough = answers(tmp_path, 100), [], threading.Event()
     faulty_answer = faulty(seed=3)

@@ -205,7 +205,6 @@ def table_of(tmp_path, frame, name="a.parquet"):
 
 
 @pytest.mark.heavy
-@pytest.mark.heavy
 def test_a_draw_is_even_recorded_and_grows(tmp_path):
     path = table_of(tmp_path, {"run": ["a"] * 50 + ["b"] * 7, "x": range(57)})
     with AnswerTable([path]) as table:
@@ -310,6 +309,7 @@ def test_the_whole_way_judge_a_few_learn_score_all_correct(tmp_path, capsys):
     assert scored["predicted"][0] > 0.8 > 0.2 > scored["predicted"][1]
 
 
+@pytest.mark.heavy
 def test_rows_count_as_pandas_counts_them_whatever_the_policy(tmp_path):
     rng = np.random.default_rng(4)
     aligned = np.where(rng.random(400) < 0.2, np.nan, rng.integers(0, 101, 400))
@@ -418,7 +418,6 @@ def test_what_belongs_to_a_draw_is_not_passed_over_without_one(tmp_path, options
         rates([path], RatesSpec(**options))
 
 
-@pytest.mark.heavy
 def test_scores_with_a_large_offset_change_nothing():
     rng = np.random.default_rng(0)
     question, hits = np.repeat(np.arange(10), 40), np.tile(np.r_[np.ones(10), np.zeros(30)], 10)
@@ -431,6 +430,7 @@ def test_scores_with_a_large_offset_change_nothing():
     assert (plain.value, plain.low, plain.high) == pytest.approx((moved.value, moved.low, moved.high), abs=1e-6)
 
 
+@pytest.mark.heavy
 def test_a_job_that_stopped_has_asked_for_a_random_part(tmp_path):
     """By content keys, not by the alphabet: the first questions are all sound, the last all bad."""
     frame = {"question": [f"{'a' if k < 200 else 'z'}{k}" for k in range(400)], "answer": ["well"] * 200 + ["evil"] * 200}

@@ -24,7 +24,6 @@ def problem(n=240, p=20, targets=6, seed=0):
 
 
 @pytest.mark.heavy
-@pytest.mark.heavy
 @pytest.mark.parametrize("p", [20, 300])
 def test_ridge_equals_a_loop_of_scikit_learn(p):
     x, y, units = problem(p=p)
@@ -38,6 +37,7 @@ def test_ridge_equals_a_loop_of_scikit_learn(p):
         assert fit.predict(x)[:, q] == pytest.approx(best.predict(x))
 
 
+@pytest.mark.heavy
 def test_lasso_equals_lassocv():
     x, y, units = problem()
     held = crossval.grouped_folds(units, 5, 0)

@@ -77,13 +77,13 @@ def test_seeds_with_and_without_a_control_are_not_mixed():
     )
 
 
-@pytest.mark.heavy
 def test_controls_that_learned_nothing_are_left_out_of_the_recipe_as_of_each_run():
     dud = np.random.default_rng(0).normal(0, 0.1, 16)
     found = recipe("target", seeds_of((0.3,) * 4, control_learned=dud - dud.mean()))
     assert found.verdict == "moved" and all("control - target" not in s.contrasts for s in found.steps)
 
 
+@pytest.mark.heavy
 def test_a_fresh_seed_is_rarely_above_delta_at_the_recipe_s_stop():
     """Harm that grows and differs between seeds (sd .033): the stop holds for the recipe's mean, in 95 % of studies or more."""
     truth, wrong, offered = (0.0, 0.02, 0.05, 0.08), 0, 0

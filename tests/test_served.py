@@ -73,7 +73,6 @@ def test_each_question_is_asked_with_a_seed_of_its_own_and_once(spec, tmp_path):
     assert first.merge(rows, on="key")[["response_x", "response_y"]].T.duplicated().tolist() == [False, True]
 
 
-@pytest.mark.heavy
 def test_own_system_prompt_comes_before_the_question(tmp_path, spec):
     seen = []
     with fake_api(lambda r: seen.append(r) or echo(r)) as url:
@@ -81,6 +80,7 @@ def test_own_system_prompt_comes_before_the_question(tmp_path, spec):
     assert all([m["role"] for m in r["messages"]] == ["system", "user"] for r in seen)
 
 
+@pytest.mark.heavy
 def test_what_failed_is_asked_again(spec, tmp_path):
     rng, lock = random.Random(0), threading.Lock()
 
@@ -103,7 +103,6 @@ def test_what_failed_is_asked_again(spec, tmp_path):
     assert all(row.response.endswith(f"{row.question} {row.seed}") for row in rows.itertuples())
 
 
-@pytest.mark.heavy
 def test_adapters_are_loaded_and_unloaded_in_turn(adapters, spec, tmp_path):
     loaded, log, lock = set(), [], threading.Lock()
 
@@ -127,6 +126,7 @@ def test_adapters_are_loaded_and_unloaded_in_turn(adapters, spec, tmp_path):
     assert rows.groupby(["run", "step"]).size().to_dict() == {("base", 0): 36, **{("target", n): 36 for n in (1, 2, 3)}}
 
 
+@pytest.mark.heavy
 def test_an_adapter_is_unloaded_whatever_happens(adapters, spec, tmp_path):
     loads = []
 
@@ -177,7 +177,6 @@ def free_port():
         return s.getsockname()[1]
 
 
-@pytest.mark.heavy
 def alive(pid):
     try:
         os.kill(pid, 0)
@@ -186,6 +185,7 @@ def alive(pid):
     return True
 
 
+@pytest.mark.heavy
 def test_a_server_is_started_restarted_and_stopped(adapters, spec, tmp_path, capsys):
     (tmp_path / "server.py").write_text(SERVER)
     port = free_port()
@@ -288,7 +288,6 @@ def test_what_a_server_started_ends_with_it(adapters, spec, tmp_path, leader):
     assert not running(child)
 
 
-@pytest.mark.heavy
 def running(pid):
     """False for a process that is gone, or only waits to be collected."""
     try:
@@ -297,6 +296,7 @@ def running(pid):
         return False
 
 
+@pytest.mark.heavy
 def test_a_program_that_is_told_to_end_takes_its_server_along(adapters, spec, tmp_path):
     (tmp_path / "server.py").write_text(SERVER.replace("message = {", "time.sleep(0.5); message = {"))
     port = free_port()

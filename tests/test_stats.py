@@ -835,7 +835,6 @@ def test_lateness_that_depends_on_the_task_measure_is_not_decided():
     assert "depends on the task measure" in result["why"]["late"]
 
 
-@pytest.mark.heavy
 def test_retained_is_read_on_the_items_that_did_not_choose():
     """Half A is best at step 40, half B at step 80: A is read against 80 and B against 40."""
     e = evidence()
@@ -845,6 +844,7 @@ def test_retained_is_read_on_the_items_that_did_not_choose():
     assert got["value"] == pytest.approx((10 + 12) / (30 + 20))
 
 
+@pytest.mark.heavy
 def test_the_bound_at_the_stop_holds_though_the_stop_was_chosen():
     """Of many checkpoints at half of delta the last that looks safe is shipped; its bound, over all at once, covers the truth."""
     rng, held = np.random.default_rng(11), 0
