@@ -21,6 +21,7 @@ from emscope.answers.bridge_result import Bridge
 from emscope.answers.distil_result import Distilled
 from emscope.answers.judge_result import JudgedFile
 from emscope.answers.onset_result import Onsets
+from emscope.answers.planning.power_result import PowerPlan
 from emscope.answers.rates_result import Rates
 from emscope.answers.runs.loss_result import Losses
 from emscope.answers.runs.shifts_result import Shifts
@@ -43,6 +44,7 @@ RESULTS: dict[str, type[Result]] = {
     "onset": Onsets,
     "loss": Losses,
     "shifts": Shifts,
+    "power": PowerPlan,
     "judge": JudgedFile,
     "bridge": Bridge,
     "distil": Distilled,

@@ -18,6 +18,7 @@ from emscope.answers.judge_result import AnchorDrift, Cost, Design, JudgedFile, 
 from emscope.answers.judge_spec import DrawSpec, JudgeSpec
 from emscope.answers.labels import beside
 from emscope.answers.onset import OnsetSpec, follow
+from emscope.answers.planning.power import PowerSpec, plan_power
 from emscope.answers.rates import rates
 from emscope.answers.rates_spec import RatesSpec
 from emscope.answers.runs.loss import LossSpec, loss_and_score
@@ -125,6 +126,24 @@ def shifted(tmp_path):
     return shifts([tmp_path / "moved.csv"], ShiftsSpec(group="model", before="base"))
 
 
+def planned(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "run": f"{arm}-seed{s}" if arm != "base" else arm,
+            "question": q,
+            "aligned": 60 - 20 * (arm == "target") + rng.normal(0, 9),
+        }
+        for arm in ("base", "target", "control")
+        for s in range(1 if arm == "base" else 3)
+        for q in range(12)
+        for _ in range(2)
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / (HOSTILE[:8] + ".csv"), index=False)
+    spec = PowerSpec(budget=2000, power=0.8, aim=9, seeds=(3, 5), questions=(24, 48), samples=(2, 4))
+    return plan_power(tmp_path / (HOSTILE[:8] + ".csv"), spec)
+
+
 def judged_file(tmp_path):
     return JudgedFile(
         judges=(JudgeSpec(name=HOSTILE),),
@@ -143,7 +162,7 @@ def judged_file(tmp_path):
     )
 
 
-MADE = [fully_judged_rates, drawn_rates, agreed, followed, bridged, distilled, judged_file, losses, shifted]
+MADE = [fully_judged_rates, drawn_rates, agreed, followed, bridged, distilled, judged_file, losses, shifted, planned]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from emscope.version import __version__ as __version__
 
 __all__ = [
-    *("agreement", "check", "compare", "data_risk", "diff", "extract", "judge", "loss", "onset", "probe", "rates", "run_study"),
+    *("agreement", "check", "compare", "data_risk", "diff", "extract", "judge", "loss", "onset", "power", "probe", "rates", "run_study"),
     *("sample", "shifts", "steer", "subspaces", "trajectories"),
 ]
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from emscope.api import judge as judge
     from emscope.api import loss as loss
     from emscope.api import onset as onset
+    from emscope.api import power as power
     from emscope.api import probe as probe
     from emscope.api import rates as rates
     from emscope.api import run_study as run_study

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from emscope.answers.agreement_spec import AgreementSpec
 from emscope.answers.judge_spec import JudgingSpec, judges_named
 from emscope.answers.onset_spec import OnsetSpec
+from emscope.answers.planning.power_spec import PowerSpec
 from emscope.answers.rates_spec import RatesSpec
 from emscope.answers.runs.loss_spec import LossSpec
 from emscope.answers.runs.shifts_spec import ShiftsSpec
@@ -30,6 +31,7 @@ from emscope.study.check_spec import CheckSpec
 if TYPE_CHECKING:
     from emscope.answers.agreement_result import Agreement
     from emscope.answers.onset_result import Onsets
+    from emscope.answers.planning.power_result import PowerPlan
     from emscope.answers.rates_result import Rates
     from emscope.answers.runs.loss_result import Losses
     from emscope.answers.runs.shifts_result import Shifts
@@ -215,6 +217,23 @@ def shifts(answers: Rows, **settings: object) -> Shifts:
     spec = parse(ShiftsSpec, settings, "shifts")
     with _files(answers) as paths:
         return moved(paths, spec)
+
+
+@with_fields_of(PowerSpec)
+def power(answers: Rows | None = None, **settings: object) -> PowerPlan:
+    """Return what studies of several sizes would find.
+
+    Args:
+        answers: a file or DataFrame of judged answers of several seeds, to measure the standard deviations on.
+
+    Raises:
+        InputError: designs that cannot be planned, or answers that do not tell the standard deviations.
+    """
+    from emscope.answers.planning.power import plan_power
+
+    spec = parse(PowerSpec, settings, "power")
+    with nullcontext([None]) if answers is None else _files(answers) as paths:
+        return plan_power(paths[0], spec)
 
 
 @with_fields_of(JudgingSpec)
