@@ -30,6 +30,7 @@ from emscope.core.plain import Result
 from emscope.inside.direction_results import Cosines, DataRisk, Direction, Shift, Steering
 from emscope.inside.prompt_results import Probes, Subspaces
 from emscope.inside.results import Diff, Solutions, Trajectories
+from emscope.study.cells.foreseen import Foreseen
 from emscope.study.cells.standing import Standing
 from emscope.study.doctor import Diagnosis
 from emscope.study.reading.ladders import LadderResult
@@ -61,6 +62,7 @@ RESULTS: dict[str, type[Result]] = {
     "solutions": Solutions,
     "check": FolderChecked,
     "run": StudyReport,
+    "run --dry-run": Foreseen,
     "status": Standing,
     "ladder": LadderResult,
     "doctor": Diagnosis,

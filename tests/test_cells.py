@@ -16,6 +16,8 @@ from conftest import FEW
 from emscope.cli.app import run_arguments
 from emscope.core.errors import Diverged
 from emscope.core.spec import parse
+from emscope.data.questions import read_questions
+from emscope.judging.rubrics import read_rubrics
 from emscope.store import claims as module
 from emscope.store.cells import NAMED, Part, Record, begun, land, record_of, settled, sort_loose, write_record
 from emscope.store.claims import Claims, Holder
@@ -24,7 +26,7 @@ from emscope.study.cells import doing
 from emscope.study.cells.planning import BASE, unfold
 from emscope.study.cells.standing import standing
 from emscope.study.run import prepare, run_study
-from emscope.study.spec import StudySpec
+from emscope.study.spec import StudySpec, load_study
 from test_study import contents, same
 
 SMALL = {
@@ -346,3 +348,61 @@ def test_two_settings_of_an_engine_that_exclude_each_other(done, tmp_path, capsy
     assert "--workers" in capsys.readouterr().err
     assert run_arguments(["run", str(path), "--slurm", "cluster=local"]) == 2
     assert "--slurm" in capsys.readouterr().err
+
+
+def test_a_dry_run_says_what_a_study_takes_and_begins_nothing(done, tmp_path, capsys):
+    from emscope.elicit.preference import encode
+    from emscope.models.loading.load import load
+    from emscope.models.loading.source import locate
+    from emscope.train.batches import encode as encode_talks
+
+    spec, out, _ = done
+    path = tmp_path / "s.yaml"
+    changes = {"seeds": [0, 1], "judged": {"ask": {"samples": 2, "max_tokens": 10}, "judges": [PRICED], "max_cost": 1e-6}}
+    path.write_text(yaml.safe_dump({"name": "small", "model": spec.model, "domain": "finance"} | SMALL | changes))
+    assert run_arguments(["run", str(path), "--out", str(tmp_path / "new"), "--dry-run", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["schema"] == "emscope.dry_run/1" and (found["cells"], found["left"], found["workers"]) == (5, 5, 1)
+    assert not (tmp_path / "new").exists()
+    loaded, planned = load(locate(spec.model), device="cpu"), prepare(load_study(path))
+    trained = 0.0
+    for one in planned.runs:
+        talks = encode_talks(loaded.chat, [r.conversation for r in planned.recipes[one.arm]], loaded.context)
+        trained += 2 * 2 * sum(len(t.ids) for t in talks) / len(talks)
+    assert found["tokens"]["trained"] == pytest.approx(trained)
+    em = sum(e.cost for e in encode(loaded.chat, planned.sets.em, context=loaded.context))
+    assert found["tokens"]["read"] > em * (1 + 4 * 2), "the base and four runs at two steps read these at least"
+    asked = read_questions(planned.spec.judged.ask.questions)
+    assert found["answers"] == 2 * len(asked) * (1 + 4 * 2)
+    prompts = sum(len(r.prompt) + len(q.text) + 35 for r in read_rubrics(planned.spec.judged.rubrics) for q in asked) / 3.5
+    assert found["dollars"] > 2 * (1 + 4 * 2) * prompts * 1.0 / 1e6, "what is read alone costs so much"
+    rates, tokens = found["rates"], found["tokens"]
+    assert found["seconds"] == pytest.approx(sum(tokens[k] / rates[k] for k in rates), abs=0.1)
+    assert "max_cost is 1e-06" in found["warnings"][0] and found["worker_bytes"] > 1e7 and found["most_bytes"] > 0
+    assert run_arguments(["run", str(path), "--out", str(tmp_path / "new"), "--dry-run"]) == 0
+    assert "5, of which 5 are left" in capsys.readouterr().out
+    quiet = {"name": "small", "model": spec.model, "domain": "finance"} | SMALL
+    path.write_text(yaml.safe_dump(quiet | {"seeds": [0, 1]}))
+    assert run_arguments(["run", str(path), "--out", str(copied(out, tmp_path / "half")), "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["left"] == 2
+
+
+PRICED = {"name": "j", "url": "http://127.0.0.1:9/v1", "prices": [1.0, 2.0]}
+
+
+def test_a_dry_run_tells_all_faults_at_once(tiny, tmp_path, capsys):
+    arms = {"target": {"role": "target", "file": str(tmp_path / "no.jsonl")}, "control": SMALL["arms"]["control"]}
+    train = SMALL["train"] | {"kl": {"weight": 1, "domain": "sprots"}}
+    path = tmp_path / "s.yaml"
+    path.write_text(
+        yaml.safe_dump({"model": str(tmp_path / "no-model"), "domain": "finance"} | SMALL | {"arms": arms, "train": train})
+    )
+    assert run_arguments(["run", str(path), "--dry-run"]) == 2
+    said = capsys.readouterr().err
+    assert "3 faults" in said and "no-model" in said and "arm 'target'" in said and "sprots" in said
+    late = {"methods": {"a": {"lora": {"modules": ["dwon_proj"]}}, "b": {"full": {"layers": [7]}}}}
+    train = {k: v for k, v in SMALL["train"].items() if k != "lora"}
+    path.write_text(yaml.safe_dump({"model": str(tiny), "domain": "finance"} | SMALL | {"train": train} | late))
+    assert run_arguments(["run", str(path), "--dry-run"]) == 2
+    said = capsys.readouterr().err
+    assert "did you mean 'down_proj'" in said and "layer 7 is out of range" in said

@@ -18,13 +18,14 @@ from emscope.store.cells import Record, begun, drop_record, drop_work, record_of
 from emscope.store.files import write_json, write_jsonl
 from emscope.store.study import Study, read_table
 from emscope.study.cells.doing import Shared, subjects, train_cell
+from emscope.study.cells.faults import faults_of_files, faults_of_model, together
+from emscope.study.cells.foreseen import Foreseen, foresee
 from emscope.study.cells.plan_file import write_plan
 from emscope.study.cells.planning import BASE, Planned, readings, sets_of, unfold
 from emscope.study.engines.spec import EngineSpec
 from emscope.study.engines.table import Job, engine, hands
 from emscope.study.engines.worker import computing_on, work
 from emscope.study.judged import Compared, judge_checkpoints, prepare_judges, settings
-from emscope.study.reading.ladders import ladder_for
 from emscope.study.reading.measuring import Reading
 from emscope.study.reading.precision import AGAIN, Precision, read_again, read_ends
 from emscope.study.report import StudyReport, with_precision
@@ -32,7 +33,7 @@ from emscope.study.results import analyse
 from emscope.study.spec import StudySpec
 from emscope.study.training.plan import LeftOut, Run, checkpoint, control_of
 from emscope.study.training.recipes import Gap, listed, perplexity_gap, recipe
-from emscope.study.training.training import drop_weights, faults_of_runs, help_training, recorded_in
+from emscope.study.training.training import drop_weights, help_training, recorded_in
 from emscope.train import processes
 from emscope.version import __version__
 
@@ -90,14 +91,14 @@ def _begin(study: Study, planned: Planned, progress: Progress) -> Shared:
     """Load the base, refuse what cannot be done, and write what workers go by.
 
     Raises:
-        InputError: the first fault.
+        InputError: all faults.
     """
     label = loading(planned.spec.dtype)
     progress(label, 0, 1)
     shared = Shared.loading(study.root, planned)
     progress(label, 1, 1)
-    for fault in faults_of(shared):
-        raise fault
+    if faults := faults_of_model(shared):
+        raise together(faults)
     for name, rows in planned.recipes.items():
         write_jsonl(study.root / "recipes" / f"{name}.jsonl", listed(rows))
     sort_loose(study.root, {cell.name: cell.key for cell in planned.cells})
@@ -108,15 +109,23 @@ def _begin(study: Study, planned: Planned, progress: Progress) -> Shared:
     return shared
 
 
-def faults_of(shared: Shared) -> list[InputError]:
-    """Return why a study cannot be done, all faults that can be known before anything is trained."""
-    p = shared.planned
-    found = list(faults_of_runs(shared.loaded, p.runs, p.recipes, p.near))
-    try:
-        ladder_for(p.spec.decide.ladder, shared.loaded, p.sets)
-    except InputError as error:
-        found.append(error)
-    return found
+def foresee_study(spec: StudySpec, out: Path, progress: Progress = silent, how: EngineSpec = EngineSpec()) -> Foreseen:
+    """Return what a study will take, by a trial of about ten seconds on the loaded base; nothing is trained or written.
+
+    Raises:
+        InputError: all that is wrong with it, at once.
+    """
+    if faults := faults_of_files(spec):
+        raise together(faults)
+    planned = prepare(spec, progress, how.threads)
+    workers, threads = hands(how, planned.spec.threads)
+    with computing_on(threads):
+        progress(loading(planned.spec.dtype), 0, 1)
+        shared = Shared.loading(out, planned)
+        progress(loading(planned.spec.dtype), 1, 1)
+        if faults := faults_of_model(shared):
+            raise together(faults)
+        return foresee(shared, out, how.engine, workers, threads, progress)
 
 
 def _do(shared: Shared, runs: Sequence[Run], how: EngineSpec, progress: Progress) -> Shared:

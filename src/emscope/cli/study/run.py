@@ -20,10 +20,35 @@ def run(
     small: Annotated[bool, Field(description="Lay the file's settings under its key small over the rest.")] = False,
     *,
     how: EngineSpec,
+    dry_run: Annotated[
+        bool,
+        Field(
+            description="Show cells, tokens, time, memory, disk and what judges cost, and all that is wrong; nothing is begun."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run a study from its YAML file: train, read every checkpoint, analyse, report. Run again, it does only what is missing."""
-    run_file(study, out, as_json, small, how)
+    if dry_run:
+        foresee_file(study, out, as_json, small, how)
+    else:
+        run_file(study, out, as_json, small, how)
+
+
+def foresee_file(file: Path, out: Path | None, as_json: bool, small: bool, how: EngineSpec) -> None:
+    """Show what the study in `file` will take."""
+    from emscope.cli.console import print_json, progress_bar
+    from emscope.report.study.foreseen import print_foreseen
+    from emscope.study.run import foresee_study
+    from emscope.study.spec import load_study
+
+    spec = load_study(file, small)
+    with progress_bar() as progress:
+        found = foresee_study(spec, out or Path(spec.name), progress, how)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print_foreseen(found)
 
 
 def run_file(file: Path, out: Path | None, as_json: bool, small: bool = False, how: EngineSpec = EngineSpec()) -> None:

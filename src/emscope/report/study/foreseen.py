@@ -1,0 +1,41 @@
+"""What a study will take, for a terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from emscope.models.sizing.memory import in_gb
+from emscope.report.study.standing import span
+from emscope.study.cells.foreseen import Foreseen, Work
+
+
+def print_foreseen(found: Foreseen) -> None:
+    """Print it in lines."""
+    console = Console(highlight=False, markup=False)
+    console.width = max(console.width, 120)
+    for name, value in _lines(found).items():
+        console.print(f"{name:8} {value}")
+    for sentence in found.warnings:
+        console.print(sentence, style="yellow")
+
+
+def _lines(found: Foreseen) -> dict[str, str]:
+    hands = f"{found.workers} worker{'s' * (found.workers != 1)} of {found.threads} thread{'s' * (found.threads != 1)}"
+    free = f", {in_gb(found.free_bytes)} free" if found.free_bytes else ""
+    disk = f"weights {in_gb(found.weight_bytes)} ({in_gb(found.most_bytes)} with those in work), rows {found.row_bytes / 1e6:.1f} MB"
+    lines = {
+        "cells": f"{found.cells}, of which {found.left} are left",
+        "tokens": _tokens(found.tokens),
+        "rates": f"{found.rates.trained:.0f} trained, {found.rates.read:.0f} read, {found.rates.sampled:.0f} sampled a second, tried now",
+        "time": f"about {span(found.seconds)} with {hands} ({found.engine})",
+        "memory": f"about {in_gb(found.worker_bytes)} a worker{free}",
+        "disk": f"{disk}, {in_gb(found.free_disk_bytes)} free",
+    }
+    if found.answers:
+        cost = f"at most {found.dollars:.2f} dollars" if found.dollars is not None else "cost not known: a judge has no prices"
+        lines["judges"] = f"{found.answers} answers, {cost}"
+    return lines
+
+
+def _tokens(work: Work) -> str:
+    return f"{work.trained:,.0f} trained, {work.read:,.0f} read, at most {work.sampled:,.0f} sampled"

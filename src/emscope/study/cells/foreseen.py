@@ -1,0 +1,298 @@
+"""What a study will take, before it is begun: cells, tokens, time by a short trial on the loaded base, memory, disk, and what judges cost."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from emscope.answers.judging import CHARACTERS_A_TOKEN, estimated
+from emscope.core.plain import Result
+from emscope.core.progress import Progress, silent
+from emscope.core.records import Answered
+from emscope.elicit.preference import encode as encode_items
+from emscope.elicit.preference import score
+from emscope.elicit.sampling import sample
+from emscope.judging.rubrics import read_rubrics
+from emscope.models.loading.checkpoints import Checkpoint
+from emscope.models.sizing import memory, needs
+from emscope.store.rows import Rows
+from emscope.study.cells.doing import Shared, kept, peak, subjects
+from emscope.study.cells.planning import Planned, readings
+from emscope.study.reading.measuring import Reading, lacking
+from emscope.study.training.plan import Run
+from emscope.train.batches import encode
+from emscope.train.finetune import finetune
+from emscope.train.spec import PlanSpec
+from emscope.train.tunables import Tuned, tuned
+
+if TYPE_CHECKING:
+    from emscope.models.types import CausalLM
+
+TRIAL = 4.0  # seconds that reading is tried for, and about what training may take
+DEARER = 3  # training a token takes about as long as reading so many
+STEPS, WRITTEN = 3, 16  # optimiser steps that are tried, and tokens of each answer
+ROW_BYTES = 40  # of a row in Parquet, about
+
+
+@dataclass(frozen=True, slots=True)
+class Work(Result):
+    """Tokens trained on, read, and (at most) written, or how many of each a second."""
+
+    trained: float
+    read: float
+    sampled: float
+
+    def plus(self, other: Work) -> Work:
+        """Return the sum."""
+        return Work(self.trained + other.trained, self.read + other.read, self.sampled + other.sampled)
+
+    def seconds(self, rates: Work) -> float:
+        """Return how long this takes at these rates [tokens/s]; what was not tried takes nothing."""
+        pairs = ((self.trained, rates.trained), (self.read, rates.read), (self.sampled, rates.sampled))
+        return sum(tokens / rate for tokens, rate in pairs if rate)
+
+
+@dataclass(frozen=True, slots=True)
+class Foreseen(Result):
+    """What a study will take.
+
+    Attributes:
+        cells: all of them. left: those that are not done. engine: who does them. workers: at a time. threads: of each worker.
+        tokens: of what is left. rates: measured on this machine [tokens/s].
+        seconds: of the clock, by the tokens, the rates and the workers.
+        worker_bytes: memory of one worker at its fullest moment. free_bytes: what this machine has, None where that is not known.
+        weight_bytes: of the weights that stay on disk. row_bytes: of the rows. most_bytes: weights that stay and those of cells in work.
+        free_disk_bytes: what there is.
+        answers: that judges are to read. dollars: what that costs at most; None where there is nothing to judge, or a price is not known.
+        warnings: what will not do, in sentences.
+    """
+
+    schema: ClassVar[str] = "emscope.dry_run/1"
+
+    study: str
+    cells: int
+    left: int
+    engine: str
+    workers: int
+    threads: int
+    tokens: Work
+    rates: Work
+    seconds: float
+    worker_bytes: int
+    free_bytes: int | None
+    weight_bytes: int
+    row_bytes: int
+    most_bytes: int
+    free_disk_bytes: int
+    answers: int
+    dollars: float | None
+    warnings: tuple[str, ...]
+
+
+def foresee(shared: Shared, out: Path, engine: str, workers: int, threads: int, progress: Progress = silent) -> Foreseen:
+    """Return what is left of a study and what that will take; nothing is written into its folder.
+
+    Args:
+        out: where it will be, or is. workers, threads: as `engines.table.hands` gives them.
+    """
+    planned = shared.planned
+    left = planned.left(out)
+    progress("trying the machine", 0, 1)
+    rates, checkpoint_bytes = _rates(shared)
+    progress("trying the machine", 1, 1)
+    costs = _Costs(shared)
+    tokens = Work(0, 0, 0)
+    for cell in left:
+        tokens = tokens.plus(costs.of(cell.run))
+    runs = [cell.run for cell in left if cell.run is not None]
+    weights = checkpoint_bytes * sum(len(kept(planned, one)) for one in runs)
+    at_work = checkpoint_bytes * sum(sorted((len(one.steps) for one in runs), reverse=True)[:workers])
+    answers = costs.answers(left_of=[cell.run for cell in left])
+    fullest = max(_fullest(shared) or 0, peak())  # of a tiny model most is the program itself
+    found = Foreseen(
+        study=planned.spec.name,
+        cells=len(planned.cells),
+        left=len(left),
+        engine=engine,
+        workers=workers,
+        threads=threads,
+        tokens=tokens,
+        rates=rates,
+        seconds=round(tokens.seconds(rates) / max(min(workers, len(left)), 1), 1),
+        worker_bytes=fullest,
+        free_bytes=memory.free_memory(str(shared.loaded.net.device)),
+        weight_bytes=weights,
+        row_bytes=ROW_BYTES * sum(costs.rows(cell.run) for cell in left),
+        most_bytes=weights + at_work,
+        free_disk_bytes=shutil.disk_usage(_there(out)).free,
+        answers=answers,
+        dollars=costs.dollars(answers),
+        warnings=(),
+    )
+    return replace(found, warnings=tuple(_warnings(found, planned)))
+
+
+def _warnings(found: Foreseen, planned: Planned) -> list[str]:
+    """Return what will not do, in sentences."""
+    said = []
+    if found.free_bytes and found.worker_bytes * found.workers > memory.FULL * found.free_bytes:
+        wanted, free = memory.in_gb(found.worker_bytes * found.workers), memory.in_gb(found.free_bytes)
+        said.append(
+            f"{found.workers} workers need about {wanted} of memory, and {free} are free: take fewer, or a smaller dtype"
+        )
+    if found.most_bytes > found.free_disk_bytes:
+        wanted, free = memory.in_gb(found.most_bytes), memory.in_gb(found.free_disk_bytes)
+        said.append(f"the weights need about {wanted} of disk, and {free} are free: set `weights` to last or none in the study")
+    most = planned.spec.judged.max_cost if planned.spec.judged else None
+    if most is not None and found.dollars is not None and found.dollars > most:
+        said.append(f"judging costs up to {found.dollars:.2f} dollars, and max_cost is {most:g}: it will stop there")
+    return said
+
+
+class _Costs:
+    """Tokens and answers of cells; cells of one kind cost the same, and are counted once."""
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self._mean: dict[str, float] = {}
+        self._read: dict[str, tuple[int, int]] = {}
+
+    def of(self, one: Run | None) -> Work:
+        """Return the tokens of one cell."""
+        wanted = self._wanted(one)
+        spec = self._shared.planned.spec
+        written = sum(len(r.questions) for r in wanted) * spec.measure.samples.max_tokens
+        written += self._answers(wanted) * (spec.judged.ask.max_tokens if spec.judged else 0)
+        trained = one.train.steps * one.train.batch * self._tokens(one.arm) if one else 0
+        return Work(trained, sum(self._reading(r)[0] for r in wanted), written)
+
+    def rows(self, one: Run | None) -> int:
+        """Return about how many rows a cell has."""
+        wanted = self._wanted(one)
+        return sum(self._reading(r)[1] for r in wanted) + self._answers(wanted) + (one.train.steps if one else 0)
+
+    def answers(self, left_of: Sequence[Run | None]) -> int:
+        """Return how many answers judges are to read."""
+        return sum(self._answers(self._wanted(one)) for one in left_of)
+
+    def dollars(self, answers: int) -> float | None:
+        """Return what judging so many answers costs at most, at their greatest length; None where a price is not known."""
+        judged, asking = self._shared.planned.spec.judged, self._shared.asking
+        if judged is None or asking is None or not judged.judges:
+            return None
+        longest = "x" * round(judged.ask.max_tokens * CHARACTERS_A_TOKEN)
+        once = [(r, Answered(p.asked, longest)) for r in read_rubrics(judged.rubrics) for p in asking.prompts.values()]
+        prices = [estimated(judge, once) for judge in judged.judges if not judge.local]
+        known = [p for p in prices if p is not None]
+        return sum(known) * answers / len(asking.prompts) if len(known) == len(prices) else None
+
+    def _wanted(self, one: Run | None) -> list[Reading]:
+        known = {step: Checkpoint(step, Path(), "", None, "") for step in one.steps} if one else {}
+        return readings(self._shared.planned, one, known)
+
+    def _answers(self, wanted: Sequence[Reading]) -> int:
+        asking = self._shared.asking
+        if asking is None:
+            return 0
+        each = sum(asking.spec.samples or p.question.samples or 1 for p in asking.prompts.values())
+        return each * len(subjects(self._shared, wanted))
+
+    def _tokens(self, arm: str) -> float:
+        """Return the mean length of an arm's conversations."""
+        if arm not in self._mean:
+            rows = [r.conversation for r in self._shared.planned.recipes[arm]]
+            examples = encode(self._shared.loaded.chat, rows, self._shared.loaded.context)
+            self._mean[arm] = sum(len(e.ids) for e in examples) / len(examples)
+        return self._mean[arm]
+
+    def _reading(self, reading: Reading) -> tuple[int, int]:
+        """Return (tokens, rows) of the scores of one reading."""
+        kind = repr((sorted(reading.wanted.items()), reading.checkpoint is None))
+        if kind not in self._read:
+            nowhere = Rows(Path("/nonexistent"))
+            plain = replace(reading, questions=())
+            jobs = lacking(nowhere, self._shared.loaded, [plain], self._shared.planned.asked)
+            rows = sum(len(e.options) for job in jobs for some in job.scores.values() for e in some)
+            self._read[kind] = (sum(job.cost for job in jobs), rows)
+        return self._read[kind]
+
+
+def _rates(shared: Shared) -> tuple[Work, int]:
+    """Return how many tokens a second this machine trains on, reads and writes, and the bytes of one checkpoint, by trying each for some seconds."""
+    planned, loaded = shared.planned, shared.loaded
+    items = planned.sets.em
+    encoded = encode_items(loaded.chat, items, context=loaded.context)
+    read, spent, count = 0, 0.0, 8
+    while spent < TRIAL / 2 and count <= 2 * len(encoded):
+        some = encoded[:count]
+        began = time.monotonic()
+        score(loaded.net, some, batch_tokens=planned.asked.batch_tokens)
+        spent, read, count = time.monotonic() - began, sum(e.cost for e in some), 2 * count
+    rate = read / spent
+    questions = list(dict.fromkeys(i.question for i in items))[:8]
+    began = time.monotonic()
+    answers = sample(loaded.net, loaded.chat, questions, samples=1, max_tokens=WRITTEN, seed=0)
+    written = sum(a.tokens for a in answers) / (time.monotonic() - began)
+    trained, size = _trained(shared, rate)
+    return Work(round(trained, 1), round(rate, 1), round(written, 1)), size
+
+
+def _trained(shared: Shared, reading_rate: float) -> tuple[float, int]:
+    """Return tokens a second of training by the first method, and the bytes of its checkpoint, from a few steps in a folder that goes."""
+    planned = shared.planned
+    one = planned.runs[0]
+    rows = [r.conversation for r in planned.recipes[one.arm]]
+    mean = _Costs(shared)._tokens(one.arm)
+    batch = max(1, min(one.train.batch, round(TRIAL * reading_rate / (DEARER * STEPS * mean))))
+    tried = one.train.model_copy(
+        update={
+            "steps": STEPS,
+            "batch": batch,
+            "micro_batch": min(batch, one.train.micro_batch or batch) if batch % (one.train.micro_batch or 1) == 0 else None,
+            "checkpoints": PlanSpec(),
+            "warmup": 0,
+            "report_to": (),
+            "heldout_every": None,
+        }
+    )
+    with tempfile.TemporaryDirectory(prefix="emscope-") as folder:
+        log = finetune(
+            shared.loaded, rows, tried, Path(folder) / "run", seed=one.seed, held_near=planned.near[one.method], label="a trial"
+        )
+        saved = Path(folder) / "run" / f"checkpoint-{STEPS}"
+        size = sum(path.stat().st_size for path in saved.rglob("*") if path.is_file())
+    seconds = [r.seconds for r in log[1:]]  # the first step is slower than those that follow
+    return (log[-1].tokens_seen - log[0].tokens_seen) / sum(seconds), size
+
+
+def _fullest(shared: Shared) -> int | None:
+    """Return the bytes that one worker needs at its fullest moment, counted from the model's configuration; None where that cannot be told."""
+    planned, spec = shared.planned, shared.planned.spec
+    device = str(shared.loaded.net.device).partition(":")[0]
+    costs = _Costs(shared)
+    try:
+        config = memory.read_config(Path(planned.base.folder))
+        weights = memory.counted(config)
+        totals = [needs.reading(config, dtype=spec.dtype, device=device, weights=weights).total]
+        for one in {r.method: r for r in planned.runs}.values():
+
+            def tune(net: CausalLM, one: Run = one) -> AbstractContextManager[Tuned]:
+                return tuned(replace(shared.loaded, net=net), one.train.tunable, one.seed)
+
+            tokens = round(costs._tokens(one.arm))
+            work = needs.Training(one.train.micro_batch or one.train.batch, tokens, tokens, tune, passes=1)
+            totals.append(needs.training(config, work, dtype=spec.dtype, device=device, weights=weights).total)
+    except Exception:  # what cannot be run without values is not told
+        return None
+    return max(totals)
+
+
+def _there(path: Path) -> Path:
+    """Return the nearest folder above `path` that exists."""
+    return next(one for one in (path, *path.absolute().parents) if one.is_dir())
