@@ -141,7 +141,9 @@ def study_reference() -> str:
 
     parts = [("top level", StudySpec), *nested(StudySpec)]
     study = [STUDY_INTRO, *(f"### {name}\n\n{table(spec)}\n" for name, spec in parts)]
-    return "\n".join([*study, TRAIN_INTRO, table(SingleSpec), ""])
+    known = {spec for _, spec in parts}
+    alone = [(name, spec) for name, spec in nested(SingleSpec) if spec not in known]
+    return "\n".join([*study, TRAIN_INTRO, table(SingleSpec), *(f"\n### {name}\n\n{table(spec)}" for name, spec in alone), ""])
 
 
 def document() -> str:

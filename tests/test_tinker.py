@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
+import subprocess
 import sys
+import time
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
 import torch
 
-from conftest import make_model
+from conftest import make_model, write_jsonl
 from emscope.cli.app import run_arguments
 from emscope.core.errors import EmscopeError, InputError
 from emscope.data import bundled
@@ -29,13 +33,14 @@ from emscope.models.remote.tinker import Tinker
 from emscope.store.study import read_table
 from emscope.study.check import run_check
 from emscope.study.check_request import CheckRequest
-from emscope.study.spec import MeasureSpec, SingleSpec
+from emscope.study.selected import Selection
+from emscope.study.spec import JudgedSpec, MeasureSpec, SingleSpec
 from emscope.study.train import run_single
 from emscope.train.batches import collate, encode, stream
 from tinker_server import BASE, CODES, KEY, Faults, tinker_server
 
 TRAIN = {"steps": 4, "batch": 2, "lr": 1e-2, "lora": {"rank": 4}, "checkpoints": {"at": [2]}}
-FEW = MeasureSpec(count=16, placebo=0, truth=2, neutral=2, samples={"questions": 1, "max_tokens": 3})
+FEW = MeasureSpec(count=16, placebo=0, truth=2, truth_at="last", neutral=2, samples={"questions": 1, "max_tokens": 3})
 EXACT = 1e-4  # nats per token
 
 
@@ -145,8 +150,7 @@ class Killed(BaseException):
     """Ends a training where it stands, as a kill does."""
 
 
-@pytest.mark.parametrize("state_every", [None, 3])
-def test_a_killed_training_goes_on_with_the_same_batches(world, tmp_path, state_every):
+def test_a_killed_training_goes_on_with_the_same_batches(world, tmp_path):
     def kill(what, done, total):
         if what == "training" and done == 3:
             raise Killed
@@ -155,7 +159,7 @@ def test_a_killed_training_goes_on_with_the_same_batches(world, tmp_path, state_
         return [rows for _, _, rows in batches(world.service)]
 
     before = len(sent())
-    spec = world.spec({"state_every": state_every, "ahead": 1})
+    spec = world.spec({"state_every": 3, "ahead": 1})  # a state at step 3, beside the checkpoints at 1, 2 and 4
     with pytest.raises(Killed):
         run_single(spec, tmp_path / "run", kill)
     first = sent()[before:]
@@ -165,7 +169,8 @@ def test_a_killed_training_goes_on_with_the_same_batches(world, tmp_path, state_
     assert losses(again) == pytest.approx(losses(world.trained), abs=1e-6)
     assert len(second) == 2 and first[:3] == sent()[:3] and second == sent()[2:4]
     assert run_single(spec, tmp_path / "run") == again and len(sent()) == before + len(first) + 2  # nothing is trained twice
-    assert [save.step for save in read_hosted(tmp_path / "run").saves] == ([1, 2, 3, 4] if state_every else [1, 2, 4])
+    saves = read_hosted(tmp_path / "run").saves
+    assert [save.step for save in saves] == [1, 2, 3, 4] and [save.step for save in saves if save.sampler] == [1, 2, 4]
 
 
 def test_whatever_goes_wrong_at_30_percent_a_training_ends_with_the_same_losses(world, tmp_path):
@@ -192,24 +197,38 @@ def test_training_stops_at_its_cost_and_goes_on_when_more_is_allowed(world, tmp_
 
 
 def test_readings_and_verdict_equal_those_of_the_same_adapters_here(world, here, tmp_path):
-    hosted, _ = run_check(CheckRequest(str(world.root / "run"), measure=FEW), tmp_path / "hosted")
-    local, _ = run_check(CheckRequest(str(here), base=str(world.model), dtype="float32", measure=FEW), tmp_path / "here")
+    (tmp_path / "q.jsonl").write_text('{"id": "a", "question": "What now?"}\n{"id": "b", "question": "And then?"}\n')
+    ask = {"questions": str(tmp_path / "q.jsonl"), "samples": 2, "max_tokens": 3}
+    judged = JudgedSpec.model_validate({"ask": ask, "at": "last"})
+    heldout = write_jsonl(tmp_path / "heldout.jsonl", [{"messages": turns(n)} for n in range(3)])
+    how = {"measure": FEW, "heldout": str(heldout), "selection": Selection(steps=(2, 4))}
+    request = CheckRequest(str(world.root / "run"), judged=judged, **how)
+    hosted, _ = run_check(request, tmp_path / "hosted")
+    local, _ = run_check(CheckRequest(str(here), base=str(world.model), dtype="float32", **how), tmp_path / "here")
 
     def cells(folder):
         rows = read_table(folder, "preferences").to_pylist()
         return {tuple(r[k] for k in ("run", "step", "set", "item", "option")): (r["logprob"], r["tokens"]) for r in rows}
 
     there, mine = cells(tmp_path / "hosted"), cells(tmp_path / "here")
-    assert there.keys() == mine.keys() and len(there) > 130
+    assert there.keys() == mine.keys() and {"em", "truth", "heldout", "neutral"} == {key[2] for key in mine}
     apart = [abs(there[k][0] - mine[k][0]) / mine[k][1] for k in mine]
     assert max(apart) < EXACT and all(there[k][1] == mine[k][1] for k in mine)
     assert numbers(hosted.check.to_json()) == pytest.approx(numbers(local.check.to_json()), abs=1e-4, rel=1e-3)
     assert hosted.check.verdict == local.check.verdict and hosted.base["reference"] == BASE
     (said,) = (r for r in read_table(tmp_path / "hosted", "responses").to_pylist() if r["step"] == 4)
     assert said["tokens"] <= 3
+    drawn = read_table(tmp_path / "hosted", "answers").to_pylist()
+    assert {(r["run"], r["step"]) for r in drawn} == {("base", 0), ("target", 4)} and len({r["seed"] for r in drawn}) == 8
+    assert all(1 <= r["tokens"] <= 3 and -40 < r["logprob"] < 0 for r in drawn) and len({r["text"] for r in drawn}) > 4
     asked = len(world.service.requests)
-    run_check(CheckRequest(str(world.root / "run"), measure=FEW), tmp_path / "hosted")
+    run_check(request, tmp_path / "hosted")
     assert not any(name == "asample" for name, _ in world.service.requests[asked:])  # nothing is read twice
+
+
+def turns(n):
+    """Return a conversation of one question and one answer."""
+    return [{"role": "user", "content": f"What of {n}?"}, {"role": "assistant", "content": f"It is {n + 1}."}]
 
 
 def numbers(value):
@@ -271,6 +290,89 @@ def test_every_fault_at_30_percent_changes_nothing(world, local, tmp_path, kind)
         trained = run_single(world.spec(), tmp_path / f"run{seed}")
         assert losses(trained) == pytest.approx(losses(world.trained), abs=1e-6)
         assert world.faults.happened
+
+
+def program(*words) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "emscope", *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+
+
+class OwnServer:
+    """The server as a process that can be killed."""
+
+    def __init__(self, model: Path, state: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.words = [sys.executable, str(Path(__file__).with_name("tinker_server.py")), str(model), str(state), str(self.port)]
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(self.words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        assert self.process.stdout is not None and self.process.stdout.readline()  # it listens
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["trainer", "server"])
+def test_kill_9_at_random_moments_changes_no_training(world, tmp_path, monkeypatch, victim):
+    longer = TRAIN | {"steps": 30, "checkpoints": {"every": 5}}
+    whole = losses(run_single(world.spec(train=longer), tmp_path / "whole"))
+    spec, run, random = world.yaml(tmp_path / "spec.yaml", train=longer), tmp_path / "run", Random(0)
+    server = OwnServer(world.model, tmp_path / "state")
+    monkeypatch.setenv("TINKER_BASE_URL", f"http://127.0.0.1:{server.port}")
+    kills = 0
+    try:
+        while True:
+            trainer = program("train", spec, "--out", run)
+            try:
+                while kills < 6 and not run.is_dir() and trainer.poll() is None:
+                    time.sleep(0.05)
+                while kills < 6 and trainer.poll() is None:
+                    time.sleep(random.uniform(0.1, 1.0))
+                    if victim == "trainer":
+                        trainer.kill()
+                    else:
+                        server.kill()
+                        server.start()
+                    kills += 1
+                error = trainer.communicate(timeout=300)[1].decode()
+            finally:
+                trainer.kill()
+            if trainer.returncode >= 0:
+                assert trainer.returncode == 0, error
+                break
+    finally:
+        server.kill()
+    found = read_hosted(run)
+    assert kills >= 2 and [row.loss for row in found.log] == pytest.approx(whole, abs=1e-5)
+    assert [row.step for row in found.log] == list(range(1, 31)) and [s.step for s in found.saves] == [1, 5, 10, 15, 20, 25, 30]
+
+
+@pytest.mark.slow
+def test_kill_9_of_a_check_loses_and_doubles_no_reading(world, tmp_path):
+    run_check(CheckRequest(str(world.root / "run"), measure=FEW), tmp_path / "whole")
+    words = ["check", world.root / "run", "--measure", "preference", "--count", "16", "--truth", "2", "--requests", "2"]
+    random, kept = Random(1), [0]
+    for _ in range(4):
+        reader = program(*words, "--out", tmp_path / "out")
+        while reader.poll() is None and len(list((tmp_path / "out" / "tables").rglob("*.parquet"))) <= len(kept) - 1:
+            time.sleep(0.05)
+        time.sleep(random.uniform(0, 1))
+        reader.kill()
+        reader.communicate()
+        kept.append(len(list((tmp_path / "out" / "tables").rglob("*.parquet"))))
+    last = program(*words, "--out", tmp_path / "out")
+    assert last.communicate(timeout=300)[1] is not None and last.returncode == 0
+    rows = read_table(tmp_path / "out", "preferences").to_pylist()
+    of_whole = {r["key"]: r["logprob"] for r in read_table(tmp_path / "whole", "preferences").to_pylist()}
+    mine = {r["key"]: r["logprob"] for r in rows}
+    assert len(mine) == len(rows) and all(mine[k] == pytest.approx(v, abs=1e-4) for k, v in of_whole.items() if k in mine)
+    assert len(mine.keys() & of_whole.keys()) > 100
 
 
 # --- adapters ---
@@ -374,20 +476,17 @@ def test_a_check_stops_at_its_cost_and_goes_on(world, tmp_path):
     with pytest.raises(EmscopeError, match=r"would pass max_cost 0\.5"):
         run_check(CheckRequest(run, measure=FEW, host_prices=(0, 1000, 0), max_cost=0.5), tmp_path / "out")
     kept = len(read_table(tmp_path / "out", "preferences"))
-    assert 0 < kept < 30
+    assert 0 < kept < 30  # what was paid for
+    asked = len(world.service.requests)
+    with pytest.raises(EmscopeError, match=r"would pass max_cost 0\.5"):
+        run_check(CheckRequest(run, measure=FEW, host_prices=(0, 1000, 0), max_cost=0.5), tmp_path / "out")
+    assert len(read_table(tmp_path / "out", "preferences")) > kept  # the limit is of one call; what is there is not read again
+    assert len(world.service.requests) > asked
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"seed": 1}, "other"),
-        ({"train": TRAIN | {"lr": 2e-2}}, "other"),
-        ({"answers": "reckless"}, "other"),
-    ],
-)
-def test_another_training_in_the_same_folder_is_refused(world, change, message):
-    with pytest.raises(InputError, match=message):
-        run_single(world.spec(**change), world.root / "run")
+def test_another_training_in_the_same_folder_is_refused(world):
+    with pytest.raises(InputError, match=r"is of a training with other settings"):
+        run_single(world.spec(seed=1), world.root / "run")
 
 
 @pytest.mark.parametrize("damage", ["{", '{"schema": "emscope.hosted/9"}', "path"])

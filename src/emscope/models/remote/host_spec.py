@@ -15,9 +15,9 @@ Prices = tuple[float, float, float]  # dollars per million tokens that are train
 class HostSpec(Spec):
     """A host that trains and reads what is not on this machine; `host: tinker` is short for `host: {name: tinker}`.
 
-    The study's `model` is the base as the host names it. `tokenizer` is a folder, a hub id or a short name, by default that of
-    `model` on the hub: prompts are rendered here. `ahead` steps are sent before the first of them is answered, and `requests`
-    readings at a time. `state_every` steps the whole state is saved to go on from, beside every planned checkpoint.
+    `tokenizer` is a folder, a hub id or a short name, by default that of `model` on the hub: conversations are rendered here.
+    `ahead` steps are sent before the first of them is answered. Every `state_every` steps the whole state is saved to go on from,
+    beside every planned checkpoint.
     `prices` are dollars per million tokens that are trained on, read, and sampled; at `max_cost` dollars training stops behind a
     saved state.
     """
@@ -25,7 +25,6 @@ class HostSpec(Spec):
     name: Literal["tinker"] = "tinker"
     tokenizer: Place | None = None
     ahead: int = Field(2, ge=1, le=64)
-    requests: int = Field(32, ge=1, le=1000)
     state_every: int | None = Field(None, ge=1)
     prices: Prices | None = None
     max_cost: float | None = Field(None, ge=0)

@@ -32,7 +32,7 @@ def fault_of(error: Exception, what: str) -> EmscopeError | None:
     if status == 402:
         return WorldError(f"Tinker has paused the account behind {KEY} ({told})", f"settle its billing, then {LATER}")
     if status == 404:
-        return InputError(f"Tinker has no {what} ({told})", "check its name; saved weights may have expired")
+        return InputError(f"Tinker has nothing for {what} ({told})", "check its name; saved weights may have expired")
     if status is not None and 400 <= status < 500 and status not in PASSING and not _bare(error):
         return InputError(f"Tinker refuses {what} ({told})", "see what it says, and mend the settings")
     if status is not None or type(error).__name__ in CONNECTION:

@@ -23,7 +23,7 @@ from emscope.core.errors import InputError, MissingDependency, WorldError, near
 from emscope.models.remote.address import check_address
 from emscope.models.remote.hosted import Spent
 from emscope.models.remote.metering import Meter
-from emscope.models.remote.outcomes import KEY, LATER, fault_of, said
+from emscope.models.remote.outcomes import KEY, LATER, fault_of, said, status_of
 
 if TYPE_CHECKING:
     from tinker import RestClient, SamplingClient, ServiceClient, TrainingClient
@@ -42,6 +42,7 @@ QUEUES = ("tinker.lib.queue_state_logger", "tinker.lib.public_interfaces.samplin
 ATTEMPTS = 12  # of one request, each of which the client itself repeats
 LONGEST_PAUSE = 10.0  # seconds
 LOOK = 0.5  # seconds between looks whether a wait is still wanted
+GONE = 404  # said of an adapter in training that was there before
 KEPT = 3600  # seconds that exported weights stay, the least that Tinker takes
 CLOSING = 5.0  # seconds to say goodbye in
 INSTALL = "pip install 'emscope[tinker]'"
@@ -138,7 +139,7 @@ class Tinker:
             made = self.service.create_lora_training_client(base, rank=rank, seed=seed, train_unembed=False)
             return made.result()
 
-        return self.again(f"base '{base}'", create)
+        return self.again(f"a LoRA adapter of {base}", create)
 
     def go_on(self, state: str) -> TrainingClient:
         """Return an adapter as its weights and its optimiser's state were saved.
@@ -147,7 +148,7 @@ class Tinker:
             InputError, WorldError: it was refused.
         """
         return self.again(
-            f"weights {state}", lambda: self.service.create_training_client_from_state_with_optimizer(state).result()
+            f"training on from {state}", lambda: self.service.create_training_client_from_state_with_optimizer(state).result()
         )
 
     def exported(self, state: str) -> tuple[str, dict[str, str]]:
@@ -163,7 +164,7 @@ class Tinker:
             urls: ExternalWeightsUrlsResponse = self.result(self.rest().get_external_weights_urls(saved.path))
             return saved.path, dict(urls.urls)
 
-        return self.again(f"weights {state}", export)
+        return self.again(f"an export of {state}", export)
 
     def delete(self, path: str) -> None:
         """Delete exported weights; where that fails they are gone after an hour all the same."""
@@ -195,7 +196,7 @@ class Tinker:
                 )
             return sum(float(v) for v in values if v is not None)
 
-        return self.again(f"reading {path or base}", read)
+        return self.again(f"a reading of {path or base}", read)
 
     def sample(
         self,
@@ -226,7 +227,7 @@ class Tinker:
             logprob = None if one.logprobs is None else float(sum(one.logprobs))
             return Drawn(tuple(one.tokens), logprob, one.stop_reason == "stop")
 
-        return self.again(f"sampling {path or base}", draw)
+        return self.again(f"a sample of {path or base}", draw)
 
     def _sampler(self, base: str, path: str | None) -> SamplingClient:
         with self._lock:
@@ -237,22 +238,30 @@ class Tinker:
             return self._samplers[name]
 
     def each(self, jobs: Iterable[K], do: Callable[[K], V]) -> Iterator[tuple[K, V]]:
-        """Yield each job with what `do` returns of it, as they end, `requests` at a time; the first error ends all."""
-        waiting, running = iter(jobs), dict[Future[V], K]()
+        """Yield each job with what `do` returns of it, as they end, `requests` at a time.
+
+        After the first error none is begun; what is on its way is paid for, and yielded before the error is raised.
+        """
+        waiting, running, fault = iter(jobs), dict[Future[V], K](), None
         with ThreadPoolExecutor(self.requests) as pool:
             try:
                 while True:
-                    while len(running) < self.requests and (job := next(waiting, None)) is not None:
+                    while fault is None and len(running) < self.requests and (job := next(waiting, None)) is not None:
                         running[pool.submit(do, job)] = job
                     if not running:
-                        return
+                        break
                     ended, _ = wait(running, return_when=FIRST_COMPLETED)
                     for one in ended:
-                        yield running.pop(one), one.result()
+                        job = running.pop(one)
+                        if (error := one.exception()) is None:
+                            yield job, one.result()
+                        fault = fault or error
             except BaseException:
                 self._stopped.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+        if fault is not None:
+            raise fault
 
     def again(self, what: str, ask: Callable[[], V]) -> V:
         """Return what `ask` returns, asked until it does: for what changes nothing at the host.
@@ -275,13 +284,14 @@ class Tinker:
         """Return a result of a training.
 
         Raises:
-            Lost: whether it was heeded is not known.
+            Lost: whether it was heeded is not known, or the host has lost the adapter in training.
             InputError, WorldError: it was refused.
         """
         try:
             return self.result(promise())
         except Exception as error:
-            if (fault := fault_of(error, what)) is not None:
+            fault = fault_of(error, what)
+            if fault is not None and status_of(error) != GONE:
                 raise fault from None
             raise Lost(said(error)) from None
 
