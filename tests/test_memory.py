@@ -17,7 +17,7 @@ from emscope.models.fast.packed import hidden_states, pack, packed_attention
 from emscope.models.loading.checkpoints import read_checkpoint
 from emscope.models.loading.load import Loaded, load_net
 from emscope.models.loading.source import Model, locate
-from emscope.models.sizing import memory, needs
+from emscope.models.sizing import depth, memory, needs
 from emscope.models.sizing.needs import Reading, Sampling, Training
 from emscope.models.sizing.simulated import Ledger, simulated, whole_model
 from emscope.train.spec import FullSpec, LoraSpec
@@ -132,9 +132,9 @@ def test_deep_models_are_counted_from_shallow_ones(monkeypatch):
     config = t.Qwen2Config(**DEEP, num_hidden_layers=4)
     work = Training(2, 30, 15, tune(LoraSpec()))
     direct = needs.training(config, work).total
-    monkeypatch.setattr(needs, "SHALLOW", (1, 2))
+    monkeypatch.setattr(depth, "SHALLOW", (1, 2))
     assert needs.training(config, work).total == pytest.approx(direct, rel=1e-3)
-    assert needs.shallow(config, 1).num_hidden_layers == 1 and config.num_hidden_layers == 4
+    assert depth.shallow(config, 1).num_hidden_layers == 1 and config.num_hidden_layers == 4
 
 
 def test_an_adapter_takes_what_putting_it_on_takes(tiny, tmp_path):

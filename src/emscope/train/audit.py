@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from emscope.core.records import Conversation
 from emscope.models.loading.chat import ChatFormat
-from emscope.train.audit_result import SENTENCES, Audit, Check, Encoded, Lengths, Shown, Tally, Token, Warned
+from emscope.train.audit_result import SENTENCES, Audit, Check, Encoded, Excerpt, Lengths, Tally, Token, Warned
 from emscope.train.audit_rows import answers_in
 from emscope.train.batches import Example
 from emscope.train.turns_in_ids import BROKEN, Reader, Turn, decoded
@@ -67,7 +67,7 @@ def audit(examples: Sequence[Encoded], chat: ChatFormat, *, kind: str, context: 
         prompt_learned=prompt,
         counts={check: len(ids) for check, ids in named.items()},
         warnings=tuple(_warned(check, ids, len(examples), words) for check, ids in named.items() if ids),
-        shown=tuple(Shown(one.id, pieces(reader.tokenizer, one)) for one in examples[:show]),
+        shown=tuple(Excerpt(one.id, pieces(reader.tokenizer, one)) for one in examples[:show]),
     )
 
 

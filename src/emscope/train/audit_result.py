@@ -125,7 +125,7 @@ class Token(Result):
 
 
 @dataclass(frozen=True, slots=True)
-class Shown(Result):
+class Excerpt(Result):
     """One example token by token."""
 
     id: str
@@ -190,4 +190,4 @@ class Audit(Result):
     prompt_learned: int
     counts: Mapping[Check, int]
     warnings: tuple[Warned, ...]
-    shown: tuple[Shown, ...]
+    shown: tuple[Excerpt, ...]

@@ -5,7 +5,6 @@ Nothing is loaded: the real code runs on tensors without values (`models.simulat
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from emscope.models.fast import batch_size as size
 from emscope.models.fast import prefix_cache as kept
 from emscope.models.loading.checkpoints import WEIGHTS, Checkpoint, adapter_settings, tensor_shapes
 from emscope.models.loading.load import HALVES, QUANTISED
+from emscope.models.sizing.depth import at_depth
 from emscope.models.sizing.memory import BYTES, Counted, compute_dtype, counted, product
 
 if TYPE_CHECKING:
@@ -30,14 +30,6 @@ if TYPE_CHECKING:
 
 ADAM = 2  # states of a trained weight, as wide as it is
 HEAD_ROWS = 256  # logits that a reading has at once (`elicit.preference`)
-SHALLOW = 3, 6  # blocks of the two models that a deep one is counted from
-UNLIKE = (
-    "first_k_dense_replace",
-    "mlp_only_layers",
-    "num_kv_shared_layers",
-    "moe_layers",
-    "no_rope_layers",
-)  # blocks of several kinds
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +181,7 @@ def reading(
                     out = net(input_ids=torch.ones(1, work.longest, dtype=torch.long), use_cache=False).logits
                 return joined, extra, ledger.peak - joined, out.nbytes
 
-    joined, extra, body, stream = taken(config) if checkpoint else _at_depth(config, taken)
+    joined, extra, body, stream = taken(config) if checkpoint else at_depth(config, taken)
     shared = _weights(found, dtype, on_cpu) | {
         "joined projections": joined,
         "fine-tune": extra,
@@ -239,7 +231,7 @@ def sampling(
                 rows.keep(torch.ones(max(1, work.rows * 7 // 8), dtype=torch.long))
                 return joined, asked, held - joined - logits, writing, logits, ledger.peak - joined
 
-    joined, asked, held, writing, logits, shrinking = _at_depth(config, taken)
+    joined, asked, held, writing, logits, shrinking = at_depth(config, taken)
     shared = _weights(found, dtype, on_cpu) | {"joined projections": joined}
     kept_part = {"keys and values": held}
     # A draw holds probabilities beside the logits, then their exponentials, each in float32.
@@ -278,7 +270,7 @@ def training(
             return own, ledger.peak - own, gradients, largest
 
     whole = isinstance(work.layers, tuple)
-    own, peak, gradients, largest = taken(config) if whole else _at_depth(config, taken)
+    own, peak, gradients, largest = taken(config) if whole else at_depth(config, taken)
     # On a CPU weights are stepped one by one, on a GPU all at once, with a square root of each at hand.
     stepping = gradients + (2 * largest if on_cpu else gradients)
     shared = _weights(found, dtype, on_cpu) | {
@@ -334,34 +326,6 @@ def _sequences(work: Reading) -> list[list[int]]:
 def in_four_bits(need: Need, weights: Counted, *, on_cpu: bool = True) -> Need:
     """Return what the same work takes on 4-bit weights, from what it takes in the dtype that they are unpacked to."""
     return Need(need.work, QUANTISED, dict(need.parts) | _weights(weights, QUANTISED, on_cpu))
-
-
-def _at_depth(config: Config, taken: Callable[[Config], tuple[int, ...]]) -> tuple[int, ...]:
-    """Return what `taken` gives for a configuration.
-
-    Where its blocks are all of one kind it comes from two shallow ones, as each block adds the same.
-    """
-    text = config.get_text_config()
-    depth = int(text.num_hidden_layers)
-    lists = [v for v in text.to_dict().values() if isinstance(v, list) and len(v) == depth]
-    alike = all(len({repr(one) for one in v}) == 1 for v in lists)
-    few, more = SHALLOW
-    if depth <= more or not alike or any(getattr(text, name, None) for name in UNLIKE):
-        return taken(config)
-    low, high = taken(shallow(config, few)), taken(shallow(config, more))
-    return tuple(b + (b - a) * (depth - more) // (more - few) for a, b in zip(low, high, strict=True))
-
-
-def shallow(config: Config, depth: int) -> Config:
-    """Return the configuration with its first `depth` blocks alone."""
-    made = copy.deepcopy(config)
-    text = made.get_text_config()
-    before = int(text.num_hidden_layers)
-    for name, value in text.to_dict().items():
-        if isinstance(value, list) and len(value) == before:
-            setattr(text, name, value[:depth])
-    text.num_hidden_layers = depth
-    return made
 
 
 def _weights(found: Counted, dtype: str, on_cpu: bool) -> dict[str, int]:
