@@ -44,9 +44,9 @@ def fetch(
     ],
 ) -> None:
     """Fetch and convert a model, so that everything works offline afterwards; of a fine-tune at a host its adapters."""
+    from emscope.models.loading.checkpoints import HOSTED
     from emscope.models.loading.quiet import quiet
     from emscope.models.loading.source import locate
-    from emscope.models.remote.hosted import HOSTED
 
     if (folder := Path(name).expanduser() / HOSTED).is_file():
         from emscope.cli.console import progress_bar

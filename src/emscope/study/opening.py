@@ -13,11 +13,11 @@ from emscope.answers.sample_spec import AskSpec
 from emscope.core.errors import InputError
 from emscope.core.plain import Json
 from emscope.core.progress import Progress
-from emscope.models.loading.checkpoints import Checkpoint, Found, find
+from emscope.models.loading.checkpoints import HOSTED, Checkpoint, Found, find
 from emscope.models.loading.load import Loaded, load, loading
 from emscope.models.loading.source import Model
 from emscope.models.remote.host_spec import Prices
-from emscope.models.remote.hosted import HOSTED, HostedRun, hosted_base, hosted_checkpoints, read_hosted
+from emscope.models.remote.hosted import HostedRun, hosted_base, hosted_checkpoints, read_hosted
 from emscope.models.remote.metering import Meter
 from emscope.models.remote.tinker import Tinker
 from emscope.store.study import Study

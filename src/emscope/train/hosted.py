@@ -19,11 +19,12 @@ from emscope.core.digest import short
 from emscope.core.errors import Diverged, InputError, WorldError
 from emscope.core.progress import Progress
 from emscope.core.records import Conversation
+from emscope.models.loading.checkpoints import HOSTED
 from emscope.models.remote.host_spec import HostSpec
-from emscope.models.remote.hosted import HOSTED, REMEDY, Hosted, HostedRun, HostedSave, HostedStep, Spent, read_hosted
+from emscope.models.remote.hosted import REMEDY, Hosted, HostedRun, HostedSave, HostedStep, Spent, read_hosted
 from emscope.models.remote.metering import Meter, OverBudget
 from emscope.models.remote.outcomes import LATER
-from emscope.models.remote.tinker import HOST, Lost, Promise, Tinker, pause
+from emscope.models.remote.tinker import HOST, Lost, Promise, Tinker
 from emscope.store.files import write_json
 from emscope.train.batches import Example, encode, stream
 from emscope.train.plan import checkpoint_steps
@@ -173,7 +174,7 @@ def _train(tinker: Tinker, plan: Plan, run: HostedRun, folder: Path, progress: P
             lost += 1
             if lost > IN_A_ROW:
                 raise WorldError(f"{HOST} lost {lost} requests without a saved step in between ({error})", LATER) from None
-            pause(lost // 4)
+            tinker.pause(lost // 4)
         except Stopped as stopped:
             write_json(folder / HOSTED, stopped.run.to_json())
             raise stopped.why from None

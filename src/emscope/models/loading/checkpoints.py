@@ -23,6 +23,7 @@ from emscope.models.loading.source import PICKLED, cache_folder, hub_snapshot, i
 from emscope.models.loading.tensors import check_tensors as check_tensors  # others take it from here
 from emscope.models.loading.tensors import refuse_broken, tensor_shapes
 
+HOSTED = "hosted.json"  # of a fine-tune whose weights are at a host
 ADAPTER, WEIGHTS, DIRECTION = "adapter_config.json", "adapter_model.safetensors", "direction.safetensors"
 WRAPPED = r"^(?:(?:module|_orig_mod|_forward_module)\.)+|(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 USUAL = re.compile(r"(?:checkpoint|step|global_step)[-_](\d{1,15})")
@@ -189,6 +190,11 @@ def _nothing_in(root: Path) -> InputError:
     pieces = in_pieces(root)
     if pieces:
         return InputError(*pieces)
+    if (root / HOSTED).is_file():
+        return InputError(
+            f"the checkpoints of '{root}' are at a host, and this needs them here",
+            f"bring their adapters here with emscope models fetch '{root}', and give '{root / 'adapters'}'",
+        )
     refuse_pickles(root)
     what = "is empty" if not any(root.iterdir()) else "holds no checkpoint-N folder and is none itself"
     return InputError(

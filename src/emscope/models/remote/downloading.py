@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from http.client import HTTPException
@@ -14,12 +15,12 @@ from urllib.request import Request
 
 from emscope.core.errors import InputError, WorldError
 from emscope.core.progress import Progress, silent
-from emscope.models.loading.checkpoints import ADAPTER, WEIGHTS, Checkpoint, discover
-from emscope.models.remote.hosted import HOSTED, hosted_checkpoints, read_hosted
+from emscope.models.loading.checkpoints import ADAPTER, HOSTED, WEIGHTS, Checkpoint, discover
+from emscope.models.remote.hosted import hosted_checkpoints, read_hosted
 from emscope.models.remote.metering import Meter
 from emscope.models.remote.outcomes import LATER, PASSING
 from emscope.models.remote.served import OPENER
-from emscope.models.remote.tinker import ATTEMPTS, Tinker, pause
+from emscope.models.remote.tinker import ATTEMPTS, Tinker, pause_after
 
 ADAPTERS = "adapters"
 TIMEOUT = 60.0  # seconds without a byte
@@ -92,5 +93,5 @@ def _fetch(urls: Mapping[str, str], name: str, to: Path) -> None:
             last = type(error).__name__
         with suppress(OSError):
             to.unlink()
-        pause(attempt)
+        time.sleep(pause_after(attempt))
     raise WorldError(f"{name} cannot be downloaded ({last})", LATER)

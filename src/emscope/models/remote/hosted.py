@@ -12,14 +12,14 @@ from emscope.core.errors import InputError, WorldError
 from emscope.core.plain import Json, Result, from_json, read_json
 from emscope.models.loading import aliases
 from emscope.models.loading.carried import chat_of
-from emscope.models.loading.checkpoints import Checkpoint
+from emscope.models.loading.checkpoints import HOSTED, Checkpoint
 from emscope.models.loading.load import Loaded
 from emscope.models.loading.source import Model, hub_snapshot, is_hub_id, locate
 
 if TYPE_CHECKING:
     from emscope.models.types import CausalLM
 
-HOSTED, SCHEMA, KIND = "hosted.json", "emscope.hosted/1", "hosted"
+SCHEMA, KIND = "emscope.hosted/1", "hosted"
 REMEDY = "delete it and train again, or choose a new folder with `out`"
 PATH = "tinker://"
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from concurrent.futures import TimeoutError as NotYet
@@ -137,7 +136,7 @@ class Tinker:
 
         def create() -> TrainingClient:
             made = self.service.create_lora_training_client(base, rank=rank, seed=seed, train_unembed=False)
-            return made.result()
+            return self.result(made)
 
         return self.again(f"a LoRA adapter of {base}", create)
 
@@ -147,9 +146,11 @@ class Tinker:
         Raises:
             InputError, WorldError: it was refused.
         """
-        return self.again(
-            f"training on from {state}", lambda: self.service.create_training_client_from_state_with_optimizer(state).result()
-        )
+
+        def load() -> TrainingClient:
+            return self.result(self.service.create_training_client_from_state_with_optimizer(state))
+
+        return self.again(f"training on from {state}", load)
 
     def exported(self, state: str) -> tuple[str, dict[str, str]]:
         """Have saved weights written as files; return where, and a signed address for each file. They are gone after an hour.
@@ -159,7 +160,7 @@ class Tinker:
         """
 
         def export() -> tuple[str, dict[str, str]]:
-            client = self.service.create_training_client_from_state(state).result()
+            client = self.result(self.service.create_training_client_from_state(state))
             saved: SaveWeightsExternalResponse = self.result(client.save_weights_external("export", ttl_seconds=KEPT))
             urls: ExternalWeightsUrlsResponse = self.result(self.rest().get_external_weights_urls(saved.path))
             return saved.path, dict(urls.urls)
@@ -234,7 +235,7 @@ class Tinker:
             name = path or base
             if name not in self._samplers:
                 opened = self.service.create_sampling_client(model_path=path, base_model=None if path else base)
-                self._samplers[name] = opened.result()
+                self._samplers[name] = self.result(opened)
             return self._samplers[name]
 
     def each(self, jobs: Iterable[K], do: Callable[[K], V]) -> Iterator[tuple[K, V]]:
@@ -277,7 +278,7 @@ class Tinker:
                 if (fault := fault_of(error, what)) is not None:
                     raise fault from None
                 last = said(error)
-            pause(attempt)
+            self.pause(attempt)
         raise WorldError(f"Tinker failed {ATTEMPTS} times in a row at {what} ({last})", LATER)
 
     def once(self, what: str, promise: Callable[[], Promise[V]]) -> V:
@@ -295,6 +296,10 @@ class Tinker:
                 raise fault from None
             raise Lost(said(error)) from None
 
+    def pause(self, attempt: int) -> None:
+        """Wait, longer after every failed attempt, as long as it is wanted."""
+        self._stopped.wait(pause_after(attempt))
+
     def result(self, promise: Promise[V]) -> V:
         """Wait for a result, as long as it is wanted."""
         inner = promise.future()
@@ -309,9 +314,9 @@ class Tinker:
                     raise WorldError("stopped", LATER) from None
 
 
-def pause(attempt: int) -> None:
-    """Wait, longer after every failed attempt."""
-    time.sleep(min(0.05 * 2**attempt, LONGEST_PAUSE))
+def pause_after(attempt: int) -> float:
+    """Return how long to wait after a failed attempt [seconds]; the first is 0."""
+    return min(0.05 * 2**attempt, LONGEST_PAUSE)
 
 
 def _key() -> str:

@@ -13,7 +13,7 @@ from emscope.core.progress import Progress
 from emscope.core.versions import versions
 from emscope.models.loading.source import beside_digest
 from emscope.models.remote.host_spec import HostSpec
-from emscope.models.remote.hosted import HostedSave, HostedStep, Spent, hosted_base
+from emscope.models.remote.hosted import HostedSave, HostedStep, Spent, hosted_base, read_hosted
 from emscope.models.remote.metering import Meter
 from emscope.models.remote.tinker import Tinker
 from emscope.store.study import Study
@@ -46,8 +46,10 @@ def run_hosted(spec: SingleSpec, host: HostSpec, out: Path, progress: Progress) 
         raise InputError(f"dtype is {spec.dtype}, and a host computes in its own", "leave it out")
     check_hosted(spec.train)
     data = conversations(spec.file, spec.domain, spec.answers)
-    with Tinker(Meter()) as tinker:  # asks before anything is written
-        context = tinker.context_of(spec.model)
+    found, context = read_hosted(out), None
+    if found is None or found.done < found.steps:
+        with Tinker(Meter()) as tinker:  # asked before anything is written
+            context = tinker.context_of(spec.model)
     tokenizer = host.tokenizer or spec.model
     loaded = hosted_base(host.name, spec.model, tokenizer, system=spec.system, chat_kwargs=spec.chat_kwargs, context=context)
     settings = _settings(spec, loaded.model.folder)
