@@ -95,6 +95,7 @@ def parse(line: str) -> None:
         "README.md",
         "docs/tutorial.md",
         "docs/training.md",
+        "docs/studies.md",
         "docs/judged.md",
         "docs/runs.md",
         "docs/inside.md",
