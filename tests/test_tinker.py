@@ -278,6 +278,26 @@ def test_whatever_goes_wrong_at_30_percent_readings_are_the_same(world, local):
     assert sum(world.faults.happened.values()) >= 10
 
 
+def test_answers_of_checkpoints_at_a_host_are_drawn_once(world, tmp_path, capsys):
+    write_jsonl(tmp_path / "q.jsonl", [{"id": "a", "question": "What now?"}])
+    words = ["sample", f"mine={world.root / 'run'}", "--questions", str(tmp_path / "q.jsonl"), "--samples", "2"]
+    words += ["--max-tokens", "3", "--last", "--out", str(tmp_path / "out")]
+    assert run_arguments(words) == 0
+    assert "read at tinker" in capsys.readouterr().out
+    rows = read_table(tmp_path / "out", "answers").to_pylist()
+    assert sorted((r["run"], r["step"], r["sample"]) for r in rows) == [
+        *(("base", 0, n) for n in range(2)),
+        *(("mine", 4, n) for n in range(2)),
+    ]
+    asked = len(world.service.requests)
+    assert run_arguments([*words, "--connections", "3"]) == 0 and read_table(tmp_path / "out", "answers").to_pylist() == rows
+    assert not any(name == "asample" for name, _ in world.service.requests[asked:])
+    assert run_arguments([*words, "--amplify", "2"]) == 2
+    assert "--amplify needs weights on this machine" in capsys.readouterr().err
+    assert run_arguments(["diff", str(world.root / "run"), "--model", str(world.model), "--out", str(tmp_path / "diff")]) == 2
+    assert "are at a host, and this needs them here; bring their adapters here with" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [*CODES, "all"])
 def test_every_fault_at_30_percent_changes_nothing(world, local, tmp_path, kind):

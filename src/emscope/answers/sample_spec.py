@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from emscope.core.fields import (
     AUTO,
@@ -23,6 +23,7 @@ from emscope.core.fields import (
     Texts,
 )
 from emscope.core.spec import Spec
+from emscope.models.remote.host_spec import Prices, refuse_unpriced
 
 PLACE = "{question}"
 PLAIN = "none"
@@ -89,3 +90,15 @@ class ServedSpec(Spec):
     retries: int = Field(6, ge=0, description="Attempts after a failed request.")
     timeout: int = Field(600, ge=1, description="Seconds that one request may take.")
     chat_kwargs: ChatKwargs = None
+    prices: Prices | None = Field(
+        None,
+        description="Of fine-tunes at a host: dollars per million tokens trained on, read and sampled, such as 0.4,0.1,0.4.",
+    )
+    max_cost: float | None = Field(
+        None, ge=0, description="Of fine-tunes at a host: stop before the requests cost more dollars than this."
+    )
+
+    @model_validator(mode="after")
+    def _priced(self) -> ServedSpec:
+        refuse_unpriced(self.prices, self.max_cost)
+        return self

@@ -18,8 +18,8 @@ def sample(
         tuple[str, ...],
         ARGUMENT,
         Field(
-            description="NAME=FOLDER of checkpoints, such as target=runs/target control=runs/control; NAME=MODEL@URL of a server, or "
-            "NAME=api:openai/gpt-4o, as Inspect names models."
+            description="NAME=FOLDER of checkpoints, here or at a host, such as target=runs/target control=runs/control; "
+            "NAME=MODEL@URL of a server, or NAME=api:openai/gpt-4o, as Inspect names models."
         ),
     ] = (),
     base: Annotated[str | None, Field(description="Base model, where the adapters do not name it.")] = None,
@@ -32,6 +32,7 @@ def sample(
     draws only what is missing. `emscope judge` takes the file that comes out.
     """
     from emscope.answers.sample import ask
+    from emscope.answers.sample_hosted import ask_hosted, is_hosted
     from emscope.answers.sample_served import ask_served
     from emscope.cli.console import progress_bar
 
@@ -42,6 +43,10 @@ def sample(
         if _behind_an_api(named, serving, loading, base):
             served = serving.model_copy(update={"chat_kwargs": loading.chat_kwargs})
             path, failed = ask_served(named, spec, served, out, say=asked.append, progress=progress)
+        elif any(is_hosted(folder) for folder in named.values()):
+            if base is not None:
+                raise InputError("`base` is a model to load here, and these runs are at a host", "leave it out")
+            path = ask_hosted(named, spec, loading, serving, out, say=asked.append, progress=progress)
         else:
             path = ask(named, base, spec, out, loading, say=asked.append, progress=progress)
     for line in asked:
