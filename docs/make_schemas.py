@@ -25,6 +25,7 @@ from emscope.answers.planning.power_result import PowerPlan
 from emscope.answers.rates_result import Rates
 from emscope.answers.runs.loss_result import Losses
 from emscope.answers.runs.shifts_result import Shifts
+from emscope.answers.runs.sizes_result import Sizes
 from emscope.core.estimate import Estimate
 from emscope.core.plain import Result
 from emscope.inside.direction_results import Cosines, DataRisk, Direction, Shift, Steering
@@ -46,6 +47,7 @@ RESULTS: dict[str, type[Result]] = {
     "loss": Losses,
     "shifts": Shifts,
     "power": PowerPlan,
+    "sizes": Sizes,
     "judge": JudgedFile,
     "bridge": Bridge,
     "distil": Distilled,
@@ -62,7 +64,7 @@ RESULTS: dict[str, type[Result]] = {
     "solutions": Solutions,
     "check": FolderChecked,
     "run": StudyReport,
-    "run --dry-run": Foreseen,
+    "run, dry": Foreseen,
     "status": Standing,
     "ladder": LadderResult,
     "doctor": Diagnosis,

@@ -23,6 +23,7 @@ from emscope.answers.rates import rates
 from emscope.answers.rates_spec import RatesSpec
 from emscope.answers.runs.loss import LossSpec, loss_and_score
 from emscope.answers.runs.shifts import ShiftsSpec, shifts
+from emscope.answers.runs.sizes import SizesSpec, sizes
 from emscope.core.shown import Shown
 
 HOSTILE = "<script>alert('x')</script>"
@@ -144,6 +145,15 @@ def planned(tmp_path):
     return plan_power(tmp_path / (HOSTILE[:8] + ".csv"), spec)
 
 
+def sized(tmp_path):
+    frame = pd.DataFrame({"model": [f"{HOSTILE} {n}" for n in range(7)], "size": ["1B", "3B", "7B", "14B", "2B", "9B", "27B"]})
+    frame["family"], frame["rate"], frame["se"] = ["a"] * 4 + [HOSTILE] * 3, [0.1, 0.2, 0.15, 0.3, 0.05, 0.1, 0.12], 0.03
+    frame["active"] = frame["size"]
+    frame.to_csv(tmp_path / "models.csv", index=False)
+    spec = SizesSpec(size="size", effect="rate", se="se", family="family", model="model", active="active")
+    return sizes([tmp_path / "models.csv"], spec)
+
+
 def judged_file(tmp_path):
     return JudgedFile(
         judges=(JudgeSpec(name=HOSTILE),),
@@ -162,7 +172,7 @@ def judged_file(tmp_path):
     )
 
 
-MADE = [fully_judged_rates, drawn_rates, agreed, followed, bridged, distilled, judged_file, losses, shifted, planned]
+MADE = [fully_judged_rates, drawn_rates, agreed, followed, bridged, distilled, judged_file, losses, shifted, planned, sized]
 
 
 @pytest.fixture(scope="module")

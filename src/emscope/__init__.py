@@ -12,8 +12,22 @@ from typing import TYPE_CHECKING
 from emscope.version import __version__ as __version__
 
 __all__ = [
-    *("agreement", "check", "compare", "data_risk", "diff", "extract", "judge", "loss", "onset", "power", "probe", "rates", "run_study"),
-    *("sample", "shifts", "steer", "subspaces", "trajectories"),
+    *(
+        "agreement",
+        "check",
+        "compare",
+        "data_risk",
+        "diff",
+        "extract",
+        "judge",
+        "loss",
+        "onset",
+        "power",
+        "probe",
+        "rates",
+        "run_study",
+    ),
+    *("sample", "shifts", "sizes", "steer", "subspaces", "trajectories"),
 ]
 
 if TYPE_CHECKING:
@@ -34,6 +48,7 @@ if TYPE_CHECKING:
     from emscope.api import run_study as run_study
     from emscope.api import sample as sample
     from emscope.api import shifts as shifts
+    from emscope.api import sizes as sizes
     from emscope.api import steer as steer
     from emscope.api import subspaces as subspaces
     from emscope.api import trajectories as trajectories

@@ -19,6 +19,7 @@ from emscope.answers.planning.power_spec import PowerSpec
 from emscope.answers.rates_spec import RatesSpec
 from emscope.answers.runs.loss_spec import LossSpec
 from emscope.answers.runs.shifts_spec import ShiftsSpec
+from emscope.answers.runs.sizes_spec import SizesSpec
 from emscope.answers.sample_spec import AskSpec, LoadSpec
 from emscope.core.errors import WorldError
 from emscope.core.fields import AUTO, RUBRICS
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from emscope.answers.rates_result import Rates
     from emscope.answers.runs.loss_result import Losses
     from emscope.answers.runs.shifts_result import Shifts
+    from emscope.answers.runs.sizes_result import Sizes
     from emscope.inside.direction_results import Cosines, DataRisk, Direction, Steering
     from emscope.inside.prompt_results import Probes, Subspaces
     from emscope.inside.results import Diff, Trajectories
@@ -217,6 +219,23 @@ def shifts(answers: Rows, **settings: object) -> Shifts:
     spec = parse(ShiftsSpec, settings, "shifts")
     with _files(answers) as paths:
         return moved(paths, spec)
+
+
+@with_fields_of(SizesSpec)
+def sizes(models: Rows, **settings: object) -> Sizes:
+    """Return how an effect goes with model size, within families.
+
+    Args:
+        models: a file, several, or a DataFrame with a row a model.
+
+    Raises:
+        InputError: columns that do not fit, or a model that stands twice.
+    """
+    from emscope.answers.runs.sizes import sizes as by_size
+
+    spec = parse(SizesSpec, settings, "sizes")
+    with _files(models) as paths:
+        return by_size(paths, spec)
 
 
 @with_fields_of(PowerSpec)

@@ -49,6 +49,7 @@ COMMANDS = {
     "loss": Entry("answers.loss", "Does alignment fall with the loss, over runs?"),
     "shifts": Entry("answers.shifts", "How did fine-tuning move the scores of the same questions?"),
     "power": Entry("answers.power", "How many seeds, questions and answers does a study need?"),
+    "sizes": Entry("answers.sizes", "Does misalignment go with model size?"),
     "ladder": Entry("study.ladder", "How many nats per token are harm on a base?"),
     "export": Entry("answers.export", "Write judged answers as Inspect logs."),
     "solutions": Entry("inside.solutions", "Compare general and narrow fine-tunes of the same answers."),

@@ -13,7 +13,7 @@ from scipy import special
 from emscope.stats.quantiles import student, student_tail
 
 HALVINGS = 60  # of the bracket around tau^2
-RELATIVE = 1e-10
+RELATIVE = 1e-8  # of tau^2, whose own error is thousands of times that
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,18 @@ def meta_regression(values: np.ndarray, ses: np.ndarray, columns: np.ndarray) ->
     )
 
 
+def coefficient(values: np.ndarray, ses: np.ndarray, columns: np.ndarray, column: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return a coefficient of `meta_regression` and its standard error [B] for each of B sets of estimates.
+
+    Args:
+        values, ses: [B, N]; columns: [B, N, P], each of rank P < N.
+    """
+    weights = 1 / (restricted_tau2(values, ses, columns)[:, None] + ses**2)
+    b, inverse, rest = _fit(values, weights, columns)
+    scale = (weights * rest**2).sum(1) / (columns.shape[1] - columns.shape[2])
+    return b[:, column], np.sqrt(scale * inverse[:, column, column])
+
+
 def restricted_tau2(values: np.ndarray, ses: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Return tau^2 [B] by restricted maximum likelihood for each of B sets of estimates.
 
@@ -81,11 +93,14 @@ def restricted_tau2(values: np.ndarray, ses: np.ndarray, columns: np.ndarray) ->
     Args:
         values, ses: [B, N]; columns: [B, N, P].
     """
-    low = np.zeros(len(values))
-    high = values.var(axis=1) + (ses**2).max(axis=1)
-    inside = _score(values, ses, columns, low) > 0
+    found = np.zeros(len(values))
+    inside = np.flatnonzero(_score(values, ses, columns, found) > 0)
+    if not len(inside):
+        return found
+    values, ses, columns = values[inside], ses[inside], columns[inside]
+    low, high = np.zeros(len(inside)), values.var(axis=1) + (ses**2).max(axis=1)
     for _ in range(HALVINGS):
-        rising = inside & (_score(values, ses, columns, high) > 0)
+        rising = _score(values, ses, columns, high) > 0
         if not rising.any():
             break
         high = np.where(rising, 2 * high, high)
@@ -95,7 +110,8 @@ def restricted_tau2(values: np.ndarray, ses: np.ndarray, columns: np.ndarray) ->
         low, high = np.where(above, middle, low), np.where(above, high, middle)
         if (high - low <= RELATIVE * high).all():
             break
-    return np.where(inside, (low + high) / 2, 0.0)
+    found[inside] = (low + high) / 2
+    return found
 
 
 def _score(values: np.ndarray, ses: np.ndarray, columns: np.ndarray, tau2: np.ndarray) -> np.ndarray:
