@@ -20,7 +20,8 @@ from emscope.models.remote.hosted import hosted_checkpoints, read_hosted
 from emscope.models.remote.metering import Meter
 from emscope.models.remote.outcomes import LATER, PASSING
 from emscope.models.remote.served import OPENER
-from emscope.models.remote.tinker import ATTEMPTS, Tinker, pause_after
+from emscope.models.remote.session import ATTEMPTS, pause_after
+from emscope.models.remote.tinker import Tinker
 
 ADAPTERS = "adapters"
 TIMEOUT = 60.0  # seconds without a byte

@@ -1,49 +1,67 @@
-"""What the errors of the `tinker` client mean: ask again, or stop with one sentence."""
+"""What the errors of the `tinker` and `openai` clients mean: ask again, or stop with one sentence."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from emscope.core.errors import EmscopeError, InputError, WorldError
 from emscope.core.visible import whole
 from emscope.models.remote.address import scrubbed
 
-KEY = "TINKER_API_KEY"
 LONGEST = 200
 MOST_SAID = 20_000  # characters of an error that are looked at
 # try again, conflict, the result is gone, pending, back off; and whatever is the server's own fault
 PASSING = (408, 409, 410, 425, 429)
 LATER = "run the same command again later; it goes on where it stopped"
-CLIENTS = ("tinker", "httpx", "httpcore", "pyqwest")
+WORDS = ("detail", "message", "error")  # keys of a reply that hold a sentence
+CLIENTS = ("tinker", "openai", "httpx", "httpx2", "httpcore", "httpcore2", "pyqwest")
 CONNECTION = ("APIConnectionError", "APITimeoutError", "RetryableException", "TimeoutError", "ConnectTimeout", "ReadTimeout")
+SPENT = "insufficient_quota"  # a 429 that does not pass
 
 
-def fault_of(error: Exception, what: str) -> EmscopeError | None:
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A host as sentences name it, the variable of its key, what its keys begin with, and what may have become of what is not there."""
+
+    name: str
+    key: str
+    begins: str
+    gone: str
+
+
+TINKER = Host("Tinker", "TINKER_API_KEY", "tml-", "saved weights may have expired")
+
+
+def fault_of(error: Exception, what: str, host: Host) -> EmscopeError | None:
     """Return the emscope error that an error of the client is; None where the same may be asked again.
 
     Args:
-        what: what was asked, for the sentence.
+        what: what was asked, for the sentence. host: who was asked.
     """
     if isinstance(error, EmscopeError):
         return error
     status, told = status_of(error), said(error)
     if status in (401, 403):
         return InputError(
-            f"Tinker refuses the key in {KEY} ({status})", "set the right one; it is read from the environment alone"
+            f"{host.name} refuses the key in {host.key} ({told if status == 403 else status})",
+            "set the right one; it is read from the environment alone",
         )
-    if status == 402:
-        return WorldError(f"Tinker has paused the account behind {KEY} ({told})", f"settle its billing, then {LATER}")
+    if status == 402 or getattr(error, "code", None) == SPENT:
+        return WorldError(f"{host.name} has paused the account behind {host.key} ({told})", f"settle its billing, then {LATER}")
     if status == 404:
-        return InputError(f"Tinker has nothing for {what} ({told})", "check its name; saved weights may have expired")
+        return InputError(f"{host.name} has nothing for {what} ({told})", f"check its name; {host.gone}")
     if status is not None and 400 <= status < 500 and status not in PASSING and not _bare(error):
-        return InputError(f"Tinker refuses {what} ({told})", "see what it says, and mend the settings")
+        return InputError(f"{host.name} refuses {what} ({told})", "see what it says, and mend the settings")
     if status is not None or type(error).__name__ in CONNECTION:
         return None
     if type(error).__name__ == "RequestFailedError":
-        return InputError(f"Tinker refuses {what} ({told})", "see what it says") if _is_users(error) else None
+        return InputError(f"{host.name} refuses {what} ({told})", "see what it says") if _is_users(error) else None
     if not isinstance(error, ValueError | RuntimeError) and type(error).__module__.partition(".")[0] not in CLIENTS:
         raise error  # a fault of this program
     if "api_key" in str(error):
-        return InputError(f"the key in {KEY} is none of Tinker's", "keys of Tinker begin with tml-")
-    return WorldError(f"the tinker client failed at {what} ({told})", LATER)
+        return InputError(f"the key in {host.key} is none of {host.name}'s", f"keys of {host.name} begin with {host.begins}")
+    return WorldError(f"the client of {host.name} failed at {what} ({told})", LATER)
 
 
 def status_of(error: BaseException) -> int | None:
@@ -56,9 +74,19 @@ def status_of(error: BaseException) -> int | None:
 
 
 def said(error: BaseException) -> str:
-    """Return what an error says in one short line, without keys."""
-    text = scrubbed(" ".join(whole(str(error))[:MOST_SAID].split()))
-    return f"{type(error).__name__}: {text}"[:LONGEST].rstrip(": ")
+    """Return what an error says in one short line, without keys: the status and the host's own words where it has any."""
+    status, name = status_of(error), type(error).__name__
+    text = scrubbed(" ".join(whole(_told(error) or str(error))[:MOST_SAID].split()))
+    return f"{status or name}: {text}"[:LONGEST].rstrip(": ")
+
+
+def _told(error: BaseException) -> str:
+    """Return the host's own words in the body of a reply, "" where there are none."""
+    for one in (error, error.__cause__):
+        body = getattr(one, "body", None)
+        if isinstance(body, Mapping):
+            return str(next((body[key] for key in WORDS if body.get(key)), ""))
+    return ""
 
 
 def _bare(error: BaseException) -> bool:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,7 +22,8 @@ from emscope.core.errors import InputError, MissingDependency, WorldError, near
 from emscope.models.remote.address import check_address
 from emscope.models.remote.hosted import Spent
 from emscope.models.remote.metering import Meter
-from emscope.models.remote.outcomes import KEY, LATER, fault_of, said, status_of
+from emscope.models.remote.outcomes import LATER, TINKER, fault_of, said, status_of
+from emscope.models.remote.session import Session
 
 if TYPE_CHECKING:
     from tinker import RestClient, SamplingClient, ServiceClient, TrainingClient
@@ -34,12 +35,9 @@ if TYPE_CHECKING:
         SupportedModel,
     )
 
-K = TypeVar("K")
 V = TypeVar("V")
 HOST, ADDRESS, TELEMETRY = "tinker", "TINKER_BASE_URL", "TINKER_TELEMETRY"
 QUEUES = ("tinker.lib.queue_state_logger", "tinker.lib.public_interfaces.sampling_client")  # its loggers
-ATTEMPTS = 12  # of one request, each of which the client itself repeats
-LONGEST_PAUSE = 10.0  # seconds
 LOOK = 0.5  # seconds between looks whether a wait is still wanted
 GONE = 404  # said of an adapter in training that was there before
 KEPT = 3600  # seconds that exported weights stay, the least that Tinker takes
@@ -66,7 +64,7 @@ class Drawn:
     stopped: bool
 
 
-class Tinker:
+class Tinker(Session):
     """A session at Tinker; a context manager.
 
     Args:
@@ -79,9 +77,8 @@ class Tinker:
     """
 
     def __init__(self, meter: Meter, requests: int = 32) -> None:
-        self.meter, self.requests = meter, requests
+        super().__init__(TINKER, meter, requests)
         self._key, self._address = _key(), os.environ.get(ADDRESS) or None
-        self._stopped = threading.Event()
         self._service: ServiceClient | None = None
         self._samplers: dict[str, SamplingClient] = {}
         self._lock = threading.Lock()
@@ -238,49 +235,6 @@ class Tinker:
                 self._samplers[name] = self.result(opened)
             return self._samplers[name]
 
-    def each(self, jobs: Iterable[K], do: Callable[[K], V]) -> Iterator[tuple[K, V]]:
-        """Yield each job with what `do` returns of it, as they end, `requests` at a time.
-
-        After the first error none is begun; what is on its way is paid for, and yielded before the error is raised.
-        """
-        waiting, running, fault = iter(jobs), dict[Future[V], K](), None
-        with ThreadPoolExecutor(self.requests) as pool:
-            try:
-                while True:
-                    while fault is None and len(running) < self.requests and (job := next(waiting, None)) is not None:
-                        running[pool.submit(do, job)] = job
-                    if not running:
-                        break
-                    ended, _ = wait(running, return_when=FIRST_COMPLETED)
-                    for one in ended:
-                        job = running.pop(one)
-                        if (error := one.exception()) is None:
-                            yield job, one.result()
-                        fault = fault or error
-            except BaseException:
-                self._stopped.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-        if fault is not None:
-            raise fault
-
-    def again(self, what: str, ask: Callable[[], V]) -> V:
-        """Return what `ask` returns, asked until it does: for what changes nothing at the host.
-
-        Raises:
-            InputError, WorldError: it cannot be had.
-        """
-        last = ""
-        for attempt in range(ATTEMPTS):
-            try:
-                return ask()
-            except Exception as error:
-                if (fault := fault_of(error, what)) is not None:
-                    raise fault from None
-                last = said(error)
-            self.pause(attempt)
-        raise WorldError(f"Tinker failed {ATTEMPTS} times in a row at {what} ({last})", LATER)
-
     def once(self, what: str, promise: Callable[[], Promise[V]]) -> V:
         """Return a result of a training.
 
@@ -291,14 +245,10 @@ class Tinker:
         try:
             return self.result(promise())
         except Exception as error:
-            fault = fault_of(error, what)
+            fault = fault_of(error, what, TINKER)
             if fault is not None and status_of(error) != GONE:
                 raise fault from None
             raise Lost(said(error)) from None
-
-    def pause(self, attempt: int) -> None:
-        """Wait, longer after every failed attempt, as long as it is wanted."""
-        self._stopped.wait(pause_after(attempt))
 
     def result(self, promise: Promise[V]) -> V:
         """Wait for a result, as long as it is wanted."""
@@ -314,11 +264,6 @@ class Tinker:
                     raise WorldError("stopped", LATER) from None
 
 
-def pause_after(attempt: int) -> float:
-    """Return how long to wait after a failed attempt [seconds]; the first is 0."""
-    return min(0.05 * 2**attempt, LONGEST_PAUSE)
-
-
 def _key() -> str:
     """Return the key from the environment.
 
@@ -332,9 +277,9 @@ def _key() -> str:
         raise MissingDependency("fine-tunes at Tinker need its client, which is not installed", INSTALL) from None
     if address := os.environ.get(ADDRESS):
         check_address(address, f"the address in {ADDRESS}")
-    key = os.environ.get(KEY, "")
+    key = os.environ.get(TINKER.key, "")
     if not key.strip():
-        raise InputError(f"Tinker needs a key, and {KEY} is not set", "set it; keys are read from the environment alone")
+        raise InputError(f"Tinker needs a key, and {TINKER.key} is not set", "set it; keys are read from the environment alone")
     return key
 
 
