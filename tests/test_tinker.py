@@ -278,6 +278,22 @@ def test_whatever_goes_wrong_at_30_percent_readings_are_the_same(world, local):
     assert sum(world.faults.happened.values()) >= 10
 
 
+def test_a_run_that_another_tool_trained_is_checked_by_its_name(world, tmp_path, capsys):
+    run = world.trained.checkpoints[0].sampler.removeprefix("tinker://").split("/")[0]
+    shutil.copytree(
+        world.root / "state" / run / "sampler_weights" / "step-4", world.root / "state" / run / "sampler_weights" / "final"
+    )
+    words = ["check", f"tinker://{run}", "--base", str(world.model), "--measure", "preference", "--count", "16", "--truth", "0"]
+    words += ["--steps", "2,4", "--json"]
+    assert run_arguments([*words, "--out", str(tmp_path / "out")]) in (0, 4)
+    found = json.loads(capsys.readouterr().out)
+    assert BASE in json.dumps(found) and [c["step"] for c in found["runs"][0]["check"]["checkpoints"]] == [2, 4]
+    shutil.rmtree(world.root / "state" / run / "sampler_weights" / "final")
+    for wrong, message in [("tinker://", "is no run"), ("tinker://nobody", "Tinker has nothing for the run nobody")]:
+        assert run_arguments(["check", wrong, *words[2:], "--out", str(tmp_path / "no")]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_answers_of_checkpoints_at_a_host_are_drawn_once(world, tmp_path, capsys):
     write_jsonl(tmp_path / "q.jsonl", [{"id": "a", "question": "What now?"}])
     words = ["sample", f"mine={world.root / 'run'}", "--questions", str(tmp_path / "q.jsonl"), "--samples", "2"]
@@ -520,7 +536,7 @@ def test_a_damaged_record_is_refused(world, tmp_path, damage):
 
 def test_the_record_says_what_was_trained_and_where_it_lies(world):
     found = json.loads((world.root / "run" / "hosted.json").read_text())
-    assert found["base"] == BASE and found["host"] == "tinker" and found["steps"] == 4 and len(found["log"]) == 4
+    assert found["base"]["reference"] == BASE and found["host"] == "tinker" and found["steps"] == 4 and len(found["log"]) == 4
     assert all(save["sampler"].startswith("tinker://") for save in found["saves"])
     run = read_hosted(world.root / "run")
     assert run.to_json() == found

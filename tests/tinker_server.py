@@ -99,7 +99,7 @@ class Tinker:
 
     def get(self, path: str) -> Body | bytes:
         """Answer a GET request."""
-        parts = path.removeprefix("/api/v1/").split("/")
+        parts = path.partition("?")[0].removeprefix("/api/v1/").split("/")
         if path.startswith("/files/"):
             return self._file(path)
         if parts == ["get_server_capabilities"]:
@@ -109,6 +109,11 @@ class Tinker:
         if parts[0] == "samplers":
             base, model_path = self._sampler(parts[1])
             return {"sampler_id": parts[1], "base_model": base, "model_path": model_path}
+        if parts[0] == "training_runs" and len(parts) == 2:
+            if not (self.root / parts[1]).is_dir():
+                raise Refused(404, f"no run {parts[1]}")
+            about = {"model_owner": "me", "is_lora": True, "last_request_time": "2026-01-01T00:00:00Z"}
+            return {"training_run_id": parts[1], "base_model": BASE, **about}
         if parts[0] == "training_runs" and parts[-1] == "external_weights_urls":
             run, name = parts[1], "/".join(parts[3:-1])
             files = sorted(p.name for p in self._saved(f"tinker://{run}/{name}").iterdir() if p.suffix != ".pt")

@@ -73,9 +73,10 @@ def run_check(request: CheckRequest, out: Path | None = None, progress: Progress
         InputError: nothing to check, pieces that do not fit together, bad files, or a last checkpoint that is its base.
     """
     _refuse_both(request)
-    folder, run = found_in(request.checkpoints)
+    tokenizer = request.base if isinstance(request.base, str) else None
+    folder, run = found_in(request.checkpoints, tokenizer)
     target = request.selection.of({TARGET: folder.checkpoints})[TARGET]
-    aside, beside = found_in(request.control) if request.control else (Found([], []), None)
+    aside, beside = found_in(request.control, tokenizer) if request.control else (Found([], []), None)
     control = aside.checkpoints
     refuse_apart(run, beside, request.base, request.needing_weights())
     base = _base(request, run, [*target, *control])

@@ -18,6 +18,7 @@ from emscope.models.loading.load import Loaded, load, loading
 from emscope.models.loading.source import Model
 from emscope.models.remote.host_spec import Prices
 from emscope.models.remote.hosted import HostedRun, hosted_base, hosted_checkpoints, read_hosted
+from emscope.models.remote.listing import is_at_tinker, run_at_tinker
 from emscope.models.remote.metering import Meter
 from emscope.models.remote.tinker import Tinker
 from emscope.store.study import Study
@@ -37,14 +38,17 @@ class Ways:
     here: bool = True
 
 
-def found_in(reference: str) -> tuple[Found, HostedRun | None]:
-    """Return the checkpoints in a folder, and what it says of them where they are at a host.
+def found_in(reference: str, tokenizer: str | None = None) -> tuple[Found, HostedRun | None]:
+    """Return the checkpoints in a folder or of `tinker://RUN`, and what is known of them where they are at a host.
+
+    Args:
+        tokenizer: of the base of `tinker://RUN`.
 
     Raises:
-        InputError: as `find` and `read_hosted`.
+        InputError: as `find`, `read_hosted` and `run_at_tinker`.
     """
     folder = Path(reference).expanduser()
-    run = read_hosted(folder)
+    run = run_at_tinker(reference, tokenizer) if is_at_tinker(reference) else read_hosted(folder)
     return (Found([*hosted_checkpoints(folder, run)], []), run) if run else (find(reference), None)
 
 
@@ -70,7 +74,7 @@ def refuse_apart(
             f"`{asked}` needs weights on this machine, and these checkpoints are at {run.host}",
             "leave it out, or download the adapters with emscope models fetch and check those",
         )
-    if base is not None and (base.reference if isinstance(base, Model) else base) != run.base:
+    if base is not None and (base.reference if isinstance(base, Model) else base) not in (run.base, run.tokenizer):
         raise InputError(f"`base` is another model than the one in {HOSTED} ({run.base})", "leave it out")
     if control is not None and (control.host, control.base, control.tokenizer) != (run.host, run.base, run.tokenizer):
         raise InputError(

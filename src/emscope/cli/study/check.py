@@ -14,7 +14,7 @@ from emscope.study.check_spec import CheckSpec
 def check(
     *,
     checkpoints: Annotated[
-        str, ARGUMENT, Field(description="Folder with checkpoint-N folders, one checkpoint, or hf:org/repo@rev.")
+        str, ARGUMENT, Field(description="Folder with checkpoint-N folders, one checkpoint, hf:org/repo@rev, or tinker://RUN.")
     ],
     base: Base = None,
     spec: CheckSpec,
