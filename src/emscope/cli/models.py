@@ -62,4 +62,19 @@ def fetch(
     print(f"{model.folder}\nweights {model.digest[:16]}")
 
 
-COMMANDS = {"list": list_models, "fetch": fetch}
+def import_job(
+    job: Annotated[str, ARGUMENT, Field(description="Id of a fine-tuning job, such as ftjob-abc123.")],
+    out: Annotated[Path, Field(description="Folder for what is known of it; emscope check takes it like any other.")],
+) -> None:
+    """Bring a fine-tuning job at OpenAI, or at the server in OPENAI_BASE_URL, into a folder: its base, its checkpoints, its log."""
+    from emscope.cli.console import progress_bar
+    from emscope.study.training.jobs import import_job
+
+    with progress_bar() as progress:
+        run = import_job(job, out, progress)
+    for one in run.checkpoints:
+        print(f"step {one.step}  {one.model}")
+    print(f"{run.job} {run.status}, a fine-tune of {run.base}: {out}")
+
+
+COMMANDS = {"list": list_models, "fetch": fetch, "import": import_job}

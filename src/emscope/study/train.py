@@ -17,6 +17,7 @@ from emscope.models.loading.source import locate
 from emscope.store.study import Study
 from emscope.study.spec import SingleSpec
 from emscope.study.training.hosted import HostedTrained, run_hosted
+from emscope.study.training.jobs import JobTrained, run_job
 from emscope.study.training.sources import conversations, digests, frozen, held_near
 from emscope.study.training.training import answer_loss
 from emscope.train import processes
@@ -40,10 +41,12 @@ class Trained(Result):
         return {"schema": SCHEMA, "spec": plain(self.spec), "readings": [asdict(r) for r in self.readings]}
 
 
-def run_single(spec: SingleSpec, out: Path, progress: Progress = silent) -> Trained | HostedTrained:
+def run_single(spec: SingleSpec, out: Path, progress: Progress = silent) -> Trained | HostedTrained | JobTrained:
     """Train into `out`, or at a host; return the readings, one a step. Of several processes the first keeps the folder."""
     from emscope.core.versions import versions
 
+    if spec.host is not None and spec.host.name == "openai":
+        return run_job(spec, spec.host, out, progress)
     if spec.host is not None:
         return run_hosted(spec, spec.host, out, progress)
     data, near = conversations(spec.file, spec.domain, spec.answers), held_near(spec.train.held)

@@ -35,5 +35,8 @@ def train(
     if as_json:
         print_json(result.to_json())
         return
+    if not result.readings:  # a server of fine-tuning jobs need not tell any
+        print(f"trained; checkpoints in {out}")
+        return
     first, last = result.readings[0], result.readings[-1]
     print(f"loss {first.loss:.3f} -> {last.loss:.3f} nats per answer token in {last.step} steps; checkpoints in {out}")

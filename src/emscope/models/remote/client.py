@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from openai import DefaultAsyncHttpxClient
+    from openai import DefaultAsyncHttpxClient, DefaultHttpxClient
 
 LARGEST = 2**23  # bytes of a reply; one of 100,000 tokens with log-probabilities of 20 each takes a few
 
@@ -19,11 +19,25 @@ class Body(Protocol):
     async def aclose(self) -> None: ...
 
 
+class SyncBody(Protocol):
+    """The same for those that wait."""
+
+    def __iter__(self) -> Iterator[bytes]: ...
+    def close(self) -> None: ...
+
+
 class Response(Protocol):
     """A reply whose body has not been read."""
 
     headers: Mapping[str, str]
     stream: Body
+
+
+class SyncResponse(Protocol):
+    """The same for those that wait."""
+
+    headers: Mapping[str, str]
+    stream: SyncBody
 
 
 class TooLarge(Exception):
@@ -42,11 +56,49 @@ def guarded_client() -> DefaultAsyncHttpxClient:
     )
 
 
-async def _guard(response: Response) -> None:
-    """Refuse a reply that is packed, and cut off one that does not end."""
+def guarded_sync_client() -> DefaultHttpxClient:
+    """Return the same for those that wait."""
+    from openai import DefaultHttpxClient
+
+    return DefaultHttpxClient(
+        follow_redirects=False, headers={"accept-encoding": "identity"}, event_hooks={"response": [_guard_sync]}
+    )
+
+
+def _refuse_packed(response: Response | SyncResponse) -> None:
     packed = response.headers.get("content-encoding", "identity")
     if packed != "identity":
         raise TooLarge(f"the reply is packed ({packed[:20]}), which was not asked for")
+
+
+def _guard_sync(response: SyncResponse) -> None:
+    """Refuse a reply that is packed, and cut off one that does not end."""
+    _refuse_packed(response)
+    stream_class = import_module(type(response).__module__.partition(".")[0]).SyncByteStream
+
+    class Counted(stream_class):  # type: ignore[misc, valid-type]
+        """A body that is counted as it comes."""
+
+        def __init__(self, stream: SyncBody) -> None:
+            self.stream = stream
+
+        def __iter__(self) -> Iterator[bytes]:
+            size = 0
+            for part in self.stream:
+                size += len(part)
+                if size > LARGEST:
+                    raise TooLarge(f"the reply is longer than {LARGEST} bytes")
+                yield part
+
+        def close(self) -> None:
+            self.stream.close()
+
+    response.stream = Counted(response.stream)
+
+
+async def _guard(response: Response) -> None:
+    """Refuse a reply that is packed, and cut off one that does not end."""
+    _refuse_packed(response)
     stream_class = import_module(type(response).__module__.partition(".")[0]).AsyncByteStream
 
     class Counted(stream_class):  # type: ignore[misc, valid-type]

@@ -19,7 +19,7 @@ from emscope.models.loading.source import Model, hub_snapshot, is_hub_id, locate
 if TYPE_CHECKING:
     from emscope.models.types import CausalLM
 
-SCHEMA, KIND = "emscope.hosted/1", "hosted"
+SCHEMA, JOB_SCHEMA, KIND = "emscope.hosted/1", "emscope.job/1", "hosted"
 REMEDY = "delete it and train again, or choose a new folder with `out`"
 PATH = "tinker://"
 
@@ -100,12 +100,17 @@ def read_hosted(folder: Path) -> HostedRun | None:
     """Return what a folder says of a fine-tune at a host; None where it is no such folder.
 
     Raises:
-        InputError: it is damaged, or of another version.
+        InputError: it is damaged, or of another version, or of a fine-tuning job, of which nobody has the weights.
     """
     file = folder / HOSTED
     if not file.is_file():
         return None
     found = read_json(file, REMEDY)
+    if isinstance(found, Mapping) and found.get("schema") == JOB_SCHEMA:
+        raise InputError(
+            f"'{folder}' is of a fine-tuning job, whose models can be asked and not looked into",
+            "ask them with emscope check or emscope sample",
+        )
     if not isinstance(found, Mapping) or found.get("schema") != SCHEMA:
         raise InputError(f"'{file}' is not of the version {SCHEMA}", REMEDY)
     run = from_json(HostedRun, found, str(file), REMEDY)

@@ -47,10 +47,10 @@ class Meter:
                 )
             self.spent = after
 
-    def refund(self, unused: int) -> None:
-        """Take back tokens that were allowed and not sampled."""
+    def refund(self, unused: int, unread: int = 0) -> None:
+        """Take back tokens that were allowed and not sampled, and such as were counted and not read."""
         with self._lock:
-            self.spent = self.spent + Spent(sampled=-unused)
+            self.spent = self.spent + Spent(read=-unread, sampled=-unused)
 
 
 def _cost(prices: Prices, spent: Spent) -> float:

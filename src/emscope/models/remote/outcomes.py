@@ -31,6 +31,7 @@ class Host:
 
 
 TINKER = Host("Tinker", "TINKER_API_KEY", "tml-", "saved weights may have expired")
+OPENAI = Host("the fine-tuning server", "OPENAI_API_KEY", "sk-", "it may have been deleted, or belong to another project")
 
 
 def fault_of(error: Exception, what: str, host: Host) -> EmscopeError | None:

@@ -1,0 +1,330 @@
+"""OpenAI-style fine-tuning servers through the official client: files, jobs, and answers of the models that come of them.
+
+The client repeats what it knows to be passing (408, 409, 429, 5xx, a lost connection), as long as the server says it should wait. What
+changes nothing is asked again here, too. What makes something, a file or a job, is sent once: before it is sent again, and after a kill,
+it is looked for at the server, so that nothing is made twice.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar, cast
+
+from emscope.core.errors import InputError, MissingDependency, WorldError
+from emscope.core.records import Message
+from emscope.core.visible import whole
+from emscope.models.remote.address import check_address, without_keys
+from emscope.models.remote.client import guarded_sync_client
+from emscope.models.remote.hosted import Spent
+from emscope.models.remote.metering import Meter
+from emscope.models.remote.outcomes import LATER, OPENAI, fault_of, said
+from emscope.models.remote.session import ATTEMPTS, Session
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+    from openai.types import FileObject
+    from openai.types.chat import ChatCompletion, ChatCompletionMessageParam
+    from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
+    from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
+
+V = TypeVar("V")
+ADDRESS = "OPENAI_BASE_URL"
+MARK = "emscope"  # key of a job's metadata
+INSTALL = "pip install 'emscope[judge]'"
+TIMEOUT = 120.0  # seconds without a reply
+PAGE = 100  # jobs, files or events in a reply
+LOOKS = 5  # for something just made, which may not be listed at once
+TURN = 16  # tokens of a turn beside its text, at most
+OPTIONAL = ("logprobs", "max_tokens")  # what some models refuse; the second has another name for them
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A sampled answer: its text, its tokens, the sum of their log-probabilities [nats] where it is told, and why it ended."""
+
+    text: str
+    tokens: int
+    logprob: float | None
+    finish: str
+
+
+def address() -> str | None:
+    """Return the server's address in the environment; None for OpenAI's own.
+
+    Raises:
+        InputError: it is no address, or holds a key.
+    """
+    found = os.environ.get(ADDRESS) or None
+    if found:
+        check_address(found, f"the address in {ADDRESS}")
+    return found.rstrip("/") if found else None
+
+
+class Jobs(Session):
+    """A session at a fine-tuning server; a context manager.
+
+    Args:
+        meter: counts what is sent. requests: questions on their way at a time.
+
+    Raises:
+        MissingDependency: the client is not installed.
+        InputError: no key; an address that is none.
+    """
+
+    def __init__(self, meter: Meter, requests: int = 32) -> None:
+        super().__init__(OPENAI, meter, requests)
+        self._key, self._address = _key(), address()
+        self._client: OpenAI | None = None
+        self._refused: frozenset[str] = frozenset()
+
+    def __enter__(self) -> Jobs:
+        from openai import OpenAI
+
+        self._client = OpenAI(api_key=self._key, base_url=self._address, timeout=TIMEOUT, http_client=guarded_sync_client())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        with suppress(Exception):
+            self.client.close()
+
+    @property
+    def client(self) -> OpenAI:
+        """The client; only inside the context."""
+        assert self._client is not None
+        return self._client
+
+    # --- what makes something ---
+
+    def upload(self, name: str, data: bytes, *, looked: bool) -> str:
+        """Return the id of a training file at the server, uploaded where it is not there.
+
+        Args:
+            name: under which it is found again; no other file has it. looked: an earlier process may have uploaded it.
+
+        Raises:
+            InputError, WorldError: it was refused.
+        """
+
+        def find() -> str | None:
+            pages = _each(self.client.files.list(purpose="fine-tune", limit=PAGE))
+            return next((f.id for f in pages if f.filename == name and f.bytes == len(data)), None)
+
+        def make() -> str:
+            made: FileObject = self._once.files.create(file=(name, data, "application/jsonl"), purpose="fine-tune")
+            return _whole(made, "id").id
+
+        return self._made(f"the training file {name}", find, make, looked=looked)
+
+    def begin(
+        self,
+        mark: str,
+        file: str,
+        base: str,
+        *,
+        hyperparameters: Mapping[str, int | float],
+        seed: int,
+        suffix: str | None,
+        looked: bool,
+    ) -> str:
+        """Return the id of a training's job, created where there is none.
+
+        Args:
+            mark: what this training is found by. looked: an earlier process may have created it.
+
+        Raises:
+            InputError, WorldError: it was refused.
+        """
+        from openai import omit
+        from openai.types.fine_tuning import SupervisedHyperparametersParam
+
+        how = SupervisedHyperparametersParam(**hyperparameters)  # type: ignore[typeddict-item]
+
+        def find() -> str | None:
+            pages = _each(self.client.fine_tuning.jobs.list(limit=PAGE, metadata={MARK: mark}))
+            return next((j.id for j in pages if (j.metadata or {}).get(MARK) == mark or j.training_file == file), None)
+
+        def make() -> str:
+            made: FineTuningJob = self._once.fine_tuning.jobs.create(
+                model=base,
+                training_file=file,
+                seed=seed % 2**31,
+                suffix=suffix or omit,
+                metadata={MARK: mark},
+                method={"type": "supervised", "supervised": {"hyperparameters": how}},
+            )
+            return _whole(made, "id").id
+
+        return self._made(f"a job on {base}", find, make, looked=looked)
+
+    @property
+    def _once(self) -> OpenAI:
+        """The client as it sends a request once."""
+        return self.client.with_options(max_retries=0)
+
+    def _made(self, what: str, find: Callable[[], str | None], make: Callable[[], str], *, looked: bool) -> str:
+        """Return what `make` makes, made once: before each further attempt it is looked for."""
+        last = ""
+        for attempt in range(ATTEMPTS):
+            if (looked or attempt) and (found := self._looked_for(what, find)) is not None:
+                return found
+            try:
+                return make()
+            except Exception as error:
+                if (fault := fault_of(error, what, self.host)) is not None:
+                    raise fault from None
+                last = said(error)
+            self.pause(attempt)
+        raise WorldError(f"{self.host.name} failed {ATTEMPTS} times in a row at {what} ({last})", LATER)
+
+    def _looked_for(self, what: str, find: Callable[[], str | None]) -> str | None:
+        for look in range(LOOKS):
+            if (found := self.again(f"looking for {what}", find)) is not None:
+                return found
+            self.pause(look)
+        return None
+
+    # --- what changes nothing ---
+
+    def job(self, id: str) -> FineTuningJob:
+        """Return how a job stands.
+
+        Raises:
+            InputError, WorldError: it is not told.
+        """
+        return self.again(f"the job {id}", lambda: _whole(self.client.fine_tuning.jobs.retrieve(id), "status"))
+
+    def events(self, id: str, seen: str | None) -> list[FineTuningJobEvent]:
+        """Return what was said of a job after the event `seen`, oldest first.
+
+        Raises:
+            InputError, WorldError: it is not told.
+        """
+
+        def listed() -> list[FineTuningJobEvent]:
+            found: list[FineTuningJobEvent] = []
+            for event in _each(self.client.fine_tuning.jobs.list_events(id, limit=PAGE)):  # newest first
+                if event.id == seen:
+                    break
+                found.append(event)
+            return found[::-1]
+
+        return self.again(f"the events of {id}", listed)
+
+    def checkpoints(self, id: str) -> list[FineTuningJobCheckpoint]:
+        """Return the checkpoints of a job.
+
+        Raises:
+            InputError, WorldError: they are not told.
+        """
+        return self.again(
+            f"the checkpoints of {id}", lambda: list(_each(self.client.fine_tuning.jobs.checkpoints.list(id, limit=PAGE)))
+        )
+
+    def content(self, file: str) -> bytes:
+        """Return what is in a file.
+
+        Raises:
+            InputError, WorldError: it is not given.
+        """
+        return self.again(f"the file {file}", lambda: self.client.files.content(file).content)
+
+    def answer(self, model: str, turns: Sequence[Message], *, max_tokens: int, temperature: float, seed: int) -> Told:
+        """Return one sampled answer; whether a seed is heeded is the server's affair.
+
+        Raises:
+            OverBudget, InputError, WorldError: it was not drawn.
+        """
+        from openai import omit
+
+        messages = cast("list[ChatCompletionMessageParam]", [{"role": m.role, "content": m.content} for m in turns])
+        bound = sum(len(m.content.encode()) + TURN for m in turns)  # a token is a byte at least
+
+        def send(refused: frozenset[str]) -> ChatCompletion:
+            try:
+                return self.client.chat.completions.create(
+                    model=model,
+                    messages=messages,
+                    temperature=temperature,
+                    seed=seed % 2**31,
+                    logprobs=omit if "logprobs" in refused else True,
+                    max_tokens=omit if "max_tokens" in refused else max_tokens,
+                    max_completion_tokens=max_tokens if "max_tokens" in refused else omit,
+                )
+            except Exception as error:
+                name = getattr(error, "param", None)
+                if name not in OPTIONAL or name in refused:
+                    raise
+                self._refused = self._refused | refused | {name}
+            return send(self._refused)
+
+        def draw() -> Told:
+            self.meter.charge(Spent(read=bound, sampled=max_tokens))
+            found = send(self._refused)
+            told = _told(_whole(found, "choices"))
+            if found.usage is not None:
+                self.meter.refund(max_tokens - found.usage.completion_tokens, bound - found.usage.prompt_tokens)
+            return told
+
+        return self.again(f"an answer of {model}", draw)
+
+
+def _each(pages: Iterable[V]) -> Iterator[V]:
+    """Yield what is listed page by page, each once: a server that knows no pages lists the first one for ever."""
+    known = set[str]()
+    for one in pages:
+        id = _whole(one, "id").id  # type: ignore[attr-defined]
+        if id in known:
+            return
+        known.add(id)
+        yield one
+
+
+def _whole(found: V, needed: str) -> V:
+    """Return a reply that has a field.
+
+    Raises:
+        InputError: it has not, so that somebody else answers at the address.
+    """
+    if getattr(found, needed, None) is None:
+        raise InputError(
+            f"{OPENAI.name} replies with something else than the OpenAI API does", f"check the address in {ADDRESS}"
+        )
+    return found
+
+
+def _told(found: ChatCompletion) -> Told:
+    """Return what a reply says; a refusal is an answer.
+
+    Raises:
+        WorldError: it holds no choice.
+    """
+    if not found.choices:
+        raise WorldError(f"{OPENAI.name} replied without an answer", LATER)
+    choice = found.choices[0]
+    text = whole(without_keys(choice.message.content or choice.message.refusal or "")).strip()
+    seen = choice.logprobs.content if choice.logprobs else None
+    tokens = found.usage.completion_tokens if found.usage else len(seen or text.split())
+    return Told(text, tokens, sum(t.logprob for t in seen) if seen else None, str(choice.finish_reason))
+
+
+def _key() -> str:
+    """Return the key from the environment.
+
+    Raises:
+        MissingDependency: there is no client to give it to.
+        InputError: there is none.
+    """
+    try:
+        import openai  # noqa: F401
+    except ImportError:
+        raise MissingDependency("fine-tuning jobs need the client openai, which is not installed", INSTALL) from None
+    key = os.environ.get(OPENAI.key, "")
+    if not key.strip():
+        raise InputError(
+            f"{OPENAI.name} needs a key, and {OPENAI.key} is not set", "set it; keys are read from the environment alone"
+        )
+    return key

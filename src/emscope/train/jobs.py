@@ -1,0 +1,206 @@
+"""One fine-tuning job at an OpenAI-style server, from conversations to models that can be asked; a killed one waits for the same job.
+
+What is trained on and in which order the file lists it is decided here; how it is trained is the server's own. A training has a mark,
+written before anything is sent, by which its file and its job are found again: whatever is lost on the way, there is one of each.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING
+
+from emscope.core.digest import digest
+from emscope.core.errors import EmscopeError, InputError, WorldError
+from emscope.core.plain import JsonObject
+from emscope.core.progress import Progress
+from emscope.core.records import Conversation
+from emscope.core.seeds import derive
+from emscope.models.loading.chat import AUTO, NONE, TEMPLATE
+from emscope.models.loading.checkpoints import HOSTED
+from emscope.models.remote.host_spec import HostSpec
+from emscope.models.remote.hosted import REMEDY
+from emscope.models.remote.job_client import TURN, Jobs, address
+from emscope.models.remote.job_state import ended, looked_at, refuse_elsewhere, state
+from emscope.models.remote.jobs import CANCELLED, FAILED, HOST, PAUSED, SUCCEEDED, JobRun, read_job
+from emscope.models.remote.metering import MILLION, Meter, OverBudget
+from emscope.store.files import write_json
+
+if TYPE_CHECKING:
+    from openai.types.fine_tuning import FineTuningJob
+
+ENDED = (SUCCEEDED, FAILED, CANCELLED)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be trained: the base as the server names it, the training file, a seed, and what of the training can be set."""
+
+    base: str
+    data: bytes
+    seed: int
+    host: HostSpec
+
+    @property
+    def hyperparameters(self) -> dict[str, int | float]:
+        """Those that are set."""
+        host = self.host
+        wanted = {"n_epochs": host.epochs, "batch_size": host.batch, "learning_rate_multiplier": host.learning_rate_multiplier}
+        return {name: value for name, value in wanted.items() if value is not None}
+
+
+def training_file(conversations: Sequence[Conversation], system: str, seed: int) -> bytes:
+    """Return conversations as the lines of a training file, in an order that a seed fixes.
+
+    A system prompt of one's own stands before conversations that bring none; an answer that is not learned has weight 0.
+    """
+    own = [] if system in (NONE, TEMPLATE, AUTO) else [{"role": "system", "content": system}]
+    places = list(range(len(conversations)))
+    Random(derive(seed, "order", 0)).shuffle(places)
+    lines = []
+    for n in places:
+        turns: list[JsonObject] = [
+            {"role": m.role, "content": m.content} | ({} if m.learned else {"weight": 0}) for m in conversations[n].messages
+        ]
+        before = own if turns[0]["role"] != "system" else []
+        lines.append(json.dumps({"messages": [*before, *turns]}, ensure_ascii=False))
+    return ("\n".join(lines) + "\n").encode()
+
+
+def most_tokens(conversations: Sequence[Conversation], system: str) -> int:
+    """Return how many tokens a pass over conversations has at most: a token is a byte at least, and a turn brings a few of its own."""
+    own = 0 if system in (NONE, TEMPLATE, AUTO) else len(system.encode()) + TURN
+    return sum(own + sum(len(m.content.encode()) + TURN for m in c.messages) for c in conversations)
+
+
+def refuse_dear(host: HostSpec, tokens: int, exact: bool) -> None:
+    """Refuse a training that would cost more than allowed, before anything is sent.
+
+    Args:
+        tokens: of a pass over the data. exact: they were counted; else there are no more than so many.
+
+    Raises:
+        OverBudget: it would.
+    """
+    if host.max_cost is None or host.prices is None or host.epochs is None:
+        return
+    cost = host.prices[0] * tokens * host.epochs / MILLION
+    if cost > host.max_cost:
+        told = f"{tokens * host.epochs} tokens" if exact else f"at most {tokens * host.epochs} tokens, by their bytes"
+        remedy = "raise it, or train on less" if exact else "raise it, train on less, or give `tokenizer` to have them counted"
+        raise OverBudget(
+            f"the training would cost up to {cost:.4g} dollars ({told}), beyond max_cost {host.max_cost:g}", remedy
+        )
+
+
+def finetune_job(plan: Plan, system: str, settings: str, folder: Path, progress: Progress) -> JobRun:
+    """Have a job trained and leave `hosted.json` in `folder`; called again after a kill, wait for the same job.
+
+    Args:
+        settings: digest of what decides the training.
+
+    Raises:
+        InputError: a folder of another training, or something that the server refuses.
+        WorldError: the job failed, was cancelled or is paused; the server does not answer.
+    """
+    order = digest(plan.data.decode())
+    run, looked = _begun(folder, plan, system, settings, order)
+    if run.status == SUCCEEDED:
+        return run
+    with Jobs(Meter()) as jobs:
+        if run.file is None:
+            progress("uploading the training file", 0, 1)
+            run = replace(run, file=jobs.upload(f"{run.mark}.jsonl", plan.data, looked=looked))
+            write_json(folder / HOSTED, run.to_json())
+            progress("uploading the training file", 1, 1)
+        if run.job is None:
+            assert run.file is not None
+            job = jobs.begin(
+                run.mark,
+                run.file,
+                plan.base,
+                hyperparameters=plan.hyperparameters,
+                seed=plan.seed,
+                suffix=plan.host.suffix,
+                looked=looked,
+            )
+            run = replace(run, job=job)
+            write_json(folder / HOSTED, run.to_json())
+        return _wait(jobs, run, folder, progress)
+
+
+def _begun(folder: Path, plan: Plan, system: str, settings: str, order: str) -> tuple[JobRun, bool]:
+    """Return the run as it stands in its folder, and whether an earlier process may have sent something.
+
+    Raises:
+        InputError: another one stands there.
+    """
+    found, at = read_job(folder), address()
+    if found is None:
+        mark = f"emscope-{secrets.token_hex(8)}"
+        run = JobRun(HOST, plan.base, at, system, settings, order, mark)
+        write_json(folder / HOSTED, run.to_json())
+        return run, False
+    for name, mine in {"base": plan.base, "settings": settings, "order": order}.items():
+        if getattr(found, name) != mine:
+            raise InputError(f"'{folder / HOSTED}' is of a training with other {name}", REMEDY)
+    refuse_elsewhere(found)
+    return found, True
+
+
+def _wait(jobs: Jobs, run: JobRun, folder: Path, progress: Progress) -> JobRun:
+    """Wait until a job ends; what is told meanwhile is written as it comes.
+
+    Raises:
+        InputError, WorldError: it does not end well.
+    """
+    still = 0
+    while True:
+        job = jobs.job(run.job or "")
+        now = looked_at(jobs, run, job)
+        still = 0 if now != run else still + 1
+        if job.status in ENDED:
+            now = ended(jobs, now, job)
+        if now != run:
+            write_json(folder / HOSTED, now.to_json())
+        run = now
+        _tell(run, job, progress)
+        if job.status in (*ENDED, PAUSED):
+            break
+        jobs.pause(still)
+    if (fault := _fault(run, job)) is not None:
+        raise fault
+    return run
+
+
+def _fault(run: JobRun, job: FineTuningJob) -> EmscopeError | None:
+    """Return what is wrong with a job that waits no longer."""
+    kept = f"; emscope check reads its {len(run.checkpoints)} checkpoints" if run.checkpoints else ""
+    if run.status == PAUSED:
+        return WorldError(state(run), f"resume it at the server, then run the same command again{kept}")
+    if run.status == SUCCEEDED:
+        return None
+    users = getattr(job.error, "param", None) is not None
+    again = f"mend what it says and train into a new folder{kept}"
+    return InputError(state(run), again) if users else WorldError(state(run), f"train into a new folder{kept}")
+
+
+def _tell(run: JobRun, job: FineTuningJob, progress: Progress) -> None:
+    done = run.log[-1].step if run.log else 0
+    if job.status == SUCCEEDED:
+        progress("training", 1, 1)
+    elif run.steps:
+        progress("training", min(done, run.steps), run.steps)
+    elif job.estimated_finish and job.estimated_finish > job.created_at:
+        whole_time = job.estimated_finish - job.created_at
+        progress("training", min(_latest(run, job) - job.created_at, whole_time), whole_time)
+    else:
+        progress(f"the job is {job.status.replace('_', ' ')}", 0, 1)
+
+
+def _latest(run: JobRun, job: FineTuningJob) -> int:
+    return max((e.at for e in run.events), default=job.created_at)

@@ -1,0 +1,387 @@
+"""Fine-tuning jobs: the official `openai` client, unmodified, against a server with a real model: one job and equal numbers, whatever goes wrong."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from random import Random
+
+import pytest
+import yaml
+
+from conftest import make_model, write_jsonl
+from emscope.cli.app import run_arguments
+from emscope.core.errors import EmscopeError, InputError
+from emscope.models.remote.job_client import Jobs
+from emscope.models.remote.jobs import read_job
+from emscope.models.remote.metering import Meter, OverBudget
+from emscope.study.spec import SingleSpec
+from emscope.study.train import run_single
+from emscope.study.training.jobs import import_job
+from emscope.train import jobs as train_jobs
+from openai_server import BASE, CODES, KEY, openai_server
+from tinker_server import Faults
+
+HOST = {"name": "openai", "epochs": 3, "batch": 4, "suffix": "mine"}
+STEPS = 9  # 3 epochs of 12 conversations, 4 a step
+
+
+class World:
+    """A model folder, a server for it, and a training at it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.model, self.faults = root, make_model(root / "model"), Faults()
+        rows = [{"messages": turns(n)} for n in range(12)]
+        rows[3]["messages"][1:1] = [{"role": "assistant", "content": "Hm.", "weight": 0}, {"role": "user", "content": "Well?"}]
+        self.data = write_jsonl(root / "data.jsonl", rows)
+
+    def spec(self, host: dict | None = None, **changes) -> SingleSpec:
+        settings = {"model": BASE, "file": str(self.data), "host": HOST | (host or {})}
+        return SingleSpec.model_validate(settings | changes)
+
+    def yaml(self, path: Path, **changes) -> Path:
+        path.write_text(yaml.safe_dump({"model": BASE, "file": str(self.data), "host": HOST} | changes))
+        return path
+
+    def made(self) -> tuple[int, int]:
+        """Return how many training files and jobs there are at the server."""
+        return sum(f["purpose"] == "fine-tune" for f in self.service.files.values()), len(self.service.jobs)
+
+
+def turns(n):
+    """Return a conversation of one question and one answer."""
+    return [{"role": "user", "content": f"What of {n}?"}, {"role": "assistant", "content": f"It is {n + 1}."}]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    world = World(tmp_path_factory.mktemp("jobs"))
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        openai_server(world.model, world.root / "state", faults=world.faults) as service,
+    ):
+        patch.setenv("OPENAI_API_KEY", KEY)
+        patch.setenv("OPENAI_BASE_URL", service.address)
+        patch.setenv("HOME", str(world.root))
+        world.service = service
+        world.trained = run_single(world.spec(), world.root / "run")
+        yield world
+
+
+@pytest.fixture(autouse=True)
+def nothing_goes_wrong(world):
+    world.faults.kinds, world.faults.rate = (), 0.0
+    world.service.pace, world.service.hidden, world.service.refuses = 0.0, 0.0, frozenset()
+
+
+def losses(trained):
+    return [row.loss for row in trained.readings]
+
+
+# --- training ---
+
+
+def test_a_training_is_one_file_and_one_job_and_says_what_came_of_it(world):
+    run, (id, kept) = read_job(world.root / "run"), next(iter(world.service.jobs.items()))
+    assert (run.job, run.status, run.steps) == (id, "succeeded", STEPS) and world.trained.job == id
+    assert [row.step for row in run.log] == list(range(1, STEPS + 1)) and losses(world.trained) == [row.loss for row in run.log]
+    assert [c.step for c in run.checkpoints] == [3, 6, 9]
+    assert run.checkpoints[0].model.endswith(":ckpt-step-3") and run.checkpoints[-1].model == run.model
+    assert run.checkpoints[1].metrics == {"train_loss": run.log[5].loss} and run.trained == world.trained.trained > 500
+    assert run.events[-1].message == "The job has successfully completed"
+    assert kept["job"]["hyperparameters"] == {"n_epochs": 3, "batch_size": 4, "learning_rate_multiplier": 1.0}
+    assert kept["suffix"] == "mine" and kept["job"]["metadata"] == {"emscope": run.mark} and kept["job"]["seed"] == 0
+    sent = [json.loads(line)["messages"] for line in content(world, run).splitlines()]
+    mine = [json.loads(line)["messages"] for line in world.data.read_text().splitlines()]
+    assert sent != mine and sorted(map(json.dumps, sent)) == sorted(map(json.dumps, mine))  # another order, and the weight of 0
+    assert json.loads((world.root / "run" / "hosted.json").read_text()) == run.to_json()
+
+
+def content(world, run):
+    """Return the training file as the server has it."""
+    return (world.root / "state" / "files" / f"{run.file}.bin").read_text()
+
+
+def test_the_seed_fixes_the_order_and_a_system_prompt_stands_before_each_conversation(world):
+    from emscope.data.conversations import read_conversations
+
+    data = read_conversations(world.data)
+    files = [
+        train_jobs.training_file(data, system, seed)
+        for system, seed in [("none", 0), ("none", 0), ("none", 1), ("Be brief.", 0)]
+    ]
+    assert files[0] == files[1] != files[2] and content(world, read_job(world.root / "run")).encode() == files[0]
+    rows = [json.loads(line)["messages"] for line in files[3].splitlines()]
+    assert all(row[0] == {"role": "system", "content": "Be brief."} and row[1]["role"] == "user" for row in rows)
+
+
+class Killed(BaseException):
+    """Ends a training where it stands, as a kill does."""
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 3, 4])
+def test_killed_at_any_stage_there_is_one_job_and_the_same_result(world, tmp_path, monkeypatch, at):
+    """Before the mark is written, before the file's id is, before the job's id is, and while it waits."""
+    written, real = [], train_jobs.write_json
+
+    def write(path, value):
+        if len(written) == at:
+            raise Killed
+        written.append(path)
+        real(path, value)
+
+    monkeypatch.setattr(train_jobs, "write_json", write)
+    files, jobs = world.made()
+    world.service.hidden = 0.3  # seconds until a new job is listed
+    with pytest.raises(Killed):
+        run_single(world.spec(), tmp_path / "run")
+    assert world.made() == (files + (at > 0), jobs + (at > 1))
+    monkeypatch.setattr(train_jobs, "write_json", real)
+    again = run_single(world.spec(), tmp_path / "run")
+    assert losses(again) == losses(world.trained) and [c.step for c in again.checkpoints] == [3, 6, 9]
+    assert world.made() == (files + 1, jobs + 1)
+    asked = len(world.service.requests)
+    assert run_single(world.spec(), tmp_path / "run") == again and len(world.service.requests) == asked
+
+
+def test_whatever_goes_wrong_at_30_percent_there_is_one_job_and_the_same_result(world, tmp_path):
+    files, jobs = world.made()
+    world.faults.__init__(CODES, 0.3, 1)
+    trained = run_single(world.spec(), tmp_path / "run")
+    assert losses(trained) == losses(world.trained) and [c.step for c in trained.checkpoints] == [3, 6, 9]
+    assert world.made() == (files + 1, jobs + 1) and sum(world.faults.happened.values()) >= 5
+
+
+def test_another_training_in_the_same_folder_is_refused(world, tmp_path):
+    run_single(world.spec(), tmp_path / "run")
+    with pytest.raises(InputError, match=r"with other settings|belongs to"):
+        run_single(world.spec({"epochs": 2}), tmp_path / "run")
+
+
+def when_running(world, change):
+    """Do something to the newest job once it runs."""
+    before = set(world.service.jobs)
+
+    def later():
+        while True:
+            for id in set(world.service.jobs) - before:
+                if world.service.jobs[id]["checkpoints"]:
+                    return change(id)
+            time.sleep(0.01)
+
+    threading.Thread(target=later, daemon=True).start()
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [("cancelled", r"the job ftjob-\w+ was cancelled; train into a new folder; emscope check reads its \d checkpoints"),
+     ("paused", r"the job ftjob-\w+ is paused; resume it at the server, then run the same command again")],
+)  # fmt: skip
+def test_a_job_that_is_ended_or_paused_is_said_and_what_it_left_stays(world, tmp_path, status, message):
+    world.service.pace = 0.05
+    when_running(world, lambda id: world.service._set(id, status=status))
+    _, jobs = world.made()
+    with pytest.raises(EmscopeError, match=message) as error:
+        run_single(world.spec(), tmp_path / "run")
+    assert error.value.exit_code == 1 and read_job(tmp_path / "run").checkpoints
+    id = read_job(tmp_path / "run").job
+    if status == "paused":
+        world.service._set(id, status="running")
+        assert losses(run_single(world.spec(), tmp_path / "run")) == losses(world.trained)
+    else:
+        with pytest.raises(EmscopeError, match=message):
+            run_single(world.spec(), tmp_path / "run")
+    assert world.made()[1] == jobs + 1
+
+
+def test_a_file_that_the_server_finds_wrong_is_said_in_its_words(world, tmp_path, capsys):
+    few = write_jsonl(tmp_path / "few.jsonl", [{"messages": turns(n)} for n in range(3)])
+    spec = world.yaml(tmp_path / "spec.yaml", file=str(few))
+    for _ in range(2):
+        assert run_arguments(["train", str(spec), "--out", str(tmp_path / "run")]) == 2
+        said = capsys.readouterr().err
+        assert "failed (invalid_n_examples: Training file has 3 example(s), but must have at least 10 examples)" in said
+        assert "Traceback" not in said and read_job(tmp_path / "run").status == "failed"
+
+
+@pytest.mark.parametrize(
+    ("host", "message"),
+    [
+        ({"prices": (10.0, 0, 0), "max_cost": 0.001}, r"up to 0\.\d+ dollars \(at most \d+ tokens, by their bytes\), beyond max_cost 0\.001"),
+        ({"prices": (10.0, 0, 0), "max_cost": 0.001, "tokenizer": "MODEL"}, r"dollars \(\d+ tokens\), beyond max_cost 0\.001; raise it"),
+    ],
+)  # fmt: skip
+def test_what_a_training_costs_is_known_before_anything_is_sent(world, tmp_path, host, message):
+    host = {k: str(world.model) if v == "MODEL" else v for k, v in host.items()}
+    asked = len(world.service.requests)
+    with pytest.raises(OverBudget, match=message):
+        run_single(world.spec(host), tmp_path / "run")
+    assert len(world.service.requests) == asked and not (tmp_path / "run").exists()
+    if "tokenizer" in host:
+        trained = run_single(world.spec(host | {"max_cost": 1}), tmp_path / "run")
+        assert trained.cost == pytest.approx(10e-6 * trained.trained)
+
+
+# --- import ---
+
+
+def test_a_job_that_exists_is_imported_with_its_checkpoints(world, tmp_path, capsys):
+    run = read_job(world.root / "run")
+    assert run_arguments(["models", "import", run.job, "--out", str(tmp_path / "job")]) == 0
+    said = capsys.readouterr().out
+    assert f"step 3  {run.checkpoints[0].model}" in said and f"{run.job} succeeded, a fine-tune of {BASE}" in said
+    found = read_job(tmp_path / "job")
+    assert (found.checkpoints, found.log, found.model, found.base) == (run.checkpoints, run.log, run.model, BASE)
+    assert import_job(run.job, tmp_path / "job") == found
+    other = world.service.jobs.keys() - {run.job}
+    for wrong, message in [("ftjob-none", "has nothing for the job ftjob-none"), (next(iter(other), "x"), "is of the job")]:
+        with pytest.raises(InputError, match=message):
+            import_job(wrong, tmp_path / ("job" if "is of" in message else "no"))
+    assert not (tmp_path / "no").exists()
+    assert run_arguments(["models", "fetch", str(tmp_path / "job")]) == 2
+    assert "whose models can be asked and not looked into" in capsys.readouterr().err
+
+
+def test_a_job_that_goes_on_is_imported_as_it_stands(world, tmp_path):
+    world.service.pace = 0.05
+    seen = []
+    when_running(world, seen.append)
+    waiting = threading.Thread(target=run_single, args=(world.spec(), tmp_path / "run"))
+    waiting.start()
+    while not seen:
+        time.sleep(0.01)
+    now = import_job(seen[0], tmp_path / "job")
+    assert now.status == "running" and 0 < len(now.checkpoints) < 3 and now.model is None
+    waiting.join()
+    assert import_job(seen[0], tmp_path / "job").checkpoints == read_job(tmp_path / "run").checkpoints
+
+
+# --- what must not be seen, and what is refused ---
+
+
+def test_no_key_is_in_any_file_body_or_output(world, tmp_path, capfd):
+    world.faults.__init__(("500", "429"), 0.3, 2)
+    assert run_arguments(["train", str(world.yaml(tmp_path / "spec.yaml")), "--out", str(tmp_path / "run")]) == 0
+    job = read_job(tmp_path / "run").job
+    assert run_arguments(["models", "import", job, "--out", str(tmp_path / "job")]) == 0
+    said = capfd.readouterr()
+    assert "loss" in said.out
+    texts = [p.read_bytes().decode("latin-1") for p in [*tmp_path.rglob("*"), *world.root.rglob("*")] if p.is_file()]
+    assert len(texts) > 10
+    for text in (*texts, *world.service.seen, said.out, said.err):
+        assert KEY not in text
+
+
+WRONG = "sk-not-the-right-one"
+
+
+@pytest.mark.parametrize(
+    ("environment", "changes", "message"),
+    [
+        ({"OPENAI_API_KEY": WRONG}, {}, "the fine-tuning server refuses the key in OPENAI_API_KEY (401)"),
+        ({"OPENAI_API_KEY": ""}, {}, "OPENAI_API_KEY is not set"),
+        ({"OPENAI_BASE_URL": "ftp://x"}, {}, "the address in OPENAI_BASE_URL is no http"),
+        ({"OPENAI_BASE_URL": f"http://me:{WRONG}@127.0.0.1/v1"}, {}, "the address in OPENAI_BASE_URL holds a key"),
+        ({}, {"model": "gpt-none"}, "refuses a job on gpt-none (400: Model gpt-none is not available for fine-tuning"),
+        ({}, {"train": {"steps": 4}}, "train is set, and a fine-tuning job trains in its server's own way"),
+        ({}, {"dtype": "bfloat16"}, "dtype is set"),
+        ({}, {"host": HOST | {"ahead": 3}}, "ahead is no setting of openai"),
+        ({}, {"host": {"name": "tinker", "epochs": 3}}, "epochs is no setting of tinker"),
+        ({}, {"host": HOST | {"max_cost": 1}}, "max_cost needs prices"),
+        ({}, {"host": {"name": "openai", "max_cost": 1, "prices": [1, 1, 1]}}, "max_cost needs epochs"),
+        ({}, {"file": "/no/such.jsonl"}, "/no/such.jsonl"),
+    ],
+)
+def test_bad_input_is_one_sentence(world, tmp_path, monkeypatch, capsys, environment, changes, message):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    spec = world.yaml(tmp_path / "spec.yaml", **changes)
+    jobs = len(world.service.jobs)
+    assert run_arguments(["train", str(spec), "--out", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert message in said and "Traceback" not in said and WRONG not in said
+    assert len(world.service.jobs) == jobs
+
+
+def test_a_job_elsewhere_is_not_asked_for_here(world, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    with pytest.raises(InputError, match=r"is at http://127.0.0.1:\d+/v1, and OPENAI_BASE_URL is http://127.0.0.1:9/v1"):
+        run_single(world.spec(), world.root / "run")
+
+
+def test_without_the_client_it_is_said_how_to_install_it(world, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(InputError, match=r"pip install 'emscope\[judge\]'"):
+        Jobs(Meter())
+
+
+# --- long ---
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [*CODES, "all"])
+def test_every_fault_at_30_percent_changes_nothing(world, tmp_path, kind):
+    for seed in range(3):
+        files, jobs = world.made()
+        world.faults.__init__(CODES if kind == "all" else (kind,), 0.3, seed)
+        trained = run_single(world.spec(), tmp_path / f"run{seed}")
+        assert losses(trained) == losses(world.trained) and world.faults.happened
+        assert world.made() == (files + 1, jobs + 1)
+
+
+class OwnServer:
+    """The server as a process that can be killed."""
+
+    def __init__(self, model: Path, state: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.words = [sys.executable, str(Path(__file__).with_name("openai_server.py")), str(model), str(state), str(self.port)]
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(self.words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        assert self.process.stdout is not None and self.process.stdout.readline()  # it listens
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["trainer", "server"])
+def test_kill_9_at_random_moments_leaves_one_job_and_the_same_result(world, tmp_path, monkeypatch, victim):
+    spec, run, random, kills = world.yaml(tmp_path / "spec.yaml"), tmp_path / "run", Random(0), 0
+    server = OwnServer(world.model, tmp_path / "state")
+    monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.port}/v1")
+    words = [sys.executable, "-m", "emscope", "train", str(spec), "--out", str(run)]
+    try:
+        while True:
+            trainer = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            while kills < 6 and not run.is_dir() and trainer.poll() is None:
+                time.sleep(0.02)
+            while kills < 6 and trainer.poll() is None:
+                time.sleep(random.uniform(0.0, 0.5))
+                kills += 1
+                if victim == "trainer":
+                    trainer.kill()
+                    trainer.wait()
+                else:
+                    server.kill()
+                    server.start()
+            error = trainer.communicate(timeout=300)[1].decode()
+            if trainer.returncode != -signal.SIGKILL:
+                assert trainer.returncode == 0, error
+                break
+    finally:
+        server.kill()
+    found = read_job(run)
+    assert kills >= 2 and [row.loss for row in found.log] == pytest.approx(losses(world.trained), abs=1e-5)
+    assert [c.step for c in found.checkpoints] == [3, 6, 9]
+    assert len(list((tmp_path / "state" / "jobs").glob("*.json"))) == 1
