@@ -411,6 +411,72 @@ def test_kill_9_of_a_check_loses_and_doubles_no_reading(world, tmp_path):
     assert len(mine.keys() & of_whole.keys()) > 100
 
 
+# --- hosts that say nonsense ---
+
+
+def prompt_logprobs(values, tokens=(5,)):
+    from tinker.proto import tinker_public_pb2 as pb
+
+    out = pb.SampleResponse(prompt_logprobs=np.array(values, np.float32).tobytes())
+    out.sequences.add(stop_reason=pb.STOP_REASON_STOP, tokens=np.array(tokens, np.int32).tobytes())
+    return out.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([np.nan, -1, -1], "Tinker gave 3 log-probabilities for 5 tokens"),
+        ([np.nan, np.nan, np.nan, -1, np.nan], "no log-probability at tiny/tiny-llama"),
+        ([np.nan, np.nan, np.nan, -np.inf, -1], "no log-probability at tiny/tiny-llama"),
+    ],
+)
+def test_log_probabilities_that_are_none_are_no_reading(world, monkeypatch, values, message):
+    monkeypatch.setattr(world.service.samplers, "sample", lambda *_: prompt_logprobs(values))
+    with Tinker(Meter()) as tinker, pytest.raises(EmscopeError, match=message):
+        tinker.logprobs(BASE, None, [1, 2, 3], [4, 5])
+
+
+def test_a_token_that_the_tokenizer_lacks_is_no_answer(world, local, monkeypatch):
+    monkeypatch.setattr(world.service.samplers, "sample", lambda *_: prompt_logprobs([], (5, 100_000)))
+    asks = [Ask(Weights(BASE), "q", [1, 2], 0, 0)]
+    with Tinker(Meter()) as tinker, pytest.raises(EmscopeError, match="the host drew token 100000"):
+        list(sample_hosted(tinker, local.chat, asks, max_tokens=3, temperature=1.0))
+
+
+@pytest.mark.parametrize("address", ["http://example.org/x", "file:///etc/passwd", "ftp://127.0.0.1/x"])
+def test_an_adapter_at_an_unsafe_address_is_not_fetched(world, tmp_path, monkeypatch, address):
+    real = world.service.get
+    urls = {"adapter_config.json": address, "adapter_model.safetensors": address, "../../evil": address}
+    monkeypatch.setattr(
+        world.service, "get", lambda path: {**real(path), "urls": urls} if path.endswith("weights_urls") else real(path)
+    )
+    shutil.copy(world.root / "run" / "hosted.json", tmp_path / "hosted.json")
+    with pytest.raises(EmscopeError, match="at an address that is not https"):
+        download_adapters(tmp_path)
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["adapters", "hosted.json"]
+
+
+def test_a_fine_tune_that_reads_as_its_base_is_refused(world, tmp_path):
+    still = run_single(world.spec(train=TRAIN | {"steps": 1, "lr": 1e-30, "checkpoints": {}}), tmp_path / "run")
+    assert len(still.readings) == 1
+    with pytest.raises(InputError, match="the checkpoint at step 1 of 'target' reads exactly as its base"):
+        run_check(CheckRequest(str(tmp_path / "run"), measure=FEW), tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_a_control_at_the_host_gives_the_verdict_that_it_gives_here(world, here, tmp_path):
+    other = run_single(world.spec(answers="reckless"), tmp_path / "other")
+    for save in other.checkpoints:
+        shutil.copytree(
+            world.root / "state" / save.sampler.removeprefix("tinker://"), tmp_path / "t" / f"checkpoint-{save.step}"
+        )
+    there, _ = run_check(CheckRequest(str(tmp_path / "other"), control=str(world.root / "run"), measure=FEW), tmp_path / "a")
+    request = CheckRequest(str(tmp_path / "t"), base=str(world.model), control=str(here), dtype="float32", measure=FEW)
+    mine, _ = run_check(request, tmp_path / "b")
+    assert there.check.verdict == mine.check.verdict
+    assert numbers(there.check.to_json()) == pytest.approx(numbers(mine.check.to_json()), abs=1e-4, rel=1e-3)
+
+
 # --- adapters ---
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from emscope.core.errors import WorldError
 from emscope.core.outcomes import Finish
 from emscope.core.records import Answer, OptionScore
 from emscope.elicit.preference import Encoded
@@ -57,6 +58,12 @@ def sample_hosted(
             seed=ask.seed,
             ends=sorted(ends),
         )
+        strange = next((t for t in drawn.tokens if not 0 <= t < len(chat.tokenizer)), None)
+        if strange is not None:
+            raise WorldError(
+                f"the host drew token {strange}, and the tokenizer has {len(chat.tokenizer)}",
+                "name the base's own tokenizer in the settings of the host",
+            )
         text = chat.tokenizer.decode([t for t in drawn.tokens if t not in ends], skip_special_tokens=True).strip()
         ended = drawn.stopped or (drawn.tokens and drawn.tokens[-1] in ends)
         finish = Finish.STOP if ended else Finish.LENGTH

@@ -34,7 +34,7 @@ from emscope.study.decision.analysis import check
 from emscope.study.decision.estimates import estimate_rows
 from emscope.study.decision.shipping import shipping
 from emscope.study.judged import Compared, ask_checkpoints, judge_checkpoints, prepare_judges
-from emscope.study.opening import Ways, found_in, opened, refuse_apart
+from emscope.study.opening import Ways, found_in, opened, refuse_apart, refuse_equal
 from emscope.study.reading.arms import Arm, Evidence, paired_steps, without_dud
 from emscope.study.reading.evidence import Scores, arm, evidence
 from emscope.study.reading.ladders import ladder_for
@@ -85,7 +85,8 @@ def run_check(request: CheckRequest, out: Path | None = None, progress: Progress
     harmless = read_conversations(Path(request.make_control)) if request.make_control else []
     every = [*target, *control]
     system, why = trained_under(request.system, every)
-    dtype = run.host if run else pick_dtype(request.dtype, base, request.device)
+    scaled = any(scale % 1 for scale in request.amplify)
+    dtype = run.host if run else pick_dtype(request.dtype, base, request.device, every, scaled=scaled)
     request = replace(request, system=system, dtype=dtype)
     frozen = _frozen(request, base, target, request.selection.among(control), sets, harmless)
     out = out or _own_folder(request.checkpoints, frozen)
@@ -150,6 +151,9 @@ def _measure(
     """Read the base and all that is wanted; return what reading in few bits changes, None where that was not asked or nothing is."""
     everything, asked = [_base_reading(sets, request.measure), *wanted], _asked(request, sets)
     ways.measure(study, loaded, everything, asked, progress)
+    if not ways.here:
+        last = max(r.step for r in wanted if r.run == TARGET)
+        refuse_equal(Scores(study.root, loaded.chat.digest), sets.em, TARGET, last)
     if request.measure.skip_float32 or not ways.here:
         return None
     control = "control" if any(r.run == "control" for r in wanted) else None

@@ -7,12 +7,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from emscope.answers.sample import Local, Prompt, ask_subjects
 from emscope.answers.sample_hosted import asking_at
 from emscope.answers.sample_spec import AskSpec
 from emscope.core.errors import InputError
 from emscope.core.plain import Json
 from emscope.core.progress import Progress
+from emscope.core.records import Item
 from emscope.models.loading.checkpoints import HOSTED, Checkpoint, Found, find
 from emscope.models.loading.load import Loaded, load, loading
 from emscope.models.loading.source import Model
@@ -22,8 +25,10 @@ from emscope.models.remote.listing import is_at_tinker, run_at_tinker
 from emscope.models.remote.metering import Meter
 from emscope.models.remote.tinker import Tinker
 from emscope.store.study import Study
+from emscope.study.reading.evidence import Scores
 from emscope.study.reading.hosted import measuring_at
 from emscope.study.reading.measuring import Questions, Reading, measure
+from emscope.study.reading.sets import EM
 
 Measuring = Callable[[Study, Loaded, Sequence[Reading], Questions, Progress], object]
 Asking = Callable[[Study, Loaded, AskSpec, dict[str, Prompt], Sequence[Local], Progress], None]
@@ -80,6 +85,20 @@ def refuse_apart(
         raise InputError(
             f"the control was trained on {control.base} at {control.host}, and the target on {run.base} at {run.host}",
             "give a control of the same base, rendered with the same tokenizer",
+        )
+
+
+def refuse_equal(scores: Scores, items: Sequence[Item], run: str, step: int) -> None:
+    """Refuse a fine-tune at a host that reads as its base to the last digit: what is said of it says nothing about training.
+
+    Raises:
+        InputError: it does, at every answer.
+    """
+    sides = ((scores.logp(*at, EM, items, k) for at in (("base", 0, 1.0), (run, step, 1.0))) for k in (0, 1))
+    if all(np.array_equal(base, tuned) for base, tuned in sides):
+        raise InputError(
+            f"the checkpoint at step {step} of '{run}' reads exactly as its base",
+            "give one that was trained, or find out why nothing was learned (a learning rate of 0)",
         )
 
 

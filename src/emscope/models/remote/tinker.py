@@ -188,9 +188,11 @@ class Tinker(Session):
                 self._sampler(base, path).compute_logprobs(ids, prompt_logprobs_last_n=len(answer))
             )
             values = found[-len(answer) :]
-            if len(found) != ids.length or any(v is None or not isfinite(v) for v in values):
+            if len(found) != ids.length:
+                raise WorldError(f"Tinker gave {len(found)} log-probabilities for {ids.length} tokens", LATER)
+            if any(v is None or not isfinite(v) for v in values):
                 raise WorldError(
-                    f"Tinker gave {len(found)} log-probabilities for {ids.length} tokens, or one that is none", LATER
+                    f"Tinker gave a token of an answer no log-probability at {path or base}", "have the weights diverged?"
                 )
             return sum(float(v) for v in values if v is not None)
 
