@@ -21,15 +21,18 @@ from emscope.cli import app
 from emscope.cli.app import run_arguments
 from emscope.cli.terminal import Cleaned, cleaned
 from emscope.core.errors import InputError, WorldError
-from emscope.core.limits import TooMuch, bounded, check_size, strangers
+from emscope.core.limits import TooMuch, bounded, check_size, consistent, strangers
+from emscope.core.plain import read_json
 from emscope.core.signals import interrupted_by_signals
 from emscope.core.spec import read_yaml
 from emscope.core.visible import CONTROL, HALF, json_text, one_line, shown, whole
 from emscope.data.tables import rows
+from emscope.models.adapters import lora
 from emscope.models.remote.address import check_address, scrubbed
 from emscope.store import files
 from emscope.store.study import Study, read_table
-from emscope.train.folders import can_go_on, drop_incomplete, drop_training_state
+from emscope.train.folders import can_go_on, complete_checkpoint, drop_incomplete, drop_training_state
+from emscope.train.log import log_of
 
 
 def test_a_block_ends_at_its_time_also_inside_a_regular_expression():
@@ -140,6 +143,45 @@ def test_whatever_a_library_raises_is_a_sentence_and_interrupts_are_not():
         raise KeyboardInterrupt
     with pytest.raises(WorldError), strangers("x", "y"):
         raise WorldError("as it is")
+
+
+def test_values_that_do_not_go_together_are_a_sentence_and_a_full_disk_is_another():
+    with (
+        pytest.raises(InputError, match=r"'r\.json' does not hold together \(IndexError: "),
+        consistent("'r.json'", "make it again"),
+    ):
+        ()[1]
+    for passing in (WorldError("no space", "free some"), BrokenPipeError()):
+        with pytest.raises(type(passing)), consistent("'r.json'", "make it again"):
+            raise passing
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_what_is_no_number_of_json_is_refused(number, tmp_path):
+    (tmp_path / "r.json").write_text(f'{{"value": {number}, "other": 1.5}}')
+    with pytest.raises(InputError, match=f"damaged \\({number} is no number"):
+        read_json(tmp_path / "r.json", "make it again")
+
+
+def test_patterns_of_an_adapter_have_one_time_limit_together(monkeypatch):
+    monkeypatch.setattr(lora, "SECONDS", 0.3)
+    modules = [f"model.layers.{n}.self_attn.q_proj" for n in range(40)]
+    settings = {"r": 2, "lora_alpha": 4, "rank_pattern": {"(([a-z_.]+)+)+!": 3}}
+    begun = time.process_time()
+    with pytest.raises(InputError, match=r"rank and alpha cannot be told of model\.layers\.0"):
+        lora.ranks_and_scales(settings, modules)
+    assert time.process_time() - begun < 2
+    settings |= {"rank_pattern": {"layers.7.self_attn.q_proj": 8}, "use_rslora": True}
+    found = lora.ranks_and_scales(settings, modules)
+    assert found[modules[7]] == (8, pytest.approx(4 / 8**0.5)) and found[modules[8]] == (2, pytest.approx(4 / 2**0.5))
+
+
+@pytest.mark.parametrize("entry", [3, {"emscope_reading": [3]}, {"emscope_reading": {"loss": 1}}, {"emscope_geometry": 5}])
+def test_a_checkpoint_whose_log_cannot_be_read_is_not_complete(entry, tmp_path):
+    sound = {"step": 1, "loss": 0.5}
+    for entries, complete in (([sound], True), ([sound, entry], False)):
+        (tmp_path / "trainer_state.json").write_text(json.dumps({"global_step": 4, "log_history": entries}))
+        assert complete_checkpoint(tmp_path, 4) is complete and bool(log_of(tmp_path)) is complete
 
 
 def test_a_signal_to_end_is_an_interrupt_and_an_ignored_one_stays_ignored():

@@ -38,6 +38,22 @@ def strangers(what: str, remedy: str) -> Iterator[None]:
         raise InputError(f"{what} ({reason(error)})", remedy) from None
 
 
+@contextmanager
+def consistent(what: str, remedy: str) -> Iterator[None]:
+    """Turn the faults of values that fit one by one and not together into one sentence.
+
+    Args:
+        what: was read from a file. remedy: what to do.
+
+    Raises:
+        InputError: with the class of the fault.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(f"{what} does not hold together ({type(error).__name__}: {reason(error)})", remedy) from None
+
+
 def reason(error: BaseException) -> str:
     """Return the first line that an error says, behind its class where that is no plain fault of a value."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
+from math import isfinite
 from pathlib import Path
 from typing import ClassVar, TypeVar, get_args, get_type_hints
 
@@ -187,10 +188,17 @@ def read_json(path: Path, remedy: str) -> Json:
         InputError: the file cannot be read or is not JSON.
     """
     try:
-        found: Json = json.loads(path.read_text(encoding="utf-8"))
+        found: Json = json.loads(path.read_text(encoding="utf-8"), parse_constant=_number, parse_float=_number)
         check_size(found)
     except OSError as error:
         raise InputError(f"'{path}' cannot be read ({error.strerror})", remedy) from None
     except (ValueError, RecursionError, TooMuch) as error:
         raise InputError(f"'{path}' is damaged ({error})", remedy) from None
     return found
+
+
+def _number(text: str) -> float:
+    """Return a number of a JSON file, which has neither NaN nor infinity."""
+    if not isfinite(value := float(text)):
+        raise ValueError(f"{text} is no number of JSON")
+    return value

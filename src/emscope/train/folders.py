@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from emscope.train.log import is_log
+
 STATE = "trainer_state.json"
 PICKLED = ("optimizer.pt", "scheduler.pt")
 RESUME_ONLY = (*PICKLED, "rotation.safetensors", "scaler.pt", "training_args.bin", "rng_state*.pth")
@@ -22,10 +24,10 @@ CARD, CARD_OF_PEFT = "README.md", "library_name: peft"  # PEFT writes one into e
 
 
 def complete_checkpoint(folder: Path, step: int) -> bool:
-    """True where the save went through: `trainer_state.json` is written last and names the step."""
+    """True where the save went through: `trainer_state.json` is written last, names the step and has a log that can be read."""
     try:
         state = json.loads((folder / STATE).read_text())
-        return state["global_step"] == step and isinstance(state["log_history"], list)
+        return bool(state["global_step"] == step) and is_log(state["log_history"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 

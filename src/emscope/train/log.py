@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # as pydantic asks before Python 3.12
 
 from emscope.core.plain import Json
@@ -41,6 +41,18 @@ def log_of(checkpoint: Path) -> list[Mapping[str, Json]]:
     """Return the log that a checkpoint carries, [] where it is not complete."""
     try:
         found: list[Mapping[str, Json]] = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
-    return found
+    return found if is_log(found) else []
+
+
+def is_log(entries: object) -> bool:
+    """True where all that emscope wrote into a log can be read back."""
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        return False
+    try:
+        readings_in(entries)
+        geometry_in(entries)
+    except ValidationError:
+        return False
+    return True

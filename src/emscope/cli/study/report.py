@@ -15,6 +15,9 @@ def report(
 ) -> None:
     """Write report.html of a finished study or check again and print its tables."""
     from emscope.cli.output import show
-    from emscope.study.report import read_report
+    from emscope.core.limits import consistent
+    from emscope.study.report import AGAIN, read_report
 
-    show(read_report(study), study, as_json=as_json)
+    found = read_report(study)
+    with consistent(f"'{study / 'report.json'}'", AGAIN):
+        show(found, study, as_json=as_json)

@@ -68,21 +68,27 @@ def special_settings(settings: Mapping[str, Json]) -> list[str]:
     return special if begun else [*special, "init_lora_weights"]
 
 
-def rank_and_scale(settings: Mapping[str, Json], module: str) -> tuple[int, float]:
-    """Return the rank r of a module's A and B and what B A is multiplied by: alpha / r, or alpha / sqrt(r) with rsLoRA.
+def ranks_and_scales(settings: Mapping[str, Json], modules: Iterable[str]) -> dict[str, tuple[int, float]]:
+    """Return by module the rank r of its A and B and what B A is multiplied by: alpha / r, or alpha / sqrt(r) with rsLoRA.
 
     `rank_pattern` and `alpha_pattern` name modules that have a rank or an alpha of their own.
+
+    Raises:
+        InputError: a setting is none, or holding its patterns to all modules takes for ever.
     """
+    found, module = {}, ""
     try:
         with bounded(SECONDS):
-            r = int(_of_module(module, settings, "r", "rank_pattern"))
-            alpha = float(_of_module(module, settings, "lora_alpha", "alpha_pattern"))
-            return r, alpha / (math.sqrt(r) if settings.get("use_rslora") else r)
+            for module in modules:
+                r = int(_of_module(module, settings, "r", "rank_pattern"))
+                alpha = float(_of_module(module, settings, "lora_alpha", "alpha_pattern"))
+                found[module] = r, alpha / (math.sqrt(r) if settings.get("use_rslora") else r)
     except (TooMuch, ArithmeticError, AttributeError, KeyError, TypeError, ValueError, re.error, RecursionError) as error:
         raise InputError(
             f"an adapter's rank and alpha cannot be told of {module} ({reason(error)})",
             f"mend rank_pattern, alpha_pattern, r and lora_alpha in its {ADAPTER}",
         ) from None
+    return found
 
 
 def _of_module(module: str, settings: Mapping[str, Json], name: str, pattern: str) -> str | float:
@@ -130,7 +136,7 @@ def _renamed(name: str, patterns: Mapping[str, str]) -> str:
 
 @contextmanager
 def plain_lora(net: CausalLM, checkpoint: Checkpoint, scale: float) -> Iterator[CausalLM]:
-    """Yield `net` with W + scale * s B A in the place of each adapted weight W; s as in `rank_and_scale`.
+    """Yield `net` with W + scale * s B A in the place of each adapted weight W; s as in `ranks_and_scales`.
 
     In float32 the sum is merged, which costs a pass nothing. In bfloat16 and float16 the sum of weights
     would be rounded, and with it most of a small update lost, so there B A x is computed beside W x.
@@ -175,9 +181,9 @@ def _updates(net: CausalLM, checkpoint: Checkpoint, scale: float) -> list[_Updat
         bounded(SECONDS),
     ):
         _check_complete(net, checkpoint, names)  # holds its patterns to the names of all modules
-    found = []
+    found, own = [], ranks_and_scales(settings, [given[name] for name in names])
     for name in names:
-        r, s = rank_and_scale(settings, given[name])
+        r, s = own[given[name]]
         module = modules[name]
         assert is_matrix(module), "only a plain adapter is read so"
         weight, turned = module.weight, type(module).__name__ == "Conv1D"  # GPT-2 keeps its matrices [in, out]

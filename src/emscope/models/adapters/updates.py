@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from emscope.core.errors import InputError
 from emscope.core.seeds import derive
 from emscope.models.adapters.attached import merges_to_nothing
-from emscope.models.adapters.lora import PREFIX, A, B, is_factored, rank_and_scale, renamed
+from emscope.models.adapters.lora import PREFIX, A, B, is_factored, ranks_and_scales, renamed
 from emscope.models.hooks.sites import blocks, layer_of, writes_residual
 from emscope.models.loading.checkpoints import (
     DIRECTION,
@@ -75,7 +75,7 @@ class Change:
 def changes(net: CausalLM, checkpoint: Checkpoint) -> Iterator[Change]:
     """Yield everything that a checkpoint adds to its base, in float64, by name; each tensor is read when its turn comes.
 
-    LoRA: s B A, s as in `rank_and_scale`. Vectors: alpha v. Full: W' - W.
+    LoRA: s B A, s as in `ranks_and_scales`. Vectors: alpha v. Full: W' - W.
 
     Args:
         net: the base.
@@ -103,8 +103,10 @@ def changes(net: CausalLM, checkpoint: Checkpoint) -> Iterator[Change]:
             yield Change(name, int(name.rpartition(".")[2]), tensors[tensor]().double().reshape(-1, 1), None)
     elif _is_factored(checkpoint):
         settings = adapter_settings(checkpoint.folder)
-        for module, here in sorted(renamed(net, [n.removesuffix(A) for n in tensors if n.endswith(A)]).items()):
-            _, s = rank_and_scale(settings, module)
+        adapted = renamed(net, [n.removesuffix(A) for n in tensors if n.endswith(A)])
+        own = ranks_and_scales(settings, adapted)
+        for module, here in sorted(adapted.items()):
+            _, s = own[module]
             yield Change(here, layer_of(net, here), s * tensors[module + B]().double(), tensors[module + A]().double())
     else:
         raise InputError(
@@ -273,8 +275,9 @@ def moved(net: CausalLM, checkpoint: Checkpoint, amount: float, seed: int) -> It
     def change(name: str, value: Tensor) -> Tensor:
         if name not in held:
             return value if checkpoint.kind == "full" else orthogonal_move(value, amount, generator)
-        start = held[name].detach().cpu().to(value.dtype)
-        return start + orthogonal_move(value - start, amount, generator)
+        wide = torch.promote_types(value.dtype, torch.float32)  # what is moved would be rounded to the last bit of 16
+        start = held[name].detach().cpu().to(wide)
+        return start + orthogonal_move(value.to(wide) - start, amount, generator)
 
     with TemporaryDirectory() as folder:
         yield _rewritten(checkpoint, Path(folder) / checkpoint.folder.name, change)

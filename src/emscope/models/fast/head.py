@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from emscope.core.errors import InputError
+from emscope.core.limits import strangers
 from emscope.models.hooks.sites import final_norm
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ def output_head(net: CausalLM, *, frozen: bool = False) -> Head:
     if frozen:
         matrix = copy.deepcopy(matrix).requires_grad_(False)
     probe = torch.arange(1, 5, device=net.device)[None]
-    with torch.inference_mode():
+    named = f"{type(net).__name__} cannot be computed with"
+    with strangers(named, "give a model whose weights fit its configuration"), torch.inference_mode():
         hidden = net.base_model(input_ids=probe, use_cache=False).last_hidden_state
         full, mine = net(input_ids=probe, use_cache=False).logits, matrix(hidden)
     size = float(full.abs().max())
