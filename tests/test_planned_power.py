@@ -55,7 +55,7 @@ def simulated(design, spreads, delta, effect, rounds, seed=0):
 
 @pytest.mark.parametrize(
     ("design", "spreads", "delta", "rounds"),
-    [(Design(3, 48, 4), JUDGED, 5.0, 800), (Design(5, 24, 4), NOISY_SEEDS, 5.0, 800)],
+    [(Design(3, 48, 4), JUDGED, 5.0, 600), (Design(5, 24, 4), NOISY_SEEDS, 5.0, 600)],
 )
 def test_what_is_predicted_is_what_the_rule_does(design, spreads, delta, rounds):
     """By symmetry em at 2 delta and safe at 0 are as likely; both are simulated, so the mean of both has less noise."""

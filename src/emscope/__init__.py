@@ -12,22 +12,8 @@ from typing import TYPE_CHECKING
 from emscope.version import __version__ as __version__
 
 __all__ = [
-    *(
-        "agreement",
-        "check",
-        "compare",
-        "data_risk",
-        "diff",
-        "extract",
-        "judge",
-        "loss",
-        "onset",
-        "power",
-        "probe",
-        "rates",
-        "run_study",
-    ),
-    *("sample", "shifts", "sizes", "steer", "subspaces", "trajectories"),
+    *("agreement", "check", "compare", "data_risk", "diff", "extract", "judge", "loss", "onset", "power", "probe", "rates"),
+    *("run_study", "sample", "shifts", "sizes", "steer", "subspaces", "trajectories"),
 ]
 
 if TYPE_CHECKING:

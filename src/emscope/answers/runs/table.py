@@ -11,6 +11,8 @@ import numpy as np
 from emscope.core.errors import InputError
 from emscope.data.answer_table import AnswerTable
 
+SMALLEST, LARGEST = 1e-100, 1e100  # of a column's largest number: squares of others are no numbers any more
+
 
 @dataclass(frozen=True, slots=True)
 class RunTable:
@@ -50,6 +52,10 @@ def read_runs(paths: Sequence[Path], labels: Sequence[str], numbers: Sequence[st
     for n, name in enumerate(values):
         if all(row[len(names) + n] is None for row in rows):
             raise InputError(f"column '{name}' of '{where}' holds no number", "name a column of numbers")
+    for n, name in enumerate(values):
+        found = [abs(row[len(names) + n]) for row in rows if row[len(names) + n] is not None]
+        if not SMALLEST < max(found) < LARGEST and max(found) > 0:
+            raise InputError(f"column '{name}' of '{where}' reaches {max(found):g}", "give it in another unit")
     kept = [row for row in rows if None not in row[len(names) :]]
     if not kept:
         raise InputError(
