@@ -156,7 +156,7 @@ def ask(
     under = [trained_under(system, every) for system in spec.systems]
     spec = spec.model_copy(update={"systems": tuple(dict.fromkeys(system for system, _ in under))})
     settings = spec.model_dump(mode="json", exclude={"rows", "samples", "only_last", "questions"})
-    dtype, chat_kwargs = pick_dtype(loading.dtype, model, loading.device), loading.chat_kwargs
+    dtype, chat_kwargs = pick_dtype(loading.dtype, model, loading.device, every), loading.chat_kwargs
     other: JsonObject = {"dtype": dtype} if dtype != "float32" else {}
     other |= {"chat_kwargs": dict(chat_kwargs)} if chat_kwargs else {}
     other |= {} if model.held else {"tokenizer": beside_digest(model.folder)}

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from emscope.core.errors import InputError
+from emscope.core.fields import FLOAT32
 from emscope.core.progress import Progress, part_of, silent
 from emscope.core.records import Question
 from emscope.core.versions import versions
@@ -65,6 +66,7 @@ def run_probe(
     Raises:
         InputError: scores and questions that do not meet, or too few for the folds or directions.
     """
+    spec = _with_one_dtype(spec, models, device)
     questions, y, column = _scored(scores, spec)
     units = [q.unit for q in questions]
     folds = repeated_folds(units, spec.folds, spec.repeats, spec.seed)
@@ -135,12 +137,17 @@ def _scored(scores: Path, spec: ProbeSpec) -> tuple[list[Question], np.ndarray, 
     return kept, y, column
 
 
+def _with_one_dtype(spec: ProbeSpec, models: Sequence[str], device: str) -> ProbeSpec:
+    """Return the settings with what `auto` means for all models: float32 where it differs, as they are compared with each other."""
+    dtypes = {pick_dtype(spec.dtype, locate(reference), device) for reference in models}
+    return spec.model_copy(update={"dtype": dtypes.pop() if len(dtypes) == 1 else FLOAT32})
+
+
 def _activations(
     reference: str, questions: Sequence[Question], spec: ProbeSpec, out: Path, device: str, progress: Progress
 ) -> tuple[np.ndarray, tuple[int, ...], str]:
     """Return prompt activations [N, layers, D] of a model, from `out` where they are there."""
-    model = locate(reference)
-    loaded = load(model, system=spec.system, dtype=pick_dtype(spec.dtype, model, device), device=device)
+    loaded = load(locate(reference), system=spec.system, dtype=spec.dtype, device=device)
     layers = layers_of(loaded.net, spec.layers)
     activations = PromptActivations(loaded, prompt_texts(loaded, questions), layers, spec.pool, out, progress)
     return activations.of(None, f"reading activations of {reference}"), layers, loaded.model.digest

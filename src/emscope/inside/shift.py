@@ -61,7 +61,7 @@ def read_shift(
         raise InputError(f"'{spec.questions}' holds {len(questions)} question", "give two or more")
     every = [c for _, c in tuned]
     model = locate(base or named_base(every))
-    spec = with_dtype(spec, model, device)
+    spec = with_dtype(spec, model, device, every)
     loaded = load(model, system=spec.system, dtype=spec.dtype, device=device, checkpoints=every)
     check_fits(loaded, found, direction)
     control = [direction_at(c) for c in controls]

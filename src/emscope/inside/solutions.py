@@ -149,7 +149,7 @@ def compare_solutions(
     every = [c for cs in found.values() for c in cs]
     model = locate(base or named_base(every))
     items, option = _items(spec)
-    spec = with_dtype(spec, model, device)
+    spec = with_dtype(spec, model, device, every, scaled=True)
     frozen = frozen_settings(spec) | {"base": model.digest} | {side: [c.digest for c in cs] for side, cs in found.items()}
     with Study(out, frozen, versions()) as study:
         loaded = load(model, system=spec.system, dtype=spec.dtype, device=device, checkpoints=every)

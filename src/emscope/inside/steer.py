@@ -128,7 +128,7 @@ def steer(
     model = locate(base or named_base(tuned))
     found = [direction_at(d) for d in directions]
     control = [direction_at(c) for c in controls]
-    spec = with_dtype(spec, model, device)
+    spec = with_dtype(spec, model, device, tuned)
     frozen = frozen_settings(spec) | {
         "base": model.digest,
         "directions": [d.digest() for d in found],

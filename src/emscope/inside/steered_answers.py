@@ -58,7 +58,7 @@ def sample_steered(
     found = direction_at(direction)
     questions = read_questions(asked.questions)
     settings = asked.model_dump(mode="json", exclude={"rows", "samples", "only_last", "questions"})
-    dtype = pick_dtype(spec.dtype, model, device)
+    dtype = pick_dtype(spec.dtype, model, device, [tuned] if tuned else [])
     other: JsonObject = {"dtype": dtype} if dtype != FLOAT32 else {}  # folders made before there was a choice have float32
     frozen = settings | {"questions": digest_of(questions), "base": model.digest, "way": spec.way} | other
     with Study(out, frozen, versions()) as study:

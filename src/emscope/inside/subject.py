@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 S = TypeVar("S", ExtractSpec, ShiftSpec, SteerSpec, DiffSpec, ProbeSpec, SolutionsSpec, SubspaceSpec, RiskSpec)
 
 
-def with_dtype(spec: S, model: Model, device: str) -> S:
-    """Return the settings with the dtype that `auto` means for this model on this machine, so that results say it."""
-    return spec.model_copy(update={"dtype": pick_dtype(spec.dtype, model, device)})
+def with_dtype(spec: S, model: Model, device: str, checkpoints: Sequence[Checkpoint] = (), *, scaled: bool = False) -> S:
+    """Return the settings with the dtype that `auto` means for this model and fine-tunes of it on this machine, so that results say it."""
+    return spec.model_copy(update={"dtype": pick_dtype(spec.dtype, model, device, checkpoints, scaled=scaled)})
 
 
 def frozen_settings(spec: S) -> JsonObject:
@@ -57,7 +57,7 @@ def load_subject(
         raise InputError("no model is given", "give `base`, or `checkpoint` that names its base")
     every = [*([tuned] if tuned else []), *others]
     model = locate(base or named_base(every))
-    spec = with_dtype(spec, model, device)
+    spec = with_dtype(spec, model, device, every)
     return load(model, system=spec.system, dtype=spec.dtype, device=device, checkpoints=every), tuned, spec
 
 

@@ -90,7 +90,7 @@ def compare_subspaces(
     train, other = leading(train, spec.count, what="training prompts"), even(other, spec.count)
     every = list(tuned.values())
     model = locate(base or named_base(every))
-    spec = with_dtype(spec, model, device)
+    spec = with_dtype(spec, model, device, every)
     loaded = load(model, system=spec.system, dtype=spec.dtype, device=device, checkpoints=every)
     layers = layers_of(loaded.net, spec.layers)
     texts = prompt_texts(loaded, [*train, *other])

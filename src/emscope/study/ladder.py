@@ -119,7 +119,7 @@ def run_ladder(request: LadderRequest, out: Path, progress: Progress = silent) -
     prepare_judges(request.judged)
     sets = study_sets(request.measure, None)
     system, why = trained_under(request.system, runs.every())
-    request = replace(request, system=system, dtype=pick_dtype(request.dtype, base, request.device))
+    request = replace(request, system=system, dtype=pick_dtype(request.dtype, base, request.device, runs.every()))
     with Study(out, _frozen(request, base, runs, sets), versions()) as study:
         label = loading(request.dtype, request.device)
         progress(label, 0, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -11,12 +12,14 @@ from typing import TYPE_CHECKING
 from emscope.core.errors import EmscopeError, InputError, MissingDependency
 from emscope.core.fields import FLOAT32
 from emscope.core.limits import reason, strangers
+from emscope.core.notes import Note
 from emscope.core.plain import Json
 from emscope.models.loading.carried import chat_of
 from emscope.models.loading.chat import ChatFormat
 from emscope.models.loading.checkpoints import WRAPPED, Checkpoint
 from emscope.models.loading.prequantised import method_of, refuse_unreadable, unloadable
 from emscope.models.loading.quiet import quiet
+from emscope.models.loading.rounding import rounded_away
 from emscope.models.loading.source import Model
 
 if TYPE_CHECKING:
@@ -85,9 +88,9 @@ def load(
         chat = chat_of(model, system, chat_kwargs, checkpoints)
         net = model.held[0]
         net.eval().requires_grad_(False)
-        return Loaded(net, chat.tokenizer, chat, model, pick_dtype(dtype, model))
+        return Loaded(net, chat.tokenizer, chat, model, pick_dtype(dtype, model, checkpoints=checkpoints))
     where = pick_device(device)
-    dtype = pick_dtype(dtype, model, where)
+    dtype = pick_dtype(dtype, model, where, checkpoints)
     refuse_beyond(model, dtype, where)
     refuse_unreadable(model.folder)  # before the tokenizer is looked at
     chat = chat_of(model, system, chat_kwargs, checkpoints)
@@ -241,23 +244,40 @@ def _refuse_absent(device: str) -> None:
         raise InputError(f"there is no device '{device}' here", f"use auto, or one of {', '.join(here)}")
 
 
-def pick_dtype(dtype: str, model: Model, device: str = "auto") -> str:
+def pick_dtype(
+    dtype: str, model: Model, device: str = "auto", checkpoints: Sequence[Checkpoint] = (), *, scaled: bool = False
+) -> str:
     """Return `dtype`, or for `auto` what the weights are stored in where the device multiplies that quickly, else float32.
 
     A processor without instructions for 16-bit products emulates them: 60 to 200 times slower than float32 on one with AVX2 alone.
+    `auto` is float32, too, where 16 bits would round away what a checkpoint changes; where they are asked for, a note says so.
+
+    Args:
+        checkpoints, scaled: the fine-tunes that are to be read, as `rounded_away` takes them.
     """
+    if model.held is None and dtype == AUTO:
+        stored = _stored(model)
+        quick = stored in HALVES and is_quick(stored, pick_device(device))
+        return stored if quick and not rounded_away(checkpoints, scaled=scaled) else FLOAT32
+    chosen = dtype if model.held is None else str(model.held[0].dtype).removeprefix("torch.")
+    lost = rounded_away(checkpoints, scaled=scaled) if chosen in HALVES else None
+    if lost is not None:
+        who = "`dtype`" if model.held is None else "the model in memory"
+        warnings.warn(
+            f"{who} is {chosen}, which rounds away part of what '{lost.folder}' changes: float32 keeps it", Note, stacklevel=1
+        )
+    return chosen
+
+
+def _stored(model: Model) -> str:
+    """Return what a model's configuration says its weights are stored in."""
     from transformers import PretrainedConfig
 
-    if model.held is not None:
-        return str(model.held[0].dtype).removeprefix("torch.")
-    if dtype != AUTO:
-        return dtype
     with strangers(f"'{model.folder}/config.json' is no configuration", "mend it, or copy the model again"):
         settings, _ = PretrainedConfig.get_config_dict(str(model.folder))
-    text = settings.get("text_config")
+        text = settings.get("text_config")
     settings = text if isinstance(text, dict) and text else settings
-    stored = str(settings.get("dtype") or settings.get("torch_dtype")).removeprefix("torch.")
-    return stored if stored in HALVES and is_quick(stored, pick_device(device)) else "float32"
+    return str(settings.get("dtype") or settings.get("torch_dtype")).removeprefix("torch.")
 
 
 def is_quick(dtype: str, device: str) -> bool:
