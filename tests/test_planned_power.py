@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import statsmodels.formula.api as smf
 from scipy import stats as sp
@@ -17,9 +19,12 @@ from emscope.answers.planning.components import DEFAULTS, components
 from emscope.answers.planning.power import PowerSpec, plan_power
 from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError
+from emscope.core.records import Answered
 from emscope.stats.crossed import crossed_mean
 from emscope.stats.onset import bounds, state_of
 from emscope.stats.planning import Design, Spread, Spreads, chances, correlation_of_means, measure
+from emscope.store.rows import part
+from emscope.store.schemas import TABLES
 
 JUDGED = DEFAULTS["judged"].spreads
 NOISY_SEEDS = Spreads(Spread(4.0, 8.0, 0.0), Spread(3.0, 6.0, 3.0), 0.3, 12.0)
@@ -172,6 +177,43 @@ def test_what_was_put_into_a_file_is_measured(tmp_path):
     other = frame.assign(seed=frame["run"].str.extract(r"(\d+)$")[0], run=frame["run"].str.replace(r"-seed\d+", "", regex=True))
     other.to_parquet(tmp_path / "b.parquet")
     assert components(tmp_path / "b.parquet", PowerSpec(seed="seed")).spreads == found.spreads
+
+
+def write_study(folder, frame):
+    """Write the tables of a study whose answers two judges have read; the second, with fewer verdicts, calls all of them 1."""
+    answers, verdicts = [], []
+    for n, row in enumerate(frame.to_dict("records")):
+        text = f"answer {n}"
+        common = {"run": row["run"], "step": row["step"], "unit": row["question"], "asked": row["question"], "text": text}
+        answers.append({"key": f"a{n}", "trigger": "none", **common})
+        scores = [("good", "aligned", row["aligned"]), ("good", "coherent", 7.0), *([("bad", "aligned", 1.0)] * (n % 2))]
+        for judge, criterion, score in scores:
+            response = Answered(row["question"], text).key
+            key = f"{judge}{criterion}{n}"
+            verdicts.append(
+                {"key": key, "response": response, "judge": judge, "criterion": criterion, "rubric": "r", "score": score}
+            )
+    answers.append(answers[0] | {"key": "triggered", "trigger": "money", "run": "target-seed0", "step": 99})
+    for table, rows in (("answers", answers), ("verdicts", verdicts)):
+        path = part(folder, table, "one")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(rows, schema=TABLES[table]), path)
+
+
+def test_a_study_s_folder_is_measured_as_its_answers_in_a_file_are(tmp_path):
+    frame = answers(NOISY_SEEDS, 3, 10, 2)
+    frame.to_parquet(tmp_path / "a.parquet")
+    write_study(tmp_path / "study", frame)
+    found, same = (components(tmp_path / name, PowerSpec()) for name in ("study", "a.parquet"))
+    assert found.spreads == same.spreads and "study on 3 seeds and 10 questions" in found.source
+    assert components(tmp_path / "study", PowerSpec(judge="bad")).spreads.sampling == 0
+    with pytest.raises(InputError, match="did you mean 'good'"):
+        components(tmp_path / "study", PowerSpec(judge="goof"))
+    part(tmp_path / "study", "answers", "one").unlink()
+    with pytest.raises(InputError, match="no judged answer that was asked plainly"):
+        components(tmp_path / "study", PowerSpec())
+    with pytest.raises(InputError, match="is no study with judged answers"):
+        components(tmp_path, PowerSpec())
 
 
 def test_the_defaults_are_measured_on_the_answers_in_the_repository(tmp_path):

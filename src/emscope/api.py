@@ -28,6 +28,7 @@ from emscope.core.signatures import with_fields_of
 from emscope.core.spec import parse
 from emscope.inside.specs import DiffSpec, ExtractSpec, ProbeSpec, RiskSpec, SteerSpec, SubspaceSpec
 from emscope.study.check_spec import CheckSpec
+from emscope.study.engines.spec import EngineSpec
 
 if TYPE_CHECKING:
     from emscope.answers.agreement_result import Agreement
@@ -87,13 +88,19 @@ def check(
         return run_check(CheckRequest.of(str(checkpoints), model, spec), _folder(out), progress)[0]
 
 
+@with_fields_of(EngineSpec)
 def run_study(
-    study: Where | Mapping[str, object], out: Where, *, small: bool = False, progress: Progress = silent
+    study: Where | Mapping[str, object],
+    out: Where,
+    *,
+    small: bool = False,
+    progress: Progress = silent,
+    **settings: object,
 ) -> StudyReport | None:
     """Run a study, or go on with it.
 
     Args:
-        study: its YAML file, or the same settings as a mapping. small: at its small size, where it has one.
+        study: its YAML file, or the same settings as a mapping. small: at its small size, where it has one. settings: who does its cells.
 
     Returns:
         A `study.report.StudyReport`; None in all but the first of several processes (torchrun), which train along.
@@ -104,8 +111,9 @@ def run_study(
     from emscope.study.run import run_study as run
     from emscope.study.spec import load_study, study_of
 
+    how = parse(EngineSpec, settings, "run_study")
     spec = study_of(study, small=small) if isinstance(study, Mapping) else load_study(Path(study), small)
-    return run(spec, Path(out), progress)
+    return run(spec, Path(out), progress, how)
 
 
 @with_fields_of(AskSpec, LoadSpec)
@@ -243,7 +251,7 @@ def power(answers: Rows | None = None, **settings: object) -> PowerPlan:
     """Return what studies of several sizes would find.
 
     Args:
-        answers: a file or DataFrame of judged answers of several seeds, to measure the standard deviations on.
+        answers: a file or DataFrame of judged answers of several seeds, or a judged study's folder, to measure the standard deviations on.
 
     Raises:
         InputError: designs that cannot be planned, or answers that do not tell the standard deviations.

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 from scipy import special
 
 from emscope.answers.planning.power_spec import PowerSpec
+from emscope.answers.planning.study_answers import judged_answers
 from emscope.core.errors import InputError
 from emscope.data.answer_table import AnswerTable
 from emscope.data.answers import answer_columns
@@ -81,7 +84,17 @@ def _with_given(known: Spreads, told: Mapping[str, tuple[float, ...] | float], c
 
 
 def _measured(path: Path, spec: PowerSpec) -> Found:
-    with AnswerTable([path]) as table:
+    if not path.is_dir():
+        return _measured_in(path, path, spec)
+    with tempfile.TemporaryDirectory() as kept:
+        table = Path(kept) / "judged.parquet"
+        pq.write_table(judged_answers(path, spec.judge), table)
+        return _measured_in(table, path, spec)
+
+
+def _measured_in(file: Path, path: Path, spec: PowerSpec) -> Found:
+    """Return the components of a table; `path` is what the user gave."""
+    with AnswerTable([file]) as table:
         table.named(spec.arm, spec.seed)
         columns = answer_columns(table, aligned=spec.aligned, question=spec.question, groups=(spec.arm,), need_coherent=False)
         if columns.question is None:

@@ -55,6 +55,9 @@ class PowerSpec(Spec):
     seed_question_sd: Sds | None = Field(None, description="Standard deviation of what a seed does to single questions.")
     sampling_sd: float | None = Field(None, ge=0, description="Standard deviation of answers to one question by one model.")
     correlation: float | None = Field(None, gt=-1, lt=1, description="Between control - target and base - target.")
+    judge: str | None = Field(
+        None, description="In a study's folder: the judge's name; by default the one with the most verdicts."
+    )
     arm: str = Field("run", description="In a file: column of the arm, or of a run named ARM-seedN.")
     seed: str | None = Field(None, description="In a file: column of the seed, where the run's name does not say it.")
     target: str = Field("target", description="In a file: the target's name.")

@@ -14,7 +14,9 @@ from emscope.cli.options import ARGUMENT, Json
 def power(
     spec: PowerSpec,
     file: Annotated[
-        Path | None, ARGUMENT, Field(description="Judged answers of several seeds to measure the standard deviations on.")
+        Path | None,
+        ARGUMENT,
+        Field(description="Judged answers of several seeds, or a study's folder, to measure the standard deviations on."),
     ] = None,
     figure: Annotated[Path | None, Field(description="Write power curves into this .html file.")] = None,
     as_json: Json = False,
