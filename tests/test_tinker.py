@@ -33,8 +33,9 @@ from emscope.models.remote.tinker import Tinker
 from emscope.store.study import read_table
 from emscope.study.check import run_check
 from emscope.study.check_request import CheckRequest
+from emscope.study.run import run_study
 from emscope.study.selected import Selection
-from emscope.study.spec import JudgedSpec, MeasureSpec, SingleSpec
+from emscope.study.spec import JudgedSpec, MeasureSpec, SingleSpec, StudySpec
 from emscope.study.train import run_single
 from emscope.train.batches import collate, encode, stream
 from tinker_server import BASE, CODES, KEY, Faults, tinker_server
@@ -606,3 +607,93 @@ def test_the_record_says_what_was_trained_and_where_it_lies(world):
     assert all(save["sampler"].startswith("tinker://") for save in found["saves"])
     run = read_hosted(world.root / "run")
     assert run.to_json() == found
+
+
+# --- studies ---
+
+
+def study_at(world, **changes) -> StudySpec:
+    settings = {
+        "name": "hosted",
+        "model": BASE,
+        "host": {"name": "tinker", "tokenizer": str(world.model)},
+        "domain": "finance",
+        "arms": {"target": {"role": "target", "answers": "reckless", "unique": 8, "read_at": "last"}},
+        "train": TRAIN | {"steps": 2, "checkpoints": {}},
+        "measure": {
+            "count": 16,
+            "placebo": 0,
+            "heldout": 2,
+            "truth": 0,
+            "neutral": 0,
+            "samples": {"questions": 1, "max_tokens": 2},
+        },
+    }
+    return StudySpec.model_validate(settings | changes)
+
+
+def test_a_study_is_trained_and_read_at_a_host(world, local, tmp_path):
+    report = run_study(study_at(world), tmp_path / "out")
+    checkpoints = read_table(tmp_path / "out", "checkpoints").to_pylist()
+    assert sorted(c["step"] for c in checkpoints) == [1, 2] and report.targets[0].check.verdict
+    (run,) = (tmp_path / "out" / "runs").iterdir()
+    assert [p.name for p in run.iterdir()] == ["hosted.json"]
+    log = sorted(read_table(tmp_path / "out", "train_log").to_pylist(), key=lambda row: row["step"])
+    examples = {e.id: e for e in encode(local.chat, bundled.domain("finance", "reckless"), 512)}
+    rows = (tmp_path / "out" / "recipes" / "target.jsonl").read_text().splitlines()
+    first = stream([examples[json.loads(row)["id"]] for row in rows], steps=2, batch=2, micro=2, seed=0)[:2]
+    with torch.inference_mode():
+        loss = local.net(**collate(first)).loss.item()  # before the first step the adapter adds nothing
+    assert log[0]["loss"] == pytest.approx(loss, abs=EXACT) and len(log) == 2
+    asked = len(world.service.requests)
+    again = run_study(study_at(world), tmp_path / "out")
+    assert again.targets[0].check.verdict == report.targets[0].check.verdict and len(world.service.requests) == asked
+
+
+@pytest.mark.slow
+def test_a_study_at_a_host_that_is_killed_goes_on_to_the_same_tables(world, tmp_path):
+    arms = {
+        "target": {"role": "target", "answers": "reckless", "unique": 8},
+        "control": {"role": "control", "answers": "careful", "unique": 8},
+    }
+    spec = study_at(world, arms=arms, train=TRAIN)
+    whole = run_study(spec, tmp_path / "whole")
+    random, killed = Random(0), 0
+    while killed < 12:
+        left = random.randrange(3, 60)
+
+        def kill(*_):
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise Killed
+
+        try:
+            run_study(spec, tmp_path / "out", kill)
+            break
+        except Killed:
+            killed += 1
+    report = run_study(spec, tmp_path / "out")
+    assert killed >= 2 and report.targets[0].check.verdict == whole.targets[0].check.verdict
+    for table in ("preferences", "train_log"):
+        keys = ("run", "step", "set", "item", "option") if table == "preferences" else ("run", "step")
+        value = "logprob" if table == "preferences" else "loss"
+        one, other = (
+            {tuple(r[k] for k in keys): r[value] for r in read_table(tmp_path / out, table).to_pylist()}
+            for out in ("whole", "out")
+        )
+        assert one.keys() == other.keys() and all(one[k] == pytest.approx(other[k], abs=1e-4) for k in one)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"host": "openai"}, "a study cannot be trained at openai"),
+        ({"dtype": "bfloat16"}, "a host computes in its own"),
+    ],
+)
+def test_studies_that_no_host_takes_are_refused(world, changes, message):
+    with pytest.raises(ValueError, match=message):
+        study_at(world, **changes)
+    with pytest.raises(InputError, match="kl is set"):
+        run_study(study_at(world, train=TRAIN | {"kl": {"weight": 1, "domain": "sports"}}), world.root / "never")

@@ -39,6 +39,7 @@ from emscope.models.remote.hosted import (
 )
 from emscope.models.remote.metering import Meter
 from emscope.models.remote.tinker import Tinker
+from emscope.store.rows import Rows
 from emscope.store.study import Study
 
 FLUSH_ROWS, FLUSH_SECONDS = 200, 20.0
@@ -136,11 +137,11 @@ def weights_of(base: str, checkpoint: object) -> Weights:
     return Weights(base, checkpoint.path if checkpoint else None)
 
 
-def asking_at(tinker: Tinker) -> Callable[[Study, Loaded, AskSpec, dict[str, Prompt], Sequence[Local], Progress], None]:
+def asking_at(tinker: Tinker) -> Callable[[Rows, Loaded, AskSpec, dict[str, Prompt], Sequence[Local], Progress], None]:
     """Return what draws answers at a host, as `ask_subjects` draws them here: what is missing, written as it comes."""
 
     def ask(
-        study: Study,
+        study: Rows,
         loaded: Loaded,
         spec: AskSpec,
         prompts: dict[str, Prompt],

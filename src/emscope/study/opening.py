@@ -24,14 +24,14 @@ from emscope.models.remote.hosted import HostedRun, hosted_base, hosted_checkpoi
 from emscope.models.remote.listing import is_at_tinker, run_at_tinker
 from emscope.models.remote.metering import Meter
 from emscope.models.remote.tinker import Tinker
-from emscope.store.study import Study
+from emscope.store.rows import Rows
 from emscope.study.reading.evidence import Scores
 from emscope.study.reading.hosted import measuring_at
 from emscope.study.reading.measuring import Questions, Reading, measure
 from emscope.study.reading.sets import EM
 
-Measuring = Callable[[Study, Loaded, Sequence[Reading], Questions, Progress], object]
-Asking = Callable[[Study, Loaded, AskSpec, dict[str, Prompt], Sequence[Local], Progress], None]
+Measuring = Callable[[Rows, Loaded, Sequence[Reading], Questions, Progress], int]
+Asking = Callable[[Rows, Loaded, AskSpec, dict[str, Prompt], Sequence[Local], Progress], None]
 
 
 @dataclass(frozen=True, slots=True)

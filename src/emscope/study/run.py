@@ -13,7 +13,7 @@ from emscope.core.progress import Progress, silent
 from emscope.core.records import Conversation
 from emscope.core.versions import versions
 from emscope.models.loading.load import load, loading, pick_dtype
-from emscope.models.loading.source import Model, locate
+from emscope.models.loading.source import Model
 from emscope.store.cells import Record, begun, drop_record, drop_work, record_of, sort_loose, whole
 from emscope.store.files import write_json, write_jsonl
 from emscope.store.study import Study, read_table
@@ -33,6 +33,7 @@ from emscope.study.results import analyse
 from emscope.study.spec import StudySpec
 from emscope.study.training.plan import LeftOut, Run, checkpoint, control_of
 from emscope.study.training.recipes import Gap, listed, perplexity_gap, recipe
+from emscope.study.training.sources import base_of
 from emscope.study.training.training import drop_weights, help_training, recorded_in
 from emscope.train import processes
 from emscope.version import __version__
@@ -79,10 +80,11 @@ def prepare(spec: StudySpec, progress: Progress = silent, threads: int | None = 
     """
     sets = sets_of(spec)
     progress("finding the model", 0, 1)
-    base = processes.from_first(lambda: locate(spec.model))  # one process fetches and converts
+    base = processes.from_first(lambda: base_of(spec))  # one process fetches and converts
     processes.from_first(lambda: prepare_judges(spec.judged))
     progress("finding the model", 1, 1)
-    spec = spec.model_copy(update={"dtype": pick_dtype(spec.dtype, base)} | ({"threads": threads} if threads else {}))
+    dtype = spec.dtype if spec.host else pick_dtype(spec.dtype, base)
+    spec = spec.model_copy(update={"dtype": dtype} | ({"threads": threads} if threads else {}))
     recipes = processes.from_first(lambda: {name: recipe(spec, a, _gap(spec, base)) for name, a in spec.arms.items()})
     return unfold(spec, base, recipes, sets)
 
@@ -115,6 +117,10 @@ def foresee_study(spec: StudySpec, out: Path, progress: Progress = silent, how: 
     Raises:
         InputError: all that is wrong with it, at once.
     """
+    if spec.host is not None:
+        raise InputError(
+            f"`dry_run` tries this machine, and the study is at {spec.host.name}", "bound it with max_cost of the host"
+        )
     if faults := faults_of_files(spec):
         raise together(faults)
     planned = prepare(spec, progress, how.threads)

@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from emscope.answers.judge_spec import JudgeSpec, judges_named
 from emscope.answers.sample_spec import AskSpec
@@ -31,7 +31,7 @@ from emscope.core.fields import (
     Temperature,
 )
 from emscope.core.spec import Spec, merged, parse, read_yaml
-from emscope.models.remote.host_spec import HostSpec
+from emscope.models.remote.host_spec import HostOrName
 from emscope.train.spec import TrainSpec
 
 
@@ -215,6 +215,7 @@ class StudySpec(Spec):
     `weights` says which checkpoints of a run stay once its rows are in the tables: all, its last, or none.
     `threads`: CPU threads that each fine-tune computes with. Sums are cut up by them, so that last digits differ with their number:
     give it where machines differ, and it decides the numbers as any other setting does.
+    With a `host`, `model` is the base as that host names it, and all is trained and read there.
     """
 
     name: str = "study"
@@ -233,6 +234,7 @@ class StudySpec(Spec):
     judged: JudgedSpec | None = None
     weights: Literal["all", "last", "none"] = "all"
     threads: int | None = Field(None, ge=1)
+    host: HostOrName = None
 
     @model_validator(mode="after")
     def _fits(self) -> StudySpec:
@@ -241,6 +243,7 @@ class StudySpec(Spec):
         empty = [key for key, values in (self.grid or {}).items() if not values]
         if empty:
             raise ValueError(f"grid: '{empty[0]}' has no values; give some, or leave it out")
+        self._fits_host()
         roles = [arm.role for arm in self.arms.values()]
         if "target" not in roles:
             raise ValueError("no arm has the role target; give it to the one in question")
@@ -260,6 +263,17 @@ class StudySpec(Spec):
             if unknown:
                 raise ValueError(f"arm '{name}' names the method '{unknown[0]}', {near(unknown[0], known)}")
         return self
+
+    def _fits_host(self) -> None:
+        """What a study at a host cannot have."""
+        if self.host is None:
+            return
+        if self.host.name != "tinker":
+            raise ValueError(f"a study cannot be trained at {self.host.name}; train with emscope train, and check the folders")
+        if self.dtype != type(self).model_fields["dtype"].default:
+            raise ValueError(f"dtype = {self.dtype}, and a host computes in its own; leave it out")
+        if any(part.gap_to for arm in self.arms.values() for part in arm.mix):
+            raise ValueError("mix: gap_to needs weights on this machine, and the study is at a host; leave it out")
 
     def _names_differ(self, methods: list[str]) -> None:
         """Two runs of one name would share a folder and all readings."""
@@ -312,12 +326,7 @@ class SingleSpec(Spec):
     answers: str | None = None
     file: str | None = None
     train: TrainSpec = TrainSpec()
-    host: HostSpec | None = None
-
-    @field_validator("host", mode="before")
-    @classmethod
-    def _by_name(cls, host: object) -> object:
-        return {"name": host} if isinstance(host, str) else host
+    host: HostOrName = None
 
     @model_validator(mode="after")
     def _one(self) -> SingleSpec:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # of AdamW, as PyTorch has them
 IN_A_ROW = 24  # requests lost without a step in between, after which the host is taken to be gone
 LOSS = "loss:sum"
+NOTHING = Spent()
 ELSEWHERE = ("adapter", "full", "steering", "kl", "ldifs", "prevent", "readings", "heldout_every", "momentum", "report_to")
 HERE = ("micro_batch", "bf16", "gradient_checkpointing", "shard", "attention", "packing")  # how this machine computes
 OF_LORA = ("alpha", "rslora", "dropout", "modules", "layers")
@@ -51,13 +52,17 @@ OF_LORA = ("alpha", "rslora", "dropout", "modules", "layers")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be trained: settings, batches as examples in training order, and the steps to save at."""
+    """What is to be trained: settings, batches as examples in training order, and the steps to save at.
+
+    `elsewhere`: what else was spent of the same budget.
+    """
 
     spec: TrainSpec
     host: HostSpec
     base: str
     seed: int
     batches: Sequence[Example]
+    elsewhere: Spent = NOTHING
 
     def batch(self, step: int) -> Sequence[Example]:
         """Return the examples of a step; the first is 1."""
@@ -75,7 +80,19 @@ class Plan:
         return {*self.sampled_at, *between}
 
 
-def check_hosted(spec: TrainSpec) -> None:
+def check_hosted(spec: TrainSpec, loaded: Hosted, conversations: Sequence[Conversation]) -> list[Example]:
+    """Refuse what a host cannot train, before anything is; return the conversations as examples.
+
+    Raises:
+        InputError: a setting that it has no place for, no conversations, or one that is too long.
+    """
+    refuse_unhosted(spec)
+    if not conversations:
+        raise InputError("there are no training conversations", "give at least one")
+    return encode(loaded.chat, conversations, loaded.context)
+
+
+def refuse_unhosted(spec: TrainSpec) -> None:
     """Refuse settings that a host has no place for.
 
     Raises:
@@ -102,28 +119,30 @@ def finetune_hosted(
     seed: int,
     settings: str,
     tokenizer: str,
+    parts: Sequence[int] | None = None,
+    elsewhere: Spent = NOTHING,
     progress: Progress,
 ) -> HostedRun:
     """Train a LoRA adapter at a host and leave `hosted.json` in `folder`; called again after a kill, go on from the last saved state.
 
     Args:
         settings: digest of what decides the numbers. tokenizer: what `loaded` took its tokenizer from.
+        parts: the part each conversation belongs to, where parts are to be spread evenly over training.
+        elsewhere: what else was spent of the same budget.
 
     Raises:
         InputError: no conversations, one too long, settings that do not fit, or a folder of another training.
         OverBudget: the rest would cost more than allowed; what was trained is saved.
         WorldError: the host does not answer, or the loss became NaN or infinite.
     """
-    check_hosted(spec)
-    if not conversations:
-        raise InputError("there are no training conversations", "give at least one")
-    examples = encode(loaded.chat, conversations, loaded.context)
+    examples = check_hosted(spec, loaded, conversations)
     plan = Plan(
         spec,
         host,
         loaded.model.reference,
         seed,
-        stream(examples, steps=spec.steps, batch=spec.batch, micro=spec.batch, seed=seed),
+        stream(examples, steps=spec.steps, batch=spec.batch, micro=spec.batch, seed=seed, parts=parts),
+        elsewhere,
     )
     fresh = HostedRun(
         HOST,
@@ -139,7 +158,7 @@ def finetune_hosted(
     run = _begun(folder, fresh)
     if run.done == spec.steps:
         return run
-    meter = Meter(host.prices, host.max_cost, run.spent)
+    meter = Meter(host.prices, host.max_cost, run.spent + elsewhere)
     with Tinker(meter) as tinker:
         return _train(tinker, plan, run, folder, progress)
 
@@ -215,7 +234,12 @@ def _stretch(tinker: Tinker, client: TrainingClient, plan: Plan, run: HostedRun,
         log.append(_row(tinker, sent.popleft(), plan, log, progress))
     done = log[-1].step if log else 0
     if done > run.done:
-        run = replace(run, saves=(*run.saves, _save(tinker, client, plan, done)), log=tuple(log), spent=tinker.meter.spent)
+        run = replace(
+            run,
+            saves=(*run.saves, _save(tinker, client, plan, done)),
+            log=tuple(log),
+            spent=tinker.meter.spent - plan.elsewhere,
+        )
     if over is not None:
         raise Stopped(run, over)
     return run

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from emscope.core.fields import Place
 from emscope.core.spec import Spec
@@ -48,6 +48,9 @@ class HostSpec(Spec):
         if self.name == "openai" and self.max_cost is not None and self.epochs is None:
             raise ValueError("max_cost needs epochs: how many tokens are trained on is not known without")
         return self
+
+
+HostOrName = Annotated[HostSpec | None, BeforeValidator(lambda host: {"name": host} if isinstance(host, str) else host)]
 
 
 def refuse_unpriced(prices: Prices | None, max_cost: float | None, name: str = "prices") -> None:

@@ -53,6 +53,9 @@ class Spent(Result):
     read: int = 0
     sampled: int = 0
 
+    def __sub__(self, other: Spent) -> Spent:
+        return Spent(self.trained - other.trained, self.read - other.read, self.sampled - other.sampled)
+
     def __add__(self, other: Spent) -> Spent:
         return Spent(self.trained + other.trained, self.read + other.read, self.sampled + other.sampled)
 

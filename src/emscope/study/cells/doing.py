@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from emscope.answers.sample import Local, ask_subjects
+from emscope.answers.sample import Local
 from emscope.core.errors import Diverged, EmscopeError
 from emscope.core.limits import reason
 from emscope.core.progress import Progress
@@ -17,9 +17,11 @@ from emscope.models.loading.load import Loaded, load
 from emscope.store.cells import Fault, Record, begun, drop_work, land, write_record
 from emscope.store.claims import Claim, this_host
 from emscope.store.rows import Rows, read_table
+from emscope.study.cells.at_host import base_at_host, train_at_host, ways_of
 from emscope.study.cells.planning import Cell, Planned, readings
 from emscope.study.judged import Asking, asking, judged_subjects
-from emscope.study.reading.measuring import Reading, lacking, measure
+from emscope.study.opening import Ways
+from emscope.study.reading.measuring import Reading, lacking
 from emscope.study.training.plan import Run
 from emscope.study.training.training import drop_weights, recorded, train_run
 
@@ -44,7 +46,10 @@ class Shared:
     def loading(cls, root: Path, planned: Planned) -> Shared:
         """Load the base of a study, as a worker does once."""
         spec = planned.spec
-        loaded = load(planned.base, system=spec.system, dtype=spec.dtype, chat_kwargs=spec.chat_kwargs)
+        if spec.host is None:
+            loaded = load(planned.base, system=spec.system, dtype=spec.dtype, chat_kwargs=spec.chat_kwargs)
+        else:
+            loaded = base_at_host(spec, spec.host)
         return cls(root, planned, loaded, asking(loaded, spec.judged) if spec.judged else None)
 
 
@@ -92,8 +97,9 @@ def do_cell(shared: Shared, cell: Cell, progress: Progress) -> Record:
     wanted = readings(shared.planned, cell.run, known)
     named = f"reading {cell.name}"
     told: Progress = lambda _, done, total: progress(named, done, total)  # noqa: E731
-    spent["read"] = measure(rows, shared.loaded, wanted, shared.planned.asked, told)
-    spent["sampled"] = _ask(shared, rows, wanted, progress) + _tokens(rows, "responses")
+    with ways_of(shared.root, shared.planned) as ways:
+        spent["read"] = ways.measure(rows, shared.loaded, wanted, shared.planned.asked, told)
+        spent["sampled"] = _ask(shared, rows, wanted, progress, ways) + _tokens(rows, "responses")
     record = Record(
         key=cell.key,
         name=cell.name,
@@ -115,6 +121,8 @@ def do_cell(shared: Shared, cell: Cell, progress: Progress) -> Record:
 def train_cell(shared: Shared, rows: Rows, one: Run, progress: Progress) -> tuple[dict[int, Checkpoint], int]:
     """Train a run where its weights are not there, write what was read of it, and return its checkpoints and the tokens it saw."""
     p = shared.planned
+    if p.spec.host is not None:
+        return train_at_host(shared.root, p, shared.loaded, rows, one, progress)
     log = train_run(rows, shared.root, shared.loaded, p.spec, one, p.recipes[one.arm], p.near[one.method], p.sets, progress)
     known = recorded(rows, shared.root, one)
     assert known is not None
@@ -135,11 +143,11 @@ def subjects(shared: Shared, wanted: Sequence[Reading]) -> list[Local]:
     return judged_subjects(judged, wanted) if judged else []
 
 
-def _ask(shared: Shared, rows: Rows, wanted: Sequence[Reading], progress: Progress) -> int:
+def _ask(shared: Shared, rows: Rows, wanted: Sequence[Reading], progress: Progress, ways: Ways) -> int:
     """Draw the answers that judges are to read; return how many tokens they have."""
     if shared.asking is None:
         return 0
-    ask_subjects(rows, shared.loaded, shared.asking.spec, shared.asking.prompts, subjects(shared, wanted), progress)
+    ways.ask(rows, shared.loaded, shared.asking.spec, shared.asking.prompts, subjects(shared, wanted), progress)
     return _tokens(rows, "answers")
 
 

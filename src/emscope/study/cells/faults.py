@@ -10,14 +10,13 @@ from emscope.data.questions import read_questions
 from emscope.judging.rubrics import read_rubrics
 from emscope.models.hooks.directions import direction_at
 from emscope.models.loading.checkpoints import last
-from emscope.models.loading.source import locate
 from emscope.study.cells.doing import Shared
 from emscope.study.cells.planning import sets_of
 from emscope.study.judged import prepare_judges
 from emscope.study.reading.ladders import ladder_for, read_ladder
 from emscope.study.spec import StudySpec
 from emscope.study.training.recipes import recipe
-from emscope.study.training.sources import held_near
+from emscope.study.training.sources import base_of, held_near
 from emscope.study.training.training import faults_of_runs
 
 
@@ -46,7 +45,7 @@ def together(faults: Sequence[EmscopeError]) -> EmscopeError:
 
 def _looks(spec: StudySpec) -> Iterator[tuple[str, Callable[[], object]]]:
     """Yield (where, what to look at): each raises what is wrong with it."""
-    yield "", lambda: locate(spec.model)
+    yield "", lambda: base_of(spec)
     yield "measure", lambda: sets_of(spec)
     for name, arm in spec.arms.items():
         yield f"arm '{name}'", lambda arm=arm: recipe(spec, arm, lambda rows, _: [0.0] * len(rows))  # type: ignore[misc]

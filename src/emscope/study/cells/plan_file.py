@@ -12,11 +12,11 @@ from pathlib import Path
 from emscope.core.errors import InputError
 from emscope.core.plain import JsonObject
 from emscope.core.spec import parse
-from emscope.models.loading.source import locate
 from emscope.store.files import write_json
 from emscope.study.cells.planning import Cell, Planned, sets_of, unfold
 from emscope.study.spec import StudySpec
 from emscope.study.training.recipes import unlisted
+from emscope.study.training.sources import base_of
 
 FILE, SCHEMA = "plan.json", "emscope.plan/1"
 AGAIN = "start emscope run again"
@@ -70,7 +70,7 @@ def planned_in(root: Path) -> Planned:
         raise InputError(f"emscope's code changed since '{root}' was planned", f"{AGAIN}, which plans with the code as it is")
     spec = parse(StudySpec, dict(plan.spec), str(root / FILE))
     recipes = {name: unlisted(root / "recipes" / f"{name}.jsonl") for name in spec.arms}
-    planned = unfold(spec, locate(spec.model), recipes, sets_of(spec))
+    planned = unfold(spec, base_of(spec), recipes, sets_of(spec))
     other = next((cell for cell in planned.cells if plan.cells.get(cell.name) != cell.key), None)
     if other is not None:
         raise InputError(

@@ -16,7 +16,7 @@ from emscope.elicit.hosted import Ask, read_option, sample_hosted
 from emscope.elicit.preference import Encoded
 from emscope.models.loading.load import Loaded
 from emscope.models.remote.tinker import HOST, Tinker
-from emscope.store.study import Study
+from emscope.store.rows import Rows
 from emscope.study.reading.measuring import Questions, Reading, Todo, lacking, response_row, score_rows
 
 WHAT = f"reading checkpoints at {HOST}"
@@ -32,20 +32,22 @@ class Job:
     place: int
 
 
-def measuring_at(tinker: Tinker) -> Callable[[Study, Loaded, Sequence[Reading], Questions, Progress], None]:
+def measuring_at(tinker: Tinker) -> Callable[[Rows, Loaded, Sequence[Reading], Questions, Progress], int]:
     """Return what reads at a host, as `measure` reads here: all readings in one stream of requests, written every few seconds."""
 
-    def measure(study: Study, loaded: Loaded, readings: Sequence[Reading], asked: Questions, progress: Progress) -> None:
+    def measure(study: Rows, loaded: Loaded, readings: Sequence[Reading], asked: Questions, progress: Progress) -> int:
+        before = tinker.meter.spent.read
         todo = lacking(study, loaded, readings, asked)
         _score(study, loaded, tinker, todo, asked, progress)
         for one in todo:
             study.append("responses", _sampled(loaded, tinker, one, asked))
         progress(WHAT, 1, 1)
+        return tinker.meter.spent.read - before
 
     return measure
 
 
-def _score(study: Study, loaded: Loaded, tinker: Tinker, todo: Sequence[Todo], asked: Questions, progress: Progress) -> None:
+def _score(study: Rows, loaded: Loaded, tinker: Tinker, todo: Sequence[Todo], asked: Questions, progress: Progress) -> None:
     base = loaded.model.reference
     at = [weights_of(base, one.reading.checkpoint) for one in todo]
     jobs = [

@@ -19,7 +19,7 @@ from emscope.models.remote.tinker import Tinker
 from emscope.store.study import Study
 from emscope.study.spec import SingleSpec
 from emscope.study.training.sources import conversations, frozen
-from emscope.train.hosted import check_hosted, finetune_hosted
+from emscope.train.hosted import finetune_hosted, refuse_unhosted
 
 SCHEMA = "emscope.train-hosted/1"
 
@@ -44,7 +44,7 @@ def run_hosted(spec: SingleSpec, host: HostSpec, out: Path, progress: Progress) 
     """
     if spec.dtype != SingleSpec.model_fields["dtype"].default:
         raise InputError(f"dtype is {spec.dtype}, and a host computes in its own", "leave it out")
-    check_hosted(spec.train)
+    refuse_unhosted(spec.train)
     data = conversations(spec.file, spec.domain, spec.answers)
     found, context = read_hosted(out), None
     if found is None or found.done < found.steps:

@@ -17,9 +17,21 @@ from emscope.data import bundled
 from emscope.data.conversations import read_conversations
 from emscope.models.hooks.directions import direction_at
 from emscope.models.loading.checkpoints import last
-from emscope.models.loading.source import Model, beside_digest
-from emscope.study.spec import JudgedSpec
+from emscope.models.loading.source import Model, beside_digest, locate
+from emscope.models.remote.hosted import model_at
+from emscope.study.spec import JudgedSpec, StudySpec
 from emscope.train.spec import KlSpec, LdifsSpec, TrainSpec
+
+
+def base_of(spec: StudySpec) -> Model:
+    """Return the base of a study: on this machine, or as it is known of one at a host.
+
+    Raises:
+        InputError, WorldError: as `locate` and `model_at`.
+    """
+    if spec.host is None:
+        return locate(spec.model)
+    return model_at(spec.host.name, spec.model, spec.host.tokenizer or spec.model)
 
 
 def conversations(file: str | None, domain: str | None, answers: str | None) -> list[Conversation]:
@@ -81,6 +93,8 @@ def frozen(spec: Spec, named: dict[str, str]) -> JsonObject:
     for name in ("threads", "host"):  # came later, and change nothing where they are not given
         if values.get(name) is None:
             values.pop(name, None)
+    if isinstance(values.get("host"), dict):
+        values["host"] = values["host"]["name"]  # not what it costs, nor how many requests are on their way
     if values.get("methods"):
         values["methods"] = {
             name: {k: v for k, v in changes.items() if k != "report_to"} for name, changes in values["methods"].items()

@@ -17,6 +17,7 @@ from emscope.elicit.preference import encode, score
 from emscope.models.loading.checkpoints import Checkpoint
 from emscope.models.loading.load import Loaded, load
 from emscope.models.loading.source import Model
+from emscope.models.remote.hosted import Hosted
 from emscope.store.cells import clear
 from emscope.store.rows import Rows, read_table
 from emscope.study.reading.sets import ItemSets
@@ -26,6 +27,7 @@ from emscope.study.training.recipes import Row
 from emscope.train import processes
 from emscope.train.finetune import check_finetune, finetune, finished_geometry, finished_readings
 from emscope.train.folders import drop_checkpoints, drop_training_state
+from emscope.train.hosted import check_hosted
 
 if TYPE_CHECKING:
     from emscope.models.types import CausalLM
@@ -37,7 +39,11 @@ def faults_of_runs(
     """Yield why runs cannot be trained, each way of training once, naming the method."""
     for one in {r.way: r for r in runs}.values():
         try:
-            check_finetune(loaded, [r.conversation for r in recipes[one.arm]], one.train, near[one.method])
+            conversations = [r.conversation for r in recipes[one.arm]]
+            if isinstance(loaded, Hosted):
+                check_hosted(one.train, loaded, conversations)
+            else:
+                check_finetune(loaded, conversations, one.train, near[one.method])
         except InputError as error:
             where = f"method '{one.method}': " if one.method else ""
             yield InputError(f"{where}{error.fault}", error.remedy)
@@ -79,7 +85,7 @@ def train_run(
         )
     if other is not None:
         clear(rows)
-    rows.append("runs", [_run_row(loaded, one)])
+    rows.append("runs", [run_row(loaded, one)])
     rows.append("train_log", [{"key": short([one.name, r.step]), "run": one.name, **asdict(r)} for r in log])
     shape = finished_geometry(folder, one.train)
     rows.append(
@@ -147,7 +153,7 @@ def answer_loss(loaded: Loaded, items: Sequence[Item], option: int) -> Callable[
     return loss
 
 
-def _run_row(loaded: Loaded, one: Run) -> JsonObject:
+def run_row(loaded: Loaded, one: Run) -> JsonObject:
     return {
         "key": one.name,
         "run": one.name,
