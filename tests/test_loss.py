@@ -72,6 +72,12 @@ def test_the_35_schedules_read_as_published(reference, tmp_path):
     assert len(found.matched) == 10 and all(m.p_adjusted == 1 for m in found.matched), (
         "at equal loss no schedule differs surely"
     )
+    kinds = saved(
+        tmp_path, frame.assign(kind=frame["schedule"].str.startswith("cosine").map({True: "cosine", False: "cyclic"}))
+    )
+    (pair,) = read(kinds, loss="eval_final_avg_loss", score="aligned", one_stratum=True, schedule="kind").matched
+    assert (pair.runs_a, pair.runs_b) == (23, 10) and pair.difference.value == pytest.approx(2.43, abs=0.005)
+    assert (pair.difference.low, pair.difference.high) == pytest.approx((-2.35, 7.22), abs=0.005)
     apart = read(path, loss="eval_final_avg_loss", score="aligned", within=("lr",), schedule="schedule")
     assert all(m.difference.value is None and "no common values" in m.difference.why for m in apart.matched)
 
