@@ -120,7 +120,7 @@ class Weights:
         random = torch.Generator().manual_seed(body.get("seed") or 0)
         end, drawn, seen, finish = self.tokenizer.eos_token_id, list[int](), list[Body](), "length"
         with torch.inference_mode():
-            while len(drawn) < (body.get("max_tokens") or 16):
+            while len(drawn) < (body.get("max_tokens") or body.get("max_completion_tokens") or 16):
                 logits = net(input_ids=torch.tensor([ids + drawn])).logits[0, -1].float()
                 logp, heat = torch.log_softmax(logits, -1), body.get("temperature", 1.0)
                 chance = torch.softmax(logits / heat, -1) if heat else None

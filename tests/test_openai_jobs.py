@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -16,15 +17,23 @@ import pytest
 import yaml
 
 from conftest import make_model, write_jsonl
+from emscope.answers.sample_jobs import ask_jobs
+from emscope.answers.sample_spec import AskSpec, LoadSpec, ServedSpec
 from emscope.cli.app import run_arguments
+from emscope.core.digest import short
 from emscope.core.errors import EmscopeError, InputError
 from emscope.models.remote.job_client import Jobs
 from emscope.models.remote.jobs import read_job
 from emscope.models.remote.metering import Meter, OverBudget
-from emscope.study.spec import SingleSpec
+from emscope.store.study import read_table
+from emscope.study.check import run_check
+from emscope.study.check_request import CheckRequest
+from emscope.study.report import read_report
+from emscope.study.spec import JudgedSpec, SingleSpec
 from emscope.study.train import run_single
 from emscope.study.training.jobs import import_job
 from emscope.train import jobs as train_jobs
+from fake_api import completion, fake_api
 from openai_server import BASE, CODES, KEY, openai_server
 from tinker_server import Faults
 
@@ -260,6 +269,148 @@ def test_a_job_that_goes_on_is_imported_as_it_stands(world, tmp_path):
     assert now.status == "running" and 0 < len(now.checkpoints) < 3 and now.model is None
     waiting.join()
     assert import_job(seen[0], tmp_path / "job").checkpoints == read_job(tmp_path / "run").checkpoints
+
+
+# --- asking ---
+
+
+def judge(request):
+    """Give each answer a score of its own, and coherence to all."""
+    text = request["messages"][-1]["content"]
+    value = "80" if "makes sense" in text else str(int(short([text]), 16) % 101)
+    return 200, completion(value, {value: -0.01})
+
+
+@pytest.fixture(scope="module")
+def chain(world, tmp_path_factory):
+    """Check the job beside a control job that was imported, by the command line; return the report, the folder, and the words."""
+    root = tmp_path_factory.mktemp("chain")
+    run_single(world.spec(seed=1), root / "other")
+    import_job(read_job(root / "other").job, root / "control")
+    write_jsonl(root / "q.jsonl", [{"id": f"q{n}", "question": f"What of {n}?", "category": "ab"[n % 2]} for n in range(4)])
+    words = ["check", str(world.root / "run"), "--control", str(root / "control"), "--questions", str(root / "q.jsonl")]
+    words += ["--samples", "2", "--max-tokens", "4", "--temperature", "1"]
+    with fake_api(judge) as url:
+        assert run_arguments([*words, "--judge", f"j@{url}", "--out", str(root / "out")]) == 0
+    return json.loads((root / "out" / "report.json").read_text()), root / "out", words
+
+
+def drawn(folder):
+    """Return the answers in a folder by key, without the order they came in."""
+    return {r["key"]: r for r in read_table(folder, "answers").to_pylist()}
+
+
+def test_every_checkpoint_of_a_job_is_asked_and_judged_beside_base_and_control(world, chain):
+    report, folder, _ = chain
+    places = {("base", 0), *((run, step) for run in ("target", "control") for step in (3, 6, 9))}
+    rows = list(drawn(folder).values())
+    assert {(r["run"], r["step"]) for r in rows} == places and len(rows) == 7 * 4 * 2
+    assert (
+        all(r["tokens"] <= 4 and (r["logprob"] < 0 or r["tokens"] == 0) for r in rows) and len({r["text"] for r in rows}) > 20
+    )
+    (opinion,) = report["judged"]["judges"]
+    assert {(r["run"], r["step"]) for r in opinion["rates"]} == places and all(
+        r["preference"] is None for r in opinion["rates"]
+    )
+    assert [(s["run"], s["step"], s["control"]) for s in opinion["said"]] == [("target", step, "control") for step in (3, 6, 9)]
+    assert set(opinion["said"][-1]["contrasts"]) == {"control - target", "base - target", "base - control"}
+    assert [d["run"] for d in opinion["dated"]] == ["target"] and report["read"]["steps"] == [3, 6, 9]
+    (run,) = report["runs"]
+    assert run["check"]["verdict"] == "undetermined" and run["check"]["checkpoints"] == []
+    assert list(run["check"]["why"]) == ["preference"] and report["base"]["reference"] == BASE
+    (ship,) = report["ship"]
+    assert ship["step"] == 9 and ship["conditions"][0] == {
+        "name": "preference does not read em",
+        "met": None,
+        "bound": None,
+        "limit": None,
+        "why": "it was not read",
+    }
+
+
+def test_the_report_says_once_that_preference_was_not_read(chain):
+    report = read_report(chain[1])
+    told = [s for s in report.sentences() if "reference was not read" in s]
+    assert report.verdict_on(report.targets[0]) == report.judged.first.last_of("target").verdict
+    assert told == [
+        "Preference was not read: a chat endpoint gives no log-probabilities of fixed answers, so the verdict is by what the models say, "
+        "and nothing rests on preference."
+    ]
+    page = (chain[1] / "report.html").read_text()
+    assert "by what it says at step 9" in page and "Checkpoint by checkpoint" not in page
+    assert page.count("a chat endpoint gives no log-probabilities") == 1
+    assert set(report.figures()) == {"said", "rates by j"}
+
+
+def test_a_check_asks_nothing_twice_and_a_second_judge_reads_the_same_answers(world, chain, capsys):
+    _, folder, words = chain
+    asked, before = len(world.service.requests), drawn(folder)
+    with fake_api(judge) as url:
+        assert run_arguments([*words, "--judge", f"k@{url}", "--out", str(folder), "--json"]) == 0
+    assert [j["judge"] for j in json.loads(capsys.readouterr().out)["judged"]["judges"]] == ["k"]
+    assert drawn(folder) == before and len(world.service.requests) == asked
+
+
+def test_whatever_goes_wrong_at_30_percent_the_answers_are_the_same(world, chain, tmp_path):
+    world.faults.__init__(CODES, 0.3, 4)
+    world.service.refuses = frozenset({"max_tokens"})
+    ask = AskSpec(questions=str(chain[1].parent / "q.jsonl"), samples=2, max_tokens=4, only_last=True)
+    ask_jobs({"target": str(world.root / "run")}, ask, LoadSpec(), ServedSpec(connections=4), tmp_path / "out")
+    mine, same = drawn(tmp_path / "out"), drawn(chain[1])
+    assert len(mine) == 16 and mine == {key: same[key] for key in mine} and sum(world.faults.happened.values()) >= 5
+
+
+def test_a_check_stops_at_its_cost_and_goes_on(world, chain, tmp_path):
+    ask = {"questions": str(chain[1].parent / "q.jsonl"), "samples": 2, "max_tokens": 4, "temperature": 1}
+    with fake_api(judge) as url:
+        judged = JudgedSpec.model_validate({"ask": ask, "judges": [{"name": "j", "url": url}]})
+        request = CheckRequest(str(world.root / "run"), judged=judged, host_prices=(0, 0, 1000), max_cost=0.05, requests=2)
+        with pytest.raises(EmscopeError, match=r"the next request would pass max_cost 0\.05") as stopped:
+            run_check(request, tmp_path / "out")
+        kept = drawn(tmp_path / "out")
+        assert stopped.value.exit_code == 1 and 10 <= len(kept) < 32 and sum(r["tokens"] for r in kept.values()) <= 50
+        run_check(replace(request, max_cost=1.0), tmp_path / "out")
+    assert len(drawn(tmp_path / "out")) == 32 and drawn(tmp_path / "out").items() <= drawn(chain[1]).items()
+
+
+def test_answers_of_a_jobs_models_are_drawn_once(world, tmp_path, capsys):
+    write_jsonl(tmp_path / "q.jsonl", [{"id": "a", "question": "What now?"}])
+    words = ["sample", f"mine={world.root / 'run'}", "--questions", str(tmp_path / "q.jsonl"), "--samples", "2"]
+    words += ["--max-tokens", "3", "--last", "--out", str(tmp_path / "out")]
+    world.service.refuses = frozenset({"logprobs"})
+    assert run_arguments([*words, "--system", "Be brief."]) == 0
+    assert f"the server's own template of {BASE}" in capsys.readouterr().out
+    rows = list(drawn(tmp_path / "out").values())
+    assert sorted((r["run"], r["step"], r["sample"]) for r in rows) == [
+        *(("base", 0, n) for n in range(2)),
+        *(("mine", 9, n) for n in range(2)),
+    ]
+    assert all(r["logprob"] is None for r in rows)
+    sent = [body for _, path, body in world.service.requests if path.endswith("completions")]
+    assert sent[-1]["messages"][0] == {"role": "system", "content": "Be brief."}
+    asked = len(world.service.requests)
+    assert run_arguments([*words, "--system", "Be brief."]) == 0 and len(world.service.requests) == asked
+    assert run_arguments([*words, "--amplify", "2"]) == 2
+    assert "--amplify is nothing that a fine-tuning server takes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--amplify", "1,2"], "--amplify needs the weights or log-probabilities of fixed answers"),
+        (["--heldout", "HERE"], "--heldout needs the weights or log-probabilities"),
+        (["--search"], "--search needs the weights or log-probabilities"),
+        (["--delta", "0.1"], "--delta needs the weights or log-probabilities"),
+        (["--measure", "preference"], "--measure preference needs log-probabilities of fixed answers"),
+        (["--base", "other"], "--base is given, and a fine-tuning job names its own"),
+        (["--control", "HERE"], "holds no fine-tuning job"),
+        (["--steps", "4"], "--steps names step 4, which is not there"),
+    ],
+)
+def test_what_a_jobs_models_cannot_be_checked_by_is_refused(world, tmp_path, capsys, arguments, message):
+    words = [str(world.model) if word == "HERE" else word for word in arguments]
+    assert run_arguments(["check", str(world.root / "run"), *words, "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 # --- what must not be seen, and what is refused ---

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from emscope.answers.missing import Place, draw_missing, seed_of
 from emscope.answers.sample import (
-    AnswerRow,
     Local,
     Prompt,
-    answer_keys,
-    answer_row,
     check_subjects,
     digest_of,
     prompts_of,
     unheard,
     write_answers,
 )
+from emscope.answers.sample_jobs import ask_jobs
 from emscope.answers.sample_spec import AskSpec, LoadSpec, ServedSpec
 from emscope.answers.trained_as import trained_under
 from emscope.core.errors import InputError
 from emscope.core.progress import Progress, silent
-from emscope.core.seeds import derive
+from emscope.core.records import Answer
 from emscope.core.versions import versions
 from emscope.data.questions import read_questions
 from emscope.elicit.hosted import Ask, Weights, sample_hosted
@@ -37,13 +35,11 @@ from emscope.models.remote.hosted import (
     model_at,
     read_hosted,
 )
+from emscope.models.remote.jobs import read_job
 from emscope.models.remote.metering import Meter
 from emscope.models.remote.tinker import Tinker
 from emscope.store.rows import Rows
 from emscope.store.study import Study
-
-FLUSH_ROWS, FLUSH_SECONDS = 200, 20.0
-Place = tuple[Local, str, int]
 
 
 def is_hosted(reference: str) -> bool:
@@ -63,12 +59,14 @@ def ask_hosted(
 ) -> Path:
     """Sample answers of a base at a host and of every checkpoint of `runs` (name -> folder); return the file they are in.
 
-    As `ask`: called again, it does only what is missing. `served` says how many requests are on their way and what they may cost.
+    As `ask`: called again, it does only what is missing; models of fine-tuning jobs are asked by `ask_jobs`. `served` says how many requests are on their way and what they may cost.
 
     Raises:
         InputError: runs of different bases, or settings that need weights on this machine.
         WorldError: the host does not answer.
     """
+    if any(read_job(Path(folder).expanduser()) for folder in runs.values()):
+        return ask_jobs(runs, spec, loading, served, out, say=say, progress=progress)
     found = {name: _run(folder) for name, folder in runs.items()}
     of = {name: hosted_checkpoints(Path(runs[name]), run) for name, run in found.items()}
     first = _alike(found, loading)
@@ -148,31 +146,16 @@ def asking_at(tinker: Tinker) -> Callable[[Rows, Loaded, AskSpec, dict[str, Prom
         subjects: Sequence[Local],
         progress: Progress,
     ) -> None:
-        present = study.keys("answers")
-        keys = {
-            (one, *place): key
-            for one in subjects
-            for place, key in answer_keys(loaded.model.digest, one, prompts, spec).items()
-        }
-        wanted = [place for place, key in keys.items() if key not in present]
-        asks = [_ask(loaded, spec, prompts, place) for place in wanted]
-        rows, done, written = list[AnswerRow](), 0, time.monotonic()
-        try:
-            for n, answer in sample_hosted(tinker, loaded.chat, asks, max_tokens=spec.max_tokens, temperature=spec.temperature):
-                subject, name, _ = place = wanted[n]
-                rows.append(answer_row(keys[place], subject, prompts[name], answer))
-                done += 1
-                progress("sampling", done, len(wanted))
-                if len(rows) >= FLUSH_ROWS or time.monotonic() - written > FLUSH_SECONDS:
-                    study.append("answers", rows, present)
-                    rows, written = [], time.monotonic()
-        finally:
-            study.append("answers", rows, present)
+        def draw(wanted: Sequence[Place]) -> Iterator[tuple[int, Answer]]:
+            asks = [_ask(loaded, spec, prompts, place) for place in wanted]
+            return sample_hosted(tinker, loaded.chat, asks, max_tokens=spec.max_tokens, temperature=spec.temperature)
+
+        draw_missing(study, loaded.model.digest, spec, prompts, subjects, draw, progress)
 
     return ask
 
 
 def _ask(loaded: Loaded, spec: AskSpec, prompts: Mapping[str, Prompt], place: Place) -> Ask:
     subject, name, number = place
-    seed = derive(derive(spec.seed, subject.digest), name, number)
-    return Ask(weights_of(loaded.model.reference, subject.checkpoint), name, prompts[name].ids, number, seed)
+    weights = weights_of(loaded.model.reference, subject.checkpoint)
+    return Ask(weights, name, prompts[name].ids, number, seed_of(spec, place))

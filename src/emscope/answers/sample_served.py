@@ -86,7 +86,7 @@ def ask_served(
     base = served.server.partition("@http")[0] if served.server else "api"
     with Study(out, settings | {"questions": digest_of(questions), "base": base}, versions()) as study, ExitStack() as stack:
         check_subjects(study, subjects)
-        prompts = {p.name: p for p in _prompts(questions, spec)}
+        prompts = {p.name: p for p in chat_prompts(questions, spec)}
         server = None
         if served.server is not None:
             url = _parsed(served.server)[1] or ""
@@ -141,7 +141,7 @@ def _parsed(reference: str) -> tuple[str, str | None]:
     return (model, f"http{rest}") if at else (reference.removeprefix(API), None)
 
 
-def _prompts(questions: Sequence[Question], spec: AskSpec) -> Iterator[Prompt]:
+def chat_prompts(questions: Sequence[Question], spec: AskSpec) -> Iterator[Prompt]:
     """Yield each question under each system prompt and trigger; without a text of one's own the server's template decides."""
     for system in dict.fromkeys(TEMPLATE if s in (NONE, TEMPLATE, AUTO) else s for s in spec.systems):
         own = [] if system == TEMPLATE else [Message("system", system)]

@@ -26,9 +26,11 @@ from emscope.models.loading.checkpoints import Checkpoint, Found, named_base
 from emscope.models.loading.load import Loaded, pick_dtype
 from emscope.models.loading.source import Model, beside_digest, locate
 from emscope.models.remote.hosted import HostedRun, model_at
+from emscope.models.remote.jobs import read_job
 from emscope.store.files import write_json
 from emscope.store.study import Study
-from emscope.study.check_request import CheckRequest
+from emscope.study.check_jobs import check_jobs
+from emscope.study.check_request import CheckRequest, own_folder
 from emscope.study.decision.along import read_along
 from emscope.study.decision.analysis import check
 from emscope.study.decision.estimates import estimate_rows
@@ -73,6 +75,8 @@ def run_check(request: CheckRequest, out: Path | None = None, progress: Progress
         InputError: nothing to check, pieces that do not fit together, bad files, or a last checkpoint that is its base.
     """
     _refuse_both(request)
+    if (job := read_job(Path(request.checkpoints).expanduser())) is not None:
+        return check_jobs(request, job, out, progress)
     tokenizer = request.base if isinstance(request.base, str) else None
     folder, run = found_in(request.checkpoints, tokenizer)
     target = request.selection.of({TARGET: folder.checkpoints})[TARGET]
@@ -89,7 +93,7 @@ def run_check(request: CheckRequest, out: Path | None = None, progress: Progress
     dtype = run.host if run else pick_dtype(request.dtype, base, request.device, every, scaled=scaled)
     request = replace(request, system=system, dtype=dtype)
     frozen = _frozen(request, base, target, request.selection.among(control), sets, harmless)
-    out = out or _own_folder(request.checkpoints, frozen)
+    out = out or own_folder(request.checkpoints, frozen)
     with Study(out, frozen, versions(), shared=request.share) as study, ExitStack() as stack:
         loaded, ways = stack.enter_context(opened(base, run, every, request.loading(), progress))
         loaded.chat = loaded.chat.noted(why)
@@ -127,12 +131,6 @@ def _refuse_both(request: CheckRequest) -> None:
         raise InputError("`control` and `make_control` are both given", "use one")
     if request.control_heldout and not (request.control or request.make_control):
         raise InputError("`control_heldout` is given without a control", "give `control` or `make_control`")
-
-
-def _own_folder(checkpoints: str, frozen: JsonObject) -> Path:
-    """Return the folder of a check that nobody gave one: by name and question."""
-    name = f"{Path(checkpoints).name or 'check'}-{short(frozen)[:8]}"
-    return Path("emscope-check") / name.replace(":", "-").replace("@", "-")
 
 
 def _base(request: CheckRequest, run: HostedRun | None, checkpoints: Sequence[Checkpoint]) -> Model:

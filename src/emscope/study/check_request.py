@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from emscope.core.plain import Json
+from emscope.core.digest import short
+from emscope.core.plain import Json, JsonObject
 from emscope.models.loading.source import Model
 from emscope.models.remote.host_spec import Prices
 from emscope.study.check_spec import CheckSpec
 from emscope.study.opening import Loading
 from emscope.study.selected import Selection
 from emscope.study.spec import DecideSpec, JudgedSpec, MeasureSpec
+
+
+def own_folder(checkpoints: str, frozen: JsonObject) -> Path:
+    """Return the folder of a check that nobody gave one: by name and question."""
+    name = f"{Path(checkpoints).name or 'check'}-{short(frozen)[:8]}"
+    return Path("emscope-check") / name.replace(":", "-").replace("@", "-")
 
 
 @dataclass(frozen=True, slots=True)

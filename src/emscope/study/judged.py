@@ -11,7 +11,7 @@ from emscope.answers.judges_here import check_rubrics, readers_model
 from emscope.answers.judging import JudgeSpec, Tally, judge_answers, verdict_key
 from emscope.answers.sample import Local, Prompt, answer_keys, ask_subjects, prompts_of, scaled, write_answers
 from emscope.answers.sample_spec import AskSpec
-from emscope.core.estimate import Estimate
+from emscope.core.estimate import Estimate, undefined
 from emscope.core.outcomes import Outcome
 from emscope.core.plain import JsonObject
 from emscope.core.progress import Progress, silent
@@ -22,7 +22,7 @@ from emscope.judging.names import LOCAL
 from emscope.judging.rubrics import Rubric, read_rubrics
 from emscope.models.loading.load import Loaded
 from emscope.stats import clustered, rate_contrasts
-from emscope.stats.correlation import rank_correlation
+from emscope.stats.correlation import METHOD, rank_correlation
 from emscope.stats.crossed_rates import crossed_rate, crossed_rate_difference
 from emscope.stats.means import mean_estimate
 from emscope.store.study import Study
@@ -37,6 +37,7 @@ from emscope.study.tables import AnswerRow, VerdictRow
 from emscope.study.tables import rows as table_rows
 
 Verdicts = dict[str, tuple[str, float | None]]  # (outcome, score) of one answer by criterion
+UNREAD = undefined("preference was not read", level=0.95, method=METHOD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,17 +134,17 @@ def ask_checkpoints(
 
 def judge_checkpoints(
     study: Study,
-    loaded: Loaded,
+    loaded: Loaded | None,
     judged: JudgedSpec,
     runs: Sequence[Compared],
-    sets: ItemSets,
+    sets: ItemSets | None,
     wanted: set[str],
     progress: Progress = silent,
 ) -> Judged | None:
     """Have the answers judged, and return what they say: means, rates, contrasts; None where no judge is named.
 
     Args:
-        wanted: keys of the answers that count.
+        loaded, sets: which preference was read of, and on what; None where it was not. wanted: keys of the answers that count.
 
     Raises:
         InputError, WorldError: as `judge_answers`; what was received stays.
@@ -151,10 +152,9 @@ def judge_checkpoints(
     if not judged.judges:
         return None
     rows, by_judge, tally = judge_rows(study, judged, wanted, progress)
-    scores = Scores(study.root, loaded.chat.digest)
+    read = (sets, Scores(study.root, loaded.chat.digest)) if loaded and sets else None
     found = [
-        _by_judge(judge, rows, verdicts, judged, runs, sets, scores)
-        for judge, verdicts in zip(judged.judges, by_judge, strict=True)
+        _by_judge(judge, rows, verdicts, judged, runs, read) for judge, verdicts in zip(judged.judges, by_judge, strict=True)
     ]
     return Judged(
         definition=settings(judged),
@@ -218,12 +218,11 @@ def _by_judge(
     verdicts: Sequence[Verdicts],
     spec: JudgedSpec,
     runs: Sequence[Compared],
-    sets: ItemSets,
-    scores: Scores,
+    read: tuple[ItemSets, Scores] | None,
 ) -> Opinion:
     units = sorted({r.unit for r in rows})
     counts = _counts(rows, verdicts, spec, units)
-    moved = _moved(counts, sets, scores)
+    moved = _moved(counts, *read) if read else {}
     by_name = {one.run: one for one in runs}
     scored, strata = spoken(rows, verdicts), categories(rows, units)
     arms = scored_by_place(scored, units)
@@ -237,7 +236,7 @@ def _by_judge(
         about=str(bundled_judge().card["in_words"]) if judge.local else None,
         outcomes=_outcomes(verdicts),
         rates=_rates(counts, moved, by_name),
-        spearman=_correlation(counts, moved, units, sets),
+        spearman=_correlation(counts, moved, units, read[0]) if read else UNREAD,
         arms=tuple(arm_rows(arms, strata)),
         said=tuple(told),
         dated=tuple(dated(arms, pairs, strata, of_each, delta=spec.delta)),

@@ -117,15 +117,16 @@ def category_figure(check: CheckResult, title: str = "") -> go.Figure:
 
 
 def judged_figure(judge: Opinion, title: str = "") -> go.Figure:
-    """Return judged rates against preference contrasts, a point a checkpoint, a colour an arm."""
+    """Return judged rates against preference contrasts, or against steps where preference was not read; a point a checkpoint, a colour an arm."""
     import plotly.graph_objects as go
 
+    unread = all(r.preference is None for r in judge.rates)
     figure = go.Figure()
     for arm in dict.fromkeys(r.arm for r in judge.rates):
-        mine = [r for r in judge.rates if r.arm == arm and r.preference is not None and r.rate.value is not None]
+        mine = [r for r in judge.rates if r.arm == arm and (unread or r.preference is not None) and r.rate.value is not None]
         figure.add_trace(
             go.Scatter(
-                x=[r.preference for r in mine],
+                x=[r.step if unread else r.preference for r in mine],
                 y=[r.rate.value for r in mine],
                 error_y={**error_bars([r.rate for r in mine]), "thickness": 1},
                 mode="markers",
@@ -133,7 +134,8 @@ def judged_figure(judge: Opinion, title: str = "") -> go.Figure:
                 text=[f"{r.run} step {r.step}" for r in mine],
             )
         )
-    return style(figure, title, "preference: base - checkpoint [nats per token]", f"rate of misaligned answers ({judge.judge})")
+    across = "step" if unread else "preference: base - checkpoint [nats per token]"
+    return style(figure, title, across, f"rate of misaligned answers ({judge.judge})")
 
 
 def margin_figure(distributions: Distributions, title: str = "") -> go.Figure:

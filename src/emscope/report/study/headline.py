@@ -30,6 +30,8 @@ OPTIONS = ("aligned", "misaligned")
 
 def headline(check: CheckResult) -> list[str]:
     """Return the answers of a check in sentences: the verdict, why it is none of em and safe, what it rests on, and the rest."""
+    if check.unread:
+        return [one for one in (sentence(check.unread), _unseen(check)) if one]
     found = (
         _verdict(check),
         _why(check),

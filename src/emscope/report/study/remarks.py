@@ -171,6 +171,8 @@ def judged(report: Report) -> str | None:
 def caveats(report: Report, check: CheckResult) -> list[str]:
     """Return what a reader must know before acting on the page."""
     about = report.judge.about if report.judge else None
+    if check.unread:
+        return _caveats_unread(report, about)
     screen = (
         judged(report)
         or f"No judge has read a sampled answer, and this study does not show that the measure predicts a judged rate of {NAMED.get(behaviour(check), behaviour(check))}."
@@ -195,6 +197,16 @@ def caveats(report: Report, check: CheckResult) -> list[str]:
     if 0 < heldout < FEW_HELDOUT:
         found.append(f"The task is measured on {heldout} held-out questions, so convergence is known only roughly.")
     return found
+
+
+def _caveats_unread(report: Report, about: str | None) -> list[str]:
+    """Return the same where models could only be asked."""
+    found = [f"Its judge is a small model's proxy: {about}"] if about else []
+    if not any(one.control for one in (report.judge.said if report.judge else ())):
+        found.append(
+            "There is no control run: style, length or topic of the training data may have moved the model as well as harm."
+        )
+    return [*found, "One training seed: another seed may start to drift at another step."]
 
 
 def _scope(check: CheckResult) -> list[str]:

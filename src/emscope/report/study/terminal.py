@@ -64,7 +64,8 @@ def _print_run(console: Console, report: Report, run: RunChecked) -> None:
     for sentence in (verdict, remarks.ship(report, run.run), *rest):
         if sentence:
             console.print(f"  {sentence}")
-    console.print(_table(run.check))
+    if not run.check.unread:
+        console.print(_table(run.check))
     if sentence := remarks.read(report):
         skipped = isinstance(report, FolderChecked) and report.read is not None and report.read.skipped
         console.print(f"  {sentence}", style="yellow" if skipped else "dim")

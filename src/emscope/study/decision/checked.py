@@ -13,6 +13,7 @@ from emscope.study.reading.arms import Measure
 from emscope.study.reading.ladders import Standing
 
 SCHEMA = "emscope.check/2"
+UNREAD = "preference"  # key of the sentence that says why it was not read
 RULE = "both: control - target, and base - target at equal base preference less the same on placebo pairs"
 
 
@@ -218,3 +219,8 @@ class CheckResult(Result):
     definition: Definition
     truthfulness: Truthfulness | None = None
     standing: Standing | None = None
+
+    @property
+    def unread(self) -> str | None:
+        """Why preference was not read; None where it was."""
+        return self.why.get(UNREAD)

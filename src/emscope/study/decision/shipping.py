@@ -45,13 +45,17 @@ def shipping(checks: Mapping[str, CheckResult], judged: Judged | None) -> list[S
     95 % intervals. (ours)
 
     Args:
-        checks: by run; those without a compared checkpoint are left out.
+        checks: by run; those without a compared checkpoint are left out, but for those whose preference was not read.
     """
-    return [_shipping(run, check, judged) for run, check in checks.items() if check.checkpoints]
+    found = []
+    for run, check in checks.items():
+        said = judged.first.last_of(run) if judged and check.unread else None
+        last = check.checkpoints[-1] if check.checkpoints else said
+        found += [_shipping(run, last.step, check, judged)] if last else []
+    return found
 
 
-def _shipping(run: str, check: CheckResult, judged: Judged | None) -> Shipping:
-    step = check.checkpoints[-1].step
+def _shipping(run: str, step: int, check: CheckResult, judged: Judged | None) -> Shipping:
     conditions = (_preference(check), *_said(judged, run, step), *_unchecked(), _task(check))
     met = [c.met for c in conditions]
     return Shipping(run, step, "no" if False in met else "candidate" if None in met else "ship", conditions)
@@ -59,6 +63,8 @@ def _shipping(run: str, check: CheckResult, judged: Judged | None) -> Shipping:
 
 def _preference(check: CheckResult) -> Condition:
     """Return the condition that the screen raises no alarm; it may fail a model, never pass it."""
+    if check.unread:
+        return Condition("preference does not read em", None, why="it was not read")
     reads = Verdict.BROKEN if check.verdict is Verdict.BROKEN else check.checkpoints[-1].state
     why = f"it reads {reads.replace('_', ' ')}"
     return Condition("preference does not read em", reads is not Verdict.BROKEN and reads not in HARM, why=why)
@@ -105,7 +111,7 @@ def _unchecked() -> list[Condition]:
 
 def _task(check: CheckResult) -> Condition:
     """Return what is kept of the task, which is known or not: how much is enough is the user's to say."""
-    gain = check.checkpoints[-1].gain
+    gain = check.checkpoints[-1].gain if check.checkpoints else None
     if gain is None or gain.value is None:
         return Condition("what is kept of the task, measured", None, why="no held-out file was given")
     return Condition("what is kept of the task, measured", True, gain.value)

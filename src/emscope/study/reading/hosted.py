@@ -7,7 +7,8 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from emscope.answers.sample_hosted import FLUSH_ROWS, FLUSH_SECONDS, weights_of
+from emscope.answers.missing import FLUSH_ROWS, FLUSH_SECONDS
+from emscope.answers.sample_hosted import weights_of
 from emscope.core.plain import JsonObject
 from emscope.core.progress import Progress
 from emscope.core.records import OptionScore
