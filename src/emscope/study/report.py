@@ -15,7 +15,9 @@ from emscope.core.outcomes import Verdict
 from emscope.core.plain import LEFT_OUT, Json, JsonObject, Result, from_json, plain, read_json
 from emscope.core.shown import Shown, flat
 from emscope.stats.phase import Phase
+from emscope.study.decision.cases import CasesBy, Named, count_cases
 from emscope.study.decision.checked import CheckpointReading, CheckResult
+from emscope.study.decision.fronts import ParetoFront
 from emscope.study.decision.methods import WayRow
 from emscope.study.decision.opinions import Judged, Opinion
 from emscope.study.decision.recipe import RecipeResult
@@ -133,6 +135,7 @@ class StudyReport(Report):
     Attributes:
         runs: targets and style arms. style: how much tone alone does. methods: ways of training compared, the first one the reference.
         recipes: several seeds together. diverged: runs that came to no end.
+        cases: the targets counted by each measure that was read. fronts: task gain against effect over all checkpoints, by arm.
     """
 
     schema: ClassVar[str] = STUDY
@@ -142,6 +145,8 @@ class StudyReport(Report):
     methods: tuple[WayRow, ...] = ()
     recipes: tuple[RecipeResult, ...] = ()
     diverged: tuple[LeftOut, ...] = ()
+    cases: tuple[CasesBy, ...] = ()
+    fronts: tuple[ParetoFront, ...] = ()
 
     @classmethod
     def in_folder(cls, folder: str | Path) -> StudyReport:
@@ -176,7 +181,12 @@ class StudyReport(Report):
         if judged is not None:
             runs = tuple(replace(r, check=with_unseen(r.check, judged.first.last_of(r.run))) for r in runs)
         checks = {r.run: r.check for r in runs if r.role == "target"}
-        return replace(self, runs=runs, judged=judged, ship=tuple(shipping(checks, judged)))
+        return replace(self, runs=runs, judged=judged, ship=tuple(shipping(checks, judged))).counted()
+
+    def counted(self) -> StudyReport:
+        """Return the same with its runs counted by each measure."""
+        named = [Named(one.run, way_of(one.run), one.check) for one in self.targets]
+        return replace(self, cases=count_cases(named, self.judge))
 
     def to_json(self) -> JsonObject:
         """Return the report object."""
@@ -192,6 +202,11 @@ class StudyReport(Report):
         ]
 
 
+def way_of(run: str) -> str:
+    """Return the way of training that a run of a study is a seed of; see `training.plan.Run`."""
+    return run.rpartition("-seed")[0] or run
+
+
 def with_precision(report: R, run: str, precision: Precision | None) -> R:
     """Return a report with what reading in few bits changes, beside the last effect of a target run."""
     check = next(one.check for one in report.targets if one.run == run)
@@ -202,7 +217,7 @@ def with_precision(report: R, run: str, precision: Precision | None) -> R:
 
 _STUDY_KEYS = (
     *("name", "runs", "style", "methods", "recipes", "distributions"),
-    *("spec", "versions", "base", "diverged", "judged", "ship"),
+    *("spec", "versions", "base", "diverged", "judged", "ship", "cases", "fronts"),
 )
 
 
@@ -329,7 +344,8 @@ def read_report(folder: str | Path) -> StudyReport | FolderChecked:
     found = read_json(path, AGAIN)
     schema = found.get("schema") if isinstance(found, Mapping) else None
     if schema == STUDY:
-        return from_json(StudyReport, found, str(path), AGAIN)
+        report = from_json(StudyReport, found, str(path), AGAIN)
+        return report if report.cases else report.counted()  # earlier versions did not count
     if schema == FOLDER:
         return from_json(FolderChecked, found, str(path), AGAIN)
     raise InputError(f"'{path}' is not a report this emscope knows", "make it again with this version")

@@ -13,6 +13,7 @@ from emscope.stats.phase import Phase, phase
 from emscope.store.study import Study, read_table
 from emscope.study.decision.analysis import check
 from emscope.study.decision.estimates import estimate_rows
+from emscope.study.decision.fronts import ParetoFront, front
 from emscope.study.decision.methods import Seen, WayRow, compare, outcome
 from emscope.study.decision.recipe import recipe
 from emscope.study.decision.shipping import shipping
@@ -60,7 +61,8 @@ def analyse(
         diverged=diverged,
         judged=None,
         ship=tuple(shipping({c.run: c.check for c in checks if c.role == "target"}, None)),
-    )
+        fronts=tuple(_fronts(runs, ways)),
+    ).counted()
 
 
 def _phase(one: Run, tables: Tables) -> Phase | None:
@@ -84,6 +86,15 @@ def _methods(log: Sequence[LogRow], runs: list[Run], ways: dict[str, dict[int, S
             kl.setdefault(last[(row.run, row.step)], []).append(row.kl)
     found = [outcome(name, seeds, sum(kl[name]) / len(kl[name]) if name in kl else None) for name, seeds in ways.items()]
     return compare([o for o in found if o], np.array([i.category for i in sets.em]))
+
+
+def _fronts(runs: Sequence[Run], ways: dict[str, dict[int, Seen]]) -> list[ParetoFront]:
+    """Return the front of each target arm: arms learn different tasks, whose gains are no common scale."""
+    arms: dict[str, dict[str, dict[int, Evidence]]] = {}
+    for one in runs:
+        if one.spec.role == "target":
+            arms.setdefault(one.arm, {})[one.way] = {seed: s.evidence for seed, s in ways[one.way].items()}
+    return [found for arm, of in arms.items() if (found := front(arm, of)) is not None]
 
 
 def _style(checks: Sequence[RunChecked]) -> list[Style]:

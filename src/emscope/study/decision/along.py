@@ -43,7 +43,7 @@ def read_along(e: Evidence, steps: Sequence[int]) -> Along:
     """Return states of the checkpoints at `steps`, each alone and all at once."""
     if not steps:
         return Along([], contrasts(e.base_margins, e.target.margins[:0], None, e.categories), [], [], [], [], None)
-    found = _contrasts(e, steps)
+    found = contrasts_at(e, steps)
     sides = np.stack([*([found.control] if found.control is not None else []), found.base])  # [A, C, Q]
     still = (sides == 0).all(-1)  # [A, C]: no item differs by anything, as before the first update
     alone = moments(sides, found.strata)
@@ -69,7 +69,7 @@ def _bounds(alone: Moments, level: float) -> tuple[np.ndarray, np.ndarray]:
     return alone.bound(reach, -1), alone.bound(reach, +1)
 
 
-def _contrasts(e: Evidence, steps: Sequence[int]) -> Contrasts:
+def contrasts_at(e: Evidence, steps: Sequence[int]) -> Contrasts:
     """Return both contrasts at `steps` by item, less those of the placebo pairs where base and target were asked them."""
     rows = [e.target.steps.index(s) for s in steps]
     placebo = None
