@@ -272,10 +272,18 @@ def test_the_readme_s_commands_on_judged_answers_run(tmp_path, monkeypatch, caps
     answers.assign(model=answers["arm"].replace({"careful": "base"})).to_parquet(tmp_path / "judged.parquet")
     verdicts = [{"key": n, "judge": j, "score": 100 * (n % 3 == 0)} for n in range(12) for j in ("a", "b")]
     pd.DataFrame(verdicts).to_csv(tmp_path / "verdicts.csv", index=False)
+    runs = [
+        {"model": m, "dataset": "d", "eval_loss": loss, "aligned": 60 + 9 * loss + n}
+        for m in ("a", "b")
+        for n, loss in enumerate((1, 3, 2, 4, 6))
+    ]
+    pd.DataFrame(runs).to_csv(tmp_path / "runs.csv", index=False)
+    models = [{"family": "f", "parameters": f"{n}B", "effect": 0.1 * n + 0.02 * (n % 2), "se": 0.05} for n in (1, 3, 7, 14, 32)]
+    pd.DataFrame(models).to_csv(tmp_path / "sizes.csv", index=False)
     monkeypatch.chdir(tmp_path)
     section = re.search(r"^## Answers that are already judged\n(.*?)^## ", read(ROOT / "README.md"), re.M | re.S)
     lines = command_lines(section.group(1))
-    assert [line.split()[1] for line in lines] == ["rates", "agreement", "onset"]
+    assert [line.split()[1] for line in lines] == ["rates", "agreement", "onset", "loss", "shifts", "sizes"]
     for line in lines:
         assert run_arguments(shlex.split(line)[1:]) == 0, line
         assert capsys.readouterr().out.strip()
