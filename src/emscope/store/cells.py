@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emscope.core.digest import file_digest
@@ -152,10 +153,13 @@ def sort_loose(root: Path, keys: Mapping[str, str]) -> None:
         for path in parts_of(root, table):
             if path.stem.startswith(NAMED):
                 continue
-            names = set(pq.read_table(path, columns=["run"]).column("run").to_pylist())
+            try:
+                content = pq.read_table(path).to_pylist()
+                names = {row["run"] for row in content}
+            except (pa.ArrowInvalid, OSError, KeyError):
+                continue  # whoever reads the table says so
             if not names <= keys.keys():
                 continue
-            content = pq.read_table(path).to_pylist()
             for name in names:
                 Rows(root / WORK / keys[name]).append(table, [row for row in content if row["run"] == name])
             path.unlink()

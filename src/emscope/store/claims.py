@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import threading
 import time
@@ -22,6 +23,7 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 
 from emscope.core.digest import short
+from emscope.store.files import CUT_OFF, OURS
 
 BEAT = 5.0  # seconds between two counts
 LEASE = 90.0  # seconds without a count after which another machine may take the work over
@@ -105,6 +107,11 @@ class Claims:
         """True where anything is in hand of a process that may live."""
         return any(f is not None and self._alive(f) for f in map(read, self.folder.glob("*.json")))
 
+    def drop_ended(self) -> None:
+        """Delete what claims of processes that have ended left behind, where none is alive."""
+        if not self.any_alive():
+            shutil.rmtree(self.folder, ignore_errors=True)
+
     def _claim(self, work: str) -> Claim | None:
         """Return a claim while this machine's lock is held; None where another machine has the work in hand."""
         path = self.folder / f"{short(work)}.json"
@@ -161,7 +168,7 @@ def this_host() -> str:
 
 
 def _written(path: Path, holder: Holder, count: int) -> Path:
-    temporary = path.with_name(f".{path.name}.{holder.token}")
+    temporary = path.with_name(f"{OURS}{holder.token}{CUT_OFF}")
     fields = {"work": holder.work, "host": holder.host, "pid": holder.pid, "token": holder.token, "count": count}
     temporary.write_text(json.dumps(fields), encoding="utf-8")
     return temporary

@@ -103,6 +103,10 @@ class Study(Rows):
         """Return where a run's checkpoints are kept."""
         return self.root / "runs" / run
 
+    def drop_ended_claims(self) -> None:
+        """Delete what claims left behind, once nothing is left to claim."""
+        self._claims.drop_ended()
+
     def _open_ledger(self) -> None:
         path = self.root / LEDGER
         if path.is_file():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gc
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +14,10 @@ from emscope.core.records import Conversation
 from emscope.core.versions import versions
 from emscope.models.loading.load import load, loading, pick_dtype
 from emscope.models.loading.source import Model
-from emscope.store.cells import Record, begun, drop_record, drop_work, record_of, sort_loose, whole
+from emscope.store.cells import WORK, Record, begun, drop_record, drop_work, record_of, sort_loose, whole
 from emscope.store.files import write_json, write_jsonl
 from emscope.store.study import Study, read_table
-from emscope.study.cells.doing import Shared, subjects, train_cell
+from emscope.study.cells.doing import Shared, give_back_memory, subjects, train_cell
 from emscope.study.cells.faults import faults_of_files, faults_of_model, together
 from emscope.study.cells.foreseen import Foreseen, foresee
 from emscope.study.cells.plan_file import write_plan
@@ -69,7 +69,10 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent, how: Engi
                 return [cell.run for cell in planned.left(out) if cell.run is not None]
 
             runs = processes.from_first(begin)  # the others hear of what fails here, too
-            return _finish(study, _do(ready[0], runs, how, progress), progress)
+            shared = _do(ready[0], runs, how, progress)
+            report = _finish(study, shared, progress)
+            _tidy(study, planned)
+            return report
 
 
 def prepare(spec: StudySpec, progress: Progress = silent, threads: int | None = None) -> Planned:
@@ -149,7 +152,8 @@ def _do(shared: Shared, runs: Sequence[Run], how: EngineSpec, progress: Progress
         work(shared, todo, progress)
         return shared
     job = Job(root, planned, tuple(todo), how, workers, threads)
-    _free(shared)
+    shared.loaded.net = None  # type: ignore[assignment]  # the memory is the workers' now
+    give_back_memory()
     engine(how.engine)(job, progress)
     if left := job.left():
         raise WorldError(
@@ -162,16 +166,6 @@ def _do(shared: Shared, runs: Sequence[Run], how: EngineSpec, progress: Progress
 def _again(root: Path, record: Record) -> bool:
     """True where a cell has to be done although it has a record: rows are gone, or it failed of something that may have passed."""
     return not whole(root, record, thorough=True) if record.why is None else record.fault != "diverged"
-
-
-def _free(shared: Shared) -> None:
-    """Give the base's memory back while others work."""
-    import torch
-
-    shared.loaded.net = None  # type: ignore[assignment]
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _share_training(shared: Shared, runs: Sequence[Run], progress: Progress) -> None:
@@ -250,12 +244,7 @@ def _precision(
     if None in ends:
         why = "weights are gone, and trained here again they come out otherwise"
         return Precision(planned.spec.dtype, 0, 0.0, why)
-    found = read_again(study, shared.loaded, wanted, ends, planned.asked, progress)
-    if planned.spec.weights == "none":
-        for end in ends:
-            if end.checkpoint is not None:
-                drop_weights(study.root, by_name[end.run], ())
-    return found
+    return read_again(study, shared.loaded, wanted, ends, planned.asked, progress)
 
 
 def _read_in_float32(study: Study) -> set[str]:
@@ -273,6 +262,15 @@ def _with_weights(shared: Shared, end: Reading, one: Run, progress: Progress) ->
         drop_work(shared.root, cell.key)
     found = checkpoint(shared.root, one, end.step)
     return replace(end, checkpoint=found) if found.digest == end.checkpoint.digest else None
+
+
+def _tidy(study: Study, planned: Planned) -> None:
+    """Delete what kills left of work that is done by now, and weights that are not to stay."""
+    study.drop_ended_claims()
+    shutil.rmtree(study.root / WORK, ignore_errors=True)
+    for one in planned.runs if planned.spec.weights != "all" else ():
+        if (study.root / "runs" / one.name).is_dir():
+            drop_weights(study.root, one, one.steps[-1:] if planned.spec.weights == "last" else ())
 
 
 def compared(runs: Sequence[Run]) -> list[Compared]:

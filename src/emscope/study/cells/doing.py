@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from collections.abc import Sequence
@@ -68,6 +69,7 @@ def attempt(shared: Shared, cell: Cell, progress: Progress) -> Record:
         if not out_of_memory(error):
             raise
         fault, why = FAULTS[1], f"not enough memory ({reason(error)})"
+    give_back_memory()
     progress(f"{cell.name} ended: {why}", 1, 1)
     return fail(shared.root, cell, why, fault, time.monotonic() - began, shared.planned.spec.threads)
 
@@ -180,6 +182,15 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return any(words in str(error).lower() for words in NO_MEMORY)
+
+
+def give_back_memory() -> None:
+    """Give back what is held and not used: a cell that ended in the middle of its work leaves much behind."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def peak() -> int:

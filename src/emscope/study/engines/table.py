@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 
@@ -22,10 +23,13 @@ class Job:
     how: EngineSpec
     workers: int
     threads: int
+    _settled: set[str] = field(default_factory=set)  # what is settled is not looked up again
 
     def left(self) -> list[Cell]:
         """Return the cells that are neither finished nor failed."""
-        return [cell for cell in self.cells if self.planned.settled(self.root, cell) is None]
+        waiting = [cell for cell in self.cells if cell.key not in self._settled]
+        self._settled.update(cell.key for cell in waiting if self.planned.settled(self.root, cell) is not None)
+        return [cell for cell in waiting if cell.key not in self._settled]
 
     def tell(self, progress: Progress) -> list[Cell]:
         """Tell how many cells are settled; return those that are left."""
@@ -52,12 +56,15 @@ def engine(name: str) -> Engine:
 
 def hands(how: EngineSpec, threads: int | None) -> tuple[int, int]:
     """Return (workers, threads of each): one worker for each card, or cores shared out evenly."""
-    import os
-
     import torch
 
-    cores, cards = os.cpu_count() or 1, torch.cuda.device_count()
+    cores, cards = _cores(), torch.cuda.device_count()
     if how.engine == "serial":
         return 1, threads or torch.get_num_threads()
     workers = how.workers or cards or max(cores // (threads or 1), 1)
     return workers, threads or max(cores // workers, 1)
+
+
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
