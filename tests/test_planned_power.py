@@ -315,3 +315,14 @@ def test_command_and_function_say_the_same_and_draw_the_curves(tmp_path, capsys)
     assert run_arguments(["power"]) == 0
     out = capsys.readouterr().out
     assert "Measured on small models" in out and "only more seeds help" in out
+
+
+@pytest.mark.slow
+def test_against_the_control_alone_it_is_what_that_rule_does():
+    design, alone = Design(3, 96, 4), Spreads(NOISY_SEEDS.control, None, 0.0, NOISY_SEEDS.sampling)
+    predicted = chances(design, alone, delta=5.0, effect=12.0)
+    rng, em = np.random.default_rng(0), 0
+    for _ in range(4000):
+        cells, _ = study(design, NOISY_SEEDS, rng)
+        em += bounds(crossed_mean(cells + 12.0).mean).lower > 5
+    assert em / 4000 == pytest.approx(predicted.em, abs=0.03)

@@ -23,6 +23,7 @@ from emscope.stats.planning import FEWEST_QUESTIONS, FEWEST_SEEDS, Design, Sprea
 DELTAS = {"judged": 5.0, "preference": 0.04}
 SAMPLES = {"judged": (2, 4, 8, 16), "preference": (1,)}
 MOST_DESIGNS = 200
+AT_EQUAL_COHERENCE = "Plain differences are planned; a study's verdict compares at equal coherence, which widens its intervals where coherence falls."
 CONTRASTS = ("control - target", "base - target")
 
 
@@ -56,7 +57,7 @@ def plan_power(path: Path | None, spec: PowerSpec) -> PowerPlan:
         best=_best([d for d in designs if spec.budget is not None and d.answers <= spec.budget]),
         cheapest=_cheapest(designs, spec),
         limits=tuple(_limit(n, found.spreads, delta, effect) for n in sorted(set(spec.seeds))),
-        notes=found.notes,
+        notes=(*found.notes, *([AT_EQUAL_COHERENCE] if spec.measure == "judged" else [])),
     )
 
 
