@@ -33,6 +33,7 @@ from emscope.models.remote.tinker import Tinker
 from emscope.store.study import read_table
 from emscope.study.check import run_check
 from emscope.study.check_request import CheckRequest
+from emscope.study.opening import found_in
 from emscope.study.run import run_study
 from emscope.study.selected import Selection
 from emscope.study.spec import JudgedSpec, MeasureSpec, SingleSpec, StudySpec
@@ -279,20 +280,28 @@ def test_whatever_goes_wrong_at_30_percent_readings_are_the_same(world, local):
     assert sum(world.faults.happened.values()) >= 10
 
 
-def test_a_run_that_another_tool_trained_is_checked_by_its_name(world, tmp_path, capsys):
-    run = world.trained.checkpoints[0].sampler.removeprefix("tinker://").split("/")[0]
-    shutil.copytree(
-        world.root / "state" / run / "sampler_weights" / "step-4", world.root / "state" / run / "sampler_weights" / "final"
-    )
-    words = ["check", f"tinker://{run}", "--base", str(world.model), "--measure", "preference", "--count", "16", "--truth", "0"]
-    words += ["--steps", "2,4", "--json"]
-    assert run_arguments([*words, "--out", str(tmp_path / "out")]) in (0, 4)
-    found = json.loads(capsys.readouterr().out)
-    assert BASE in json.dumps(found) and [c["step"] for c in found["runs"][0]["check"]["checkpoints"]] == [2, 4]
-    shutil.rmtree(world.root / "state" / run / "sampler_weights" / "final")
+def test_a_run_that_another_tool_trained_is_found_by_its_name(world, tmp_path, capsys):
+    name = world.trained.checkpoints[0].sampler.removeprefix("tinker://").split("/")[0]
+    samplers = world.root / "state" / name / "sampler_weights"
+    shutil.copytree(samplers / "step-4", samplers / "final")  # tells no step
+    found, run = found_in(f"tinker://{name}", str(world.model))
+    assert [(c.step, c.path) for c in found.checkpoints] == [(s.step, s.sampler) for s in world.trained.checkpoints]
+    assert run.base == BASE and [s.state for s in run.saves] == [s.state for s in world.trained.checkpoints]
+    shutil.copytree(samplers / "step-4", samplers / "again-4")
+    with pytest.raises(InputError, match="are both step 4"):
+        found_in(f"tinker://{name}")
+    shutil.rmtree(samplers / "again-4")
     for wrong, message in [("tinker://", "is no run"), ("tinker://nobody", "Tinker has nothing for the run nobody")]:
-        assert run_arguments(["check", wrong, *words[2:], "--out", str(tmp_path / "no")]) == 2
+        assert run_arguments(["check", wrong, "--measure", "preference", "--out", str(tmp_path / "no")]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_that_another_tool_trained_is_checked_like_a_folder(world, tmp_path):
+    name = world.trained.checkpoints[0].sampler.removeprefix("tinker://").split("/")[0]
+    there, _ = run_check(CheckRequest(f"tinker://{name}", base=str(world.model), measure=FEW), tmp_path / "a")
+    mine, _ = run_check(CheckRequest(str(world.root / "run"), measure=FEW), tmp_path / "b")
+    assert numbers(there.check.to_json()) == pytest.approx(numbers(mine.check.to_json()))
 
 
 def test_answers_of_checkpoints_at_a_host_are_drawn_once(world, tmp_path, capsys):
@@ -457,6 +466,7 @@ def test_an_adapter_at_an_unsafe_address_is_not_fetched(world, tmp_path, monkeyp
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["adapters", "hosted.json"]
 
 
+@pytest.mark.slow
 def test_a_fine_tune_that_reads_as_its_base_is_refused(world, tmp_path):
     still = run_single(world.spec(train=TRAIN | {"steps": 1, "lr": 1e-30, "checkpoints": {}}), tmp_path / "run")
     assert len(still.readings) == 1
@@ -603,7 +613,7 @@ def test_a_damaged_record_is_refused(world, tmp_path, damage):
 
 def test_the_record_says_what_was_trained_and_where_it_lies(world):
     found = json.loads((world.root / "run" / "hosted.json").read_text())
-    assert found["base"]["reference"] == BASE and found["host"] == "tinker" and found["steps"] == 4 and len(found["log"]) == 4
+    assert found["base"] == BASE and found["host"] == "tinker" and found["steps"] == 4 and len(found["log"]) == 4
     assert all(save["sampler"].startswith("tinker://") for save in found["saves"])
     run = read_hosted(world.root / "run")
     assert run.to_json() == found
