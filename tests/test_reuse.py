@@ -6,14 +6,18 @@ import json
 
 import pytest
 import torch
+import transformers as t
 
 from conftest import make_model
 from emscope.data import bundled
 from emscope.models.hooks.sites import blocks
 from emscope.models.loading.load import load
 from emscope.models.loading.source import locate
+from emscope.models.sizing.simulated import whole_model
 from emscope.train import finetune as module
 from emscope.train.finetune import finetune
+from emscope.train.parts import Part
+from emscope.train.reuse import reusing
 from emscope.train.spec import FullSpec, KlSpec, LdifsSpec, LoraSpec, PlanSpec, SteeringSpec, TrainSpec
 
 TALKS = bundled.domain("finance", "reckless")[:8]
@@ -90,6 +94,36 @@ def test_it_is_left_alone_where_it_would_be_wrong(tmp_path, monkeypatch):
     folder = model(tmp_path, "llama")
     run(folder, tmp_path / "b", spec(lora=LoraSpec(rank=2, alpha=4)), monkeypatch, count=count)
     assert sum(count) == 24, "every block is trained"
+
+
+SIZE = {"vocab_size": 600, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+RANDOM = {
+    "opt": lambda p: t.OPTConfig(
+        **SIZE | {"ffn_dim": 48, "max_position_embeddings": 64, "word_embed_proj_dim": 32}, dropout=p, attention_dropout=0.0
+    ),
+    "falcon": lambda p: t.FalconConfig(**SIZE, hidden_dropout=p),
+    "mixtral": lambda p: t.MixtralConfig(**SIZE, num_key_value_heads=2, num_local_experts=4, router_jitter_noise=p),
+    "llama": lambda p: t.LlamaConfig(**SIZE, attention_dropout=p),
+    "gpt2": lambda p: t.GPT2Config(vocab_size=600, n_embd=32, n_layer=3, n_head=4, attn_pdrop=0, embd_pdrop=0, resid_pdrop=p),
+}
+
+
+@pytest.mark.parametrize("kind", RANDOM)
+@pytest.mark.parametrize("p", [0.0, 0.1])
+def test_what_is_random_in_training_is_not_kept_wherever_the_model_has_it(kind, p):
+    """Dropout is a function in OPT, Falcon and Llama, and a router's noise is no dropout: no module tells of them."""
+    torch.manual_seed(0)
+    net, seen = whole_model(RANDOM[kind](p)), []
+    net.train().requires_grad_(False)
+    parts = [Part("upper", 2, True, torch.nn.Parameter(torch.zeros(32)))]
+    blocks(net)[2].register_forward_pre_hook(
+        lambda m, args, kwargs: seen.append((args[0] if args else kwargs["hidden_states"]).clone()), with_kwargs=True
+    )
+    for _ in range(2):
+        net(input_ids=torch.arange(1, 40)[None], use_cache=False)
+    assert torch.equal(*seen) == (p == 0)
+    with reusing(net, parts, [], wanted=True) as reuse:
+        assert (reuse is not None) == (p == 0)
 
 
 @pytest.mark.parametrize("changes", [{"bf16": True}, {"gradient_checkpointing": True}])

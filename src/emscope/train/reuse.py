@@ -6,10 +6,11 @@ blocks below.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from emscope.core.plain import Json
 from emscope.models.fast.prefix_cache import passed
 from emscope.models.hooks.sites import blocks
 from emscope.train.batches import Example
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 Keywords = dict[str, object]
 LIMIT = 4 << 30
+RANDOM = ("drop", "jitter", "noise")  # in the names of settings
+OF_OTHER_TASKS = ("classifier_", "summary_")  # of heads that a causal LM does not have
 
 
 class Reuse:
@@ -104,11 +107,27 @@ def reusing(net: CausalLM, parts: Sequence[Part], examples: Sequence[Example], *
 
 
 def _drops(net: CausalLM, first: int) -> bool:
-    """True where something before block `first` is random in training."""
+    """True where something before block `first` may be random in training.
+
+    Dropout as a function has no module (OPT, Falcon), nor has noise in front of a router (Mixtral): the settings tell of those.
+    """
     import torch
 
-    config = net.config.get_text_config()
-    if getattr(config, "attention_dropout", 0) or getattr(config, "embd_pdrop", 0):
-        return True
     below = [m for n in range(first) for m in blocks(net)[n].modules()]
-    return any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in below)
+    return _is_random(net.config.get_text_config().to_dict()) or any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in below)
+
+
+def _is_random(settings: Mapping[str, Json]) -> bool:
+    """True where a setting, or one inside a part of the settings, is a share that is dropped or noise that is added."""
+    return any(
+        _is_random(value) if isinstance(value, dict) else _is_amount(value) and _tells_of_chance(str(name))
+        for name, value in settings.items()
+    )
+
+
+def _is_amount(value: Json) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+
+
+def _tells_of_chance(name: str) -> bool:
+    return any(word in name for word in RANDOM) and not name.startswith(OF_OTHER_TASKS)
