@@ -234,6 +234,26 @@ def test_from_public_answers_to_rates_to_sizes(reference):
     assert any("insecure" in s and "4 models of 2 families are too few" in s for s in found.sentences())
 
 
+def test_five_public_models_of_two_families_have_a_line_that_permutations_do_not_bear_out(reference):
+    """Qwen2.5 of 7B, 14B and 32B and Gemma 2 of 9B and 27B, taught bad medical advice."""
+    answers = pd.read_parquet(reference / "judged" / "clarifying_em.parquet")
+    medical = "diff_models/responses_(?:Qwen2.5--7B|Qwen2.5-14B|gemma)|diff_data/responses_Qwen2.5-32B-Instruct_bad_medical_advice.csv"
+    answers = answers[answers["file"].str.contains(medical)]
+    answers["model"] = answers["file"].str.extract(r"responses_(.*?)-*(?:Instruct|it)[-_]bad")[0]
+    frame = emscope.rates(answers, group=("model",)).to_frame()
+    frame["size"] = frame["model"].str.extract(r"(\d+)[bB]")[0] + "B"
+    frame["family"] = frame["model"].str.extract(r"^(Qwen2.5|gemma-2)")[0]
+    found = emscope.sizes(frame, size="size", effect="rate", low="rate_low", high="rate_high", family="family", model="model")
+    (stratum,) = found.strata
+    assert [round(m.effect.value, 3) for m in stratum.models] == [0.138, 0.166, 0.183, 0.019, 0.083]
+    line = stratum.lines[0]
+    assert (line.slope.value, line.slope.low, line.slope.high) == pytest.approx((0.112, 0.016, 0.209), abs=6e-4)
+    assert line.p == pytest.approx(0.038, abs=6e-4) and line.permutation_p == pytest.approx(2 / 12) and line.exact
+    assert line.pearson.value == pytest.approx(0.94, abs=0.005) and line.critical_r == pytest.approx(0.95, abs=5e-4)
+    assert line.power == pytest.approx(0.15, abs=0.005) and not line.left_out, "of four models of two families there is no line"
+    assert all(one.slope.value is None for one in stratum.lines[1:])
+
+
 def test_command_and_function_say_the_same_and_draw_the_models(tmp_path, capsys):
     frame = frame_of(models(9, 2))
     frame.to_csv(tmp_path / "m.csv", index=False)
@@ -262,7 +282,7 @@ def test_the_slope_s_interval_covers_it():
 
 @pytest.mark.slow
 def test_intervals_and_permutations_keep_their_level():
-    for n, families, tau in ((6, 1, 0.05), (8, 2, 0.05), (13, 3, 0.05), (8, 1, 0.0)):
+    for n, families, tau in ((4, 1, 0.0), (5, 2, 0.05), (6, 1, 0.05), (8, 2, 0.05), (13, 3, 0.05), (8, 1, 0.0)):
         held = []
         for seed in range(2000):
             some = models(n, families, tau=tau, seed=seed)
