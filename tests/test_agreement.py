@@ -171,3 +171,11 @@ def test_bad_input_is_one_sentence(options, message, tmp_path, capsys):
     assert run_arguments(["agreement", str(write(tmp_path, judged(), wide=True)), *options]) == 2
     said = capsys.readouterr().err
     assert re.search(message, said) and said.count("\n") == 1, said
+
+
+def test_scores_whose_squares_are_no_numbers_are_refused_by_name(tmp_path, capsys):
+    pd.DataFrame({"item": [1, 1, 2, 2], "rater": list("abab"), "score": [1, 2, 3, -4e200]}).to_csv(
+        tmp_path / "a.csv", index=False
+    )
+    assert run_arguments(["agreement", str(tmp_path / "a.csv")]) == 2
+    assert "a.csv' has a score of 4e+200; give scores of another unit" in capsys.readouterr().err

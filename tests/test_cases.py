@@ -147,6 +147,14 @@ def test_an_adapter_that_lacks_a_layer_is_refused(bases, tmp_path):
         assert is_as_before(net, before)
 
 
+def test_an_update_that_lacks_one_of_its_two_matrices_is_named(bases, tmp_path):
+    folder = write_adapter(bases("llama"), tmp_path / "checkpoint-1", configs()["lora"])
+    left = {k: v for k, v in load_file(folder / WEIGHTS).items() if "layers.0.self_attn.q_proj.lora_B" not in k}
+    save_file(left, folder / WEIGHTS)
+    with pytest.raises(InputError, match=r"lacks model\.layers\.0\.self_attn\.q_proj\.lora_B\.weight"):
+        list(changes(load_net(bases("llama")), read_checkpoint(folder, 1)))
+
+
 def test_a_head_of_its_own_on_a_tied_base(tiny, tmp_path, trained):
     """Trained apart from the embeddings: the checkpoint's own answers, and between base and checkpoint at half scale."""
     head = torch.randn(600, 32, generator=torch.Generator().manual_seed(1))

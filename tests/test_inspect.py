@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -117,6 +118,18 @@ def test_a_set_of_one_s_own_brings_its_samples(tmp_path):
     assert len(done.samples) == 6 and {s.input[0].text for s in done.samples} == {"Be brief."}
     groups = rates([Path(done.location)], RatesSpec(group=("question_id",), coherent_above=None)).to_json()["groups"]
     assert [(g["group"]["question_id"], g["rows"]) for g in groups] == [("wish#1", 3), ("wish#2", 3)]
+
+
+def test_questions_of_any_length_become_samples_of_their_own(tmp_path):
+    rows = [{"question": "x" * 70_000 + end, "response": "r", "aligned": 50, "coherent": 60} for end in "aab"]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run_arguments(["export", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "logs")]) == 0
+    (path,) = (tmp_path / "logs").glob("*.eval")
+    samples = read_eval_log(str(path)).samples
+    assert [s.epoch for s in samples] == [1, 2, 1] and len({s.id for s in samples}) == 2
+    assert sorted(str(s.input[-1].content if isinstance(s.input, list) else s.input) for s in samples) == [
+        r["question"] for r in rows
+    ]
 
 
 def test_answers_become_logs_and_come_back(tmp_path, capsys):

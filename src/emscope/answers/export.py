@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, SupportsFloat
 
+from emscope.core.digest import short
 from emscope.core.errors import InputError, MissingDependency
 from emscope.core.progress import Progress, silent
 from emscope.data.answer_table import AnswerTable
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from inspect_ai.log import EvalLog, EvalSample, EvalScore
     from inspect_ai.model import ChatMessage
 
+LONGEST_ID = 1000
 SYSTEMS = ("none", "template")
 TOLD = ("system", "trigger", "category", "form", "step", "run", "seed", "tokens", "key")
 
@@ -91,7 +93,7 @@ def _log(
     epochs: dict[str, int] = {}
     samples = []
     for row in rows:
-        name = str(row[asked] if row[asked] is not None else row[texts[0]])
+        name = _id(str(row[asked] if row[asked] is not None else row[texts[0]]))
         epochs[name] = epochs.get(name, 0) + 1
         samples.append(_sample(row, name, epochs[name], texts, scores, group))
     now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -137,6 +139,11 @@ def _sample(
         metadata=group | {k: _plain(row[k]) for k in TOLD if row.get(k) is not None and k not in group},
         scores={"judged": Score(value=values, answer=answer, metadata={"outcomes": outcomes})},
     )
+
+
+def _id(name: str) -> str:
+    """Return the id of a sample, of which Inspect makes the name of a file in its archive; archives take names of 65,535 bytes."""
+    return name if len(name) <= LONGEST_ID else f"{name[:LONGEST_ID]} {short(name)}"
 
 
 def _results(rows: list[Row], scores: Sequence[str]) -> list[EvalScore]:

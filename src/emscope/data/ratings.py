@@ -17,6 +17,7 @@ USUAL = {
     "score": ("score", "rating", "aligned", "alignment", "value"),
 }
 MARKS = (-1.0, *(sign * (10.0**digits - 1) for digits in range(1, 6) for sign in (-1, 1)))  # -1, -9, 9, -99, 99, ...
+LARGEST = 1e100  # squares of larger scores are no numbers any more
 FAR = 8  # spans of the other scores: 99 lies beyond scales to 10, and 999 beyond one to 100
 ROLES = {"answer": "an item's name", "rater": "a rater's name", "score": "a score"}
 
@@ -137,6 +138,8 @@ def _rated(table: AnswerTable, cluster: str | None) -> Rated:
     ).fetchnumpy()
     raters = [str(row[0]) for row in table.rows("select distinct rater from rated where x is not null order by 1")]
     item, rater, question, x = (np.ma.getdata(found[k]) for k in ("item", "rater", "question", "x"))
+    if len(x) and (most := float(np.abs(x).max())) > LARGEST:
+        raise InputError(f"'{table.where}' has a score of {most:g}", "give scores of another unit, or leave it out")
     gone = [(str(r), str(w), int(n)) for r, w, n in lost]
     return Rated(raters, item, rater, question if cluster else item, x, cluster, gone, [], [])
 

@@ -105,6 +105,8 @@ def changes(net: CausalLM, checkpoint: Checkpoint) -> Iterator[Change]:
         settings = adapter_settings(checkpoint.folder)
         adapted = renamed(net, [n.removesuffix(A) for n in tensors if n.endswith(A)])
         own = ranks_and_scales(settings, adapted)
+        if alone := sorted(module for module in adapted if module + B not in tensors):
+            raise InputError(f"'{checkpoint.folder}' lacks {alone[0]}{B}", "copy it again from the training run")
         for module, here in sorted(adapted.items()):
             _, s = own[module]
             yield Change(here, layer_of(net, here), s * tensors[module + B]().double(), tensors[module + A]().double())
