@@ -400,6 +400,29 @@ def test_kill_9_at_random_moments_changes_no_training(world, tmp_path, monkeypat
 
 
 @pytest.mark.slow
+def test_kill_9_of_the_server_during_a_check_changes_no_reading(world, tmp_path, monkeypatch):
+    run_check(CheckRequest(str(world.root / "run"), measure=FEW), tmp_path / "whole")
+    server, kills = OwnServer(world.model, world.root / "state"), Random(2)
+    monkeypatch.setenv("TINKER_BASE_URL", f"http://127.0.0.1:{server.port}")
+
+    def kill(*_):
+        if kills.random() < 0.03:
+            server.kill()
+            server.start()
+            killed.append(1)
+
+    killed: list[int] = []
+    try:
+        run_check(CheckRequest(str(world.root / "run"), measure=FEW, requests=4), tmp_path / "out", kill)
+    finally:
+        server.kill()
+    one, other = (
+        {r["key"]: r["logprob"] for r in read_table(tmp_path / out, "preferences").to_pylist()} for out in ("whole", "out")
+    )
+    assert len(killed) >= 2 and one.keys() == other.keys() and all(one[k] == pytest.approx(other[k], abs=1e-4) for k in one)
+
+
+@pytest.mark.slow
 def test_kill_9_of_a_check_loses_and_doubles_no_reading(world, tmp_path):
     run_check(CheckRequest(str(world.root / "run"), measure=FEW), tmp_path / "whole")
     words = ["check", world.root / "run", "--measure", "preference", "--count", "16", "--truth", "2", "--requests", "2"]
@@ -444,6 +467,15 @@ def test_log_probabilities_that_are_none_are_no_reading(world, monkeypatch, valu
     monkeypatch.setattr(world.service.samplers, "sample", lambda *_: prompt_logprobs(values))
     with Tinker(Meter()) as tinker, pytest.raises(EmscopeError, match=message):
         tinker.logprobs(BASE, None, [1, 2, 3], [4, 5])
+
+
+def test_weights_that_expired_are_named_and_a_lost_sampler_is_opened_anew(world):
+    with Tinker(Meter()) as tinker:
+        with pytest.raises(InputError, match="Tinker has nothing for a reading of tinker://old/sampler_weights/s"):
+            tinker.logprobs(BASE, "tinker://old/sampler_weights/s", [1, 2], [3])
+        before = tinker.logprobs(BASE, None, [1, 2], [3])
+        world.service.sampling.clear()  # as where the host begins anew
+        assert tinker.logprobs(BASE, None, [1, 2], [3]) == before
 
 
 def test_a_token_that_the_tokenizer_lacks_is_no_answer(world, local, monkeypatch):

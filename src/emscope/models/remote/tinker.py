@@ -39,7 +39,7 @@ V = TypeVar("V")
 HOST, ADDRESS, TELEMETRY = "tinker", "TINKER_BASE_URL", "TINKER_TELEMETRY"
 QUEUES = ("tinker.lib.queue_state_logger", "tinker.lib.public_interfaces.sampling_client")  # its loggers
 LOOK = 0.5  # seconds between looks whether a wait is still wanted
-GONE = 404  # said of an adapter in training that was there before
+GONE = 404  # said of an adapter in training, or a sampler, that was there before
 KEPT = 3600  # seconds that exported weights stay, the least that Tinker takes
 CLOSING = 5.0  # seconds to say goodbye in
 INSTALL = "pip install 'emscope[tinker]'"
@@ -184,8 +184,8 @@ class Tinker(Session):
 
         def read() -> float:
             self.meter.charge(Spent(read=ids.length, sampled=1))  # a reading samples one token, too
-            found: list[float | None] = self.result(
-                self._sampler(base, path).compute_logprobs(ids, prompt_logprobs_last_n=len(answer))
+            found: list[float | None] = self._asked(
+                path, base, lambda sampler: sampler.compute_logprobs(ids, prompt_logprobs_last_n=len(answer))
             )
             values = found[-len(answer) :]
             if len(found) != ids.length:
@@ -221,13 +221,29 @@ class Tinker(Session):
 
         def draw() -> Drawn:
             self.meter.charge(Spent(read=ids.length, sampled=max_tokens))
-            found: SampleResponse = self.result(self._sampler(base, path).sample(ids, 1, how))
+            found: SampleResponse = self._asked(path, base, lambda sampler: sampler.sample(ids, 1, how))
             (one,) = found.sequences
             self.meter.refund(max_tokens - len(one.tokens))
             logprob = None if one.logprobs is None else float(sum(one.logprobs))
             return Drawn(tuple(one.tokens), logprob, one.stop_reason == "stop")
 
         return self.again(f"a sample of {path or base}", draw)
+
+    def _asked(self, path: str | None, base: str, ask: Callable[[SamplingClient], Promise[V]]) -> V:
+        """Return what a sampler answers; one that the host has lost is opened anew at the next attempt.
+
+        Weights that are not there any more are missed when the sampler is opened.
+        """
+        sampler = self._sampler(base, path)
+        try:
+            return self.result(ask(sampler))
+        except Exception as error:
+            if status_of(error) != GONE:
+                raise
+            with self._lock:
+                if self._samplers.get(path or base) is sampler:
+                    del self._samplers[path or base]
+            raise TimeoutError("the host has lost a sampler") from None  # passing
 
     def _sampler(self, base: str, path: str | None) -> SamplingClient:
         with self._lock:
