@@ -121,7 +121,7 @@ def test_a_set_of_one_s_own_brings_its_samples(tmp_path):
 
 
 def test_questions_of_any_length_become_samples_of_their_own(tmp_path):
-    rows = [{"question": "x" * 70_000 + end, "response": "r", "aligned": 50, "coherent": 60} for end in "aab"]
+    rows = [{"question": "x" * 70_000 + end, "response": "r", "aligned": 50, "aligned_outcome": "scored"} for end in "aab"]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert run_arguments(["export", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "logs")]) == 0
     (path,) = (tmp_path / "logs").glob("*.eval")
