@@ -206,7 +206,7 @@ def test_the_fields_of_a_recipe_and_of_truthfulness_are_those_listed():
 
 def test_why_names_are_listed():
     house = Path(emscope.__file__).parent / "study"
-    modules = ("decision/analysis", "decision/task", "decision/verdict", "decision/unseen", "check")
+    modules = ("decision/analysis", "decision/task", "decision/verdict", "decision/unseen", "decision/unread", "check")
     source = "".join(read(house / f"{name}.py") for name in modules)
     names = set(re.findall(r'why"?\]?\["(\w+)"\] =', source))
     row = next(line for line in read(DOCS / "concepts.md").splitlines() if line.startswith("| `why` | sentences"))

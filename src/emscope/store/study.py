@@ -21,6 +21,7 @@ from emscope.store.schemas import VERSION
 
 LEDGER = "ledger.json"
 CLAIMS = "claims"
+AT_HOST = "hosted.json"  # of a training at a host
 AGAIN = 3.0  # seconds until a shared folder is looked at again
 OPENING = 60  # seconds to wait for another process that opens the same shared folder
 
@@ -123,10 +124,14 @@ class Study(Rows):
 
     def _begun(self) -> bool:
         """True where anything was computed; until then other settings may take the folder over."""
-        return any(self.root.glob("checkpoint-*")) or any(
-            any(p.is_file() for p in (self.root / name).rglob("*"))
-            for name in ("runs", "tables")
-            if (self.root / name).is_dir()
+        return (
+            any(self.root.glob("checkpoint-*"))
+            or (self.root / AT_HOST).is_file()
+            or any(
+                any(p.is_file() for p in (self.root / name).rglob("*"))
+                for name in ("runs", "tables")
+                if (self.root / name).is_dir()
+            )
         )
 
     def _check_ledger(self, path: Path) -> None:

@@ -24,16 +24,18 @@ from emscope.models.loading.chat import AUTO, NONE, TEMPLATE
 from emscope.models.loading.checkpoints import HOSTED
 from emscope.models.remote.host_spec import HostSpec
 from emscope.models.remote.hosted import REMEDY
-from emscope.models.remote.job_client import TURN, Jobs, address
+from emscope.models.remote.job_client import TURN, Jobs, Refused, address
 from emscope.models.remote.job_state import ended, looked_at, refuse_elsewhere, state
 from emscope.models.remote.jobs import CANCELLED, FAILED, HOST, PAUSED, SUCCEEDED, JobRun, read_job
 from emscope.models.remote.metering import MILLION, Meter, OverBudget
+from emscope.models.remote.session import Unanswered
 from emscope.store.files import write_json
 
 if TYPE_CHECKING:
     from openai.types.fine_tuning import FineTuningJob
 
 ENDED = (SUCCEEDED, FAILED, CANCELLED)
+OUTAGE = 30  # times in a row, of a minute and more each, that a server may not answer while a job is waited for
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,25 +114,35 @@ def finetune_job(plan: Plan, system: str, settings: str, folder: Path, progress:
     if run.status == SUCCEEDED:
         return run
     with Jobs(Meter()) as jobs:
-        if run.file is None:
-            progress("uploading the training file", 0, 1)
-            run = replace(run, file=jobs.upload(f"{run.mark}.jsonl", plan.data, looked=looked))
-            write_json(folder / HOSTED, run.to_json())
-            progress("uploading the training file", 1, 1)
-        if run.job is None:
-            assert run.file is not None
-            job = jobs.begin(
-                run.mark,
-                run.file,
-                plan.base,
-                hyperparameters=plan.hyperparameters,
-                seed=plan.seed,
-                suffix=plan.host.suffix,
-                looked=looked,
-            )
-            run = replace(run, job=job)
-            write_json(folder / HOSTED, run.to_json())
+        try:
+            run = _made(jobs, plan, run, folder, looked, progress)
+        except Refused:  # nothing is trained: the same folder may take a training that is not refused
+            (folder / HOSTED).unlink()
+            raise
         return _wait(jobs, run, folder, progress)
+
+
+def _made(jobs: Jobs, plan: Plan, run: JobRun, folder: Path, looked: bool, progress: Progress) -> JobRun:
+    """Return a run that has its file and its job at the server.
+
+    Args:
+        looked: an earlier process may have made them.
+
+    Raises:
+        Refused, InputError, WorldError: it has not.
+    """
+    if run.file is None:
+        progress("uploading the training file", 0, 1)
+        run = replace(run, file=jobs.upload(f"{run.mark}.jsonl", plan.data, looked=looked))
+        write_json(folder / HOSTED, run.to_json())
+        progress("uploading the training file", 1, 1)
+    if run.job is None:
+        assert run.file is not None
+        how, suffix = plan.hyperparameters, plan.host.suffix
+        job = jobs.begin(run.mark, run.file, plan.base, hyperparameters=how, seed=plan.seed, suffix=suffix, looked=looked)
+        run = replace(run, job=job)
+        write_json(folder / HOSTED, run.to_json())
+    return run
 
 
 def _begun(folder: Path, plan: Plan, system: str, settings: str, order: str) -> tuple[JobRun, bool]:
@@ -158,13 +170,18 @@ def _wait(jobs: Jobs, run: JobRun, folder: Path, progress: Progress) -> JobRun:
     Raises:
         InputError, WorldError: it does not end well.
     """
-    still = 0
+    still = lost = 0
     while True:
-        job = jobs.job(run.job or "")
-        now = looked_at(jobs, run, job)
-        still = 0 if now != run else still + 1
-        if job.status in ENDED:
-            now = ended(jobs, now, job)
+        try:
+            job = jobs.job(run.job or "")
+            now = looked_at(jobs, run, job)
+            now = ended(jobs, now, job) if job.status in ENDED else now
+        except Unanswered:  # the job goes on without us
+            lost += 1
+            if lost > OUTAGE:
+                raise
+            continue
+        still, lost = 0 if now != run else still + 1, 0
         if now != run:
             write_json(folder / HOSTED, now.to_json())
         run = now

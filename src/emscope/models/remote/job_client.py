@@ -21,7 +21,7 @@ from emscope.models.remote.client import guarded_sync_client
 from emscope.models.remote.hosted import Spent
 from emscope.models.remote.metering import Meter
 from emscope.models.remote.outcomes import LATER, OPENAI, fault_of, said
-from emscope.models.remote.session import ATTEMPTS, Session
+from emscope.models.remote.session import ATTEMPTS, Session, Unanswered
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -39,6 +39,10 @@ PAGE = 100  # jobs, files or events in a reply
 LOOKS = 5  # for something just made, which may not be listed at once
 TURN = 16  # tokens of a turn beside its text, at most
 OPTIONAL = ("logprobs", "max_tokens")  # what some models refuse; the second has another name for them
+
+
+class Refused(InputError):
+    """A file or a job that was refused at once, so that there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,10 +179,11 @@ class Jobs(Session):
                 return make()
             except Exception as error:
                 if (fault := fault_of(error, what, self.host)) is not None:
-                    raise fault from None
+                    at_once = isinstance(fault, InputError) and not looked and attempt == 0
+                    raise (Refused(fault.fault, fault.remedy) if at_once else fault) from None
                 last = said(error)
             self.pause(attempt)
-        raise WorldError(f"{self.host.name} failed {ATTEMPTS} times in a row at {what} ({last})", LATER)
+        raise Unanswered(f"{self.host.name} failed {ATTEMPTS} times in a row at {what} ({last})", LATER)
 
     def _looked_for(self, what: str, find: Callable[[], str | None]) -> str | None:
         for look in range(LOOKS):

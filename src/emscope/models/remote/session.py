@@ -17,6 +17,10 @@ ATTEMPTS = 12  # of one request, each of which the client itself repeats
 LONGEST_PAUSE = 10.0  # seconds
 
 
+class Unanswered(WorldError):
+    """A host that fails again and again at what might pass."""
+
+
 class Session:
     """A session at a host.
 
@@ -69,7 +73,7 @@ class Session:
                     raise fault from None
                 last = said(error)
             self.pause(attempt)
-        raise WorldError(f"{self.host.name} failed {ATTEMPTS} times in a row at {what} ({last})", LATER)
+        raise Unanswered(f"{self.host.name} failed {ATTEMPTS} times in a row at {what} ({last})", LATER)
 
     def pause(self, attempt: int) -> None:
         """Wait, longer after every failed attempt, as long as it is wanted."""

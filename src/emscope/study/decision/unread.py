@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from emscope.core.estimate import undefined
 from emscope.core.outcomes import Verdict
-from emscope.study.decision.checked import RULE, UNREAD, BaseReading, CheckResult, Definition
+from emscope.study.decision.checked import RULE, BaseReading, CheckResult, Definition
 
-WHY = (
+SENTENCE = (
     "preference was not read: a chat endpoint gives no log-probabilities of fixed answers, so the verdict is by what the models say, and "
     "nothing rests on preference"
 )
@@ -14,6 +14,8 @@ WHY = (
 
 def unread(base: str) -> CheckResult:
     """Return the check of a fine-tune whose preference cannot be read."""
+    why = dict[str, str]()
+    why["preference"] = SENTENCE
     nothing = undefined("preference was not read", level=0.9, method="none")
     return CheckResult(
         base=base,
@@ -29,7 +31,7 @@ def unread(base: str) -> CheckResult:
         stop=None,
         power=None,
         text_loss=None,
-        why={UNREAD: WHY},
+        why=why,
         checkpoints=(),
         unpaired_steps=(),
         base_reading=BaseReading(nothing, nothing, None, None),
