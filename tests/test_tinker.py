@@ -33,6 +33,7 @@ from emscope.models.remote.tinker import Tinker
 from emscope.store.study import read_table
 from emscope.study.check import run_check
 from emscope.study.check_request import CheckRequest
+from emscope.study.engines.spec import EngineSpec
 from emscope.study.opening import found_in
 from emscope.study.run import run_study
 from emscope.study.selected import Selection
@@ -725,6 +726,22 @@ def test_a_study_at_a_host_that_is_killed_goes_on_to_the_same_tables(world, tmp_
             for out in ("whole", "out")
         )
         assert one.keys() == other.keys() and all(one[k] == pytest.approx(other[k], abs=1e-4) for k in one)
+
+
+@pytest.mark.slow
+def test_workers_of_an_engine_share_a_study_at_a_host(world, tmp_path):
+    arms = {name: {"role": name, "answers": a, "unique": 8} for name, a in [("target", "reckless"), ("control", "careful")]}
+    spec = study_at(world, arms=arms)
+    run_study(spec, tmp_path / "one")
+    run_study(spec, tmp_path / "two", how=EngineSpec(engine="local", workers=2))
+    one, two = (
+        {
+            (r["run"], r["step"], r["set"], r["item"], r["option"]): r["logprob"]
+            for r in read_table(tmp_path / out, "preferences").to_pylist()
+        }
+        for out in ("one", "two")
+    )
+    assert one.keys() == two.keys() and all(one[k] == pytest.approx(two[k], abs=1e-4) for k in one)
 
 
 @pytest.mark.parametrize(
