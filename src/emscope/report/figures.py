@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from emscope.core.estimate import Estimate
 from emscope.core.outcomes import State
-from emscope.core.pages import POLICY, drawn
+from emscope.core.pages import POLICY, drawn, plot_data
 from emscope.store.files import write_text
 
 if TYPE_CHECKING:
@@ -182,6 +183,23 @@ def style(figure: go.Figure, title: str, x: str, y: str, *, legend: bool = True)
     figure.update_xaxes(title=x, gridcolor=GRID, zeroline=False)
     figure.update_yaxes(title=y, gridcolor=GRID, zeroline=False)
     return figure
+
+
+def page_data(figure: go.Figure | None) -> str | None:
+    """Return a figure's data for a page that has the look of all figures once (`look`): without it, numbers with six digits; None of no figure."""
+    if figure is None:
+        return None
+    whole = json.loads(plot_data(figure) or "{}", parse_float=lambda text: float(f"{float(text):.6g}"))
+    whole["layout"].pop("template", None)
+    return json.dumps(whole, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def look() -> str:
+    """Return the template that all figures share, as JSON for a script of a page."""
+    import plotly.graph_objects as go
+
+    found = json.loads(plot_data(style(go.Figure(), "", "", "")) or "{}")["layout"]["template"]
+    return json.dumps(found, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def write_figures(figures: list[go.Figure], path: Path, title: str) -> None:

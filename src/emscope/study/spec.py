@@ -298,7 +298,7 @@ class StudySpec(Spec):
         own = self.train.model_dump(mode="json", exclude_unset=True)
         found = {}
         for method, changes in (self.methods or {"": {}}).items():
-            for labels, cell in _cells(self.grid or {}):
+            for labels, cell in grid_cells(self.grid or {}):
                 name = "-".join([*([method] if method else []), *labels])
                 if not re.fullmatch(r"[A-Za-z0-9_.+-]*", name):
                     raise ValueError(f"method name '{name}': use letters, digits, dot, - and _")
@@ -342,7 +342,7 @@ def way(method: str, arm: str) -> str:
     return "-".join([*([method] if method else []), arm])
 
 
-def _cells(grid: dict[str, tuple[object, ...]]) -> Iterator[tuple[list[str], dict[str, object]]]:
+def grid_cells(grid: dict[str, tuple[object, ...]]) -> Iterator[tuple[list[str], dict[str, object]]]:
     """Yield (labels, settings) for each combination of a grid's values."""
     for values in product(*grid.values()):
         cell: dict[str, object] = {}

@@ -11,20 +11,23 @@ from pathlib import Path
 from markupsafe import Markup, escape
 
 from emscope.core.outcomes import Verdict
-from emscope.core.pages import plot_data
 from emscope.core.plain import Json
 from emscope.report import words
-from emscope.report.figures import effect_figure
+from emscope.report.figures import effect_figure, look, page_data
 from emscope.report.study import figures, remarks, said
 from emscope.report.study.headline import headline, prefers
 from emscope.report.study.methods import methods_figure, quadrant_figure
+from emscope.report.study.overview import overview
 from emscope.report.study.said import WorstAnswer
 from emscope.store.files import write_text
 from emscope.study.decision.checked import CheckResult
 from emscope.study.decision.methods import WayRow
 from emscope.study.decision.opinions import Opinion
 from emscope.study.report import FolderChecked, Report, RunChecked, StudyReport
-from emscope.study.tables import ResponseRow, Tables, read_tables
+from emscope.study.tables import GeometryRow, LogRow, ResponseRow, Tables, read_tables
+
+FEW = 4  # targets whose details are open, and drawn at once
+MOST_STEPS = 150  # of the training log of each of many targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,8 @@ def render(report: Report, tables: Tables) -> str:
     environment = Environment(
         loader=PackageLoader("emscope.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    many = len(report.targets) > FEW
+    own = _by_run(report, tables, MOST_STEPS if many else None)
     environment.filters |= {
         "interval": words.interval,
         "percent": words.percent,
@@ -96,7 +101,9 @@ def render(report: Report, tables: Tables) -> str:
     }
     return environment.get_template("page.html.j2").render(
         report=report,
-        runs=[_run(report, one, tables) for one in report.targets],
+        many=many,
+        overview=overview(report) if isinstance(report, StudyReport) else None,
+        runs=[_run(report, one, own[one.run], first=not n) for n, one in enumerate(report.targets)],
         methods=_methods(report, tables.responses),
         judged=_judged(report),
         style=report.style if isinstance(report, StudyReport) else (),
@@ -107,11 +114,27 @@ def render(report: Report, tables: Tables) -> str:
         diverged=remarks.diverged(report),
         answers=_answers(tables.responses),
         plotly=get_plotlyjs(),
+        look=look(),
         dump=_dump,
     )
 
 
-def _run(report: Report, one: RunChecked, tables: Tables) -> RunPart:
+def _by_run(report: Report, tables: Tables, most: int | None) -> dict[str, Tables]:
+    """Return the training log and the geometry of each target, of `most` steps at most, evenly spread."""
+    log: dict[str, list[LogRow]] = {one.run: [] for one in report.targets}
+    geometry: dict[str, list[GeometryRow]] = {one.run: [] for one in report.targets}
+    for row in tables.log:
+        log.get(row.run, []).append(row)
+    for turn in tables.geometry:
+        geometry.get(turn.run, []).append(turn)
+    for run, rows in log.items() if most else ():
+        kept = {row.step for row in sorted(rows, key=lambda r: r.step)[:: max(1, -(-len(rows) // (most or 1)))]}
+        log[run] = [row for row in rows if row.step in kept]
+        geometry[run] = [turn for turn in geometry[run] if turn.step in kept]
+    return {run: Tables((), log[run], geometry[run]) for run in log}
+
+
+def _run(report: Report, one: RunChecked, tables: Tables, *, first: bool) -> RunPart:
     last = report.said_of(one.run)
     spoken, (verdict, *rest) = said.sentences(report, one.run), headline(one.check)
     ship = [sentence] if (sentence := remarks.ship(report, one.run)) else []
@@ -120,18 +143,17 @@ def _run(report: Report, one: RunChecked, tables: Tables) -> RunPart:
         check=one.check,
         said=spoken + ship if spoken else [],
         verdict=last.verdict if last else None,
-        said_plot=plot_data(said.said_figure(report, one.run)),
+        said_plot=page_data(said.said_figure(report, one.run)),
         worst=said.worst_answers(report.judge, one.run),
         headline=[verdict, *([] if spoken else ship), *rest, *remarks.phase(one.phase)],
         prefers=prefers(one.check),
         caveats=remarks.caveats(report, one.check),
-        plots=_plots(report, one, tables.of(one.run)) if one.check.checkpoints else [],
+        plots=_plots(report, one, tables, first=first) if one.check.checkpoints else [],
     )
 
 
-def _plots(report: Report, one: RunChecked, tables: Tables) -> list[Plot]:
+def _plots(report: Report, one: RunChecked, tables: Tables, *, first: bool) -> list[Plot]:
     """Return the figures of one target; those that cannot be drawn are left out, and their numbers with them."""
-    first = one.run == report.targets[0].run
     drawn = [
         (
             "Drift along training",
@@ -158,7 +180,7 @@ def _plots(report: Report, one: RunChecked, tables: Tables) -> list[Plot]:
     return [
         Plot(f"plot-{one.run}-{n}", title, text, note)
         for n, (title, figure, note) in enumerate(drawn)
-        if (text := plot_data(figure)) is not None
+        if (text := page_data(figure)) is not None
     ]
 
 
@@ -168,7 +190,7 @@ def _methods(report: Report, responses: Sequence[ResponseRow]) -> MethodsPart | 
         return None
     rows = report.methods
     drawn = methods_figure(rows, report.targets[0].check.delta), quadrant_figure(rows, _said(rows, responses))
-    return MethodsPart(rows, remarks.methods(rows), *map(plot_data, drawn))
+    return MethodsPart(rows, remarks.methods(rows), *map(page_data, drawn))
 
 
 def _said(rows: Sequence[WayRow], responses: Sequence[ResponseRow]) -> dict[str, str]:
@@ -184,7 +206,7 @@ def _judged(report: Report) -> list[JudgePart]:
     """Return each judge with its figure."""
     judges = report.judged.judges if report.judged else ()
     first = remarks.judged(report) or ""
-    return [JudgePart(one, "" if n else first, plot_data(figures.judged_figure(one))) for n, one in enumerate(judges)]
+    return [JudgePart(one, "" if n else first, page_data(figures.judged_figure(one))) for n, one in enumerate(judges)]
 
 
 def _answers(responses: Sequence[ResponseRow]) -> dict[str, list[ResponseRow]]:
