@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+import emscope
 from conftest import make_model, write_jsonl
 from emscope.cli.app import run_arguments
 from emscope.core.errors import EmscopeError, InputError
@@ -318,6 +319,9 @@ def test_answers_of_checkpoints_at_a_host_are_drawn_once(world, tmp_path, capsys
     ]
     asked = len(world.service.requests)
     assert run_arguments([*words, "--connections", "3"]) == 0 and read_table(tmp_path / "out", "answers").to_pylist() == rows
+    assert not any(name == "asample" for name, _ in world.service.requests[asked:])
+    how = {"questions": str(tmp_path / "q.jsonl"), "samples": 2, "max_tokens": 3, "only_last": True}
+    assert emscope.sample({"mine": world.root / "run"}, out=tmp_path / "out", **how) == tmp_path / "out" / "answers.parquet"
     assert not any(name == "asample" for name, _ in world.service.requests[asked:])
     assert run_arguments([*words, "--amplify", "2"]) == 2
     assert "--amplify needs weights on this machine" in capsys.readouterr().err

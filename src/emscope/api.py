@@ -128,17 +128,21 @@ def sample(
     """Sample answers of a base and of checkpoints of it; return the Parquet file they are in, which `judge` and `rates` take.
 
     Args:
-        runs: folder of checkpoints by the run's name. base: as for `check`.
+        runs: folder of checkpoints, here or at a host, by the run's name. base: as for `check`.
 
     Raises:
         InputError: no base, a folder without checkpoints, or questions that do not fit.
     """
     from emscope.answers.sample import ask
+    from emscope.answers.sample_hosted import ask_hosted, is_hosted
+    from emscope.answers.sample_spec import ServedSpec
 
     loading = {name: value for name, value in settings.items() if name in LoadSpec.model_fields}
     asked = {name: value for name, value in settings.items() if name not in loading}
     spec, how = parse(AskSpec, asked, "sample"), parse(LoadSpec, loading, "sample")
     folders = {name: str(folder) for name, folder in (runs or {}).items()}
+    if any(is_hosted(folder) for folder in folders.values()):
+        return ask_hosted(folders, spec, how, ServedSpec(), Path(out), progress=progress)
     with _base(base) as model:
         return ask(folders, model, spec, Path(out), how, progress=progress)
 
