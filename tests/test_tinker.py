@@ -30,6 +30,7 @@ from emscope.models.loading.source import locate
 from emscope.models.remote.downloading import download_adapters
 from emscope.models.remote.hosted import read_hosted
 from emscope.models.remote.metering import Meter
+from emscope.models.remote.outcomes import TINKER, fault_of
 from emscope.models.remote.tinker import Tinker
 from emscope.store.study import read_table
 from emscope.study.check import run_check
@@ -447,6 +448,71 @@ def test_kill_9_of_a_check_loses_and_doubles_no_reading(world, tmp_path):
     mine = {r["key"]: r["logprob"] for r in rows}
     assert len(mine) == len(rows) and all(mine[k] == pytest.approx(v, abs=1e-4) for k, v in of_whole.items() if k in mine)
     assert len(mine.keys() & of_whole.keys()) > 100
+
+
+# --- what an error means ---
+
+
+def status_error(status, body=b'{"detail": "it says why"}'):
+    import httpx
+    import tinker
+
+    response = httpx.Response(status, content=body, request=httpx.Request("POST", "http://127.0.0.1/api/v1/x"))
+    found = json.loads(body) if body else None
+    return tinker.APIStatusError(f"Error code: {status} {KEY}", response=response, body=found)
+
+
+def behind(cause):
+    """Return what the client raises where a result could not be had."""
+    try:
+        raise ValueError("Error retrieving result") from cause
+    except ValueError as error:
+        return error
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize(
+    ("status", "code", "message"),
+    [
+        *((status, None, "") for status in (408, 409, 410, 425, 429, 500, 502, 503, 504)),
+        (400, 2, "Tinker refuses a step (400: it says why)"),
+        (422, 2, "Tinker refuses a step (422: it says why)"),
+        (401, 2, "Tinker refuses the key in TINKER_API_KEY (401)"),
+        (403, 2, "Tinker refuses the key in TINKER_API_KEY (403: it says why)"),
+        (404, 2, "Tinker has nothing for a step (404: it says why)"),
+        (402, 1, "Tinker has paused the account behind TINKER_API_KEY (402: it says why)"),
+    ],
+)
+def test_every_status_is_asked_again_after_or_one_sentence(status, code, message, wrapped):
+    error = behind(status_error(status)) if wrapped else status_error(status)
+    fault = fault_of(error, "a step", TINKER)
+    assert (fault is None) == (code is None)
+    if fault is not None:
+        assert fault.exit_code == code and fault.fault == message and KEY not in str(fault)
+
+
+def test_errors_without_a_status_are_told_apart():
+    import httpx
+    from tinker import APIConnectionError, RequestFailedError
+    from tinker.lib.retryable_exception import RetryableException
+    from tinker.types import RequestErrorCategory as Category
+
+    request = httpx.Request("POST", "http://127.0.0.1/x")
+    passing = [
+        status_error(400, b""),  # a proxy's
+        behind(status_error(400, b"")),
+        APIConnectionError(request=request),
+        RetryableException("gone"),
+        TimeoutError(),
+        RequestFailedError("x", "r", Category.Server),
+        RequestFailedError("x", "r", Category.Unknown),
+    ]
+    assert [fault_of(error, "a step", TINKER) for error in passing] == [None] * len(passing)
+    refused = fault_of(RequestFailedError("too long", "r", Category.User), "a step", TINKER)
+    assert refused is not None and refused.exit_code == 2 and "too long" in refused.fault
+    assert fault_of(RuntimeError("closed"), "a step", TINKER).exit_code == 1
+    with pytest.raises(KeyError):  # a fault of this program is not the host's
+        fault_of(KeyError("x"), "a step", TINKER)
 
 
 # --- hosts that say nonsense ---
