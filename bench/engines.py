@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -115,22 +116,27 @@ def run_kills(trials: int, seed: int, targets: list[str]) -> int:
         root = Path(folder)
         path = grid(root, 2, 4)
         done(program(path, root / "whole"))
-        length = {"local": 0.0, "ray": 0.0}
+        length = {}
+        for kill in dict.fromkeys(map(kill_of, targets)):
+            began = time.monotonic()
+            kill(path, root / kill.__name__, targets[0], 3600.0, draw)
+            length[kill] = time.monotonic() - began
         for n in range(trials):
             target = targets[n % len(targets)]
-            engine = "ray" if target == "node" else "local"
-            out, at = root / f"trial-{n}", draw.random()
+            out, at, kill = root / f"trial-{n}", draw.random(), kill_of(target)
             began = time.monotonic()
-            kill = kill_node if target == "node" else kill_process
-            killed = kill(path, out, target, at * (length[engine] or 20), draw)
-            if not killed:  # it was over before: its length is known now
-                length[engine] = time.monotonic() - began
+            killed = kill(path, out, target, at * length[kill], draw)
             wrong = differences(root / "whole", out)
             bad += bool(wrong)
             line = {"trial": n, "of": target, "killed": killed, "at": round(at, 3), "wrong": wrong}
             print(json.dumps(line | {"seconds": round(time.monotonic() - began, 1)}), flush=True)
     print(json.dumps({"trials": trials, "seed": seed, "bad": bad}))
     return min(bad, 1)
+
+
+def kill_of(target: str) -> Callable[[Path, Path, str, float, random.Random], bool]:
+    """Return what runs a study and kills something of it."""
+    return kill_node if target == "node" else kill_process
 
 
 def kill_process(path: Path, out: Path, target: str, moment: float, draw: random.Random) -> bool:
@@ -140,7 +146,9 @@ def kill_process(path: Path, out: Path, target: str, moment: float, draw: random
         driver.wait(moment)
     killed = False
     if driver.poll() is None:
-        victims = [driver.pid] if target == "driver" else workers(driver.pid)
+        victims = [driver.pid]
+        while target == "worker" and driver.poll() is None and not (victims := workers(driver.pid)):
+            time.sleep(0.1)
         if victims:
             os.kill(draw.choice(victims), signal.SIGKILL)
             killed = True
