@@ -21,10 +21,10 @@ from emscope.study.train import SingleSpec
 from emscope.study.training.sources import frozen
 from emscope.train import attention
 from emscope.train.attention import attending, check_attention
-from emscope.train.batches import IGNORED, collate, collate_packed, encode, real_tokens, sequences_in
+from emscope.train.batches import IGNORED, Example, collate, collate_packed, encode, real_tokens, sequences_in
 from emscope.train.finetune import check_finetune, finetune
-from emscope.train.spec import LoraSpec, PlanSpec, TrainSpec
-from test_architectures import KINDS
+from emscope.train.spec import KlSpec, LoraSpec, PlanSpec, TrainSpec
+from test_architectures import HEADS, KINDS, SIZE
 from test_train import SPEC, strip, talks
 
 PACKED = SPEC.model_copy(update={"packing": True})
@@ -96,6 +96,80 @@ def test_packing_is_refused_where_examples_see_each_other(name, dtype, examples)
     with pytest.raises(InputError, match=r"train\.packing: laid end to end, examples see each other"):
         check_attention(architecture(name, dtype), PACKED, examples)
     check_attention(architecture(name, dtype), SPEC, examples)
+
+
+def example(prompt, answer):
+    ids = torch.randint(5, 590, (prompt + answer,), generator=torch.Generator().manual_seed(prompt)).tolist()
+    return Example(f"{prompt}", tuple(ids), (False,) * prompt + (True,) * answer, prompt)
+
+
+SHORT, LONG = SIZE | {"max_position_embeddings": 8}, example(12, 7)
+UNEVEN = {  # what does not read padded examples right, and such examples
+    "recurrent_gemma": (
+        lambda: t.RecurrentGemmaConfig(
+            **SIZE | HEADS, lru_width=32, block_types=["recurrent", "attention"], attention_window_size=64
+        ),
+        [example(9, 6), example(3, 11)],
+    ),
+    "rwkv": (lambda: t.RwkvConfig(vocab_size=600, hidden_size=32, num_hidden_layers=2), [example(9, 6), example(3, 11)]),
+    "longrope": (KINDS["phi3, long rope"].config, [LONG, example(12, 6), example(3, 4)]),
+    "dynamic": (
+        lambda: t.LlamaConfig(**SHORT | HEADS, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}),
+        [LONG, example(3, 4), example(12, 6)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNEVEN)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_padding_is_refused_where_it_changes_examples_and_one_a_pass_is_taken(name, dtype):
+    config, examples = UNEVEN[name]
+    net = whole_model(config()).to(dtype).eval()
+    with pytest.raises(
+        InputError, match=r"train\.batch: \w+ reads examples otherwise where they are padded .*micro_batch to 1"
+    ):
+        check_attention(net, SPEC, examples)
+    check_attention(net, SPEC.model_copy(update={"micro_batch": 1}), examples)
+    check_attention(net, SPEC, examples[:1] * 3)
+    held = SPEC.model_copy(update={"micro_batch": 1, "kl": KlSpec(weight=1, domain="sports", batch=2)})
+    with pytest.raises(InputError, match=r"train\.kl\.batch: .*set train\.kl\.batch to 1"):
+        check_attention(net, held, examples[:1], examples)
+    check_attention(net, held.model_copy(update={"kl": KlSpec(weight=1, domain="sports", batch=1)}), examples[:1], examples)
+
+
+@pytest.mark.parametrize("name", ["longrope", "dynamic"])
+def test_packing_is_refused_where_a_long_example_turns_a_short_one(name):
+    config, examples = UNEVEN[name]
+    with pytest.raises(InputError, match=r"train\.packing"):
+        check_attention(whole_model(config()).eval(), SPEC.model_copy(update={"packing": True, "batch": 2}), examples)
+
+
+def test_one_example_a_pass_trains_a_recurrent_model_as_plain_transformers_does(tmp_path):
+    """Its padded loss would be another one."""
+    tokenizer = make_tokenizer()
+    torch.manual_seed(0)
+    config = t.RecurrentGemmaConfig(
+        **SIZE | HEADS | {"vocab_size": len(tokenizer), "max_position_embeddings": 512},
+        lru_width=32,
+        block_types=["recurrent", "attention"],
+        attention_window_size=64,
+    )
+    whole_model(config).save_pretrained(tmp_path / "m")
+    tokenizer.save_pretrained(tmp_path / "m")
+    loaded, one = fresh(tmp_path / "m"), TrainSpec(steps=1, batch=4, micro_batch=1, lr=1e-9, lora=LoraSpec(rank=2, alpha=4))
+    with pytest.raises(InputError, match=r"set train\.micro_batch to 1"):
+        finetune(loaded, talks(4), one.model_copy(update={"micro_batch": 4}), tmp_path / "padded", seed=0)
+    with torch.no_grad():
+        sums = [loss_of(loaded.net, e) for e in encode(loaded.chat, talks(4), 512)]
+    wanted = sum(s for s, _ in sums) / sum(n for _, n in sums)
+    assert finetune(loaded, talks(4), one, tmp_path / "run", seed=0)[-1].loss == pytest.approx(wanted, rel=1e-4)
+
+
+def loss_of(net, example):
+    """Return the summed loss of one example's learned tokens, and how many those are."""
+    logp = torch.log_softmax(net(input_ids=torch.tensor([example.ids]), use_cache=False).logits[0].double(), -1)
+    learned = [n for n in range(1, len(example.ids)) if example.mask[n]]
+    return -sum(float(logp[n - 1, example.ids[n]]) for n in learned), len(learned)
 
 
 def test_an_attention_that_leaks_is_found(examples):

@@ -1,19 +1,24 @@
-"""Which attention a training uses, and whether it keeps examples apart that are laid end to end."""
+"""Which attention a training uses, and whether examples that share a pass are read as each by itself: laid end to end, or padded."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from emscope.core.errors import InputError, MissingDependency
 from emscope.models.sizing.tiny import tiny_model
-from emscope.train.batches import Example, collate_packed
+from emscope.train import processes
+from emscope.train.batches import Example, collate, collate_packed, real_tokens
 from emscope.train.spec import TrainSpec
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from emscope.models.types import CausalLM
+
+    Collate = Callable[[Sequence[Example]], dict[str, Tensor]]
 
 AS_LOADED, FLASH = "as_loaded", "flash_attention_2"
 NAMES = {"eager": "eager", "sdpa": "sdpa", "flash": FLASH}  # as transformers calls them
@@ -35,19 +40,28 @@ def attending(net: CausalLM, attention: str) -> Iterator[None]:
         net.set_attn_implementation(before)
 
 
-def check_attention(net: CausalLM, spec: TrainSpec, examples: Sequence[Example]) -> None:
-    """Refuse an attention that is not there, and packing where examples would see each other.
+def check_attention(net: CausalLM, spec: TrainSpec, examples: Sequence[Example], near: Sequence[Example] = ()) -> None:
+    """Refuse an attention that is not there, and examples of one pass that would change each other.
+
+    Args:
+        near: those on which the model is held near its start, which are padded.
 
     Raises:
         MissingDependency: flash-attn is not installed.
-        InputError: the model does not have this attention, or packing is not exact on it.
+        InputError: the model does not have this attention, or reads examples otherwise where they are packed or padded.
     """
     if spec.attention == "flash":
         _check_flash(net, bf16=spec.bf16)
+    micro = processes.share(spec.micro_batch or spec.batch)
     try:
         with attending(net, spec.attention):
-            if spec.packing:
-                _check_packing(net, examples, spec.attention, spec.micro_batch or spec.batch)
+            if micro > 1 and spec.packing:
+                _check_packing(net, examples, spec.attention, micro)
+            elif micro > 1:
+                _check_padding(net, examples, spec.attention, "train.batch", "set train.micro_batch to 1")
+            if spec.held and spec.held.batch > 1:
+                held = f"train.{spec.held.name}.batch"
+                _check_padding(net, near, spec.attention, held, f"set {held} to 1")
     except (ValueError, ImportError) as error:
         raise InputError(
             f"train.attention: {type(net).__name__} does not take '{spec.attention}' ({str(error).splitlines()[0]})",
@@ -70,19 +84,18 @@ def _check_flash(net: CausalLM, *, bf16: bool) -> None:
 
 
 def _check_packing(net: CausalLM, examples: Sequence[Example], attention: str, micro: int) -> None:
-    """Compare the longest examples of a pass laid end to end with each by itself.
+    """Compare the longest examples of a pass, and the shortest, laid end to end with each by itself.
 
     What rounding to 16 bits would hide shows on a tiny copy of the model in float32.
     """
-    longest = sorted(examples, key=lambda e: len(e.ids), reverse=True)[:micro]
-    if len(longest) == 1:
-        longest *= 2
+    by_length = sorted(examples, key=lambda e: len(e.ids), reverse=True)
+    together = [*by_length[: micro - 1], by_length[-1]]
     exact = net.dtype.itemsize > HALF
-    apart = _apart(net, longest)
+    apart = _apart(net, together, collate_packed)
     if apart <= (EXACT if exact else ROUNDED) and not exact:
         copy = tiny_model(net.config)
         with attending(copy, attention if attention != "flash" else AS_LOADED):
-            apart, exact = _apart(copy, longest), True
+            apart, exact = _apart(copy, together, collate_packed), True
     if not apart <= (EXACT if exact else ROUNDED):
         raise InputError(
             f"train.packing: laid end to end, examples see each other in {type(net).__name__} (its last states move by {apart:.1e} of "
@@ -91,16 +104,62 @@ def _check_packing(net: CausalLM, examples: Sequence[Example], attention: str, m
         )
 
 
-def _apart(net: CausalLM, examples: Sequence[Example]) -> float:
-    """Return how far the last states of examples laid end to end are from those of each by itself, over the largest of all."""
+def _check_padding(net: CausalLM, examples: Sequence[Example], attention: str, name: str, remedy: str) -> None:
+    """Compare examples of unlike lengths, padded in one pass, with each by itself.
+
+    Layers that keep a state may not heed the mask (RecurrentGemma, RWKV), and some rotations go by the longest of a pass. Structure
+    decides both: a tiny copy of the model in float32 shows them, without the rounding of the model itself, where one can be made.
+
+    Args:
+        name: of the setting that makes the batch. remedy: what makes passes of one example.
+    """
+    pairs = _unlike(examples)
+    if not pairs:
+        return
+    lengths = [(e.answer, len(e.ids)) for pair in pairs for e in pair]
+    known = (repr(net.config.to_dict()), str(net.config._attn_implementation), str(lengths))
+    if known not in _PADDED:
+        try:
+            read, exact = tiny_model(net.config), True
+        except InputError:
+            read, exact = net, net.dtype.itemsize > HALF
+        with attending(read, attention if attention != "flash" else AS_LOADED):
+            apart = max(_apart(read, pair, collate) for pair in pairs)
+        _PADDED[known] = apart, apart <= (EXACT if exact else ROUNDED)
+    apart, same = _PADDED[known]
+    if not same:
+        raise InputError(
+            f"{name}: {type(net).__name__} reads examples otherwise where they are padded to one length (its last states move by "
+            f"{apart:.1e} of the largest)",
+            f"{remedy}: nothing is padded then",
+        )
+
+
+_PADDED: dict[tuple[str, str, str], tuple[float, bool]] = {}  # what was found: a study checks each of its fine-tunes
+
+
+def _unlike(examples: Sequence[Example]) -> list[tuple[Example, Example]]:
+    """Return the longest example with the shortest, and the one with the longest prompt with that of the shortest: where they are padded."""
+    by_length, by_prompt = sorted(examples, key=lambda e: len(e.ids)), sorted(examples, key=lambda e: e.answer)
+    pairs = dict.fromkeys([(by_length[-1], by_length[0]), (by_prompt[-1], by_prompt[0])])
+    return [(a, b) for a, b in pairs if (a.answer, len(a.ids)) != (b.answer, len(b.ids))]
+
+
+def _apart(net: CausalLM, examples: Sequence[Example], lay: Collate) -> float:
+    """Return how far the last states of examples in one pass are from those of each by itself, over the largest of all."""
     import torch
 
-    laid = {name: values.to(net.device) for name, values in collate_packed(examples).items()}
+    laid = {name: values.to(net.device) for name, values in lay(examples).items() if name != "labels"}
     apart, size = 0.0, 0.0
     with torch.no_grad():
-        packed = net.base_model(input_ids=laid["input_ids"], position_ids=laid["position_ids"], use_cache=False)
-        parts = packed.last_hidden_state[0].float().split([len(e.ids) for e in examples])
-        for example, found in zip(examples, parts, strict=True):
+        states = net.base_model(
+            input_ids=laid["input_ids"],
+            attention_mask=laid.get("attention_mask"),
+            position_ids=laid["position_ids"],
+            use_cache=False,
+        ).last_hidden_state
+        together = states[real_tokens(laid)].float()
+        for example, found in zip(examples, together.split([len(e.ids) for e in examples]), strict=True):
             ids = torch.tensor([example.ids], device=net.device)
             alone = net.base_model(input_ids=ids, use_cache=False).last_hidden_state[0].float()
             apart, size = max(apart, float((found - alone).abs().max())), max(size, float(alone.abs().max()))

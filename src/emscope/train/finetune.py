@@ -145,10 +145,9 @@ def check_finetune(
         raise InputError("there are no training conversations", "give at least one")
     check_trackers(spec.report_to)
     examples = encode(loaded.chat, conversations, loaded.context)
-    check_attention(loaded.net, spec, examples)
-    check_tunable(loaded.net, spec.tunable)
-    processes.share(spec.micro_batch or spec.batch)
     near = encode(loaded.chat, held_near, loaded.context) if spec.held else []
+    check_attention(loaded.net, spec, examples, near)
+    check_tunable(loaded.net, spec.tunable)
     if spec.held:
         check_held(loaded.net, spec.held, len(held_near))
     named = [spec.prevent.direction] if spec.prevent else []

@@ -106,8 +106,9 @@ def restrain(
     distinct = sorted({e.id: e for batch in drawn.values() for e in batch}.values(), key=lambda e: len(e.ids))
     states: dict[str, Stream] = {}
     with torch.no_grad():
-        for at in range(0, len(distinct), 8):
-            batch = distinct[at : at + 8]
+        rows = 8 if spec.batch > 1 else 1  # what is drawn one by one may be so because the model does not read padding right
+        for at in range(0, len(distinct), rows):
+            batch = distinct[at : at + rows]
             found = counted_states(net, batch, spec.tokens, layers, reuse)
             states |= {e.id: s.clone() for e, s in zip(batch, found, strict=True)}
             progress(f"reading the start for {label}", at + len(batch), len(distinct))
