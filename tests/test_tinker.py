@@ -701,7 +701,7 @@ def test_a_check_stops_at_its_cost_and_goes_on(world, tmp_path):
 
 
 def test_another_training_in_the_same_folder_is_refused(world):
-    with pytest.raises(InputError, match=r"is of a training with other settings"):
+    with pytest.raises(InputError, match=r"holds a study with other settings \(seed: 0 -> 1\)"):
         run_single(world.spec(seed=1), world.root / "run")
 
 
