@@ -47,8 +47,9 @@ def output_head(net: CausalLM, *, frozen: bool = False) -> Head:
     cap = getattr(net.config.get_text_config(), "final_logit_softcapping", None)
     if cap and torch.allclose(full, torch.tanh(mine / cap) * cap, rtol=1e-3, atol=1e-3 * size):
         return lambda rows: torch.tanh(matrix(rows) / cap) * cap
-    ratio = float((full / mine).median())
-    if torch.allclose(full, ratio * mine, rtol=1e-3, atol=1e-3 * size):
+    wide, narrow = full.double(), mine.double()  # a ratio of 16-bit numbers would itself be rounded to 16 bits; 0 / 0 is none
+    ratio = float((wide / narrow).nanmedian())
+    if torch.allclose(wide, ratio * narrow, rtol=max(1e-3, torch.finfo(full.dtype).eps), atol=1e-6 * size):
         return lambda rows: ratio * matrix(rows)
     raise InputError(
         f"{type(net).__name__} turns hidden states into logits in a way emscope does not know", "use a model transformers ships"
