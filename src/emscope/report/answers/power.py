@@ -90,7 +90,7 @@ def _answers(plan: PowerPlan) -> list[str]:
 
 def _design(d: PlannedDesign, plan: PowerPlan) -> str:
     return (
-        f"{d.seeds} seeds x {d.questions} questions x {d.samples} answers ({d.answers} in all) finds em with a chance of {d.em:.2f}, safe "
+        f"{d.seeds} seeds x {d.questions} questions x {d.samples} answer{'' if d.samples == 1 else 's'} ({d.answers} in all) finds em with a chance of {d.em:.2f}, safe "
         f"with {d.safe:.2f}; control - target is known to ±{words.number(d.half_width, _digits(plan))}."
     )
 

@@ -134,7 +134,7 @@ def _line(line: SizeFit, rho: float) -> list[str]:
         f"errors by sd {line.tau or 0:.3g}."
     )
     said += [
-        f"Without any {w.count}: slope {w.slope_low:.3f} to {w.slope_high:.3f}, r {w.r_low:.2f} to {w.r_high:.2f} in {w.sets} sets"
+        f"Without any {w.count}: slope {w.slope_low:.3f} to {w.slope_high:.3f}, r {w.r_low:.2f} to {w.r_high:.2f} in {w.sets} set{'' if w.sets == 1 else 's'}"
         f"{f', {w.other_sign} of them with the other sign' if w.other_sign else ''} (smallest without {', '.join(w.at_lowest)})."
         for w in line.left_out
     ]
