@@ -280,7 +280,7 @@ def test_whatever_goes_wrong_at_30_percent_readings_are_the_same(world, local):
     _, found, drawn = answers(world, local)
     _, again, once_more = answers(world, local, ("408", "410", "425", "500", "503"), 0.3, seed=3)
     assert again == found and once_more == drawn
-    assert sum(world.faults.happened.values()) >= 10
+    assert sum(world.faults.happened.values()) >= 3
 
 
 def test_a_run_that_another_tool_trained_is_found_by_its_name(world, tmp_path, capsys):
