@@ -33,6 +33,7 @@ from emscope.inside.prompt_results import Probes, Subspaces
 from emscope.inside.results import Diff, Solutions, Trajectories
 from emscope.study.cells.foreseen import Foreseen
 from emscope.study.cells.standing import Standing
+from emscope.study.compare_result import Comparison
 from emscope.study.doctor import Diagnosis
 from emscope.study.reading.ladders import LadderResult
 from emscope.study.report import FolderChecked, StudyReport
@@ -66,6 +67,7 @@ RESULTS: dict[str, type[Result]] = {
     "run": StudyReport,
     "run, dry": Foreseen,
     "status": Standing,
+    "compare": Comparison,
     "ladder": LadderResult,
     "doctor": Diagnosis,
 }

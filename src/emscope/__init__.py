@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from emscope.version import __version__ as __version__
 
 __all__ = [
-    *("agreement", "check", "compare", "data_risk", "diff", "extract", "judge", "loss", "onset", "power", "probe", "rates"),
-    *("run_study", "sample", "shifts", "sizes", "steer", "subspaces", "trajectories"),
+    *("agreement", "check", "compare", "compare_studies", "data_risk", "diff", "extract", "judge", "loss", "onset", "power"),
+    *("probe", "rates", "run_study", "sample", "shifts", "sizes", "steer", "subspaces", "trajectories"),
 ]
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from emscope.api import agreement as agreement
     from emscope.api import check as check
     from emscope.api import compare as compare
+    from emscope.api import compare_studies as compare_studies
     from emscope.api import data_risk as data_risk
     from emscope.api import diff as diff
     from emscope.api import extract as extract

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from emscope.inside.results import Diff, Trajectories
     from emscope.models.loading.source import Model
     from emscope.models.types import CausalLM, Tokenizer
+    from emscope.study.compare_result import Comparison
     from emscope.study.report import FolderChecked, StudyReport
 
 
@@ -350,6 +351,20 @@ def compare(directions: Sequence[Where]) -> Cosines:
     from emscope.inside.compare import compare as cosines
 
     return cosines(_each(directions))
+
+
+def compare_studies(studies: Sequence[Where]) -> Comparison:
+    """Return how finished studies or checks differ from the first of them: settings, effects, verdicts.
+
+    Args:
+        studies: their folders, two or more.
+
+    Raises:
+        InputError: one that is not finished, or studies that did not measure the same.
+    """
+    from emscope.study.compare import compare_studies as side_by_side
+
+    return side_by_side(_each(studies))
 
 
 @with_fields_of(DiffSpec)

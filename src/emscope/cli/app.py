@@ -58,6 +58,7 @@ COMMANDS = {
     "trajectories": Entry("inside.trajectories", "Checkpoints in the space of their updates."),
     "probe": Entry("inside.probe", "Predict scores from activations before a fine-tune."),
     "report": Entry("study.report", "Write a finished study's report again."),
+    "compare": Entry("study.compare", "How do finished studies or checks differ?"),
     "doctor": Entry("study.doctor", "What this machine has, and whether emscope works on a model."),
     "direction": Entry("inside.direction", "Directions in a model that point to misalignment.", group=True),
     "models": Entry("models", "Models with a short name.", group=True),

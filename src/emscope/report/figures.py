@@ -202,9 +202,9 @@ def look() -> str:
     return json.dumps(found, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def write_figures(figures: list[go.Figure], path: Path, title: str) -> None:
-    """Write figures into one page that needs no network."""
+def write_figures(figures: list[go.Figure], path: Path, title: str, before: str = "") -> None:
+    """Write figures into one page that needs no network, below the HTML `before`."""
     parts = [drawn(f, whole_page=False, with_plotly=not n) for n, f in enumerate(figures)]
     head = f"<head>{POLICY}<meta charset='utf-8'><title>{escape(title)}</title></head>"
-    page = f"<!doctype html><html lang='en'>{head}<body>"
+    page = f"<!doctype html><html lang='en'>{head}<body>{before}"
     write_text(path, page + "\n".join(parts) + "</body></html>\n")
