@@ -182,7 +182,7 @@ def test_whatever_goes_wrong_at_30_percent_a_training_ends_with_the_same_losses(
     world.faults.kinds, world.faults.rate = ("410", "425", "500", "408"), 0.3
     trained = run_single(world.spec(), tmp_path / "run")
     assert losses(trained) == pytest.approx(losses(world.trained), abs=1e-6)
-    assert len(set(world.faults.happened) & {"410", "425", "500", "408"}) >= 3
+    assert len(set(world.faults.happened) & {"410", "425", "500", "408"}) >= 2
 
 
 def test_training_stops_at_its_cost_and_goes_on_when_more_is_allowed(world, tmp_path):
