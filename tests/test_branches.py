@@ -162,6 +162,23 @@ def test_a_massive_activation_hides_no_wrong_part(dtype, size):
     assert [[b.name for b in parts] for parts in found["mlp"]] == [["mlp"]] * 2
 
 
+def test_linear_attention_that_is_called_self_attn_is_no_softmax_attention():
+    """Kimi Linear calls both so; its configuration says which is which."""
+    torch.manual_seed(0)
+    net = whole_model(
+        t.KimiLinearConfig(**SIZE | HEADS | {"num_key_value_heads": 4}, layer_types=["linear_attention", "full_attention"])
+    ).eval()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(3.0) if p.ndim >= 2 else p.add_(0.2 * torch.randn_like(p))
+    found = {
+        site: [[type(b.module).__name__ for b in parts] for parts in branches(net, site)] for site in ("attention", "mixer")
+    }
+    linear, softmax = (type(block.self_attn).__name__ for block in blocks(net))
+    assert linear != softmax
+    assert found == {"attention": [[], [softmax]], "mixer": [[linear], [softmax]]}
+
+
 def test_a_block_without_attention_is_named_with_its_mixer():
     net = make("lfm2")
     with pytest.raises(InputError) as error:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 OTHER_MIXERS = ("linear_attn", "mamba", "conv")  # linear attention, state space, short convolution
 MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "shared_mlp")
+NO_ATTENTION = ("linear_attention", "mamba", "conv", "recurrent")  # kinds of layers, as configurations name them
 # A norm behind a part, where a model has one: its output is what joins the stream (Gemma 2 and 3, OLMo 2, GLM 4).
 AFTER_ATTENTION = ("post_attention_layernorm", "post_self_attn_layernorm")
 AFTER_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm")
@@ -120,6 +121,8 @@ def _what_blocks_add(net: CausalLM) -> list[Parts]:
                 'name them in the model\'s config.json, such as "emscope_sites": {"attention": "self_attn", "mlp": "mlp"}; the '
                 "sites block and before need no name",
             )
+        if _mixes_otherwise(net, n):
+            parts = {**parts, "attention": {}}
         found.append({site: tuple(Branch(name, inside[name], s) for name, s in one.items()) for site, one in parts.items()})
     return found
 
@@ -163,6 +166,12 @@ def _by_site(
     if any(n in AFTER_ATTENTION for n in mixer) and not any(n in outputs for n in ATTENTION):
         attention = {}
     return {"mixer": {n: factors[n] for n in mixer}, "attention": attention, "mlp": {n: factors[n] for n in mlp}}
+
+
+def _mixes_otherwise(net: CausalLM, layer: int) -> bool:
+    """True where the configuration says that a block has no softmax attention, whatever its mixer is called (Kimi Linear: self_attn)."""
+    kinds = getattr(net.config.get_text_config(), "layer_types", None) or []
+    return layer < len(kinds) and kinds[layer] in NO_ATTENTION
 
 
 def _nearest(values: Sequence[float], wanted: float) -> float:
