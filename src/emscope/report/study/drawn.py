@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 from emscope.report.figures import effect_figure
 from emscope.report.study import figures, remarks, said
+from emscope.report.study.counted import counted
 from emscope.report.study.headline import headline
-from emscope.study.report import Report
+from emscope.report.study.overview import front_figure
+from emscope.study.report import Report, StudyReport
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -29,6 +31,8 @@ def figures_of(report: Report) -> dict[str, go.Figure]:
         found |= {f"{name}{subject}": figure for subject, figure in drawn.items()}
     if targets and report.distributions.items:
         found["margins"] = figures.margin_figure(report.distributions)
+    for front in report.fronts if isinstance(report, StudyReport) else ():
+        found[f"front of {front.arm}"] = front_figure(front)
     for judge in report.judged.judges if report.judged else ():
         found[f"rates by {judge.judge}"] = figures.judged_figure(judge)
     return {name: figure for name, figure in found.items() if figure is not None}
@@ -42,4 +46,9 @@ def sentences_of(report: Report) -> list[str]:
         verdict, *rest = headline(run.check)
         own = [*said.sentences(report, run.run), verdict, remarks.ship(report, run.run), *rest]
         found += [f"{run.run}: {s}" if len(targets) > 1 else s for s in own if s]
-    return [*found, *remarks.recipes(report), *(s for s in (remarks.read(report), remarks.precision(report)) if s)]
+    return [
+        *found,
+        *counted(report),
+        *remarks.recipes(report),
+        *(s for s in (remarks.read(report), remarks.precision(report)) if s),
+    ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from emscope.core.estimate import Estimate
 from emscope.report import words
 from emscope.report.figures import INK, MUTED, PALETTE, STATES, error_bars, page_data, style
+from emscope.report.study.counted import MEASURES, count, counted
 from emscope.study.decision.cases import CasesBy, Count, Counted
 from emscope.study.decision.fronts import FrontCell, ParetoFront
 from emscope.study.factors import factors
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 WIDE, HIGH = 220.0, 110.0  # of a small curve [pixels]
-MEASURES = {"judged": "by what it says", "preference": "by preference", "truthfulness": "truthfulness"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,7 @@ class Overview:
     small: tuple[Small, ...]
     steps: tuple[int, int] | None
     range: tuple[str, str] | None
+    sentences: tuple[str, ...]
     counted: Table | None
     fronts: tuple[FrontPart, ...]
 
@@ -86,7 +87,8 @@ def overview(report: StudyReport) -> Overview | None:
         return None
     small, steps, reach = _multiples(report.targets)
     fronts = tuple(_front(n, front) for n, front in enumerate(report.fronts))
-    return Overview(_runs(report), small, steps, reach, _counted(report.cases) if report.cases else None, fronts)
+    table = _counted(report.cases) if report.cases else None
+    return Overview(_runs(report), small, steps, reach, tuple(counted(report)), table, fronts)
 
 
 def _runs(report: StudyReport) -> Table:
@@ -207,12 +209,7 @@ def _counted_row(by: CasesBy, one: Counted) -> tuple[Cell, ...]:
 
 
 def _count(of: Count) -> Cell:
-    """Write a count as `3 of 5 [.15, .95]`, and how many are open."""
-    if of.of + of.open == 0:
-        return Cell("")
-    low, high = of.share.low, of.share.high
-    interval = f" [{low:.2f}, {high:.2f}]" if low is not None and high is not None else ""
-    return Cell(f"{of.yes} of {of.of}{interval}{f', {of.open} open' if of.open else ''}", of.share.value)
+    return Cell("" if (text := count(of)) == words.BLANK else text, of.share.value)
 
 
 def _front(number: int, front: ParetoFront) -> FrontPart:

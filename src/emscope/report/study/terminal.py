@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from emscope.report import words
 from emscope.report.study import remarks, said
+from emscope.report.study.counted import counted
 from emscope.report.study.headline import has_control, headline, prefers
 from emscope.report.tables import STYLES
 from emscope.study.decision.checked import CheckResult, Loss
@@ -40,6 +41,10 @@ def print_report(report: Report) -> None:
         console.print("\nWays of training compared", style="bold")
         console.print(_methods(report.methods))
         for sentence in remarks.methods(report.methods):
+            console.print(f"  {sentence}")
+    if sentences := counted(report):
+        console.print("\nAll runs together", style="bold")
+        for sentence in sentences:
             console.print(f"  {sentence}")
     if sentences := remarks.recipes(report):
         console.print("\nSeveral seeds together", style="bold")
