@@ -10,6 +10,9 @@ import transformers as t
 
 from conftest import make_model
 from emscope.data import bundled
+from emscope.elicit.preference import score
+from emscope.models.fast.prefix_cache import prefix_cached
+from emscope.models.hooks.interventions import added
 from emscope.models.hooks.sites import blocks
 from emscope.models.loading.load import load
 from emscope.models.loading.source import locate
@@ -19,6 +22,7 @@ from emscope.train.finetune import finetune
 from emscope.train.parts import Part
 from emscope.train.reuse import reusing
 from emscope.train.spec import FullSpec, KlSpec, LdifsSpec, LoraSpec, PlanSpec, SteeringSpec, TrainSpec
+from test_architectures import BASE, ITEMS, plainly
 
 TALKS = bundled.domain("finance", "reckless")[:8]
 NEAR = bundled.domain("sports", "careful")[:6]
@@ -125,6 +129,32 @@ def test_what_is_random_in_training_is_not_kept_wherever_the_model_has_it(kind, 
     assert torch.equal(*seen) == (p == 0)
     with reusing(net, parts, [], wanted=True) as reuse:
         assert (reuse is not None) == (p == 0)
+
+
+SHARED = {"num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 64}
+BESIDE = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 600}
+SHARING = {
+    "gemma3n": lambda: t.Gemma3nTextConfig(
+        **BASE | {"num_hidden_layers": 4}, **SHARED, **BESIDE, laurel_rank=4, activation_sparsity_pattern=[0.0] * 4
+    ),
+    "gemma4": lambda: t.Gemma4TextConfig(**BASE | {"num_hidden_layers": 4}, **SHARED, **BESIDE),
+}
+
+
+@pytest.mark.parametrize("kind", SHARING)
+def test_blocks_that_take_keys_from_lower_ones_are_computed_with_them(kind):
+    """What enters an upper block is not all that it needs: both ways of skipping lower blocks ended in a KeyError."""
+    torch.manual_seed(0)
+    net = whole_model(SHARING[kind]()).eval().requires_grad_(False)
+    vectors = {2: torch.randn(32)}
+    with reusing(net, [Part("upper", 2, True, torch.nn.Parameter(torch.zeros(32)))], [], wanted=True) as reuse:
+        assert reuse is None
+    with added(net, vectors):
+        wanted = plainly(net)
+    with prefix_cached(net, 2):
+        score(net, ITEMS)
+        with added(net, vectors):
+            assert [s.logprob for s in score(net, ITEMS)] == pytest.approx(wanted, rel=1e-4)
 
 
 @pytest.mark.parametrize("changes", [{"bf16": True}, {"gradient_checkpointing": True}])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from emscope.core.plain import Json
 from emscope.models.fast.prefix_cache import passed
-from emscope.models.hooks.sites import blocks
+from emscope.models.hooks.sites import blocks, shares_keys
 from emscope.train.batches import Example
 from emscope.train.parts import Part
 
@@ -88,7 +88,8 @@ class Reuse:
 def reusing(net: CausalLM, parts: Sequence[Part], examples: Sequence[Example], *, wanted: bool) -> Iterator[Reuse | None]:
     """Yield a `Reuse` where it is wanted, right and small enough, else None.
 
-    It is right where all that is trained is a part in a block above the first, and the blocks below hold no dropout.
+    It is right where all that is trained is a part in a block above the first, the blocks below hold no dropout, and nothing but the
+    stream comes from them.
     """
     layers = [p.layer for p in parts]
     named = {id(p.weight) for p in parts} | {id(p.right) for p in parts}
@@ -96,7 +97,7 @@ def reusing(net: CausalLM, parts: Sequence[Part], examples: Sequence[Example], *
     first = 0 if others or not layers or None in layers else min(n for n in layers if n is not None)
     config = net.config.get_text_config()
     size = sum(len(ids) for ids in {e.ids for e in examples}) * config.hidden_size * 4
-    if not wanted or first == 0 or _drops(net, first) or size > LIMIT:
+    if not wanted or first == 0 or shares_keys(net) or _drops(net, first) or size > LIMIT:
         yield None
         return
     reuse = Reuse(net, first)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from emscope.models.fast.packed import Pack
-from emscope.models.hooks.sites import blocks, tensor_of
+from emscope.models.hooks.sites import blocks, shares_keys, tensor_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,8 +27,11 @@ def prefix_cached(net: CausalLM, layer: int) -> Iterator[None]:
     """Inside the block, compute blocks 0 to `layer` once for each pack of tokens; packed passes alone gain by it.
 
     Right as long as nothing that happens inside changes what block `layer` itself gives: hooks on that block's output may come and go, since they
-    act on what was kept as on what was computed.
+    act on what was kept as on what was computed. Where blocks share keys and values, everything is computed every time.
     """
+    if shares_keys(net):
+        yield
+        return
     kept: dict[bytes, Stream] = {}
     size = [0]
     below = [blocks(net)[n] for n in range(layer + 1)]

@@ -144,6 +144,11 @@ def check_places(net: CausalLM, places: Sequence[Place], where: str = "places") 
     check_layers(net, tuple(p.layer for p in places), where)
 
 
+def shares_keys(net: CausalLM) -> bool:
+    """Tell whether upper blocks take keys and values from lower ones, so that the stream is not all that goes from block to block (Gemma 3n and 4)."""
+    return bool(getattr(net.config.get_text_config(), "num_kv_shared_layers", 0))
+
+
 def stream_in(given: Sequence[Stream], named: Mapping[str, Stream]) -> Stream:
     """Return the residual stream among the arguments of a block."""
     return given[0] if given else named["hidden_states"]
