@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers as t
 from safetensors.torch import load_file
 
 from emscope.core.errors import InputError
@@ -15,9 +16,11 @@ from emscope.models.hooks.sites import blocks
 from emscope.models.loading.checkpoints import read_checkpoint
 from emscope.models.loading.load import load, load_net
 from emscope.models.loading.source import locate
+from emscope.models.sizing.simulated import whole_model
 from emscope.train.finetune import finetune
 from emscope.train.spec import FullSpec, LoraSpec, PlanSpec, SteeringSpec, TrainSpec
-from emscope.train.tunables import tuned
+from emscope.train.tunables import check_tunable, tuned, with_lora
+from test_architectures import BASE, MAMBA
 
 IDS = torch.tensor([[5, 17, 33, 90, 41, 8], [1, 2, 3, 4, 5, 6]])
 TALKS = bundled.domain("finance", "reckless")[:12]
@@ -256,3 +259,16 @@ def test_vectors_of_our_own_are_trained_in_float32_on_any_model(tiny_gpt2):
 def test_what_does_not_exist_is_named(tiny, tunable, message):
     with pytest.raises(InputError, match=message), tuned(fresh(tiny), tunable, 0):
         pass
+
+
+def test_where_peft_puts_no_adapter_is_one_sentence_before_anything_is_trained():
+    """Kernels of these models take some matrices' weights and pass by what stands beside them."""
+    net = whole_model(t.FalconH1Config(**BASE, **MAMBA, mamba_d_ssm=64))
+    with pytest.raises(
+        InputError, match=r"lora\.modules: PEFT puts no adapter beside 'out_proj' in a falcon_h1 model; name others"
+    ) as e:
+        check_tunable(net, LoraSpec(rank=2, alpha=4))
+    others = e.value.remedy.split("it has ")[1].removesuffix(")").split(", ")
+    spec = LoraSpec(rank=2, alpha=4, modules=tuple(others))
+    check_tunable(net, spec)
+    assert any(p.requires_grad for p in with_lora(net, spec, 0, "base").parameters())

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from emscope.models.types import CausalLM, Wrapped
 
 Tunable = LoraSpec | AdapterSpec | FullSpec | SteeringSpec
+# Of these kinds of models PEFT leaves these matrices alone.
+MAMBA, UNADAPTABLE = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"), frozenset(("out_proj", "conv1d"))
 
 
 @contextmanager
@@ -353,6 +355,19 @@ def _check_modules(net: CausalLM, spec: LoraSpec) -> None:
             raise InputError(
                 f"lora.modules: '{name}' stands outside the blocks, and lora.layers is given", "leave out one of them"
             )
+    _refuse_unadaptable(net, spec)
+
+
+def _refuse_unadaptable(net: CausalLM, spec: LoraSpec) -> None:
+    """Refuse matrices beside which PEFT puts no adapter: kernels of these models take the weight itself and would pass an adapter by."""
+    every = _linear_names(net)
+    kind, wanted = net.config.model_type, every if isinstance(spec.modules, str) else spec.modules
+    name = next((n for n in wanted if n.rsplit(".", 1)[-1] in UNADAPTABLE), None)
+    if kind in MAMBA and name is not None:
+        raise InputError(
+            f"lora.modules: PEFT puts no adapter beside '{name}' in a {kind} model",
+            f"name others (it has {', '.join(sorted(every - UNADAPTABLE))})",
+        )
 
 
 def _is_matrix(module: Module) -> bool:
