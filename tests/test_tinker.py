@@ -42,7 +42,8 @@ from emscope.study.selected import Selection
 from emscope.study.spec import JudgedSpec, MeasureSpec, SingleSpec, StudySpec
 from emscope.study.train import run_single
 from emscope.train.batches import collate, encode, stream
-from tinker_server import BASE, CODES, KEY, Faults, tinker_server
+from faulty import CODES, Faults
+from tinker_server import BASE, KEY, tinker_server
 
 TRAIN = {"steps": 4, "batch": 2, "lr": 1e-2, "lora": {"rank": 4}, "checkpoints": {"at": [2]}}
 FEW = MeasureSpec(count=16, placebo=0, truth=2, truth_at="last", neutral=2, samples={"questions": 1, "max_tokens": 3})

@@ -10,52 +10,26 @@ from __future__ import annotations
 
 import json
 import queue
+import shutil
 import sys
 import threading
 import uuid
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from random import Random
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # run as a program, too
+from faulty import Faults
 from tinker_models import Run, Samplers
 
 KEY = "tml-a-key-of-tests-only"
 BASE = "tiny/tiny-llama"
 PENDING = 0.2  # seconds that a result is waited for before the client is told to try again
 INLINE = 20_000  # bytes of a result that is sent without being announced
-CODES = ("408", "410", "425", "429", "500", "503", "400", "cut")
-LATER = ("410", "425")  # said of results alone
 Body = dict[str, Any]
-
-
-@dataclass
-class Faults:
-    """What goes wrong, in which share of all requests, by a seed; `cut` ends the connection before or after the request was heeded."""
-
-    kinds: Sequence[str] = ()
-    rate: float = 0.0
-    seed: int = 0
-    happened: Counter[str] = field(default_factory=Counter)
-
-    def __post_init__(self) -> None:
-        self._random, self._lock = Random(self.seed), threading.Lock()
-
-    def of(self, path: str) -> str | None:
-        """Return the fault of a request, None for most."""
-        with self._lock:
-            kinds = [k for k in self.kinds if k not in LATER or path.endswith("/retrieve_future")]
-            if not kinds or self._random.random() >= self.rate:
-                return None
-            kind = self._random.choice(kinds)
-            kind = self._random.choice(["cut before", "cut after"]) if kind == "cut" else kind
-            self.happened[kind] += 1
-            return kind
 
 
 class Refused(Exception):
@@ -296,14 +270,12 @@ class Tinker:
 
     def _listed(self, place: Path) -> Body:
         kind = {"weights": "training", "sampler_weights": "sampler", "external_weights": "external"}[place.parent.name]
-        path = place.relative_to(self.root)
-        name = f"{place.parent.name}/{place.name}"
-        return {
-            "checkpoint_id": name,
+        about = {
             "checkpoint_type": kind,
             "time": "2026-01-01T00:00:00Z",
-            "tinker_path": f"tinker://{path}",
+            "tinker_path": f"tinker://{place.relative_to(self.root)}",
         }
+        return {"checkpoint_id": f"{place.parent.name}/{place.name}", **about}
 
     def _file(self, path: str) -> bytes:
         place, _, query = path.removeprefix("/files/").partition("?")
@@ -313,8 +285,6 @@ class Tinker:
 
     def delete(self, path: str) -> None:
         """Delete a checkpoint."""
-        import shutil
-
         parts = path.removeprefix("/api/v1/training_runs/").split("/")
         shutil.rmtree(self._saved(f"tinker://{parts[0]}/{'/'.join(parts[2:])}"))
 
