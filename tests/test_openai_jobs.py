@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -22,9 +23,11 @@ from emscope.answers.sample_spec import AskSpec, LoadSpec, ServedSpec
 from emscope.cli.app import run_arguments
 from emscope.core.digest import short
 from emscope.core.errors import EmscopeError, InputError
+from emscope.core.records import Message
 from emscope.models.remote.job_client import Jobs
 from emscope.models.remote.jobs import read_job
 from emscope.models.remote.metering import Meter, OverBudget
+from emscope.models.remote.outcomes import asked_to_wait
 from emscope.store.study import read_table
 from emscope.study.check import run_check
 from emscope.study.check_request import CheckRequest
@@ -478,6 +481,43 @@ def test_without_the_client_it_is_said_how_to_install_it(world, monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(InputError, match=r"pip install 'emscope\[judge\]'"):
         Jobs(Meter())
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [({}, 0), ({"retry-after": "7"}, 7), ({"retry-after-ms": "250", "retry-after": "7"}, 0.25), ({"retry-after": "1e9"}, 120),
+     ({"retry-after": "nan"}, 0), ({"retry-after": "-3"}, 0), ({"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}, 0)],
+)  # fmt: skip
+def test_a_server_is_asked_again_when_it_says(headers, seconds):
+    error = RuntimeError("429")
+    error.response = SimpleNamespace(headers=headers)
+    assert asked_to_wait(error) == seconds and asked_to_wait(RuntimeError()) == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "message"),
+    [
+        (429, {"message": "You exceeded your current quota", "code": "insufficient_quota"}, "has paused the account behind OPENAI_API_KEY"),
+        (403, {"message": "Project has no access to the model"}, r"refuses the key in OPENAI_API_KEY \(403: Project has no access"),
+        (404, {"message": "The model is gone"}, r"has nothing for an answer of m \(404: The model is gone\)"),
+        (422, {"message": "temperature is 9"}, r"refuses an answer of m \(422: temperature is 9\)"),
+        (302, {}, r"sends an answer of m on to another address, which a key is not sent to \(302\)"),
+        (200, None, "replies with something else than the OpenAI API does"),
+    ],
+)  # fmt: skip
+def test_what_a_server_says_is_one_sentence(monkeypatch, status, body, message):
+    answers = []
+
+    def answer(request):
+        answers.append(request)
+        return status, {"object": "?"} if body is None else {"error": body}
+
+    with fake_api(answer) as url:
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        with Jobs(Meter()) as jobs, pytest.raises(EmscopeError, match=message):
+            jobs.answer("m", [Message("user", "What?")], max_tokens=2, temperature=0.0, seed=0)
+    assert len(answers) == 1
 
 
 # --- long ---

@@ -1,8 +1,8 @@
 """OpenAI-style fine-tuning servers through the official client: files, jobs, and answers of the models that come of them.
 
-The client repeats what it knows to be passing (408, 409, 429, 5xx, a lost connection), as long as the server says it should wait. What
-changes nothing is asked again here, too. What makes something, a file or a job, is sent once: before it is sent again, and after a kill,
-it is looked for at the server, so that nothing is made twice.
+What changes nothing is asked again where what went wrong is passing (408, 409, 429, 5xx, a lost connection): by the client, and here. What
+makes something, a file or a job, is sent once: before it is sent again, and after a kill, it is looked for at the server, so that nothing is
+made twice. Questions are sent once, too, so that each that may be billed is counted; they are asked again here.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from emscope.core.visible import whole
 from emscope.models.remote.address import check_address, without_keys
 from emscope.models.remote.client import guarded_sync_client
 from emscope.models.remote.hosted import Spent
+from emscope.models.remote.jobs import is_name
 from emscope.models.remote.metering import Meter
-from emscope.models.remote.outcomes import LATER, OPENAI, fault_of, said
+from emscope.models.remote.outcomes import LATER, OPENAI, asked_to_wait, fault_of, said
 from emscope.models.remote.session import ATTEMPTS, Session, Unanswered
 
 if TYPE_CHECKING:
@@ -171,18 +172,18 @@ class Jobs(Session):
 
     def _made(self, what: str, find: Callable[[], str | None], make: Callable[[], str], *, looked: bool) -> str:
         """Return what `make` makes, made once: before each further attempt it is looked for."""
-        last = ""
+        last, wait = "", 0.0
         for attempt in range(ATTEMPTS):
             if (looked or attempt) and (found := self._looked_for(what, find)) is not None:
                 return found
             try:
-                return make()
+                return _named(make())
             except Exception as error:
                 if (fault := fault_of(error, what, self.host)) is not None:
                     at_once = isinstance(fault, InputError) and not looked and attempt == 0
                     raise (Refused(fault.fault, fault.remedy) if at_once else fault) from None
-                last = said(error)
-            self.pause(attempt)
+                last, wait = said(error), asked_to_wait(error)
+            self.pause(attempt, wait)
         raise Unanswered(f"{self.host.name} failed {ATTEMPTS} times in a row at {what} ({last})", LATER)
 
     def _looked_for(self, what: str, find: Callable[[], str | None]) -> str | None:
@@ -250,7 +251,7 @@ class Jobs(Session):
 
         def send(refused: frozenset[str]) -> ChatCompletion:
             try:
-                return self.client.chat.completions.create(
+                return self._once.chat.completions.create(
                     model=model,
                     messages=messages,
                     temperature=temperature,
@@ -299,6 +300,19 @@ def _whole(found: V, needed: str) -> V:
             f"{OPENAI.name} replies with something else than the OpenAI API does", f"check the address in {ADDRESS}"
         )
     return found
+
+
+def _named(id: str) -> str:
+    """Return the id of something that a server made.
+
+    Raises:
+        WorldError: it is none that may be shown.
+    """
+    if not is_name(id):
+        raise WorldError(
+            f"{OPENAI.name} gives something a name that is empty, long or unprintable", f"check the address in {ADDRESS}"
+        )
+    return id
 
 
 def _told(found: ChatCompletion) -> Told:

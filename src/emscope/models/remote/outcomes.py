@@ -17,6 +17,7 @@ LATER = "run the same command again later; it goes on where it stopped"
 WORDS = ("detail", "message", "error")  # keys of a reply that hold a sentence
 CLIENTS = ("tinker", "openai", "httpx", "httpx2", "httpcore", "httpcore2", "pyqwest")
 CONNECTION = ("APIConnectionError", "APITimeoutError", "RetryableException", "TimeoutError", "ConnectTimeout", "ReadTimeout")
+LONGEST_WAIT = 120.0  # seconds that a host may ask to wait
 SPENT = "insufficient_quota"  # a 429 that does not pass
 
 
@@ -48,6 +49,11 @@ def fault_of(error: Exception, what: str, host: Host) -> EmscopeError | None:
             f"{host.name} refuses the key in {host.key} ({told if status == 403 else status})",
             "set the right one; it is read from the environment alone",
         )
+    if status is not None and 300 <= status < 400:
+        return InputError(
+            f"{host.name} sends {what} on to another address, which a key is not sent to ({status})",
+            "give the address that answers by itself",
+        )
     if status == 402 or getattr(error, "code", None) == SPENT:
         return WorldError(f"{host.name} has paused the account behind {host.key} ({told})", f"settle its billing, then {LATER}")
     if status == 404:
@@ -72,6 +78,19 @@ def status_of(error: BaseException) -> int | None:
         if isinstance(found, int):
             return found
     return None
+
+
+def asked_to_wait(error: BaseException) -> float:
+    """Return how long a host asks to wait before the same is asked again [seconds]; 0 where it does not say."""
+    headers = getattr(getattr(error, "response", None), "headers", {})
+    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        try:
+            wait = float(headers.get(name) or "") * unit
+        except ValueError:  # it is not there, or a date
+            continue
+        if wait >= 0:
+            return min(wait, LONGEST_WAIT)
+    return 0.0
 
 
 def said(error: BaseException) -> str:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from emscope.core.errors import WorldError
 from emscope.models.remote.metering import Meter
-from emscope.models.remote.outcomes import LATER, Host, fault_of, said
+from emscope.models.remote.outcomes import LATER, Host, asked_to_wait, fault_of, said
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -64,20 +64,20 @@ class Session:
         Raises:
             InputError, WorldError: it cannot be had.
         """
-        last = ""
+        last, wait = "", 0.0
         for attempt in range(ATTEMPTS):
             try:
                 return ask()
             except Exception as error:
                 if (fault := fault_of(error, what, self.host)) is not None:
                     raise fault from None
-                last = said(error)
-            self.pause(attempt)
+                last, wait = said(error), asked_to_wait(error)
+            self.pause(attempt, wait)
         raise Unanswered(f"{self.host.name} failed {ATTEMPTS} times in a row at {what} ({last})", LATER)
 
-    def pause(self, attempt: int) -> None:
-        """Wait, longer after every failed attempt, as long as it is wanted."""
-        self._stopped.wait(pause_after(attempt))
+    def pause(self, attempt: int, least: float = 0.0) -> None:
+        """Wait, longer after every failed attempt and `least` seconds, as long as it is wanted."""
+        self._stopped.wait(max(pause_after(attempt), least))
 
 
 def pause_after(attempt: int) -> float:

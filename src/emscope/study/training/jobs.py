@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from emscope.core.digest import short
-from emscope.core.errors import InputError
+from emscope.core.errors import InputError, WorldError
 from emscope.core.plain import LEFT_OUT, JsonObject, Result
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Conversation
@@ -18,7 +18,7 @@ from emscope.models.remote.host_spec import HostSpec
 from emscope.models.remote.hosted import hosted_base
 from emscope.models.remote.job_client import Jobs, address
 from emscope.models.remote.job_state import ended, looked_at, refuse_elsewhere, state
-from emscope.models.remote.jobs import HOST, JobCheckpoint, JobRun, JobStep, read_job
+from emscope.models.remote.jobs import HOST, JobCheckpoint, JobRun, JobStep, is_name, read_job
 from emscope.models.remote.metering import MILLION, Meter
 from emscope.store.files import write_json
 from emscope.store.study import Study
@@ -111,6 +111,8 @@ def import_job(id: str, folder: Path, progress: Progress = silent) -> JobRun:
     with Jobs(Meter()) as jobs:
         progress("importing", 0, 1)
         job = jobs.job(id)
+        if not is_name(job.model):
+            raise WorldError(f"the job {id} names its base by no name", "see what the server says of it")
         fresh = JobRun(HOST, job.model, address(), NONE, "", None, "", file=job.training_file, job=id)
         run = ended(jobs, looked_at(jobs, found or fresh, job), job)
         progress("importing", 1, 1)
