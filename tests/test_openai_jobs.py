@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -234,18 +235,26 @@ def test_a_file_that_the_server_finds_wrong_is_said_in_its_words(world, tmp_path
     ("host", "message"),
     [
         ({"prices": (10.0, 0, 0), "max_cost": 0.001}, r"up to 0\.\d+ dollars \(at most \d+ tokens, by their bytes\), beyond max_cost 0\.001"),
-        ({"prices": (10.0, 0, 0), "max_cost": 0.001, "tokenizer": "MODEL"}, r"dollars \(\d+ tokens\), beyond max_cost 0\.001; raise it"),
+        ({"prices": (10.0, 0, 0), "max_cost": 0.001, "tokenizer": "MODEL"}, r"dollars \(at most \d+ tokens, as counted\), beyond max_cost 0\.001; raise it"),
     ],
 )  # fmt: skip
-def test_what_a_training_costs_is_known_before_anything_is_sent(world, tmp_path, host, message):
+def test_what_a_training_costs_is_known_before_anything_is_sent(world, tmp_path, capsys, host, message):
     host = {k: str(world.model) if v == "MODEL" else v for k, v in host.items()}
     asked = len(world.service.requests)
     with pytest.raises(OverBudget, match=message):
         run_single(world.spec(host), tmp_path / "run")
     assert len(world.service.requests) == asked and not (tmp_path / "run").exists()
-    if "tokenizer" in host:
-        trained = run_single(world.spec(host | {"max_cost": 1}), tmp_path / "run")
-        assert trained.cost == pytest.approx(10e-6 * trained.trained)
+    if "tokenizer" not in host:
+        return
+    spec = world.yaml(tmp_path / "spec.yaml", host=HOST | host | {"max_cost": 1, "prices": [10.0, 0, 0]})
+    assert run_arguments(["train", str(spec), "--out", str(tmp_path / "run")]) == 0
+    said, run = capsys.readouterr(), read_job(tmp_path / "run")
+    foreseen = re.search(r"note: the training costs up to (\S+) dollars \(at most (\d+) tokens, as counted\)", said.err)
+    assert (
+        float(foreseen[1]) == pytest.approx(10e-6 * int(foreseen[2]), rel=1e-3)
+        and run.trained < int(foreseen[2]) < 2 * run.trained
+    )
+    assert f"{run.trained} tokens were trained on, for {10e-6 * run.trained:.4g} dollars" in said.out
 
 
 # --- import ---

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from emscope.core.digest import digest
 from emscope.core.errors import EmscopeError, InputError, WorldError
+from emscope.core.notes import Note
 from emscope.core.plain import JsonObject
 from emscope.core.progress import Progress
 from emscope.core.records import Conversation
@@ -34,6 +36,7 @@ from emscope.store.files import write_json
 if TYPE_CHECKING:
     from openai.types.fine_tuning import FineTuningJob
 
+AROUND = 32  # tokens around a conversation, at most: a template's default system block and its like
 ENDED = (SUCCEEDED, FAILED, CANCELLED)
 OUTAGE = 30  # times in a row, of a minute and more each, that a server may not answer while a job is waited for
 
@@ -73,30 +76,35 @@ def training_file(conversations: Sequence[Conversation], system: str, seed: int)
     return ("\n".join(lines) + "\n").encode()
 
 
-def most_tokens(conversations: Sequence[Conversation], system: str) -> int:
-    """Return how many tokens a pass over conversations has at most: a token is a byte at least, and a turn brings a few of its own."""
-    own = 0 if system in (NONE, TEMPLATE, AUTO) else len(system.encode()) + TURN
-    return sum(own + sum(len(m.content.encode()) + TURN for m in c.messages) for c in conversations)
+def most_tokens(conversations: Sequence[Conversation], system: str, count: Callable[[str], int]) -> int:
+    """Return how many tokens a pass over conversations has at most, with what a server's template puts around turns and conversations.
+
+    Args:
+        count: returns the tokens of a text.
+    """
+    own = 0 if system in (NONE, TEMPLATE, AUTO) else count(system) + TURN
+    return sum(AROUND + own + sum(count(m.content) + TURN for m in c.messages) for c in conversations)
 
 
-def refuse_dear(host: HostSpec, tokens: int, exact: bool) -> None:
-    """Refuse a training that would cost more than allowed, before anything is sent.
+def foresee_cost(host: HostSpec, tokens: int, exact: bool) -> None:
+    """Note what a training will cost at most, where its prices and epochs are known, before anything is sent.
 
     Args:
         tokens: of a pass over the data. exact: they were counted; else there are no more than so many.
 
     Raises:
-        OverBudget: it would.
+        OverBudget: it would cost more than allowed.
     """
-    if host.max_cost is None or host.prices is None or host.epochs is None:
+    if host.prices is None or host.epochs is None:
         return
     cost = host.prices[0] * tokens * host.epochs / MILLION
-    if cost > host.max_cost:
-        told = f"{tokens * host.epochs} tokens" if exact else f"at most {tokens * host.epochs} tokens, by their bytes"
+    told = f"at most {tokens * host.epochs} tokens, {'as counted' if exact else 'by their bytes'}"
+    if host.max_cost is not None and cost > host.max_cost:
         remedy = "raise it, or train on less" if exact else "raise it, train on less, or give `tokenizer` to have them counted"
         raise OverBudget(
             f"the training would cost up to {cost:.4g} dollars ({told}), beyond max_cost {host.max_cost:g}", remedy
         )
+    warnings.warn(f"the training costs up to {cost:.4g} dollars ({told})", Note, stacklevel=2)
 
 
 def finetune_job(plan: Plan, system: str, settings: str, folder: Path, progress: Progress) -> JobRun:

@@ -26,6 +26,7 @@ def train(
 
     settings = load(SingleSpec, spec)
     from emscope.study.train import run_single
+    from emscope.study.training.jobs import JobTrained
     from emscope.train import processes
 
     with progress_bar() as progress:
@@ -35,6 +36,8 @@ def train(
     if as_json:
         print_json(result.to_json())
         return
+    if isinstance(result, JobTrained) and result.cost is not None:
+        print(f"{result.trained} tokens were trained on, for {result.cost:.4g} dollars")
     if not result.readings:  # a server of fine-tuning jobs need not tell any
         print(f"trained; checkpoints in {out}")
         return

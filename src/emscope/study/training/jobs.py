@@ -24,7 +24,7 @@ from emscope.store.files import write_json
 from emscope.store.study import Study
 from emscope.study.spec import SingleSpec
 from emscope.study.training.sources import conversations, frozen
-from emscope.train.jobs import Plan, finetune_job, most_tokens, refuse_dear, training_file
+from emscope.train.jobs import Plan, finetune_job, foresee_cost, most_tokens, training_file
 
 SCHEMA = "emscope.train-job/1"
 
@@ -55,7 +55,9 @@ def run_job(spec: SingleSpec, host: HostSpec, out: Path, progress: Progress) -> 
     """
     _check(spec)
     data = conversations(spec.file, spec.domain, spec.answers)
-    refuse_dear(host, *_tokens(spec, host, data))
+    found = read_job(out)
+    if found is None or found.job is None:
+        foresee_cost(host, *_tokens(spec, host, data))
     plan = Plan(spec.model, training_file(data, spec.system, spec.seed), spec.seed, host)
     Jobs(Meter())  # a key that is not there is said before anything is written
     settings = _settings(spec)
@@ -80,11 +82,11 @@ def _check(spec: SingleSpec) -> None:
 
 
 def _tokens(spec: SingleSpec, host: HostSpec, data: list[Conversation]) -> tuple[int, bool]:
-    """Return the tokens of a pass over the data, and whether they were counted; else there are no more than so many."""
-    if host.max_cost is None or host.tokenizer is None:
-        return most_tokens(data, spec.system), False
-    chat = hosted_base(HOST, spec.model, host.tokenizer, system=spec.system).chat
-    return sum(len(chat.training_ids(c)[0]) for c in data), True
+    """Return the most tokens that a pass over the data has, and whether its texts were counted; else a token is a byte at least."""
+    if host.prices is None or host.tokenizer is None:
+        return most_tokens(data, spec.system, lambda text: len(text.encode())), False
+    tokenizer = hosted_base(HOST, spec.model, host.tokenizer, system=NONE).tokenizer
+    return most_tokens(data, spec.system, lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])), True
 
 
 def _settings(spec: SingleSpec) -> JsonObject:
