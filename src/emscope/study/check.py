@@ -28,7 +28,7 @@ from emscope.models.loading.source import Model, beside_digest, locate
 from emscope.models.remote.hosted import HostedRun, model_at
 from emscope.models.remote.jobs import read_job
 from emscope.store.files import write_json
-from emscope.store.study import Study
+from emscope.store.study import Study, read_table
 from emscope.study.check_jobs import check_jobs
 from emscope.study.check_request import CheckRequest, own_folder
 from emscope.study.decision.along import read_along
@@ -54,6 +54,7 @@ from emscope.study.reading.sets import (
     sample_questions,
     study_sets,
 )
+from emscope.study.reading.training_log import Logged, as_rows, losses_at, training_log
 from emscope.study.report import TARGET, Amplified, FolderChecked, FolderRead, Unreadable, with_precision
 from emscope.study.results import distributions
 from emscope.study.selected import Runs, searched
@@ -103,6 +104,7 @@ def run_check(request: CheckRequest, out: Path | None = None, progress: Progress
         if harmless:
             with study.alone():
                 control = make_control(study.runs_folder("control"), loaded, target, harmless, request.control_batch, progress)
+        log = training_log(Path(request.log) if request.log else None, [c.folder for c in target])
         runs, looks = request.selection.of({TARGET: target} | ({"control": control} if control else {})), None
         if request.selection.search:
             runs, looks = _search(study, loaded, ways, request, runs, sets, progress)
@@ -112,7 +114,7 @@ def run_check(request: CheckRequest, out: Path | None = None, progress: Progress
         asked = [Reading("base", 0, None, {}), *wanted]
         answers = ask_checkpoints(study, loaded, judged, asked, progress, ways.ask) if judged else set()
         with study.alone():
-            result = with_precision(_analyse(study, loaded, request, runs, sets, folder, looks), TARGET, precision)
+            result = with_precision(_analyse(study, loaded, request, runs, sets, folder, looks, log), TARGET, precision)
             write_json(out / "report.json", result.to_json())  # a judge that cannot be reached takes nothing finished with it
             if judged is not None:
                 compared = _compared(runs, request.amplify)
@@ -172,7 +174,8 @@ def _search(
         readings = [_base_reading(sets, request.measure), *_readings(chosen, sets, scale, request.measure)]
         ways.measure(study, loaded, readings, _asked(request, sets), lambda what, done, total: part(what, done / total, 1))
         begun += 1
-        e = without_dud(_evidence(Scores(study.root, loaded.chat.digest), loaded, request, chosen, sets, scale, allowed))
+        scores = Scores(study.root, loaded.chat.digest)
+        e = without_dud(_evidence(scores, loaded, request, chosen, sets, scale, allowed, {}))
         along = read_along(e, paired_steps(e))
         return along.sure, along.states[-1]
 
@@ -273,11 +276,22 @@ def _readings(runs: dict[str, list[Checkpoint]], sets: ItemSets, scale: float, s
 
 
 def _analyse(
-    study: Study, loaded: Loaded, request: CheckRequest, runs: Runs, sets: ItemSets, found: Found, looks: int | None
+    study: Study,
+    loaded: Loaded,
+    request: CheckRequest,
+    runs: Runs,
+    sets: ItemSets,
+    found: Found,
+    looks: int | None,
+    log: Sequence[Logged],
 ) -> FolderChecked:
-    """Return what preference says of the folder, of which `runs` were read, and write its estimates."""
+    """Return what preference says of the folder, of which `runs` were read, and write its estimates and the training log."""
+    if log:
+        others = [row for row in read_table(study.root, "train_log").to_pylist() if row["run"] != TARGET]
+        study.replace("train_log", [*others, *as_rows(log, TARGET)])
+    losses = losses_at(log, [c.step for c in runs[TARGET]])
     scores = Scores(study.root, loaded.chat.digest)
-    checks = {scale: check(_evidence(scores, loaded, request, runs, sets, scale, looks)) for scale in request.amplify}
+    checks = {scale: check(_evidence(scores, loaded, request, runs, sets, scale, looks, losses)) for scale in request.amplify}
     study.replace("estimates", [row for scale, c in checks.items() for row in estimate_rows(f"target x{scale:g}", c)])
     shown = _main_scale(request)
     main = checks[shown]
@@ -306,10 +320,23 @@ def _analyse(
 
 
 def _evidence(
-    scores: Scores, loaded: Loaded, request: CheckRequest, runs: Runs, sets: ItemSets, scale: float, looks: int | None
+    scores: Scores,
+    loaded: Loaded,
+    request: CheckRequest,
+    runs: Runs,
+    sets: ItemSets,
+    scale: float,
+    looks: int | None,
+    losses: dict[int, float],
 ) -> Evidence:
+    taught = 0 if sets.heldout else None
     arms = {
-        name: arm(scores, sets, name, name, [c.step for c in cs], scale=scale, taught=0 if sets.heldout else None)
+        name: arm(
+            *(scores, sets, name, name, [c.step for c in cs]),
+            scale=scale,
+            taught=taught,
+            train_loss=losses if name == TARGET else None,
+        )
         for name, cs in runs.items()
     }
     target, control = arms[TARGET], arms.get("control")

@@ -37,6 +37,7 @@ class CheckRequest:
     make_control: str | None = None
     heldout: str | None = None
     control_heldout: str | None = None
+    log: str | None = None
     amplify: tuple[float, ...] = (1.0,)
     system: str = "none"
     chat_kwargs: Mapping[str, Json] = field(default_factory=dict)
@@ -62,6 +63,7 @@ class CheckRequest:
             make_control=spec.make_control,
             heldout=spec.heldout,
             control_heldout=spec.control_heldout,
+            log=spec.log,
             amplify=spec.amplify,
             system=spec.system,
             chat_kwargs=spec.chat_kwargs or {},

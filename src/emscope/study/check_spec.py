@@ -70,6 +70,11 @@ class CheckSpec(Spec):
         None,
         description="Held-out conversations of the control's own task: a control that learned nothing counts for nothing.",
     )
+    log: Place | None = Field(
+        None,
+        description="Training log of the checkpoints, where they carry none: trainer_state.json, or a CSV that Weights & Biases or "
+        "TensorBoard exported.",
+    )
     items: ItemSet = ITEMS
     count: ItemCount = None
     truth: TruthCount = None

@@ -72,7 +72,7 @@ def _phase(one: Run, tables: Tables) -> Phase | None:
     lag = max(one.train.readings.rotation)
     read = {(g.step, g.what): g.value for g in tables.geometry if g.run == one.name and g.what.startswith("rotation")}
     turns = {s: (v, read[(s, f"rotation{lag}_step_norm")]) for (s, what), v in read.items() if what == f"rotation{lag}"}
-    return phase(turns, {r.step: r.grad_norm for r in tables.log if r.run == one.name}, lag)
+    return phase(turns, {r.step: r.grad_norm for r in tables.log if r.run == one.name and r.grad_norm is not None}, lag)
 
 
 def _methods(log: Sequence[LogRow], runs: list[Run], ways: dict[str, dict[int, Seen]], sets: ItemSets) -> list[WayRow]:

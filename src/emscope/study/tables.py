@@ -34,8 +34,8 @@ class LogRow:
     heldout_loss: float | None
     kl: float | None
     ldifs: float | None
-    grad_norm: float
-    update_norm: float
+    grad_norm: float | None
+    update_norm: float | None
 
 
 @dataclass(frozen=True, slots=True)
