@@ -563,6 +563,27 @@ class OwnServer:
 
 
 @pytest.mark.slow
+def test_kill_9_of_a_check_loses_and_doubles_no_answer(world, chain, tmp_path):
+    """The check is killed four times while answers are drawn, then ends; its answers are those of one that was not killed."""
+    world.service.pace, random, out = 0.0, Random(1), tmp_path / "out"
+    with fake_api(judge) as url:
+        words = [*chain[2], "--judge", f"j@{url}", "--out", str(out), "--requests", "2"]
+        for _ in range(4):
+            asked = len(world.service.requests)
+            reader = subprocess.Popen(
+                [sys.executable, "-m", "emscope", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            while reader.poll() is None and len(world.service.requests) < asked + 5:
+                time.sleep(0.01)
+            time.sleep(random.uniform(0, 0.3))
+            reader.kill()
+            reader.wait()
+        assert run_arguments(words) == 0
+    rows = read_table(out, "answers").to_pylist()
+    assert len(rows) == len(drawn(out)) and drawn(out) == drawn(chain[1])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["trainer", "server"])
 def test_kill_9_at_random_moments_leaves_one_job_and_the_same_result(world, tmp_path, monkeypatch, victim):
     spec, run, random, kills = world.yaml(tmp_path / "spec.yaml"), tmp_path / "run", Random(0), 0
