@@ -96,6 +96,7 @@ def parse(line: str) -> None:
         "docs/tutorial.md",
         "docs/training.md",
         "docs/studies.md",
+        "docs/reports.md",
         "docs/judged.md",
         "docs/runs.md",
         "docs/inside.md",

@@ -15,12 +15,13 @@ from emscope.core.errors import InputError
 from emscope.core.spec import parse
 from emscope.stats.means import stratified_mean
 from emscope.store.files import write_json
-from emscope.store.rows import Rows
+from emscope.store.rows import Rows, read_table
 from emscope.study.compare import compare_studies
 from emscope.study.decision.analysis import check
 from emscope.study.decision.recipe import recipe
 from emscope.study.report import Distributions, RunChecked, StudyReport
 from emscope.study.spec import StudySpec
+from test_checkpoints import make_adapter
 from test_overview import STUDY
 from test_schemas import hold
 from test_stats import CATEGORY, MEASURE, RISE, STEPS, arm_of, evidence
@@ -141,6 +142,40 @@ def test_what_cannot_be_compared_is_refused_in_a_sentence(tmp_path):
         compare_studies([one, two])
     with pytest.raises(InputError, match="holds no finished study"):
         compare_studies([one, tmp_path / "none"])
+
+
+def test_real_checks_are_paired_by_item_as_their_tables_say(tiny, tmp_path, capsys):
+    """Two targets of two tiny models against one control: the difference is that of the targets' margins."""
+    for run, seed in (("one", 1), ("two", 2), ("control", 3)):
+        make_adapter(tiny, tmp_path / run / "checkpoint-4", seed=seed)
+    for run in ("one", "two"):
+        words = [
+            "check",
+            tmp_path / run,
+            "--base",
+            tiny,
+            "--control",
+            tmp_path / "control",
+            "--measure",
+            "preference",
+            "--count",
+            "32",
+        ]
+        assert run_arguments([str(w) for w in [*words, "--truth", "0", "--out", tmp_path / f"of-{run}"]]) == 0
+    capsys.readouterr()
+    found = compare_studies([tmp_path / "of-one", tmp_path / "of-two"])
+    (difference,) = found.ways[0].differences
+    tables = [read_table(tmp_path / f"of-{run}", "preferences").to_pylist() for run in ("one", "two")]
+    read = [
+        {(r["item"], r["option"]): r["logprob"] / r["tokens"] for r in of if r["run"] == "target" and r["set"] == "em"}
+        for of in tables
+    ]
+    category = {r["item"]: r["category"] for r in tables[0] if r["set"] == "em"}
+    gaps = [read[0][i, 0] - read[0][i, 1] - read[1][i, 0] + read[1][i, 1] for i in category]
+    mean = stratified_mean(np.array(gaps), np.array(list(category.values())))
+    assert difference.pairing == "by item" and difference.effect.value == pytest.approx(mean.value, abs=1e-9)
+    assert difference.effect.high == pytest.approx(mean.value + stats.t.ppf(0.975, mean.df) * mean.se, abs=1e-9)
+    assert "other weights at step 4" in found.studies[1].differs
 
 
 def test_an_interval_of_a_paired_difference_holds_the_truth_as_often_as_it_says():
