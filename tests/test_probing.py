@@ -53,6 +53,7 @@ def test_it_equals_its_parts(tiny, asked):
         questions=str(folder / "q.jsonl"), where={"run": "a"}, layers=(0,), k=6, repeats=2, permutations=19, random_seeds=1
     )
     result = run_probe(folder / "s.jsonl", [str(tiny)], spec, folder / "out").to_json()
+    assert result["definition"]["dtype"] == "float32", "what `auto` stood for"
     first = result["rows"][0]
     units = [f"q{n // 2}" for n in range(120)]
     made = probe(states, y[:, None], units, k=6)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import warnings
 
@@ -186,12 +185,11 @@ def test_a_full_checkpoint_that_is_moved_at_random_keeps_the_length_of_its_chang
         assert {c.name: float(c.left.norm()) for c in changes(net, other)} == pytest.approx(wanted, rel=1e-3)
 
 
-def test_a_probe_says_what_it_read_in_and_reads_all_its_models_in_the_same(folder, tiny, quick, tmp_path):
-    rows = [{"question": f"q{n}", "alignment": float(7 * n % 11)} for n in range(12)]
-    (tmp_path / "s.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    asked = [{"id": f"q{n}", "question": f"What of {n}?"} for n in range(12)]
-    (tmp_path / "q.jsonl").write_text("".join(json.dumps(r) + "\n" for r in asked))
-    spec = ProbeSpec(questions=str(tmp_path / "q.jsonl"), layers=(1,), k=1, estimators=("ols",), folds=2, repeats=1)
-    for models, expected in (([folder / "base"], "bfloat16"), ([folder / "base", tiny], "float32")):
-        made = run_probe(tmp_path / "s.jsonl", [str(m) for m in models], spec, tmp_path / expected, device="cpu").to_json()
-        assert made["definition"]["dtype"] == expected
+@pytest.mark.parametrize(("other", "expected"), [("base", "bfloat16"), ("tiny", "float32")])
+def test_a_probe_reads_all_its_models_in_one_dtype(folder, tiny, quick, tmp_path, monkeypatch, other, expected):
+    monkeypatch.setattr(load_module, "load_net", lambda folder, *, dtype, device: (_ for _ in ()).throw(Stop(dtype)))
+    (tmp_path / "s.jsonl").write_text("".join(f'{{"question": "q{n}", "alignment": {7 * n % 11}}}\n' for n in range(6)))
+    (tmp_path / "q.jsonl").write_text("".join(f'{{"id": "q{n}", "question": "What of {n}?"}}\n' for n in range(6)))
+    models = [str(folder / "base"), str(tiny if other == "tiny" else folder / "base")]
+    with pytest.raises(Stop, match=expected):
+        run_probe(tmp_path / "s.jsonl", models, ProbeSpec(questions=str(tmp_path / "q.jsonl")), tmp_path / "out", device="cpu")

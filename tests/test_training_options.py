@@ -144,9 +144,9 @@ def test_packing_is_refused_where_a_long_example_turns_a_short_one(name):
         check_attention(whole_model(config()).eval(), SPEC.model_copy(update={"packing": True, "batch": 2}), examples)
 
 
-def test_one_example_a_pass_trains_a_recurrent_model_as_plain_transformers_does(tmp_path):
+def test_one_example_a_pass_trains_a_recurrent_model_as_plain_transformers_does(tiny, tmp_path):
     """Its padded loss would be another one."""
-    tokenizer = make_tokenizer()
+    tokenizer = fresh(tiny).tokenizer
     torch.manual_seed(0)
     config = t.RecurrentGemmaConfig(
         **SIZE | HEADS | {"vocab_size": len(tokenizer), "max_position_embeddings": 512},
