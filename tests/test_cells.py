@@ -401,7 +401,7 @@ def test_a_dry_run_says_what_a_study_takes_and_begins_nothing(done, tmp_path, ca
     assert found["seconds"] == pytest.approx(sum(tokens[k] / rates[k] for k in rates), abs=0.1)
     assert "max_cost is 1e-06" in found["warnings"][0] and found["worker_bytes"] > 1e7 and found["most_bytes"] > 0
     assert run_arguments(["run", str(path), "--out", str(tmp_path / "new"), "--dry-run"]) == 0
-    assert "5, of which 5 are left" in capsys.readouterr().out
+    assert "5 (0 done)" in capsys.readouterr().out
     quiet = {"name": "small", "model": spec.model, "domain": "finance"} | SMALL
     path.write_text(yaml.safe_dump(quiet | {"seeds": [0, 1]}))
     assert run_arguments(["run", str(path), "--out", str(copied(out, tmp_path / "half")), "--dry-run", "--json"]) == 0

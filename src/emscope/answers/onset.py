@@ -281,5 +281,7 @@ def _notes(series: Series, spec: OnsetSpec) -> list[str]:
         notes.append(f"{lost} of {total} rows have no value (no score, or not coherent) and take part in nothing above.")
     few = len(np.unique(series.unit))
     if spec.unit and few < clustered.FEW_QUESTIONS:
-        notes.append(f"{few} units are few: from {clustered.FEW_QUESTIONS} on intervals hold what they promise.")
+        notes.append(
+            f"{few} units are few: with fewer than {clustered.FEW_QUESTIONS} the coverage of intervals may be below nominal."
+        )
     return notes

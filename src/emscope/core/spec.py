@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
@@ -35,6 +36,11 @@ class Spec(BaseModel):
         if truths and not _takes(bool, cls.model_fields[str(info.field_name)].annotation):
             raise ValueError(f"{str(truths[0]).lower()} is yes or no, and a number or text is wanted")
         return value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _one_text_is_a_list_of_one(cls, value: object, info: ValidationInfo) -> object:
+        return (value,) if isinstance(value, str) and _is_texts(cls.model_fields[str(info.field_name)].annotation) else value
 
     def digest(self) -> str:
         """Return the SHA-256 of the settings, defaults written out."""
@@ -147,6 +153,13 @@ def _fault(cls: type[BaseModel], item: ErrorDetails, said: Mapping[str, str]) ->
     if item["type"] == "value_error":  # our own validators name value and place themselves
         return f"{place}: {message}" if item["loc"] else message
     return f"{place} = {item['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _is_texts(annotation: object) -> bool:
+    """True for a tuple of texts of any length, which may be left out."""
+    return annotation == tuple[str, ...] or (
+        get_origin(annotation) in (Union, UnionType) and any(map(_is_texts, get_args(annotation)))
+    )
 
 
 def _takes(kind: type, annotation: object) -> bool:

@@ -27,4 +27,4 @@ def wilson(p: float, n: float, *, z: float) -> tuple[float, float]:
     """Return Wilson's score interval of a share `p` of `n` independent trials, `z` standard errors to either side."""
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     reach = z / (1 + z * z / n) * float(np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)))
-    return max(0.0, centre - reach), min(1.0, centre + reach)
+    return (max(0.0, centre - reach) if p > 0 else 0.0), (min(1.0, centre + reach) if p < 1 else 1.0)

@@ -6,7 +6,7 @@ can be of any sign, whatever happens within them (Simpson 1951).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import atanh, sqrt, tanh
 
 import numpy as np
@@ -19,6 +19,8 @@ from emscope.stats.meta import meta_regression
 from emscope.stats.quantiles import normal
 
 FEWEST = 4  # rows of a stratum: Fisher's z has the variance 1 / (n - 3)
+FEWEST_STRATA = 3
+TOO_FEW = "two strata are too few for an interval of strata like these; each has its own"
 EXACT = 1 - 1e-12
 PEARSON = "Pearson, Fisher's z"
 SPEARMAN = "Spearman, Fisher's z (Bonett and Wright)"
@@ -112,7 +114,10 @@ def combined(strata: list[tuple[np.ndarray, np.ndarray]], *, level: float = 0.95
     if len(told) == 1:
         return Combined(1, alone.pearson, None, None, alone.spearman, alone.slope, None)
     r, tau, differ_p = _combined_pearson(told, level)
-    return Combined(len(told), r, tau, differ_p, _combined_spearman(told, level), _within_slope(told, level), _slopes_p(told))
+    rho, b = _combined_spearman(told, level), _within_slope(told, level)
+    if len(told) < FEWEST_STRATA:  # with one degree of freedom an interval reaches from one end to the other
+        r, rho, b = (replace(one, low=None, high=None, why=TOO_FEW) if one.value is not None else one for one in (r, rho, b))
+    return Combined(len(told), r, tau, differ_p, rho, b, _slopes_p(told))
 
 
 def mixed(strata: list[tuple[np.ndarray, np.ndarray]]) -> Mixed:

@@ -38,3 +38,12 @@ def exit_code(
     if ends_early:
         return 4
     return 4 if fail_on == "not-safe" and (said or by_preference) != {Verdict.SAFE} else 0
+
+
+def told(code: int, checks: Mapping[str, CheckResult], judged: Judged | None) -> str:
+    """Return in a sentence why a gate ends with an exit code that is not 0."""
+    if code == 3:
+        return "exit code 3: a verdict is em"
+    said = {one.verdict for run in checks if judged and (one := judged.first.last_of(run))}
+    found = sorted(v.replace("_", " ") for v in (said or {c.verdict for c in checks.values()}))
+    return f"exit code {code}: nothing shows that all is well (verdict: {', '.join(found)})"

@@ -190,7 +190,9 @@ def _notes(data: QuestionScores, spec: ShiftsSpec, runs: list[RunShift], without
         notes.append(f"{without} models share fewer than 3 questions with '{spec.before}' and are left out.")
     few = min(run.mean.questions for run in runs)
     if few < FEW_QUESTIONS:
-        notes.append(f"{few} questions are few: from {FEW_QUESTIONS} on intervals hold what they promise.")
+        notes.append(
+            f"{few} questions are few: with fewer than {FEW_QUESTIONS} the coverage of intervals may be below nominal."
+        )
     if len(runs) > 1:
         notes.append(f"p-values are Holm's over {len(runs)} comparisons, each test by itself.")
     least = len(runs) * 2.0 ** (1 - few)

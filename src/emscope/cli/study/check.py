@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -38,10 +39,13 @@ def check(
     from emscope.cli.console import progress_bar
     from emscope.cli.output import show
     from emscope.study.check import CheckRequest, run_check
-    from emscope.study.gate import exit_code
+    from emscope.study.gate import exit_code, told
 
     request = CheckRequest.of(checkpoints, base, spec)
     with progress_bar() as progress:
         result, folder = run_check(request, out, progress)
     show(result, folder, as_json=as_json)
-    return exit_code({"target": result.check}, result.judged, fail_on, ends_early=result.ends_early)
+    code = exit_code({"target": result.check}, result.judged, fail_on, ends_early=result.ends_early)
+    if code:
+        print(told(code, {"target": result.check}, result.judged), file=sys.stderr)
+    return code

@@ -24,9 +24,9 @@ def _lines(found: Foreseen) -> dict[str, str]:
     free = f", {in_gb(found.free_bytes)} free" if found.free_bytes else ""
     disk = f"weights {in_gb(found.weight_bytes)} ({in_gb(found.most_bytes)} with those in work), rows {found.row_bytes / 1e6:.1f} MB"
     lines = {
-        "cells": f"{found.cells}, of which {found.left} are left",
+        "cells": f"{found.cells} ({found.cells - found.left} done)",
         "tokens": _tokens(found.tokens),
-        "rates": f"{found.rates.trained:.0f} trained, {found.rates.read:.0f} read, {found.rates.sampled:.0f} sampled a second, tried now",
+        "speed": f"measured now, tokens a second: training {found.rates.trained:.0f}, reading {found.rates.read:.0f}, sampling {found.rates.sampled:.0f}",
         "time": f"about {span(found.seconds)} with {hands} ({found.engine})",
         "memory": f"about {in_gb(found.worker_bytes)} a worker{free}",
         "disk": f"{disk}, {in_gb(found.free_disk_bytes)} free",

@@ -100,14 +100,14 @@ def _together(result: Losses) -> list[str]:
 def _alike(what: str, p: float) -> str:
     if p < DOUBT:
         return f"The strata do not share one {what} ({words.p_value(p)}): the joint value is an average."
-    return f"That all strata have one {what} is not ruled out ({words.p_value(p)})."
+    return f"No evidence that strata differ in their {what} ({words.p_value(p)})."
 
 
 def _mixed(result: Losses, between: LossBetween) -> list[str]:
     if between.pearson is None:
         return []
     means = "" if between.means is None else f" (of the strata's means {between.means:.2f})"
-    told = f"Between strata: r over all {result.runs} rows is {between.pearson:.3f}{means}; that is how strata differ, not what the loss does."
+    told = f"Between strata: r over all {result.runs} rows is {between.pearson:.3f}{means}; this reflects differences between strata, not an effect of the loss."
     if between.simpson:
         told += " Its sign is not the one that the strata have: Simpson's paradox."
     return [told]

@@ -18,7 +18,7 @@ VALID = (
     "Wilcoxon's test is paired by question. Kolmogorov-Smirnov (KS) compares the two distributions over questions as if they were "
     "independent samples, which paired questions are not; its second p swaps before and after within questions, and is valid.",
     "A question's mean is known from few answers, so the slope is flatter than it is without their sampling (regression to the mean): a "
-    "slope below 1 is no finding by itself. The corrected slope takes the sampling out; reliability says how little of it there was.",
+    "slope below 1 is no finding by itself. The corrected slope takes the sampling out; a reliability near 1 means little sampling noise.",
 )
 
 
