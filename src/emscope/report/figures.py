@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -16,6 +18,7 @@ from emscope.store.files import write_text
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+TEMPLATE: ContextVar[str | None] = ContextVar("TEMPLATE", default="plotly_white")
 INK, MUTED, GRID = "#1f2430", "#6b7280", "#e5e7eb"
 COLOURS = {"target": "#c2410c", "control": "#0f766e", "base": "#6b7280", "style": "#7c3aed"}
 STATES = {
@@ -172,7 +175,7 @@ def style(figure: go.Figure, title: str, x: str, y: str, *, legend: bool = True)
     """Give a figure the house look, its title and the names of its axes; return it."""
     figure.update_layout(
         title={"text": title, "font": {"size": 16}},
-        template="plotly_white",
+        template=TEMPLATE.get(),
         font={"family": "system-ui, sans-serif", "color": INK, "size": 13},
         margin={"l": 70, "r": 50, "t": 50 if title else 20, "b": 60},
         height=420,
@@ -183,6 +186,20 @@ def style(figure: go.Figure, title: str, x: str, y: str, *, legend: bool = True)
     figure.update_xaxes(title=x, gridcolor=GRID, zeroline=False)
     figure.update_yaxes(title=y, gridcolor=GRID, zeroline=False)
     return figure
+
+
+@contextmanager
+def without_template() -> Iterator[None]:
+    """Have figures made without the template that they share, for a page that has it once: it is a third of the time that they take."""
+    from plotly.io import templates
+
+    before, token = templates.default, TEMPLATE.set(None)
+    templates.default = None
+    try:
+        yield
+    finally:
+        templates.default = before
+        TEMPLATE.reset(token)
 
 
 def page_data(figure: go.Figure | None) -> str | None:

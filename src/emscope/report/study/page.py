@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 from emscope.core.outcomes import Verdict
 from emscope.core.plain import Json
 from emscope.report import words
-from emscope.report.figures import effect_figure, look, page_data
+from emscope.report.figures import effect_figure, look, page_data, without_template
 from emscope.report.study import figures, remarks, said
 from emscope.report.study.headline import headline, prefers
 from emscope.report.study.methods import methods_figure, quadrant_figure
@@ -90,7 +90,7 @@ def render(report: Report, tables: Tables) -> str:
     environment = Environment(
         loader=PackageLoader("emscope.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    many = len(report.targets) > FEW
+    shared_look, many = look(), len(report.targets) > FEW
     own = _by_run(report, tables, MOST_STEPS if many else None)
     environment.filters |= {
         "interval": words.interval,
@@ -99,24 +99,25 @@ def render(report: Report, tables: Tables) -> str:
         "answer": words.answer,
         "marked": _marked,
     }
-    return environment.get_template("page.html.j2").render(
-        report=report,
-        many=many,
-        overview=overview(report) if isinstance(report, StudyReport) else None,
-        runs=[_run(report, one, own[one.run], first=not n) for n, one in enumerate(report.targets)],
-        methods=_methods(report, tables.responses),
-        judged=_judged(report),
-        style=report.style if isinstance(report, StudyReport) else (),
-        amplified=report.amplified if isinstance(report, FolderChecked) else (),
-        recipes=remarks.recipes(report),
-        read=remarks.read(report),
-        precision=remarks.precision(report),
-        diverged=remarks.diverged(report),
-        answers=_answers(tables.responses),
-        plotly=get_plotlyjs(),
-        look=look(),
-        dump=_dump,
-    )
+    with without_template():
+        return environment.get_template("page.html.j2").render(
+            report=report,
+            many=many,
+            overview=overview(report) if isinstance(report, StudyReport) else None,
+            runs=[_run(report, one, own[one.run], first=not n) for n, one in enumerate(report.targets)],
+            methods=_methods(report, tables.responses),
+            judged=_judged(report),
+            style=report.style if isinstance(report, StudyReport) else (),
+            amplified=report.amplified if isinstance(report, FolderChecked) else (),
+            recipes=remarks.recipes(report),
+            read=remarks.read(report),
+            precision=remarks.precision(report),
+            diverged=remarks.diverged(report),
+            answers=_answers(tables.responses),
+            plotly=get_plotlyjs(),
+            look=shared_look,
+            dump=_dump,
+        )
 
 
 def _by_run(report: Report, tables: Tables, most: int | None) -> dict[str, Tables]:
