@@ -42,6 +42,7 @@ FUNCTIONS = {
     "extract": ["direction", "extract"],
     "steer": ["direction", "steer"],
     "compare": ["direction", "compare"],
+    "compare_studies": ["compare"],
     "diff": ["diff"],
     "probe": ["probe"],
     "subspaces": ["subspaces"],
