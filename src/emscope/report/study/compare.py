@@ -97,7 +97,7 @@ def _difference(way: WayCompared, d: Difference, first: str) -> str:
     text = f"{way.way}: the effect in {d.study} less that in {first} is {words.interval(d.effect)} nats per token ({how})"
     text += "".join(f"; by what it says, {name} {words.interval(e, 1)} points" for name, e in d.said.items())
     changes = [f"{c.run} {c.before.replace('_', ' ')} -> {c.after.replace('_', ' ')}" for c in d.changes]
-    return words.sentence(text) + (f" Verdicts: {', '.join(changes)}." if changes else " No verdict changed.")
+    return f"{text}." + (f" Verdicts: {', '.join(changes)}." if changes else " No verdict changed.")
 
 
 def _alone(result: Comparison) -> list[str]:
