@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -326,7 +328,7 @@ def test_every_checkpoint_of_a_job_is_asked_and_judged_beside_base_and_control(w
     rows = list(drawn(folder).values())
     assert {(r["run"], r["step"]) for r in rows} == places and len(rows) == 7 * 4 * 2
     assert (
-        all(r["tokens"] <= 4 and (r["logprob"] < 0 or r["tokens"] == 0) for r in rows) and len({r["text"] for r in rows}) > 20
+        all(r["tokens"] <= 4 and (r["tokens"] == 0 or r["logprob"] < 0) for r in rows) and len({r["text"] for r in rows}) > 20
     )
     (opinion,) = report["judged"]["judges"]
     assert {(r["run"], r["step"]) for r in opinion["rates"]} == places and all(
@@ -527,6 +529,41 @@ def test_what_a_server_says_is_one_sentence(monkeypatch, status, body, message):
         with Jobs(Meter()) as jobs, pytest.raises(EmscopeError, match=message):
             jobs.answer("m", [Message("user", "What?")], max_tokens=2, temperature=0.0, seed=0)
     assert len(answers) == 1
+
+
+JUNK = (None, "", "x", "a b\x1b[31m", -1, 2.5, 10**30, True, [], {}, [None], {"a": 1})
+
+
+def garbled(value, random):
+    """Return a reply with a few of its values replaced by others, or left out."""
+    if isinstance(value, dict):
+        kept = {k: v for k, v in value.items() if random.random() > 0.05}
+        return {k: random.choice(JUNK) if random.random() < 0.08 else garbled(v, random) for k, v in kept.items()}
+    return [garbled(one, random) for one in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("seeds", [range(15), pytest.param(range(15, 400), marks=pytest.mark.slow)])
+def test_whatever_a_server_replies_a_job_is_imported_or_it_is_one_sentence(world, tmp_path, monkeypatch, seeds):
+    job, honest = read_job(world.root / "run").job, world.service.answer
+    monkeypatch.setattr("emscope.models.remote.session.ATTEMPTS", 2)
+    kinds, write = Counter(), {"max_tokens": 2, "temperature": 0.0, "seed": 0}
+    for seed in seeds:
+        random = Random(seed)
+        monkeypatch.setattr(world.service, "answer", lambda *request: garbled(honest(*request), random))  # noqa: B023
+        with Jobs(Meter()) as jobs, suppress(EmscopeError):
+            told = jobs.answer(BASE, [Message("user", "What?")], **write)
+            assert isinstance(told.text, str) and told.tokens >= 0
+        try:
+            found = import_job(job, tmp_path / str(seed))
+        except EmscopeError as error:
+            assert str(error).isprintable()
+            kinds["refused"] += 1
+            continue
+        assert read_job(tmp_path / str(seed)) == found and [c.step for c in found.checkpoints] == sorted(
+            {c.step for c in found.checkpoints}
+        )
+        kinds["imported"] += 1
+    assert kinds["imported"] > len(seeds) / 10 and kinds["refused"] > len(seeds) / 20
 
 
 # --- long ---

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING
 
 from emscope.core.digest import digest
 from emscope.core.errors import EmscopeError, InputError, WorldError
@@ -26,15 +25,12 @@ from emscope.models.loading.chat import AUTO, NONE, TEMPLATE
 from emscope.models.loading.checkpoints import HOSTED
 from emscope.models.remote.host_spec import HostSpec
 from emscope.models.remote.hosted import REMEDY
-from emscope.models.remote.job_client import TURN, Jobs, Refused, address
-from emscope.models.remote.job_state import ended, looked_at, refuse_elsewhere, state
+from emscope.models.remote.job_client import TURN, Jobs, Refused, Said, address
+from emscope.models.remote.job_state import blamed, ended, looked_at, refuse_elsewhere, state, time_in
 from emscope.models.remote.jobs import CANCELLED, FAILED, HOST, PAUSED, SUCCEEDED, JobRun, read_job
 from emscope.models.remote.metering import MILLION, Meter, OverBudget
 from emscope.models.remote.session import Unanswered
 from emscope.store.files import write_json
-
-if TYPE_CHECKING:
-    from openai.types.fine_tuning import FineTuningJob
 
 AROUND = 32  # tokens around a conversation, at most: a template's default system block and its like
 ENDED = (SUCCEEDED, FAILED, CANCELLED)
@@ -183,7 +179,7 @@ def _wait(jobs: Jobs, run: JobRun, folder: Path, progress: Progress) -> JobRun:
         try:
             job = jobs.job(run.job or "")
             now = looked_at(jobs, run, job)
-            now = ended(jobs, now, job) if job.status in ENDED else now
+            now = ended(jobs, now, job)
         except Unanswered:  # the job goes on without us
             lost += 1
             if lost > OUTAGE:
@@ -194,7 +190,7 @@ def _wait(jobs: Jobs, run: JobRun, folder: Path, progress: Progress) -> JobRun:
             write_json(folder / HOSTED, now.to_json())
         run = now
         _tell(run, job, progress)
-        if job.status in (*ENDED, PAUSED):
+        if run.status in (*ENDED, PAUSED):
             break
         jobs.pause(still)
     if (fault := _fault(run, job)) is not None:
@@ -202,30 +198,23 @@ def _wait(jobs: Jobs, run: JobRun, folder: Path, progress: Progress) -> JobRun:
     return run
 
 
-def _fault(run: JobRun, job: FineTuningJob) -> EmscopeError | None:
+def _fault(run: JobRun, job: Said) -> EmscopeError | None:
     """Return what is wrong with a job that waits no longer."""
     kept = f"; emscope check reads its {len(run.checkpoints)} checkpoints" if run.checkpoints else ""
     if run.status == PAUSED:
         return WorldError(state(run), f"resume it at the server, then run the same command again{kept}")
     if run.status == SUCCEEDED:
         return None
-    users = getattr(job.error, "param", None) is not None
     again = f"mend what it says and train into a new folder{kept}"
-    return InputError(state(run), again) if users else WorldError(state(run), f"train into a new folder{kept}")
+    return InputError(state(run), again) if blamed(job) else WorldError(state(run), f"train into a new folder{kept}")
 
 
-def _tell(run: JobRun, job: FineTuningJob, progress: Progress) -> None:
-    done = run.log[-1].step if run.log else 0
-    if job.status == SUCCEEDED:
+def _tell(run: JobRun, job: Said, progress: Progress) -> None:
+    if run.status == SUCCEEDED:
         progress("training", 1, 1)
     elif run.steps:
-        progress("training", min(done, run.steps), run.steps)
-    elif job.estimated_finish and job.estimated_finish > job.created_at:
-        whole_time = job.estimated_finish - job.created_at
-        progress("training", min(_latest(run, job) - job.created_at, whole_time), whole_time)
+        progress("training", min(run.log[-1].step if run.log else 0, run.steps), run.steps)
+    elif (times := time_in(job, run)) is not None:
+        progress("training", *times)
     else:
-        progress(f"the job is {job.status.replace('_', ' ')}", 0, 1)
-
-
-def _latest(run: JobRun, job: FineTuningJob) -> int:
-    return max((e.at for e in run.events), default=job.created_at)
+        progress(f"the job is {run.status.replace('_', ' ')}", 0, 1)

@@ -25,19 +25,20 @@ from emscope.models.remote.outcomes import LATER, OPENAI, asked_to_wait, fault_o
 from emscope.models.remote.session import ATTEMPTS, Session, Unanswered
 
 if TYPE_CHECKING:
-    from openai import OpenAI
+    from openai import BaseModel, OpenAI
     from openai.types import FileObject
     from openai.types.chat import ChatCompletion, ChatCompletionMessageParam
-    from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
-    from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
+    from openai.types.fine_tuning import FineTuningJob
 
 V = TypeVar("V")
+Said = Mapping[str, object]  # what a server tells of something
 ADDRESS = "OPENAI_BASE_URL"
 MARK = "emscope"  # key of a job's metadata
 INSTALL = "pip install 'emscope[judge]'"
 TIMEOUT = 120.0  # seconds without a reply
 PAGE = 100  # jobs, files or events in a reply
 LOOKS = 5  # for something just made, which may not be listed at once
+MOST_TOKENS = 10**9
 TURN = 16  # tokens of a turn beside its text, at most
 OPTIONAL = ("logprobs", "max_tokens")  # what some models refuse; the second has another name for them
 
@@ -195,39 +196,40 @@ class Jobs(Session):
 
     # --- what changes nothing ---
 
-    def job(self, id: str) -> FineTuningJob:
-        """Return how a job stands.
+    def job(self, id: str) -> Said:
+        """Return how a job stands, as the server tells it.
 
         Raises:
             InputError, WorldError: it is not told.
         """
-        return self.again(f"the job {id}", lambda: _whole(self.client.fine_tuning.jobs.retrieve(id), "status"))
+        return self.again(f"the job {id}", lambda: _said(_whole(self.client.fine_tuning.jobs.retrieve(id), "status")))
 
-    def events(self, id: str, seen: str | None) -> list[FineTuningJobEvent]:
+    def events(self, id: str, seen: str | None) -> list[Said]:
         """Return what was said of a job after the event `seen`, oldest first.
 
         Raises:
             InputError, WorldError: it is not told.
         """
 
-        def listed() -> list[FineTuningJobEvent]:
-            found: list[FineTuningJobEvent] = []
+        def listed() -> list[Said]:
+            found: list[Said] = []
             for event in _each(self.client.fine_tuning.jobs.list_events(id, limit=PAGE)):  # newest first
                 if event.id == seen:
                     break
-                found.append(event)
+                found.append(_said(event))
             return found[::-1]
 
         return self.again(f"the events of {id}", listed)
 
-    def checkpoints(self, id: str) -> list[FineTuningJobCheckpoint]:
+    def checkpoints(self, id: str) -> list[Said]:
         """Return the checkpoints of a job.
 
         Raises:
             InputError, WorldError: they are not told.
         """
         return self.again(
-            f"the checkpoints of {id}", lambda: list(_each(self.client.fine_tuning.jobs.checkpoints.list(id, limit=PAGE)))
+            f"the checkpoints of {id}",
+            lambda: [_said(one) for one in _each(self.client.fine_tuning.jobs.checkpoints.list(id, limit=PAGE))],
         )
 
     def content(self, file: str) -> bytes:
@@ -270,36 +272,52 @@ class Jobs(Session):
         def draw() -> Told:
             self.meter.charge(Spent(read=bound, sampled=max_tokens))
             found = send(self._refused)
-            told = _told(_whole(found, "choices"))
-            if found.usage is not None:
-                self.meter.refund(max_tokens - found.usage.completion_tokens, bound - found.usage.prompt_tokens)
+            told = _told(_whole(found, "choices", list))
+            asked = getattr(found.usage, "prompt_tokens", None)
+            if isinstance(asked, int):  # else what was allowed counts as used
+                self.meter.refund(max_tokens - told.tokens, bound - asked)
             return told
 
         return self.again(f"an answer of {model}", draw)
 
 
 def _each(pages: Iterable[V]) -> Iterator[V]:
-    """Yield what is listed page by page, each once: a server that knows no pages lists the first one for ever."""
+    """Yield what is listed page by page, each once: a server that knows no pages lists the first one for ever.
+
+    Raises:
+        InputError: it is no list.
+    """
     known = set[str]()
-    for one in pages:
-        id = _whole(one, "id").id  # type: ignore[attr-defined]
-        if id in known:
-            return
-        known.add(id)
-        yield one
+    try:
+        for one in pages:
+            id = str(getattr(_whole(one, "id"), "id", ""))
+            if id in known:
+                return
+            known.add(id)
+            yield one
+    except (TypeError, AttributeError):  # the client believes what a server types as a list
+        raise _strange() from None
 
 
-def _whole(found: V, needed: str) -> V:
+def _said(found: BaseModel) -> Said:
+    """Return a reply as plain values: what the client types as present and sound need not be."""
+    return found.to_dict(warnings=False)
+
+
+def _whole(found: V, needed: str, kind: type = str) -> V:
     """Return a reply that has a field.
 
     Raises:
         InputError: it has not, so that somebody else answers at the address.
     """
-    if getattr(found, needed, None) is None:
-        raise InputError(
-            f"{OPENAI.name} replies with something else than the OpenAI API does", f"check the address in {ADDRESS}"
-        )
+    value = getattr(found, needed, None)
+    if not value or not isinstance(value, kind):
+        raise _strange()
     return found
+
+
+def _strange() -> InputError:
+    return InputError(f"{OPENAI.name} replies with something else than the OpenAI API does", f"check the address in {ADDRESS}")
 
 
 def _named(id: str) -> str:
@@ -319,15 +337,17 @@ def _told(found: ChatCompletion) -> Told:
     """Return what a reply says; a refusal is an answer.
 
     Raises:
-        WorldError: it holds no choice.
+        InputError: it is none that the OpenAI API gives.
     """
-    if not found.choices:
-        raise WorldError(f"{OPENAI.name} replied without an answer", LATER)
-    choice = found.choices[0]
-    text = whole(without_keys(choice.message.content or choice.message.refusal or "")).strip()
-    seen = choice.logprobs.content if choice.logprobs else None
-    tokens = found.usage.completion_tokens if found.usage else len(seen or text.split())
-    return Told(text, tokens, sum(t.logprob for t in seen) if seen else None, str(choice.finish_reason))
+    try:
+        choice = found.choices[0]
+        text = whole(without_keys(choice.message.content or choice.message.refusal or "")).strip()
+        seen = choice.logprobs.content if choice.logprobs else None
+        logprob = sum(float(t.logprob) for t in seen) if seen else None
+        tokens = int(found.usage.completion_tokens if found.usage else len(seen or text.split()))
+    except (AttributeError, TypeError, ValueError):  # the client believes what a server types
+        raise _strange() from None
+    return Told(text, min(max(tokens, 0), MOST_TOKENS), logprob, str(choice.finish_reason))
 
 
 def _key() -> str:

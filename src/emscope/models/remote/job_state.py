@@ -8,18 +8,15 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
-from typing import TYPE_CHECKING
 
 from emscope.core.errors import InputError, WorldError
 from emscope.core.visible import whole
 from emscope.models.remote.address import scrubbed
-from emscope.models.remote.job_client import Jobs, address
+from emscope.models.remote.job_client import Jobs, Said, address
 from emscope.models.remote.jobs import CANCELLED, FAILED, SUCCEEDED, JobCheckpoint, JobEvent, JobRun, JobStep, is_name
 
-if TYPE_CHECKING:
-    from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
-    from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
-
+WAITING = ("validating_files", "queued")
+MOST = 2**53
 LONGEST_SAID = 500  # characters of an event
 COLUMNS = {  # of the file of results, and in events of the kind metrics
     "accuracy": ("train_mean_token_accuracy", "train_accuracy"),
@@ -48,81 +45,103 @@ def state(run: JobRun) -> str:
     return f"the job {run.job} {words}{why}"
 
 
-def looked_at(jobs: Jobs, run: JobRun, job: FineTuningJob) -> JobRun:
+def looked_at(jobs: Jobs, run: JobRun, job: Said) -> JobRun:
     """Return a run with all that a server tells of it now."""
     assert run.job is not None
     said = jobs.events(run.job, run.seen)
-    rows = [row for event in said if (row := _metrics(event)) is not None]
-    totals = [n for event in said if (n := _number(_data(event).get("total_steps"))) is not None and n >= 1]
-    listed = jobs.checkpoints(run.job) if job.status not in ("validating_files", "queued") else []
+    rows = [row for event in said if (row := _row(_data(event))) is not None]
+    totals = [n for event in said if (n := _whole(_data(event).get("total_steps"))) is not None]
+    status = _short(job.get("status"))
+    listed = jobs.checkpoints(run.job) if status not in WAITING else []
     known = {e.id for e in run.events}
-    told = [_event(event) for event in said if event.id not in known and not _data(event)]
-    why = getattr(job.error, "message", None)  # OpenAI's is an empty object where nothing is wrong
+    told = [one for event in said if not _data(event) and (one := _event(event)).id not in known]
     return replace(
         run,
-        status=_short(job.status),
-        reason=_short(f"{job.error.code}: {why}") if job.error and why else None,
-        trained=job.trained_tokens,
-        steps=int(totals[-1]) if totals else run.steps,
-        seen=said[-1].id if said else run.seen,
+        status=status,
+        reason=_reason(job),
+        trained=_whole(job.get("trained_tokens")),
+        steps=totals[-1] if totals else run.steps,
+        seen=_short(said[-1].get("id")) if said else run.seen,
         checkpoints=_listed(listed) or run.checkpoints,
         log=_joined(run.log, rows),
         events=(*run.events, *told),
     )
 
 
-def ended(jobs: Jobs, run: JobRun, job: FineTuningJob) -> JobRun:
-    """Return a run that has ended with what its file of results tells of each step, and the final model as its last checkpoint."""
-    if job.status != SUCCEEDED:
+def ended(jobs: Jobs, run: JobRun, job: Said) -> JobRun:
+    """Return a run that has ended with what its file of results tells of each step, and the final model as its last checkpoint.
+
+    Raises:
+        WorldError: it succeeded and names no model.
+    """
+    if run.status != SUCCEEDED:
         return run
-    log = run.log
-    for file in job.result_files or ():
-        log = _joined(log, _results(jobs.content(file)))
-    model = job.fine_tuned_model
-    if model is None or not is_name(model):
+    log, files = run.log, job.get("result_files")
+    for file in files if isinstance(files, list) else ():
+        log = _joined(log, _results(jobs.content(str(file))))
+    model = job.get("fine_tuned_model")
+    if not isinstance(model, str) or not is_name(model):
         raise WorldError(f"the job {run.job} succeeded and names no model", "see what the server says of it")
-    steps = max((run.steps or 0, *(c.step for c in run.checkpoints), *(row.step for row in log)), default=0) or 1
+    steps = max((run.steps or 0, *(c.step for c in run.checkpoints), *(row.step for row in log))) or 1
     last = next((c for c in run.checkpoints if c.model == model), JobCheckpoint(steps, model))
     before = tuple(c for c in run.checkpoints if c.step < last.step)
     return replace(run, model=model, steps=steps, log=log, checkpoints=(*before, last))
 
 
-def _listed(checkpoints: Sequence[FineTuningJobCheckpoint]) -> tuple[JobCheckpoint, ...]:
+def blamed(job: Said) -> bool:
+    """True where a job failed by what it was given, which its server then names."""
+    error = job.get("error")
+    return isinstance(error, Mapping) and error.get("param") is not None
+
+
+def time_in(job: Said, run: JobRun) -> tuple[int, int] | None:
+    """Return how long a job has been under way and how long it is going to be, by its server [seconds]; None where that is not told."""
+    begun, end = _whole(job.get("created_at")), _whole(job.get("estimated_finish"))
+    if begun is None or end is None or end <= begun:
+        return None
+    return min(max(0, max((e.at for e in run.events), default=begun) - begun), end - begun), end - begun
+
+
+def _reason(job: Said) -> str | None:
+    error = job.get("error")  # OpenAI's is an empty object where nothing is wrong
+    why = error.get("message") if isinstance(error, Mapping) else None
+    return _short(f"{error.get('code')}: {why}") if isinstance(error, Mapping) and why else None
+
+
+def _listed(checkpoints: Sequence[Said]) -> tuple[JobCheckpoint, ...]:
     """Return checkpoints by step, of those of one step the last that was made."""
     found = {}
-    for c in sorted(checkpoints, key=lambda c: c.created_at):
-        name, told = c.fine_tuned_model_checkpoint, c.metrics.model_dump() if c.metrics else {}
-        if isinstance(c.step_number, int) and c.step_number >= 1 and is_name(name):
-            metrics = {k: v for k, raw in told.items() if k != "step" and (v := _number(raw)) is not None}
-            found[c.step_number] = JobCheckpoint(c.step_number, name, metrics)
+    for c in sorted(checkpoints, key=lambda c: _number(c.get("created_at")) or 0):
+        step, name, told = _whole(c.get("step_number")), c.get("fine_tuned_model_checkpoint"), c.get("metrics")
+        if step is not None and isinstance(name, str) and is_name(name):
+            numbers = {k: _number(v) for k, v in told.items() if k != "step"} if isinstance(told, Mapping) else {}
+            found[step] = JobCheckpoint(step, name, {_short(k): v for k, v in numbers.items() if v is not None})
     return tuple(found[step] for step in sorted(found))
 
 
-def _event(event: FineTuningJobEvent) -> JobEvent:
-    return JobEvent(event.id, event.created_at, _short(event.level), _short(event.message))
+def _event(event: Said) -> JobEvent:
+    at = _whole(event.get("created_at")) or 0
+    return JobEvent(_short(event.get("id")), at, _short(event.get("level")), _short(event.get("message")))
 
 
-def _short(text: str) -> str:
+def _short(text: object) -> str:
     """Return what a server says as one line, without keys."""
     return scrubbed(" ".join(whole(str(text)).split()))[:LONGEST_SAID]
 
 
-def _data(event: FineTuningJobEvent) -> Mapping[str, object]:
+def _data(event: Said) -> Said:
     """Return the numbers of an event of the kind metrics; nothing of another."""
-    return event.data if event.type == "metrics" and isinstance(event.data, Mapping) else {}
+    data = event.get("data")
+    return data if event.get("type") == "metrics" and isinstance(data, Mapping) else {}
 
 
-def _metrics(event: FineTuningJobEvent) -> JobStep | None:
-    return _row(_data(event))
-
-
-def _row(told: Mapping[str, object]) -> JobStep | None:
+def _row(told: Said) -> JobStep | None:
     """Return a step's row; None where step or loss is not told."""
-    step, loss = _number(told.get("step")), _number(told.get("train_loss"))
-    if step is None or loss is None or step < 1:
+    step, loss = _whole(told.get("step")), _number(told.get("train_loss"))
+    if step is None or loss is None:
         return None
     more = {name: next((v for n in names if (v := _number(told.get(n))) is not None), None) for name, names in COLUMNS.items()}
-    return JobStep(int(step), loss, **more)
+    return JobStep(step, loss, **more)
 
 
 def _results(content: bytes) -> list[JobStep]:
@@ -139,6 +158,12 @@ def _results(content: bytes) -> list[JobStep]:
 def _joined(log: Sequence[JobStep], more: Sequence[JobStep]) -> tuple[JobStep, ...]:
     rows = {row.step: row for row in (*log, *more)}
     return tuple(rows[step] for step in sorted(rows))
+
+
+def _whole(value: object) -> int | None:
+    """Return a number from 1 on, as steps, tokens and times are; None for anything else."""
+    found = _number(value)
+    return int(found) if found is not None and 1 <= found < MOST else None
 
 
 def _number(value: object) -> float | None:

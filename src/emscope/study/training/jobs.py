@@ -113,9 +113,10 @@ def import_job(id: str, folder: Path, progress: Progress = silent) -> JobRun:
     with Jobs(Meter()) as jobs:
         progress("importing", 0, 1)
         job = jobs.job(id)
-        if not is_name(job.model):
+        base, file = job.get("model"), job.get("training_file")
+        if not isinstance(base, str) or not is_name(base):
             raise WorldError(f"the job {id} names its base by no name", "see what the server says of it")
-        fresh = JobRun(HOST, job.model, address(), NONE, "", None, "", file=job.training_file, job=id)
+        fresh = JobRun(HOST, base, address(), NONE, "", None, "", file=str(file) if file else None, job=id)
         run = ended(jobs, looked_at(jobs, found or fresh, job), job)
         progress("importing", 1, 1)
     if not run.checkpoints:
