@@ -82,9 +82,13 @@ def write_record(root: Path, record: Record) -> None:
     write_json(root / CELLS / f"{record.key}.json", asdict(record))
 
 
-def drop_record(root: Path, key: str) -> None:
-    """Have a cell done again; rows it has are kept."""
-    (root / CELLS / f"{key}.json").unlink(missing_ok=True)
+def reopen(root: Path, record: Record) -> None:
+    """Have a cell done again: rows it has are kept, but for parts that are not as the record says."""
+    for table, one in record.parts.items():
+        path = part(root, table, NAMED + record.key)
+        if path.is_file() and file_digest(path) != one.digest:
+            path.unlink()
+    (root / CELLS / f"{record.key}.json").unlink(missing_ok=True)
 
 
 def whole(root: Path, record: Record, *, thorough: bool = False) -> bool:

@@ -14,7 +14,7 @@ from emscope.core.records import Conversation
 from emscope.core.versions import versions
 from emscope.models.loading.load import load, loading, pick_dtype
 from emscope.models.loading.source import Model
-from emscope.store.cells import WORK, Record, begun, drop_record, drop_work, record_of, sort_loose, whole
+from emscope.store.cells import WORK, Record, begun, drop_work, record_of, reopen, sort_loose, whole
 from emscope.store.files import write_json, write_jsonl
 from emscope.store.study import Study, read_table
 from emscope.study.cells.doing import Shared, give_back_memory, subjects, train_cell
@@ -110,7 +110,7 @@ def _begin(study: Study, planned: Planned, progress: Progress) -> Shared:
     for cell in planned.cells:
         record = record_of(study.root, cell.key)
         if record is not None and _again(study.root, record):
-            drop_record(study.root, cell.key)
+            reopen(study.root, record)
     return shared
 
 
