@@ -57,9 +57,9 @@ def pareto(
 
     A pair's standard error is that of its own differences: over items as in `stratified_mean`, and from two seeds on joined by the
     seeds' part, se^2 = by_seed + by_item. Among many pairs the by_seed of a few seeds is near 0 by chance in some, and those would
-    pass: it is taken as no less than its mean over all pairs, with (N - 1)(S - 1) degrees of freedom (ours). Simulated in
-    `tests/test_pareto.py`: studies in which a cell of the true front is called dominated are .00 to .02 of all, and .08 with
-    two seeds and one cell whose seeds spread 25 times as far as the others'.
+    pass: it is taken as no less than its mean over all pairs, with (N - 1)(S - 1) degrees of freedom (ours). Of simulated
+    studies .00 to .02 call a cell of the true front dominated (`tests/test_pareto.py`), .01 to .05 where seeds of some cells spread 10 to 25
+    times as far as those of the others, and with two seeds only up to .08.
 
     Args:
         gain: what was learned of the task, by seed and held-out item [N, S, H]. effect: harm, by seed and item [N, S, Q]. The seeds are
