@@ -34,7 +34,8 @@ def faults_of_model(shared: Shared) -> list[EmscopeError]:
 
 
 def together(faults: Sequence[EmscopeError]) -> EmscopeError:
-    """Return several faults as one error, each with its remedy."""
+    """Return several faults as one error, each once and with its remedy: the arms of a method share its faults."""
+    faults = list({str(fault): fault for fault in faults}.values())
     if len(faults) == 1:
         return faults[0]
     listed = "; ".join(
