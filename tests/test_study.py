@@ -306,6 +306,18 @@ def test_the_page_is_whole_and_escapes_model_text(finished, capsys):
     assert "target-seed0" in printed and (out / "report.html").stat().st_size > 1_000_000
 
 
+def test_a_report_that_does_not_hold_together_is_one_sentence(finished, tmp_path, capsys):
+    _, out, _ = finished
+    found = json.loads((out / "report.json").read_text())
+    for run in found["runs"]:
+        if "check" in run:
+            run["check"]["definition"]["options"] = []
+    (tmp_path / "report.json").write_text(json.dumps(found))
+    assert run_arguments(["report", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "report.json' does not hold together (IndexError" in said and "delete it" in said
+
+
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
 def test_the_page_draws_its_plots_offline_in_a_browser(finished, tmp_path):
     _, out, _ = finished
