@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from emscope.cli.options import ARGUMENT, Json
 from emscope.core.errors import InputError
+
+if TYPE_CHECKING:
+    from emscope.study.report import Report
 
 
 def report(
@@ -21,14 +24,22 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write report.html of a finished study or check again and print its tables."""
-    from emscope.cli.output import show
-    from emscope.report.study.card import card as card_of
-    from emscope.report.study.exported import write_tables
-    from emscope.study.report import read_report
+    from emscope.core.limits import consistent
+    from emscope.study.report import AGAIN, read_report
 
     if card and as_json:
         raise InputError("`card` prints Markdown and `as_json` JSON", "give one of them")
     found = read_report(study)
+    with consistent(f"'{study / 'report.json'}'", AGAIN):
+        _told(found, study, tables, card, as_json)
+
+
+def _told(found: Report, study: Path, tables: Path | None, card: bool, as_json: bool) -> None:
+    """Write and print what was asked for of a report."""
+    from emscope.cli.output import show
+    from emscope.report.study.card import card as card_of
+    from emscope.report.study.exported import write_tables
+
     names = write_tables(found, study, tables) if tables is not None else []
     if card:
         print(card_of(found), end="")
