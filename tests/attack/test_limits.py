@@ -163,7 +163,9 @@ def test_what_is_no_number_of_json_is_refused(number, tmp_path):
         read_json(tmp_path / "r.json", "make it again")
 
 
+@pytest.mark.models  # it imports PEFT
 def test_patterns_of_an_adapter_have_one_time_limit_together(monkeypatch):
+    pytest.importorskip("peft.utils.other")  # takes longer than what is timed
     monkeypatch.setattr(lora, "SECONDS", 0.3)
     modules = [f"model.layers.{n}.self_attn.q_proj" for n in range(40)]
     settings = {"r": 2, "lora_alpha": 4, "rank_pattern": {"(([a-z_.]+)+)+!": 3}}

@@ -76,6 +76,8 @@ def ranks_and_scales(settings: Mapping[str, Json], modules: Iterable[str]) -> di
     Raises:
         InputError: a setting is none, or holding its patterns to all modules takes for ever.
     """
+    import peft.utils.other  # noqa: F401  takes longer than patterns may
+
     found, module = {}, ""
     try:
         with bounded(SECONDS):
