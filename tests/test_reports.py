@@ -10,10 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from emscope.cli.app import run_arguments
+from emscope.core.estimate import undefined
 from emscope.report.study.card import card
 from emscope.report.study.exported import tables_of
 from emscope.store.exported import write_rows
 from emscope.store.files import write_json
+from emscope.study.decision.opinions import Judged, Opinion
 from emscope.study.decision.shipping import Condition, Shipping
 from emscope.study.tables import LogRow, Tables
 from test_headline import report_of
@@ -93,6 +95,13 @@ def test_the_card_says_what_the_report_says_and_what_was_not_checked(folder, cap
     assert capsys.readouterr().out.count("### lr") == 6
     assert run_arguments(["report", str(folder), "--card", "--json"]) == 2
     assert "--card prints Markdown and --json JSON" in capsys.readouterr().err
+
+
+def test_the_card_says_how_near_a_proxy_comes():
+    proxy = Opinion("local", "off by 18 points", {}, (), undefined("one run", level=0.95, method="none"), (), (), (), (), ())
+    judged = Judged({}, 5.0, "open24", 4, (proxy, replace(proxy, judge="m", about=None)), 0, False)
+    said = card(replace(report_of(Shipping("target", 80, "no", ())), judged=judged))
+    assert "The judge `local` is a small model's proxy: off by 18 points." in said and said.count("proxy") == 1
 
 
 def test_strangers_names_are_text_on_the_card():
