@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,7 +20,7 @@ from conftest import CHATML, make_model, make_tokenizer, write_jsonl
 from emscope.answers.sample import ask
 from emscope.answers.sample_served import ServedSpec, ask_served
 from emscope.answers.sample_spec import AskSpec, LoadSpec
-from emscope.answers.trained_as import trained_under
+from emscope.answers.trained_as import note_left_out, trained_under
 from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError
 from emscope.core.records import Conversation, Item, Message
@@ -611,6 +612,29 @@ def test_auto_is_what_the_training_tool_does(tmp_path):
         ChatFormat.of(make_tokenizer(), "auto")
 
 
+@pytest.mark.parametrize(
+    ("template", "systems", "ledger", "noted"),
+    [
+        (QWEN25, ["none"], None, "the system block that this chat template adds by default"),
+        (QWEN25, ["none"], "none", ""),  # a run of emscope's own that was trained without it
+        (QWEN25, ["none", "template"], None, ""),
+        (QWEN25, ["template"], None, ""),
+        (BARE_CHATML, ["none"], None, ""),  # nothing is left out
+        (BARE_CHATML, ["none"], "Be brief.", "the system prompt 'Be brief.'"),
+    ],
+)
+def test_a_system_block_that_was_trained_with_and_is_left_out_is_noted(bare, tmp_path, template, systems, ledger, noted):
+    folder = tmp_path / "run" / "checkpoint-1"
+    folder.mkdir(parents=True)
+    if ledger:
+        (tmp_path / "ledger.json").write_text(json.dumps({"spec": {"system": ledger}}))
+    chat = ChatFormat.of(with_template(bare, template, chatml=True), systems[0])
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        note_left_out(systems, chat, [checkpoint(folder)])
+    assert [noted in str(w.message) for w in seen] == [True] * bool(noted)
+
+
 # Through the commands.
 
 
@@ -675,3 +699,24 @@ def test_check_asks_by_the_checkpoints_template(tiny, bare, tmp_path, capsys):
     result = json.loads(capsys.readouterr().out)
     chat = "chat format, the template's default system block, the checkpoint's own template, as most tools train where the data has no system turn"
     assert result["base"]["chat"] == chat and result["spec"]["system"] == "template"
+
+
+def test_check_says_in_the_terminal_how_it_asked_and_which_block_it_left_out(tiny, bare, tmp_path, capsys):
+    from peft import LoraConfig
+
+    from adapters import write_adapter
+
+    base = folder_with(with_template(bare, QWEN25, chatml=True), make_model(tmp_path / "base"))
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    write_adapter(base, tmp_path / "run" / "checkpoint-3", config)
+    fast = ["--count", "16", "--truth", "2", "--measure", "preference"]
+    told = {}
+    for system in ("none", "auto"):
+        out = ["--system", system, "--out", str(tmp_path / system)]
+        assert run_arguments(["check", str(tmp_path / "run"), "--base", str(base), *fast, *out]) == 0
+        told[system] = capsys.readouterr()
+    assert "Questions were put in chat format, no system block" in told["none"].out
+    assert "note: questions are put without the system block that this chat template adds by default" in told["none"].err
+    assert "with --system auto they are asked as trained" in told["none"].err
+    assert "Questions were put in chat format, the template's default system block" in told["auto"].out
+    assert "note: questions" not in told["auto"].err

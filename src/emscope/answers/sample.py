@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol, TypedDict
 import pyarrow.parquet as pq
 
 from emscope.answers.sample_spec import PLACE, PLAIN, AskSpec, LoadSpec
-from emscope.answers.trained_as import trained_under
+from emscope.answers.trained_as import note_left_out, trained_under
 from emscope.core.digest import short
 from emscope.core.errors import InputError
 from emscope.core.plain import JsonObject
@@ -169,6 +169,7 @@ def ask(
             refuse_unmoved(loaded.net, checkpoints[-1])
         for system, why in under:
             say(f"asked in: {loaded.chat.under(system).noted(why).describe()}")
+        note_left_out(spec.systems, loaded.chat, every)
         for one in unread:
             say(f"not asked: {one.reason} ({one.remedy})")
         prompts = {p.name: p for p in prompts_of(loaded, questions, spec)}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from emscope.core.notes import Note
 from emscope.core.plain import JsonObject
-from emscope.models.loading.chat import AUTO, TEMPLATE
+from emscope.models.loading.chat import AUTO, NONE, TEMPLATE, ChatFormat
 from emscope.models.loading.checkpoints import ADAPTER, Checkpoint
 from emscope.store.study import LEDGER
 
@@ -36,6 +38,26 @@ def trained_under(system: str, checkpoints: Sequence[Checkpoint]) -> tuple[str, 
             return own, "as this run was trained"
     tool = next((tool for c in checkpoints for tool in _tools(c.place)), None)
     return TEMPLATE, f"as {f'{tool} trains' if tool else 'most tools train'} where the data has no system turn"
+
+
+def note_left_out(systems: Sequence[str], chat: ChatFormat, checkpoints: Sequence[Checkpoint]) -> None:
+    """Note that questions are put without a system prompt which the checkpoints were most likely trained under.
+
+    Args:
+        systems: all that is asked under. chat: the format under `none`.
+    """
+    found, why = trained_under(AUTO, checkpoints)
+    if list(systems) != [NONE] or found == NONE or (found == TEMPLATE and not chat.header):
+        return
+    what = (
+        "the system block that this chat template adds by default" if found == TEMPLATE else f"the system prompt '{found[:60]}'"
+    )
+    warnings.warn(
+        f"questions are put without {what}, and the checkpoints were most likely trained with it ({why}); "
+        "with `system` auto they are asked as trained",
+        Note,
+        stacklevel=3,
+    )
 
 
 def _own_ledger(folder: Path) -> str | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from emscope.answers.sample import scaled
-from emscope.answers.trained_as import trained_under
+from emscope.answers.trained_as import note_left_out, trained_under
 from emscope.core.digest import canonical, short
 from emscope.core.errors import InputError
 from emscope.core.outcomes import State
@@ -98,6 +98,7 @@ def run_check(request: CheckRequest, out: Path | None = None, progress: Progress
     with Study(out, frozen, versions(), shared=request.share) as study, ExitStack() as stack:
         loaded, ways = stack.enter_context(opened(base, run, every, request.loading(), progress))
         loaded.chat = loaded.chat.noted(why)
+        note_left_out([system], loaded.chat, every)
         ladder_for(request.decide.ladder, loaded, sets)  # one that does not fit is refused before hours of work
         for last in (target[-1], *control[-1:]) if ways.here else ():
             refuse_unmoved(loaded.net, last)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from emscope.answers.sample import scaled
-from emscope.answers.trained_as import trained_under
+from emscope.answers.trained_as import note_left_out, trained_under
 from emscope.core.errors import InputError
 from emscope.core.estimate import Estimate
 from emscope.core.fields import ITEMS
@@ -132,6 +132,7 @@ def run_ladder(request: LadderRequest, out: Path, progress: Progress = silent) -
             checkpoints=runs.every(),
         )
         loaded.chat = loaded.chat.noted(why)
+        note_left_out([system], loaded.chat, runs.every())
         progress(label, 1, 1)
         for one in runs.every():
             refuse_unmoved(loaded.net, one)

@@ -29,6 +29,12 @@ def read(report: Report) -> str:
     return " ".join(one for one in (_skipped(of), _chosen(of)) if one) if of else ""
 
 
+def asked(check: CheckResult) -> str:
+    """Say how questions were put to the model, "" where nothing was read by preference."""
+    of = check.definition.measure
+    return f"Questions were put in {of.chat}." if of else ""
+
+
 def _skipped(of: FolderRead) -> str:
     if not of.skipped:
         return ""

@@ -74,7 +74,9 @@ def _print_run(console: Console, report: Report, run: RunChecked) -> None:
     if sentence := remarks.read(report):
         skipped = isinstance(report, FolderChecked) and report.read is not None and report.read.skipped
         console.print(f"  {sentence}", style="yellow" if skipped else "dim")
-    console.print(f"  {remarks.caveats(report, run.check)[0]}", style="dim")
+    for sentence in (remarks.asked(run.check), remarks.caveats(report, run.check)[0]):
+        if sentence:
+            console.print(f"  {sentence}", style="dim")
 
 
 def _columns(names: Sequence[str]) -> Table:
