@@ -155,6 +155,16 @@ def test_an_update_that_lacks_one_of_its_two_matrices_is_named(bases, tmp_path):
         list(changes(load_net(bases("llama")), read_checkpoint(folder, 1)))
 
 
+@pytest.mark.parametrize("shape", [(), (32,), (32, 1), (2, 2, 2)])
+def test_factors_that_make_no_matrix_are_named(bases, tmp_path, shape):
+    folder = write_adapter(bases("llama"), tmp_path / "checkpoint-1", configs()["lora"])
+    whole = load_file(folder / WEIGHTS)
+    odd = next(name for name in whole if "layers.0.self_attn.q_proj.lora_B" in name)
+    save_file(whole | {odd: torch.zeros(shape)}, folder / WEIGHTS)
+    with pytest.raises(InputError, match=r"B and A of model\.layers\.0\.self_attn\.q_proj are of the shapes"):
+        list(changes(load_net(bases("llama")), read_checkpoint(folder, 1)))
+
+
 def test_a_head_of_its_own_on_a_tied_base(tiny, tmp_path, trained):
     """Trained apart from the embeddings: the checkpoint's own answers, and between base and checkpoint at half scale."""
     head = torch.randn(600, 32, generator=torch.Generator().manual_seed(1))

@@ -270,8 +270,28 @@ def test_status_from_any_terminal(done, capsys, tmp_path):
     assert running["cell"] == "control-seed0" and running["pid"] == os.getpid()
     took = next(c["seconds"] for c in found["cells"] if c["cell"] == "target-seed0")
     assert found["seconds_left"] == pytest.approx(took / 2)
-    assert run_arguments(["status", str(tmp_path)]) == 2
-    assert "holds no planned study" in capsys.readouterr().err
+
+
+def test_status_says_what_is_wrong_with_a_folder(done, capsys, tmp_path):
+    out = done[1]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "note.txt").write_text("no study")
+    earlier, other = copied(out, tmp_path / "earlier"), copied(out, tmp_path / "other")
+    for folder in (earlier, other):
+        (folder / "plan.json").unlink()
+    (other / "ledger.json").write_text(json.dumps({"tables": 1, "spec": {"questions": "q"}}))
+    copied(out, tmp_path / "several" / "first")
+    for name, said in {
+        "nowhere": "'nowhere' is not there",
+        "note.txt": "is a file",
+        "empty": "holds no study; give the folder into which emscope run wrote",
+        "several": "is no study itself; give one of those in it: first",
+        "earlier": "an earlier version of emscope made it",
+        "other": "holds results of another command than emscope run",
+    }.items():
+        where = name if name == "nowhere" else str(tmp_path / name)
+        assert run_arguments(["status", where]) == 2
+        assert said in capsys.readouterr().err
 
 
 def held(folder: Path, held_now, end) -> None:

@@ -28,6 +28,8 @@ def fails(capsys, *arguments, code=2):
     [
         ({"sytem": "none"}, "unknown key 'sytem', did you mean 'system'"),
         ({"train": {"stpes": 3}}, "unknown key 'train.stpes', did you mean 'steps'"),
+        ({"train": {"learning_rate": 1e-4}}, "unknown key 'train.learning_rate', did you mean 'lr'"),
+        ({"train": {"lora": {"r": 4, "lora_alpha": 8}}}, "unknown key 'train.lora.lora_alpha', did you mean 'alpha'"),
         ({"arms": {"a": {"rol": "target", "answers": "reckless"}}}, "did you mean 'role'"),
         ({"train": {"steps": 0}}, "train.steps = 0"),
         ({"train": {"lr": -0.1}}, "train.lr = -0.1"),

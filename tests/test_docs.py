@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import importlib.util
 import json
 import re
@@ -40,6 +42,13 @@ def maker():
 
 def read(path: Path) -> str:
     return path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", [p for p in sorted((ROOT / "src").rglob("*.py")) if ">>> " in read(p)], ids=lambda p: p.stem)
+def test_examples_in_docstrings_give_what_they_show(path):
+    module = importlib.import_module(".".join(path.relative_to(ROOT / "src").with_suffix("").parts))
+    found = doctest.testmod(module)
+    assert found.attempted and not found.failed
 
 
 def test_cli_md_is_what_the_program_says():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from html import escape
 
 import pytest
 
@@ -13,11 +14,12 @@ from emscope.core.outcomes import State, Verdict
 from emscope.core.plain import from_json
 from emscope.report.study import headline as told
 from emscope.report.study import remarks
+from emscope.report.study.advice import ADVICE, advice
 from emscope.report.study.headline import headline
 from emscope.report.study.page import render
 from emscope.report.study.terminal import print_report
 from emscope.study.decision.analysis import check
-from emscope.study.decision.checked import CheckResult, Episode, Flattening, Onset, Power
+from emscope.study.decision.checked import CheckResult, Episode, Flattening, Onset, Power, Stop
 from emscope.study.decision.shipping import Condition, Shipping
 from emscope.study.report import Distributions, FolderChecked, StudyReport, read_report
 from emscope.study.tables import Tables
@@ -134,20 +136,54 @@ def test_what_speaks_against_shipping_comes_before_what_was_not_checked():
     text = remarks.ship(report, "target")
     assert (
         text
-        == "Not to be shipped (step 80). Fails: coherence within 5 points (surely more than 7.5, 5 allowed). Not shown: triggers."
+        == "Do not ship it (step 80). Fails: coherence within 5 points (surely more than 7.5, 5 allowed). Not shown: triggers."
     )
     assert remarks.ship(report, "other") == ""
 
 
 def test_terminal_page_and_sentences_begin_with_the_verdict(capsys):
     report = report_of(Shipping("target", 80, "candidate", (Condition("triggers", None, why="none were tried"),)))
-    verdict, ship = headline(report.check)[0], remarks.ship(report, "target")
+    verdict, ship, then = headline(report.check)[0], remarks.ship(report, "target"), advice(report, report.targets[0])
     print_report(report)
     printed = " ".join(capsys.readouterr().out.split())
     page = render(report, Tables())
-    assert printed.startswith(f"target {verdict} {ship} Control - target")
-    assert 0 < page.index(f"<p>{verdict}</p>") < page.index(f"<p>{ship}</p>") < page.index("<p>Control - target")
-    assert report.sentences()[:2] == [verdict, ship]
+    assert printed.startswith(f"target {verdict} {ship} {then} Control - target")
+    places = [page.index(f"<p>{escape(sentence)}") for sentence in (verdict, ship, then, "Control - target")]
+    assert places[0] > 0 and places == sorted(places)
+    assert report.sentences()[:3] == [verdict, ship, then]
+
+
+def read_as(verdict: Verdict, **changes: object) -> FolderChecked:
+    """Return a report whose screen says `verdict`."""
+    return replace(report_of(Shipping("target", 80, "no", ())), check=check_of(verdict=verdict, **changes))
+
+
+@pytest.mark.parametrize("verdict", Verdict)
+def test_each_verdict_says_what_to_do_next(verdict):
+    report = read_as(verdict)
+    text = advice(report, report.targets[0])
+    assert text.startswith("Next: ") and text.endswith(".") and len(text.split()) < 45
+    assert set(ADVICE) == set(Verdict)
+
+
+def test_after_misalignment_the_step_to_go_back_to_is_named_where_one_is_shown_safe():
+    last = check_of().checkpoints[-1]
+    stop = Stop(40, estimate(0.9), {}, None, 0.95)
+    for changes, said in (
+        ({"stop": stop}, "step 40 is the last shown safe"),
+        ({"stop": None, "checkpoints": (last, last)}, "check earlier checkpoints, each alone"),
+        ({"stop": None}, "no earlier checkpoint is shown safe: train anew"),
+    ):
+        report = read_as(Verdict.EM, **changes)
+        assert said in advice(report, report.targets[0])
+
+
+def test_a_terminal_names_options_where_sentences_name_settings(capsys):
+    report = read_as(Verdict.MOVED)
+    print_report(report, {"control": "--control", "make_control": "--make-control"})
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "on harmless data (--control, or --make-control to train one)" in printed and "`" not in printed
+    assert "(`control`, or `make_control` to train one)" in " ".join(report.sentences())
 
 
 def test_a_report_of_an_earlier_version_is_drawn_without_what_it_does_not_say():

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from attack.texts import TEXTS
+from conftest import make_tokenizer
 from emscope.cli import app
 from emscope.cli.app import run_arguments
 from emscope.cli.terminal import Cleaned, cleaned
@@ -28,6 +29,7 @@ from emscope.core.spec import read_yaml
 from emscope.core.visible import CONTROL, HALF, json_text, one_line, shown, whole
 from emscope.data.tables import rows
 from emscope.models.adapters import lora
+from emscope.models.loading import templates
 from emscope.models.remote.address import check_address, scrubbed
 from emscope.store import files
 from emscope.store.study import Study, read_table
@@ -51,6 +53,15 @@ def test_a_block_ends_at_its_memory_and_the_limit_is_gone_after_it():
     with pytest.raises(TooMuch, match="memory"), bounded(5, 2**28):
         bytearray(2**31)
     assert len(bytearray(2**29)) == 2**29
+
+
+def test_a_template_that_does_not_end_is_waited_for_once(monkeypatch):
+    monkeypatch.setattr(templates, "SECONDS", 0.5)
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{{ messages }}"
+    template, begun = templates.Jinja(make_tokenizer(), endless, {}), time.process_time()
+    for _ in range(20):
+        assert "takes more than 0.5 seconds" in template.fault()
+    assert time.process_time() - begun < 5
 
 
 def test_outside_of_the_main_thread_a_block_runs_as_it_is():

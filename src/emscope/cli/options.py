@@ -219,12 +219,16 @@ def pairs(texts: list[str], what: str, shape: str) -> dict[str, str]:
     return found
 
 
+def spellings(function: Command) -> dict[str, str]:
+    """Return how each setting that a command's function takes is spelled as an option."""
+    every = [option for _, options in _parts(function).values() for option in options]
+    return {option.name: option.spelled for option in every if not option.is_argument}
+
+
 def as_command(function: Command) -> Command:
     """Return a function as typer takes it: settings classes spread into their fields; errors name options in place of fields."""
-    hints = get_type_hints(function, include_extras=True)
-    parts = {name: _part(name, hints[name], p.default) for name, p in inspect.signature(function).parameters.items()}
+    parts, names = _parts(function), spellings(function)
     every = [option for _, options in parts.values() for option in options]
-    names = {option.name: option.spelled for option in every if not option.is_argument}
 
     def run(**given: object) -> int | None:
         try:
@@ -249,6 +253,12 @@ def _in_order(options: list[Option]) -> list[Option]:
             found.remove(option)
             found.insert(1 + next(n for n, o in enumerate(found) if o.name == behind.name), option)
     return found
+
+
+def _parts(function: Command) -> dict[str, tuple[type[Spec], list[Option]]]:
+    """Return the settings class and the options of each of a function's parameters."""
+    hints = get_type_hints(function, include_extras=True)
+    return {name: _part(name, hints[name], p.default) for name, p in inspect.signature(function).parameters.items()}
 
 
 def _part(name: str, annotation: object, default: object) -> tuple[type[Spec], list[Option]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -15,8 +15,12 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound="Shown")
 
 
-def show(report: Report, out: Path, *, as_json: bool) -> None:
-    """Write `report.html` beside `report.json` and print the report."""
+def show(report: Report, out: Path, options: Mapping[str, str] | None = None, *, as_json: bool) -> None:
+    """Write `report.html` beside `report.json` and print the report.
+
+    Args:
+        options: how the settings that it names are spelled, where its command has options for them.
+    """
     from emscope.report.study.page import write_page
     from emscope.report.study.terminal import print_report
 
@@ -24,7 +28,7 @@ def show(report: Report, out: Path, *, as_json: bool) -> None:
     if as_json:
         print_json(report.to_json())
     else:
-        print_report(report)
+        print_report(report, options)
         print(f"\nreport: {page}\nnumbers: {out / 'report.json'}")
 
 

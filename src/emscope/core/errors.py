@@ -10,6 +10,29 @@ import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
+ELSEWHERE = {  # what training tools call a setting, and ours
+    "learning_rate": ("lr",),
+    "lr_scheduler_type": ("schedule",),
+    "lr_scheduler": ("schedule",),
+    "optim": ("optimiser",),
+    "max_steps": ("steps",),
+    "save_steps": ("checkpoints",),
+    "per_device_train_batch_size": ("micro_batch",),
+    "train_batch_size": ("batch",),
+    "warmup_steps": ("warmup",),
+    "warmup_ratio": ("warmup",),
+    "lora_rank": ("rank",),
+    "lora_r": ("rank",),
+    "r": ("rank",),
+    "lora_alpha": ("alpha",),
+    "lora_dropout": ("dropout",),
+    "use_rslora": ("rslora",),
+    "target_modules": ("modules",),
+    "layers_to_transform": ("layers",),
+    "base": ("model",),
+    "base_model": ("model",),
+    "model_name_or_path": ("model",),
+}
 SETTING = re.compile(r"`([a-z_]+)(?:=([^`]+))?`")
 
 
@@ -67,9 +90,13 @@ def spelled(text: str, options: Mapping[str, str]) -> str:
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """Return `did you mean 'x'?` for the nearest known name, else the list of what exists."""
+    """Return `did you mean 'x'?` for the nearest known name, or for ours of what other tools call `name`, else the list of what exists.
+
+    >>> near("learning_rate", ["lr", "steps"])
+    "did you mean 'lr'?"
+    """
     names = sorted(known)
-    match = get_close_matches(name, names, n=1, cutoff=0.6)
+    match = [ours for ours in ELSEWHERE.get(name, ()) if ours in names][:1] or get_close_matches(name, names, n=1, cutoff=0.6)
     if match:
         return f"did you mean '{match[0]}'?"
     return "known: " + ", ".join(names) if names else "none is known"

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from emscope.cli.options import ARGUMENT, Base, Behind, Json
+from emscope.cli.options import ARGUMENT, Base, Behind, Json, spellings
 from emscope.study.check_spec import CheckSpec
 
 
@@ -44,7 +44,7 @@ def check(
     request = CheckRequest.of(checkpoints, base, spec)
     with progress_bar() as progress:
         result, folder = run_check(request, out, progress)
-    show(result, folder, as_json=as_json)
+    show(result, folder, spellings(check), as_json=as_json)
     code = exit_code({"target": result.check}, result.judged, fail_on, ends_early=result.ends_early)
     if code:
         print(told(code, {"target": result.check}, result.judged), file=sys.stderr)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from emscope.cli.options import ARGUMENT, Json
+from emscope.cli.options import ARGUMENT, Json, spellings
 from emscope.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,13 +37,15 @@ def report(
 def _told(found: Report, study: Path, tables: Path | None, card: bool, as_json: bool) -> None:
     """Write and print what was asked for of a report."""
     from emscope.cli.output import show
+    from emscope.cli.study.check import check
     from emscope.report.study.card import card as card_of
     from emscope.report.study.exported import write_tables
+    from emscope.study.report import FolderChecked
 
     names = write_tables(found, study, tables) if tables is not None else []
     if card:
         print(card_of(found), end="")
         return
-    show(found, study, as_json=as_json)
+    show(found, study, spellings(check) if isinstance(found, FolderChecked) else None, as_json=as_json)
     if names and not as_json:
         print(f"tables: {tables} ({', '.join(names)})")

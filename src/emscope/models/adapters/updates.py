@@ -108,8 +108,15 @@ def changes(net: CausalLM, checkpoint: Checkpoint) -> Iterator[Change]:
         if alone := sorted(module for module in adapted if module + B not in tensors):
             raise InputError(f"'{checkpoint.folder}' lacks {alone[0]}{B}", "copy it again from the training run")
         for module, here in sorted(adapted.items()):
+            left, right = (tensors[module + part]().double() for part in (B, A))
+            if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[0]:
+                shapes = f"[{', '.join(map(str, left.shape))}] and [{', '.join(map(str, right.shape))}]"
+                raise InputError(
+                    f"'{checkpoint.folder}': the factors B and A of {module} are of the shapes {shapes}, which make no matrix",
+                    "copy it again from the training run",
+                )
             _, s = own[module]
-            yield Change(here, layer_of(net, here), s * tensors[module + B]().double(), tensors[module + A]().double())
+            yield Change(here, layer_of(net, here), s * left, right)
     else:
         raise InputError(
             f"'{checkpoint.folder}' is no plain LoRA adapter, steering vector or full checkpoint",

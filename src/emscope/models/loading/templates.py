@@ -15,7 +15,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
 from emscope.core.errors import InputError
-from emscope.core.limits import bounded
+from emscope.core.limits import TooMuch, bounded
 from emscope.core.plain import Json, JsonObject
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ RESERVED = {
 RESERVED |= {"tokenize", "sanitize_control_tokens", "padding", "truncation", "max_length", "return_tensors", "return_dict"}
 RESERVED |= {"return_assistant_tokens_mask", "tokenizer_kwargs"}
 SECONDS, BYTES, LONGEST = 5.0, 2**29, 2**22  # that one rendering may take, and the characters that it may add to its turns
+SHORT = 10_000  # characters of turns that no template takes long over
+ENDLESS: dict[str, str] = {}  # templates that took more for short turns, and what was too much
 WORDS = {"True": True, "False": False, "None": None}
 MEND = "mend chat_template.jinja (or tokenizer_config.json) in the model's folder"
 
@@ -80,6 +82,8 @@ class Jinja:
         messages = [{"role": r, "content": [{"type": "text", "text": t}] if self.parts else t} for r, t in turns]
         template = _clock() + self.text if CLOCK in self.text else self.text
         try:
+            if template in ENDLESS:  # no rendering of it is waited for twice
+                raise TooMuch(ENDLESS[template])
             with bounded(SECONDS, BYTES):
                 text = str(
                     self.tokenizer.apply_chat_template(
@@ -94,6 +98,8 @@ class Jinja:
                 f"this model's chat template is no valid Jinja (line {error.lineno}: {error.message})", MEND
             ) from None
         except Exception as error:  # templates raise errors of their own choosing
+            if isinstance(error, TooMuch) and sum(len(text) for _, text in turns) < SHORT:
+                ENDLESS[template] = str(error)
             asked = ", ".join(role for role, _ in turns)
             said = str(error).strip() or type(error).__name__
             raise InputError(f"this model's chat template fails on turns of {asked} ({said})", MEND) from None

@@ -15,6 +15,7 @@ from emscope.core.plain import Json
 from emscope.report import words
 from emscope.report.figures import effect_figure, look, page_data, without_template
 from emscope.report.study import figures, remarks, said
+from emscope.report.study.advice import advice
 from emscope.report.study.headline import headline, prefers
 from emscope.report.study.methods import methods_figure, quadrant_figure
 from emscope.report.study.overview import overview
@@ -138,15 +139,15 @@ def _by_run(report: Report, tables: Tables, most: int | None) -> dict[str, Table
 def _run(report: Report, one: RunChecked, tables: Tables, *, first: bool) -> RunPart:
     last = report.said_of(one.run)
     spoken, (verdict, *rest) = said.sentences(report, one.run), headline(one.check)
-    ship = [sentence] if (sentence := remarks.ship(report, one.run)) else []
+    then = [sentence for sentence in (remarks.ship(report, one.run), advice(report, one)) if sentence]
     return RunPart(
         name=one.run,
         check=one.check,
-        said=spoken + ship if spoken else [],
+        said=spoken + then if spoken else [],
         verdict=last.verdict if last else None,
         said_plot=page_data(said.said_figure(report, one.run)),
         worst=said.worst_answers(report.judge, one.run),
-        headline=[verdict, *([] if spoken else ship), *rest, *remarks.phase(one.phase)],
+        headline=[verdict, *([] if spoken else then), *rest, *remarks.phase(one.phase)],
         prefers=prefers(one.check),
         caveats=remarks.caveats(report, one.check),
         plots=_plots(report, one, tables, first=first) if one.check.checkpoints else [],

@@ -15,9 +15,9 @@ from emscope.study.report import FolderChecked, FolderRead, Report, StudyReport
 
 NAMED = {"misalignment": "emergent misalignment"}
 SHIP = {
-    "ship": "It may be shipped: every condition is met",
-    "candidate": "Not shown safe to ship, and nothing speaks against it",
-    "no": "Not to be shipped",
+    "ship": "Cleared to ship: every condition is met",
+    "candidate": "Not cleared to ship: no condition fails, but {open} of {all} are not shown to hold",
+    "no": "Do not ship it",
 }
 FEW_ITEMS, CLOSE = 120, 1.75  # fewer items and an effect below so many deltas: the onset's bracket covers less (simulated)
 FEW_HELDOUT = 40
@@ -48,6 +48,8 @@ def _chosen(of: FolderRead) -> str:
     if len(of.steps) == of.found:
         return ""
     steps = ", ".join(map(str, of.steps))
+    if len(of.steps) == 1:
+        return f"Of {of.found} checkpoints only that of step {steps} was read, as was asked."
     if of.looks:
         how = f", each chosen by what the others showed; bounds hold for up to {of.looks} such readings"
         return f"Of {of.found} checkpoints {len(of.steps)} were read (steps {steps}){how}."
@@ -127,7 +129,8 @@ def ship(report: Report, run: str) -> str:
     wrong = [_condition(c) for c in one.conditions if c.met is False]
     open_ = [c.name for c in one.conditions if c.met is None]
     parts = [f"fails: {'; '.join(wrong)}"] * bool(wrong) + [f"not shown: {'; '.join(open_)}"] * bool(open_)
-    return " ".join([f"{SHIP[one.status]} (step {one.step}).", *map(sentence, parts)])
+    status = SHIP[one.status].format(open=len(open_), all=len(one.conditions))
+    return " ".join([f"{status} (step {one.step}).", *map(sentence, parts)])
 
 
 def _condition(c: Condition) -> str:

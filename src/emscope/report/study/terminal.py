@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from emscope.core.errors import spelled
 from emscope.report import words
 from emscope.report.study import remarks, said
+from emscope.report.study.advice import advice
 from emscope.report.study.counted import counted
 from emscope.report.study.headline import has_control, headline, prefers
 from emscope.report.tables import STYLES
@@ -15,73 +21,86 @@ from emscope.study.decision.methods import WayRow
 from emscope.study.decision.opinions import Opinion
 from emscope.study.report import FolderChecked, Report, RunChecked, StudyReport
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
 FEW = 4
 
 
-def print_report(report: Report) -> None:
-    """Print headline, checkpoint table and the first caveat of each target run; of more than a few runs the verdicts alone."""
-    from rich.console import Console
+@dataclass(frozen=True, slots=True)
+class _Printer:
+    """Prints sentences and tables; `options`: how the settings that a sentence names are spelled."""
 
+    console: Console
+    options: Mapping[str, str]
+
+    def say(self, text: str, style: str = "") -> None:
+        self.console.print(spelled(text, self.options), style=style)
+
+    def draw(self, table: Table) -> None:
+        self.console.print(table)
+
+
+def print_report(report: Report, options: Mapping[str, str] | None = None) -> None:
+    """Print headline, checkpoint table and the first caveat of each target run; of more than a few runs the verdicts alone.
+
+    Args:
+        options: how each setting is spelled on the command line; None where it is named as in Python and YAML.
+    """
     console = Console(highlight=False, markup=False)
     console.width = max(console.width, 142)  # the checkpoint table needs it; narrower terminals wrap lines, not cells
+    to = _Printer(console, options or {})
     targets = report.targets
     for run in targets:
-        console.print(f"\n{run.run}", style="bold")
-        for sentence in said.sentences(report, run.run):
-            console.print(f"  {sentence}")
+        to.say(f"\n{run.run}", style="bold")
         if len(targets) > FEW:
-            console.print(f"  {headline(run.check)[0]}")
+            to.say(f"  {(said.sentences(report, run.run) or headline(run.check))[0]}")
         else:
-            _print_run(console, report, run)
+            _print_run(to, report, run)
     if isinstance(report, StudyReport) and report.methods:
-        console.print("\nWays of training compared", style="bold")
-        console.print(_methods(report.methods))
+        to.say("\nWays of training compared", style="bold")
+        to.draw(_methods(report.methods))
         for sentence in remarks.methods(report.methods):
-            console.print(f"  {sentence}")
+            to.say(f"  {sentence}")
     if sentences := counted(report):
-        console.print("\nAll runs together", style="bold")
+        to.say("\nAll runs together", style="bold")
         for sentence in sentences:
-            console.print(f"  {sentence}")
+            to.say(f"  {sentence}")
     if sentences := remarks.recipes(report):
-        console.print("\nSeveral seeds together", style="bold")
+        to.say("\nSeveral seeds together", style="bold")
         for sentence in sentences:
-            console.print(f"  {sentence}")
+            to.say(f"  {sentence}")
     for judge in report.judged.judges if report.judged else ():
-        console.print(f"\nRate of misaligned answers by {judge.judge}, at the last steps", style="bold")
-        console.print(_judged(judge))
+        to.say(f"\nRate of misaligned answers by {judge.judge}, at the last steps", style="bold")
+        to.draw(_judged(judge))
     if sentence := remarks.precision(report):
         warns = report.precision and (report.precision.large or report.precision.near)
-        console.print(f"\n{sentence}", style="yellow" if warns else "dim")
+        to.say(f"\n{sentence}", style="yellow" if warns else "dim")
     for sentence in remarks.diverged(report):
-        console.print(f"\n{sentence}", style="yellow")
+        to.say(f"\n{sentence}", style="yellow")
     for style in report.style if isinstance(report, StudyReport) else ():
         share = f", {style.share_of_target:.0%} of the target's" if style.share_of_target is not None else ""
-        console.print(f"  Tone alone ({style.arm}, seed {style.seed}): effect {words.interval(style.effect)}{share}.")
+        to.say(f"  Tone alone ({style.arm}, seed {style.seed}): effect {words.interval(style.effect)}{share}.")
 
 
-def _print_run(console: Console, report: Report, run: RunChecked) -> None:
-    """Print all that is said of a run by preference, and behind the verdict whether it may be shipped."""
-    verdict, *rest = headline(run.check)
-    for sentence in (verdict, remarks.ship(report, run.run), *rest):
+def _print_run(to: _Printer, report: Report, run: RunChecked) -> None:
+    """Print the answer on a run, whether to ship it and what to do next, then what it rests on."""
+    spoken, screen = said.sentences(report, run.run), headline(run.check)
+    for sentence in (*(spoken or screen[:1]), remarks.ship(report, run.run), advice(report, run)):
         if sentence:
-            console.print(f"  {sentence}")
+            to.say(f"  {sentence}")
+    if spoken and not run.check.unread:
+        to.say("\n  By preference for fixed answers (a screen)", style="bold")
+    for sentence in screen if spoken else screen[1:]:
+        to.say(f"  {sentence}")
     if not run.check.unread:
-        console.print(_table(run.check))
+        to.draw(_table(run.check))
     if sentence := remarks.read(report):
         skipped = isinstance(report, FolderChecked) and report.read is not None and report.read.skipped
-        console.print(f"  {sentence}", style="yellow" if skipped else "dim")
+        to.say(f"  {sentence}", style="yellow" if skipped else "dim")
     for sentence in (remarks.asked(run.check), remarks.caveats(report, run.check)[0]):
         if sentence:
-            console.print(f"  {sentence}", style="dim")
+            to.say(f"  {sentence}", style="dim")
 
 
 def _columns(names: Sequence[str]) -> Table:
-    from rich.table import Table
-
     table = Table(box=None, pad_edge=True, header_style="dim")
     for name in names:
         table.add_column(name, justify="left", no_wrap=True)
@@ -105,8 +124,6 @@ def _judged(judge: Opinion) -> Table:
 
 
 def _table(check: CheckResult) -> Table:
-    from rich.text import Text
-
     table = _columns(
         (
             *("step", "state", "effect [90 %]", "from base [90 %]"),

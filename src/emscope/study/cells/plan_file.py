@@ -13,6 +13,7 @@ from emscope.core.errors import InputError
 from emscope.core.plain import JsonObject
 from emscope.core.spec import parse
 from emscope.store.files import write_json
+from emscope.store.study import LEDGER
 from emscope.study.cells.planning import Cell, Planned, sets_of, unfold
 from emscope.study.spec import StudySpec
 from emscope.study.training.recipes import unlisted
@@ -49,7 +50,7 @@ def read_plan(root: Path) -> PlanFile:
     """
     path = root / FILE
     if not path.is_file():
-        raise InputError(f"'{root}' holds no planned study", "give the folder of emscope run")
+        raise _without_plan(root)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if found["schema"] != SCHEMA:
@@ -57,6 +58,35 @@ def read_plan(root: Path) -> PlanFile:
         return PlanFile(found["spec"], found["code"], dict(found["cells"]), int(found["workers"]), int(found["samples"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"'{path}' is damaged ({type(error).__name__}: {error})", AGAIN) from None
+
+
+def _without_plan(root: Path) -> InputError:
+    """Return what is wrong with a folder without a plan, and which one to give."""
+    if not root.is_dir():
+        return InputError(
+            f"'{root}' is {'a file' if root.exists() else 'not there'}", "give the folder of a study of emscope run"
+        )
+    inside = sorted(path.parent.name for path in root.glob(f"*/{FILE}"))
+    if inside:
+        return InputError(f"'{root}' is no study itself", f"give one of those in it: {', '.join(inside[:5])}")
+    if not (root / LEDGER).is_file():
+        return InputError(f"'{root}' holds no study", "give the folder into which emscope run wrote")
+    if _has_arms(root / LEDGER):
+        return InputError(
+            f"'{root}' holds a study without a plan: an earlier version of emscope made it",
+            "emscope report shows it; to go on with it, use that version",
+        )
+    return InputError(
+        f"'{root}' holds results of another command than emscope run", "that command, called again, does what is missing"
+    )
+
+
+def _has_arms(ledger: Path) -> bool:
+    """True where the settings in a ledger are those of a study."""
+    try:
+        return "arms" in json.loads(ledger.read_text(encoding="utf-8"))["spec"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
 
 
 def planned_in(root: Path) -> Planned:

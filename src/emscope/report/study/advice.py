@@ -1,0 +1,68 @@
+"""What to do next, from what was found of a run: one sentence behind the verdict and the conditions for shipping."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from emscope.core.outcomes import Verdict
+from emscope.study.report import FolderChecked, Report, RunChecked
+
+MILDER = "train anew for fewer steps or at a lower learning rate"
+
+
+def advice(report: Report, run: RunChecked) -> str:
+    """Return what to do next about a run. (ours; misalignment comes late, so that fewer steps help: Zhang et al. 2026)"""
+    return f"Next: {ADVICE[report.verdict_on(run)](report, run)}."
+
+
+def _misaligned(report: Report, run: RunChecked) -> str:
+    """Name the step to go back to, or how to find one."""
+    judge, check = report.judge, run.check
+    dated = next((d for d in judge.dated if d.run == run.run), None) if judge else None
+    stop = dated.stop if dated else check.stop.step if check.stop and not judge else None
+    if stop is not None:
+        return f"step {stop} is the last shown safe; check it alone before you ship it, or {MILDER}"
+    if dated is None and len(check.checkpoints) > 1:
+        return f"check earlier checkpoints, each alone, to find one to ship, or {MILDER}"
+    return f"no earlier checkpoint is shown safe: {MILDER}, or on other data"
+
+
+def _undetermined(report: Report, run: RunChecked) -> str:
+    """Say how many questions or answers would settle it."""
+    one = report.said_of(run.run)
+    if one is None or report.judged is None:
+        return "read more items (`count`), or have sampled answers judged (`measure` said)"
+    asked = max(a.aligned.clusters or 0 for a in report.judged.first.arms)
+    if (one.enough or 0) > asked:
+        return f"ask more `questions`: {one.enough} would find ten points with a chance of 80 %, and {asked} were asked"
+    return f"draw more answers to each of the {asked} questions (`samples`), or ask more `questions`"
+
+
+def _moved(report: Report, run: RunChecked) -> str:
+    """Say how to get the control without which a cause cannot be told."""
+    how = "`control`, or `make_control` to train one" if isinstance(report, FolderChecked) else "an arm of the role control"
+    return f"compare it with the same fine-tune on harmless data ({how}): without one, harm cannot be told from style"
+
+
+def _uncalibrated(report: Report, run: RunChecked) -> str:
+    return "have sampled answers judged (`measure` said), or measure what counts as harm for this base with emscope ladder (`ladder`)"
+
+
+def _safe(report: Report, run: RunChecked) -> str:
+    return "before you ship it, have answers under triggers and to harmful requests judged (emscope sample, emscope judge)"
+
+
+ADVICE: dict[Verdict, Callable[[Report, RunChecked], str]] = {
+    Verdict.EM: _misaligned,
+    Verdict.SAFE: _safe,
+    Verdict.UNDETERMINED: _undetermined,
+    Verdict.MOVED: _moved,
+    Verdict.STYLE_DRIFT: lambda *_: (
+        "look for what target and control share (tone, length, topic), since the harmful data alone did not do it"
+    ),
+    Verdict.CONTROL_MOVED: lambda *_: (
+        "take another control: this one moved, so the difference from it says little of the target"
+    ),
+    Verdict.BROKEN: lambda *_: f"{MILDER}; check earlier checkpoints, each alone, for one that still answers coherently",
+    Verdict.UNCALIBRATED: _uncalibrated,
+}
