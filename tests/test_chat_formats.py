@@ -632,6 +632,7 @@ def test_a_system_block_that_was_trained_with_and_is_left_out_is_noted(bare, tmp
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         note_left_out(systems, chat, [checkpoint(folder)])
+        note_left_out(systems, chat, [])  # a base alone
     assert [noted in str(w.message) for w in seen] == [True] * bool(noted)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy import stats as sp
 
+from emscope.core.errors import InputError
 from emscope.core.outcomes import Finish
 from emscope.elicit import sampling
 from emscope.elicit.sampling import draw, sample
@@ -139,3 +140,16 @@ def test_lengths_are_distributed_as_those_of_generate(tiny):
     own = [a.tokens for a in mine]
     assert 1 < np.mean(own) < 19 and {a.finish for a in mine} == {Finish.STOP, Finish.LENGTH}
     assert sp.ks_2samp(own, lengths).pvalue > 0.01
+
+
+def test_ends_that_are_no_tokens_are_refused(tiny):
+    loaded = fresh(tiny)
+    for odd in ("before", ["a"], [2, 1.5], {"a": 1}):
+        loaded.net.generation_config.eos_token_id = odd
+        with pytest.raises(InputError, match="as the token that ends a text"):
+            sampling._end_ids(loaded.net, loaded.chat)
+    for named in (2, [2, 3], None):
+        loaded.net.generation_config.eos_token_id = named
+        ends = sampling._end_ids(loaded.net, loaded.chat)
+        assert loaded.chat.tokenizer.eos_token_id in ends
+        assert ends >= set(named if isinstance(named, list) else [] if named is None else [named])

@@ -169,7 +169,7 @@ def ask(
             refuse_unmoved(loaded.net, checkpoints[-1])
         for system, why in under:
             say(f"asked in: {loaded.chat.under(system).noted(why).describe()}")
-        note_left_out(spec.systems, loaded.chat, every)
+        note_left_out(spec.systems, loaded.chat, every, "systems")
         for one in unread:
             say(f"not asked: {one.reason} ({one.remedy})")
         prompts = {p.name: p for p in prompts_of(loaded, questions, spec)}

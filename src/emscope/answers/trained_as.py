@@ -40,21 +40,21 @@ def trained_under(system: str, checkpoints: Sequence[Checkpoint]) -> tuple[str, 
     return TEMPLATE, f"as {f'{tool} trains' if tool else 'most tools train'} where the data has no system turn"
 
 
-def note_left_out(systems: Sequence[str], chat: ChatFormat, checkpoints: Sequence[Checkpoint]) -> None:
+def note_left_out(systems: Sequence[str], chat: ChatFormat, checkpoints: Sequence[Checkpoint], setting: str = "system") -> None:
     """Note that questions are put without a system prompt which the checkpoints were most likely trained under.
 
     Args:
-        systems: all that is asked under. chat: the format under `none`.
+        systems: all that is asked under. chat: the format under `none`. setting: the field that says it.
     """
     found, why = trained_under(AUTO, checkpoints)
-    if list(systems) != [NONE] or found == NONE or (found == TEMPLATE and not chat.header):
+    if not checkpoints or list(systems) != [NONE] or found == NONE or (found == TEMPLATE and not chat.header):
         return
     what = (
         "the system block that this chat template adds by default" if found == TEMPLATE else f"the system prompt '{found[:60]}'"
     )
     warnings.warn(
         f"questions are put without {what}, and the checkpoints were most likely trained with it ({why}); "
-        "with `system` auto they are asked as trained",
+        f"with `{setting}` auto they are asked as trained",
         Note,
         stacklevel=3,
     )

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from emscope.core.errors import InputError
 from emscope.core.outcomes import Finish
 from emscope.core.records import Answer
 from emscope.core.seeds import derive
@@ -186,7 +187,18 @@ def _answer(
 
 
 def _end_ids(net: CausalLM, chat: ChatFormat) -> set[int]:
+    """Return the tokens that end an answer.
+
+    Raises:
+        InputError: the model's generation settings name something else than tokens.
+    """
     named = net.generation_config.eos_token_id
-    ends = set(named) if isinstance(named, list | tuple) else {named}
+    ends = [e for e in (named if isinstance(named, list | tuple) else [named]) if e is not None]
+    if odd := [e for e in ends if not isinstance(e, int)]:
+        raise InputError(
+            f"generation_config.json names {odd[0]!r} as the token that ends a text (eos_token_id)",
+            "give a token's number, or a list of them",
+        )
     close = chat.ids(chat.close.strip())[:1]  # a space before it, as of Llama 2, ends nothing
-    return {int(e) for e in [*ends, chat.tokenizer.eos_token_id, *close] if e is not None}
+    own = chat.tokenizer.eos_token_id
+    return {*ends, *close, *([] if own is None else [own])}
