@@ -12,7 +12,7 @@ from typing import Any
 
 from attack.cases import Case, makes
 from attack.material import Material
-from attack.mutations import broken_bytes, broken_tree, dumped
+from attack.mutations import broken_bytes, broken_tree, cell, dumped
 from attack.texts import text
 
 Rows = list[dict[str, Any]]
@@ -31,14 +31,6 @@ def as_csv(rows: Rows) -> bytes:
     for row in rows:
         writer.writerow([cell(row.get(n, "") if isinstance(row, dict) else row) for n in names])
     return sink.getvalue().encode("utf-8", "surrogatepass")
-
-
-def cell(value: Any) -> str:
-    """Return a value as a CSV writer would put it."""
-    try:
-        return "" if value is None else str(value)
-    except RecursionError:
-        return "[" * 5000
 
 
 def as_parquet(rows: Rows) -> bytes:

@@ -107,3 +107,11 @@ def broken_json(tree: Any, random: Random) -> bytes:
     if random.random() < 0.15:
         return broken_bytes(dumped(tree), random)
     return dumped(broken_tree(tree, random))
+
+
+def cell(value: Any) -> str:
+    """Return a value as a CSV writer would put it."""
+    try:
+        return "" if value is None else str(value)
+    except RecursionError:
+        return "[" * 5000

@@ -12,7 +12,7 @@ from typing import Any
 
 from attack.cases import CANARY, Case, makes
 from attack.material import Material
-from attack.mutations import broken_bytes, broken_json, broken_tree, dumped, value
+from attack.mutations import broken_bytes, broken_json, broken_tree, cell, dumped, value
 from attack.texts import text
 
 CODE = "import pathlib; pathlib.Path({!r}).write_text('ran')\nclass Config: pass\nclass Model: pass\nclass Tokenizer: pass\n"
@@ -511,7 +511,7 @@ def direction_file(random: Random, folder: Path, m: Material) -> Case:
         header = json.loads(content[8 : 8 + size])
         if random.random() < 0.6:
             about = broken_tree(header["__metadata__"], random)
-            header["__metadata__"] = {k: str(v)[:99] for k, v in about.items()} if isinstance(about, dict) else {}
+            header["__metadata__"] = {k: cell(v)[:99] for k, v in about.items()} if isinstance(about, dict) else {}
         name = next(n for n in header if n.startswith("layer."))
         header[random.choice((name, "layer.x", "layer.99", "layer.-1", "null.a.b", "x", "layer." + "9" * 5000))] = header.pop(
             name

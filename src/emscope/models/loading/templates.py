@@ -38,7 +38,7 @@ RESERVED = {
 }
 RESERVED |= {"tokenize", "sanitize_control_tokens", "padding", "truncation", "max_length", "return_tensors", "return_dict"}
 RESERVED |= {"return_assistant_tokens_mask", "tokenizer_kwargs"}
-SECONDS, BYTES, LONGEST = 5.0, 2**29, 2**22  # that one rendering may take, and the characters that it may add to its turns
+SECONDS, BYTES, LONGEST = 5.0, 2**28, 2**22  # that one rendering may take, and the characters that it may add to its turns
 SHORT = 10_000  # characters of turns that no template takes long over
 ENDLESS: dict[str, str] = {}  # templates that took more for short turns, and what was too much
 WORDS = {"True": True, "False": False, "None": None}
