@@ -201,6 +201,7 @@ def test_what_changed_is_told_in_values_where_they_are_known_and_in_words_elsewh
     assert changed({"make_control": None}, {"make_control": one}) == "make_control: null -> given"
     assert changed({"target": [[1, one]]}, {"target": [[1, one], [2, other]]}) == "target: steps 1 -> 1, 2"
     assert changed({"target": [[1, one], [2, one]]}, {"target": [[1, one], [2, other]]}) == "target: other weights at step 2"
+    assert changed({"target": [[[1], one]]}, {"target": [[2, one]]}).startswith("target: [[[1], "), "a step that is none"
     assert changed({"control": []}, {"control": [[4, one]]}) == "control: steps none -> 4"
     long = changed({"a": "x" * 200}, {"a": "y"})
     assert len(long) < 80 and long.endswith('… -> "y"')

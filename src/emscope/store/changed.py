@@ -60,9 +60,11 @@ def _is_digest(value: object) -> bool:
 def _steps(value: object) -> dict[object, object] | None:
     """Return the digests of checkpoints by step, as a check keeps them; None of anything else."""
     pairs = value if isinstance(value, list) else None
-    if pairs is None or not all(isinstance(p, list) and len(p) == 2 and _is_digest(p[1]) for p in pairs):
-        return None
-    return dict(pairs)
+    return None if pairs is None or not all(map(_is_step, pairs)) else dict(pairs)
+
+
+def _is_step(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], int) and _is_digest(value[1])
 
 
 def _listed(steps: list[object]) -> str:
