@@ -45,12 +45,18 @@ def sampling(m: Material) -> tuple[str, ...]:
     return ("sample", f"target={m.run}", "--base", str(m.base), "--questions", str(m.questions), *SMALL, "--out", "OUT")
 
 
+def comparing(m: Material) -> tuple[str, ...]:
+    """Return the command that compares the activations of a run and its base."""
+    return ("diff", str(m.run), "--model", str(m.base), "--items", str(m.items), "--out", "OUT")
+
+
 JOBS = {  # what each makes its command and its inputs of; the order is that of the table
     "study": lambda m: ("run", str(m.study_yaml), "--out", "OUT"),
     "train": training,
     "check": lambda m: tuple(m.check_words(Path("OUT"))),
     "sample": sampling,
     "judge": judging,
+    "diff": comparing,
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from emscope.core.errors import InputError
+from emscope.core.errors import InputError, WorldError
 from emscope.models.hooks.capture import branches_at, captured, watched
 from emscope.models.hooks.interventions import ablated, added, replaced
 from emscope.models.hooks.roles import answers_at
@@ -241,6 +243,21 @@ def test_interventions_act_on_the_tokens_meant(tokens):
             net(input_ids=ids)
         torch.testing.assert_close(found[Place("before", 1)], plain if tokens == "answer" else plain + vector)
     assert hooks(net) == 0
+
+
+def test_an_array_file_has_its_place_on_disk_from_the_start(tmp_path, monkeypatch):
+    """Else a page that is written to a full disk ends the process by a bus error."""
+    path = tmp_path / "a.safetensors"
+    with array_file(path, (1000, 4, 8), {}):
+        assert path.stat().st_blocks * 512 >= path.stat().st_size >= 1000 * 4 * 8 * 4
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(WorldError, match="no space left"), array_file(tmp_path / "b.safetensors", (5, 2), {}):
+        pass
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 
 
 def test_an_array_file_fills_up_row_by_row_and_is_safetensors(tmp_path):

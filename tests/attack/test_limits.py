@@ -9,6 +9,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 import zipfile
@@ -227,6 +229,39 @@ def test_only_our_own_leftovers_are_swept(tmp_path):
         path.write_text("mine")
     files.sweep(tmp_path)
     assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == [".emscope-notes", ".x.json.abcdefgh", "x.part"]
+
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from emscope.store.files import write_atomic
+
+def slowly(path):
+    path.write_text("half")
+    print("there", flush=True)
+    time.sleep(60)
+
+write_atomic(Path(sys.argv[1]), slowly)
+"""
+
+
+def test_what_a_killed_process_left_is_swept_and_what_a_running_one_writes_is_not(tmp_path):
+    killed, running = (
+        subprocess.Popen([sys.executable, "-c", HOLDS, str(tmp_path / name)], stdout=subprocess.PIPE) for name in ("a", "b")
+    )
+    for process in (killed, running):
+        assert process.stdout and process.stdout.readline() == b"there\n"
+    killed.kill()
+    killed.wait()
+    theirs = tmp_path / f"{files.OURS}notes"
+    theirs.write_text("mine")
+    files.write_text(tmp_path / "c", "whole")
+    assert sorted(p.name[:11] for p in tmp_path.iterdir()) == [".emscope-b.", ".emscope-no", "c"]
+    running.kill()
+    running.wait()
+    files._sweep_once.cache_clear()  # as in another process
+    files.write_text(tmp_path / "b", "whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".emscope-notes", "b", "c"]
 
 
 def test_a_study_takes_half_characters_and_a_folder_with_a_first_write_cut_off(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,7 +81,16 @@ def _make(path: Path, shape: tuple[int, ...], about: Mapping[str, str]) -> None:
     header += b" " * (-len(header) % 64)
     with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
-        file.truncate(8 + len(header) + size + shape[0])
+        file.flush()
+        _allocate(file.fileno(), 8 + len(header) + size + shape[0])
+
+
+def _allocate(handle: int, size: int) -> None:
+    """Give a file its size, and its place on disk where the system can: a mapped page without one ends the process when it is written."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(handle, 0, size)
+    else:
+        os.ftruncate(handle, size)
 
 
 def _read(path: Path) -> tuple[tuple[int, ...], dict[str, str], int, int]:

@@ -6,13 +6,20 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from emscope.core.errors import InputError, WorldError
 from emscope.core.limits import reason
 from emscope.core.plain import Json
 from emscope.core.visible import json_text, whole
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 OURS, CUT_OFF = ".emscope-", ".part"  # a temporary file's name begins and ends so
 FULL_IN_WORDS = f"(os error {errno.ENOSPC})"
@@ -28,19 +35,51 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{OURS}{path.name[:60]}.", suffix=CUT_OFF)
-        os.close(handle)
-        temporary = Path(name)
-        try:
+        _sweep_once(path.parent)
+        with _temporary(path) as temporary:
             write(temporary)
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             temporary.chmod(0o644)
             temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise disk_error(path, error) from None
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """Yield the name of a new file beside `path` that is locked while it is written, so that only what a kill left is swept."""
+    while True:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{OURS}{path.name[:60]}.", suffix=CUT_OFF)
+        _lock(handle, wait=True)
+        if os.fstat(handle).st_nlink:  # else it was swept before it was locked
+            break
+        os.close(handle)
+    try:
+        yield Path(name)
+    finally:
+        os.close(handle)
+        Path(name).unlink(missing_ok=True)
+
+
+def _lock(handle: int, *, wait: bool) -> bool:
+    """Lock an open file; return False where somebody else has, or the system knows no such locks."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:  # held, or a file system without locks
+        return False
+    return True
+
+
+@cache  # a folder of many files is not listed for each
+def _sweep_once(folder: Path) -> None:
+    """Delete the temporary files that killed processes left in a folder; those of running ones are locked."""
+    for path in folder.glob(f"{OURS}*{CUT_OFF}"):
+        with suppress(OSError), path.open("rb") as file:
+            if _lock(file.fileno(), wait=False):
+                path.unlink()
 
 
 def sweep(root: Path) -> None:
