@@ -70,7 +70,17 @@ def main() -> None:
     (out / "server.json").write_text(json.dumps(result | {"by mode": seen["requests"]}, indent=1) + "\n")
     print(json.dumps(result, indent=1))
     sys.exit(
-        any(found[name] for name in ("answers without one verdict", "failures left", "refused", "with the key", "controls"))
+        any(
+            found[name]
+            for name in (
+                "answers without one verdict",
+                "failures left",
+                "refused",
+                "with the key",
+                "controls",
+                "unexpected errors",
+            )
+        )
     )
 
 

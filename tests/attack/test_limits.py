@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 import zipfile
 from pathlib import Path
 
@@ -211,6 +212,21 @@ def test_a_signal_to_end_is_an_interrupt_and_an_ignored_one_stays_ignored():
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, held)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_that_arrives_while_python_clears_up_is_not_lost(name):
+    class Thing:
+        pass
+
+    thing, before = Thing(), (sys.unraisablehook, signal.getsignal(signal.SIGTERM))
+    dropped = weakref.ref(thing, lambda _: signal.raise_signal(getattr(signal, name)))  # in a callback, an error is dropped
+    with pytest.raises(KeyboardInterrupt), interrupted_by_signals():
+        del thing
+        assert dropped() is None
+        for _ in range(1000):
+            time.sleep(0.01)
+    assert (sys.unraisablehook, signal.getsignal(signal.SIGTERM)) == before
 
 
 def test_faults_of_reading_are_not_called_faults_of_writing(tmp_path):

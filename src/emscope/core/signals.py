@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 Handler = Callable[[int, FrameType | None], object] | int | None  # of a signal
+AGAIN = 0.01  # seconds, by which the function that dropped an interrupt has ended
 ASKED = ("SIGTERM", "SIGHUP")  # of a queue's time limit, of a terminal that closes
 
 
@@ -16,22 +19,34 @@ ASKED = ("SIGTERM", "SIGHUP")  # of a queue's time limit, of a terminal that clo
 def interrupted_by_signals() -> Iterator[None]:
     """Take the signals that ask a program to end for an interrupt, as Ctrl-C is; in the main thread alone.
 
-    A signal that is ignored (nohup) or handled by somebody else stays so.
+    A signal that is ignored (nohup) or handled by somebody else stays so. One that arrives while Python clears up, where it drops every
+    error, is sent again.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    others = sys.unraisablehook
+    last = [int(signal.SIGINT)]  # which signal interrupted
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        last[0] = number
+        raise KeyboardInterrupt
+
+    def dropped(found: sys.UnraisableHookArgs) -> None:
+        if found.exc_type is KeyboardInterrupt:
+            threading.Timer(AGAIN, os.kill, (os.getpid(), last[0])).start()
+        else:
+            others(found)
+
     before: dict[int, Handler] = {}
     for name in ASKED:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:
-            before[number] = signal.signal(number, _interrupt)
+            before[number] = signal.signal(number, interrupt)
+    sys.unraisablehook = dropped
     try:
         yield
     finally:
+        sys.unraisablehook = others
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
