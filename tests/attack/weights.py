@@ -162,7 +162,7 @@ def base_index(random: Random, folder: Path, m: Material) -> Case:
     if random.random() < 0.7:
         index["weight_map"][name] = target
         path.write_bytes(dumped(index))
-        return on_base(random, folder, m, str(base), f"index names {str(target)[:60]!r}")
+        return on_base(random, folder, m, str(base), f"index names {cell(target)[:60]!r}")
     path.write_bytes(broken_json(index, random))
     return on_base(random, folder, m, str(base), "a broken index")
 
@@ -259,7 +259,7 @@ def base_config(random: Random, folder: Path, m: Material) -> Case:
     if random.random() < 0.6:
         chosen = random.choice(directed)
         path.write_bytes(dumped(config | chosen))
-        return on_base(random, folder, m, str(base), f"config {str(chosen)[:80]}")
+        return on_base(random, folder, m, str(base), f"config {cell(chosen)[:80]}")
     path.write_bytes(broken_json(config, random))
     return on_base(random, folder, m, str(base), "a broken config")
 
@@ -439,7 +439,7 @@ def adapter_config(random: Random, folder: Path, m: Material) -> Case:
     if random.random() < 0.65:
         chosen = random.choice(directed)
         path.write_bytes(dumped(settings | chosen))
-        return on_run(random, folder, m, run, f"adapter {str(chosen)[:80]}")
+        return on_run(random, folder, m, run, f"adapter {cell(chosen)[:80]}")
     path.write_bytes(broken_json(settings, random))
     return on_run(random, folder, m, run, "a broken adapter_config")
 
