@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +17,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from browser import counting_proxy, dom, needs_browser
 from conftest import FEW
 from emscope.cli.app import run_arguments
 from emscope.core.digest import short
 from emscope.core.errors import EmscopeError
+from emscope.core.plain import from_json
 from emscope.core.spec import load as load_spec
 from emscope.data import bundled
+from emscope.report.figures import write_figures
 from emscope.report.study import remarks
 from emscope.report.study.page import render
 from emscope.stats.correlation import rank_correlation
+from emscope.store.files import write_text
 from emscope.store.study import read_table
+from emscope.study.report import StudyReport
 from emscope.study.run import run_study
 from emscope.study.spec import StudySpec
-from emscope.study.tables import read_tables
+from emscope.study.tables import Tables, read_tables
 from fake_api import completion, fake_api
 
 
@@ -181,6 +187,69 @@ def test_page_and_terminal_say_what_the_judge_said(study, capsys):
 
     print_report(report)
     assert "Rate of misaligned answers by j" in capsys.readouterr().out
+
+
+HOST = "hostile.invalid"
+HOSTILE = (
+    "<script>document.title='ran'</script>",
+    f"\"><img src=http://{HOST}/a onerror=document.title='ran'>",
+    "</script><svg/onload=document.title='ran'>",
+    "</template></textarea><script>document.title='ran'</script>",
+    f"<iframe src=http://{HOST}/b></iframe><a href=javascript:document.title='ran'>x</a>",
+    "' onmouseover=document.title='ran' x='{{ 7 * 7 }}\u202e\ud800",
+)
+TEXTS = ("asked", "text", "unit", "category", "judge", "about", "reference", "chat", "name")
+
+
+class Elements(HTMLParser):
+    """Collects what only a text that became an element can have made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count, self.hostile = 0, []
+
+    def handle_starttag(self, tag, attrs):
+        self.count += 1
+        values = " ".join(value or "" for name, value in attrs if name.startswith("on") or name in ("src", "href"))
+        if tag == "iframe" or "document.title" in values or HOST in values:
+            self.hostile.append((tag, attrs))
+
+
+def hostile(value, names, key=""):
+    """Return plain values with every name and text made hostile, each name in one way."""
+    if isinstance(value, dict):
+        return {names.get(k, k): hostile(v, names, k) for k, v in value.items()}
+    if isinstance(value, list):
+        return [hostile(v, names, key) for v in value]
+    if isinstance(value, str):
+        return names.get(value, value + HOSTILE[len(value) % len(HOSTILE)] if key in TEXTS else value)
+    return value
+
+
+@needs_browser
+def test_hostile_names_and_answers_run_no_script_and_ask_for_nothing_in_a_browser(study, tmp_path):
+    report = study[2]
+    names = {one.run: one.run + HOSTILE[n] for n, one in enumerate(report.runs)}
+    names |= {c: c + HOSTILE[3] for one in report.runs for at in one.check.checkpoints for c in at.by_category}
+    found = from_json(StudyReport, json.loads(json.dumps(hostile(report.to_json(), names))), "report.json", "no")
+    assert found.judge.worst and all("document.title" in w.asked for w in found.judge.worst)
+    write_text(tmp_path / "report.html", render(found, Tables((), (), ())))
+    write_figures(list(found.figures().values()), tmp_path / "figures.html", HOSTILE[0])
+    (tmp_path / "control.html").write_text(f"<body><script>document.title='ran'</script><img src=http://{HOST}/a>")
+    with counting_proxy() as (through, asked):
+        control = dom(tmp_path / "control.html", tmp_path / "browser", "", through)
+        assert "<title>ran</title>" in control and any(HOST in line for line in asked), "this browser would tell"
+        told = Elements()
+        told.feed(control)
+        assert told.hostile, "and so would this parser"
+        asked.clear()
+        for name in ("report.html", "figures.html"):
+            page = dom(tmp_path / name, tmp_path / "browser", "", through)
+            assert "document.title" in page and 'class="main-svg"' in page, "the hostile texts are shown, the figures drawn"
+            found_in = Elements()
+            found_in.feed(page)
+            assert "<title>ran</title>" not in page and found_in.count > 100 and found_in.hostile == []
+        assert [line for line in asked if HOST in line] == []
 
 
 def test_the_documented_fields_are_those_of_the_report(study):

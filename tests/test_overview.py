@@ -5,13 +5,12 @@ from __future__ import annotations
 import html
 import json
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 from functools import cache
 
 import pytest
 
+from browser import dom, needs_browser
 from emscope.core.spec import parse
 from emscope.report.study.overview import overview
 from emscope.report.study.page import render
@@ -94,29 +93,6 @@ def test_sentences_count_the_runs_and_name_the_front():
     assert "front of target" in study().figures()
 
 
-FLAGS = [
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-sync",
-]
-
-
-def dom(page, where, folder):
-    """Return the page as a browser has it, opened at `#where`."""
-    words = [
-        "chromium",
-        *FLAGS,
-        f"--user-data-dir={folder}",
-        "--virtual-time-budget=8000",
-        "--dump-dom",
-        f"{page.as_uri()}#{where}",
-    ]
-    return subprocess.run(words, capture_output=True, text=True, timeout=180, check=True).stdout
-
-
 def shown(found):
     """Return the names of the runs in the table's rows that are not hidden, in order."""
     body = re.search(r'<table class="sortable" id="table-runs">.*?</table>', found, re.S).group()
@@ -124,21 +100,21 @@ def shown(found):
     return [name for marks, name in rows if "hidden" not in marks]
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
+@needs_browser
 def test_the_table_is_sorted_and_filtered_in_a_browser(tmp_path):
     page = tmp_path / "report.html"
     page.write_text(render(study(), Tables((), log(), ())))
-    found = dom(page, "text=SEED1&sort=effect%3Adesc", tmp_path / "a")
+    found = dom(page, tmp_path / "a", "text=SEED1&sort=effect%3Adesc")
     assert shown(found) == ["lr0.001-target-seed1", "lr0.0001-target-seed1", "lr1e-05-target-seed1"]
     assert ">3 of 6<" in found and 'aria-sort="descending"' in found
-    assert shown(dom(page, "lr=0.0001&sort=seed%3Aasc", tmp_path / "b")) == ["lr0.0001-target-seed0", "lr0.0001-target-seed1"]
+    assert shown(dom(page, tmp_path / "b", "lr=0.0001&sort=seed%3Aasc")) == ["lr0.0001-target-seed0", "lr0.0001-target-seed1"]
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
+@needs_browser
 def test_a_run_s_details_are_made_and_drawn_where_it_is_asked_for(tmp_path):
     page = tmp_path / "report.html"
     page.write_text(render(study(), Tables((), log(), ())))
-    found = dom(page, "run-lr0.001-target-seed1", tmp_path / "a")
+    found = dom(page, tmp_path / "a", "run-lr0.001-target-seed1")
     assert found.count("<template>") == 5 and 'class="main-svg"' in found
     part = found.split('id="run-lr0.001-target-seed1"')[1].split("</details>")[0]
     assert "Checkpoint by checkpoint" in part and part.index("open") < 20

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
+from browser import dom, needs_browser
 from conftest import FEW
 from emscope.cli.app import main, run_arguments
 from emscope.core.errors import InputError
@@ -319,20 +319,9 @@ def test_a_report_that_does_not_hold_together_is_one_sentence(finished, tmp_path
     assert "report.json' does not hold together (IndexError" in said and "delete it" in said
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
+@needs_browser
 def test_the_page_draws_its_plots_offline_in_a_browser(finished, tmp_path):
     _, out, _ = finished
     assert run_arguments(["report", str(out)]) == 0
-    flags = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-sync",
-    ]
-    flags += ["--disable-component-update", f"--user-data-dir={tmp_path}", "--virtual-time-budget=8000", "--dump-dom"]
-    page = subprocess.run(
-        ["chromium", *flags, (out / "report.html").as_uri()], capture_output=True, text=True, timeout=120, check=True
-    ).stdout
+    page = dom(out / "report.html", tmp_path)
     assert page.count('class="main-svg"') >= 3 and "control - target" in page
