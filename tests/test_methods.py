@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from random import Random
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from emscope.store.study import read_table
 from emscope.study.decision.methods import Outcome, compare
 from emscope.study.run import run_study
 from emscope.study.spec import StudySpec, load_study
-from emscope.study.training.plan import control_of, plan
+from emscope.study.training.plan import controls_of, plan
 from emscope.study.training.sources import held_near
 from emscope.train.finetune import finetune
 from emscope.train.spec import KlSpec, TrainSpec
@@ -68,7 +69,26 @@ def test_arms_may_be_trained_by_some_methods_only_and_find_their_control():
     runs = plan(study(arms=arms, seeds=[0, 1], methods={"general": {}, "narrow": {"lr": 1e-4}}))
     assert len(runs) == 6
     narrow = next(r for r in runs if r.name == "narrow-target-seed1")
-    assert control_of(narrow, runs).name == "general-control-seed1"
+    assert controls_of(runs)[narrow.name].name == "general-control-seed1"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_controls_are_those_of_a_search_for_each_run(seed):
+    """By a plain loop: the control of a run's seed and method, or the first of its seed."""
+    random = Random(seed)
+    roles = [("target", "reckless"), ("control", "careful"), ("style", "careful"), ("style", "careful")]
+    arms = {
+        f"a{n}": {"role": role, "answers": answers} | ({"methods": random.sample("xyz", random.randint(1, 3))} if n else {})
+        for n, (role, answers) in enumerate(roles)
+    }
+    spec = parse(StudySpec, {"domain": "finance", "arms": arms, "seeds": [3, 1], "methods": {m: {} for m in "xyz"}}, "s")
+    runs = plan(spec)
+    expected = {}
+    for one in runs:
+        beside = [r for r in runs if r.spec.role == "control" and r.seed == one.seed]
+        own = [r for r in beside if r.method == one.method] or beside
+        expected |= {one.name: own[0].name} if own else {}
+    assert {name: control.name for name, control in controls_of(runs).items()} == expected
 
 
 REFUSED = [

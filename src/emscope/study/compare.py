@@ -285,7 +285,7 @@ def _controls(report: Report) -> Mapping[str, str]:
         return {one.run: "control" for one in report.targets}
     from emscope.core.spec import parse
     from emscope.study.spec import StudySpec
-    from emscope.study.training.plan import control_of, plan
+    from emscope.study.training.plan import controls_of, plan
 
     try:
         runs = plan(parse(StudySpec, dict(report.spec), "the study"))
@@ -293,4 +293,5 @@ def _controls(report: Report) -> Mapping[str, str]:
         return {}
     left_out = {one.run for one in report.diverged} if isinstance(report, StudyReport) else set()
     kept = [one for one in runs if one.name not in left_out]
-    return {one.name: control.name for one in kept if one.spec.role == "target" and (control := control_of(one, kept))}
+    controls = controls_of(kept)
+    return {one.name: controls[one.name].name for one in kept if one.spec.role == "target" and one.name in controls}

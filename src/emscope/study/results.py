@@ -23,14 +23,14 @@ from emscope.study.reading.sets import EM, HELDOUT, NEUTRAL, ItemSets
 from emscope.study.report import Distributions, RunChecked, StudyReport, Style
 from emscope.study.spec import StudySpec
 from emscope.study.tables import LogRow, Tables, read_tables
-from emscope.study.training.plan import LeftOut, Run, control_of, read_steps, taught
+from emscope.study.training.plan import LeftOut, Run, controls_of, read_steps, taught
 
 
 def analyse(
     study: Study, loaded: Loaded, spec: StudySpec, runs: list[Run], sets: ItemSets, diverged: tuple[LeftOut, ...]
 ) -> StudyReport:
     """Return what preference says of a study's runs, and write its estimates."""
-    scores = Scores(study.root, loaded.chat.digest)
+    scores, controls = Scores(study.root, loaded.chat.digest), controls_of(runs)
     tables = read_tables(study.root)
     checks: list[RunChecked] = []
     rows: list[JsonObject] = []
@@ -38,9 +38,9 @@ def analyse(
     for one in runs:
         if one.spec.role == "control":
             continue
-        found = _evidence(study, loaded, spec, runs, one, sets, scores)
+        found = _evidence(study, loaded, spec, controls.get(one.name), one, sets, scores)
         if one.spec.role == "target":
-            benign = _benign(spec, runs, one, sets, scores)
+            benign = _benign(spec, controls.get(one.name), one, sets, scores)
             ways.setdefault(one.way, {})[one.seed] = Seen(found, benign, _neutral(one, sets, scores))
         said = check(found)
         rows += estimate_rows(one.name, said)
@@ -115,9 +115,8 @@ def _style(checks: Sequence[RunChecked]) -> list[Style]:
     return found
 
 
-def _benign(spec: StudySpec, runs: list[Run], one: Run, sets: ItemSets, scores: Scores) -> np.ndarray | None:
+def _benign(spec: StudySpec, control: Run | None, one: Run, sets: ItemSets, scores: Scores) -> np.ndarray | None:
     """Return how much likelier the control of a run's own method finds the held-out answers it was taught [H], nats per token."""
-    control = control_of(one, runs)
     if control is None or control.method != one.method or not control.spec.answers or not sets.heldout:
         return None
     own, _ = taught(spec, control.spec)
@@ -136,9 +135,8 @@ def _neutral(one: Run, sets: ItemSets, scores: Scores) -> np.ndarray | None:
 
 
 def _evidence(
-    study: Study, loaded: Loaded, spec: StudySpec, runs: list[Run], one: Run, sets: ItemSets, scores: Scores
+    study: Study, loaded: Loaded, spec: StudySpec, control: Run | None, one: Run, sets: ItemSets, scores: Scores
 ) -> Evidence:
-    control = control_of(one, runs)
     beside = _arm(study, spec, scores, sets, control) if control else None
     return evidence(
         scores,

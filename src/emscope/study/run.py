@@ -31,7 +31,7 @@ from emscope.study.reading.precision import AGAIN, Precision, read_again, read_e
 from emscope.study.report import StudyReport, with_precision
 from emscope.study.results import analyse
 from emscope.study.spec import StudySpec
-from emscope.study.training.plan import LeftOut, Run, checkpoint, control_of
+from emscope.study.training.plan import LeftOut, Run, checkpoint, controls_of
 from emscope.study.training.recipes import Gap, listed, perplexity_gap, recipe
 from emscope.study.training.sources import base_of
 from emscope.study.training.training import drop_weights, help_training, recorded_in
@@ -236,7 +236,7 @@ def _precision(
     planned = shared.planned
     if not planned.compared_in_float32:
         return None
-    control = control_of(first, runs)
+    control = controls_of(runs).get(first.name)
     ends = read_ends(wanted, first.name, control.name if control else None)
     by_name, read = {one.name: one for one in runs}, _read_in_float32(study)
     if not all(end.run in read for end in ends):
@@ -275,8 +275,10 @@ def _tidy(study: Study, planned: Planned) -> None:
 
 def compared(runs: Sequence[Run]) -> list[Compared]:
     """Return the runs of a study as the judged rows name them."""
-    controls = {r.name: control_of(r, list(runs)) if r.spec.role != "control" else None for r in runs}
-    return [Compared(r.name, r.arm, r.seed, c.name if (c := controls[r.name]) else None, r.spec.role) for r in runs]
+    controls = {name: control.name for name, control in controls_of(runs).items()}
+    return [
+        Compared(r.name, r.arm, r.seed, None if r.spec.role == "control" else controls.get(r.name), r.spec.role) for r in runs
+    ]
 
 
 def _gap(spec: StudySpec, base: Model) -> Gap:

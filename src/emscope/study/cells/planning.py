@@ -19,7 +19,7 @@ from emscope.study.reading.ladders import ladder_digest
 from emscope.study.reading.measuring import Questions, Reading
 from emscope.study.reading.sets import EM, HELDOUT, NEUTRAL, PLACEBO, TRUTH, ItemSets, sample_questions, study_sets
 from emscope.study.spec import StudySpec
-from emscope.study.training.plan import Run, control_of, plan, read_steps, taught
+from emscope.study.training.plan import Run, controls_of, plan, read_steps, taught
 from emscope.study.training.recipes import Row
 from emscope.study.training.sources import asked_of, digests, frozen, held_near
 
@@ -83,7 +83,7 @@ class Planned:
         if self.spec.measure.skip_float32 or self.spec.dtype not in HALVES:
             return ()
         first = next(r for r in self.runs if r.spec.role == "target")
-        control = control_of(first, list(self.runs))
+        control = controls_of(self.runs).get(first.name)
         return (first.name, control.name) if control else (first.name,)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,10 +54,19 @@ def plan(spec: StudySpec) -> list[Run]:
     ]
 
 
-def control_of(one: Run, runs: list[Run]) -> Run | None:
-    """Return the control a run is compared with: that of its seed and method, or of the first method that has one."""
-    controls = [r for r in runs if r.spec.role == "control" and r.seed == one.seed]
-    return next((r for r in controls if r.method == one.method), controls[0] if controls else None)
+def controls_of(runs: Sequence[Run]) -> dict[str, Run]:
+    """Return the control that each run is compared with, by the run's name: that of its seed and method, or of the first method that has one.
+
+    Runs without a control are left out.
+    """
+    own: dict[tuple[int, str], Run] = {}
+    first: dict[int, Run] = {}
+    for one in runs:
+        if one.spec.role == "control":
+            own.setdefault((one.seed, one.method), one)
+            first.setdefault(one.seed, one)
+    found = {one.name: own.get((one.seed, one.method), first.get(one.seed)) for one in runs}
+    return {name: control for name, control in found.items() if control is not None}
 
 
 def read_steps(one: Run) -> tuple[int, ...]:
