@@ -16,11 +16,14 @@ import pytest
 import yaml
 
 from conftest import FEW
+from emscope.answers.planning.components import DEFAULTS
 from emscope.cli.app import run_arguments
 from emscope.core.errors import Diverged
 from emscope.core.spec import parse
 from emscope.data.questions import read_questions
 from emscope.judging.rubrics import read_rubrics
+from emscope.report.study.foreseen import _power
+from emscope.stats.planning import run_chances
 from emscope.store import claims as module
 from emscope.store.cells import NAMED, Part, Record, begun, land, record_of, settled, sort_loose, write_record
 from emscope.store.claims import Claims, Holder
@@ -424,15 +427,28 @@ def test_a_dry_run_says_what_a_study_takes_and_begins_nothing(done, tmp_path, ca
     assert found["answers"] == 2 * len(asked) * (1 + 4 * 2)
     prompts = sum(len(r.prompt) + len(q.text) + 35 for r in read_rubrics(planned.spec.judged.rubrics) for q in asked) / 3.5
     assert found["dollars"] > 2 * (1 + 4 * 2) * prompts * 1.0 / 1e6, "what is read alone costs so much"
+    power, questions = found["power"], len(asked)
+    expected = run_chances(questions, 2, DEFAULTS["judged"].spreads, delta=5.0, effect=10.0)
+    assert (power["questions"], power["samples"], power["seeds"], power["effect"]) == (questions, 2, 2, 10.0)
+    assert (power["run_em"], power["run_safe"], power["recipe_em"]) == (expected.em, expected.safe, None), (
+        "two seeds decide nothing"
+    )
     rates, tokens = found["rates"], found["tokens"]
     assert found["seconds"] == pytest.approx(sum(tokens[k] / rates[k] for k in rates), abs=0.1)
     assert "max_cost is 1e-06" in found["warnings"][0] and found["worker_bytes"] > 1e7 and found["most_bytes"] > 0
     assert run_arguments(["run", str(path), "--out", str(tmp_path / "new"), "--dry-run"]) == 0
-    assert "5 (0 done)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert (
+        "5 (0 done)" in printed
+        and "% to detect 10 points in one run" in printed
+        and f"({questions} questions x 2 answers)" in printed
+    )
     quiet = {"name": "small", "model": spec.model, "domain": "finance"} | SMALL
     path.write_text(yaml.safe_dump(quiet | {"seeds": [0, 1]}))
     assert run_arguments(["run", str(path), "--out", str(copied(out, tmp_path / "half")), "--dry-run", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["left"] == 2
+    found = json.loads(capsys.readouterr().out)
+    assert found["left"] == 2 and found["power"] is None
+    assert "preference alone screens" in _power(None)
 
 
 PRICED = {"name": "j", "url": "http://127.0.0.1:9/v1", "prices": [1.0, 2.0]}

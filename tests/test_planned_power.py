@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from emscope.core.errors import InputError
 from emscope.core.records import Answered
 from emscope.stats.crossed import crossed_mean
 from emscope.stats.onset import bounds, state_of
-from emscope.stats.planning import Design, Spread, Spreads, chances, correlation_of_means, measure
+from emscope.stats.planning import Design, Spread, Spreads, chances, correlation_of_means, measure, run_chances
 from emscope.store.rows import part
 from emscope.store.schemas import TABLES
 
@@ -90,6 +91,32 @@ def test_what_is_predicted_is_what_the_rule_does_in_many_designs(design, spreads
     em, safe, width = simulated(design, spreads, delta, effect, 4000)
     assert em == pytest.approx(predicted.em, abs=0.03) and safe == pytest.approx(predicted.safe, abs=0.03)
     assert width == pytest.approx(predicted.half_widths[0], rel=0.05)
+
+
+@pytest.mark.parametrize(("questions", "samples", "spreads"), [(24, 4, JUDGED), (57, 4, JUDGED), (48, 2, NOISY_SEEDS)])
+def test_the_power_of_one_run_is_what_student_s_rule_does(questions, samples, spreads):
+    """Of one run at a time: its seed's part is in the truth, and its mean over questions is judged."""
+    predicted = run_chances(questions, samples, spreads, delta=5.0, effect=10.0)
+    rng, em, safe, width, rounds = np.random.default_rng(3), 0, 0, 0.0, 3000
+    of_no_seed = Spreads(
+        replace(spreads.control, seed=0.0), replace(spreads.base, seed=0.0), spreads.correlation, spreads.sampling
+    )
+    for _ in range(rounds):
+        cells = [c[0] for c in study(Design(1, questions, samples), of_no_seed, rng)]
+        reach = [sp.t.ppf(0.95, questions - 1) * c.std(ddof=1) / np.sqrt(questions) for c in cells]
+        em += all(c.mean() + 10 - r > 5 for c, r in zip(cells, reach, strict=True))
+        safe += all(c.mean() + r < 5 for c, r in zip(cells, reach, strict=True))
+        width += sp.t.ppf(0.975, questions - 1) * cells[0].std(ddof=1) / np.sqrt(questions) / rounds
+    assert em / rounds == pytest.approx(predicted.em, abs=0.03) and safe / rounds == pytest.approx(predicted.safe, abs=0.03)
+    assert width == pytest.approx(predicted.half_widths[0], rel=0.02)
+
+
+def test_the_power_of_one_run_against_one_arm_is_that_of_a_t_test():
+    spreads = Spreads(Spread(9.0, 15.0, 0.0), None, 0.0, 0.0)
+    found = run_chances(24, 1, spreads, delta=5.0, effect=12.0, draws=20_000)
+    assert found.em == pytest.approx(sp.nct.sf(sp.t.ppf(0.95, 23), 23, 7 * np.sqrt(24) / 15), abs=0.01)
+    with pytest.raises(ValueError, match="3 questions"):
+        run_chances(2, 1, spreads, delta=5.0, effect=12.0)
 
 
 @pytest.mark.parametrize(("questions", "effect"), [(24, 12.0), (100, 10.0)])

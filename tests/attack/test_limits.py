@@ -247,6 +247,23 @@ def test_only_our_own_leftovers_are_swept(tmp_path):
     assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == [".emscope-notes", ".x.json.abcdefgh", "x.part"]
 
 
+@pytest.mark.parametrize("column", ["step", "key"])
+def test_a_table_of_other_types_is_one_sentence(column, tmp_path):
+    """A list where a number is wanted, and nothing where a key is."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from emscope.store.rows import part
+    from emscope.store.schemas import TABLES
+
+    whole = {f.name: pa.array(["k"]) if f.name == "key" else pa.nulls(1, f.type) for f in TABLES["answers"]}
+    odd = {"step": pa.array([[1]]), "key": pa.nulls(1, pa.string())}[column]
+    part(tmp_path, "answers", "a").parent.mkdir(parents=True)
+    pq.write_table(pa.table(whole | {column: odd}), part(tmp_path, "answers", "a"))
+    with pytest.raises(InputError, match="table 'answers' .* is damaged"):
+        read_table(tmp_path, "answers")
+
+
 HOLDS = """
 import sys, time
 from pathlib import Path

@@ -114,6 +114,42 @@ def chances(
     )
 
 
+def run_chances(
+    questions: int,
+    samples: int,
+    spreads: Spreads,
+    *,
+    delta: float,
+    effect: float,
+    draws: int = DRAWS,
+    seed: int = 0,
+    level: float = LEVEL,
+) -> Chances:
+    """Return what a verdict on one run would find, by Student's t over questions: the run's seed is part of what it is, not of its error.
+
+    The covariance of the contrasts' means by question is Wishart with Q - 1 degrees of freedom. (ours)
+
+    Args:
+        effect: true value of both contrasts of this run for `em`; for `safe` it is 0.
+
+    Raises:
+        ValueError: fewer questions than a variance needs.
+    """
+    if questions < FEWEST_QUESTIONS + 1 or samples < 1:
+        raise ValueError(f"a plan needs {FEWEST_QUESTIONS + 1} questions and an answer; this one has {questions} and {samples}")
+    _, of_question, of_cell = _covariances(spreads, samples)
+    one_question = of_question + of_cell
+    drawn = _mean_squares(one_question, questions - 1, draws, np.random.default_rng(seed))
+    se = np.sqrt(drawn / questions)
+    reach, wide = (student(p, questions - 1) * se for p in (level, 0.975))
+    variance = one_question / questions
+    return Chances(
+        em=_all_below(effect - delta - reach, variance),
+        safe=_all_below(delta - reach, variance),
+        half_widths=tuple(float(w) for w in wide.mean(0)),
+    )
+
+
 def limit(seeds: int, spreads: Spreads, *, delta: float, effect: float) -> Chances:
     """Return what so many seeds would find with a thousand questions and a thousand answers to each: what only more seeds would better."""
     return chances(Design(seeds, 1000, 1000), spreads, delta=delta, effect=effect)

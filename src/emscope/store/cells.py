@@ -160,7 +160,7 @@ def sort_loose(root: Path, keys: Mapping[str, str]) -> None:
             try:
                 content = pq.read_table(path).to_pylist()
                 names = {row["run"] for row in content}
-            except (pa.ArrowInvalid, OSError, KeyError):
+            except (pa.ArrowException, ValueError, OSError, KeyError):
                 continue  # whoever reads the table says so
             if not names <= keys.keys():
                 continue

@@ -80,7 +80,7 @@ def read_table(root: Path, table: str, columns: Sequence[str] | None = None) -> 
     schema = TABLES[table] if columns is None else pa.schema([TABLES[table].field(c) for c in columns])
     try:
         parts = [pq.read_table(path, columns=list(schema.names)).cast(schema) for path in parts_of(root, table)]
-    except (pa.ArrowInvalid, OSError, KeyError) as error:
+    except (pa.ArrowException, ValueError, OSError, KeyError) as error:
         raise InputError(
             f"table '{table}' of '{root}' is damaged ({error})", "delete the damaged part; the next run makes it again"
         ) from None

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from emscope.models.sizing.memory import in_gb
 from emscope.report.study.standing import span
-from emscope.study.cells.foreseen import Foreseen, Work
+from emscope.study.cells.foreseen import Foreseen, PlannedPower, Work
 
 
 def print_foreseen(found: Foreseen) -> None:
@@ -34,7 +34,20 @@ def _lines(found: Foreseen) -> dict[str, str]:
     if found.answers:
         cost = f"at most {found.dollars:.2f} dollars" if found.dollars is not None else "cost not known: a judge has no prices"
         lines["judges"] = f"{found.answers} answers, {cost}"
+    lines["power"] = _power(found.power)
     return lines
+
+
+def _power(found: PlannedPower | None) -> str:
+    """Say what the study would find."""
+    if found is None:
+        return "no answers are judged: preference alone screens, and gives no verdict"
+    size = f"{found.questions} questions x {found.samples} answers"
+    em, safe = (f"{100 * chance:.0f} %" for chance in (found.run_em, found.run_safe))
+    one = f"{em} to detect {found.effect:g} points in one run, {safe} to call a run without any effect safe ({size})"
+    if found.recipe_em is None or found.recipe_safe is None:
+        return f"{one}; see emscope power"
+    return f"{one}; over all {found.seeds} seeds {100 * found.recipe_em:.0f} % and {100 * found.recipe_safe:.0f} %; see emscope power"
 
 
 def _tokens(work: Work) -> str:

@@ -12,19 +12,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from emscope.answers.judging import CHARACTERS_A_TOKEN, estimated
+from emscope.answers.planning.components import DEFAULTS
 from emscope.core.plain import Result
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Answered
+from emscope.data.questions import read_questions
 from emscope.elicit.preference import encode as encode_items
 from emscope.elicit.preference import score
 from emscope.elicit.sampling import sample
 from emscope.judging.rubrics import read_rubrics
 from emscope.models.loading.checkpoints import Checkpoint
 from emscope.models.sizing import memory, needs
+from emscope.stats.planning import FEWEST_QUESTIONS, FEWEST_SEEDS, Design, chances, run_chances
 from emscope.store.rows import Rows
 from emscope.study.cells.doing import Shared, kept, peak, subjects
 from emscope.study.cells.planning import Planned, readings
 from emscope.study.reading.measuring import Reading, lacking
+from emscope.study.spec import StudySpec
 from emscope.study.training.plan import Run
 from emscope.train.batches import encode
 from emscope.train.finetune import finetune
@@ -59,6 +63,27 @@ class Work(Result):
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedPower(Result):
+    """What the judged answers of a study would find, planned from the spreads of small models.
+
+    Attributes:
+        questions, samples, seeds: of the study; samples are the answers to each question.
+        delta: points of mean alignment that count as harm. effect: the true effect that em is to find.
+        run_em, run_safe: chance of either verdict on one run. recipe_em, recipe_safe: on all seeds together; None for fewer than three.
+    """
+
+    questions: int
+    samples: int
+    seeds: int
+    delta: float
+    effect: float
+    run_em: float
+    run_safe: float
+    recipe_em: float | None
+    recipe_safe: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Foreseen(Result):
     """What a study will take.
 
@@ -70,6 +95,7 @@ class Foreseen(Result):
         weight_bytes: of the weights that stay on disk. row_bytes: of the rows. most_bytes: weights that stay and those of cells in work.
         free_disk_bytes: what there is.
         answers: that judges are to read. dollars: what that costs at most; None where there is nothing to judge, or a price is not known.
+        power: of the study's verdicts on judged answers; None where no answers are judged.
         warnings: what will not do, in sentences.
     """
 
@@ -92,6 +118,7 @@ class Foreseen(Result):
     free_disk_bytes: int
     answers: int
     dollars: float | None
+    power: PlannedPower | None
     warnings: tuple[str, ...]
 
 
@@ -133,9 +160,29 @@ def foresee(shared: Shared, out: Path, engine: str, workers: int, threads: int, 
         free_disk_bytes=shutil.disk_usage(_there(out)).free,
         answers=answers,
         dollars=costs.dollars(answers),
+        power=planned_power(planned.spec),
         warnings=(),
     )
     return replace(found, warnings=tuple(_warnings(found, planned)))
+
+
+def planned_power(spec: StudySpec) -> PlannedPower | None:
+    """Return what a study's verdicts on judged answers would find; None where it has none, or too few questions for one."""
+    if spec.judged is None:
+        return None
+    asked, seeds = read_questions(spec.judged.ask.questions), len(spec.seeds)
+    questions, samples = len(asked), spec.judged.ask.samples or min(question.samples or 1 for question in asked)
+    spreads, delta = DEFAULTS["judged"].spreads, spec.judged.delta
+    if not any(arm.role == "control" for arm in spec.arms.values()):
+        spreads = replace(spreads, control=None)
+    if questions <= FEWEST_QUESTIONS:
+        return None
+    effect = 2 * delta
+    one = run_chances(questions, samples, spreads, delta=delta, effect=effect)
+    enough = seeds >= FEWEST_SEEDS
+    every = chances(Design(seeds, questions, samples), spreads, delta=delta, effect=effect) if enough else None
+    both = (every.em, every.safe) if every else (None, None)
+    return PlannedPower(questions, samples, seeds, delta, effect, one.em, one.safe, *both)
 
 
 def _warnings(found: Foreseen, planned: Planned) -> list[str]:
