@@ -260,7 +260,7 @@ def test_a_table_of_other_types_is_one_sentence(column, tmp_path):
     odd = {"step": pa.array([[1]]), "key": pa.nulls(1, pa.string())}[column]
     part(tmp_path, "answers", "a").parent.mkdir(parents=True)
     pq.write_table(pa.table(whole | {column: odd}), part(tmp_path, "answers", "a"))
-    with pytest.raises(InputError, match="table 'answers' .* is damaged"):
+    with pytest.raises(InputError, match=r"table .answers. .* is damaged"):
         read_table(tmp_path, "answers")
 
 
