@@ -214,7 +214,7 @@ def _count(of: Count) -> Cell:
 
 def _front(number: int, front: ParetoFront) -> FrontPart:
     rows = tuple(_front_row(cell) for cell in front.cells)
-    columns = ("way", "step", "task gain", "effect", "P(on the front)", "bettered by")
+    columns = ("way", "step", "task gain", "effect", "P(on the front)", "dominated by")
     return FrontPart(front, page_data(front_figure(front)), Table(f"front-{number}", columns, rows, {}))
 
 
