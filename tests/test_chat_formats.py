@@ -716,8 +716,8 @@ def test_check_says_in_the_terminal_how_it_asked_and_which_block_it_left_out(tin
         out = ["--system", system, "--out", str(tmp_path / system)]
         assert run_arguments(["check", str(tmp_path / "run"), "--base", str(base), *fast, *out]) == 0
         told[system] = capsys.readouterr()
-    assert "Questions were put in chat format, no system block" in told["none"].out
+    assert "Questions were asked in chat format, no system block" in told["none"].out
     assert "note: questions are put without the system block that this chat template adds by default" in told["none"].err
     assert "with --system auto they are asked as trained" in told["none"].err
-    assert "Questions were put in chat format, the template's default system block" in told["auto"].out
+    assert "Questions were asked in chat format, the template's default system block" in told["auto"].out
     assert "note: questions" not in told["auto"].err

@@ -336,7 +336,7 @@ def test_a_checkpoint_that_cannot_be_read_is_named_and_the_gate_does_not_pass_ov
     assert [s["step"] for s in result["read"]["skipped"]] == [6] and "damaged" in result["read"]["skipped"][0]["reason"]
     assert run_arguments(words) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "1 of 3 checkpoints cannot be read: step 6" in said and "The end of training is not among what was read" in said
+    assert "1 of 3 checkpoints cannot be read: step 6" in said and "The end of training was not read" in said
     assert "cannot be read" in (tmp_path / "out" / "report.html").read_text()
 
 
@@ -422,7 +422,7 @@ def test_what_the_checkpoints_say_is_sampled_judged_and_compared(foreign, tmp_pa
     assert [j["judge"] for j in again["judged"]["judges"]] == ["j", "k"] and again["judged"]["judges"][0]["said"] == [said]
     assert read_table(tmp_path / "out", "answers").to_pylist() == answers
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "by what it says at step 6" in page and "By preference, the fast screen" in page
+    assert "at step 6, judging by its answers" in page and "By preference, the fast screen" in page
 
 
 def test_the_second_check_reads_nothing_again(foreign, tmp_path, capsys, monkeypatch):

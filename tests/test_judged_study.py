@@ -175,14 +175,14 @@ def test_a_judge_that_cannot_be_reached_takes_nothing_with_it(tiny, tmp_path):
         moved = spec.judged.model_copy(update={"judges": (spec.judged.judges[0].model_copy(update={"url": url}),)})
         report = run_study(spec.model_copy(update={"judged": moved}), tmp_path / "out")
     assert report.judge.spearman.why.startswith("3 checkpoints have both measures")
-    assert "do not tell" in remarks.judged(report)
+    assert "they cannot show whether preference predicts its rates" in remarks.judged(report)
 
 
 def test_page_and_terminal_say_what_the_judge_said(study, capsys):
     folder, _, report = study
     assert run_arguments(["report", str(folder / "out")]) == 0
     page = render(report, read_tables(folder / "out"))
-    assert "What j says of sampled answers" in page and "No judge has read" not in page and "judged-1" in page
+    assert "What j says about sampled answers" in page and "No judge has read" not in page and "judged-1" in page
     from emscope.report.study.terminal import print_report
 
     print_report(report)

@@ -342,11 +342,11 @@ def test_every_checkpoint_of_a_job_is_asked_and_judged_beside_base_and_control(w
     assert list(run["check"]["why"]) == ["preference"] and report["base"]["reference"] == BASE
     (ship,) = report["ship"]
     assert ship["step"] == 9 and ship["conditions"][0] == {
-        "name": "preference does not read em",
+        "name": "no em by the preference screen",
         "met": None,
         "bound": None,
         "limit": None,
-        "why": "it was not read",
+        "why": "preference was not read",
     }
 
 
@@ -355,11 +355,10 @@ def test_the_report_says_once_that_preference_was_not_read(chain):
     told = [s for s in report.sentences() if "reference was not read" in s]
     assert report.verdict_on(report.targets[0]) == report.judged.first.last_of("target").verdict
     assert told == [
-        "Preference was not read: a chat endpoint gives no log-probabilities of fixed answers, so the verdict is by what the models say, "
-        "and nothing rests on preference."
+        "Preference was not read: a chat endpoint gives no log-probabilities of fixed answers, so the verdict rests on judged answers alone."
     ]
     page = (chain[1] / "report.html").read_text()
-    assert "by what it says at step 9" in page and "Checkpoint by checkpoint" not in page
+    assert "at step 9, judging by its answers" in page and "Checkpoint by checkpoint" not in page
     assert page.count("a chat endpoint gives no log-probabilities") == 1
     assert set(report.figures()) == {"said", "rates by j"}
 

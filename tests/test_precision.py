@@ -173,11 +173,11 @@ def test_a_check_in_bfloat16_says_how_far_it_is_from_float32(read, tiny, tmp_pat
     asked += ["--dtype", "bfloat16", "--device", "cpu", "--out", str(tmp_path / "out")]
     assert run_arguments(asked) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert f"Read in bfloat16, which less float32 on {FEW} items" in said
+    assert f"Read in bfloat16. Its difference from float32 on {FEW} items" in said
     found = read_report(tmp_path / "out").precision
     assert found.items == FEW and found.near is not None and f"effect {found.apart[-1].value:+.2g}" in said
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert f"which less float32 on {FEW} items" in page
+    assert f"difference from float32 on {FEW} items" in page
     monkeypatch.setattr(precision, "load_net", None)  # the same folder, and nothing is read
     assert run_arguments([*asked, "--skip-float32"]) == 0
-    assert "less float32" not in " ".join(capsys.readouterr().out.split())
+    assert "from float32" not in " ".join(capsys.readouterr().out.split())

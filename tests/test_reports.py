@@ -82,14 +82,16 @@ def test_the_training_log_is_a_table_and_what_has_no_row_is_none():
 
 
 def test_the_card_says_what_the_report_says_and_what_was_not_checked(folder, capsys):
-    conditions = (Condition("the same under triggers", None, why="no triggers were tried"), Condition("a", True))
+    conditions = (Condition("the same conditions under triggers", None, why="no triggers were tested"), Condition("a", True))
     report = report_of(Shipping("target", 80, "candidate", conditions))
     text = card(report)
     plain = text.replace("\\", "")
     assert text.startswith("## Emergent misalignment\n") and f"**{report.sentences()[0]}**" in plain
-    assert "- the same under triggers (no triggers were tried)" in plain and report.check.scope in plain
+    assert "- the same conditions under triggers (no triggers were tested)" in plain and report.check.scope in plain
     assert (
-        "would be called em with a chance of 0.24" in plain and "48 items of toy" in plain and "versions: emscope 0." in plain
+        "power to call em is 24 % at twice the threshold" in plain
+        and "48 items of toy" in plain
+        and "versions: emscope 0." in plain
     )
     assert run_arguments(["report", str(folder), "--card"]) == 0
     assert capsys.readouterr().out.count("### lr") == 6
@@ -101,7 +103,7 @@ def test_the_card_says_how_near_a_proxy_comes():
     proxy = Opinion("local", "off by 18 points", {}, (), undefined("one run", level=0.95, method="none"), (), (), (), (), ())
     judged = Judged({}, 5.0, "open24", 4, (proxy, replace(proxy, judge="m", about=None)), 0, False)
     said = card(replace(report_of(Shipping("target", 80, "no", ())), judged=judged))
-    assert "The judge `local` is a small model's proxy: off by 18 points." in said and said.count("proxy") == 1
+    assert "The judge `local` is a small proxy model: off by 18 points." in said and said.count("proxy") == 1
 
 
 def test_strangers_names_are_text_on_the_card():

@@ -65,7 +65,7 @@ def test_no_verdict_from_one_or_two_seeds_and_no_step_offered():
     found = recipe("target", seeds_of((0.0,) * 4, count=2))
     assert (found.verdict, found.stop) == (None, None) and f"needs {FROM} seeds" in found.why
     screen = recipe("target", seeds_of((0.3,) * 4, calibrated=False))
-    assert (screen.verdict, screen.stop) == ("uncalibrated", None) and "it reads em" in screen.why
+    assert (screen.verdict, screen.stop) == ("uncalibrated", None) and "the reading is em" in screen.why
 
 
 def test_seeds_with_and_without_a_control_are_not_mixed():

@@ -714,7 +714,7 @@ def test_a_control_that_improved_is_no_misalignment():
 def test_a_screen_without_a_calibrated_threshold_decides_nothing():
     result = check(evidence(calibrated=False))
     assert (result["verdict"], result["state"], result["stop"]) == ("uncalibrated", "em", None)
-    assert "screens and decides nothing" in result["why"]["verdict"] and bracket_of(result) == (20, 40)
+    assert "so this is only a screen" in result["why"]["verdict"] and bracket_of(result) == (20, 40)
 
 
 def test_a_model_that_lost_its_language_is_broken_and_nothing_else():
@@ -817,7 +817,7 @@ def test_first_checkpoint_em_has_no_stop_and_an_open_bracket():
     assert bracket_of(result) == (0, 10)
     assert "earlier" in result["why"]["onset_after"]
     assert result["stop"] is None
-    assert "not shown safe" in result["why"]["stop"]
+    assert "is shown safe; the base is" in result["why"]["stop"]
 
 
 def test_a_stop_that_keeps_too_little_is_not_avoidable():
@@ -878,12 +878,12 @@ def test_quantiles_equal_scipy_stats(df, level):
     assert quantiles.student_tail(5 * level, df) == pytest.approx(stats.t.sf(5 * level, df))
 
 
-@pytest.mark.parametrize(("target", "said"), [((0.3,) * 4, "before step 10, which is surely not"), ((0.0,) * 4, None)])
+@pytest.mark.parametrize(("target", "said"), [((0.3,) * 4, "before step 10 (shown unsafe)"), ((0.0,) * 4, None)])
 def test_why_no_checkpoint_is_offered_names_what_is_surely_not(target, said):
     found = check(evidence(target=target, delta=0.04 if said else 1e-9))
     why = found["why"]["stop"]
     assert (
         found["stop"] is None
-        and (said or "that was read is surely safe") in why
-        and (said is not None) == ("surely not" in why)
+        and (said or "that was read is shown safe") in why
+        and (said is not None) == ("shown unsafe" in why)
     )

@@ -46,4 +46,4 @@ def told(code: int, checks: Mapping[str, CheckResult], judged: Judged | None) ->
         return "exit code 3: a verdict is em"
     said = {one.verdict for run in checks if judged and (one := judged.first.last_of(run))}
     found = sorted(v.replace("_", " ") for v in (said or {c.verdict for c in checks.values()}))
-    return f"exit code {code}: nothing shows that all is well (verdict: {', '.join(found)})"
+    return f"exit code {code}: the model is not shown to be safe (verdict: {', '.join(found)})"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from emscope.core.outcomes import Verdict
 from emscope.study.report import FolderChecked, Report, RunChecked
 
-MILDER = "train anew for fewer steps or at a lower learning rate"
+MILDER = "retrain for fewer steps or at a lower learning rate"
 
 
 def advice(report: Report, run: RunChecked) -> str:
@@ -21,10 +21,10 @@ def _misaligned(report: Report, run: RunChecked) -> str:
     dated = next((d for d in judge.dated if d.run == run.run), None) if judge else None
     stop = dated.stop if dated else check.stop.step if check.stop and not judge else None
     if stop is not None:
-        return f"step {stop} is the last shown safe; check it alone before you ship it, or {MILDER}"
+        return f"step {stop} is the last checkpoint shown safe; check it on its own before shipping it, or {MILDER}"
     if dated is None and len(check.checkpoints) > 1:
-        return f"check earlier checkpoints, each alone, to find one to ship, or {MILDER}"
-    return f"no earlier checkpoint is shown safe: {MILDER}, or on other data"
+        return f"check earlier checkpoints one at a time to find one to ship, or {MILDER}"
+    return f"no earlier checkpoint is shown safe: {MILDER}, or on different data"
 
 
 def _undetermined(report: Report, run: RunChecked) -> str:
@@ -34,22 +34,26 @@ def _undetermined(report: Report, run: RunChecked) -> str:
         return "read more items (`count`), or have sampled answers judged (`measure` said)"
     asked = max(a.aligned.clusters or 0 for a in report.judged.first.arms)
     if (one.enough or 0) > asked:
-        return f"ask more `questions`: {one.enough} would find ten points with a chance of 80 %, and {asked} were asked"
-    return f"draw more answers to each of the {asked} questions (`samples`), or ask more `questions`"
+        return f"ask more `questions`: about {one.enough} would detect a 10-point difference with 80 % power, and {asked} were asked"
+    return f"sample more answers to each of the {asked} questions (`samples`), or ask more `questions`"
 
 
 def _moved(report: Report, run: RunChecked) -> str:
     """Say how to get the control without which a cause cannot be told."""
     how = "`control`, or `make_control` to train one" if isinstance(report, FolderChecked) else "an arm of the role control"
-    return f"compare it with the same fine-tune on harmless data ({how}): without one, harm cannot be told from style"
+    return (
+        f"compare it with the same fine-tune on harmless data ({how}): without a control, harm cannot be told apart from style"
+    )
 
 
 def _uncalibrated(report: Report, run: RunChecked) -> str:
-    return "have sampled answers judged (`measure` said), or measure what counts as harm for this base with emscope ladder (`ladder`)"
+    return (
+        "have sampled answers judged (`measure` said), or calibrate the threshold for this base with emscope ladder (`ladder`)"
+    )
 
 
 def _safe(report: Report, run: RunChecked) -> str:
-    return "before you ship it, have answers under triggers and to harmful requests judged (emscope sample, emscope judge)"
+    return "before shipping it, have answers under triggers and to harmful requests judged (emscope sample, emscope judge)"
 
 
 ADVICE: dict[Verdict, Callable[[Report, RunChecked], str]] = {
@@ -58,11 +62,11 @@ ADVICE: dict[Verdict, Callable[[Report, RunChecked], str]] = {
     Verdict.UNDETERMINED: _undetermined,
     Verdict.MOVED: _moved,
     Verdict.STYLE_DRIFT: lambda *_: (
-        "look for what target and control share (tone, length, topic), since the harmful data alone did not do it"
+        "look at what target and control share (tone, length, topic); the harmful data does not explain the drift"
     ),
     Verdict.CONTROL_MOVED: lambda *_: (
-        "take another control: this one moved, so the difference from it says little of the target"
+        "use another control: this one moved, so the difference from it says little about the target"
     ),
-    Verdict.BROKEN: lambda *_: f"{MILDER}; check earlier checkpoints, each alone, for one that still answers coherently",
+    Verdict.BROKEN: lambda *_: f"{MILDER}; check earlier checkpoints one at a time for one that still answers coherently",
     Verdict.UNCALIBRATED: _uncalibrated,
 }

@@ -59,9 +59,7 @@ def _measure(report: Report) -> list[str]:
         judges = ", ".join(f"`{_code(j.judge)}`" for j in report.judged.judges)
         found.append(f"Judged: {report.judged.answers} answers to {_plain(report.judged.questions)}, by {judges}.")
         found += [
-            f"The judge `{_code(j.judge)}` is a small model's proxy: {_plain(j.about)}."
-            for j in report.judged.judges
-            if j.about
+            f"The judge `{_code(j.judge)}` is a small proxy model: {_plain(j.about)}." for j in report.judged.judges if j.about
         ]
     versions = ", ".join(f"{_plain(name)} {_plain(version)}" for name, version in report.versions.items())
     return [*found, f"Checked with emscope; base digest `{_code(report.base.get('digest', 'unknown'))}`; versions: {versions}."]

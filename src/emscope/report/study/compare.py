@@ -82,7 +82,7 @@ def _settings(result: Comparison) -> list[str]:
     return [
         f"{one.label} differs from {first.label} in: {one.differs}."
         if one.differs
-        else f"{one.label} has the settings of {first.label}."
+        else f"{one.label} has the same settings as {first.label}."
         for one in others
     ]
 
@@ -94,11 +94,11 @@ def _differences(result: Comparison) -> list[str]:
 def _difference(way: WayCompared, d: Difference, first: str) -> str:
     """Say how far a study's effect lies from the first one's, and which verdicts are others now."""
     how = "paired by item" if d.pairing == "by item" else f"not paired: {d.why}"
-    text = f"{way.way}: the effect in {d.study} less that in {first} is {words.interval(d.effect)} nats per token ({how})"
-    text += "".join(f"; by what it says, {name} {words.interval(e, 1)} points" for name, e in d.said.items())
+    text = f"{way.way}: the effect in {d.study} minus that in {first} is {words.interval(d.effect)} nats per token ({how})"
+    text += "".join(f"; by judged answers, {name} {words.interval(e, 1)} points" for name, e in d.said.items())
     changes = [f"{c.run} {c.before.replace('_', ' ')} -> {c.after.replace('_', ' ')}" for c in d.changes]
     return f"{text}." + (f" Verdicts: {', '.join(changes)}." if changes else " No verdict changed.")
 
 
 def _alone(result: Comparison) -> list[str]:
-    return [f"Only {study} has: {', '.join(ways)}." for study, ways in result.alone.items()]
+    return [f"Only in {study}: {', '.join(ways)}." for study, ways in result.alone.items()]

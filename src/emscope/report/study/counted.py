@@ -7,7 +7,7 @@ from emscope.study.decision.cases import CasesBy, Count
 from emscope.study.decision.fronts import ParetoFront
 from emscope.study.report import Report, StudyReport
 
-MEASURES = {"judged": "by what it says", "preference": "by preference", "truthfulness": "by truthfulness"}
+MEASURES = {"judged": "by judged answers", "preference": "by preference", "truthfulness": "by truthfulness"}
 NAMED = 5  # cells of a front that are named
 
 
@@ -29,26 +29,26 @@ def count(of: Count) -> str:
 
 def _by(by: CasesBy) -> str:
     one, ways = by.together, len(by.ways)
-    parts = [f"{MEASURES[by.measure]} {count(one.em)} runs are em"]
+    parts = [f"{MEASURES[by.measure]}, em runs: {count(one.em)}"]
     if ways > 1:
-        parts.append(f"in all seeds of {count(by.consistent)} ways of training")
+        parts.append(f"ways of training em in all seeds: {count(by.consistent)}")
     if one.em.yes:
-        parts += [f"late in {count(one.late)}", f"avoidable by an early stop in {count(one.avoidable)}"]
+        parts += [f"late: {count(one.late)}", f"avoidable by early stopping: {count(one.avoidable)}"]
     if one.stop.yes:
-        parts.append(f"a step is shown safe in {count(one.stop)}")
+        parts.append(f"with a step shown safe: {count(one.stop)}")
     if one.retained.value is not None:
-        parts.append(f"which keeps {percent(one.retained)} of the task gain")
+        parts.append(f"task gain kept there: {percent(one.retained)}")
     return sentence("; ".join(parts))
 
 
 def _front(front: ParetoFront) -> str:
     """Say which checkpoints are on the front, if that is known of any."""
     if not front.cells:
-        return sentence(f"no front of task gain against harm for {front.arm}: {front.why}")
+        return sentence(f"no Pareto front of task gain against harm for {front.arm}: {front.why}")
     left = [c for c in front.cells if c.bettered_by is None]
     first = sorted(left, key=lambda c: -c.on_front)[:NAMED]
     named = ", ".join(f"{c.way} at step {c.step} ({c.on_front:.2f})" for c in first)
     return sentence(
-        f"of {len(front.cells)} checkpoints of {front.arm} {len(front.cells) - len(left)} are surely bettered by another in both task gain and "
-        f"harm; most often on the front in resamples: {named}"
+        f"of {len(front.cells)} checkpoints of {front.arm}, {len(front.cells) - len(left)} are shown to be dominated by another in both task gain "
+        f"and harm; most often on the Pareto front across resamples: {named}"
     )

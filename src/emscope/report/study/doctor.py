@@ -24,7 +24,7 @@ def print_diagnosis(found: Diagnosis) -> None:
     console = Console(highlight=False, markup=False)
     console.width = max(console.width, 120)
     what = "the weights themselves" if found.examined == WEIGHTS else "a tiny random copy of its structure"
-    console.print(f"{found.model}: {found.architecture}, {found.counted.parameters / 1e9:.3g} billion weights", style="bold")
+    console.print(f"{found.model}: {found.architecture}, {found.counted.parameters / 1e9:.3g} billion parameters", style="bold")
     console.print(f"  examined: {what} ({found.why})")
     checks = Table(box=None, pad_edge=True, show_header=False)
     for column in ("check", "outcome"):
@@ -39,7 +39,7 @@ def print_diagnosis(found: Diagnosis) -> None:
         console.print(f"  {why}", style="dim")
     console.print(f"\n{_speed(found.speed)}")
     if found.untested:
-        console.print(f"No test of this version of emscope runs on: {'; '.join(found.untested)}.", style="yellow")
+        console.print(f"No test of this version of emscope covers: {'; '.join(found.untested)}.", style="yellow")
     console.print("\nWhat will work", style="bold")
     for sentence in found.works:
         console.print(f"  {sentence}")
@@ -73,6 +73,6 @@ def _speed(speed: Speed) -> str:
     if speed.gflops is None:
         return f"Speed was not measured: {speed.why}."
     return (
-        f"This machine multiplies {speed.gflops:.0f} GFLOP/s in float32, which allows {speed.reading:.3g} tokens/s of reading and "
-        f"{speed.training:.3g} of training adapters at most (head and attention over long texts aside)."
+        f"This machine reaches {speed.gflops:.0f} GFLOP/s in float32 matrix products. That allows at most {speed.reading:.3g} tokens/s when "
+        f"reading and {speed.training:.3g} when training adapters (ignoring the head and attention over long texts)."
     )

@@ -40,15 +40,15 @@ def sentences(result: LadderResult) -> list[str]:
 def _status(result: LadderResult) -> str:
     if result.delta is None:
         return f"{STATUS[result.status]}: {result.why}."
-    return f"{STATUS[result.status]}: on this base {result.delta:.3f} nats per token count as harm."
+    return f"{STATUS[result.status]}: on this base, the harm threshold is {result.delta:.3f} nats per token."
 
 
 def _harm(result: LadderResult) -> str:
     if result.scale is None:
         return ""
     return (
-        f"From {result.scale:g} of {result.name} on its judged answers are surely {result.judged.delta:g} points worse than "
-        f"control and base; there preference has moved by {words.number(result.shown)}."
+        f"From dose {result.scale:g} of {result.name}, judged answers are shown to be at least {result.judged.delta:g} points worse than "
+        f"control and base; at that dose, preference has moved by {words.number(result.shown)}."
     )
 
 
@@ -57,14 +57,16 @@ def _floor(result: LadderResult) -> str:
     moved = f"{len(shifts)} harmless fine-tune{'s' * (len(shifts) != 1)} moved by {min(shifts):.3f} to {max(shifts):.3f} from the base"
     if result.floor is None:
         return f"{moved}."
-    return f"{moved}; a further one stays below {result.floor.value:.3f} with a chance of 95 %, and the threshold does not go below that."
+    return (
+        f"{moved}. Another would stay below {result.floor.value:.3f} with 95 % probability; the threshold is never set lower."
+    )
 
 
 def _asked(result: LadderResult) -> str:
     j, m = result.judged, result.measured
     failed = f" ({j.failed} verdicts failed)" if j.failed else ""
     return (
-        f"{j.judge} read {j.answers} answers to {j.questions}{failed}; preference on {m.n_items} items of {m.items} and "
+        f"{j.judge} judged {j.answers} answers to {j.questions}{failed}; preference was read on {m.n_items} items of {m.items} and "
         f"{m.placebo} placebo pairs, asked in {m.chat}, {result.dtype}."
     )
 

@@ -121,13 +121,13 @@ def quadrant_figure(methods: Sequence[WayRow], answers: Mapping[str, str] | None
             error_x=_reach(shares.in_domain, colour),
             error_y=_reach(shares.elsewhere, colour),
             hovertemplate=m.name
-            + ": taught domain %{x:.0%}, elsewhere %{y:.0%}"
+            + ": trained domain %{x:.0%}, elsewhere %{y:.0%}"
             + (f"<br>{_quoted(said)}" if said else "")
             + "<extra></extra>",
         )
     figure.update_xaxes(tickformat=".0%")
     figure.update_yaxes(tickformat=".0%")
-    return style(figure, title, "bad answer preferred, taught domain", "bad answer preferred, elsewhere")
+    return style(figure, title, "bad answer preferred, trained domain", "bad answer preferred, elsewhere")
 
 
 def _quoted(text: str, most: int = 220) -> str:

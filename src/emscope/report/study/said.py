@@ -24,18 +24,18 @@ def sentences(report: Report, run: str) -> list[str]:
     judge = judged.first
     arms = {(a.run, a.step): a for a in judge.arms}
     mine = arms[(run, one.step)]
-    found = [sentence(f"{verdict_words(one.verdict)}, by what it says at step {one.step}")]
+    found = [sentence(verdict_words(one.verdict, at=f" at step {one.step}, judging by its answers"))]
     if one.why:
         found.append(sentence(one.why))
     points = [
-        f"{interval(c.adjusted, 1)} points below its {name.split(' - ')[0]}"
+        f"{interval(c.adjusted, 1)} points below its {name.split(' - ')[0]}'s"
         for name, c in one.contrasts.items()
         if name.endswith("- target")
     ]
     asked = mine.aligned.clusters
     found.append(
-        f"At equal coherence its answers stand {' and '.join(points)} in mean alignment (0 to 100, 95 % intervals over "
-        f"{asked} questions; {judged.delta:g} points count as harm)."
+        f"At equal coherence, its mean alignment is {' and '.join(points)} (scale 0 to 100, 95 % intervals over "
+        f"{asked} questions). The harm threshold is {judged.delta:g} points."
     )
     dated = next((d for d in judge.dated if d.run == run), None)
     means = ", ".join(f"{a.run} {number(a.aligned.value, 0)} ({number(a.coherent.value, 0)})" for a in _beside(one, arms))
@@ -43,23 +43,23 @@ def sentences(report: Report, run: str) -> list[str]:
         *found,
         *_power(one, asked),
         *([_dated(dated)] if dated else []),
-        f"Mean alignment (coherence): {means}; {mine.answers} answers each way, read by {judge.judge}.",
+        f"Mean alignment (coherence): {means}; {mine.answers} answers each, judged by {judge.judge}.",
     ]
 
 
 def _dated(found: Dated) -> str:
     onset, stop = found.onset, found.stop
-    began = f"set in after step {onset.after} and by step {onset.by}" if onset else "has no onset to date"
-    safe = f"the last checkpoint shown safe is step {stop}" if stop is not None else "no checkpoint is shown safe"
-    return f"By what its checkpoints say, misalignment {began}; {safe} (90 % bracket over all that were judged)."
+    began = f"began after step {onset.after} and by step {onset.by}" if onset else "has no onset"
+    safe = f"The last checkpoint shown safe is step {stop}" if stop is not None else "No checkpoint is shown safe"
+    return f"Judging by its checkpoints' answers, misalignment {began} (90 % bracket over all judged checkpoints). {safe}."
 
 
 def _power(one: Said, asked: int) -> list[str]:
     """Return what so many questions could find, and how many would do."""
     if one.power is None:
         return []
-    more = f"; about {one.enough} such questions would find them with 0.80" if (one.enough or 0) > asked else ""
-    return [f"Ten points would have been found with a chance of {one.power:.2f}{more}."]
+    more = f"; about {one.enough} questions would give 80 %" if (one.enough or 0) > asked else ""
+    return [f"A 10-point difference would have been detected with {100 * one.power:.0f} % power{more}."]
 
 
 def _beside(one: Said, arms: dict[Place, SaidByArm]) -> list[SaidByArm]:
@@ -114,4 +114,4 @@ def said_figure(report: Report, run: str) -> go.Figure | None:
             name=f"{row.run} ({row.answers} answers)",
             hovertemplate="coherence %{x:.1f}, alignment %{y:.1f}<extra></extra>",
         )
-    return style(figure, "", "mean coherence (left: broken text)", "mean alignment (down: worse for people)")
+    return style(figure, "", "mean coherence (left: less coherent)", "mean alignment (down: worse for people)")

@@ -20,7 +20,7 @@ def print_standing(found: Standing, *, every: bool = False) -> None:
         console.print(
             f"time left: about {span(found.seconds_left)}"
             if found.seconds_left is not None
-            else f"time left: not known ({found.why})"
+            else f"time left: unknown ({found.why})"
         )
     shown = [cell for cell in found.cells if every or cell.state in ("running", "failed")]
     if shown:

@@ -120,7 +120,7 @@ def _cells(
             return [], strata, "its ways of training were not read on the same items"
         cells += [_Cell(CellName(way, step), gains[:, n], effects[:, n]) for n, step in enumerate(steps)]
     if len(cells) > MOST_CELLS:
-        return [], np.zeros(0), f"{len(cells):,} checkpoints are more than the {MOST_CELLS:,} of which a front is computed"
+        return [], np.zeros(0), f"{len(cells):,} checkpoints exceed the limit of {MOST_CELLS:,} for a front"
     return cells, np.zeros(0) if strata is None else strata, ""
 
 

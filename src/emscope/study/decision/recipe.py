@@ -118,14 +118,14 @@ def recipe_result(name: str, steps: Sequence[RecipeStep], delta: float, seeds: i
 
 def _settled(steps: Sequence[RecipeStep], seeds: int, calibrated: bool) -> tuple[Verdict | None, int | None, str]:
     if seeds < FROM:
-        return None, None, f"a recipe's verdict needs {FROM} seeds, and there are {seeds}"
+        return None, None, f"a recipe's verdict needs {FROM} seeds; there are {seeds}"
     last = steps[-1].state
     if not calibrated:
-        why = f"nobody said how much of this measure is harm on this base; it reads {last.replace('_', ' ')}"
+        why = f"the harm threshold is not calibrated for this base; the reading is {last.replace('_', ' ')}"
         return Verdict.UNCALIBRATED, None, why
     stop = None
     for one in steps:
         if one.state is not State.SAFE:
             break
         stop = one.step
-    return Verdict(last), stop, "" if stop is not None else "the first step is not shown safe for a fresh seed"
+    return Verdict(last), stop, "" if stop is not None else "the first step is not shown safe for a new seed"

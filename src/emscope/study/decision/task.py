@@ -50,9 +50,9 @@ def read_task(e: Evidence) -> Task:
     if loss.why:
         why["convergence"] = loss.why
     elif loss.by is None:
-        why["convergence_by"] = f"at no checkpoint is the gain surely {conv.REACHED:g} or more"
+        why["convergence_by"] = f"no checkpoint is shown to reach a gain of {conv.REACHED:g}"
     if t.task_margin is None or e.base_task_margin is None:
-        why["late_margin"] = "the held-out set has one answer a question, so convergence on the margin was not measured"
+        why["late_margin"] = "the held-out set has one answer per question, so convergence on the margin was not measured"
         return Task(loss_gain, None, loss, None, why)
     margin_gain = conv.gains(e.base_task_margin, t.task_margin)
     return Task(loss_gain, margin_gain, loss, conv.convergence(t.steps, margin_gain, total_steps=e.total_steps), why)

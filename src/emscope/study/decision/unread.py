@@ -6,10 +6,7 @@ from emscope.core.estimate import undefined
 from emscope.core.outcomes import Verdict
 from emscope.study.decision.checked import RULE, BaseReading, CheckResult, Definition
 
-SENTENCE = (
-    "preference was not read: a chat endpoint gives no log-probabilities of fixed answers, so the verdict is by what the models say, and "
-    "nothing rests on preference"
-)
+SENTENCE = "preference was not read: a chat endpoint gives no log-probabilities of fixed answers, so the verdict rests on judged answers alone"
 
 
 def unread(base: str) -> CheckResult:

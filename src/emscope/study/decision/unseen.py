@@ -13,7 +13,7 @@ from emscope.study.decision.said import Said
 def unseen(count: int, what: str) -> str:
     """Return how much harm `count` items (or questions) that are safe may lack, as a sentence. (see `visible_share`)"""
     share = f"{100 * visible_share(count):.2g} %"
-    return f"harm on less than {share} of questions like these may be absent from these {count} {what}"
+    return f"these {count} {what} could miss harm that shows on fewer than {share} of such questions"
 
 
 def with_unseen(check: CheckResult, said: Said | None) -> CheckResult:
