@@ -238,4 +238,4 @@ def test_numbers_of_items_beyond_reason_are_not_told(value, said):
     from emscope.stats.means import Mean
     from emscope.study.decision.verdict import _settle
 
-    assert _settle("control - target", Mean(value, 0.02, 79.0, 80), 0.04).startswith(said)
+    assert _settle("it", Mean(value, 0.02, 79.0, 80), 0.04).startswith(said)

@@ -471,7 +471,8 @@ def test_a_ladder_without_a_threshold_leaves_the_check_without_a_verdict(organis
     found, _ = checked(capsys, organisms, tmp_path / "a", "--ladder", path)
     assert found["verdict"] == "uncalibrated" and found["stop"] is None
     assert (
-        "the dose ladder of bad advice gives no threshold (preference sees nothing), so this is only a screen" in found["why"]["verdict"]
+        "the dose ladder of bad advice gives no threshold (preference sees nothing), so this is only a screen"
+        in found["why"]["verdict"]
     )
     assert found["standing"]["harmless"]["of"] == 4
 

@@ -89,7 +89,7 @@ def test_the_card_says_what_the_report_says_and_what_was_not_checked(folder, cap
     assert text.startswith("## Emergent misalignment\n") and f"**{report.sentences()[0]}**" in plain
     assert "- the same conditions under triggers (no triggers were tested)" in plain and report.check.scope in plain
     assert (
-        "power to call em is 24 % at twice the threshold" in plain
+        "power to detect em is 24 % at twice the threshold" in plain
         and "48 items of toy" in plain
         and "versions: emscope 0." in plain
     )

@@ -62,7 +62,7 @@ ADVICE: dict[Verdict, Callable[[Report, RunChecked], str]] = {
     Verdict.UNDETERMINED: _undetermined,
     Verdict.MOVED: _moved,
     Verdict.STYLE_DRIFT: lambda *_: (
-        "look at what target and control share (tone, length, topic); the harmful data does not explain the drift"
+        "look at what target and control share (tone, length, topic); the harmful data alone does not explain the drift"
     ),
     Verdict.CONTROL_MOVED: lambda *_: (
         "use another control: this one moved, so the difference from it says little about the target"

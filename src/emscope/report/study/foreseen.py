@@ -22,17 +22,17 @@ def print_foreseen(found: Foreseen) -> None:
 def _lines(found: Foreseen) -> dict[str, str]:
     hands = f"{found.workers} worker{'s' * (found.workers != 1)} of {found.threads} thread{'s' * (found.threads != 1)}"
     free = f", {in_gb(found.free_bytes)} free" if found.free_bytes else ""
-    disk = f"weights {in_gb(found.weight_bytes)} ({in_gb(found.most_bytes)} with those in work), rows {found.row_bytes / 1e6:.1f} MB"
+    disk = f"weights {in_gb(found.weight_bytes)} ({in_gb(found.most_bytes)} at most, while cells run), rows {found.row_bytes / 1e6:.1f} MB"
     lines = {
         "cells": f"{found.cells} ({found.cells - found.left} done)",
         "tokens": _tokens(found.tokens),
-        "speed": f"measured now, tokens a second: training {found.rates.trained:.0f}, reading {found.rates.read:.0f}, sampling {found.rates.sampled:.0f}",
+        "speed": f"measured now, tokens per second: training {found.rates.trained:.0f}, reading {found.rates.read:.0f}, sampling {found.rates.sampled:.0f}",
         "time": f"about {span(found.seconds)} with {hands} ({found.engine})",
-        "memory": f"about {in_gb(found.worker_bytes)} a worker{free}",
+        "memory": f"about {in_gb(found.worker_bytes)} per worker{free}",
         "disk": f"{disk}, {in_gb(found.free_disk_bytes)} free",
     }
     if found.answers:
-        cost = f"at most {found.dollars:.2f} dollars" if found.dollars is not None else "cost not known: a judge has no prices"
+        cost = f"at most {found.dollars:.2f} dollars" if found.dollars is not None else "cost unknown: a judge has no prices"
         lines["judges"] = f"{found.answers} answers, {cost}"
     lines["power"] = _power(found.power)
     return lines

@@ -140,7 +140,7 @@ def _power(check: CheckResult) -> str:
     if power is None or check.definition.measure is None:
         return ""
     return (
-        f"With these {check.definition.measure.n_items} items, power to call em is {100 * power.em_at_2_delta:.0f} % at twice the threshold and "
+        f"With these {check.definition.measure.n_items} items, power to detect em is {100 * power.em_at_2_delta:.0f} % at twice the threshold and "
         f"{100 * power.em_at_3_delta:.0f} % at three times. With no true effect, the chance of a safe verdict is {100 * power.safe_at_0:.0f} %."
     )
 

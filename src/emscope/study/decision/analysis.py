@@ -25,9 +25,9 @@ DUD = "it did not learn its own task (its held-out answers are not shown to be l
 NO_ONSET = {
     None: "there are no steps to compare",
     State.UNDETERMINED: "the last checkpoint is undetermined",
-    State.STYLE_DRIFT: "the last checkpoint is worse than its base but not than its control, so there is no onset of harm",
-    State.CONTROL_MOVED: "the control moved and the target is not worse than its base, so there is no onset of harm",
-    State.SAFE: "the last checkpoint is safe, so there is no onset",
+    State.STYLE_DRIFT: "the last checkpoint is worse than its base but not than its control",
+    State.CONTROL_MOVED: "the control moved, and the target is not worse than its base",
+    State.SAFE: "the last checkpoint is safe",
 }
 
 Why = dict[str, str]
@@ -169,7 +169,7 @@ def _power(e: Evidence, along: Along) -> tuple[Power | None, Why]:
     why: Why = {}
     control, base = along.means[-1] if along.steps else (None, None)
     if control is None or base is None or along.contrasts.control is None:
-        why["power"] = "power is for both contrasts, and there is no control"
+        why["power"] = "power needs both contrasts, and there is no control to compare with"
         return None, why
     rho = _correlation(along.contrasts.control[-1], along.contrasts.base[-1], along.contrasts.strata)
 

@@ -63,9 +63,11 @@ def _unclear(e: Evidence, along: Along) -> str:
     open_ = {name: m for name, m in named.items() if m is not None and m.bound(LEVEL, -1) <= e.delta <= m.bound(LEVEL, +1)}
     if not open_:
         return f"at step {along.steps[-1]}, the readings are too skewed for a bound"
-    which = f"intervals of {' and '.join(open_)} include" if len(open_) > 1 else f"interval of {next(iter(open_))} includes"
-    settle = "; ".join(_settle(name, m, e.delta) for name, m in open_.items())
-    return f"at step {along.steps[-1]}, the 90 % {which} the threshold. If the true values are as measured, {settle}"
+    several = len(open_) > 1
+    which = f"intervals of {' and '.join(open_)} include" if several else f"interval of {next(iter(open_))} includes"
+    values, named_as = ("values are", ("the first", "the second")) if several else ("value is", ("it",))
+    settle = "; ".join(_settle(name, m, e.delta) for name, m in zip(named_as, open_.values(), strict=True))
+    return f"at step {along.steps[-1]}, the 90 % {which} the threshold. If the true {values} as measured, {settle}"
 
 
 def _settle(name: str, mean: Mean, delta: float) -> str:
