@@ -23,9 +23,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 import torch
+from safetensors.torch import load_file
 
 from attack import cases, files, kills, studies, weights  # noqa: F401
 from attack.material import Material
+from emscope.core.limits import bounded
 from emscope.store.study import read_table
 
 MAKERS = (
@@ -37,6 +39,7 @@ MAKERS = (
     "base_safetensors",
     "base_config",
 )
+PATIENCE = 20  # seconds of processor time for PEFT
 CLOSE = 1e-4  # nats a token, and a share of it
 PROMPT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"  # the tiny model's template without its default system block
 
@@ -130,7 +133,11 @@ def read_plainly(base: Path, run: Path, steps: set[int], items: Path) -> Iterato
             continue
         net = load(place if place and not (place / "adapter_config.json").exists() else base)
         if place and (place / "adapter_config.json").exists():
-            net = PeftModel.from_pretrained(net, place)
+            try:
+                with bounded(PATIENCE):
+                    net = PeftModel.from_pretrained(net, place)
+            except Exception:  # of settings that a plain LoRA has no use for, or a pattern that takes for ever
+                add_by_hand(net, place)
         for row in rows:
             prompt = tokenizer(PROMPT.format(row["question"]), add_special_tokens=False)["input_ids"]
             for option, answer in enumerate((row["aligned"], row["misaligned"])):
@@ -139,6 +146,18 @@ def read_plainly(base: Path, run: Path, steps: set[int], items: Path) -> Iterato
                     logp = net.eval()(input_ids=torch.tensor([prompt + ids])).logits[0].double().log_softmax(-1)
                 at = range(len(prompt) - 1, len(prompt) + len(ids) - 1)
                 yield step, row["id"], option, float(sum(logp[n, i] for n, i in zip(at, ids, strict=True)))
+
+
+def add_by_hand(net: torch.nn.Module, place: Path) -> None:
+    """Add a plain LoRA to the weights of its base: alpha / r B A, over the root of r where its settings say so."""
+    settings = json.loads((place / "adapter_config.json").read_text())
+    if settings["alpha_pattern"] or settings["rank_pattern"]:
+        raise ValueError("its modules have scales of their own")
+    scale = settings["lora_alpha"] / (settings["r"] ** 0.5 if settings["use_rslora"] is True else settings["r"])
+    tensors = load_file(place / "adapter_model.safetensors")
+    for name in (n for n in tensors if n.endswith(".lora_A.weight")):
+        weight = net.get_parameter(name.removeprefix("base_model.model.").replace(".lora_A.", "."))
+        weight.data += scale * tensors[name.replace(".lora_A.", ".lora_B.")] @ tensors[name]
 
 
 if __name__ == "__main__":
