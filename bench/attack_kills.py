@@ -79,7 +79,7 @@ def main() -> None:
     names = args.jobs.split(",")
     if kills.forked(lambda: prepared(material, names)):
         sys.exit("the material cannot be made")
-    kills.warm(kills.MODULES)
+    kills.warm(kills.JUDGING if names == ["judge"] else kills.MODULES)
     rows, begun = [], time.monotonic()
     for name in names:
         rows.append(one(kills.Job(name, JOBS[name](material)), out / name, args.every, begun + 60 * args.minutes))

@@ -104,7 +104,10 @@ def test_the_figure_and_the_words_hold_every_way():
     drawn = methods_figure(rows, 0.04)
     assert {t.name for t in drawn.data if t.name} == {"general", "good", "bad"}
     text = " ".join(remarks.methods(rows))
-    assert "narrow (70 % or more of both gains, a third or less of the effect): good" in text and "not to be: bad" in text
+    assert (
+        "narrow (at least 70 % of both gains, at most a third of the effect): good" in text
+        and "Shown not to be narrow: bad" in text
+    )
 
 
 def test_a_difference_of_runs_is_welchs():

@@ -193,8 +193,8 @@ def few_shuffles(monkeypatch):
 
 def test_scalars_that_tell_and_scalars_that_do_not(few_shuffles):
     rng = np.random.default_rng(0)
-    labels, units = np.tile([0, 1], 60), [str(n // 2) for n in range(120)]
-    noise = rng.normal(size=(120, 4))
+    labels, units = np.tile([0, 1], 40), [str(n // 2) for n in range(80)]
+    noise = rng.normal(size=(80, 4))
     told = tell_apart(noise + labels[:, None] * [2.0, 0, 0, 0], labels, units)
     assert told.auc > 0.85 > told.high and abs(told.weights[0]) > 3 * max(map(abs, told.weights[1:]))
     nothing = tell_apart(noise, labels, units)

@@ -184,9 +184,20 @@ def test_export_of_a_file_without_scores_is_a_sentence(tmp_path, capsys):
     assert "--scores" in capsys.readouterr().err and not (tmp_path / "o").exists()
 
 
+ALONE = """
+import importlib.metadata as installed
+
+registered = installed.entry_points
+installed.entry_points = lambda **which: registered(**which).select(**{"name": "emscope"} if which.get("group") == "inspect_ai" else {})
+from inspect_ai._cli.main import main
+
+main()
+"""
+
+
 def test_inspect_finds_the_tasks_by_the_package_s_name(tmp_path):
-    """Through the installed package's entry point, as a user calls it."""
-    command = [sys.executable, "-m", "inspect_ai", "eval", "emscope/em240", "--model", "openai-api/emscope/subject"]
+    """Through the installed package's entry point, as a user calls it; other packages that register there are not loaded."""
+    command = [sys.executable, "-c", ALONE, "eval", "emscope/em240", "--model", "openai-api/emscope/subject"]
     command += [
         "--model-role",
         "grader=openai-api/emscope/grader",

@@ -97,7 +97,7 @@ def test_what_is_predicted_is_what_the_rule_does_in_many_designs(design, spreads
 def test_the_power_of_one_run_is_what_student_s_rule_does(questions, samples, spreads):
     """Of one run at a time: its seed's part is in the truth, and its mean over questions is judged."""
     predicted = run_chances(questions, samples, spreads, delta=5.0, effect=10.0)
-    rng, em, safe, width, rounds = np.random.default_rng(3), 0, 0, 0.0, 3000
+    rng, em, safe, width, rounds = np.random.default_rng(3), 0, 0, 0.0, 2000
     of_no_seed = Spreads(
         replace(spreads.control, seed=0.0), replace(spreads.base, seed=0.0), spreads.correlation, spreads.sampling
     )

@@ -43,7 +43,7 @@ def rows_of(domain, answers, path):
 
 
 def settings_of(way, model, folder):
-    train = {"steps": 5, "batch": 4, "lr": 5e-3, "checkpoints": {"at": [3]}} | WAYS[way]
+    train = {"steps": 3, "batch": 4, "lr": 5e-3, "checkpoints": {"at": [2]}} | WAYS[way]
     near = rows_of("sports", "careful", folder / "near.jsonl")
     train |= {name: train[name] | {"file": near} for name in ("kl", "ldifs") if name in train}
     return {"model": str(model), "file": rows_of("finance", "reckless", folder / "data.jsonl"), "train": train}
@@ -62,7 +62,7 @@ class Together:
                 "target": {"role": "target", "answers": "reckless", **FEW},
                 "control": {"role": "control", "answers": "careful", **FEW},
             },
-            "train": {"steps": 4, "batch": 2, "lr": 1e-2, "lora": {"rank": 4, "alpha": 8}, "checkpoints": {"at": [2]}},
+            "train": {"steps": 2, "batch": 2, "lr": 1e-2, "lora": {"rank": 4, "alpha": 8}, "checkpoints": {"at": [1]}},
             "measure": {"count": 16, "heldout": 4, "truth": 0, "neutral": 2, "samples": {"questions": 0}},
         }
         odd = settings_of("lora", tiny, folder) | {"train": {"steps": 2, "batch": 3}}
@@ -115,7 +115,7 @@ def together(tiny, tmp_path_factory) -> Together:
 def test_two_processes_give_the_curve_of_one(way, together, tiny, tmp_path):
     both = json.loads(together.printed(way))["readings"]
     alone = run_single(parse(SingleSpec, settings_of(way, tiny, tmp_path), "spec.yaml"), tmp_path / "one").to_json()["readings"]
-    assert len(both) == 5
+    assert len(both) == 3
     for a, b in zip(both, alone, strict=True):
         for key in ("loss", "grad_norm", "update_norm", "kl", "ldifs"):
             assert (a[key] is None) == (b[key] is None)

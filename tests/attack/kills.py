@@ -217,6 +217,13 @@ def warm(modules: Sequence[str]) -> None:
         import_module(name)
 
 
+JUDGING = (
+    "emscope.answers.judge",
+    "emscope.cli.app",
+    "safetensors.torch",
+    "pyarrow.parquet",
+    "duckdb",
+)  # all that a judging needs
 MODULES = (
     *("emscope.study.run", "emscope.study.check", "emscope.study.train", "emscope.answers.sample", "emscope.answers.judge"),
     *("emscope.cli.app", "emscope.train.trainer", "emscope.report.study.page", "emscope.report.study.terminal", "plotly.io"),

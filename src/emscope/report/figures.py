@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -211,6 +212,7 @@ def page_data(figure: go.Figure | None) -> str | None:
     return json.dumps(whole, separators=(",", ":")).replace("<", "\\u003c")
 
 
+@cache
 def look() -> str:
     """Return the template that all figures share, as JSON for a script of a page."""
     import plotly.graph_objects as go

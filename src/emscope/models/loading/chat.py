@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SYSTEM = "emscopesystemmark"
 NONE, TEMPLATE, AUTO = "none", "template", "auto"
 THOUGHT = "</think>"
+MEMORY = 10_000  # answers whose tokens are remembered
 
 
 @dataclass(slots=True)
@@ -46,6 +47,7 @@ class ChatFormat:
     header: str = ""
     note: str = ""
     _prompts: dict[str, list[int]] = field(default_factory=dict)
+    _answers: dict[tuple[str, bool], list[int]] = field(default_factory=dict)
     _system_place: bool | None = None
     _digest: str = ""
 
@@ -141,7 +143,12 @@ class ChatFormat:
 
     def answer_ids(self, answer: str, *, closed: bool = False) -> list[int]:
         """Return the token ids of an answer; `closed` adds the end of turn (training), scoring leaves it out."""
-        return self._ids_behind(self.turns.tail, self._answer(answer) + (self.close if closed else ""))
+        if (answer, closed) in self._answers:
+            return self._answers[answer, closed]
+        ids = self._ids_behind(self.turns.tail, self._answer(answer) + (self.close if closed else ""))
+        if len(self._answers) < MEMORY:  # fixed answers are asked for at every checkpoint, sampled ones once
+            self._answers[answer, closed] = ids
+        return ids
 
     def ids(self, text: str) -> list[int]:
         """Tokenize without adding anything."""

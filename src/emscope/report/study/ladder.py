@@ -151,19 +151,21 @@ def _series(figure: go.Figure, points: Sequence[tuple[RungRead, Estimate]], name
 
 def write_ladder(result: LadderResult, out: Path) -> Path:
     """Write `report.html` into the ladder's folder and return its path: self-contained, nothing fetched."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from plotly.offline import get_plotlyjs
 
-    environment = Environment(
-        loader=PackageLoader("emscope.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    text = environment.get_template("ladder.html.j2").render(
-        result=result,
-        sentences=sentences(result),
-        headings=HEADINGS,
-        rows=rows(result),
-        figure=plot_data(ladder_figure(result)),
-        plotly=get_plotlyjs(),
+    from emscope.report.templating import environment
+
+    text = (
+        environment()
+        .get_template("ladder.html.j2")
+        .render(
+            result=result,
+            sentences=sentences(result),
+            headings=HEADINGS,
+            rows=rows(result),
+            figure=plot_data(ladder_figure(result)),
+            plotly=get_plotlyjs(),
+        )
     )
     write_text(out / "report.html", text)
     return out / "report.html"

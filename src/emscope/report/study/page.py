@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from markupsafe import Markup, escape
-
 from emscope.core.outcomes import Verdict
 from emscope.core.plain import Json
-from emscope.report import words
 from emscope.report.figures import effect_figure, look, page_data, without_template
 from emscope.report.study import figures, remarks, said
 from emscope.report.study.advice import advice
@@ -85,39 +81,34 @@ def write_page(report: Report, root: Path) -> Path:
 
 def render(report: Report, tables: Tables) -> str:
     """Return the page as text."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from plotly.offline import get_plotlyjs
 
-    environment = Environment(
-        loader=PackageLoader("emscope.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    from emscope.report.templating import environment
+
     shared_look, many = look(), len(report.targets) > FEW
     own = _by_run(report, tables, MOST_STEPS if many else None)
-    environment.filters |= {
-        "interval": words.interval,
-        "percent": words.percent,
-        "number": words.number,
-        "answer": words.answer,
-        "marked": _marked,
-    }
     with without_template():
-        return environment.get_template("page.html.j2").render(
-            report=report,
-            many=many,
-            overview=overview(report) if isinstance(report, StudyReport) else None,
-            runs=[_run(report, one, own[one.run], first=not n) for n, one in enumerate(report.targets)],
-            methods=_methods(report, tables.responses),
-            judged=_judged(report),
-            style=report.style if isinstance(report, StudyReport) else (),
-            amplified=report.amplified if isinstance(report, FolderChecked) else (),
-            recipes=remarks.recipes(report),
-            read=remarks.read(report),
-            precision=remarks.precision(report),
-            diverged=remarks.diverged(report),
-            answers=_answers(tables.responses),
-            plotly=get_plotlyjs(),
-            look=shared_look,
-            dump=_dump,
+        return (
+            environment()
+            .get_template("page.html.j2")
+            .render(
+                report=report,
+                many=many,
+                overview=overview(report) if isinstance(report, StudyReport) else None,
+                runs=[_run(report, one, own[one.run], first=not n) for n, one in enumerate(report.targets)],
+                methods=_methods(report, tables.responses),
+                judged=_judged(report),
+                style=report.style if isinstance(report, StudyReport) else (),
+                amplified=report.amplified if isinstance(report, FolderChecked) else (),
+                recipes=remarks.recipes(report),
+                read=remarks.read(report),
+                precision=remarks.precision(report),
+                diverged=remarks.diverged(report),
+                answers=_answers(tables.responses),
+                plotly=get_plotlyjs(),
+                look=shared_look,
+                dump=_dump,
+            )
         )
 
 
@@ -217,11 +208,6 @@ def _answers(responses: Sequence[ResponseRow]) -> dict[str, list[ResponseRow]]:
     for row in sorted(responses, key=lambda r: (r.question, r.run != "base", r.run, r.scale)):
         grouped.setdefault(row.question, []).append(row)
     return grouped
-
-
-def _marked(sentence: str) -> Markup:
-    """Return a sentence for the page, with the fields that it names in backticks marked as code."""
-    return Markup(re.sub(r"`([^`<>]+)`", r"<code>\1</code>", str(escape(sentence))))  # noqa: S704  escaped before
 
 
 def _dump(value: Json) -> str:
