@@ -50,8 +50,22 @@ def threads(request):
         return  # and none imports torch
     import torch
 
+    spared()
     share = (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     torch.set_num_threads(max(share, 1) if request.node.get_closest_marker("real") else 1)
+
+
+@cache
+def spared() -> None:
+    """Spare hundreds of tiny trainings what takes longer than they do: a collection of all garbage each, and a model card rendered at each save."""
+    import accelerate.utils.memory
+    import peft
+
+    def card(self, folder: str) -> None:
+        (Path(folder) / "README.md").write_text("---\nlibrary_name: peft\n---\n", encoding="utf-8")
+
+    accelerate.utils.memory.clear_device_cache = lambda garbage_collection=False: None
+    peft.PeftModel.create_or_update_model_card = card
 
 
 def without_models(config) -> bool:

@@ -225,7 +225,7 @@ def test_a_folder_without_a_report_that_is_known_is_refused(tmp_path):
 
 
 def test_fields_are_code_on_the_page_and_strangers_texts_are_text():
-    from emscope.report.study.page import _marked
+    from emscope.report.templating import _marked
 
     assert _marked("give `ladder` or `delta`.") == "give <code>ladder</code> or <code>delta</code>."
     assert _marked("`<img src=x>` <b>`a`</b>") == "<code>&lt;img src=x&gt;</code> &lt;b&gt;<code>a</code>&lt;/b&gt;"
