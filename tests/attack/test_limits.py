@@ -192,6 +192,13 @@ def test_patterns_of_an_adapter_have_one_time_limit_together(monkeypatch):
     assert found[modules[7]] == (8, pytest.approx(4 / 8**0.5)) and found[modules[8]] == (2, pytest.approx(4 / 2**0.5))
 
 
+@pytest.mark.models  # it imports PEFT
+@pytest.mark.parametrize("alpha", [1e308, -1e308, float("inf"), float("nan"), "1e400"])
+def test_a_scale_that_float32_cannot_hold_is_refused(alpha):
+    with pytest.raises(InputError, match="B A would be multiplied by"):
+        lora.ranks_and_scales({"r": 2, "lora_alpha": alpha}, ["model.layers.0.self_attn.q_proj"])
+
+
 @pytest.mark.parametrize("entry", [3, {"emscope_reading": [3]}, {"emscope_reading": {"loss": 1}}, {"emscope_geometry": 5}])
 def test_a_checkpoint_whose_log_cannot_be_read_is_not_complete(entry, tmp_path):
     sound = {"step": 1, "loss": 0.5}

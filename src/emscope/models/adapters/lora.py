@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 SECONDS = 5.0  # of processor time to hold patterns of names to those of a model
+LARGEST = 1e30  # of what B A is multiplied by; float32 ends at 3e38
 TOWER = re.compile(r"(?:model\.)?(?:vision_tower|vision_model|visual|multi_modal_projector)\.")
 # These may differ from PEFT's defaults without changing what the adapter computes from A, B, r and lora_alpha.
 HARMLESS = {
@@ -84,7 +85,10 @@ def ranks_and_scales(settings: Mapping[str, Json], modules: Iterable[str]) -> di
             for module in modules:
                 r = int(_of_module(module, settings, "r", "rank_pattern"))
                 alpha = float(_of_module(module, settings, "lora_alpha", "alpha_pattern"))
-                found[module] = r, alpha / (math.sqrt(r) if settings.get("use_rslora") else r)
+                scale = alpha / (math.sqrt(r) if settings.get("use_rslora") else r)
+                if not abs(scale) < LARGEST:  # infinite and no number too
+                    raise ValueError(f"B A would be multiplied by {scale:g}")
+                found[module] = r, scale
     except (TooMuch, ArithmeticError, AttributeError, KeyError, TypeError, ValueError, re.error, RecursionError) as error:
         raise InputError(
             f"an adapter's rank and alpha cannot be told of {module} ({reason(error)})",
