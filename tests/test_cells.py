@@ -222,6 +222,28 @@ def test_a_cell_done_twice_is_one_cell(tmp_path):
     assert settled(tmp_path, "k", 0) is None, "its rows are not those it names"
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"key": True},
+        {"key": "other"},
+        {"parts": {"preferences": {"rows": "1", "bytes": 1, "digest": "x"}}},
+        {"parts": {"../elsewhere": {"rows": 1, "bytes": 1, "digest": "x"}}},
+        {"seconds": "1"},
+        {"tokens": [1]},
+        {"why": 3},
+        {"more": 1},
+    ],
+)
+def test_a_record_of_another_shape_is_none(change, tmp_path):
+    write_record(tmp_path, Record("k", "base", {}, 0, 1.5, {"read": 3}, "h", 1, 1))
+    path = tmp_path / "cells" / "k.json"
+    sound = json.loads(path.read_text())
+    assert record_of(tmp_path, "k") == Record("k", "base", {}, 0, 1.5, {"read": 3}, "h", 1, 1)
+    path.write_text(json.dumps(sound | change))
+    assert record_of(tmp_path, "k") is None
+
+
 def test_a_cell_without_memory_is_recorded_and_the_others_go_on(done, tmp_path, monkeypatch):
     spec, _, _ = done
     real = doing.train_run

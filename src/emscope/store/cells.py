@@ -7,15 +7,16 @@ work/KEY/tables/                what an unfinished one has so far
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import ConfigDict, TypeAdapter
 
 from emscope.core.digest import file_digest
 from emscope.store.files import write_atomic, write_json
@@ -61,11 +62,15 @@ class Record:
 def record_of(root: Path, key: str) -> Record | None:
     """Return a cell's record; None where there is none, or it is damaged."""
     try:
-        found = json.loads((root / CELLS / f"{key}.json").read_text(encoding="utf-8"))
-        parts = {table: Part(**one) for table, one in found.pop("parts").items()}
-        return Record(parts=parts, **found)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        found = _of_record().validate_json((root / CELLS / f"{key}.json").read_bytes(), strict=True)
+    except (OSError, ValueError, RecursionError):
         return None
+    return found if found.key == key and found.parts.keys() <= set(TABLES_OF_CELLS) else None
+
+
+@cache
+def _of_record() -> TypeAdapter[Record]:
+    return TypeAdapter(Record, config=ConfigDict(extra="forbid"))
 
 
 def settled(root: Path, key: str, samples: int) -> Record | None:
