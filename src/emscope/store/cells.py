@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -46,6 +46,8 @@ class Record:
         seconds: of the clock. tokens: by what was done with them: trained, read, sampled. peak_bytes: the process's most memory so far.
     """
 
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
     key: str
     name: str
     parts: Mapping[str, Part]
@@ -70,7 +72,7 @@ def record_of(root: Path, key: str) -> Record | None:
 
 @cache
 def _of_record() -> TypeAdapter[Record]:
-    return TypeAdapter(Record, config=ConfigDict(extra="forbid"))
+    return TypeAdapter(Record)
 
 
 def settled(root: Path, key: str, samples: int) -> Record | None:
