@@ -295,8 +295,11 @@ def test_what_a_killed_process_left_is_swept_and_what_a_running_one_writes_is_no
     killed.wait()
     theirs = tmp_path / f"{files.OURS}notes"
     theirs.write_text("mine")
+    another = tmp_path / f"{files.OURS}x.abc.{'0' * 16}{files.CUT_OFF}"  # of a machine whose locks may not be seen here
+    another.write_text("half")
     files.write_text(tmp_path / "c", "whole")
-    assert sorted(p.name[:11] for p in tmp_path.iterdir()) == [".emscope-b.", ".emscope-no", "c"]
+    assert sorted(p.name[:11] for p in tmp_path.iterdir()) == [".emscope-b.", ".emscope-no", ".emscope-x.", "c"]
+    another.unlink()
     running.kill()
     running.wait()
     files._sweep_once.cache_clear()  # as in another process

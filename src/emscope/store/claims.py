@@ -10,13 +10,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from uuid import uuid4
 
@@ -24,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from emscope.core.digest import short
 from emscope.store.files import CUT_OFF, OURS
+from emscope.store.host import this_host
 
 BEAT = 5.0  # seconds between two counts
 LEASE = 90.0  # seconds without a count after which another machine may take the work over
@@ -155,16 +154,6 @@ def read(path: Path) -> Holder | None:
         return Holder(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
-
-
-@cache
-def this_host() -> str:
-    """Return a name of this machine since it was started: a lock that could be had here tells of processes of the same one only."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        boot = ""
-    return f"{socket.gethostname()} {boot}"
 
 
 def _written(path: Path, holder: Holder, count: int) -> Path:

@@ -11,10 +11,12 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
+from emscope.core.digest import short
 from emscope.core.errors import InputError, WorldError
 from emscope.core.limits import reason
 from emscope.core.plain import Json
 from emscope.core.visible import json_text, whole
+from emscope.store.host import this_host
 
 try:
     import fcntl
@@ -50,7 +52,9 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
 def _temporary(path: Path) -> Iterator[Path]:
     """Yield the name of a new file beside `path` that is locked while it is written, so that only what a kill left is swept."""
     while True:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{OURS}{path.name[:60]}.", suffix=CUT_OFF)
+        handle, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f"{OURS}{path.name[:40]}.", suffix=f".{short(this_host())}{CUT_OFF}"
+        )
         _lock(handle, wait=True)
         if os.fstat(handle).st_nlink:  # else it was swept before it was locked
             break
@@ -75,8 +79,11 @@ def _lock(handle: int, *, wait: bool) -> bool:
 
 @cache  # a folder of many files is not listed for each
 def _sweep_once(folder: Path) -> None:
-    """Delete the temporary files that killed processes left in a folder; those of running ones are locked."""
-    for path in folder.glob(f"{OURS}*{CUT_OFF}"):
+    """Delete the temporary files that killed processes of this machine left in a folder; those of running ones are locked.
+
+    On a shared file system a lock may hold on its own machine alone, so another machine's files are left to `sweep`.
+    """
+    for path in folder.glob(f"{OURS}*.{short(this_host())}{CUT_OFF}"):
         with suppress(OSError), path.open("rb") as file:
             if _lock(file.fileno(), wait=False):
                 path.unlink()

@@ -16,7 +16,8 @@ from emscope.core.progress import Progress
 from emscope.models.loading.checkpoints import Checkpoint
 from emscope.models.loading.load import Loaded, load
 from emscope.store.cells import Fault, Record, begun, drop_work, land, write_record
-from emscope.store.claims import Claim, this_host
+from emscope.store.claims import Claim
+from emscope.store.host import this_host
 from emscope.store.rows import Rows, read_table
 from emscope.study.cells.at_host import base_at_host, train_at_host, ways_of
 from emscope.study.cells.planning import Cell, Planned, readings
