@@ -21,7 +21,7 @@ from emscope.report.study.terminal import print_report
 from emscope.study.decision.analysis import check
 from emscope.study.decision.checked import CheckResult, Episode, Flattening, Onset, Power, Stop
 from emscope.study.decision.shipping import Condition, Shipping
-from emscope.study.report import Distributions, FolderChecked, StudyReport, read_report
+from emscope.study.report import Distributions, FolderChecked, FolderRead, StudyReport, read_report
 from emscope.study.tables import Tables
 from test_stats import SITUATIONS, evidence_for
 
@@ -178,6 +178,14 @@ def test_after_misalignment_the_step_to_go_back_to_is_named_where_one_is_shown_s
     ):
         report = read_as(Verdict.EM, **changes)
         assert said in advice(report, report.targets[0])
+
+
+def test_of_a_folder_of_which_one_checkpoint_was_read_the_others_are_not_said_to_be_unsafe():
+    read = FolderRead(24, (80,), None, (), False)
+    report = replace(read_as(Verdict.EM, stop=None), read=read)
+    assert "no earlier checkpoint" not in advice(report, report.targets[0]) and "check earlier" in advice(
+        report, report.targets[0]
+    )
 
 
 def test_a_terminal_names_options_where_sentences_name_settings(capsys):

@@ -22,7 +22,8 @@ def _misaligned(report: Report, run: RunChecked) -> str:
     stop = dated.stop if dated else check.stop.step if check.stop and not judge else None
     if stop is not None:
         return f"step {stop} is the last checkpoint shown safe; check it on its own before shipping it, or {MILDER}"
-    if dated is None and len(check.checkpoints) > 1:
+    there = report.read.found if isinstance(report, FolderChecked) and report.read else len(check.checkpoints)
+    if dated is None and there > 1:
         return f"check earlier checkpoints one at a time to find one to ship, or {MILDER}"
     return f"no earlier checkpoint is shown safe: {MILDER}, or on different data"
 
