@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
@@ -202,3 +203,18 @@ def _number(text: str) -> float:
     if not isfinite(value := float(text)):
         raise ValueError(f"{text} is no number of JSON")
     return value
+
+
+def finite(value: object) -> float | None:
+    """Return a finite number, as it is or as text; None of anything else.
+
+    >>> finite("1e-3"), finite(True), finite("nan"), finite(10**400)
+    (0.001, None, None, None)
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        found = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return found if math.isfinite(found) else None

@@ -7,9 +7,9 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import isfinite
 
 from emscope.core.errors import InputError, WorldError
+from emscope.core.plain import finite
 from emscope.core.visible import whole
 from emscope.models.remote.address import scrubbed
 from emscope.models.remote.job_client import Jobs, Said, address
@@ -111,10 +111,10 @@ def _reason(job: Said) -> str | None:
 def _listed(checkpoints: Sequence[Said]) -> tuple[JobCheckpoint, ...]:
     """Return checkpoints by step, of those of one step the last that was made."""
     found = {}
-    for c in sorted(checkpoints, key=lambda c: _number(c.get("created_at")) or 0):
+    for c in sorted(checkpoints, key=lambda c: finite(c.get("created_at")) or 0):
         step, name, told = _whole(c.get("step_number")), c.get("fine_tuned_model_checkpoint"), c.get("metrics")
         if step is not None and isinstance(name, str) and is_name(name):
-            numbers = {k: _number(v) for k, v in told.items() if k != "step"} if isinstance(told, Mapping) else {}
+            numbers = {k: finite(v) for k, v in told.items() if k != "step"} if isinstance(told, Mapping) else {}
             found[step] = JobCheckpoint(step, name, {_short(k): v for k, v in numbers.items() if v is not None})
     return tuple(found[step] for step in sorted(found))
 
@@ -137,10 +137,10 @@ def _data(event: Said) -> Said:
 
 def _row(told: Said) -> JobStep | None:
     """Return a step's row; None where step or loss is not told."""
-    step, loss = _whole(told.get("step")), _number(told.get("train_loss"))
+    step, loss = _whole(told.get("step")), finite(told.get("train_loss"))
     if step is None or loss is None:
         return None
-    more = {name: next((v for n in names if (v := _number(told.get(n))) is not None), None) for name, names in COLUMNS.items()}
+    more = {name: next((v for n in names if (v := finite(told.get(n))) is not None), None) for name, names in COLUMNS.items()}
     return JobStep(step, loss, **more)
 
 
@@ -162,16 +162,5 @@ def _joined(log: Sequence[JobStep], more: Sequence[JobStep]) -> tuple[JobStep, .
 
 def _whole(value: object) -> int | None:
     """Return a number from 1 on, as steps, tokens and times are; None for anything else."""
-    found = _number(value)
+    found = finite(value)
     return int(found) if found is not None and 1 <= found < MOST else None
-
-
-def _number(value: object) -> float | None:
-    """Return a finite number; None for anything else."""
-    if not isinstance(value, int | float | str) or isinstance(value, bool):
-        return None
-    try:
-        found = float(value)
-    except ValueError:
-        return None
-    return found if isfinite(found) else None

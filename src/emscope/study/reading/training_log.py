@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from emscope.core.errors import InputError
+from emscope.core.plain import finite
 from emscope.data.tables import rows
 
 STATE = "trainer_state.json"
@@ -64,7 +64,7 @@ def _of_state(path: Path, *, required: bool) -> list[Logged]:
             raise InputError(f"'{path}' has no log_history that can be read ({type(error).__name__})", NEITHER) from None
         return []
     names = ("loss", "eval_loss", "grad_norm")
-    return [Logged(step, *(_number(of.get(name)) for name in names)) for step, of in sorted(merged.items())]
+    return [Logged(step, *(finite(of.get(name)) for name in names)) for step, of in sorted(merged.items())]
 
 
 def _of_csv(path: Path) -> list[Logged]:
@@ -78,7 +78,7 @@ def _of_csv(path: Path) -> list[Logged]:
     found = {
         int(at): value
         for row in table
-        if (at := _number(row.get(step))) is not None and (value := _number(row.get(loss))) is not None
+        if (at := finite(row.get(step))) is not None and (value := finite(row.get(loss))) is not None
     }
     if not found:
         raise InputError(f"'{path}' has no row with a number in both '{step}' and '{loss}'", NEITHER)
@@ -98,17 +98,6 @@ def _loss_column(path: Path, columns: Sequence[str]) -> str:
         said = f"{len(named)} columns of a training loss ({', '.join(named[:4])})" if named else "no column of a training loss"
         raise InputError(f"'{path}' has {said}", "export the one column of this run")
     return named[0]
-
-
-def _number(value: object) -> float | None:
-    """Return a finite number, as JSON has it or as text; None of anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        number = float(value)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
 
 
 def as_rows(log: Iterable[Logged], run: str) -> list[Mapping[str, object]]:
