@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 import zipfile
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -262,6 +263,26 @@ def test_gguf_files_with_unknown_pre_tokenizers_or_none_at_all(tmp_path, monkeyp
     writer.close()
     with pytest.raises(InputError, match="pre-tokenizer 'martian'"):
         locate(f"gguf:{tmp_path / 'b.gguf'}")
+
+
+def test_a_large_gguf_file_has_longer_to_be_read_than_a_small_one(tmp_path, monkeypatch):
+    """A tokenizer of 150,000 tokens takes a slow machine 9 seconds; a small file that takes 15 is hostile."""
+    import gguf as library
+
+    def stop(path):
+        read.append(path)
+        raise ValueError("stop")
+
+    file, given, read = tmp_path / "a.gguf", [], []
+    monkeypatch.setattr(gguf, "bounded", lambda seconds: given.append(seconds) or nullcontext())
+    monkeypatch.setattr(library, "GGUFReader", stop)
+    for size in (100, 400_000_000):
+        with file.open("wb") as sink:
+            sink.truncate(size)  # nothing is written
+        with pytest.raises(InputError, match="is damaged"):
+            gguf.convert(file, tmp_path / "out")
+    assert given[0] < 16 and given[1] > 45
+    assert len(read) == 2  # once a file
 
 
 def render(chat, *turns):

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 DONE = "emscope-converted.json"
 REMEDY = "use the model's Hugging Face folder"
-SECONDS = 15.0  # of processor time to read a header; one of a million tokens takes two
+SECONDS = 15.0  # of processor time to read the header of a small file
+SECONDS_A_BYTE = (
+    1e-7  # more for a larger one: 150,000 tokens with their merges take 9 on a slow machine, and lie in 400 MB and more
+)
 
 
 def converted(file: Path, cache: Path) -> Path:
@@ -56,8 +59,8 @@ def convert(file: Path, target: Path, *, dtype: str = "float32", check: Callable
     Raises:
         InputError: where the architecture or the pre-tokenizer is unknown.
     """
-    with strangers(f"{file.name} is damaged", REMEDY), bounded(SECONDS):
-        pre, tensors = pre_tokenizer_name(file), tensor_count(file)
+    with strangers(f"{file.name} is damaged", REMEDY), bounded(SECONDS + SECONDS_A_BYTE * file.stat().st_size):
+        pre, tensors = _header(file)
     if pre not in PRE_TOKENIZERS:
         raise InputError(
             f"{file.name} names the pre-tokenizer '{pre}', which emscope cannot rebuild (known: {', '.join(sorted(PRE_TOKENIZERS))})",
@@ -83,19 +86,13 @@ def convert(file: Path, target: Path, *, dtype: str = "float32", check: Callable
         shutil.rmtree(work, ignore_errors=True)
 
 
-def pre_tokenizer_name(file: Path) -> str:
-    """Return `tokenizer.ggml.pre` of a GGUF file, or "default" where it names none."""
+def _header(file: Path) -> tuple[str, int]:
+    """Return `tokenizer.ggml.pre` of a GGUF file, "default" where it names none, and how many tensors it holds."""
     from gguf import GGUFReader
 
-    field = GGUFReader(str(file)).get_field("tokenizer.ggml.pre")
-    return str(field.contents()) if field is not None else "default"
-
-
-def tensor_count(file: Path) -> int:
-    """Return how many tensors a GGUF file holds."""
-    from gguf import GGUFReader
-
-    return len(GGUFReader(str(file)).tensors)
+    reader = GGUFReader(str(file))  # reads every token, so once
+    field = reader.get_field("tokenizer.ggml.pre")
+    return str(field.contents()) if field is not None else "default", len(reader.tensors)
 
 
 def _write_weights(file: Path, folder: Path, dtype: str, tensors: int) -> None:
