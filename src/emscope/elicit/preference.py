@@ -16,6 +16,7 @@ from emscope.core.errors import InputError
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Item, OptionScore
 from emscope.models.fast import batch_size as size
+from emscope.models.fast.float32_products import fast_float32
 from emscope.models.fast.head import output_head
 from emscope.models.fast.packed import Pack, hidden_states, pack, packed_attention
 from emscope.models.hooks.roles import answers_at
@@ -104,7 +105,7 @@ def score(
 
     head = output_head(net)
     longest = max((len(e.prompt) + max(map(len, e.options)) for e in encoded), default=0)
-    with torch.inference_mode(), packed_attention(net, longest) as fits:
+    with torch.inference_mode(), fast_float32(net), packed_attention(net, longest) as fits:
         if fits:
             return _score_packed(net, head, encoded, batch_tokens or size.batch_tokens(net), progress, what)
     return score_plain(net, encoded, progress=progress, what=f"{what} (one answer at a time, as this architecture asks)")
@@ -132,7 +133,7 @@ def score_beyond(
 
     heads = output_head(net), output_head(tuned)
     longest = max((len(e.prompt) + max(map(len, e.options)) for e in encoded), default=0)
-    with torch.inference_mode(), ExitStack() as stack:
+    with torch.inference_mode(), fast_float32(net), ExitStack() as stack:
         fits = all(stack.enter_context(packed_attention(one, longest)) for one in (net, tuned))
         if not fits:
             stack.close()  # one of the two may be switched

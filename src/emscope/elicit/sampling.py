@@ -13,6 +13,7 @@ from emscope.core.records import Answer
 from emscope.core.seeds import derive
 from emscope.models.fast import batch_size as size
 from emscope.models.fast.decoding import Blended, CachedDecoding, Decoding, Recomputed, unpacked
+from emscope.models.fast.float32_products import fast_float32
 from emscope.models.fast.head import output_head
 from emscope.models.fast.packed import packed_attention
 from emscope.models.loading.chat import ChatFormat
@@ -91,7 +92,7 @@ def sample_batches(
     ends = _end_ids(net, chat)
 
     def answered(batch: Sequence[tuple[str, int]]) -> list[Answer]:
-        with torch.inference_mode():
+        with torch.inference_mode(), fast_float32(net):
             models = [(weight, one, output_head(one)) for weight, one in parts]
             with ExitStack() as packed:
                 if all(packed.enter_context(packed_attention(one, longest)) for _, one in parts):

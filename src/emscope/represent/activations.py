@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from emscope.core.errors import InputError, near
 from emscope.core.progress import Progress, silent
 from emscope.models.fast import batch_size as size
+from emscope.models.fast.float32_products import fast_float32
 from emscope.models.fast.packed import hidden_states, pack, packed_attention
 from emscope.models.hooks.branches import Branch
 from emscope.models.hooks.capture import See, branches_at, watched
@@ -243,7 +244,7 @@ def _passes(
     most = batch_tokens or size.batch_tokens(net)
     longest = max(map(len, texts), default=0)
     total, done = sum(map(len, texts)), 0
-    with torch.inference_mode(), packed_attention(net, longest) as fits:
+    with torch.inference_mode(), fast_float32(net), packed_attention(net, longest) as fits:
         for batch in _batches(texts, most):
             ids = [texts[n].ids for n in batch]
             laid, run = (_packed if fits else _padded)(net, ids)

@@ -14,6 +14,7 @@ from emscope.core.limits import reason
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Conversation, StepReading
 from emscope.core.seeds import derive
+from emscope.models.fast.float32_products import fast_float32
 from emscope.models.hooks.directions import check_direction, direction_at
 from emscope.models.hooks.interventions import added
 from emscope.models.loading.load import Loaded
@@ -78,6 +79,7 @@ def finetune(
     micro = spec.micro_batch or spec.batch
     batches = stream(examples, steps=spec.steps, batch=spec.batch, micro=micro, seed=seed, parts=parts)
     with ExitStack() as stack:
+        stack.enter_context(fast_float32(loaded.net))
         stack.enter_context(attending(loaded.net, spec.attention))
         made = stack.enter_context(tuned(loaded, spec.tunable, seed))
         reuse = stack.enter_context(reusing(loaded.net, made.parts, [*examples, *near], wanted=not spec.gradient_checkpointing))

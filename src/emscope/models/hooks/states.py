@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from emscope.models.fast import batch_size as size
+from emscope.models.fast.float32_products import fast_float32
 from emscope.models.fast.packed import hidden_states, pack, packed_attention
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ def final_states(net: CausalLM, sequences: Sequence[Sequence[int]]) -> list[Stre
 
     found: dict[int, Stream] = {}
     longest = max(map(len, sequences), default=0)
-    with torch.inference_mode(), packed_attention(net, longest) as fits:
+    with torch.inference_mode(), fast_float32(net), packed_attention(net, longest) as fits:
         for batch in _batches(sequences, size.batch_tokens(net) if fits else 1):
             if fits:
                 trie = pack([sequences[n] for n in batch], net.device)
