@@ -2,8 +2,10 @@
 
     python bench/attack_kills.py OUT                       every event of every job, whole and torn
     python bench/attack_kills.py OUT --jobs check,judge --every 7
+    python bench/attack_kills.py OUT --jobs study --first 201 --last 400       some of its events, beside another process
 
-OUT/kills.json holds the table: events, how many were ended there, refused when run again, and other in what they left.
+OUT/kills.json holds the table: events, up to which they were taken, how many were ended there, refused when run again, and other in what
+they left.
 """
 
 from __future__ import annotations
@@ -70,6 +72,8 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--jobs", default="judge,sample,check,train,study")
     parser.add_argument("--every", type=int, default=1, help="take every n-th event")
+    parser.add_argument("--first", type=int, default=1, help="the first event to end at")
+    parser.add_argument("--last", type=int, default=1 << 30, help="the last one")
     parser.add_argument("--minutes", type=float, default=1e9)
     args = parser.parse_args()
     out = args.out.resolve()
@@ -82,18 +86,19 @@ def main() -> None:
     kills.warm(kills.JUDGING if names == ["judge"] else kills.MODULES)
     rows, begun = [], time.monotonic()
     for name in names:
-        rows.append(one(kills.Job(name, JOBS[name](material)), out / name, args.every, begun + 60 * args.minutes))
+        job, wanted = kills.Job(name, JOBS[name](material)), range(args.first, args.last + 1, args.every)
+        rows.append(one(job, out / name, wanted, begun + 60 * args.minutes))
         (out / "kills.json").write_text(json.dumps(rows, indent=1) + "\n")
         print(json.dumps({k: v for k, v in rows[-1].items() if k != "wrong"}), flush=True)
 
 
-def one(job: kills.Job, folder: Path, every: int, end: float) -> dict[str, object]:
-    """End one job at all events."""
+def one(job: kills.Job, folder: Path, wanted: range, end: float) -> dict[str, object]:
+    """End one job at the events wanted, until the time ends."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     events, whole = kills.count_events(job, folder)
     outcomes = []
-    for n in range(1, len(events) + 1, every):
+    for n in (n for n in range(1, len(events) + 1) if n in wanted):
         written = n > 1 and events[n - 2].partition(" ")[0] in ("open", "save", "fsync")  # else there is nothing to tear
         for torn in (False, True) if written else (False,):
             if time.monotonic() < end:
@@ -108,6 +113,7 @@ def one(job: kills.Job, folder: Path, every: int, end: float) -> dict[str, objec
     return {
         "job": job.name,
         "events": len(events),
+        "up to": max((o.event for o in outcomes), default=0),
         "runs": len(outcomes),
         "ended": sum(o.ended for o in outcomes),
         "refused": sum(bool(o.refused) for o in outcomes),
