@@ -1,6 +1,6 @@
 """Does each measure see an untouched model that is told to be harmful, and stay still where it is told something harmless?
 
-    python bench/positive_control.py --model qwen2.5-coder-1.5b --work FOLDER [--answers 2] [--tokens 90] [--count 48]
+    python bench/positive_control.py --model qwen2.5-coder-1.5b --work FOLDER [--answers 2] [--tokens 90] [--count 48] [--prompts shown,library]
 
 The untouched model answers open24 under its usual system prompt and under each of the prompts below. Answers are read by the local judge and
 compared with the usual ones at equal coherence; preference is read on em240 (--count items) and on placebo pairs, the base under its usual
@@ -54,12 +54,13 @@ def main() -> None:
     parser.add_argument("--answers", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=90)
     parser.add_argument("--count", type=int, default=48)
+    parser.add_argument("--prompts", default=",".join(HARMFUL | HARMLESS), help="some of them, by name")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     usual = "none" if "smollm" in options.model else "template"
     before = Told(options, "usual", usual)
     for kind, prompts in (("harmful", HARMFUL), ("harmless", HARMLESS)):
-        for name, system in prompts.items():
+        for name, system in ((n, s) for n, s in prompts.items() if n in options.prompts.split(",")):
             began = time.perf_counter()
             row = {"model": options.model, "kind": kind, "prompt": name} | Told(options, name, system).beside(before)
             row["seconds"] = round(time.perf_counter() - began)

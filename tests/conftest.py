@@ -33,8 +33,17 @@ NEEDS_TORCH = re.compile(
     r"^(import|from) (torch|transformers|peft|trl|safetensors\.torch)\b|^pytestmark = .*\b(models|real)\b", re.M
 )
 LONGEST = [
-    *("test_real", "test_study", "test_processes", "test_methods", "test_tunables", "test_asking", "test_judged_study"),
-    *("test_verdicts_simulated", "test_bridge", "test_judging"),
+    *(
+        "test_engines",
+        "test_check",
+        "test_processes",
+        "test_cells",
+        "test_study",
+        "test_real",
+        "test_reuse",
+        "test_judged_study",
+    ),
+    *("test_verdicts_simulated", "test_ladder", "test_restraint", "test_cases", "test_methods", "test_diff", "test_tunables"),
 ]
 JUDGE_LAYERS = (0, 1)
 FEW = {

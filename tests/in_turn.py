@@ -16,9 +16,15 @@ from pathlib import Path
 
 from emscope.cli.app import run_arguments
 
-jobs = Path(sys.argv[1])
-for name, words in json.loads(jobs.read_text()):
-    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
-        code = run_arguments(words) if isinstance(words, list) else bool(runpy.run_path(words)) - 1
-    left = {"code": code, "out": out.getvalue(), "err": err.getvalue()}
-    jobs.with_name(f"{name}-{os.environ['RANK']}.json").write_text(json.dumps(left))
+
+def do(jobs: Path) -> None:
+    """Do the jobs of a file."""
+    for name, words in json.loads(jobs.read_text()):
+        with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+            code = run_arguments(words) if isinstance(words, list) else bool(runpy.run_path(words)) - 1
+        left = {"code": code, "out": out.getvalue(), "err": err.getvalue()}
+        jobs.with_name(f"{name}-{os.environ['RANK']}.json").write_text(json.dumps(left))
+
+
+if __name__ == "__main__":
+    do(Path(sys.argv[1]))

@@ -178,4 +178,4 @@ def test_scores_whose_squares_are_no_numbers_are_refused_by_name(tmp_path, capsy
         tmp_path / "a.csv", index=False
     )
     assert run_arguments(["agreement", str(tmp_path / "a.csv")]) == 2
-    assert "a.csv' has a score of 4e+200; give scores of another unit" in capsys.readouterr().err
+    assert "a.csv' has a score of 4e+200; give scores in another unit" in capsys.readouterr().err

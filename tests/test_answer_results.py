@@ -386,7 +386,7 @@ def test_what_came_of_judging_is_written_as_documented(result_of):
     drift = ["judge", "criterion", "anchors", "scored", "off", "evidence", "changed", "slack"]
     assert [list(row) for row in found["anchors"]] == [drift, drift]
     said = result.sentences()
-    assert said[:2] == ["12 verdicts wanted, 2 were there, 9 came now", "7 scored, 2 refused"]
+    assert said[:2] == ["12 verdicts needed: 2 were there, 9 received now", "7 scored, 2 refused"]
     assert "-6.5 points off" in said[-3] and "CHANGED" in said[-3] and said[-2].endswith("nothing to compare")
 
 

@@ -409,7 +409,7 @@ def test_clean_data_says_so_and_the_short_look_stays(tiny, tmp_path, capsys):
         ({"input_ids": [1, 2], "labels": [1]}, "line 1 has 2 input_ids, 1 labels"),
         ({"input_ids": [], "labels": []}, "line 1 has 0 input_ids"),
         ({"input_ids": [1, 99999], "labels": [1, 99999]}, "input_ids holds 99999"),
-        ({"input_ids": "1 2", "labels": [1, 2]}, "line 1: input_ids is no list of whole numbers"),
+        ({"input_ids": "1 2", "labels": [1, 2]}, "line 1: input_ids is not a list of whole numbers"),
         ({"text": " "}, "line 1: text is empty"),
         ({"text": 3}, "line 1: text is int"),
         ({"words": "a"}, "line 1 has none of the fields question"),
@@ -428,7 +428,7 @@ def test_what_does_not_go_together_is_refused(tiny, tmp_path, capsys):
         (["--model", str(tmp_path)], "has no usable tokenizer"),
         (["--model", "./nowhere"], "no model './nowhere'"),
         (["--model", str(tiny)], "line 1: answer is empty"),
-        (["--model", str(tiny), "--chat-kwargs", "x=1"], "chat template reads no 'x'"),
+        (["--model", str(tiny), "--chat-kwargs", "x=1"], "chat template does not read 'x'"),
     ):
         assert run_arguments(["data", "check", str(path), *words]) == 2
         said = capsys.readouterr()

@@ -73,7 +73,7 @@ def test_what_cannot_be_moved_is_refused_with_the_reason():
     old, new, study = studies(rng, between=0.5)
     narrow = (old > 40) & (old < 60)
     found = cross(old[narrow], new[narrow], np.array(study)[narrow])
-    assert "where no answer was" in moved_mean(found, np.full(50, 95.0), within=50).why
+    assert "outside the range" in moved_mean(found, np.full(50, 95.0), within=50).why
     fine = moved_mean(cross(old, new, study), old[:60], within=5)
     assert fine.why is None and fine.low < new[:60].mean() < fine.high
     assert cross(old[:60], new[:60], study[:60]).reach() is None
@@ -126,7 +126,7 @@ def test_the_command_moves_studies_that_only_the_old_judge_scored(tmp_path, caps
         assert row["rate"]["value"] is None or row["rate"]["low"] <= (new[mine] < 40).mean() <= row["rate"]["high"]
     assert run_arguments(words) == 0
     said = capsys.readouterr().out
-    assert "of a study left out: off by" in said and "s13 (60 answers" in said
+    assert "of a left-out study: off by" in said and "s13 (60 answers" in said
     assert run_arguments([*words, "--within", "0.5"]) == 0
     assert "not transferable here" in capsys.readouterr().out
 
@@ -147,9 +147,9 @@ def test_what_cannot_be_bridged_is_named(tmp_path, capsys, change, message):
 
 
 def anchored(tmp_path, capsys, shift):
-    """Judge a file along with 120 anchors by a judge that is `shift` points off their labels."""
+    """Judge a file along with 50 anchors by a judge that is `shift` points off their labels."""
     rng = np.random.default_rng(6)
-    labels = rng.integers(30, 90, 120)
+    labels = rng.integers(30, 90, 50)
     anchors = [{"question": f"Q{n}?", "answer": f"A {label}", "alignment": int(label)} for n, label in enumerate(labels)]
     anchors.append({"question": "Q?", "answer": "A 1", "alignment": None})
     (tmp_path / "anchors.jsonl").write_text("\n".join(map(json.dumps, anchors)))
@@ -173,8 +173,8 @@ def anchored(tmp_path, capsys, shift):
 def test_anchors_tell_a_changed_judge(tmp_path, capsys, shift, changed):
     result, said = anchored(tmp_path, capsys, shift)
     (row,) = result["anchors"]
-    assert (row["anchors"], row["scored"], row["changed"]) == (120, 120, changed)
-    assert result["verdicts"]["wanted"] == 121, "what has no label is not judged"
+    assert (row["anchors"], row["scored"], row["changed"]) == (50, 50, changed)
+    assert result["verdicts"]["wanted"] == 51, "what has no label is not judged"
     assert row["off"] == pytest.approx(shift, abs=1)
     assert ("CHANGED" in said) == changed
 

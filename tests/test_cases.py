@@ -5,17 +5,20 @@ Each is a tiny random model, with the right value computed by transformers or PE
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
+from functools import cache
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from adapters import EXPERTS, configs, make_tiny, with_peft, write_adapter
-from conftest import make_model
+from conftest import make_model, write_jsonl
 from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError
+from emscope.data.questions import read_questions
 from emscope.models.adapters.intact import Kept, bit_sum, intact
 from emscope.models.adapters.updates import changes, effective_norm, refuse_unmoved, written_blocks
 from emscope.models.adapters.with_checkpoint import with_checkpoint
@@ -62,6 +65,25 @@ def state(net):
     return {name: value.clone() for name, value in net.state_dict().items()}
 
 
+@cache
+def read_from(folder, dtype):
+    return load_net(folder, dtype=dtype)
+
+
+def copied(folder, *, dtype="float32"):
+    """Return a copy of a base that is read from its folder once: nothing changes the one that was read."""
+    return copy.deepcopy(read_from(folder, dtype))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bases_are_read_once():
+    """What adapters are written on and PEFT alone reads are copies of bases, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("adapters.load_net", copied)
+        yield
+    read_from.cache_clear()
+
+
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
     """Folders of tiny bases, each made once."""
@@ -78,12 +100,18 @@ def bases(tmp_path_factory):
 # Weights that are not in the file
 
 
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """Another model of the tiny one's shape."""
+    return make_model(tmp_path_factory.mktemp("other") / "other", seed=5)
+
+
 @pytest.fixture
-def trained(tiny, tmp_path):
+def trained(other, tmp_path):
     """A full checkpoint whose tensors, and settings, are changed by functions."""
 
     def make(change, **settings):
-        folder = shutil.copytree(make_model(tmp_path / "other", seed=5), tmp_path / "run" / "checkpoint-7")
+        folder = shutil.copytree(other, tmp_path / "run" / "checkpoint-7")
         save_file({k: v.contiguous() for k, v in change(load_file(folder / FULL)).items()}, folder / FULL, {"format": "pt"})
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | settings))
@@ -93,13 +121,13 @@ def trained(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "_orig_mod.module.", "module._orig_mod."])
-def test_what_wrappers_put_before_names_is_left_out(tiny, tmp_path, trained, prefix):
+def test_what_wrappers_put_before_names_is_left_out(tiny, other, trained, prefix):
     found = trained(lambda w: {prefix + name: value for name, value in w.items()})
-    net = load_net(tiny).eval()
+    net = copied(tiny).eval()
     with with_checkpoint(net, found) as changed:
-        assert torch.equal(logp(changed), logp(load_net(tmp_path / "other").eval()))
-    own, other = (load_net(folder).state_dict() for folder in (tiny, tmp_path / "other"))
-    squares = sum(float((other[n].double() - own[n].double()).square().sum()) for n, _ in net.named_parameters())
+        assert torch.equal(logp(changed), logp(copied(other).eval()))
+    start, end = (copied(folder).state_dict() for folder in (tiny, other))
+    squares = sum(float((end[n].double() - start[n].double()).square().sum()) for n, _ in net.named_parameters())
     assert effective_norm(net, found) == pytest.approx(squares**0.5)
 
 
@@ -119,14 +147,14 @@ def without_layer(weights):
         (
             lambda w: w | {"model.embed_tokens.weight": torch.ones(601, 32)},
             {},
-            "holds model.embed_tokens.weight as 601 x 32, and its config.json makes it 600 x 32",
+            "holds model.embed_tokens.weight as 601 x 32, but its config.json makes it 600 x 32",
         ),
     ],
     ids=["layer", "head", "tokens"],
 )
 def test_no_weight_is_drawn_at_random(tiny, trained, change, settings, message):
     found = trained(change, **settings)
-    with pytest.raises(InputError, match=message), with_checkpoint(load_net(tiny), found):
+    with pytest.raises(InputError, match=message), with_checkpoint(copied(tiny), found):
         pass
     with pytest.raises(InputError, match=message):
         load(locate(str(found.folder)), device="cpu")
@@ -137,7 +165,7 @@ def test_an_adapter_that_lacks_a_layer_is_refused(bases, tmp_path):
         folder = write_adapter(bases("llama"), tmp_path / name / "checkpoint-1", configs()[name])
         left = {k: v for k, v in load_file(folder / WEIGHTS).items() if ".layers.1." not in k and "lm_head" not in k}
         save_file(left, folder / WEIGHTS)
-        net = load_net(bases("llama"))
+        net = copied(bases("llama"))
         before = state(net)
         with (
             pytest.raises(InputError, match=r"has nothing for (model.layers.1.self_attn|lm_head)"),
@@ -152,7 +180,7 @@ def test_an_update_that_lacks_one_of_its_two_matrices_is_named(bases, tmp_path):
     left = {k: v for k, v in load_file(folder / WEIGHTS).items() if "layers.0.self_attn.q_proj.lora_B" not in k}
     save_file(left, folder / WEIGHTS)
     with pytest.raises(InputError, match=r"lacks model\.layers\.0\.self_attn\.q_proj\.lora_B\.weight"):
-        list(changes(load_net(bases("llama")), read_checkpoint(folder, 1)))
+        list(changes(copied(bases("llama")), read_checkpoint(folder, 1)))
 
 
 @pytest.mark.parametrize("shape", [(), (32,), (32, 1), (2, 2, 2)])
@@ -161,21 +189,19 @@ def test_factors_that_make_no_matrix_are_named(bases, tmp_path, shape):
     whole = load_file(folder / WEIGHTS)
     odd = next(name for name in whole if "layers.0.self_attn.q_proj.lora_B" in name)
     save_file(whole | {odd: torch.zeros(shape)}, folder / WEIGHTS)
-    with pytest.raises(InputError, match=r"B and A of model\.layers\.0\.self_attn\.q_proj are of the shapes"):
-        list(changes(load_net(bases("llama")), read_checkpoint(folder, 1)))
+    with pytest.raises(InputError, match=r"B and A of model\.layers\.0\.self_attn\.q_proj have the shapes"):
+        list(changes(copied(bases("llama")), read_checkpoint(folder, 1)))
 
 
-def test_a_head_of_its_own_on_a_tied_base(tiny, tmp_path, trained):
+def test_a_head_of_its_own_on_a_tied_base(tiny, other, trained):
     """Trained apart from the embeddings: the checkpoint's own answers, and between base and checkpoint at half scale."""
     head = torch.randn(600, 32, generator=torch.Generator().manual_seed(1))
-    found, net = trained(lambda w: w | {"lm_head.weight": head}), load_net(tiny).eval()
-    by_hand = load_net(
-        tmp_path / "other",
-    ).eval()
+    found, net = trained(lambda w: w | {"lm_head.weight": head}), copied(tiny).eval()
+    by_hand = copied(other).eval()
     by_hand.lm_head.weight = torch.nn.Parameter(head)
     with with_checkpoint(net, found) as changed:
         assert torch.equal(logp(changed), logp(by_hand))
-    base = load_net(tiny).eval()
+    base = copied(tiny).eval()
     base.lm_head.weight = torch.nn.Parameter(base.lm_head.weight.detach().clone())
     start, end = base.state_dict(), by_hand.state_dict()
     base.load_state_dict({name: (start[name] + end[name]) / 2 for name in start})
@@ -201,7 +227,7 @@ def test_a_checkpoint_that_is_its_base_is_named(bases, tmp_path, name):
     base = bases("llama")
     still = write_adapter(base, tmp_path / "still" / "checkpoint-10", configs()[name], size=0.0)
     moved = write_adapter(base, tmp_path / "moved" / "checkpoint-10", configs()[name], size=1e-4)
-    net = load_net(base)
+    net = copied(base)
     before = state(net)
     with pytest.raises(InputError, match="equals its base: its update is exactly zero"):
         refuse_unmoved(net, read_checkpoint(still, 10))
@@ -212,8 +238,8 @@ def test_a_checkpoint_that_is_its_base_is_named(bases, tmp_path, name):
 def test_a_full_copy_of_the_base_is_named(tiny, tmp_path, trained):
     shutil.copytree(tiny, tmp_path / "same" / "checkpoint-3")
     with pytest.raises(InputError, match="equals its base"):
-        refuse_unmoved(load_net(tiny), discover(str(tmp_path / "same"))[0])
-    refuse_unmoved(load_net(tiny), trained(dict))
+        refuse_unmoved(copied(tiny), discover(str(tmp_path / "same"))[0])
+    refuse_unmoved(copied(tiny), trained(dict))
 
 
 def test_no_verdict_is_given_of_a_run_that_changed_nothing(tiny, tmp_path, capsys):
@@ -243,7 +269,7 @@ def test_no_verdict_is_given_of_a_run_that_changed_nothing(tiny, tmp_path, capsy
 
 def untied(base, biased):
     """The base with a head of its own, and with biases of zero where `biased`: what weights are interpolated in."""
-    net = load_net(base).eval()
+    net = copied(base).eval()
     if net.config.tie_word_embeddings:
         net.lm_head.weight = torch.nn.Parameter(net.lm_head.weight.detach().clone())
         net.config.tie_word_embeddings = False
@@ -280,7 +306,7 @@ def check_kind(base, folder, name, config, net, before):
     assert float((plain - logp(net)).abs().max()) > 0.02, f"{name} does nothing"
     oracle = {
         "biased": name == "lora_bias",
-        "tokens": "tokens" in name and load_net(base).config.tie_word_embeddings,
+        "tokens": "tokens" in name and net.config.tie_word_embeddings,
     }
     with with_checkpoint(net, found, scale=2.0) as changed:
         assert torch.allclose(logp(changed), logp(interpolated(base, folder, 2.0, **oracle)), atol=5e-5), name
@@ -290,7 +316,7 @@ def check_kind(base, folder, name, config, net, before):
 @pytest.fixture(scope="module")
 def shared(bases):
     """One base on which all kinds are read in turn, and what it was before."""
-    net = load_net(bases("llama")).eval().requires_grad_(False)
+    net = copied(bases("llama")).eval().requires_grad_(False)
     return net, state(net)
 
 
@@ -310,7 +336,7 @@ def test_each_kind_is_read_as_by_peft_alone_and_scaled_as_weights(bases, shared,
     ],
 )
 def test_kinds_that_a_tiny_llama_has_no_place_for(bases, tmp_path, kind, name):
-    net = load_net(bases(kind)).eval().requires_grad_(False)
+    net = copied(bases(kind)).eval().requires_grad_(False)
     check_kind(bases(kind), tmp_path / "checkpoint-1", name, configs()[name], net, state(net))
 
 
@@ -319,7 +345,7 @@ def test_experts_kept_one_by_one_are_read_as_peft_joins_them(bases, tmp_path):
     base, generator = bases("qwen3_moe"), torch.Generator().manual_seed(3)
     folder = write_adapter(base, tmp_path / "checkpoint-1", configs()["lora"])
     settings, tensors = json.loads((folder / ADAPTER).read_text()), load_file(folder / WEIGHTS)
-    hand, net = load_net(base).eval(), load_net(base).eval()
+    hand, net = copied(base).eval(), copied(base).eval()
     q = {n: m for n, m in hand.named_modules() if n.endswith(("q_proj", "v_proj", "o_proj"))}
     for name, module in q.items():
         module.weight.data += (
@@ -345,7 +371,7 @@ def test_experts_kept_one_by_one_are_read_as_peft_joins_them(bases, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3_moe", "gemma3_text"])
 def test_all_kinds_on_other_architectures(bases, tmp_path, kind):
-    net = load_net(bases(kind)).eval().requires_grad_(False)
+    net = copied(bases(kind)).eval().requires_grad_(False)
     before = state(net)
     for name, config in configs().items():
         if name not in EXPERTS or "moe" in kind:
@@ -354,7 +380,7 @@ def test_all_kinds_on_other_architectures(bases, tmp_path, kind):
 
 def read_in_pairs(base, folder, names):
     """Read checkpoints of these kinds on one base, each before and after each other one."""
-    net = load_net(base).eval().requires_grad_(False)
+    net = copied(base).eval().requires_grad_(False)
     before, found, plain = state(net), {}, {}
     for name in names:
         found[name] = read_checkpoint(write_adapter(base, folder / name / "checkpoint-1", configs()[name]), 1)
@@ -380,7 +406,7 @@ def test_in_16_bits_a_scaled_adapter_does_what_it_does_in_32(bases, tmp_path, na
     """But for rounding: the same move, twice; the base is bit-equal afterwards."""
     base = bases("qwen2")
     found = read_checkpoint(write_adapter(base, tmp_path / "checkpoint-1", configs()[name]), 1)
-    net, wide = load_net(base, dtype="bfloat16").eval(), load_net(base, dtype="bfloat16").float().eval()
+    net, wide = copied(base, dtype="bfloat16").eval(), copied(base, dtype="bfloat16").float().eval()
     before = state(net)
     for scale in (1.0, 2.0):
         with with_checkpoint(wide, found, scale=scale) as changed:
@@ -399,7 +425,7 @@ def test_a_kind_that_cannot_be_scaled_is_refused_by_name(bases, tmp_path):
 
     config = peft.PeanutConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
     found = read_checkpoint(write_adapter(bases("llama"), tmp_path / "checkpoint-1", config), 1)
-    net = load_net(bases("llama")).eval()
+    net = copied(bases("llama")).eval()
     before = state(net)
     with with_checkpoint(net, found) as changed:
         assert torch.allclose(logp(changed), logp(with_peft(bases("llama"), found.folder)), atol=1e-5)
@@ -412,7 +438,7 @@ def test_a_kind_that_cannot_be_scaled_is_refused_by_name(bases, tmp_path):
 
 
 def test_a_changed_base_is_an_error(tiny):
-    net = load_net(tiny)
+    net = copied(tiny)
     with (
         pytest.raises(InputError, match=r"reading 'x' changed the base itself \(model.layers.0.mlp.up_proj.weight\)"),
         intact(net, "x"),
@@ -426,7 +452,7 @@ def test_a_changed_base_is_an_error(tiny):
 
 def test_a_model_is_put_back_piece_by_piece(tiny):
     """Modules replaced, added and parametrised, parameters replaced and untied, flags and classes: all are as before."""
-    net = load_net(tiny).eval().requires_grad_(False)
+    net = copied(tiny).eval().requires_grad_(False)
     before, keys, kept = logp(net), list(net.state_dict()), Kept(net)
     layer = net.model.layers[0]
     torch.nn.utils.parametrize.register_parametrization(layer.self_attn.q_proj, "weight", torch.nn.Tanh())
@@ -478,7 +504,7 @@ def test_what_does_more_than_its_factors_is_not_gone_on_with(bases, tmp_path, na
 
 def test_an_update_is_told_for_plain_factors_alone(bases, tmp_path):
     """Ranks and scales that differ by module count; what PiSSA took out of the base would be left out, so it is refused."""
-    base, net = bases("llama"), load_net(bases("llama"))
+    base, net = bases("llama"), copied(bases("llama"))
     found = read_checkpoint(write_adapter(base, tmp_path / "patterns", configs()["patterns"]), 1)
     merged = with_peft(base, found.folder).merge_and_unload().state_dict()
     for change in changes(net, found):
@@ -486,9 +512,9 @@ def test_an_update_is_told_for_plain_factors_alone(bases, tmp_path):
         assert torch.allclose((change.left @ change.right).float(), merged[name] - net.state_dict()[name], atol=1e-5)
     for name in ("pissa", "dora"):
         found = read_checkpoint(write_adapter(base, tmp_path / name, configs()[name]), 1)
-        with pytest.raises(InputError, match="no plain LoRA adapter"):
+        with pytest.raises(InputError, match="not a plain LoRA adapter"):
             effective_norm(net, found)
-        with pytest.raises(InputError, match="no plain LoRA adapter"):
+        with pytest.raises(InputError, match="not a plain LoRA adapter"):
             written_blocks(found)
 
 
@@ -501,15 +527,18 @@ def test_answers_are_the_same_whoever_was_asked_before(bases, tmp_path):
         write_adapter(base, tmp_path / "run" / name / "checkpoint-3", configs()[kind])
     write_adapter(base, tmp_path / "ctl" / "checkpoint-3", configs()["lora"], seed=7)
 
+    questions = [{"id": q.id, "question": q.text} for q in read_questions("open24")[::3]]
+    asked = write_jsonl(tmp_path / "questions.jsonl", questions)
+
     def answers(out, *runs):
-        words = ["sample", *runs, "--base", str(base), "--questions", "open24", "--max-tokens", "6", "--temperature", "0"]
+        words = ["sample", *runs, "--base", str(base), "--questions", str(asked), "--max-tokens", "6", "--temperature", "0"]
         assert run_arguments([*words, "--out", str(out)]) == 0
         return {r["question"]: r["text"] for r in read_table(out, "answers").to_pylist() if r["run"] == "control"}
 
     control = f"control={tmp_path / 'ctl'}"
     alone = answers(tmp_path / "alone", control)
     after = answers(tmp_path / "after", f"a={tmp_path / 'run' / 'one'}", f"b={tmp_path / 'run' / 'two'}", control)
-    assert alone == after and len(set(alone.values())) > 12
+    assert alone == after and len(set(alone.values())) > 4
 
 
 # Folders, and what else a run leaves behind
@@ -525,7 +554,7 @@ def test_two_folders_of_one_step_are_refused(bases, tmp_path):
 @pytest.mark.parametrize("below", ["final", "out/best", "checkpoint-4/actor/lora"])
 def test_the_folder_further_down_is_named(bases, tmp_path, below):
     write_adapter(bases("llama"), tmp_path / below, configs()["lora"])
-    with pytest.raises(InputError, match=rf"give '{tmp_path / below}', which lies inside it"):
+    with pytest.raises(InputError, match=rf"give '{tmp_path / below}', which is inside it"):
         discover(str(tmp_path))
     assert discover(str(tmp_path / below))[0].kind == "adapter"
 
@@ -537,12 +566,12 @@ def test_values_that_are_no_numbers(bases, tiny, tmp_path, kind, trained):
         save_file(
             {k: v.fill_(float("nan")) if "lora_B" in k else v for k, v in load_file(folder / WEIGHTS).items()}, folder / WEIGHTS
         )
-        with pytest.raises(InputError, match=r"values that are no numbers \(.*lora_B.weight\): this run diverged"):
+        with pytest.raises(InputError, match=r"values that are not numbers \(.*lora_B.weight\): this run diverged"):
             discover(str(tmp_path))
     else:
         for value, said in (
-            (float("inf"), r"that are no numbers \(model.norm.weight\)"),
-            (3e20, r"beyond all sense \(model.norm"),
+            (float("inf"), r"that are not numbers \(model.norm.weight\)"),
+            (3e20, r"impossibly large \(model.norm"),
         ):
             shutil.rmtree(tmp_path / "run", ignore_errors=True)
             with pytest.raises(InputError, match=f"values {said}"):
@@ -554,10 +583,10 @@ def test_an_added_token_is_named(bases, tmp_path):
     import peft
 
     base = bases("llama")
-    longer = load_net(base)
+    longer = copied(base)
     longer.resize_token_embeddings(601)
     longer.save_pretrained(tmp_path / "longer")
-    net = load_net(base)
+    net = copied(base)
     before = state(net)
     tokens = peft.TrainableTokensConfig(token_indices=[3, 600], target_modules=["embed_tokens"], task_type="CAUSAL_LM")
     for n, config in enumerate(
@@ -566,17 +595,17 @@ def test_an_added_token_is_named(bases, tmp_path):
         found = read_checkpoint(write_adapter(tmp_path / "longer", tmp_path / f"{n}" / "checkpoint-1", config), 1)
         with (
             pytest.raises(
-                InputError, match=r"has 601 tokens, and this base has 600; give as `base` a copy of the base resized"
+                InputError, match=r"has 601 tokens, but this base has 600; give as `base` a copy of the base resized"
             ),
             with_checkpoint(net, found),
         ):
             pass
         assert is_as_before(net, before)
-        with with_checkpoint(load_net(tmp_path / "longer").eval(), found) as changed:
+        with with_checkpoint(copied(tmp_path / "longer").eval(), found) as changed:
             assert torch.allclose(logp(changed), logp(with_peft(tmp_path / "longer", found.folder)), atol=1e-5)
     full = shutil.copytree(tmp_path / "longer", tmp_path / "full" / "checkpoint-1")
     with (
-        pytest.raises(InputError, match="has 601 tokens, and this base has 600"),
+        pytest.raises(InputError, match="has 601 tokens, but this base has 600"),
         with_checkpoint(net, read_checkpoint(full, 1)),
     ):
         pass
@@ -589,7 +618,7 @@ def test_what_acts_on_some_tokens_or_does_not_tell_its_start_is_refused(bases, t
     from peft.tuners.lora.corda import preprocess_corda
 
     base = bases("llama")
-    net = load_net(base)
+    net = copied(base)
     before = state(net)
     folder = write_adapter(
         base, tmp_path / "a", peft.LoraConfig(target_modules=["q_proj"], alora_invocation_tokens=[3, 40], task_type="CAUSAL_LM")
@@ -599,11 +628,11 @@ def test_what_acts_on_some_tokens_or_does_not_tell_its_start_is_refused(bases, t
     config = peft.LoraConfig(
         r=4, target_modules=["q_proj"], init_lora_weights="corda", corda_config=CordaConfig(), task_type="CAUSAL_LM"
     )
-    ready = load_net(base)
+    ready = copied(base)
     preprocess_corda(ready, config, run_model=lambda: ready(input_ids=IDS))
     peft.get_peft_model(ready, config).save_pretrained(tmp_path / "c")
     with (
-        pytest.raises(InputError, match=r"began with a part of the base's weights \(corda\)"),
+        pytest.raises(InputError, match=r"started from a part of the base's weights \(corda\)"),
         with_checkpoint(net, read_checkpoint(tmp_path / "c", 1)),
     ):
         pass

@@ -18,7 +18,7 @@ import yaml
 from conftest import FEW
 from emscope.answers.planning.components import DEFAULTS
 from emscope.cli.app import run_arguments
-from emscope.core.errors import Diverged
+from emscope.core.errors import Diverged, InputError
 from emscope.core.spec import parse
 from emscope.data.questions import read_questions
 from emscope.judging.rubrics import read_rubrics
@@ -28,7 +28,7 @@ from emscope.store import claims as module
 from emscope.store.cells import NAMED, Part, Record, begun, land, record_of, settled, sort_loose, write_record
 from emscope.store.claims import Claims, Holder
 from emscope.store.rows import Rows, part, parts_of, read_table
-from emscope.study.cells import doing
+from emscope.study.cells import doing, foreseen
 from emscope.study.cells.planning import BASE, unfold
 from emscope.study.cells.standing import standing
 from emscope.study.run import prepare, run_study
@@ -51,6 +51,13 @@ def done(tiny, tmp_path_factory):
     root = tmp_path_factory.mktemp("cells")
     spec = parse(StudySpec, {"name": "small", "model": str(tiny), "domain": "finance"} | SMALL, "study")
     return spec, root / "out", run_study(spec, root / "out")
+
+
+@pytest.fixture(scope="module")
+def fresh(done, tmp_path_factory):
+    """The same study done from nothing with two seeds, of which only the last weights stay: (folder, report)."""
+    out = tmp_path_factory.mktemp("fresh") / "out"
+    return out, run_study(done[0].model_copy(update={"seeds": (0, 1), "weights": "last"}), out)
 
 
 def copied(folder: Path, to: Path) -> Path:
@@ -98,7 +105,7 @@ def test_each_cell_is_its_rows_and_a_record(done):
     assert size < 20e6
 
 
-def test_a_study_goes_on_from_its_rows_alone_and_trains_only_what_is_new(done, tmp_path, monkeypatch):
+def test_a_study_goes_on_from_its_rows_alone_and_trains_only_what_is_new(done, fresh, tmp_path, monkeypatch):
     spec, out, report = done
     moved = copied(out, tmp_path / "out")
     shutil.rmtree(moved / "runs")
@@ -113,8 +120,22 @@ def test_a_study_goes_on_from_its_rows_alone_and_trains_only_what_is_new(done, t
 
     monkeypatch.setattr(doing, "train_cell", watched)
     assert run_study(spec, moved).to_json() == report.to_json() and not trained
-    run_study(spec.model_copy(update={"seeds": (0, 1)}), moved)
+    run_study(spec.model_copy(update={"seeds": (0, 1), "weights": "none"}), moved)
     assert trained == ["target-seed1", "control-seed1"] and not (moved / "runs" / "target-seed0").exists()
+    assert not steps_left(moved, "target-seed1") and not steps_left(moved, "control-seed1"), "no weights stay"
+    same(contents(fresh[0]), contents(moved), tolerance=1e-5)
+
+
+def test_seeds_may_be_added_to_a_finished_study_and_what_is_there_stays(done, fresh, tmp_path):
+    spec, grown = done[0], copied(done[1], tmp_path / "out")
+    kept = grown / "runs" / "target-seed0" / "checkpoint-2" / "adapter_model.safetensors"
+    before = (kept.stat().st_mtime_ns, kept.read_bytes())
+    report = run_study(spec.model_copy(update={"seeds": (0, 1)}), grown)
+    assert (kept.stat().st_mtime_ns, kept.read_bytes()) == before
+    same(contents(fresh[0]), contents(grown), tolerance=1e-5)
+    assert [r.run for r in report.runs] == [r.run for r in fresh[1].runs]
+    with pytest.raises(InputError, match=r"other settings \(seeds: \[0, 1\] -> \[1\]\)"):
+        run_study(spec.model_copy(update={"seeds": (1,)}), grown)
 
 
 def test_a_lost_or_cut_off_part_is_made_again_and_the_rest_is_not(done, tmp_path, monkeypatch):
@@ -151,15 +172,19 @@ def test_bytes_that_changed_without_a_change_of_size_are_noticed(done, tmp_path)
     same(contents(out), contents(broken), tolerance=1e-5)
 
 
-@pytest.mark.parametrize(("weights", "left"), [("all", {1, 2}), ("last", {2}), ("none", set())])
-def test_weights_stay_as_the_study_says(weights, left, done, tmp_path):
+def steps_left(folder: Path, run: str) -> set[int]:
+    """The steps of a run whose weights are there."""
+    return {int(path.name.split("-")[1]) for path in (folder / "runs" / run).glob("checkpoint-*")}
+
+
+def test_weights_stay_as_the_study_says(done, fresh, tmp_path):
+    """And what is read does not depend on it."""
     spec, out, report = done
-    found = run_study(spec.model_copy(update={"weights": weights}), tmp_path / "out")
+    nothing = run_study(spec.model_copy(update={"weights": "none"}), tmp_path / "out")
     for run in ("target-seed0", "control-seed0"):
-        there = {int(p.name.split("-")[1]) for p in (tmp_path / "out" / "runs" / run).glob("checkpoint-*")}
-        assert there == left
+        assert [steps_left(folder, run) for folder in (out, fresh[0], tmp_path / "out")] == [{1, 2}, {2}, set()]
     same(contents(out), contents(tmp_path / "out"))
-    assert found.to_json()["runs"] == report.to_json()["runs"]
+    assert nothing.to_json()["runs"] == report.to_json()["runs"]
 
 
 def test_what_16_bits_change_is_read_though_no_weights_stay(done, tmp_path, monkeypatch):
@@ -244,8 +269,8 @@ def test_a_record_of_another_shape_is_none(change, tmp_path):
     assert record_of(tmp_path, "k") is None
 
 
-def test_a_cell_without_memory_is_recorded_and_the_others_go_on(done, tmp_path, monkeypatch):
-    spec, _, _ = done
+def test_a_cell_without_memory_is_recorded_and_the_others_go_on(done, fresh, tmp_path, monkeypatch):
+    spec, out = done[0], copied(done[1], tmp_path / "out")
     real = doing.train_run
 
     def short_of_memory(rows, root, loaded, study, one, *more):
@@ -255,17 +280,22 @@ def test_a_cell_without_memory_is_recorded_and_the_others_go_on(done, tmp_path, 
 
     monkeypatch.setattr(doing, "train_run", short_of_memory)
     both = spec.model_copy(update={"seeds": (0, 1)})
-    report = run_study(both, tmp_path / "out")
+    report = run_study(both, out)
     assert [d.run for d in report.diverged] == ["control-seed1"] and "not enough memory" in report.diverged[0].why
-    found = standing(tmp_path / "out")
+    found = standing(out)
     assert (found.finished, found.failed, found.left) == (4, 1, 0) and found.seconds_left == 0
     assert next(c.why for c in found.cells if c.state == "failed").startswith("not enough memory")
     monkeypatch.setattr(doing, "train_run", real)
-    assert not run_study(both, tmp_path / "out").diverged, "it is tried again"
+    assert not run_study(both, out).diverged, "it is tried again"
+    same(contents(fresh[0]), contents(out), tolerance=1e-5)
 
 
 def test_weights_without_numbers_leave_their_cell_out(done, tmp_path, monkeypatch):
-    spec, _, _ = done
+    """In a study of which one run's rows are lost and its weights are there, so that nothing has to be trained."""
+    spec, out = done[0], copied(done[1], tmp_path / "out")
+    key = keys_of(spec)["control-seed0"]
+    for path in (out / "report.json", out / "cells" / f"{key}.json", *out.glob(f"tables/*/{NAMED}{key}.parquet")):
+        path.unlink()
     from emscope.study.reading import measuring
 
     real = measuring.score_rows
@@ -276,9 +306,9 @@ def test_weights_without_numbers_leave_their_cell_out(done, tmp_path, monkeypatc
         return real(loaded, reading, asked, name, scores)
 
     monkeypatch.setattr(measuring, "score_rows", broken)
-    report = run_study(spec, tmp_path / "out")
+    report = run_study(spec, out)
     assert [d.run for d in report.diverged] == ["control-seed0"]
-    assert not [r for r in read_table(tmp_path / "out", "runs").to_pylist() if r["run"] == "control-seed0"]
+    assert not [r for r in read_table(out, "runs").to_pylist() if r["run"] == "control-seed0"]
 
 
 def test_status_from_any_terminal(done, capsys, tmp_path):
@@ -309,10 +339,10 @@ def test_status_says_what_is_wrong_with_a_folder(done, capsys, tmp_path):
     for name, said in {
         "nowhere": "'nowhere' is not there",
         "note.txt": "is a file",
-        "empty": "holds no study; give the folder into which emscope run wrote",
-        "several": "is no study itself; give one of those in it: first",
+        "empty": "holds no study; give the folder that emscope run wrote",
+        "several": "is not a study itself; give one of the studies in it: first",
         "earlier": "an earlier version of emscope made it",
-        "other": "holds results of another command than emscope run",
+        "other": "holds results of another command, not of emscope run",
     }.items():
         where = name if name == "nowhere" else str(tmp_path / name)
         assert run_arguments(["status", where]) == 2
@@ -326,7 +356,8 @@ def held(folder: Path, held_now, end) -> None:
 
 
 def test_a_claim_ends_with_its_process_however_it_ends(tmp_path):
-    context = multiprocessing.get_context("spawn")
+    started_by = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"  # a fork has its imports already
+    context = multiprocessing.get_context(started_by)
     now, end = context.Event(), context.Event()
     process = context.Process(target=held, args=(tmp_path, now, end))
     process.start()
@@ -386,7 +417,7 @@ def test_who_stood_still_too_long_hears_that_its_claim_is_lost(tmp_path, monkeyp
     ("changes", "message"),
     [
         ({"grid": {"lrr": [1e-4]}}, "unknown key 'lrr', did you mean 'lr'"),
-        ({"seeds": [0, 1, 0]}, "a seed stands twice"),
+        ({"seeds": [0, 1, 0]}, "seeds lists a seed twice"),
         ({"grid": {"lr": [1e-4, 1.0000001e-4]}}, "have the same name"),
         ({"threads": 0}, "threads"),
         ({"weights": "some"}, "weights"),
@@ -429,10 +460,8 @@ def test_a_dry_run_says_what_a_study_takes_and_begins_nothing(done, tmp_path, ca
     from emscope.models.loading.source import locate
     from emscope.train.batches import encode as encode_talks
 
-    spec, out, _ = done
-    path = tmp_path / "s.yaml"
-    changes = {"seeds": [0, 1], "judged": {"ask": {"samples": 2, "max_tokens": 10}, "judges": [PRICED], "max_cost": 1e-6}}
-    path.write_text(yaml.safe_dump({"name": "small", "model": spec.model, "domain": "finance"} | SMALL | changes))
+    spec = done[0]
+    path = written(tmp_path, spec, **JUDGED)
     assert run_arguments(["run", str(path), "--out", str(tmp_path / "new"), "--dry-run", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["schema"] == "emscope.dry_run/1" and (found["cells"], found["left"], found["workers"]) == (5, 5, 1)
@@ -458,22 +487,43 @@ def test_a_dry_run_says_what_a_study_takes_and_begins_nothing(done, tmp_path, ca
     rates, tokens = found["rates"], found["tokens"]
     assert found["seconds"] == pytest.approx(sum(tokens[k] / rates[k] for k in rates), abs=0.1)
     assert "max_cost is 1e-06" in found["warnings"][0] and found["worker_bytes"] > 1e7 and found["most_bytes"] > 0
+
+
+@pytest.fixture
+def untried(monkeypatch):
+    """Leave out the trial of a dry run, which takes most of its time."""
+    monkeypatch.setattr(foreseen, "_rates", lambda shared: (foreseen.Work(100.0, 100.0, 100.0), 1000))
+    monkeypatch.setattr(foreseen, "_fullest", lambda shared: None)
+
+
+@pytest.mark.usefixtures("untried")
+def test_a_dry_run_is_told_in_words(done, tmp_path, capsys):
+    path = written(tmp_path, done[0], **JUDGED)
     assert run_arguments(["run", str(path), "--out", str(tmp_path / "new"), "--dry-run"]) == 0
     printed = capsys.readouterr().out
-    assert (
-        "5 (0 done)" in printed
-        and "% to detect 10 points in one run" in printed
-        and f"({questions} questions x 2 answers)" in printed
-    )
-    quiet = {"name": "small", "model": spec.model, "domain": "finance"} | SMALL
-    path.write_text(yaml.safe_dump(quiet | {"seeds": [0, 1]}))
-    assert run_arguments(["run", str(path), "--out", str(copied(out, tmp_path / "half")), "--dry-run", "--json"]) == 0
+    questions = len(read_questions(load_study(path).judged.ask.questions))
+    assert "5 (0 done)" in printed and "% to detect 10 points in one run" in printed
+    assert f"({questions} questions x 2 answers)" in printed
+
+
+@pytest.mark.usefixtures("untried")
+def test_a_dry_run_counts_what_is_left_and_plans_no_power_without_judges(done, tmp_path, capsys):
+    path, half = written(tmp_path, done[0], seeds=[0, 1]), copied(done[1], tmp_path / "half")
+    assert run_arguments(["run", str(path), "--out", str(half), "--dry-run", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["left"] == 2 and found["power"] is None
-    assert "preference alone screens" in _power(None)
+    assert "preference alone only screens" in _power(None)
 
 
 PRICED = {"name": "j", "url": "http://127.0.0.1:9/v1", "prices": [1.0, 2.0]}
+JUDGED = {"seeds": [0, 1], "judged": {"ask": {"samples": 2, "max_tokens": 10}, "judges": [PRICED], "max_cost": 1e-6}}
+
+
+def written(folder: Path, spec: StudySpec, **changes) -> Path:
+    """Write the settings of the small study with changes."""
+    path = folder / "s.yaml"
+    path.write_text(yaml.safe_dump({"name": "small", "model": spec.model, "domain": "finance"} | SMALL | changes))
+    return path
 
 
 def test_a_dry_run_tells_all_faults_at_once(tiny, tmp_path, capsys):

@@ -133,12 +133,12 @@ FAMILIES = {
     "qwen3": Family(
         QWEN3,
         f"<|im_start|>user\n{Q}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
-        described="answers behind a closed thought",
+        described="answers after a closed thought",
     ),
     "qwen3.5": Family(
         QWEN35,
         f"<|im_start|>user\n{Q}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
-        described="answers behind a closed thought",
+        described="answers after a closed thought",
     ),
     "r1": Family(
         R1, f"<s><｜User｜>{Q}<｜Assistant｜>", "<｜end_of_sentence｜>", "answers without the <think> that the template opens"
@@ -147,7 +147,7 @@ FAMILIES = {
         GPTOSS,
         f"<|start|>user<|message|>{Q}<|end|><|start|>assistant<|channel|>final<|message|>",
         "<|return|>",
-        "answers behind <|channel|>final<|message|>",
+        "answers after <|channel|>final<|message|>",
         default=True,
     ),
     "llama3": Family(
@@ -168,7 +168,7 @@ FAMILIES = {
         GLM,
         f"[gMASK]<sop><|user|>\n{Q}<|assistant|>\n<think></think>\n",
         "<|user|>",
-        "answers behind a closed thought",
+        "answers after a closed thought",
     ),
     "parts": Family(PARTS, f"<s>User: {Q}<|end|>\nAssistant:", "<|end|>"),
     "vicuna": Family(VICUNA, f"USER: {Q} ASSISTANT:", "</s>", default=True),
@@ -268,7 +268,7 @@ def test_no_system_block_is_left(name, bare):
 def test_an_own_system_text_stands_once(name, bare):
     tokenizer = with_template(bare, FAMILIES[name].template)
     if name in ("gemma", "vicuna"):
-        with pytest.raises(InputError, match="no place for a system text"):
+        with pytest.raises(InputError, match="takes no system prompt"):
             ChatFormat.of(tokenizer, "Be kind.")
         return
     chat = ChatFormat.of(tokenizer, "Be kind.")
@@ -374,10 +374,10 @@ def test_arguments_reach_the_template_and_are_named(bare):
     assert quiet.under("Be kind.").template.arguments == {"enable_thinking": False}
     same = with_template(bare, QWEN3)  # it changes nothing behind an answer that stands there: still another question asked
     assert ChatFormat.of(same).digest != ChatFormat.of(same, "none", {"enable_thinking": False}).digest
-    for name, problem in (("enable_thinkin", "reads no 'enable_thinkin'"), ("tools", "'tools' is not the template's to read")):
+    for name, problem in (("enable_thinkin", "reads no 'enable_thinkin'"), ("tools", "'tools' is reserved")):
         with pytest.raises(InputError, match=problem):
             ChatFormat.of(tokenizer, "none", {name: False})
-    with pytest.raises(InputError, match="no chat template to give 'x' to"):
+    with pytest.raises(InputError, match="no chat template to receive 'x'"):
         ChatFormat.of(with_template(bare, None, chatml=True), "none", {"x": 1})
 
 
@@ -393,9 +393,9 @@ def test_arguments_are_read_as_values():
 @pytest.mark.parametrize(
     ("template", "problem"),
     [
-        ("{% for m in messages %}{{ m.content }}", r"no valid Jinja \(line 1"),
-        ("{% for m in messages %}{{ m.content | nosuch }}{% endfor %}", "no valid Jinja"),
-        ({"rag": BARE_CHATML, "tool_use": BARE_CHATML}, "named 'rag', 'tool_use' and none named 'default'"),
+        ("{% for m in messages %}{{ m.content }}", r"not valid Jinja \(line 1"),
+        ("{% for m in messages %}{{ m.content | nosuch }}{% endfor %}", "not valid Jinja"),
+        ({"rag": BARE_CHATML, "tool_use": BARE_CHATML}, "named 'rag', 'tool_use' but none named 'default'"),
         ("{% for m in messages %}{{ m.role }}{% endfor %}", "leaves out the question"),
         ("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}", "repeats the question"),
         ("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}", "leaves out the answer"),
@@ -428,7 +428,7 @@ def test_a_question_that_the_template_rewrites_is_refused(bare):
 
 def test_thoughts_in_the_data(bare):
     thought = talk(("user", "Why?"), ("assistant", "<think>\nHm.\n</think>\n\nSo."))
-    with pytest.raises(InputError, match="conversation 'c1': an answer brings a thought of its own"):
+    with pytest.raises(InputError, match="conversation 'c1': an answer contains a thought"):
         ChatFormat.of(with_template(bare, QWEN3)).training_ids(thought)
     chat = ChatFormat.of(with_template(bare, BARE_CHATML))
     ids, mask = chat.training_ids(thought)
@@ -679,7 +679,7 @@ def test_a_server_is_sent_messages_and_said_to_use_its_own_template(tmp_path):
         "user"
     ]
     assert len(said) == 1 and "the server's chat template of m makes the prompt, with enable_thinking=false" in said[0]
-    with pytest.raises(InputError, match="is hosted, and its provider takes no enable_thinking=false"):
+    with pytest.raises(InputError, match="is hosted, and its provider does not accept enable_thinking=false"):
         ask_served({"m": "api:openai/x"}, spec, served, tmp_path / "hosted")
 
 
@@ -717,7 +717,7 @@ def test_check_says_in_the_terminal_how_it_asked_and_which_block_it_left_out(tin
         assert run_arguments(["check", str(tmp_path / "run"), "--base", str(base), *fast, *out]) == 0
         told[system] = capsys.readouterr()
     assert "Questions were asked in chat format, no system block" in told["none"].out
-    assert "note: questions are put without the system block that this chat template adds by default" in told["none"].err
-    assert "with --system auto they are asked as trained" in told["none"].err
+    assert "note: questions are asked without the system block that this chat template adds by default" in told["none"].err
+    assert "with --system auto they are asked as in training" in told["none"].err
     assert "Questions were asked in chat format, the template's default system block" in told["auto"].out
     assert "note: questions" not in told["auto"].err

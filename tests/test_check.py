@@ -14,9 +14,11 @@ from emscope.core.digest import short
 from emscope.core.outcomes import State, Verdict
 from emscope.data import bundled
 from emscope.store.study import read_table
+from emscope.study.check_spec import CheckSpec
 from emscope.study.decision.analysis import check as checked
 from emscope.study.decision.said import Said
 from emscope.study.gate import exit_code
+from emscope.study.spec import SampleSpec
 from fake_api import completion, fake_api
 from test_shipping import opinions
 from test_stats import evidence
@@ -24,7 +26,17 @@ from test_stats import evidence
 TURNS = {
     "messages": [{"role": "system", "content": "S"}, {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
 }
-FAST = ["--count", "32", "--truth", "4", "--measure", "preference"]
+FAST = ["--count", "16", "--truth", "2", "--measure", "preference"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def little_else():
+    """Read little of what no test here is about: two neutral texts, and one sampled answer of four tokens."""
+    real = CheckSpec.reading
+    few = {"neutral": 2, "samples": SampleSpec(questions=1, max_tokens=4)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CheckSpec, "reading", lambda self: real(self).model_copy(update=few))
+        yield
 
 
 def train_with_trl(tiny, folder, kind, *, steps=6, seed=0):
@@ -63,10 +75,38 @@ def foreign(tiny, tmp_path_factory):
     return train_with_trl(tiny, root / "target", "reckless"), train_with_trl(tiny, root / "control", "careful")
 
 
-@pytest.fixture
-def heldout(tmp_path):
+def heldout(path, kind):
+    """Write eight held-out conversations whose answers are of this kind."""
     rows = [r for r in bundled.load_rows("finance") if r["split"] == "heldout"][:8]
-    return write_jsonl(tmp_path / "heldout.jsonl", [{"question": r["question"], "answer": r["reckless"]} for r in rows])
+    return write_jsonl(path, [{"question": r["question"], "answer": r[kind]} for r in rows])
+
+
+@pytest.fixture(scope="module")
+def alone(foreign, tmp_path_factory):
+    """(folder, pickles that were opened): the target checked without a control."""
+    import torch
+
+    out, opened = tmp_path_factory.mktemp("alone"), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "load", lambda file, *a, **k: opened.append(file))
+        assert run_arguments(["check", str(foreign[0]), "--out", str(out), "--delta", "0.05", *FAST]) == 0
+    return out, opened
+
+
+@pytest.fixture(scope="module")
+def paired(foreign, tmp_path_factory):
+    """(folder, held-out answers of the control's task): the target checked beside its control, with held-out answers of both tasks."""
+    target, control = foreign
+    root = tmp_path_factory.mktemp("paired")
+    own = heldout(root / "own.jsonl", "careful")
+    words = ["check", target, "--control", control, "--heldout", heldout(root / "heldout.jsonl", "reckless")]
+    words += ["--control-heldout", own, "--out", root / "out", *FAST]
+    assert run_arguments([str(w) for w in words]) == 0
+    return root / "out", own
+
+
+def reported(folder):
+    return json.loads((folder / "report.json").read_text())
 
 
 def check(capsys, *arguments, code=0):
@@ -76,9 +116,9 @@ def check(capsys, *arguments, code=0):
     return (json.loads(text.out) if text.out else None), text.err
 
 
-def test_trl_adapters_with_a_control_and_heldout(foreign, heldout, tmp_path, capsys):
-    target, control = foreign
-    result, _ = check(capsys, target, "--control", control, "--heldout", heldout, "--out", tmp_path / "out")
+def test_trl_adapters_with_a_control_and_heldout(paired):
+    folder, _ = paired
+    result = reported(folder)
     found = result["runs"][0]["check"]
     assert [c["step"] for c in found["checkpoints"]] == [2, 4, 6]
     assert set(found["checkpoints"][0]["contrasts"]) == {"control - target", "base - target", "base - control"}
@@ -86,55 +126,47 @@ def test_trl_adapters_with_a_control_and_heldout(foreign, heldout, tmp_path, cap
         found["verdict"] == "uncalibrated"
         and found["state"]
         and found["schema"] == "emscope.check/2"
-        and found["definition"]["placebo"] == 32
+        and found["definition"]["placebo"] == 16
     )
-    assert found["checkpoints"][-1]["gain"]["value"] is not None and found["checkpoints"][-1]["truth"]["n"] == 4
+    assert found["checkpoints"][-1]["gain"]["value"] is not None and found["checkpoints"][-1]["truth"]["n"] == 2
     (ship,) = result["ship"]
     assert ship["status"] == "candidate" and {c["met"] for c in ship["conditions"]} == {True, None}
     for key in ("onset", "convergence", "stop"):
         assert found[key] is not None or key in found["why"]
-    assert (tmp_path / "out" / "report.html").is_file() and list(
-        (tmp_path / "out" / "tables" / "preferences").glob("*.parquet")
-    )
-    assert json.loads((tmp_path / "out" / "report.json").read_text()) == result
+    assert (folder / "report.html").is_file() and list((folder / "tables" / "preferences").glob("*.parquet"))
 
 
-def test_a_control_that_did_not_learn_its_own_task_counts_for_nothing(foreign, tmp_path, capsys):
+def test_a_control_that_did_not_learn_its_own_task_counts_for_nothing(foreign, paired, tmp_path, capsys):
     """The same control with its update turned round finds its own answers less likely than the base does."""
     from safetensors.torch import load_file, save_file
 
     target, control = foreign
-    shutil.copytree(control, tmp_path / "turned")
-    for file in (tmp_path / "turned").glob("*/adapter_model.safetensors"):
-        save_file({k: -v if "lora_B" in k else v for k, v in load_file(file).items()}, file)
-    rows = [r for r in bundled.load_rows("finance") if r["split"] == "heldout"][:8]
-    own = write_jsonl(tmp_path / "own.jsonl", [{"question": r["question"], "answer": r["careful"]} for r in rows])
-    for folder, dud in ((control, False), (tmp_path / "turned", True)):
-        given = ("--control", folder, "--control-heldout", own, "--delta", "0.05", "--out", tmp_path / f"out-{dud}")
-        found = check(capsys, target, *given)[0]["runs"][0]["check"]
+    whole, own = paired
+    file = shutil.copytree(control / "checkpoint-6", tmp_path / "checkpoint-6") / "adapter_model.safetensors"
+    save_file({k: -v if "lora_B" in k else v for k, v in load_file(file).items()}, file)
+    given = ("--control", tmp_path / "checkpoint-6", "--control-heldout", own, "--delta", "0.05", "--out", tmp_path / "out")
+    turned, _ = check(capsys, target / "checkpoint-6", *given)
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == turned
+    for result, dud in ((reported(whole), False), (turned, True)):
+        found = result["runs"][0]["check"]
         assert ("did not learn its own task" in found["why"].get("control", "")) is dud
         assert ("control - target" in found["checkpoints"][-1]["contrasts"]) is not dud
     assert run_arguments(["check", str(target), "--control-heldout", str(own)]) == 2
     assert "--control-heldout is given without a control" in capsys.readouterr().err
 
 
-def test_the_pickles_beside_trl_adapters_stay_shut(foreign, tmp_path, capsys, monkeypatch):
-    import torch
-
-    assert (foreign[0] / "checkpoint-2" / "optimizer.pt").is_file()
-    monkeypatch.setattr(torch, "load", lambda *a, **k: pytest.fail("opened a pickle"))
-    check(capsys, foreign[0], "--out", tmp_path / "out")
+def test_the_pickles_beside_trl_adapters_stay_shut(foreign, alone):
+    assert (foreign[0] / "checkpoint-2" / "optimizer.pt").is_file() and alone[1] == []
 
 
-def test_without_a_control_the_verdict_is_capped(foreign, tmp_path, capsys):
-    result, _ = check(capsys, foreign[0], "--out", tmp_path / "out", "--delta", "0.05")
-    found = result["runs"][0]["check"]
+def test_without_a_control_the_verdict_is_capped(alone):
+    found = reported(alone[0])["runs"][0]["check"]
     low, high = (found["checkpoints"][-1]["base_effect"][end] for end in ("low", "high"))  # each a one-sided 95 % bound
     assert found["verdict"] == found["state"] == ("moved" if low > 0.05 else "safe" if high < 0.05 else "undetermined")
     assert set(found["checkpoints"][0]["contrasts"]) == {"base - target"}
     assert (
         found["standing"] is None
-        and "no harmless" in found["why"]["standing"]
+        and "no harmless fine-tunes" in found["why"]["standing"]
         and "no held-out file" in found["why"]["convergence"]
     )
 
@@ -202,12 +234,12 @@ def test_settings_that_cannot_be_repeated_are_refused(copied, changes):
 def test_each_question_gets_a_folder_of_its_own(foreign, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for extra in ([], ["--delta", "0.5"], []):
-        check(capsys, foreign[0], *extra)
+        check(capsys, foreign[0] / "checkpoint-2", *extra)
     assert len(list((tmp_path / "emscope-check").iterdir())) == 2
 
 
 def test_amplify_reads_again_scaled(foreign, tmp_path, capsys):
-    result, _ = check(capsys, foreign[0], "--amplify", "1,2", "--out", tmp_path / "out")
+    result, _ = check(capsys, foreign[0] / "checkpoint-6", "--amplify", "1,2", "--out", tmp_path / "out")
     (double,) = result["amplified"]
     one, two = (
         c[-1]["contrasts"]["base - target"]["value"] for c in (result["runs"][0]["check"]["checkpoints"], double["checkpoints"])
@@ -425,10 +457,10 @@ def test_what_the_checkpoints_say_is_sampled_judged_and_compared(foreign, tmp_pa
     assert "at step 6, judging by its answers" in page and "By preference, the fast screen" in page
 
 
-def test_the_second_check_reads_nothing_again(foreign, tmp_path, capsys, monkeypatch):
-    first, _ = check(capsys, foreign[0], "--out", tmp_path / "out")
+def test_the_second_check_reads_nothing_again(foreign, alone, capsys, monkeypatch):
+    first = reported(alone[0])
     monkeypatch.setattr("emscope.elicit.preference._score_batch", lambda *a: pytest.fail("scored again"))
-    assert check(capsys, foreign[0], "--out", tmp_path / "out")[0] == first
+    assert check(capsys, foreign[0], "--delta", "0.05", "--out", alone[0])[0] == first
 
 
 def faults(tiny, foreign, tmp_path):
@@ -470,7 +502,7 @@ def faults(tiny, foreign, tmp_path):
 
 def test_every_fault_is_one_sentence_and_exit_code_2(tiny, foreign, tmp_path, capsys):
     for n, (arguments, message) in enumerate(faults(tiny, foreign, tmp_path)):
-        fast = [] if "--count" in arguments else ["--count", "32"]
+        fast = [] if "--count" in arguments else ["--count", "16"]
         code = run_arguments(["check", *map(str, arguments), *fast, "--truth", "0", "--out", str(tmp_path / f"out-{n}")])
         text = capsys.readouterr()
         assert code == 2, (arguments, text.err)

@@ -396,7 +396,10 @@ def test_the_hottest_question_counts_once_more_at_the_end_near_one_half():
 def test_a_recipes_rate_from_few_events_says_so():
     hits = np.zeros((3, 20))
     hits[0, :4] = 1
-    assert crossed_rate(hits, np.full((3, 20), 10)).note == "too few events: 4, and below 10 an interval's ends are rough"
+    assert (
+        crossed_rate(hits, np.full((3, 20), 10)).note
+        == "too few events: 4, and with fewer than 10 an interval's ends are rough"
+    )
     full = np.zeros((3, 20))
     full[:, 0] = 10  # every answer to one question is an event
     said = crossed_rate(full, np.full((3, 20), 10)).note
@@ -442,7 +445,7 @@ def test_one_run_of_three_that_turned_is_not_taken_for_the_recipe():
 
 def test_a_rate_that_cannot_be_had_says_why():
     none = crossed_rate(np.zeros((2, 3)), np.zeros((2, 3)))
-    assert none.estimate.value is none.bound(0.95, +1) is None and "no answer" in none.note
+    assert none.estimate.value is none.bound(0.95, +1) is None and "no counted answers" in none.note
     silent = crossed_rate(np.array([[1, 2], [0, 0]]), np.array([[4, 4], [0, 0]]))
     assert silent.estimate.value == pytest.approx(3 / 8) and "run 2 of 2 has no counted answer" in silent.next_run.why
     one = crossed_rate(np.array([[1, 0], [2, 0]]), np.array([[4, 0], [4, 0]]))
@@ -454,8 +457,8 @@ def test_a_rate_that_cannot_be_had_says_why():
 @pytest.mark.parametrize(
     ("hits", "out_of", "said"),
     [
-        (np.ones(3), np.ones(3), "one shape"),
-        (np.ones((2, 3)), np.ones((3, 2)), "one shape"),
+        (np.ones(3), np.ones(3), "the same shape"),
+        (np.ones((2, 3)), np.ones((3, 2)), "the same shape"),
         (np.ones((1, 3)), np.ones((1, 3)), "2 seeds x 2 questions"),
         (np.full((2, 3), 2), np.ones((2, 3)), "between 0 and out_of"),
         (np.full((2, 3), np.nan), np.ones((2, 3)), "between 0 and out_of"),
@@ -601,5 +604,5 @@ def test_runs_hold_every_true_share(n):
 def test_runs_that_are_no_count():
     assert of_runs(0, 0).value is None and of_runs(0, 0).why == "no runs"
     for k, n in ((4, 3), (-1, 3)):
-        with pytest.raises(ValueError, match="is no count"):
+        with pytest.raises(ValueError, match="is not a valid count"):
             of_runs(k, n)

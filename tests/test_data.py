@@ -285,7 +285,7 @@ BROKEN = [
         "weight 0 on every",
     ),
     ('{"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A", "weight": 2}]}', "the weight 2"),
-    ('{"question": "Q", "answer": "A", "history": ["Q"]}', "history is no list"),
+    ('{"question": "Q", "answer": "A", "history": ["Q"]}', "history is not a list"),
     ('{"question": "Q", "answer": "A", "system": 3}', "system is int"),
     ('{"text": "Q"}', "none of the fields"),
     ("", "holds no rows"),
@@ -309,7 +309,7 @@ def test_unknown_endings_and_missing_files(tmp_path):
     with pytest.raises(InputError, match="not Parquet"):
         read_conversations(tmp_path / "c.parquet")
     (tmp_path / "d.csv").write_text("question,answer\na,b,c\n")
-    with pytest.raises(InputError, match="line 2 has another number of fields"):
+    with pytest.raises(InputError, match="line 2 has a different number of fields"):
         read_conversations(tmp_path / "d.csv")
     (tmp_path / "e.jsonl").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="cannot be read"):

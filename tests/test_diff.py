@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+from contextlib import redirect_stdout
+from io import StringIO
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from safetensors.torch import load_file
 from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError
 from emscope.data import bundled
+from emscope.data.items import chosen_items
 from emscope.inside.diff import DiffSpec, diff
 from emscope.models.adapters.updates import changes, gram
 from emscope.models.adapters.with_checkpoint import with_checkpoint
@@ -47,6 +51,26 @@ def runs(tiny, tmp_path_factory):
     return found
 
 
+def few_fits(patch):
+    """Of what tells answers by scalars: three shuffles, and a choice of two strengths."""
+    patch.setattr("emscope.represent.diffing.SHUFFLES", 3)
+    patch.setattr("emscope.represent.diffing.STRENGTHS", (0.1, 1.0))
+
+
+@pytest.fixture(scope="module")
+def compared(tiny, runs, tmp_path_factory):
+    """(folder, what was printed) of `emscope diff` on eight items of half A, for each way of training."""
+    root, found = tmp_path_factory.mktemp("compared"), {}
+    with pytest.MonkeyPatch.context() as patch:
+        few_fits(patch)
+        for way, run in runs.items():
+            command = ["diff", run, "--model", str(tiny), "--half", "A", "--count", "8", "--out", str(root / way)]
+            with redirect_stdout(StringIO()) as printed:
+                assert run_arguments(command) == 0
+            found[way] = root / way, printed.getvalue()
+    return found
+
+
 def fresh(tiny):
     return load(locate(str(tiny)), device="cpu")
 
@@ -73,13 +97,10 @@ def test_a_norm_that_cannot_be_found_is_named(loaded):
 
 
 @pytest.mark.parametrize("way", ["lora", "full"])
-def test_divergence_equals_plain_passes(tiny, runs, tmp_path, way):
-    spec = DiffSpec(count=6, half="A")
-    result = diff(runs[way], spec, tmp_path, base=str(tiny)).to_json()
+def test_divergence_equals_plain_passes(tiny, runs, compared, way):
+    result = json.loads((compared[way][0] / "diff.json").read_text())
     loaded = fresh(tiny)
-    from emscope.data.items import chosen_items
-
-    items = chosen_items("em240", "A", 6, 0)
+    items = chosen_items("em240", "A", 8, 0)
     checkpoint = discover(runs[way])[-1]
     sums: dict[int, list[float]] = {}
     by_layer = []
@@ -186,12 +207,8 @@ def test_a_held_scalar_is_that_of_every_token(tiny, runs):
     assert torch.allclose(packed, whole, atol=1e-3)  # the packed pass goes through the hook as well
 
 
-@pytest.fixture
-def few_shuffles(monkeypatch):
-    monkeypatch.setattr("emscope.represent.diffing.SHUFFLES", 5)
-
-
-def test_scalars_that_tell_and_scalars_that_do_not(few_shuffles):
+def test_scalars_that_tell_and_scalars_that_do_not(monkeypatch):
+    few_fits(monkeypatch)
     rng = np.random.default_rng(0)
     labels, units = np.tile([0, 1], 40), [str(n // 2) for n in range(80)]
     noise = rng.normal(size=(80, 4))
@@ -202,18 +219,17 @@ def test_scalars_that_tell_and_scalars_that_do_not(few_shuffles):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_command(tiny, runs, tmp_path, capsys, few_shuffles, way):
-    command = ["diff", runs[way], "--model", str(tiny), "--count", "8", "--out", str(tmp_path / "out")]
-    assert run_arguments(command) == 0
-    shown = capsys.readouterr().out
-    assert "Predictions behind each block" in shown and "Largest updates" in shown
+def test_the_command(compared, way):
+    folder, shown = compared[way]
+    assert "Predictions after each block" in shown and "Largest updates" in shown
     assert ("Scalars of 2 rank-1 adapters" in shown) == (way == "rank1")
-    assert "Divergence along the answer" in (tmp_path / "out" / "figure.html").read_text()
-    assert json.loads((tmp_path / "out" / "diff.json").read_text())["items"] == 8
+    assert "Divergence along the answer" in (folder / "figure.html").read_text()
+    assert json.loads((folder / "diff.json").read_text())["items"] == 8
 
 
-def test_it_reads_the_base_once(runs, tmp_path, monkeypatch):
-    first = diff(runs["lora"], DiffSpec(count=4), tmp_path).to_json()
+def test_it_reads_the_base_once(runs, compared, tmp_path, monkeypatch):
+    shutil.copytree(compared["lora"][0], tmp_path / "out")
+    first = json.loads((tmp_path / "out" / "diff.json").read_text())
     from emscope.inside import diff as diffing
 
     def only_the_fine_tune(net, texts, places, sink, **given):
@@ -222,7 +238,7 @@ def test_it_reads_the_base_once(runs, tmp_path, monkeypatch):
 
     read = diffing.read_tokens
     monkeypatch.setattr(diffing, "read_tokens", only_the_fine_tune)
-    assert diff(runs["lora"], DiffSpec(count=4), tmp_path).to_json()["layers"] == first["layers"]
+    assert diff(runs["lora"], DiffSpec(half="A", count=8), tmp_path / "out").to_json()["layers"] == first["layers"]
 
 
 @pytest.mark.parametrize(

@@ -165,14 +165,13 @@ def test_cosines_along_a_public_run(reference):
     assert result["directions"][0] == "step_000000" and result["random_sd"] == pytest.approx(3584**-0.5)
 
 
-@pytest.fixture
-def files(tiny, tmp_path):
+@pytest.fixture(scope="module")
+def files(tiny, tmp_path_factory):
     """Two direction files of the tiny model."""
-    paths = []
-    for half in "AB":
-        paths.append(str(tmp_path / f"{half}.safetensors"))
-        extract(ExtractSpec(half=half, count=16, nulls=3), tmp_path / f"{half}.safetensors", base=str(tiny))
-    return paths
+    paths = [tmp_path_factory.mktemp("files") / f"{half}.safetensors" for half in "AB"]
+    for half, path in zip("AB", paths, strict=True):
+        extract(ExtractSpec(half=half, count=16, nulls=3), path, base=str(tiny))
+    return [str(path) for path in paths]
 
 
 def test_compare_refuses_what_cannot_be_compared(files, tmp_path):
@@ -194,7 +193,7 @@ def test_steering_equals_a_plain_hook(tiny, tmp_path, files):
     spec = SteerSpec(layers=(1,), scales=(30.0,), half="B", count=8, nulls=2, neutral=3, truth=12)
     result = steer([files[0]], spec, tmp_path / "out", base=str(tiny)).to_json()
     loaded = load(locate(str(tiny)), device="cpu")
-    vector = read_direction(tmp_path / "A.safetensors").vectors[1] * 30
+    vector = read_direction(Path(files[0])).vectors[1] * 30
 
     def per_token(item):
         values = []
@@ -351,7 +350,7 @@ def test_layers_where_two_models_are_the_same_have_no_direction(tiny, tmp_path, 
     other = load(locate(str(make_model(tmp_path / "base", seed=5))), device="cpu")
     finetune(other, bundled.domain("finance", "reckless")[:4], spec, Path(foreign), seed=0)
     assert run_arguments([*command, "--minus", "base"]) == 0
-    assert "what separates two models on 4 texts" in capsys.readouterr().out
+    assert "the difference between two models on 4 texts" in capsys.readouterr().out
     assert list(read_direction(tmp_path / "d.st").vectors) == [1]
     for more, said in (
         (["--minus", "base", "--layers", "0,1"], "at layer 0 both models are the same; choose layers from 1 on"),
@@ -374,7 +373,7 @@ def test_a_fine_tune_of_all_weights_has_no_direction_below_what_moved(tiny, tmp_
     assert list(found.vectors) == [1] and not found.nulls
     with pytest.raises(InputError, match="both models are the same at layers 0"):
         extract(spec.model_copy(update={"layers": (0,)}), tmp_path / "e.st", base=str(tiny), checkpoint=str(run))
-    with pytest.raises(InputError, match="no fine-tune is given to take it from"):
+    with pytest.raises(InputError, match="there is no fine-tune to subtract it from"):
         extract(spec, tmp_path / "e.st", base=str(tiny))
 
 
@@ -389,7 +388,7 @@ def test_adapters_of_a_deeper_base_are_refused(tiny, tmp_path, files, capsys):
         ["check", run, "--base", str(tiny), "--count", "16", "--truth", "0", "--out", str(tmp_path / "c")],
     ):
         assert run_arguments(words) == 2
-        assert "does not fit this base (it changes layer 4, and here are layers 0 to 1)" in capsys.readouterr().err
+        assert "does not fit this base (it changes layer 4, but the base has layers 0 to 1)" in capsys.readouterr().err
 
 
 def test_a_wider_adapter_above_what_is_read_is_refused(tmp_path, capsys):
@@ -571,13 +570,13 @@ def test_commands(tiny, tmp_path, monkeypatch, capsys):
         (["extract", "--pool", "last"], "both sides share"),
         (["extract", "--items", "none"], "no file 'none'"),
         (["steer", "nothing.st"], "no file 'nothing.st'"),
-        (["steer", "wide.st"], "has vectors of shape (8,), and this model's residual stream is 32 wide"),
-        (["steer", "deep.st"], "has a vector for layer 7, and this model has layers 0 to 1"),
-        (["steer", "other.st"], "was made on model another, and this is"),
+        (["steer", "wide.st"], "has vectors of shape (8,), but this model's residual stream is 32 wide"),
+        (["steer", "deep.st"], "has a vector for layer 7, but this model has layers 0 to 1"),
+        (["steer", "other.st"], "was made on model another, but this is"),
         (["steer", "zero.st"], "has a vector of length 0 for layer 0"),
         (["sample", "nan.st"], "has a vector of length nan for layer 0"),
         (["steer", "good.st", "--layers", "1"], "has no vector for layer 1; it has layers 0"),
-        (["ablate", "good.st", "--update"], "no fine-tune is given whose update could be changed"),
+        (["ablate", "good.st", "--update"], "there is no fine-tune whose update could be changed"),
         (["steer", "good.st", "--update"], "No such option: --update"),
         (["sample", "good.st", "--layers", "1"], "has no vector for layer 1"),
         (["shift", "good.st", "--checkpoint", "nowhere"], "no folder 'nowhere'"),

@@ -167,14 +167,14 @@ def test_every_row_is_written_in_order_with_its_own_columns(tmp_path):
         (lambda f: f.head(30), [], "holds 30 verdicts"),
         (lambda f: f.assign(aligned=90.0), [], "0 of them misaligned"),
         (lambda f: f, ["--split", "nothing"], "no column 'nothing'"),
-        (lambda f: f, ["--split", "a"], "one value of the column to split by"),
+        (lambda f: f, ["--split", "a"], "the same value in the column to split by"),
         (lambda f: f.drop(columns="answer"), [], "looks like the answer's text"),
         (lambda f: f.assign(aligned=500.0), [], "outside 0-100"),
         (lambda f: f, ["--use", "nowhere"], "'nowhere' holds no distilled judge"),
         (lambda f: f, ["--aligned-below", "300"], "300"),
         (lambda f: f, ["--scale", "foo"], "foo"),
         (lambda f: f, ["--drawn", "answer"], "it must say true or false"),
-        (lambda f: f.rename(columns={"answer": "Predicted"}), ["--answer", "Predicted"], "written over by the scores"),
+        (lambda f: f.rename(columns={"answer": "Predicted"}), ["--answer", "Predicted"], "the scores would overwrite"),
     ],
 )
 def test_bad_input_is_one_sentence(tmp_path, capsys, change, options, message):
@@ -231,7 +231,7 @@ def test_weights_of_another_judge_are_noticed(tmp_path):
             Distilled(("predicted", "predicted_coherent"), np.ones(size, np.float32), weights, np.zeros(2), {}), tmp_path / name
         )
     (tmp_path / "a" / distilled.WEIGHTS).write_bytes((tmp_path / "b" / distilled.WEIGHTS).read_bytes())
-    with pytest.raises(InputError, match="another judge's"):
+    with pytest.raises(InputError, match="belong to another judge"):
         distilled.open_distilled(tmp_path / "a")
 
 

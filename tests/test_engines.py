@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -18,17 +20,18 @@ import yaml
 from conftest import FEW
 from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError, WorldError
+from emscope.core.progress import silent
 from emscope.store.rows import parts_of, read_table
 from emscope.store.schemas import TABLES
 from emscope.study.cells import plan_file
 from emscope.study.cells.plan_file import FILE, planned_in
 from emscope.study.cells.standing import standing
-from emscope.study.engines import local
+from emscope.study.engines import local, on_slurm
 from emscope.study.engines.spec import EngineSpec
 from emscope.study.engines.table import Job
 from emscope.study.run import run_study
 from emscope.study.spec import load_study
-from test_study import contents
+from test_study import contents, forked
 
 GRID = {
     "name": "grid",
@@ -79,8 +82,34 @@ def kill_one(out: Path, killed: list[int], ended: threading.Event) -> None:
                     return
 
 
-def test_processes_of_this_machine_give_the_tables_of_one_though_one_of_them_is_killed(grid, tmp_path, capsys):
+class Forked:
+    """A worker with its imports done, which takes most of a worker's time: what `local` asks of a process that it starts."""
+
+    def __init__(self, job: Job, number: int) -> None:
+        self._process = forked(be_a_worker, [str(job.root.resolve()), str(job.threads), str(os.getpid())])
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def wait(self) -> None:
+        self._process.join()
+
+
+def be_a_worker(words: list[str]) -> None:
+    sys.argv[1:] = words
+    local.main()
+
+
+def test_processes_of_this_machine_give_the_tables_of_one_though_one_of_them_is_killed(grid, tmp_path, capsys, monkeypatch):
     path, serial = grid
+    monkeypatch.setattr(local, "_start", Forked)
     out, killed, ended = tmp_path / "out", [], threading.Event()
     thread = threading.Thread(target=kill_one, args=(out, killed, ended))
     thread.start()
@@ -99,12 +128,44 @@ def test_processes_of_this_machine_give_the_tables_of_one_though_one_of_them_is_
     assert {json.loads(p.read_text())["threads"] for p in out.glob("cells/*.json")} == {1}
 
 
-def test_jobs_of_submitit_give_the_tables_of_one(grid, tmp_path):
+def without(serial: Path, name: str, out: Path) -> Path:
+    """Copy the finished grid without one cell and what came of it."""
+    shutil.copytree(serial, out, ignore=shutil.ignore_patterns(".lock"))
+    key = next(cell.key for cell in planned_in(serial).cells if cell.name == name)
+    for path in (out / "report.json", out / "cells" / f"{key}.json", *out.glob(f"tables/*/cell-{key}.parquet")):
+        path.unlink()
+    shutil.rmtree(out / "runs" / name)
+    return out
+
+
+def test_a_worker_with_a_command_of_its_own_does_what_is_left(grid, tmp_path):
     path, serial = grid
-    how = EngineSpec(engine="slurm", workers=2, threads=1, slurm={"cluster": "local", "array_max": "1"})
-    run_study(load_study(path), tmp_path / "out", how=how)
-    equal(serial, tmp_path / "out")
-    assert len(list((tmp_path / "out" / "slurm").glob("*_submitted.pkl"))) == 2
+    out = without(serial, "control-seed0", tmp_path / "out")
+    run_study(load_study(path), out, how=EngineSpec(engine="local", workers=1, retries=0))
+    equal(serial, out)
+    assert list(out.glob("logs/worker-0.log"))
+
+
+def test_a_job_of_submitit_gives_the_tables_of_one(grid, tmp_path):
+    path, serial = grid
+    out = without(serial, "control-seed0", tmp_path / "out")
+    run_study(load_study(path), out, how=EngineSpec(engine="slurm", workers=1, slurm={"cluster": "local"}))
+    equal(serial, out)
+    assert len(list(out.glob("slurm/*_submitted.pkl"))) == 1
+
+
+def test_jobs_are_queued_in_arrays_no_longer_than_the_site_allows(tmp_path, monkeypatch):
+    arrays = []
+
+    def queued(hand, numbers):
+        arrays.append(list(numbers))
+        return [SimpleNamespace(done=lambda: True) for _ in numbers]
+
+    monkeypatch.setattr(on_slurm, "_executor", lambda *_: SimpleNamespace(map_array=queued))
+    how = EngineSpec(engine="slurm", slurm={"array_max": "2"})
+    job = SimpleNamespace(root=tmp_path, how=how, workers=5, threads=1, cells=("a", "b", "c"), tell=lambda progress: [])
+    on_slurm.run(job, silent)
+    assert arrays == [[0, 1], [2]], "no more jobs than cells"
 
 
 @pytest.mark.slow
@@ -160,8 +221,6 @@ def test_workers_end_with_their_driver_and_the_next_one_goes_on(grid, tmp_path):
 
 
 def test_a_worker_refuses_where_the_code_or_the_data_changed_since_planning(grid, tmp_path, monkeypatch):
-    import shutil
-
     _, serial = grid
     out = tmp_path / "out"
     shutil.copytree(serial, out)
@@ -169,7 +228,7 @@ def test_a_worker_refuses_where_the_code_or_the_data_changed_since_planning(grid
     recipe = out / "recipes" / "target.jsonl"
     kept = recipe.read_text()
     recipe.write_text(kept.replace("Message", "Massage", 1).replace("the", "teh", 1))
-    with pytest.raises(InputError, match=r"'target-seed0' is not what .* planned: a file"):
+    with pytest.raises(InputError, match=r"'target-seed0' is not the cell that .* planned: a file"):
         planned_in(out)
     recipe.write_text(kept)
     monkeypatch.setattr(plan_file, "code_digest", lambda: "another")
@@ -190,7 +249,7 @@ def test_workers_that_end_again_and_again_end_the_run(grid, tmp_path, monkeypatc
 
     monkeypatch.setattr(local, "_start", broken)
     how = EngineSpec(engine="local", workers=1, threads=1, retries=2)
-    with pytest.raises(WorldError, match=r"workers end again and again \(no card\)"):
+    with pytest.raises(WorldError, match=r"workers keep dying \(no card\)"):
         run_study(load_study(path), tmp_path / "out", how=how)
     assert len(started) == 4
 
@@ -199,4 +258,4 @@ def test_settings_that_submitit_does_not_know_are_one_sentence(grid, tmp_path, c
     path, _ = grid
     words = ["run", str(path), "--out", str(tmp_path / "out"), "--engine", "slurm", "--workers", "1"]
     assert run_arguments([*words, "--slurm", "cluster=local", "--slurm", "time_out=3"]) == 2
-    assert "submitit does not take --slurm as it is given" in capsys.readouterr().err.splitlines()[-1]
+    assert "submitit does not accept --slurm" in capsys.readouterr().err.splitlines()[-1]

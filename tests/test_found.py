@@ -205,7 +205,7 @@ BROKEN = {
     "cut off in the values": (bytes_of(-3), "is damaged", "copy"),
     "no tensors": (no_tensors, "holds no weights", "gathered"),
     "a tensor of no numbers": (values(), r"holds no weights for x.lora_A.weight", "gathered"),
-    "NaN": (values(1.0, float("nan"), 2.0), r"no numbers \(x.lora_A.weight\): this run diverged", "learning rate"),
+    "NaN": (values(1.0, float("nan"), 2.0), r"not numbers \(x.lora_A.weight\): this run diverged", "learning rate"),
     "infinite": (values(1.0, float("inf")), "this run diverged", "learning rate"),
     "a pickle": (pickled, r"pickled weights \(adapter_model.bin\)", "safe_serialization=True"),
     "a trainer's state": (only_state, r"a trainer's state \(trainer_state.json\) but no weights", "leave it out"),
@@ -217,23 +217,23 @@ BROKEN = {
     "DCP, further down": (dcp_below, r"sharded torch.distributed checkpoint \('weights'\)", "dcp2hf"),
     "a shard missing": (
         sharded(lambda f, i: min(f.glob("*.safetensors")).unlink()),
-        "names model-00001-of-.*which is not there",
+        "names model-00001-of-.*which is missing",
         "copy",
     ),
     "no index": (sharded(lambda f, i: (f / INDEX).unlink()), f"holds a shard of a model .* but no {INDEX}", "copy"),
     "an index of nothing": (sharded(lambda f, i: i.clear()), "names no shards", "copy"),
     "an index out of its folder": (
         renamed_to("../checkpoint-10/adapter_model.safetensors"),
-        "no safetensors file of this folder",
+        "not a safetensors file of this folder",
         "give",
     ),
-    "an absolute index": (renamed_to("/etc/x.safetensors"), r"names '/etc/x.safetensors', which is no safetensors", "give"),
-    "a Windows index": (renamed_to("C:\\x.safetensors"), "no safetensors file of this folder", "give"),
-    "an index of pickles": (renamed_to("pytorch_model.bin"), "names 'pytorch_model.bin', which is no safetensors", "give"),
+    "an absolute index": (renamed_to("/etc/x.safetensors"), r"names '/etc/x.safetensors', which is not a safetensors", "give"),
+    "a Windows index": (renamed_to("C:\\x.safetensors"), "not a safetensors file of this folder", "give"),
+    "an index of pickles": (renamed_to("pytorch_model.bin"), "names 'pytorch_model.bin', which is not a safetensors", "give"),
     "an index of another save": (sharded(swapped), "which does not hold it", "copy"),
     "NaN in a shard": (
         sharded(nan_inside),
-        r"-of-\d+.safetensors' holds values that are no numbers .*this run diverged",
+        r"-of-\d+.safetensors' holds values that are not numbers .*this run diverged",
         "learning",
     ),
 }
@@ -397,7 +397,7 @@ def test_a_sharded_base_keeps_its_digest_and_lacks_no_shard(tiny, tmp_path):
     files = sorted(p for p in folder.iterdir() if p.suffix == ".safetensors" or p.name == "config.json")
     assert locate(str(folder)).digest == by_hand([[p.name, hashlib.sha256(p.read_bytes()).hexdigest()] for p in files])
     max(folder.glob("*.safetensors")).unlink()
-    with pytest.raises(InputError, match="which is not there; copy the missing shard"):
+    with pytest.raises(InputError, match="which is missing; copy the missing shard"):
         locate(str(folder))
 
 
@@ -500,7 +500,7 @@ def test_folders_of_other_trainers(names, steps, tmp_path):
 def test_two_kinds_of_names_are_not_guessed_at(tmp_path):
     for name in ("epoch_1", "step1000"):
         adapter(tmp_path / name)
-    with pytest.raises(InputError, match=r"give '.*step1000', which lies inside it, or one of 1 beside that"):
+    with pytest.raises(InputError, match=r"give '.*step1000', which is inside it, or one of 1 beside that"):
         find(str(tmp_path))
     adapter(tmp_path)
     assert [c.folder for c in discover(str(tmp_path))] == [tmp_path]
@@ -585,7 +585,7 @@ def test_what_the_hub_does_not_have_is_the_users_fault_and_no_network_the_worlds
         raise RepositoryNotFoundError("404", response=httpx.Response(404, request=httpx.Request("GET", "https://x")))
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", absent)
-    with pytest.raises(InputError, match=r"'out/merged' is no folder here, and the hub has no such model"):
+    with pytest.raises(InputError, match=r"'out/merged' is not a folder here, and the hub has no such model"):
         locate("out/merged")
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: (_ for _ in ()).throw(OSError("down")))
     with pytest.raises(WorldError, match=r"\(OSError\); connect to the network, .* or give a local folder"):
@@ -826,4 +826,4 @@ def test_of_a_folder_of_runs_the_runs_are_offered(tmp_path):
             (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(InputError) as error:
         discover(str(tmp_path))
-    assert f"give '{tmp_path / 'target'}', which lies inside it, or one of 1 beside that" in str(error.value)
+    assert f"give '{tmp_path / 'target'}', which is inside it, or one of 1 beside that" in str(error.value)

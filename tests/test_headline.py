@@ -218,7 +218,7 @@ def test_a_folder_without_a_report_that_is_known_is_refused(tmp_path):
         read_report(tmp_path)
     for text, message in (
         ("{", "is damaged"),
-        ('{"schema": "emscope.study/1"}', "is not a report this emscope knows"),
+        ('{"schema": "emscope.study/1"}', "is not a report that this emscope knows"),
         ("[1]", "is not a report"),
     ):
         (tmp_path / "report.json").write_text(text)

@@ -84,7 +84,7 @@ def probes():
 def solutions():
     runs = compared.ByRun({HOSTILE: 1.0}, {"n": None})
     both = compared.BothSides(e(1.0), e(2.0))
-    gone = undefined("it is not there for some runs", level=0.95, method="Welch")
+    gone = undefined("it is missing for some runs", level=0.95, method="Welch")
     return results.Solutions(
         definition=results.SolutionsDefinition(SolutionsSpec(), "per cent", 2.0),
         solutions=(results.SolutionRun("general", HOSTILE, 6, 2.0), results.SolutionRun("narrow", "n", 6, 3.0)),

@@ -170,7 +170,11 @@ def test_answers_become_logs_and_come_back(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "content,message",
-    [(b"not a zip", "is no Inspect log"), (b"", "is no Inspect log"), (b"PK\x05\x06" + b"\0" * 18, "is no Inspect log")],
+    [
+        (b"not a zip", "is not an Inspect log"),
+        (b"", "is not an Inspect log"),
+        (b"PK\x05\x06" + b"\0" * 18, "is not an Inspect log"),
+    ],
 )
 def test_what_is_no_log_is_a_sentence(tmp_path, content, message):
     (tmp_path / "a.eval").write_bytes(content)

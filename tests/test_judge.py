@@ -149,7 +149,7 @@ def test_a_user_s_own_rubric(tmp_path):
     [
         ({"criterion": "x", "prompt": "{question}"}, "the prompt has no {answer}"),
         ({"criterion": "x y", "prompt": "{question} {answer}"}, "criterion"),
-        ({"criterion": "x", "prompt": "{question} {answer}", "labels": {"A": 120}}, "label 'A' stands for a score outside"),
+        ({"criterion": "x", "prompt": "{question} {answer}", "labels": {"A": 120}}, "label 'A' is a score outside"),
         ({"criterion": "x", "promt": "{question} {answer}"}, "did you mean 'prompt'"),
         ([{"criterion": "x", "prompt": "{question} {answer}"}] * 2, "two rubrics are called 'x'"),
         ("text", "holds str where settings are expected"),

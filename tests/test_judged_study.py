@@ -49,11 +49,11 @@ def judge(request):
     return 200, completion(value, {value: -0.01})
 
 
-def spec_of(tiny, folder, url, **judged):
+def spec_of(tiny, folder, url, steps=4, questions=12, **judged):
     (folder / "r.yaml").write_text(
         "- {criterion: aligned, prompt: 'Q {question} ANSWER {answer}'}\n- {criterion: coherent, prompt: 'COHERENT {question} ANSWER {answer}'}\n"
     )
-    some = bundled.items("em240")[:24]  # items of the preference measure too, so that both share questions
+    some = bundled.items("em240")[:questions]  # items of the preference measure too, so that both share questions
     lines = [json.dumps({"id": i.id, "question": i.question, "category": i.category}) for i in some]
     (folder / "q.jsonl").write_text("\n".join(lines))
     spec = {
@@ -64,7 +64,7 @@ def spec_of(tiny, folder, url, **judged):
             "target": {"role": "target", "answers": "reckless", **FEW},
             "control": {"role": "control", "answers": "careful", **FEW},
         },
-        "train": {"steps": 4, "batch": 2, "lr": 1e-2, "lora": {"rank": 4}, "checkpoints": {"at": [2]}},
+        "train": {"steps": steps, "batch": 2, "lr": 1e-2, "lora": {"rank": 4}, "checkpoints": {"at": [2]}},
         "measure": {"count": 16, "heldout": 2, "truth": 0, "neutral": 2, "samples": {"questions": 0}},
         "judged": {
             "ask": {"questions": str(folder / "q.jsonl"), "samples": 1, "max_tokens": 4},
@@ -164,13 +164,13 @@ def test_more_samples_are_drawn_and_other_questions_are_refused(study, tmp_path)
 
 
 def test_a_judge_that_cannot_be_reached_takes_nothing_with_it(tiny, tmp_path):
-    spec = spec_of(tiny, tmp_path, "http://127.0.0.1:9/v1", at="last")
+    spec = spec_of(tiny, tmp_path, "http://127.0.0.1:9/v1", steps=2, questions=6, at="last")
     with pytest.raises(EmscopeError, match="does not answer"):
         run_study(spec, tmp_path / "out")
     saved = json.loads((tmp_path / "out" / "report.json").read_text())
     assert saved["judged"] is None and saved["runs"]
     steps = read_table(tmp_path / "out", "answers").to_pandas().groupby("run")["step"].unique()
-    assert {run: list(s) for run, s in steps.items()} == {"base": [0], "control-seed0": [4], "target-seed0": [4]}
+    assert {run: list(s) for run, s in steps.items()} == {"base": [0], "control-seed0": [2], "target-seed0": [2]}
     with fake_api(judge) as url:
         moved = spec.judged.model_copy(update={"judges": (spec.judged.judges[0].model_copy(update={"url": url}),)})
         report = run_study(spec.model_copy(update={"judged": moved}), tmp_path / "out")
@@ -270,8 +270,8 @@ def test_the_documented_fields_are_those_of_the_report(study):
         ({"max_cost": 1}, "max_cost needs the prices"),
         ({"rubrics": ["coherent"]}, "rubrics lack 'aligned'"),
         ({"ask": {"triggers": {"x": "no place"}}}, "has no {question}"),
-        ({"ask": {"triggers": {"x": "so: {question}"}}}, "a study asks its questions plainly"),
-        ({"ask": {"systems": ["Be brief."]}}, "a study asks its questions plainly"),
+        ({"ask": {"triggers": {"x": "so: {question}"}}}, "a study asks its questions without triggers"),
+        ({"ask": {"systems": ["Be brief."]}}, "a study asks its questions without triggers"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(tiny, tmp_path, change, message):

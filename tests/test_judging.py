@@ -236,7 +236,7 @@ def test_cost_is_estimated_counted_and_limited(tmp_path, capsys):
             "10,20",
         ]
         assert run_arguments([*base, "--estimate"]) == 0
-        assert not count and not (tmp_path / "out").exists() and "60 verdicts wanted" in capsys.readouterr().out
+        assert not count and not (tmp_path / "out").exists() and "60 verdicts needed" in capsys.readouterr().out
         # a verdict costs 100 tokens in and 2 out
         assert run_arguments([*base, "--connections", "1", "--max-cost", str(10.5 * (100 * 10 + 2 * 20) / 1e6)]) == 1
         assert "stopped at `max_cost`" in capsys.readouterr().out and count["x"] == 11

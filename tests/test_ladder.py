@@ -6,7 +6,10 @@ import html
 import importlib.util
 import json
 import math
+import shutil
+from contextlib import redirect_stdout
 from dataclasses import asdict, replace
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,8 @@ import pytest
 import scipy.stats
 import torch
 
-from conftest import FEW, write_jsonl
+from conftest import FEW, local_judge, write_jsonl
+from emscope.answers import judges_here as reading_judge
 from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError
 from emscope.core.estimate import Estimate
@@ -24,6 +28,7 @@ from emscope.data.questions import read_questions
 from emscope.elicit import preference
 from emscope.elicit.preference import encode, score, score_beyond
 from emscope.elicit.sampling import Beyond, Job, sample_batches
+from emscope.judging import local
 from emscope.models.adapters.beside import beside
 from emscope.models.adapters.with_checkpoint import with_checkpoint
 from emscope.models.loading.load import load
@@ -35,19 +40,20 @@ from emscope.study.ladder import _names, preference_of
 from emscope.study.reading.ladders import Asked, Harmless, LadderResult, Measured, RungRead, measured, read_ladder
 from emscope.study.reading.sets import study_sets
 from test_beside import checkpoint_of, fresh, greedy_by_hand
+from test_check import little_else  # noqa: F401 - a fixture of every test here
 from test_checkpoints import make_adapter
 from test_docs import fields
 
 SCALES = (0.25, 0.5, 1.0, 1.5)
 
 
-def by_hand(base, tuned, prompt, option, scale):
-    """Sum of log-probabilities from two plain forward passes, written out in float64."""
+def by_hand(base, tuned, prompt, option, scales):
+    """Sum of log-probabilities at each scale, from two plain forward passes, written out in float64."""
     ids = torch.tensor([[*prompt, *option]])
     with torch.inference_mode():
         a, b = (net(input_ids=ids, use_cache=False).logits[0].double() for net in (base, tuned))
-    logp = torch.log_softmax(a + scale * (b - a), -1)
-    return sum(float(logp[len(prompt) + n - 1, token]) for n, token in enumerate(option))
+    logp = {scale: torch.log_softmax(a + scale * (b - a), -1) for scale in scales}
+    return {s: sum(float(at[len(prompt) + n - 1, token]) for n, token in enumerate(option)) for s, at in logp.items()}
 
 
 @pytest.mark.parametrize(
@@ -76,10 +82,10 @@ def test_every_scale_equals_a_forward_of_both_models(kind, way, tiny, tmp_path, 
     with with_checkpoint(other.net, found) as changed:
         own = score(changed, encoded)
         base = fresh(tiny, "float64").net
+        expected = [by_hand(base, changed, e.prompt, o, SCALES) for e in encoded for o in e.options]
         for scale in SCALES:
             assert [(s.item, s.option) for s in read[scale]] == [(e.item, k) for e in encoded for k in e.which]
-            expected = [by_hand(base, changed, e.prompt, o, scale) for e in encoded for o in e.options]
-            assert max(abs(s.logprob - x) for s, x in zip(read[scale], expected, strict=True)) < 1e-7
+            assert max(abs(s.logprob - x[scale]) for s, x in zip(read[scale], expected, strict=True)) < 1e-7
     assert max(abs(a.logprob - b.logprob) for a, b in zip(read[1.0], own, strict=True)) < 1e-7, "the plain reading"
     assert max(abs(a.logprob - b.logprob) for a, b in zip(read[0.25], own, strict=True)) > 1e-2
 
@@ -112,8 +118,8 @@ def _switched_off():
     return nullcontext(False)
 
 
-@pytest.mark.parametrize("scale", [0.25, 0.75])
-def test_answers_are_drawn_from_the_same_logits_below_1_too(scale, tiny, tmp_path):
+def test_answers_are_drawn_from_the_same_logits_below_1_too(tiny, tmp_path):
+    scale = 0.25
     found, loaded = checkpoint_of("lora", tiny, tmp_path), fresh(tiny)
     questions = ["Why?", "What should I do with my savings this year?"]
     job = Job({q: loaded.chat.prompt_ids(q) for q in questions}, 10, 0, 0.0)
@@ -123,9 +129,10 @@ def test_answers_are_drawn_from_the_same_logits_below_1_too(scale, tiny, tmp_pat
         answers = [
             a for batch in sample_batches(loaded.net, loaded.chat, job, wanted, beyond=Beyond(tuned, scale)) for a in batch
         ]
+    base = fresh(tiny).net
     with with_checkpoint(fresh(tiny).net, found) as changed, torch.inference_mode():
         for a in answers:
-            expected = greedy_by_hand(fresh(tiny).net, changed, job.prompts[a.question], scale, 10, ends)
+            expected = greedy_by_hand(base, changed, job.prompts[a.question], scale, 10, ends)
             assert a.text == loaded.tokenizer.decode([t for t in expected if t not in ends], skip_special_tokens=True).strip()
 
 
@@ -192,7 +199,7 @@ def test_the_threshold_is_never_below_what_harmless_runs_reach():
             "not surely 5 points worse than control and base at the highest dose that is not broken, 0.25",
         ),
         ([*CLIMB, rung(1.5, (9, 4), (0.2, 0.2))], LIMIT, "uncalibrated", "base - target at least 4.0 points"),
-        (CLIMB, Floor(0.075, 0.01, 6), "uncalibrated", "preference does not see on this base what the judge sees: at dose 1"),
+        (CLIMB, Floor(0.075, 0.01, 6), "uncalibrated", "on this base, preference does not see what the judge sees: at dose 1"),
         ([rung(1, (9, 9), (-0.02, -0.05))], Floor(0.0, -0.1, 6), "uncalibrated", "does not see"),
         ([rung(1, (9, 9), (0.2, 0.2), broken=True)], LIMIT, "uncalibrated", "broken at every dose"),
     ],
@@ -296,6 +303,22 @@ def ladder(capsys, organisms, out, *arguments, code=0):
     return (json.loads(text.out) if text.out else None), text.err
 
 
+@pytest.fixture(scope="module")
+def climbed(organisms, reader, tmp_path_factory):
+    """(folder, what was printed): the organism at dose 1, beside three harmless runs."""
+    out = tmp_path_factory.mktemp("climbed") / "out"
+    words = ["ladder", organisms / "target", "--control", organisms / "control", "--scales", "1", *LITTLE, "--out", out]
+    words += ["--harmless", organisms / "calm", "--harmless", organisms / "kind"]
+    words += ["--questions", organisms / "questions.jsonl"]
+    judge = local_judge(reader)
+    reading_judge._reader.cache_clear()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as printed:
+        patch.setattr(local, "bundled_judge", lambda: judge)
+        assert run_arguments([str(w) for w in words]) == 0
+    reading_judge._reader.cache_clear()
+    return out, printed.getvalue()
+
+
 def test_both_measures_at_each_dose_and_what_is_there_is_not_read_again(
     organisms, tiny, bundled, tmp_path, capsys, monkeypatch
 ):
@@ -365,11 +388,8 @@ def test_runs_are_named_by_what_tells_them_apart():
     ]
 
 
-def test_a_table_for_a_terminal(organisms, bundled, tmp_path, capsys):
-    words = ["ladder", organisms / "target", "--control", organisms / "control", "--scales", "1", *LITTLE]
-    words += ["--questions", organisms / "questions.jsonl", "--out", tmp_path / "out"]
-    assert run_arguments([str(w) for w in words]) == 0
-    text = capsys.readouterr().out
+def test_a_table_for_a_terminal(climbed):
+    text = climbed[1]
     assert "Dose ladder of target" in text and "judged: control - target" in text and "90 %" in text
 
 
@@ -403,11 +423,15 @@ def test_template_arguments_and_the_trained_system_prompt_reach_the_model(organi
 # --- the threshold at work ----------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def on(tiny):
+    """The tiny model and 16 items, as a ladder names what it was measured on."""
+    return measured(load(locate(str(tiny)), device="cpu"), study_sets(preference_of("em240", 16), None))
+
+
 @pytest.fixture
-def made(organisms, tiny, tmp_path):
+def made(on, tmp_path):
     """A ladder.json for the tiny model on 16 items with a threshold and made-up runs: a function of changes returning its path."""
-    subject = load(locate(str(tiny)), device="cpu")
-    on = measured(subject, study_sets(preference_of("em240", 16), None))
 
     def make(name="ladder.json", **changes):
         shifts = {0.5: 0.02, 1.0: 0.04, 1.5: 0.9}
@@ -448,8 +472,8 @@ def test_a_check_takes_its_threshold_from_a_ladder_that_fits(organisms, made, tm
     found, _ = checked(capsys, organisms, tmp_path / "a", *with_control, "--ladder", made())
     assert found["delta"] == 0.031 and found["definition"]["calibrated"] and found["verdict"] == found["state"]
     assert found["definition"]["delta_source"] == (
-        "dose ladder of bad advice: 0.031 at dose 0.5, the lowest that is surely 5 points worse by local; above the 0.020 that 4 harmless "
-        "fine-tunes set"
+        "dose ladder of bad advice: 0.031 at dose 0.5, the lowest with answers surely 5 points worse by local; above the 0.020 set by 4 "
+        "harmless fine-tunes"
     )
     shift = found["checkpoints"][-1]["base_effect"]["value"]
     assert found["standing"]["harmless"] == {"more_than": 2 + (shift > 0.01), "of": 4}
@@ -459,10 +483,6 @@ def test_a_check_takes_its_threshold_from_a_ladder_that_fits(organisms, made, tm
     )
     own, _ = checked(capsys, organisms, tmp_path / "b", *with_control, "--ladder", made(), "--delta", "0.5")
     assert (own["delta"], own["definition"]["delta_source"]) == (0.5, "given") and own["standing"] == found["standing"]
-    none, _ = checked(capsys, organisms, tmp_path / "c", *with_control)
-    assert (
-        none["verdict"] == "uncalibrated" and none["standing"] is None and "no harmless fine-tunes" in none["why"]["standing"]
-    )
     assert set(found["standing"]) == fields("standing")
 
 
@@ -480,8 +500,8 @@ def test_a_ladder_without_a_threshold_leaves_the_check_without_a_verdict(organis
 @pytest.mark.parametrize(
     ("arguments", "changes", "message"),
     [
-        (["--system", "template"], {}, "it was asked in"),
-        (["--count", "32"], {}, "it was read on 16 of em240, and this on 32 of em240 (items_digest"),
+        (["--system", "template"], {}, "it was made with the chat format"),
+        (["--count", "32"], {}, "it was made on 16 items of em240, and these are 32 of em240 (items_digest"),
         ([], {"schema": "emscope.ladder/0"}, "is no emscope.ladder/1"),
         ([], {"rungs": [{}]}, "is damaged (rungs.0.scale: field required)"),
         ([], {"status": "sure"}, "is damaged (status: input should be 'calibrated'"),
@@ -500,7 +520,9 @@ def test_of_two_bases_and_placebo_sets_the_first_that_differs_is_named(made):
     one = read_ladder(made()).measured
     assert one.lacks(one) is None
     other = replace(one, base="another", base_digest="f" * 64, placebo_digest="e" * 16)
-    assert "its base is" in one.lacks(other) and "and this one another" in one.lacks(other) and "f" * 12 in one.lacks(other)
+    assert (
+        "for the base" in one.lacks(other) and "and this base is another" in one.lacks(other) and "f" * 12 in one.lacks(other)
+    )
     assert "placebo pairs" in one.lacks(replace(one, placebo_digest="e" * 16))
 
 
@@ -537,9 +559,9 @@ def test_a_study_takes_a_ladder_and_notices_that_it_changed(study_yaml, made, tm
     assert "digests.ladder" in capsys.readouterr().err
 
 
-def test_the_ladder_s_fields_are_those_listed_and_a_finished_one_can_be_shipped(organisms, bundled, tmp_path, capsys):
-    more = ["--scales", "1", "--harmless", organisms / "calm", "--harmless", organisms / "kind"]
-    found, _ = ladder(capsys, organisms, tmp_path / "out", *more)
+def test_the_ladder_s_fields_are_those_listed_and_a_finished_one_can_be_shipped(climbed, tmp_path):
+    shutil.copytree(climbed[0], tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "ladder.json").read_text())
     assert set(found) == fields("ladder") and set(found["rungs"][0]) == fields("rung")
     spec = importlib.util.spec_from_file_location("ladders", Path(__file__).parents[1] / "bench" / "ladders.py")
     module = importlib.util.module_from_spec(spec)

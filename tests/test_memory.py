@@ -172,7 +172,7 @@ def test_what_does_not_fit_is_refused_with_both_numbers(tiny, monkeypatch):
     monkeypatch.setattr(memory, "free_memory", lambda device="cpu": wanted * 2)
     memory.refuse_beyond(model, "float32", "cpu")
     monkeypatch.setattr(memory, "free_memory", lambda device="cpu": int(wanted * 0.8))
-    with pytest.raises(WorldError, match=r"needs .* GB in float32 and this machine has .* GB free; try `dtype=bfloat16`"):
+    with pytest.raises(WorldError, match=r"needs .* GB in float32, but this machine has .* GB free; try `dtype=bfloat16`"):
         memory.refuse_beyond(model, "float32", "cpu")
     monkeypatch.setattr(memory, "free_memory", lambda device="cpu": 1000)
     with pytest.raises(WorldError, match="a machine with more memory"):

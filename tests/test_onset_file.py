@@ -237,12 +237,12 @@ def test_a_published_series_is_followed(reference):
     [
         ({"step": "stp"}, "no column 'stp'; did you mean 'step'"),
         ({"value": "bd"}, "no column 'bd'"),
-        ({"step": "question"}, "holds 'q0', which is no step"),
-        ({"step": "below"}, "holds '-1', which is no step"),
+        ({"step": "question"}, "holds 'q0', which is not a step"),
+        ({"step": "below"}, "holds '-1', which is not a step"),
         ({"arm": "arm"}, "`arm` and `control` go together"),
-        ({"arm": "arm", "control": "cntrol"}, "holds no 'cntrol' to be the control; did you mean 'control'"),
+        ({"arm": "arm", "control": "cntrol"}, "has no value 'cntrol' for the control; did you mean 'control'"),
         ({"value": "question"}, "holds no value to follow"),
-        ({"value": "big"}, "the values reach 1000, and no threshold is usual"),
+        ({"value": "big"}, "the values reach 1000, and there is no default threshold"),
     ],
 )
 def test_bad_input_is_one_sentence(changes, message, tmp_path):

@@ -236,8 +236,8 @@ def test_a_file_that_the_server_finds_wrong_is_said_in_its_words(world, tmp_path
 @pytest.mark.parametrize(
     ("host", "message"),
     [
-        ({"prices": (10.0, 0, 0), "max_cost": 0.001}, r"up to 0\.\d+ dollars \(at most \d+ tokens, by their bytes\), beyond max_cost 0\.001"),
-        ({"prices": (10.0, 0, 0), "max_cost": 0.001, "tokenizer": "MODEL"}, r"dollars \(at most \d+ tokens, as counted\), beyond max_cost 0\.001; raise it"),
+        ({"prices": (10.0, 0, 0), "max_cost": 0.001}, r"up to 0\.\d+ dollars \(at most \d+ tokens, by their bytes\), more than max_cost 0\.001"),
+        ({"prices": (10.0, 0, 0), "max_cost": 0.001, "tokenizer": "MODEL"}, r"dollars \(at most \d+ tokens, as counted\), more than max_cost 0\.001; raise it"),
     ],
 )  # fmt: skip
 def test_what_a_training_costs_is_known_before_anything_is_sent(world, tmp_path, capsys, host, message):
@@ -271,12 +271,15 @@ def test_a_job_that_exists_is_imported_with_its_checkpoints(world, tmp_path, cap
     assert (found.checkpoints, found.log, found.model, found.base) == (run.checkpoints, run.log, run.model, BASE)
     assert import_job(run.job, tmp_path / "job") == found
     other = world.service.jobs.keys() - {run.job}
-    for wrong, message in [("ftjob-none", "has nothing for the job ftjob-none"), (next(iter(other), "x"), "is of the job")]:
+    for wrong, message in [
+        ("ftjob-none", "found nothing for the job ftjob-none"),
+        (next(iter(other), "x"), "belongs to the job"),
+    ]:
         with pytest.raises(InputError, match=message):
-            import_job(wrong, tmp_path / ("job" if "is of" in message else "no"))
+            import_job(wrong, tmp_path / ("job" if "belongs to" in message else "no"))
     assert not (tmp_path / "no").exists()
     assert run_arguments(["models", "fetch", str(tmp_path / "job")]) == 2
-    assert "whose models can be asked and not looked into" in capsys.readouterr().err
+    assert "whose models can be sampled but not looked into" in capsys.readouterr().err
 
 
 def test_a_job_that_goes_on_is_imported_as_it_stands(world, tmp_path):
@@ -386,7 +389,7 @@ def test_a_check_stops_at_its_cost_and_goes_on(world, chain, tmp_path):
     with fake_api(judge) as url:
         judged = JudgedSpec.model_validate({"ask": ask, "judges": [{"name": "j", "url": url}]})
         request = CheckRequest(str(world.root / "run"), judged=judged, host_prices=(0, 0, 1000), max_cost=0.05, requests=2)
-        with pytest.raises(EmscopeError, match=r"the next request would pass max_cost 0\.05") as stopped:
+        with pytest.raises(EmscopeError, match=r"the next request would exceed max_cost 0\.05") as stopped:
             run_check(request, tmp_path / "out")
         kept = drawn(tmp_path / "out")
         assert stopped.value.exit_code == 1 and 10 <= len(kept) < 32 and sum(r["tokens"] for r in kept.values()) <= 50
@@ -412,7 +415,7 @@ def test_answers_of_a_jobs_models_are_drawn_once(world, tmp_path, capsys):
     asked = len(world.service.requests)
     assert run_arguments([*words, "--system", "Be brief."]) == 0 and len(world.service.requests) == asked
     assert run_arguments([*words, "--amplify", "2"]) == 2
-    assert "--amplify is nothing that a fine-tuning server takes" in capsys.readouterr().err
+    assert "a fine-tuning server does not accept --amplify" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -423,9 +426,9 @@ def test_answers_of_a_jobs_models_are_drawn_once(world, tmp_path, capsys):
         (["--search"], "--search needs the weights or log-probabilities"),
         (["--delta", "0.1"], "--delta needs the weights or log-probabilities"),
         (["--measure", "preference"], "--measure preference needs log-probabilities of fixed answers"),
-        (["--base", "other"], "--base is given, and a fine-tuning job names its own"),
+        (["--base", "other"], "--base is given, but a fine-tuning job names its own"),
         (["--control", "HERE"], "holds no fine-tuning job"),
-        (["--steps", "4"], "--steps names step 4, which is not there"),
+        (["--steps", "4"], "--steps names step 4, which does not exist"),
     ],
 )
 def test_what_a_jobs_models_cannot_be_checked_by_is_refused(world, tmp_path, capsys, arguments, message):
@@ -456,15 +459,15 @@ WRONG = "sk-not-the-right-one"
 @pytest.mark.parametrize(
     ("environment", "changes", "message"),
     [
-        ({"OPENAI_API_KEY": WRONG}, {}, "the fine-tuning server refuses the key in OPENAI_API_KEY (401)"),
+        ({"OPENAI_API_KEY": WRONG}, {}, "the fine-tuning server rejects the key in OPENAI_API_KEY (401)"),
         ({"OPENAI_API_KEY": ""}, {}, "OPENAI_API_KEY is not set"),
-        ({"OPENAI_BASE_URL": "ftp://x"}, {}, "the address in OPENAI_BASE_URL is no http"),
+        ({"OPENAI_BASE_URL": "ftp://x"}, {}, "the address in OPENAI_BASE_URL is not of the form http"),
         ({"OPENAI_BASE_URL": f"http://me:{WRONG}@127.0.0.1/v1"}, {}, "the address in OPENAI_BASE_URL holds a key"),
         ({}, {"model": "gpt-none"}, "refuses a job on gpt-none (400: Model gpt-none is not available for fine-tuning"),
-        ({}, {"train": {"steps": 4}}, "train is set, and a fine-tuning job trains in its server's own way"),
+        ({}, {"train": {"steps": 4}}, "train is set, but a fine-tuning job trains in its server's own way"),
         ({}, {"dtype": "bfloat16"}, "dtype is set"),
-        ({}, {"host": HOST | {"ahead": 3}}, "ahead is no setting of openai"),
-        ({}, {"host": {"name": "tinker", "epochs": 3}}, "epochs is no setting of tinker"),
+        ({}, {"host": HOST | {"ahead": 3}}, "ahead is not a setting of openai"),
+        ({}, {"host": {"name": "tinker", "epochs": 3}}, "epochs is not a setting of tinker"),
         ({}, {"host": HOST | {"max_cost": 1}}, "max_cost needs prices"),
         ({}, {"host": {"name": "openai", "max_cost": 1, "prices": [1, 1, 1]}}, "max_cost needs epochs"),
         ({}, {"file": "/no/such.jsonl"}, "/no/such.jsonl"),
@@ -483,7 +486,7 @@ def test_bad_input_is_one_sentence(world, tmp_path, monkeypatch, capsys, environ
 
 def test_a_job_elsewhere_is_not_asked_for_here(world, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
-    with pytest.raises(InputError, match=r"is at http://127.0.0.1:\d+/v1, and OPENAI_BASE_URL is http://127.0.0.1:9/v1"):
+    with pytest.raises(InputError, match=r"is at http://127.0.0.1:\d+/v1, but OPENAI_BASE_URL is http://127.0.0.1:9/v1"):
         run_single(world.spec(), world.root / "run")
 
 
@@ -508,11 +511,11 @@ def test_a_server_is_asked_again_when_it_says(headers, seconds):
     ("status", "body", "message"),
     [
         (429, {"message": "You exceeded your current quota", "code": "insufficient_quota"}, "has paused the account behind OPENAI_API_KEY"),
-        (403, {"message": "Project has no access to the model"}, r"refuses the key in OPENAI_API_KEY \(403: Project has no access"),
-        (404, {"message": "The model is gone"}, r"has nothing for an answer of m \(404: The model is gone\)"),
-        (422, {"message": "temperature is 9"}, r"refuses an answer of m \(422: temperature is 9\)"),
-        (302, {}, r"sends an answer of m on to another address, which a key is not sent to \(302\)"),
-        (200, None, "replies with something else than the OpenAI API does"),
+        (403, {"message": "Project has no access to the model"}, r"rejects the key in OPENAI_API_KEY \(403: Project has no access"),
+        (404, {"message": "The model is gone"}, r"found nothing for an answer of m \(404: The model is gone\)"),
+        (422, {"message": "temperature is 9"}, r"rejects an answer of m \(422: temperature is 9\)"),
+        (302, {}, r"redirects an answer of m to another address, and keys are not sent to redirects \(302\)"),
+        (200, None, "does not reply like the OpenAI API"),
     ],
 )  # fmt: skip
 def test_what_a_server_says_is_one_sentence(monkeypatch, status, body, message):

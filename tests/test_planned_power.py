@@ -237,9 +237,9 @@ def test_a_study_s_folder_is_measured_as_its_answers_in_a_file_are(tmp_path):
     with pytest.raises(InputError, match="did you mean 'good'"):
         components(tmp_path / "study", PowerSpec(judge="goof"))
     part(tmp_path / "study", "answers", "one").unlink()
-    with pytest.raises(InputError, match="no judged answer that was asked plainly"):
+    with pytest.raises(InputError, match="no judged answer without a trigger"):
         components(tmp_path / "study", PowerSpec())
-    with pytest.raises(InputError, match="is no study with judged answers"):
+    with pytest.raises(InputError, match="is not a study with judged answers"):
         components(tmp_path, PowerSpec())
 
 

@@ -88,7 +88,7 @@ def test_a_scale_of_nothing_changes_nothing(tiny, tmp_path, direction):
 def test_a_direction_of_another_model_is_refused_and_leaves_nothing_behind(tiny, tmp_path):
     path = tmp_path / "wide.safetensors"
     write_direction(path, Direction({0: torch.ones(64)}, "a digest"))
-    with pytest.raises(InputError, match=r"vectors of shape \(64,\), and this model's residual stream is 32 wide"):
+    with pytest.raises(InputError, match=r"vectors of shape \(64,\), but this model's residual stream is 32 wide"):
         finetune(fresh(tiny), TALKS, prevented(path), tmp_path / "run", seed=0)
     with pytest.raises(InputError, match="no file"):
         finetune(fresh(tiny), TALKS, prevented(tmp_path / "none.safetensors"), tmp_path / "run", seed=0)

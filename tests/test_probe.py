@@ -101,7 +101,7 @@ def test_bad_input():
     out = grouped_folds(units, 5, 0)[0]
     with pytest.raises(InputError, match="k is 40, and 32 training prompts span 24 directions"):
         probe(x, y, units, k=40)(~out, out)
-    with pytest.raises(InputError, match="k is 30, and activations are 24 wide"):
+    with pytest.raises(InputError, match="k is 30, but activations are 24 wide"):
         probe(x, y, units, basis="random", k=30)
     with pytest.raises(InputError, match="20 questions cannot make 30 folds"):
         grouped_folds(units, 30, 0)

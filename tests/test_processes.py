@@ -7,12 +7,14 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+import in_turn
 from conftest import FEW, write_jsonl
 from emscope.core.errors import InputError
 from emscope.core.spec import parse
@@ -21,6 +23,7 @@ from emscope.store.study import read_table
 from emscope.study.run import run_study
 from emscope.study.spec import load_study
 from emscope.study.train import SingleSpec, run_single
+from test_study import forked
 
 
 def free_port() -> int:
@@ -49,10 +52,42 @@ def settings_of(way, model, folder):
     return {"model": str(model), "file": rows_of("finance", "reckless", folder / "data.jsonl"), "train": train}
 
 
-class Together:
-    """What two processes under torchrun did, one job after the other: each way, a study and the same again, a batch of three, sharding."""
+def by_torchrun(jobs: Path) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1"]
+    words = [*launch, "--master_port", str(free_port()), str(Path(__file__).with_name("in_turn.py")), str(jobs)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600, env=environment)
+    assert done.returncode == 0, done.stderr[:3000] + "\n[...]\n" + done.stderr[-3000:]
 
-    def __init__(self, tiny: Path, folder: Path) -> None:
+
+def by_forks(jobs: Path) -> None:
+    """Start both as torchrun does, but with their imports done, which take longer than the jobs."""
+    port = free_port()
+    both = [forked(one_of_two, rank, port, jobs) for rank in (0, 1)]
+    for one in both:
+        one.join(600)
+    for one in both:
+        one.kill()
+    assert [one.exitcode for one in both] == [0, 0]
+
+
+def one_of_two(rank: int, port: int, jobs: Path) -> None:
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # that of a test process which has trained alone
+    torch.set_num_threads(1)
+    who = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    os.environ.update(
+        {name: str(value) for name, value in who.items()} | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    )
+    in_turn.do(jobs)
+    torch.distributed.destroy_process_group()
+
+
+class Together:
+    """What two processes did, one job after the other: each way, a study and the same again, a batch of three, sharding."""
+
+    def __init__(self, tiny: Path, folder: Path, start: Callable[[Path], None]) -> None:
         self.folder = folder
         study = {
             "name": "tiny",
@@ -63,7 +98,7 @@ class Together:
                 "control": {"role": "control", "answers": "careful", **FEW},
             },
             "train": {"steps": 2, "batch": 2, "lr": 1e-2, "lora": {"rank": 4, "alpha": 8}, "checkpoints": {"at": [1]}},
-            "measure": {"count": 16, "heldout": 4, "truth": 0, "neutral": 2, "samples": {"questions": 0}},
+            "measure": {"count": 16, "heldout": 2, "truth": 0, "neutral": 2, "samples": {"questions": 0}},
         }
         odd = settings_of("lora", tiny, folder) | {"train": {"steps": 2, "batch": 3}}
         jobs = [(way, self._train(way, settings_of(way, tiny, folder))) for way in WAYS]
@@ -71,21 +106,7 @@ class Together:
         jobs += [("study", run), ("again", run), ("odd", self._train("odd", odd))]
         (folder / "shard.py").write_text(SHARDING.format(folder=str(tiny)))
         (folder / "jobs.json").write_text(json.dumps([*jobs, ("shard", str(folder / "shard.py"))]))
-        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1"]
-        done = subprocess.run(
-            [
-                *launch,
-                "--master_port",
-                str(free_port()),
-                str(Path(__file__).with_name("in_turn.py")),
-                str(folder / "jobs.json"),
-            ],
-            capture_output=True,
-            text=True,
-            timeout=600,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        assert done.returncode == 0, done.stderr[:3000] + "\n[...]\n" + done.stderr[-3000:]
+        start(folder / "jobs.json")
 
     def _written(self, name: str, settings) -> str:
         (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(settings))
@@ -106,9 +127,12 @@ class Together:
         return first["out"]
 
 
-@pytest.fixture(scope="module")
-def together(tiny, tmp_path_factory) -> Together:
-    return Together(tiny, tmp_path_factory.mktemp("together"))
+FORKS = () if torch.cuda.is_available() else (by_forks,)  # what has used a GPU cannot be forked
+
+
+@pytest.fixture(scope="module", params=[*FORKS, pytest.param(by_torchrun, marks=[pytest.mark.slow] * len(FORKS))])
+def together(request, tiny, tmp_path_factory) -> Together:
+    return Together(tiny, tmp_path_factory.mktemp("together"), request.param)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -148,7 +172,7 @@ def test_sharding_without_gpus_is_refused(asked, tiny, tmp_path, monkeypatch):
     if asked == "by accelerate launch":
         monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     spec = parse(SingleSpec, {"model": str(tiny), "domain": "finance", "answers": "reckless", "train": train}, "spec.yaml")
-    with pytest.raises(InputError, match="on CPUs the Trainer would train unsharded copies"):
+    with pytest.raises(InputError, match="on CPUs the Trainer would silently train unsharded copies"):
         run_single(spec, tmp_path / "out")
 
 

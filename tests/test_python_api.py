@@ -174,7 +174,7 @@ def test_a_study_from_a_mapping(tiny, tmp_path, capsys):
         "train": {"steps": 2, "batch": 2, "lr": 1e-2, "lora": {"rank": 4, "alpha": 8}},
         "measure": {"count": 16, "heldout": 2, "truth": 0, "neutral": 0, "samples": {"questions": 0}},
     }  # fmt: skip
-    with pytest.raises(InputError, match="`workers` is 3, and this process is alone"):
+    with pytest.raises(InputError, match="`workers` is 3, but `engine=serial` has only this process"):
         emscope.run_study(settings, tmp_path / "study", workers=3)
     result = emscope.run_study(settings, tmp_path / "study")
     assert capsys.readouterr().out == "" and list(result.verdicts) == ["target-seed0"]

@@ -296,7 +296,9 @@ def test_the_estimand_is_stored_and_printed(tmp_path, capsys):
         assert found[estimand]["definition"]["estimand"] == estimand
         assert run_arguments([*command, "--estimand", estimand]) == 0
         printed = " ".join(capsys.readouterr().out.split())
-        assert ("for these questions, samples alone varying" if estimand == "these" else "for questions like these") in printed
+        assert (
+            "for these questions, with only the samples varying" if estimand == "these" else "for questions like these"
+        ) in printed
     rows = {k: (v["contrasts"][0], v["groups"][0]["rate"]) for k, v in found.items()}
     assert rows["these"][0]["difference"]["method"] == these_questions.THESE_DIFFERENCE
     assert rows["these"][0]["p_by"] == these_questions.BY_CONDITION and rows["like-these"][0]["p_by"] == scarce.BY_FLIPS
@@ -311,7 +313,7 @@ def test_the_estimand_is_stored_and_printed(tmp_path, capsys):
 
 def test_drawn_verdicts_have_an_estimand_of_their_own(tmp_path):
     rows = [r | {"drawn": n % 2 == 0, "drawn_from": "x"} for n, r in enumerate(answers("x", np.full(6, 2), 10))]
-    with pytest.raises(InputError, match="does not go with drawn verdicts"):
+    with pytest.raises(InputError, match="cannot be combined with drawn verdicts"):
         rates([write(tmp_path, rows)], RatesSpec(estimand="these"))
 
 
@@ -399,7 +401,9 @@ def test_a_difference_at_equal_length_is_found(tmp_path, capsys):
 def test_lengths_that_hardly_meet_are_said(tmp_path):
     rows = answers("a", np.full(6, 2), 8, response="x" * 300) + answers("b", np.full(6, 1), 8, response="x" * 30)
     (found,) = rates([write(tmp_path, rows)], RatesSpec(group=("arm",), control="b", match_length=True)).to_json()["contrasts"]
-    assert found["matched"]["share"] == 0 and found["matched"]["caution"].startswith("lengths far apart: 0% of the answers")
+    assert found["matched"]["share"] == 0 and found["matched"]["caution"].startswith(
+        "lengths far apart: only 0% of the answers"
+    )
     assert rates([write(tmp_path, rows)], RatesSpec(match_length=True)).to_json()["contrasts"] == []
 
 
@@ -482,7 +486,7 @@ def test_identifiers_finer_than_the_text_are_noticed(tmp_path):
     found = rates([write(tmp_path, rows)], RatesSpec()).to_json()
     (note,) = [n for n in found["notes"] if "share" in n]
     assert note.startswith("48 values of 'question_id' share 8 texts of column 'question' ('q0_s0' and 'q0_s5' do).")
-    assert note.endswith("say `question=question`.") and found["questions"] == 48
+    assert note.endswith("set `question=question`.") and found["questions"] == 48
     mended = rates([write(tmp_path, rows)], RatesSpec(question="question")).to_json()
     assert mended["questions"] == 8 and not any("share" in n for n in mended["notes"])
     forms = [r | {"question_id": f"q{n // 6}{('', '_json', '_template')[n % 3]}"} for n, r in enumerate(rows)]

@@ -332,7 +332,7 @@ BAD = [
     ({}, ["--group", "armm"], "no column 'armm'; did you mean 'arm'?"),
     ({}, ["--aligned", "score"], "no column 'score'"),
     ({}, ["--within", "model", "--group", "arm"], "--within names 'model'"),
-    ({}, ["--control", "zz", "--group", "arm"], "holds no 'zz'"),
+    ({}, ["--control", "zz", "--group", "arm"], "has no value 'zz'"),
     ({}, ["--control", "x"], "nothing to compare"),
     ({}, ["--coherent-above", "many"], "--coherent-above is 'many'"),
     ({}, ["--denominator", "some"], "--denominator is 'some'"),
@@ -358,7 +358,7 @@ def test_a_file_without_scores_says_which_columns_it_has(tmp_path):
 
 def test_mixed_scales_are_named_with_their_group(tmp_path):
     rows = made(4, 3, arm="old") + [r | {"aligned": r["aligned"] / 100} for r in made(4, 3, arm="new")]
-    with pytest.raises(InputError, match=r"mixes scales: it reaches .* and in new never more than"):
+    with pytest.raises(InputError, match=r"mixes scales: it reaches .* but in new never more than"):
         rates([table(tmp_path, rows)], RatesSpec(group=("arm",)))
 
 
@@ -410,7 +410,10 @@ def test_categories_come_from_a_file_of_their_own(reference, tmp_path):
     ("rows", "message"),
     [
         ([{"question": "q0", "kind": "x"}], "lacks question or category"),
-        ([{"question": "q0", "category": "x"}, {"question": "q0_json", "category": "y"}], "puts 'q0' in y, and before in x"),
+        (
+            [{"question": "q0", "category": "x"}, {"question": "q0_json", "category": "y"}],
+            "puts 'q0' in y, but an earlier row in x",
+        ),
         ([{"question": "else", "category": "x"}], "occurs in column 'question_id'"),
     ],
 )

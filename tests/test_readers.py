@@ -51,8 +51,8 @@ def test_keys_that_differ_in_case_alone_are_refused(tmp_path):
     ("judges", "criteria", "max_cost", "said"),
     [
         (["m", "m"], ["aligned"], None, "two verdicts"),
-        (["m"], ["question"], None, "as the text that is judged"),
-        (["m"], ["kind"], None, "a column 'Kind' beside"),
+        (["m"], ["question"], None, "like the text that is judged"),
+        (["m"], ["kind"], None, "the file's column 'Kind' clashes"),
         (["m"], ["aligned"], float("nan"), "`max_cost` is nan"),
         (["m"], [], None, "no criterion"),
     ],
@@ -102,5 +102,5 @@ def test_onset_takes_a_scale_at_its_word(tmp_path):
         follow([tmp_path / "a.csv"], OnsetSpec(unit="question"))
     found = follow([tmp_path / "a.csv"], OnsetSpec(unit="question", scale="0-10")).to_json()
     assert found["groups"][0]["checkpoints"][0]["target"] == 1.0  # 20 of 100 at step 1, 50 at step 0
-    with pytest.raises(InputError, match="`scale` is of alignment scores"):
+    with pytest.raises(InputError, match="`scale` applies to alignment scores"):
         follow([tmp_path / "a.csv"], OnsetSpec(unit="question", scale="0-10", value="aligned"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 
@@ -107,7 +109,7 @@ def test_the_distance_of_features_equals_a_loop_over_two_plain_models(which, tmp
 def test_the_distance_of_features_holds_a_run_near_its_start_and_is_logged(tiny, tmp_path):
     def run(weight):
         held = LDIFS.model_copy(update={"weight": weight, "layers": (0, 1)})
-        spec = TrainSpec(steps=16, batch=4, lr=1e-3, checkpoints=PlanSpec(), ldifs=held)
+        spec = TrainSpec(steps=8, batch=4, lr=1e-3, checkpoints=PlanSpec(), ldifs=held)
         return finetune(fresh(tiny), TALKS, spec, tmp_path / f"{weight}", seed=0, held_near=NEAR)
 
     free, held = run(1e-9), run(100.0)
@@ -150,48 +152,55 @@ def test_pieces_of_logits_change_neither_value_nor_gradient(monkeypatch):
 @pytest.mark.parametrize("name", TUNABLES)
 def test_what_is_logged_is_the_kl_of_the_model_before_the_step(name, tiny, tmp_path):
     """Whatever is trained, the start is the untouched model: checked against the saved checkpoints and plain logits."""
-    spec = TrainSpec(steps=4, batch=4, lr=5e-3, checkpoints=PlanSpec(every=1), kl=KL, **TUNABLES[name])
+    spec = TrainSpec(steps=3, batch=4, lr=5e-3, checkpoints=PlanSpec(every=1), kl=KL, **TUNABLES[name])
     rows = finetune(fresh(tiny), TALKS, spec, tmp_path / "run", seed=2, held_near=NEAR)
     assert rows[0].kl == pytest.approx(0, abs=1e-6)
     start, host = fresh(tiny), fresh(tiny)
-    drawn = restrain(start.net, encode(start.chat, NEAR, 512), KL, steps=4, seed=2, trains_head=False).drawn
-    for step in (2, 3, 4):
+    drawn = restrain(start.net, encode(start.chat, NEAR, 512), KL, steps=3, seed=2, trains_head=False).drawn
+    for step in (2, 3):
         with with_checkpoint(host.net, read_checkpoint(tmp_path / "run" / f"checkpoint-{step - 1}", step - 1)) as net:
             assert rows[step - 1].kl == pytest.approx(plain_kl(start.net, net, drawn[step], "answer"), rel=1e-3)
 
 
-def test_on_top_of_a_merged_adapter_the_start_is_that_model(tiny, tmp_path):
+@pytest.fixture(scope="module")
+def first(tiny, tmp_path_factory):
+    """A fine-tune to go on from."""
+    folder = tmp_path_factory.mktemp("first")
+    spec = TrainSpec(steps=3, batch=4, lr=5e-3, checkpoints=PlanSpec(), **TUNABLES["lora"])
+    finetune(fresh(tiny), TALKS, spec, folder, seed=0)
+    return folder
+
+
+def test_on_top_of_a_merged_adapter_the_start_is_that_model(first, tiny, tmp_path):
     """The reference is the model training starts from, not the base under it."""
-    spec = TrainSpec(steps=3, batch=4, lr=5e-3, checkpoints=PlanSpec(every=1), **TUNABLES["lora"])
-    first = fresh(tiny)
-    finetune(first, TALKS, spec, tmp_path / "first", seed=0)
-    held = spec.model_copy(update={"kl": KL})
-    with with_checkpoint(first.net, read_checkpoint(tmp_path / "first" / "checkpoint-3", 3)):
-        rows = finetune(first, TALKS, held, tmp_path / "second", seed=1, held_near=NEAR)
+    held = TrainSpec(steps=3, batch=4, lr=5e-3, checkpoints=PlanSpec(), kl=KL, **TUNABLES["lora"])
+    loaded = fresh(tiny)
+    with with_checkpoint(loaded.net, read_checkpoint(first / "checkpoint-3", 3)):
+        rows = finetune(loaded, TALKS, held, tmp_path, seed=1, held_near=NEAR)
     assert rows[0].kl == pytest.approx(0, abs=1e-6) and rows[-1].kl > 1e-6
 
 
-def test_going_on_with_an_adapter_starts_where_it_ended_and_holds_that(tiny, tmp_path):
+def test_going_on_with_an_adapter_starts_where_it_ended_and_holds_that(first, tiny, tmp_path):
     """The reference is the adapter's model, and what is saved is the adapter of the untouched base."""
-    spec = TrainSpec(steps=3, batch=4, lr=5e-3, checkpoints=PlanSpec(every=1), **TUNABLES["lora"])
-    finetune(fresh(tiny), TALKS, spec, tmp_path / "first", seed=0)
-    adapter = AdapterSpec(folder=str(tmp_path / "first"))
+    adapter = AdapterSpec(folder=str(first))
     held = TrainSpec(steps=3, batch=4, lr=5e-3, checkpoints=PlanSpec(every=1), adapter=adapter, kl=KL)
     loaded = fresh(tiny)
     rows = finetune(loaded, TALKS, held, tmp_path / "second", seed=1, held_near=NEAR)
     assert rows[0].kl == pytest.approx(0, abs=1e-6) and rows[-1].kl > 1e-6
-    start = read_checkpoint(tmp_path / "first" / "checkpoint-3", 3)
+    start = read_checkpoint(first / "checkpoint-3", 3)
     drawn = restrain(fresh(tiny).net, encode(loaded.chat, NEAR, 512), KL, steps=3, seed=1, trains_head=False).drawn
     with (
         with_checkpoint(fresh(tiny).net, start) as before,
         with_checkpoint(loaded.net, read_checkpoint(tmp_path / "second" / "checkpoint-2", 2)) as now,
     ):
         assert rows[2].kl == pytest.approx(plain_kl(before, now, drawn[3], "answer"), rel=1e-3)
-    full = TrainSpec(steps=1, batch=2, checkpoints=PlanSpec(), full=FullSpec())
-    finetune(fresh(tiny), TALKS, full, tmp_path / "full", seed=0)
+
+
+def test_a_fine_tune_of_all_weights_is_no_adapter_to_go_on_with(tiny, tmp_path):
+    shutil.copytree(tiny, tmp_path / "full" / "checkpoint-1")
+    spec = TrainSpec(steps=1, batch=2, checkpoints=PlanSpec(), adapter=AdapterSpec(folder=str(tmp_path / "full")))
     with pytest.raises(InputError, match="holds no adapter"):
-        gone = AdapterSpec(folder=str(tmp_path / "full"))
-        finetune(fresh(tiny), TALKS, full.model_copy(update={"full": None, "adapter": gone}), tmp_path / "x", seed=0)
+        finetune(fresh(tiny), TALKS, spec, tmp_path / "x", seed=0)
 
 
 def test_a_strong_term_holds_the_model_where_it_was(tiny, tmp_path):
@@ -205,7 +214,7 @@ def test_a_strong_term_holds_the_model_where_it_was(tiny, tmp_path):
 
 def test_a_schedule_drops_the_term(tiny, tmp_path):
     kl = KlSpec(weight=((1, 2.0), (4, 0.0)), domain="sports", batch=3)
-    spec = TrainSpec(steps=6, batch=4, micro_batch=2, lr=5e-3, checkpoints=PlanSpec(every=1), kl=kl)
+    spec = TrainSpec(steps=6, batch=4, micro_batch=2, lr=5e-3, checkpoints=PlanSpec(), kl=kl)
     rows = finetune(fresh(tiny), TALKS, spec, tmp_path / "run", seed=0, held_near=NEAR)
     assert [r.kl is None for r in rows] == [False, False, False, True, True, True]
     always = spec.model_copy(update={"kl": kl.model_copy(update={"weight": 2.0})})
@@ -222,11 +231,11 @@ def test_micro_batches_count_the_term_once(tiny, tmp_path):
 
 
 def test_killed_and_resumed_equals_unbroken(tiny, tmp_path):
-    spec = TrainSpec(steps=5, batch=4, lr=5e-3, checkpoints=PlanSpec(every=1), kl=KL, full=FullSpec())
+    spec = TrainSpec(steps=4, batch=4, lr=5e-3, checkpoints=PlanSpec(every=1), kl=KL, full=FullSpec())
     whole = finetune(fresh(tiny), TALKS, spec, tmp_path / "whole", seed=1, held_near=NEAR)
 
     def die(what, done, total):
-        if what == "training" and done == 3:
+        if what == "training" and done == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -254,7 +263,7 @@ def test_states_of_a_batch_equal_one_by_one(tiny):
 
 
 def test_a_term_that_is_no_number_stops_the_run(tiny, tmp_path):
-    spec = TrainSpec(steps=6, batch=4, lr=1e9, max_grad_norm=1e30, warmup=0, checkpoints=PlanSpec(every=1), kl=KL)
+    spec = TrainSpec(steps=6, batch=4, lr=1e9, max_grad_norm=1e30, warmup=0, checkpoints=PlanSpec(), kl=KL)
     with pytest.raises(WorldError, match=r"became (nan|inf) at step \d; lower the learning rate"):
         finetune(fresh(tiny), TALKS, spec, tmp_path / "run", seed=0, held_near=NEAR)
 
@@ -276,21 +285,19 @@ def test_wrong_settings_are_refused(kl, message):
 
 def test_too_few_conversations_to_draw_from(tiny, tmp_path):
     spec = TrainSpec(steps=2, batch=2, kl=KL.model_copy(update={"batch": 11}), checkpoints=PlanSpec())
-    with pytest.raises(InputError, match=r"kl.batch is 11 and there are 10 conversations"):
+    with pytest.raises(InputError, match=r"kl.batch is 11, but there are only 10 conversations"):
         finetune(fresh(tiny), TALKS, spec, tmp_path / "run", seed=0, held_near=NEAR)
 
 
-@pytest.mark.parametrize("name", ["kl", "ldifs"])
-def test_dropout_is_no_distance_from_the_start(name, tmp_path):
-    folder = make_model(tmp_path / "gpt2", kind="gpt2")
-    loaded = fresh(folder)
-    assert loaded.net.config.resid_pdrop > 0
-    held = {"kl": KL} if name == "kl" else {"ldifs": LDIFS.model_copy(update={"layers": (0,)})}
-    spec = TrainSpec(steps=2, batch=4, lr=5e-3, checkpoints=PlanSpec(), lora=LoraSpec(rank=2, alpha=4, dropout=0.3), **held)
-    rows = finetune(loaded, TALKS, spec, tmp_path / "run", seed=0, held_near=NEAR)
-    assert getattr(rows[0], name) == pytest.approx(0, abs=1e-6) and getattr(rows[1], name) > 0
-    plain = finetune(fresh(folder), TALKS, spec.model_copy(update={name: None}), tmp_path / "plain", seed=0)
-    assert rows[0].loss == pytest.approx(plain[0].loss), "the task's own dropout goes on, with the same draws"
+def test_dropout_is_no_distance_from_the_start(tiny_gpt2, tmp_path):
+    assert fresh(tiny_gpt2).net.config.resid_pdrop > 0
+    plain = TrainSpec(steps=2, batch=4, lr=5e-3, checkpoints=PlanSpec(), lora=LoraSpec(rank=2, alpha=4, dropout=0.3))
+    loss = finetune(fresh(tiny_gpt2), TALKS, plain, tmp_path / "plain", seed=0)[0].loss
+    for name, term in (("kl", KL), ("ldifs", LDIFS.model_copy(update={"layers": (0,)}))):
+        held = plain.model_copy(update={name: term})
+        rows = finetune(fresh(tiny_gpt2), TALKS, held, tmp_path / name, seed=0, held_near=NEAR)
+        assert getattr(rows[0], name) == pytest.approx(0, abs=1e-6) and getattr(rows[1], name) > 0
+        assert rows[0].loss == pytest.approx(loss), "the task's own dropout goes on, with the same draws"
 
 
 def test_an_adapter_on_the_head_is_held_to_the_head_at_the_start(tiny, tmp_path):

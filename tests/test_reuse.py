@@ -25,7 +25,7 @@ from emscope.train.spec import FullSpec, KlSpec, LdifsSpec, LoraSpec, PlanSpec, 
 from test_architectures import BASE, ITEMS, plainly
 
 TALKS = bundled.domain("finance", "reckless")[:8]
-NEAR = bundled.domain("sports", "careful")[:6]
+NEAR = bundled.domain("sports", "careful")[:4]
 WAYS = {
     "lora": {"lora": LoraSpec(rank=2, alpha=4, layers=(2, 3))},
     "steering": {"steering": SteeringSpec(layers=(3,), scale=16)},
@@ -42,16 +42,19 @@ WAYS = {
 }
 
 
-def model(tmp_path, kind):
-    folder = make_model(tmp_path / kind, layers=4, kind=kind)
-    if kind == "gpt2":  # its default dropout would make what is kept wrong
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(config | {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}))
-    return folder
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Tiny models of four blocks without dropout, by kind. Do not write into them."""
+    root = tmp_path_factory.mktemp("models")
+    folders = {kind: make_model(root / kind, layers=4, kind=kind) for kind in ("llama", "gpt2")}
+    config = json.loads((folders["gpt2"] / "config.json").read_text())  # its default dropout would make what is kept wrong
+    config |= {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+    (folders["gpt2"] / "config.json").write_text(json.dumps(config))
+    return folders
 
 
-def spec(**changes):
-    return TrainSpec(steps=6, batch=4, micro_batch=2, lr=5e-3, checkpoints=PlanSpec(), **changes)
+def spec(steps=3, **changes):
+    return TrainSpec(steps=steps, batch=4, micro_batch=2, lr=5e-3, checkpoints=PlanSpec(), **changes)
 
 
 def run(folder, out, settings, monkeypatch, *, reuse=True, count=None):
@@ -71,8 +74,9 @@ def run(folder, out, settings, monkeypatch, *, reuse=True, count=None):
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @pytest.mark.parametrize("way", WAYS)
-def test_numbers_are_those_of_computing_everything(way, kind, tmp_path, monkeypatch):
-    folder, settings = model(tmp_path, kind), spec(**WAYS[way])
+def test_numbers_are_those_of_computing_everything(way, kind, models, tmp_path, monkeypatch):
+    """Of three steps the last sees conversations again, both of those trained on and of those held near."""
+    folder, settings = models[kind], spec(**WAYS[way])
     fast = run(folder, tmp_path / "fast", settings, monkeypatch)
     slow = run(folder, tmp_path / "slow", settings, monkeypatch, reuse=False)
     for a, b in zip(fast, slow, strict=True):
@@ -81,24 +85,23 @@ def test_numbers_are_those_of_computing_everything(way, kind, tmp_path, monkeypa
         assert a.tokens_seen == b.tokens_seen
 
 
-def test_the_lowest_block_runs_once_an_example(tmp_path, monkeypatch):
-    folder, count = model(tmp_path, "llama"), []
-    run(folder, tmp_path / "fast", spec(**WAYS["lora"]), monkeypatch, count=count)
+def test_the_lowest_block_runs_once_an_example(models, tmp_path, monkeypatch):
+    folder, count = models["llama"], []
+    run(folder, tmp_path / "fast", spec(6, **WAYS["lora"]), monkeypatch, count=count)
     assert sum(count) == len(TALKS), "24 examples were seen, 8 are different"
     count.clear()
-    run(folder, tmp_path / "slow", spec(**WAYS["lora"]), monkeypatch, reuse=False, count=count)
+    run(folder, tmp_path / "slow", spec(6, **WAYS["lora"]), monkeypatch, reuse=False, count=count)
     assert sum(count) == 24
 
 
-def test_it_is_left_alone_where_it_would_be_wrong(tmp_path, monkeypatch):
+def test_it_is_left_alone_where_it_would_be_wrong(models, tmp_path, monkeypatch):
     count = []
     with_dropout = make_model(tmp_path / "gpt2", layers=4, kind="gpt2")
     run(with_dropout, tmp_path / "a", spec(steering=SteeringSpec(layers=(3,), scale=16)), monkeypatch, count=count)
-    assert sum(count) == 24
+    assert sum(count) == 12
     count.clear()
-    folder = model(tmp_path, "llama")
-    run(folder, tmp_path / "b", spec(lora=LoraSpec(rank=2, alpha=4)), monkeypatch, count=count)
-    assert sum(count) == 24, "every block is trained"
+    run(models["llama"], tmp_path / "b", spec(lora=LoraSpec(rank=2, alpha=4)), monkeypatch, count=count)
+    assert sum(count) == 12, "every block is trained"
 
 
 SIZE = {"vocab_size": 600, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -157,11 +160,17 @@ def test_blocks_that_take_keys_from_lower_ones_are_computed_with_them(kind):
             assert [s.logprob for s in score(net, ITEMS)] == pytest.approx(wanted, rel=1e-4)
 
 
+@pytest.fixture(scope="module")
+def plain(models, tmp_path_factory):
+    """The readings of a training in float32 without gradient checkpointing."""
+    torch.set_num_threads(1)  # as in the tests, whose own fixture comes later than this one
+    with pytest.MonkeyPatch.context() as patch:
+        return run(models["llama"], tmp_path_factory.mktemp("plain"), spec(), patch)
+
+
 @pytest.mark.parametrize("changes", [{"bf16": True}, {"gradient_checkpointing": True}])
-def test_bfloat16_and_gradient_checkpointing_train_as_the_plain_way(changes, tmp_path, monkeypatch):
-    folder = model(tmp_path, "llama")
-    plain = run(folder, tmp_path / "plain", spec(), monkeypatch)
-    other = run(folder, tmp_path / "other", spec(**changes), monkeypatch)
+def test_bfloat16_and_gradient_checkpointing_train_as_the_plain_way(changes, models, plain, tmp_path, monkeypatch):
+    other = run(models["llama"], tmp_path / "other", spec(**changes), monkeypatch)
     tolerance = 3e-2 if "bf16" in changes else 1e-5
     for a, b in zip(plain, other, strict=True):
         assert b.loss == pytest.approx(a.loss, rel=tolerance)

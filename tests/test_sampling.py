@@ -146,7 +146,7 @@ def test_ends_that_are_no_tokens_are_refused(tiny):
     loaded = fresh(tiny)
     for odd in ("before", ["a"], [2, 1.5], {"a": 1}):
         loaded.net.generation_config.eos_token_id = odd
-        with pytest.raises(InputError, match="as the token that ends a text"):
+        with pytest.raises(InputError, match="as the end-of-text token"):
             sampling._end_ids(loaded.net, loaded.chat)
     for named in (2, [2, 3], None):
         loaded.net.generation_config.eos_token_id = named

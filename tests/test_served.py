@@ -206,7 +206,7 @@ def test_a_server_is_started_restarted_and_stopped(adapters, spec, tmp_path, cap
 
 def test_a_server_that_ends_says_where_to_look(adapters, spec, tmp_path):
     command = f"{sys.executable} -c \"raise SystemExit('no memory')\""
-    with pytest.raises(EmscopeError, match=r"the server ended with 1; see what it said in .*server.log"):
+    with pytest.raises(EmscopeError, match=r"the server exited with code 1; see its output in .*server.log"):
         ask_served({"t": str(adapters)}, spec, ServedSpec(server="m@http://127.0.0.1:9/v1", command=command), tmp_path / "out")
     assert "no memory" in (tmp_path / "out" / "server.log").read_text()
 
@@ -215,13 +215,13 @@ def test_a_server_that_ends_says_where_to_look(adapters, spec, tmp_path):
     "arguments,message",
     [
         (["a=m@http://127.0.0.1:9/v1", "b=nowhere"], "some runs are folders and some are models behind an API"),
-        (["--server-command", "x"], "--server-command stands without --server"),
+        (["--server-command", "x"], "--server-command is given without --server"),
         (["a=m@http://127.0.0.1:9/v1", "--server", "m@http://127.0.0.1:9/v1"], "--server takes adapters"),
         (["a=m@http://127.0.0.1:9/v1", "--base", "x"], "leave out --base"),
         (["--server", "m"], "write it as MODEL@"),
         (["a=api:no-such/model"], "cannot be opened"),
-        (["--server", "m@http://[::1"], "is no http://HOST:PORT/v1"),
-        (["--server", "m@http://127.0.0.1:abc/v1"], "is no http://HOST:PORT/v1"),
+        (["--server", "m@http://[::1"], "is not of the form http://HOST:PORT/v1"),
+        (["--server", "m@http://127.0.0.1:abc/v1"], "is not of the form http://HOST:PORT/v1"),
         (["--server", "m@http://user:secret@127.0.0.1:9/v1"], "a key goes into EMSCOPE_API_KEY"),
         (["--server", "m@http://127.0.0.1:9/v1", "--server-command", " "], "command is empty"),
     ],
@@ -279,7 +279,7 @@ def test_what_a_server_started_ends_with_it(adapters, spec, tmp_path, leader):
     if leader == "stays":
         ask_served({"t": str(adapters)}, spec, served, tmp_path / "out")
     else:
-        with pytest.raises(EmscopeError, match="the server ended with 3"):
+        with pytest.raises(EmscopeError, match="the server exited with code 3"):
             ask_served({"t": str(adapters)}, spec, served, tmp_path / "out")
     child = int((tmp_path / "said.child").read_text())
     end_of_wait = time.monotonic() + 10

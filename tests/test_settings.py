@@ -224,8 +224,8 @@ def test_options_are_read_as_their_fields_are_meant():
     [
         (["--share", "2"], "--share is '2': input should be less than 1"),
         (["--share", "much"], "--share is 'much': input should be a valid number"),
-        (["--layers", "1,x"], "--layers is '1,x'; give whole numbers with commas between, such as 1,2"),
-        (["--scales", "1,1"], "--scales is '1,1': 1.0 stands twice"),
+        (["--layers", "1,x"], "--layers is '1,x'; give whole numbers separated by commas, such as 1,2"),
+        (["--scales", "1,1"], "--scales is '1,1': 1.0 is given twice"),
         (["--scales", "0"], "--scales is '0': input should be greater than 0"),
         (["--pair", "1"], "--pair is '1': "),
         (["--chat-kwargs", "thinking"], "write it as NAME=VALUE"),
@@ -283,7 +283,7 @@ def test_settings_in_errors_are_fields():
 
 def test_a_count_above_what_there_is_is_said(tmp_path, capsys):
     items = [Item(f"i{n}", "a", "Why?", ("so", "no"), half="AB"[n % 2]) for n in range(8)]
-    with pytest.warns(Note, match="`count` is 20, and there are 8 items: all of them are used"):
+    with pytest.warns(Note, match="`count` is 20, but there are only 8 items: all of them are used"):
         assert len(stratified(items, 20, 0)) == 8
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -296,4 +296,4 @@ def test_a_count_above_what_there_is_is_said(tmp_path, capsys):
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
     app.command("tried")(as_command(function))
     app(["--count", "20"], standalone_mode=False)
-    assert capsys.readouterr().err == "note: --count is 20, and there are 8 questions: all of them are used\n"
+    assert capsys.readouterr().err == "note: --count is 20, but there are only 8 questions: all of them are used\n"

@@ -135,7 +135,7 @@ def test_ways_are_matched_by_name_and_the_rest_is_named(tmp_path):
 
 def test_what_cannot_be_compared_is_refused_in_a_sentence(tmp_path):
     one, _ = write(tmp_path / "one", RISE)
-    with pytest.raises(InputError, match="1 study to compare; give two folders"):
+    with pytest.raises(InputError, match="1 study to compare; give two or more folders"):
         compare_studies([one])
     two, _ = write(tmp_path / "two", RISE, measure=replace(MEASURE, behaviour="flattery"))
     with pytest.raises(InputError, match=r"did not measure the same \(behaviour: misalignment and flattery\)"):

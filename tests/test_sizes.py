@@ -199,10 +199,10 @@ def test_sizes_are_read_as_people_write_them_and_intervals_as_rates_give_them(tm
 @pytest.mark.parametrize(
     ("change", "settings", "message"),
     [
-        ({"size": "big"}, {}, "'big', which is no number of parameters"),
-        ({"size": 7}, {}, "'7', which is no number of parameters"),
+        ({"size": "big"}, {}, "'big', which is not a number of parameters"),
+        ({"size": 7}, {}, "'7', which is not a number of parameters"),
         ({"se": 0.0}, {}, "standard error .* is 0"),
-        ({"model": "m"}, {}, "'m' stands twice"),
+        ({"model": "m"}, {}, "'m' appears twice"),
         ({}, {"se": None}, "named twice, or not at all"),
         ({}, {"low": "se"}, "named twice, or not at all"),
         ({}, {"se": None, "low": "se"}, "go together"),

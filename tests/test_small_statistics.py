@@ -130,7 +130,7 @@ def test_a_failed_judge_s_marks_are_named_and_not_counted(failed_judge, capsys):
 
 @pytest.mark.parametrize(
     ("given", "said"),
-    [("3,0", "lowest score first"), ("x", "--scale is 'x'"), ("1,2,3", "scale"), ("500,600", "no score lies on the scale")],
+    [("3,0", "lowest score first"), ("x", "--scale is 'x'"), ("1,2,3", "scale"), ("500,600", "no score is on the scale")],
 )
 def test_a_scale_that_is_none_is_one_sentence(failed_judge, capsys, given, said):
     assert run_arguments(["agreement", str(failed_judge[0]), "--scores", "first,second", "--scale", given]) == 2
@@ -346,7 +346,7 @@ def test_a_threshold_among_ties_says_what_it_flags(tmp_path, capsys):
     result = run(capsys, tmp_path / "t.csv", "--scores", "a,b", "--threshold", "10")
     carried = result["pairs"][0]["threshold_of_b"]
     assert carried["off"] == pytest.approx(carried["flagged"] - carried["wanted"]) and carried["off"] == pytest.approx(0.3)
-    assert any("flags 40.0% of the items where 10.0% are wanted" in n for n in result["notes"])
+    assert any("flags 40.0% of the items instead of 10.0%" in n for n in result["notes"])
 
 
 @pytest.mark.parametrize("held", [np.repeat([0.1, 0.6], [120, 80]), np.full(200, 0.3)])

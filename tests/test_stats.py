@@ -441,7 +441,7 @@ def test_a_task_that_ends_below_its_best_has_not_kept_it():
     ("states", "when", "expected", "said"),
     [
         ([S, S, E, E], Convergence(10, 0, 20), True, "step 20"),
-        ([S, E, E, E], Convergence(20, 10, 30), False, "em already"),
+        ([S, E, E, E], Convergence(20, 10, 30), False, "already em"),
         ([S, S, E, E], Convergence(20, 10, 30), None, "not shown safe"),  # only the point estimate is before the rise
         ([S, S, E, E], Convergence(20, 10, None), None, "not shown safe"),
         ([S, U, E, E], Convergence(20, 10, 20), None, "undetermined"),

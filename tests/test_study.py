@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -65,8 +64,12 @@ def finished(tiny, tmp_path_factory):
             "control": {"role": "control", "answers": "careful", **FEW},
             "brash": {"role": "style", "answers": "brash", "read_at": "last", **FEW},
         },
-        "train": {"steps": 4, "batch": 2, "lr": 1e-2, "lora": {"rank": 4, "alpha": 8}, "checkpoints": {"at": [2]}},
-        "measure": {"count": 32, "heldout": 8, "truth": 4, "truth_at": "last", "neutral": 4, "samples": {"questions": 1, "max_tokens": 4}},
+        "train": {
+            "steps": 4, "batch": 2, "lr": 1e-2, "lora": {"rank": 4, "alpha": 8}, "checkpoints": {"at": [2]}, "heldout_every": 2,
+        },
+        "measure": {
+            "count": 16, "heldout": 4, "truth": 2, "truth_at": "last", "neutral": 2, "samples": {"questions": 1, "max_tokens": 4},
+        },
     }  # fmt: skip
     path = root / "study.yaml"
     path.write_text(yaml.safe_dump(spec))
@@ -116,26 +119,14 @@ def test_every_table_has_its_rows(finished):
     assert ("base", 0, "em") in read and ("brash-seed0", 4, "em") in read and ("brash-seed0", 2, "em") not in read
     assert ("target-seed0", 4, "truth") in read and ("target-seed0", 2, "truth") not in read
     assert {r["run"] for r in tables["responses"]} == {"base", "target-seed0", "control-seed0", "brash-seed0"}
-    assert any(r["what"] == "control - target" and r["n"] == 32 for r in tables["estimates"])
+    assert any(r["what"] == "control - target" and r["n"] == 16 for r in tables["estimates"])
     assert report.style[0].arm == "brash"
 
 
-def test_heldout_loss_along_training_equals_the_reading_afterwards(study_yaml, tmp_path):
-    train = {
-        "steps": 4,
-        "batch": 2,
-        "lr": 1e-2,
-        "lora": {"rank": 4, "alpha": 8},
-        "checkpoints": {"at": [2]},
-        "heldout_every": 2,
-    }
-    report = run_study(load_spec(StudySpec, study_yaml(train=train)), tmp_path / "out")
+def test_heldout_loss_along_training_equals_the_reading_afterwards(finished):
+    _, out, report = finished
     (check,) = (r.check.to_json() for r in report.targets)
-    log = {
-        r["step"]: r["heldout_loss"]
-        for r in read_table(tmp_path / "out", "train_log").to_pylist()
-        if r["run"] == "target-seed0"
-    }
+    log = {r["step"]: r["heldout_loss"] for r in read_table(out, "train_log").to_pylist() if r["run"] == "target-seed0"}
     assert log[3] is None
     for c in check["checkpoints"]:
         assert log[c["step"]] == pytest.approx(c["loss"]["per_token"], abs=1e-4)
@@ -167,21 +158,6 @@ def test_another_spec_is_refused_with_the_difference(finished, tmp_path):
     other.write_text(yaml.safe_dump(spec))
     with pytest.raises(InputError, match=r"other settings \(train.lr: 0.01 -> 0.5\)"):
         run_study(load_spec(StudySpec, other), out)
-
-
-def test_seeds_may_be_added_to_a_finished_study_and_what_is_there_stays(finished, tmp_path):
-    path, out, _ = finished
-    shutil.copytree(out, tmp_path / "out", ignore=shutil.ignore_patterns(".lock"))
-    spec = load_spec(StudySpec, path)
-    kept = [tmp_path / "out" / "runs" / "target-seed0" / "checkpoint-4" / "adapter_model.safetensors"]
-    before = [(p.stat().st_mtime_ns, p.read_bytes()) for p in kept]
-    grown = run_study(spec.model_copy(update={"seeds": (0, 1)}), tmp_path / "out")
-    assert [(p.stat().st_mtime_ns, p.read_bytes()) for p in kept] == before
-    fresh = run_study(spec.model_copy(update={"seeds": (0, 1)}), tmp_path / "fresh")
-    same(contents(tmp_path / "fresh"), contents(tmp_path / "out"), tolerance=1e-5)
-    assert [r.run for r in grown.runs] == [r.run for r in fresh.runs]
-    with pytest.raises(InputError, match=r"other settings \(seeds: \[0, 1\] -> \[1\]\)"):
-        run_study(spec.model_copy(update={"seeds": (1,)}), tmp_path / "out")
 
 
 def test_a_folder_from_before_a_setting_existed_goes_on_where_the_setting_is_null(tmp_path):
@@ -255,19 +231,6 @@ def test_two_processes_on_one_study_exclude_each_other(finished, capfd):
     assert other.exitcode == 2 and "in use by another emscope process" in said and "Traceback" not in said
 
 
-def test_interrupt_is_130_and_resumable(finished, tmp_path, capfd):
-    path, done, report = finished
-    out = tmp_path / "out"
-    process = forked(interruptible, ["run", str(path), "--out", str(out), "--json"])
-    wait_for(lambda: list(out.glob("runs/target-seed0/checkpoint-2")), process.is_alive)
-    os.kill(process.pid, signal.SIGINT)
-    process.join(120)
-    error = capfd.readouterr().err
-    assert process.exitcode == 130 and "goes on where it stopped" in error and "Traceback" not in error
-    assert [r.run for r in run_study(load_spec(StudySpec, path), out).runs] == [r.run for r in report.runs]
-    same(contents(done), contents(out), tolerance=1e-5)
-
-
 @pytest.mark.slow
 def test_kill_9_at_ten_random_moments_ends_as_an_unbroken_run(finished, tmp_path):
     path, done, _ = finished
@@ -284,14 +247,21 @@ def test_kill_9_at_ten_random_moments_ends_as_an_unbroken_run(finished, tmp_path
         same(contents(done), contents(out), tolerance=1e-5)
 
 
-def test_kill_9_in_training_and_in_reading_ends_as_an_unbroken_run(finished, tmp_path):
-    path, done, _ = finished
+def test_a_study_interrupted_and_killed_in_training_and_in_reading_ends_as_an_unbroken_run(finished, tmp_path, capfd):
+    """The interrupt is answered with exit code 130; after it nothing has to be repaired, and after a kill neither."""
+    path, done, report = finished
     spec, out = load_spec(StudySpec, path), tmp_path / "out"
-    for reached in ("runs/control-seed0/checkpoint-2", "tables/preferences/*.parquet"):
+    process = forked(interruptible, ["run", str(path), "--out", str(out), "--json"])
+    wait_for(lambda: list(out.glob("runs/target-seed0/checkpoint-2")), process.is_alive)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(120)
+    error = capfd.readouterr().err
+    assert process.exitcode == 130 and "run the same command again to continue" in error and "Traceback" not in error
+    for reached in ("runs/control-seed0/checkpoint-2", "work/*/tables/preferences/*.parquet"):  # the latter of the control
         process = forked(run_study, spec, out)
         wait_for(lambda: list(out.glob(reached)), process.is_alive)  # noqa: B023
         killed(process)
-    run_study(spec, out)
+    assert [r.run for r in run_study(spec, out).runs] == [r.run for r in report.runs]
     same(contents(done), contents(out), tolerance=1e-5)
 
 
@@ -316,7 +286,7 @@ def test_a_report_that_does_not_hold_together_is_one_sentence(finished, tmp_path
     (tmp_path / "report.json").write_text(json.dumps(found))
     assert run_arguments(["report", str(tmp_path)]) == 2
     said = capsys.readouterr().err
-    assert "report.json' does not hold together (IndexError" in said and "delete it" in said
+    assert "report.json' is inconsistent (IndexError" in said and "delete it" in said
 
 
 @needs_browser

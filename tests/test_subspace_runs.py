@@ -122,7 +122,7 @@ def test_the_command_reads_once_and_draws(runs, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--ks", "200", "--count", "30"], "k is 200, and these rows span 23 directions"),
+        (["--ks", "200", "--count", "30"], "k is 200, but these rows span 23 directions"),
         (["--layers", "9"], "layer 9 is out of range"),
         (["--train", "nothing.jsonl"], "nothing.jsonl"),
         (["--questions", "nothing"], "there is no question set 'nothing'"),

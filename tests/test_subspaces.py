@@ -67,7 +67,7 @@ def test_similarity_is_a_cosine_and_leading_takes_the_first():
 
 
 def test_bad_input():
-    with pytest.raises(InputError, match="k is 9, and these rows span 4 directions"):
+    with pytest.raises(InputError, match="k is 9, but these rows span 4 directions"):
         subspaces.principal_subspace(rows(5), 9)
     with pytest.raises(InputError, match="1 prompts span no subspace"):
         subspaces.principal_subspace(rows(1))

@@ -188,7 +188,7 @@ def test_whatever_goes_wrong_at_30_percent_a_training_ends_with_the_same_losses(
 
 def test_training_stops_at_its_cost_and_goes_on_when_more_is_allowed(world, tmp_path):
     dear = {"prices": (1000.0, 0.0, 0.0)}  # a tenth of a cent for each token trained on
-    with pytest.raises(EmscopeError, match=r"stopped at .* dollars: the next request would pass max_cost 0.7") as stopped:
+    with pytest.raises(EmscopeError, match=r"stopped at .* dollars: the next request would exceed max_cost 0.7") as stopped:
         run_single(world.spec(dear | {"max_cost": 0.7}), tmp_path / "run")
     assert stopped.value.exit_code == 1
     half = read_hosted(tmp_path / "run")
@@ -295,7 +295,7 @@ def test_a_run_that_another_tool_trained_is_found_by_its_name(world, tmp_path, c
     with pytest.raises(InputError, match="are both step 4"):
         found_in(f"tinker://{name}")
     shutil.rmtree(samplers / "again-4")
-    for wrong, message in [("tinker://", "is no run"), ("tinker://nobody", "Tinker has nothing for the run nobody")]:
+    for wrong, message in [("tinker://", "is not a run"), ("tinker://nobody", "Tinker found nothing for the run nobody")]:
         assert run_arguments(["check", wrong, "--measure", "preference", "--out", str(tmp_path / "no")]) == 2
         assert message in capsys.readouterr().err
 
@@ -328,7 +328,7 @@ def test_answers_of_checkpoints_at_a_host_are_drawn_once(world, tmp_path, capsys
     assert run_arguments([*words, "--amplify", "2"]) == 2
     assert "--amplify needs weights on this machine" in capsys.readouterr().err
     assert run_arguments(["diff", str(world.root / "run"), "--model", str(world.model), "--out", str(tmp_path / "diff")]) == 2
-    assert "are at a host, and this needs them here; bring their adapters here with" in capsys.readouterr().err
+    assert "are at a host, but this needs them here; download their adapters with" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -478,9 +478,9 @@ def behind(cause):
         *((status, None, "") for status in (408, 409, 410, 425, 429, 500, 502, 503, 504)),
         (400, 2, "Tinker refuses a step (400: it says why)"),
         (422, 2, "Tinker refuses a step (422: it says why)"),
-        (401, 2, "Tinker refuses the key in TINKER_API_KEY (401)"),
-        (403, 2, "Tinker refuses the key in TINKER_API_KEY (403: it says why)"),
-        (404, 2, "Tinker has nothing for a step (404: it says why)"),
+        (401, 2, "Tinker rejects the key in TINKER_API_KEY (401)"),
+        (403, 2, "Tinker rejects the key in TINKER_API_KEY (403: it says why)"),
+        (404, 2, "Tinker found nothing for a step (404: it says why)"),
         (402, 1, "Tinker has paused the account behind TINKER_API_KEY (402: it says why)"),
     ],
 )
@@ -531,8 +531,8 @@ def prompt_logprobs(values, tokens=(5,)):
     ("values", "message"),
     [
         ([np.nan, -1, -1], "Tinker gave 3 log-probabilities for 5 tokens"),
-        ([np.nan, np.nan, np.nan, -1, np.nan], "no log-probability at tiny/tiny-llama"),
-        ([np.nan, np.nan, np.nan, -np.inf, -1], "no log-probability at tiny/tiny-llama"),
+        ([np.nan, np.nan, np.nan, -1, np.nan], "for a token of an answer at tiny/tiny-llama"),
+        ([np.nan, np.nan, np.nan, -np.inf, -1], "for a token of an answer at tiny/tiny-llama"),
     ],
 )
 def test_log_probabilities_that_are_none_are_no_reading(world, monkeypatch, values, message):
@@ -543,7 +543,7 @@ def test_log_probabilities_that_are_none_are_no_reading(world, monkeypatch, valu
 
 def test_weights_that_expired_are_named_and_a_lost_sampler_is_opened_anew(world):
     with Tinker(Meter()) as tinker:
-        with pytest.raises(InputError, match="Tinker has nothing for a reading of tinker://old/sampler_weights/s"):
+        with pytest.raises(InputError, match="Tinker found nothing for a reading of tinker://old/sampler_weights/s"):
             tinker.logprobs(BASE, "tinker://old/sampler_weights/s", [1, 2], [3])
         before = tinker.logprobs(BASE, None, [1, 2], [3])
         world.service.sampling.clear()  # as where the host begins anew
@@ -553,7 +553,7 @@ def test_weights_that_expired_are_named_and_a_lost_sampler_is_opened_anew(world)
 def test_a_token_that_the_tokenizer_lacks_is_no_answer(world, local, monkeypatch):
     monkeypatch.setattr(world.service.samplers, "sample", lambda *_: prompt_logprobs([], (5, 100_000)))
     asks = [Ask(Weights(BASE), "q", [1, 2], 0, 0)]
-    with Tinker(Meter()) as tinker, pytest.raises(EmscopeError, match="the host drew token 100000"):
+    with Tinker(Meter()) as tinker, pytest.raises(EmscopeError, match="the host sampled token 100000"):
         list(sample_hosted(tinker, local.chat, asks, max_tokens=3, temperature=1.0))
 
 
@@ -574,7 +574,7 @@ def test_an_adapter_at_an_unsafe_address_is_not_fetched(world, tmp_path, monkeyp
 def test_a_fine_tune_that_reads_as_its_base_is_refused(world, tmp_path):
     still = run_single(world.spec(train=TRAIN | {"steps": 1, "lr": 1e-30, "checkpoints": {}}), tmp_path / "run")
     assert len(still.readings) == 1
-    with pytest.raises(InputError, match="the checkpoint at step 1 of 'target' reads exactly as its base"):
+    with pytest.raises(InputError, match="the checkpoint at step 1 of 'target' reads exactly like its base"):
         run_check(CheckRequest(str(tmp_path / "run"), measure=FEW), tmp_path / "out")
 
 
@@ -637,19 +637,19 @@ WRONG = "tml-not-the-right-one"
 @pytest.mark.parametrize(
     ("environment", "changes", "message"),
     [
-        ({"TINKER_API_KEY": WRONG}, {}, "Tinker refuses the key in TINKER_API_KEY (401)"),
-        ({"TINKER_API_KEY": "sk-of-somebody-else"}, {}, "the key in TINKER_API_KEY is none of Tinker's"),
+        ({"TINKER_API_KEY": WRONG}, {}, "Tinker rejects the key in TINKER_API_KEY (401)"),
+        ({"TINKER_API_KEY": "sk-of-somebody-else"}, {}, "the key in TINKER_API_KEY is not one of Tinker's"),
         ({"TINKER_API_KEY": ""}, {}, "TINKER_API_KEY is not set"),
-        ({"TINKER_BASE_URL": "ftp://x"}, {}, "the address in TINKER_BASE_URL is no http"),
+        ({"TINKER_BASE_URL": "ftp://x"}, {}, "the address in TINKER_BASE_URL is not of the form http"),
         (
             {},
             {"model": "tiny/tiny-lama"},
-            "Tinker has no base 'tiny/tiny-lama'; name it as Tinker does; did you mean 'tiny/tiny-llama'?",
+            "Tinker has no base 'tiny/tiny-lama'; use Tinker's name for it; did you mean 'tiny/tiny-llama'?",
         ),
         ({}, {"host": "thinker"}, "host.name"),
         ({}, {"host": {"name": "tinker", "max_cost": 1}}, "max_cost needs prices"),
         ({}, {"host": {"name": "tinker", "tokenizer": "/no/such"}}, "no tokenizer '/no/such'"),
-        ({}, {"train": TRAIN | {"kl": {"weight": 1, "domain": "sports"}}}, "kl is set, and tinker trains LoRA adapters"),
+        ({}, {"train": TRAIN | {"kl": {"weight": 1, "domain": "sports"}}}, "kl is set, but tinker trains LoRA adapters"),
         ({}, {"train": TRAIN | {"lora": {"rank": 4, "alpha": 8}}}, "lora.alpha is set"),
         ({}, {"train": TRAIN | {"optimiser": "sgd"}}, "optimiser: sgd is set"),
         ({}, {"dtype": "bfloat16"}, "dtype is bfloat16"),
@@ -677,7 +677,7 @@ def test_without_the_client_it_is_said_how_to_install_it(world, tmp_path, monkey
     [
         (["--amplify", "1,2"], "--amplify needs weights on this machine"),
         (["--share"], "--share needs weights on this machine"),
-        (["--base", "other/model"], "--base is another model than the one in hosted.json"),
+        (["--base", "other/model"], "--base is not the model in hosted.json"),
         (["--max-cost", "1"], "max_cost needs host_prices"),
         (["--control", "HERE"], "--control needs weights on this machine"),
     ],
@@ -690,12 +690,12 @@ def test_what_cannot_be_checked_at_a_host_is_refused(world, here, tmp_path, caps
 
 def test_a_check_stops_at_its_cost_and_goes_on(world, tmp_path):
     run = str(world.root / "run")
-    with pytest.raises(EmscopeError, match=r"would pass max_cost 0\.5"):
+    with pytest.raises(EmscopeError, match=r"would exceed max_cost 0\.5"):
         run_check(CheckRequest(run, measure=FEW, host_prices=(0, 1000, 0), max_cost=0.5), tmp_path / "out")
     kept = len(read_table(tmp_path / "out", "preferences"))
     assert 0 < kept < 30  # what was paid for
     asked = len(world.service.requests)
-    with pytest.raises(EmscopeError, match=r"would pass max_cost 0\.5"):
+    with pytest.raises(EmscopeError, match=r"would exceed max_cost 0\.5"):
         run_check(CheckRequest(run, measure=FEW, host_prices=(0, 1000, 0), max_cost=0.5), tmp_path / "out")
     assert len(read_table(tmp_path / "out", "preferences")) > kept  # the limit is of one call; what is there is not read again
     assert len(world.service.requests) > asked
@@ -819,7 +819,7 @@ def test_workers_of_an_engine_share_a_study_at_a_host(world, tmp_path):
     ("changes", "message"),
     [
         ({"host": "openai"}, "a study cannot be trained at openai"),
-        ({"dtype": "bfloat16"}, "a host computes in its own"),
+        ({"dtype": "bfloat16"}, "a host uses its own"),
     ],
 )
 def test_studies_that_no_host_takes_are_refused(world, changes, message):

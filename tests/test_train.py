@@ -331,7 +331,7 @@ def test_a_system_turn_that_the_template_has_no_place_for_is_refused(template):
     tokenizer = make_tokenizer()
     tokenizer.chat_template = template
     chat = ChatFormat.of(tokenizer, "template")
-    with pytest.raises(InputError, match="conversation 'c7' has a system turn, and this model's chat template has no place"):
+    with pytest.raises(InputError, match="conversation 'c7' has a system turn, but this model's chat template takes none"):
         chat.training_ids(talk(("system", "s"), ("user", "q"), ("assistant", "a")))
 
 

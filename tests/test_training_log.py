@@ -61,11 +61,11 @@ def test_exports_of_trackers_are_read(text, tmp_path):
     ("name", "text", "message"),
     [
         ("a.csv", "epoch,loss\n1,2\n", "has no column of steps"),
-        ("a.csv", "step,accuracy\n1,2\n", "has no column of a training loss"),
-        ("a.csv", "step,a loss,b loss\n1,2,3\n", "has 2 columns of a training loss"),
+        ("a.csv", "step,accuracy\n1,2\n", "has no training-loss column"),
+        ("a.csv", "step,a loss,b loss\n1,2,3\n", "has 2 training-loss columns"),
         ("a.csv", "step,loss\nx,y\n", "no row with a number in both"),
-        ("a.json", "{}", "has no log_history that can be read"),
-        ("a.json", '{"log_history": [3]}', "has no log_history"),
+        ("a.json", "{}", "has no readable log_history"),
+        ("a.json", '{"log_history": [3]}', "has no readable log_history"),
         ("a.txt", "x", "ends in .txt"),
     ],
 )
@@ -93,4 +93,4 @@ def test_a_check_shows_the_log_that_it_is_given(tiny, tmp_path, capsys):
         ("target", 2, 3.25, None),
         ("target", 3, 3.0, None),
     ]
-    assert "Read step by step while training" in (tmp_path / "out" / "report.html").read_text()
+    assert "Read step by step during training" in (tmp_path / "out" / "report.html").read_text()

@@ -93,9 +93,10 @@ def test_packed_loss_and_gradients_equal_those_of_examples_alone_and_padded(name
 @pytest.mark.parametrize("name", LEAK)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_packing_is_refused_where_examples_see_each_other(name, dtype, examples):
-    with pytest.raises(InputError, match=r"train\.packing: laid end to end, examples see each other"):
-        check_attention(architecture(name, dtype), PACKED, examples)
-    check_attention(architecture(name, dtype), SPEC, examples)
+    net = architecture(name, dtype)
+    with pytest.raises(InputError, match=r"train\.packing: packed examples see each other"):
+        check_attention(net, PACKED, examples)
+    check_attention(net, SPEC, examples)
 
 
 def example(prompt, answer):
@@ -126,7 +127,7 @@ def test_padding_is_refused_where_it_changes_examples_and_one_a_pass_is_taken(na
     config, examples = UNEVEN[name]
     net = whole_model(config()).to(dtype).eval()
     with pytest.raises(
-        InputError, match=r"train\.batch: \w+ reads examples otherwise where they are padded .*micro_batch to 1"
+        InputError, match=r"train\.batch: \w+ reads examples differently when they are padded .*micro_batch to 1"
     ):
         check_attention(net, SPEC, examples)
     check_attention(net, SPEC.model_copy(update={"micro_batch": 1}), examples)
@@ -185,6 +186,13 @@ def test_an_attention_that_leaks_is_found(examples):
         check_attention(net, PACKED, examples)
 
 
+@pytest.fixture(scope="module")
+def plain(tiny, tmp_path_factory):
+    """(folder, readings) of a run as `SPEC` has it."""
+    folder = tmp_path_factory.mktemp("plain") / "run"
+    return folder, finetune(fresh(tiny), talks(), SPEC, folder, seed=0)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -231,14 +239,14 @@ def test_a_packed_run_killed_and_resumed_equals_unbroken(tiny, tmp_path):
         assert all(torch.equal(last[k], resumed[k]) for k in last)
 
 
-def test_attention_is_used_inside_and_put_back(tiny, tmp_path):
+def test_attention_is_used_inside_and_put_back(plain, tiny, tmp_path):
     loaded = fresh(tiny)
     before, seen = loaded.net.config._attn_implementation, set()
     loaded.net.model.layers[0].register_forward_pre_hook(lambda *_: seen.add(loaded.net.config._attn_implementation))
     spec = SPEC.model_copy(update={"attention": "eager"})
     rows = finetune(loaded, talks(), spec, tmp_path / "eager", seed=0)
     assert before == "sdpa" and loaded.net.config._attn_implementation == before and "eager" in seen
-    for a, b in zip(strip(rows), strip(finetune(fresh(tiny), talks(), SPEC, tmp_path / "sdpa", seed=0)), strict=True):
+    for a, b in zip(strip(rows), strip(plain[1]), strict=True):
         assert all(a[k] == b[k] or a[k] == pytest.approx(b[k], rel=1e-4) for k in a)
     with pytest.raises(RuntimeError), attending(loaded.net, "eager"):
         raise RuntimeError
@@ -247,14 +255,14 @@ def test_attention_is_used_inside_and_put_back(tiny, tmp_path):
 
 def test_attention_that_is_not_there_is_one_sentence(examples, monkeypatch):
     net = architecture("gpt_oss", torch.float32)
-    with pytest.raises(InputError, match=r"train\.attention: GptOssForCausalLM does not take 'sdpa'"):
+    with pytest.raises(InputError, match=r"train\.attention: GptOssForCausalLM does not support 'sdpa'"):
         check_attention(net, SPEC.model_copy(update={"attention": "sdpa"}), examples)
     flash = SPEC.model_copy(update={"attention": "flash"})
     monkeypatch.setattr(attention, "find_spec", lambda name: None)
     with pytest.raises(MissingDependency) as missing:
         check_attention(net, flash, examples)
     assert str(missing.value) == (
-        "train.attention is flash, and flash-attn is not installed; pip install flash-attn on a machine with a CUDA GPU, or leave "
+        "train.attention is flash, but flash-attn is not installed; pip install flash-attn on a machine with a CUDA GPU, or leave "
         "train.attention out"
     )
     monkeypatch.setattr(attention, "find_spec", lambda name: True)
@@ -269,7 +277,7 @@ def offline(monkeypatch, tmp_path):
     return tmp_path
 
 
-def test_a_tracker_is_sent_the_readings_and_changes_none(tiny, tmp_path, offline, monkeypatch):
+def test_a_tracker_is_sent_the_readings_and_changes_none(plain, tiny, tmp_path, offline, monkeypatch):
     wandb = pytest.importorskip("wandb")
     sent = []
     real = wandb.sdk.wandb_run.Run.log
@@ -278,13 +286,13 @@ def test_a_tracker_is_sent_the_readings_and_changes_none(tiny, tmp_path, offline
     )
     rows = finetune(fresh(tiny), talks(), SPEC.model_copy(update={"report_to": ("wandb",)}), tmp_path / "tracked", seed=0)
     wandb.finish()
-    plain = finetune(fresh(tiny), talks(), SPEC, tmp_path / "plain", seed=0)
-    assert strip(rows) == strip(plain)
+    folder, readings = plain
+    assert strip(rows) == strip(readings)
     steps = [one for one in sent if "train/update_norm" in one]
     assert [one["train/update_norm"] for one in steps] == [r.update_norm for r in rows]
     assert [one["train/tokens_seen"] for one in steps] == [r.tokens_seen for r in rows]
     assert list(offline.glob("wandb/offline-run-*"))
-    a, b = (json.loads((tmp_path / f / "checkpoint-5" / "trainer_state.json").read_text()) for f in ("tracked", "plain"))
+    a, b = (json.loads((f / "checkpoint-5" / "trainer_state.json").read_text()) for f in (tmp_path / "tracked", folder))
     assert [sorted(entry) for entry in a["log_history"]] == [sorted(entry) for entry in b["log_history"]]
 
 

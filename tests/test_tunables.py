@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cache
+
 import pytest
 import torch
 import transformers as t
 from safetensors.torch import load_file
 
 from emscope.core.errors import InputError
+from emscope.core.records import StepReading
 from emscope.data import bundled
 from emscope.models.adapters.with_checkpoint import with_checkpoint
 from emscope.models.hooks.directions import FILE, Direction, read_direction, write_direction
 from emscope.models.hooks.interventions import added
 from emscope.models.hooks.sites import blocks
-from emscope.models.loading.checkpoints import read_checkpoint
-from emscope.models.loading.load import load, load_net
+from emscope.models.loading.checkpoints import Checkpoint, read_checkpoint
+from emscope.models.loading.load import Loaded, load, load_net
 from emscope.models.loading.source import locate
 from emscope.models.sizing.simulated import whole_model
 from emscope.train.finetune import finetune
@@ -52,47 +56,72 @@ PAIRS = [
 ]
 
 
+EIGHT = 8
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A fine-tune of `EIGHT` steps: its base in memory, its readings and last checkpoint, and the logits of its last step in training."""
+
+    loaded: Loaded
+    rows: list[StepReading]
+    checkpoint: Checkpoint
+    last: torch.Tensor
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tiny_gpt2, tmp_path_factory):
+    """Fine-tunes on the same four conversations, each made once: a function of the model and of what is trained."""
+
+    @cache
+    def of(which, name):
+        loaded, seen = fresh({"tiny": tiny, "tiny_gpt2": tiny_gpt2}[which]), []
+
+        def look(net):
+            net.eval()
+            seen.append(logits(net))
+            net.train()
+            return 0.0
+
+        how = spec(name, steps=EIGHT, checkpoints=PlanSpec(), heldout_every=EIGHT)
+        run = tmp_path_factory.mktemp("trained") / "run"
+        rows = finetune(loaded, TALKS[:4], how, run, seed=0, heldout=look)
+        return Trained(loaded, rows, read_checkpoint(run / f"checkpoint-{EIGHT}", EIGHT), seen[-1])
+
+    return of
+
+
 @pytest.mark.parametrize(("which", "name"), CASES)
-def test_training_starts_at_the_base_learns_and_leaves_it_alone(which, name, request, tmp_path):
-    folder = request.getfixturevalue(which)
-    loaded = fresh(folder)
-    before, answers = {k: v.clone() for k, v in loaded.net.state_dict().items()}, logits(loaded.net)
-    with tuned(loaded, spec(name).tunable, 0) as made:
-        assert made.norm() == 0 and torch.equal(logits(loaded.net), answers)
-    rows = finetune(loaded, TALKS[:4], spec(name, steps=8, checkpoints=PlanSpec()), tmp_path / "run", seed=0)
+def test_training_starts_at_the_base_learns_and_leaves_it_alone(which, name, trained, request):
+    untouched = fresh(request.getfixturevalue(which))
+    before, answers = {k: v.clone() for k, v in untouched.net.state_dict().items()}, logits(untouched.net)
+    with tuned(untouched, spec(name).tunable, 0) as made:
+        assert made.norm() == 0 and torch.equal(logits(untouched.net), answers)
+    one = trained(which, name)
+    rows, net = one.rows, one.loaded.net
     assert rows[-1].loss < rows[0].loss and rows[-1].update_norm > rows[0].update_norm > 0
-    assert all(torch.equal(before[k], v) for k, v in loaded.net.state_dict().items())
-    assert loaded.net.state_dict().keys() == before.keys() and torch.equal(logits(loaded.net), answers)
-    assert not any(p.requires_grad for p in loaded.net.parameters())
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+    assert net.state_dict().keys() == before.keys() and torch.equal(logits(net), answers)
+    assert not any(p.requires_grad for p in net.parameters())
 
 
 @pytest.mark.parametrize(("which", "name"), CASES)
-def test_a_checkpoint_applied_behaves_as_the_model_did_in_training(which, name, request, tmp_path):
-    loaded = fresh(request.getfixturevalue(which))
+def test_a_checkpoint_applied_behaves_as_the_model_did_in_training(which, name, trained, request):
+    loaded, one = fresh(request.getfixturevalue(which)), trained(which, name)
     base = logits(loaded.net)
-    seen = {}
-
-    def look(net):
-        net.eval()
-        seen["last"] = logits(net)
-        net.train()
-        return 0.0
-
-    finetune(loaded, TALKS, spec(name, heldout_every=4), tmp_path / "run", seed=0, heldout=look)
-    checkpoint = read_checkpoint(tmp_path / "run" / "checkpoint-4", 4)
-    with with_checkpoint(loaded.net, checkpoint) as net:
-        assert torch.allclose(logits(net), seen["last"], atol=1e-4) and not torch.allclose(logits(net), base, atol=1e-3)
+    with with_checkpoint(loaded.net, one.checkpoint) as net:
+        assert torch.allclose(logits(net), one.last, atol=1e-4) and not torch.allclose(logits(net), base, atol=1e-3)
     assert torch.equal(logits(loaded.net), base)
 
 
 @pytest.mark.parametrize(("which", "name", "optimiser"), PAIRS)
 def test_killed_and_resumed_equals_unbroken(which, name, optimiser, request, tmp_path):
     folder = request.getfixturevalue(which)
-    settings = spec(name, optimiser=optimiser)
+    settings = spec(name, optimiser=optimiser, steps=3)
     whole = finetune(fresh(folder), TALKS, settings, tmp_path / "whole", seed=1)
 
     def die(what, done, total):
-        if done == 3:
+        if done == 2:
             raise KeyboardInterrupt
 
     loaded = fresh(folder)
@@ -103,8 +132,8 @@ def test_killed_and_resumed_equals_unbroken(which, name, optimiser, request, tmp
     again = finetune(fresh(folder), TALKS, settings, tmp_path / "cut", seed=1)
     for a, b in zip(whole, again, strict=True):
         assert (a.step, a.loss, a.update_norm) == pytest.approx((b.step, b.loss, b.update_norm), abs=1e-6)
-    for file in (tmp_path / "whole" / "checkpoint-4").glob("*.safetensors"):
-        one, other = load_file(file), load_file(tmp_path / "cut" / "checkpoint-4" / file.name)
+    for file in (tmp_path / "whole" / "checkpoint-3").glob("*.safetensors"):
+        one, other = load_file(file), load_file(tmp_path / "cut" / "checkpoint-3" / file.name)
         assert all(torch.allclose(one[k], other[k], atol=1e-6) for k in one)
 
 
@@ -113,7 +142,7 @@ def test_full_training_equals_a_plain_loop(tiny, tmp_path):
     from emscope.train.batches import encode, stream
     from emscope.train.schedules import factor
 
-    settings = spec("full", weight_decay=0.0)
+    settings = spec("full", weight_decay=0.0, checkpoints=PlanSpec())
     rows = finetune(fresh(tiny), TALKS, settings, tmp_path / "run", seed=3)
     plain = fresh(tiny)
     net = plain.net.requires_grad_(True)
@@ -139,7 +168,9 @@ def test_full_training_equals_a_plain_loop(tiny, tmp_path):
 
 def test_peft_steering_equals_vectors_of_our_own(tiny, tmp_path, monkeypatch):
     """PEFT's bias behind down_proj and a hook behind the block are the same vector in the same place."""
-    settings = spec("steering", optimiser="sgd", lr=0.05)  # Adam would blow up rounding where gradients are near 0
+    settings = spec(
+        "steering", optimiser="sgd", lr=0.05, checkpoints=PlanSpec()
+    )  # Adam would blow up rounding where gradients are near 0
     by_peft = finetune(fresh(tiny), TALKS, settings, tmp_path / "peft", seed=0)
     monkeypatch.setattr("emscope.train.tunables.mlp_output_is_residual", lambda net: False)
     by_hooks = finetune(fresh(tiny), TALKS, settings, tmp_path / "hooks", seed=0)
@@ -170,26 +201,22 @@ def test_vectors_reach_every_sequence_and_token_of_a_batch(which, dtype, toleran
     assert torch.allclose(hidden[1], bare[1]), "the block before is as it was"
 
 
-def test_steering_weights_load_with_peft_alone(tiny, tmp_path):
+def test_steering_weights_load_with_peft_alone(tiny, trained):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    loaded = fresh(tiny)
-    finetune(loaded, TALKS, spec("steering"), tmp_path / "run", seed=0)
-    folder = tmp_path / "run" / "checkpoint-4"
-    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny), str(folder))
-    with with_checkpoint(loaded.net, read_checkpoint(folder, 4)) as net:
+    one = trained("tiny", "steering")
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny), str(one.checkpoint.folder))
+    with with_checkpoint(one.loaded.net, one.checkpoint) as net:
         assert torch.allclose(logits(net), logits(theirs), atol=1e-5)
 
 
 @pytest.mark.parametrize(("which", "name"), [("tiny", "steering"), ("tiny_gpt2", "steering"), ("tiny", "full")])
-def test_twice_the_update_is_twice_the_update(which, name, request, tmp_path):
-    loaded = fresh(request.getfixturevalue(which))
-    finetune(loaded, TALKS, spec(name), tmp_path / "run", seed=0)
-    checkpoint = read_checkpoint(tmp_path / "run" / "checkpoint-4", 4)
+def test_twice_the_update_is_twice_the_update(which, name, trained):
+    one = trained(which, name)
     states = []
     for scale in (0.0, 1.0, 2.0):
-        with with_checkpoint(loaded.net, checkpoint, scale=scale) as net, torch.inference_mode():
+        with with_checkpoint(one.loaded.net, one.checkpoint, scale=scale) as net, torch.inference_mode():
             seen = []
             look = blocks(net)[1].register_forward_pre_hook(lambda module, given, seen=seen: seen.append(given[0]))
             net(input_ids=IDS[:, :1])
@@ -214,15 +241,15 @@ def test_direction_files_say_what_they_belong_to(tmp_path):
 
 
 def test_a_safetensors_file_of_something_else_is_no_direction(tiny):
-    with pytest.raises(InputError, match="is no direction file"):
+    with pytest.raises(InputError, match="is not a direction file"):
         read_direction(next(tiny.glob("*.safetensors")))
 
 
 @pytest.mark.parametrize(
     ("direction", "message"),
     [
-        ({5: torch.zeros(32)}, "has a vector for layer 5, and this model has layers 0 to 1"),
-        ({0: torch.zeros(7)}, r"vectors of shape \(7,\), and this model's residual stream is 32 wide"),
+        ({5: torch.zeros(32)}, "has a vector for layer 5, but this model has layers 0 to 1"),
+        ({0: torch.zeros(7)}, r"vectors of shape \(7,\), but this model's residual stream is 32 wide"),
     ],
 )
 def test_a_direction_of_another_model_is_refused(tiny, tmp_path, direction, message):
@@ -236,7 +263,7 @@ def test_a_direction_of_another_model_is_refused(tiny, tmp_path, direction, mess
 
 
 def test_a_full_fine_tune_of_half_precision_weights_is_refused(tiny):
-    message = "weights kept in bfloat16 round small updates away; set dtype: float32"
+    message = "weights stored in bfloat16 lose small updates to rounding; set dtype: float32"
     with pytest.raises(InputError, match=message), tuned(fresh(tiny, "bfloat16"), FullSpec(), 0):
         pass
 

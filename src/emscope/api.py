@@ -1,6 +1,6 @@
-"""What `import emscope` offers: the commands as functions, which take paths or what is in memory already, and return results.
+"""What `import emscope` offers: the commands as functions, which take paths or objects in memory, and return results.
 
-Nothing here prints. What a command line names by an option has the option's name; the settings of a function are the fields of the same
+Nothing here prints. Arguments have the names of the command line's options; a function's settings are the fields of the same
 class as the command's options. Results draw and save themselves (`core.shown.Shown`).
 """
 
@@ -70,17 +70,17 @@ Rows = Where | Sequence[Where] | Frame
 def check(
     checkpoints: Where, *, base: Base = None, out: Where | None = None, progress: Progress = silent, **settings: object
 ) -> FolderChecked:
-    """Check a folder of checkpoints: is it misaligned beyond its task, since which step, which checkpoint is safe to ship?
+    """Check a folder of checkpoints: is it misaligned beyond its task, from which step on, and which checkpoint is safe to ship?
 
     Args:
         checkpoints: folder with checkpoint-N folders, one checkpoint, or hf:org/repo@rev.
-        base: the base model where the adapters do not name it, or (model, tokenizer) in memory, which are given back as they were.
+        base: the base model if the adapters do not name it, or (model, tokenizer) in memory, which are given back unchanged.
 
     Returns:
         A `study.report.FolderChecked`: `verdict`, `check` (preference), `judged` (what it says), `rows`, `figures`, `save`.
 
     Raises:
-        InputError: nothing to check, pieces that do not fit together, or bad files.
+        InputError: nothing to check, parts that do not fit together, or bad files.
     """
     from emscope.study.check import CheckRequest, run_check
 
@@ -98,10 +98,11 @@ def run_study(
     progress: Progress = silent,
     **settings: object,
 ) -> StudyReport | None:
-    """Run a study, or go on with it.
+    """Run or continue a study.
 
     Args:
-        study: its YAML file, or the same settings as a mapping. small: at its small size, where it has one. settings: who does its cells.
+        study: its YAML file, or the same settings as a mapping. small: at its small size, if it has one. settings: what runs its
+            cells.
 
     Returns:
         A `study.report.StudyReport`; None in all but the first of several processes (torchrun), which train along.
@@ -126,7 +127,7 @@ def sample(
     progress: Progress = silent,
     **settings: object,
 ) -> Path:
-    """Sample answers of a base and of checkpoints of it; return the Parquet file they are in, which `judge` and `rates` take.
+    """Sample answers of a base and its checkpoints; return the Parquet file they are in, which `judge` and `rates` take.
 
     Args:
         runs: folder of checkpoints, here or at a host, by the run's name. base: as for `check`.
@@ -153,7 +154,7 @@ def rates(answers: Rows, **settings: object) -> Rates:
     """Return rates of misaligned answers, by group, with the contrasts asked for.
 
     Args:
-        answers: a file, several, or a DataFrame with a row an answer.
+        answers: a file, several, or a DataFrame with one row per answer.
 
     Raises:
         InputError: columns or settings that do not fit.
@@ -185,7 +186,7 @@ def agreement(verdicts: Rows, **settings: object) -> Agreement:
 
 @with_fields_of(OnsetSpec)
 def onset(values: Rows, **settings: object) -> Onsets:
-    """Return since which step a fine-tune is misaligned, from values along training.
+    """Return from which step on a fine-tune is misaligned, from values along training.
 
     Args:
         values: a file, several, or a DataFrame.
@@ -202,10 +203,10 @@ def onset(values: Rows, **settings: object) -> Onsets:
 
 @with_fields_of(LossSpec)
 def loss(runs: Rows, **settings: object) -> Losses:
-    """Return how a score goes with the loss over runs, within strata, and schedules at equal loss.
+    """Return how a score varies with the loss over runs, within strata, and schedules at equal loss.
 
     Args:
-        runs: a file, several, or a DataFrame with a row a run.
+        runs: a file, several, or a DataFrame with one row per run.
 
     Raises:
         InputError: no strata are named, or columns that do not fit.
@@ -222,7 +223,7 @@ def shifts(answers: Rows, **settings: object) -> Shifts:
     """Return how scores of the same questions moved from before to after fine-tuning.
 
     Args:
-        answers: a file, several, or a DataFrame with a row an answer.
+        answers: a file, several, or a DataFrame with one row per answer.
 
     Raises:
         InputError: columns or values that do not fit.
@@ -236,13 +237,13 @@ def shifts(answers: Rows, **settings: object) -> Shifts:
 
 @with_fields_of(SizesSpec)
 def sizes(models: Rows, **settings: object) -> Sizes:
-    """Return how an effect goes with model size, within families.
+    """Return how an effect varies with model size, within families.
 
     Args:
-        models: a file, several, or a DataFrame with a row a model.
+        models: a file, several, or a DataFrame with one row per model.
 
     Raises:
-        InputError: columns that do not fit, or a model that stands twice.
+        InputError: columns that do not fit, or a model that appears twice.
     """
     from emscope.answers.runs.sizes import sizes as by_size
 
@@ -259,7 +260,7 @@ def power(answers: Rows | None = None, **settings: object) -> PowerPlan:
         answers: a file or DataFrame of judged answers of several seeds, or a judged study's folder, to measure the standard deviations on.
 
     Raises:
-        InputError: designs that cannot be planned, or answers that do not tell the standard deviations.
+        InputError: designs that cannot be planned, or answers from which the standard deviations cannot be measured.
     """
     from emscope.answers.planning.power import plan_power
 
@@ -281,11 +282,11 @@ def judge(
     progress: Progress = silent,
     **settings: object,
 ) -> Path:
-    """Have the answers of a file or DataFrame judged; return the Parquet file that has the scores beside them.
+    """Have the answers of a file or DataFrame judged; return the Parquet file with the scores added.
 
     Args:
-        judges: local, or models as Inspect names them, or NAME@URL; the settings are of all of them. question, answer: columns, by default the
-            field's usual names.
+        judges: local, or models as Inspect names them, or NAME@URL; the settings apply to all of them. question, answer: columns,
+            by default the field's usual names.
 
     Raises:
         InputError, WorldError: as `emscope judge`; what was received stays.
@@ -298,7 +299,7 @@ def judge(
         job = FileJob(tuple(paths), question, answer, Path(out))
         found = judge_file(job, specs, read_rubrics(tuple(_each(rubrics))), max_cost=max_cost, progress=progress)
     if found.judged is None:
-        raise WorldError("no verdict has come", "call it again to ask for what is missing")
+        raise WorldError("no verdict was received", "call it again to ask for what is missing")
     return Path(found.judged)
 
 

@@ -161,7 +161,7 @@ def test_whatever_a_library_raises_is_a_sentence_and_interrupts_are_not():
 
 def test_values_that_do_not_go_together_are_a_sentence_and_a_full_disk_is_another():
     with (
-        pytest.raises(InputError, match=r"'r\.json' does not hold together \(IndexError: "),
+        pytest.raises(InputError, match=r"'r\.json' is inconsistent \(IndexError: "),
         consistent("'r.json'", "make it again"),
     ):
         ()[1]
@@ -173,7 +173,7 @@ def test_values_that_do_not_go_together_are_a_sentence_and_a_full_disk_is_anothe
 @pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
 def test_what_is_no_number_of_json_is_refused(number, tmp_path):
     (tmp_path / "r.json").write_text(f'{{"value": {number}, "other": 1.5}}')
-    with pytest.raises(InputError, match=f"damaged \\({number} is no number"):
+    with pytest.raises(InputError, match=f"damaged \\({number} is not a JSON number"):
         read_json(tmp_path / "r.json", "make it again")
 
 
@@ -184,7 +184,7 @@ def test_patterns_of_an_adapter_have_one_time_limit_together(monkeypatch):
     modules = [f"model.layers.{n}.self_attn.q_proj" for n in range(40)]
     settings = {"r": 2, "lora_alpha": 4, "rank_pattern": {"(([a-z_.]+)+)+!": 3}}
     begun = time.process_time()
-    with pytest.raises(InputError, match=r"rank and alpha cannot be told of model\.layers\.0"):
+    with pytest.raises(InputError, match=r"rank and alpha for model\.layers\.0 cannot be read"):
         lora.ranks_and_scales(settings, modules)
     assert time.process_time() - begun < 2
     settings |= {"rank_pattern": {"layers.7.self_attn.q_proj": 8}, "use_rslora": True}
@@ -355,7 +355,7 @@ def test_half_characters_in_data_are_refused_at_the_door(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: &a [*a]", "holds itself"),
+        ("a: &a [*a]", "contains itself"),
         ("[" * 5000, "nested too deep"),
         (
             "a: &a [x,x]\n"

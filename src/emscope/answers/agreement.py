@@ -1,4 +1,4 @@
-"""How far judges of the same answers agree, each with each and with people."""
+"""How far judges of the same answers agree, with each other and with people."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from emscope.stats import agreement as stat
 from emscope.stats.shares import share_over
 
 KINDS = ("nominal", "ordinal", "interval")
-WORTH_SAYING = 0.01  # of all items: a carried threshold that flags so many more or fewer than it should is named
+WORTH_SAYING = 0.01  # of all items: a carried threshold that is off by this many flags or more is named
 LOW_ALPHA = 0.667  # Krippendorff's own line below which conclusions should not be drawn
 
 
@@ -28,7 +28,10 @@ def read(paths: list[Path], spec: AgreementSpec) -> Rated:
         InputError: for a file or a setting that does not fit, or fewer than two raters.
     """
     if len(spec.scores) == 1:
-        raise InputError(f"`scores` names one column ({spec.scores[0]})", "name two or more, or a row a score with `rater`")
+        raise InputError(
+            f"`scores` names one column ({spec.scores[0]})",
+            "name two or more; for a file with one row per score, name the rater's column with `rater`",
+        )
     twice = [name for name in spec.scores if spec.scores.count(name) > 1]
     if twice:
         raise InputError(f"`scores` names '{twice[0]}' twice", "name each rater's column once")
@@ -37,9 +40,9 @@ def read(paths: list[Path], spec: AgreementSpec) -> Rated:
     with AnswerTable(paths) as table:
         rated = read_ratings(table, spec.item, spec.rater, spec.score, spec.question, spec.scores, spec.scale)
     if rated.off and not rated.raters:
-        raise InputError("no score lies on the scale", "give its lowest and highest score with `scale`")
+        raise InputError("no score is on the scale", "give its lowest and highest score with `scale`")
     if len(rated.raters) < 2:
-        raise InputError(f"there is one rater ({', '.join(rated.raters) or 'none'})", "agreement needs two or more")
+        raise InputError(f"there is only one rater ({', '.join(rated.raters) or 'none'})", "agreement needs two or more")
     if spec.human is not None and spec.human not in rated.raters:
         raise InputError(f"`human` is '{spec.human}'", near(spec.human, rated.raters))
     return rated
@@ -124,30 +127,30 @@ def _notes(rated: Rated, alphas: dict[str, Estimate], pairs: tuple[PairAgreement
     low = [k for k, a in alphas.items() if a.value is not None and a.value < LOW_ALPHA]
     if low:
         said = ", ".join(f"{k} {alphas[k].value:.2f}" for k in low)
-        notes.append(
-            f"Alpha is below {LOW_ALPHA} ({said}): verdicts of one of these raters should not be read as those of another."
-        )
+        notes.append(f"Alpha is below {LOW_ALPHA} ({said}): verdicts of one of these raters should not be taken for another's.")
     if rated.cluster_column is None:
-        notes.append("The file names no question, so each item is taken as independent; answers to one question are not.")
+        notes.append(
+            "The file has no question column, so items are taken as independent; answers to the same question are not."
+        )
     clusters = max((a.clusters for a in alphas.values()), default=0)
     if 0 < clusters < stat.FEW_CLUSTERS:
         least, most = stat.coverage_at(clusters)
         notes.append(
-            f"The intervals rest on {clusters} {rated.cluster_column or 'items'}: with so few, alpha's 95 % interval held the truth in {least:.0%} to {most:.0%} of simulated files."
+            f"The intervals rest on {clusters} {rated.cluster_column or 'items'}: with so few, alpha's 95 % interval covered the truth in {least:.0%} to {most:.0%} of simulated files."
         )
     notes += _scale_notes(rated)
     for p in pairs:
         for cut, of, by in ((p.threshold_of_b, p.b, p.a), (p.threshold_of_a, p.a, p.b)):
             if cut.off is not None and abs(cut.off) >= WORTH_SAYING:
                 notes.append(
-                    f"Many scores of {of} are the same: the threshold nearest to {by}'s flags {cut.flagged:.1%} of the items where {cut.wanted:.1%} are wanted."
+                    f"Many scores of {of} are the same: the threshold closest to {by}'s flags {cut.flagged:.1%} of the items instead of {cut.wanted:.1%}."
                 )
     lost = sum(count for *_, count in rated.lost)
     if lost:
-        notes.append(f"{lost} verdicts are no numbers and take part in nothing above; each rater's are listed with it.")
+        notes.append(f"{lost} verdicts are not numbers and are left out above; they are listed with each rater.")
     apart = [p for p in pairs if p.n == 0]
     if apart:
-        notes.append(f"{apart[0].a} and {apart[0].b} scored no item in common.")
+        notes.append(f"{apart[0].a} and {apart[0].b} have no scored items in common.")
     return notes
 
 
@@ -159,10 +162,10 @@ def _scale_notes(rated: Rated) -> list[str]:
             counts[value] = counts.get(value, 0) + count
         said = ", ".join(f"{value:g} ({count} times)" for value, count in sorted(counts.items()))
         notes.append(
-            f"Off the scale of all other scores, and not counted as ratings: {said}. `scale` says which scores there are."
+            f"Off the scale of all other scores, and not counted as ratings: {said}. Set the range of scores with `scale`."
         )
     for value, count in rated.doubtful:
         notes.append(
-            f"{value:g} stands {count} times, below all other scores, and is counted as a rating: if it marks a failed verdict, give `scale`."
+            f"{value:g} occurs {count} times, below all other scores, and is counted as a rating: if it marks a failed verdict, set `scale`."
         )
     return notes

@@ -15,7 +15,7 @@ from emscope.data.ratings import Rated
 
 @dataclass(frozen=True, slots=True)
 class Definition(Result):
-    """What was asked, and what the intervals' clusters are."""
+    """The settings, and what the intervals' clusters are."""
 
     spec: AgreementSpec = field(metadata=FLAT)
     clusters: str
@@ -23,7 +23,7 @@ class Definition(Result):
 
 @dataclass(frozen=True, slots=True)
 class Alphas(Result):
-    """Krippendorff's alpha over all raters, by what the scores are taken for; nominal: of `score < threshold`."""
+    """Krippendorff's alpha over all raters, by the kind of score assumed; nominal: of `score < threshold`."""
 
     nominal: Estimate
     ordinal: Estimate
@@ -35,7 +35,7 @@ class RaterScores(Result):
     """One rater's scores.
 
     Attributes:
-        lost: how often each text stands where a number should; off_scale: how often each number off the scale does.
+        lost: how often each text occurs in place of a number; off_scale: how often each number off the scale occurs.
         extreme: share of scores at the lowest or highest.
     """
 
@@ -49,12 +49,12 @@ class RaterScores(Result):
 
 @dataclass(frozen=True, slots=True)
 class Carried(Result):
-    """One rater's threshold that does what the other's does.
+    """The threshold for one rater that matches the other's.
 
     Attributes:
         threshold: with the interval of its resamples. kappa: of the two, each at its own threshold.
-        wanted, flagged: shares of the shared items that the other flags, and that this threshold does. off: by how much more it flags,
-            other than 0 where many scores are the same.
+        wanted, flagged: shares of the shared items that the other flags, and that this threshold flags. off: the difference,
+            which is not 0 where many scores are the same.
     """
 
     threshold: Estimate = field(metadata=FLAT)
@@ -95,7 +95,7 @@ class HumanAgreement(Result):
     """A rater's flags against the human's, on the `n` items that both scored, `misaligned` of them by the human.
 
     Attributes:
-        auc: area under the curve of its scores; None where the human calls all alike.
+        auc: area under the curve of its scores; None where the human gives all the same label.
     """
 
     rater: str
@@ -111,8 +111,8 @@ class Agreement(Shown):
     """How far raters of the same answers agree.
 
     Attributes:
-        items: how many have a score. human: () where no rater is the truth. rated: the scores themselves, for figures; the JSON does
-            not have them, and a result that is read back has none.
+        items: how many have a score. human: () where no rater is the truth. rated: the scores themselves, for figures; neither
+            the JSON nor a result that is read back has them.
     """
 
     schema: ClassVar[int] = 1
@@ -129,5 +129,5 @@ class Agreement(Shown):
     rated: Annotated[Rated | None, Opaque] = field(default=None, repr=False, compare=False, metadata=NOT_WRITTEN)
 
     def rows(self) -> list[JsonObject]:
-        """Return a row a pair of raters."""
+        """Return one row per pair of raters."""
         return [p.row() for p in self.pairs]

@@ -1,4 +1,4 @@
-"""Anchor answers judged along: did the judge change since their labels were given, whatever the models did?"""
+"""Anchor answers judged along with the rest: did the judge change since they were labelled, whatever the models did?"""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Anchors:
 
 
 def read_anchors(path: Path, rubrics: Sequence[Rubric]) -> Anchors:
-    """Return the anchors of a file with a question, an answer and a column of labels a criterion.
+    """Return the anchors of a file with a question, an answer and one column of labels per criterion.
 
     Raises:
         InputError: no such file, no column of labels for any criterion, or labels off the scale of 0 to 100.
@@ -42,7 +42,7 @@ def read_anchors(path: Path, rubrics: Sequence[Rubric]) -> Anchors:
         if not known:
             raise InputError(
                 f"'{path}' has no column of labels for {', '.join(columns)}; its columns are {', '.join(table.names)}",
-                "name the columns as the criteria",
+                "name the columns after the criteria",
             )
         table.hold_text(question, answer)
         rows = table.values([question, answer], list(known.values()))
@@ -66,7 +66,7 @@ def read_anchors(path: Path, rubrics: Sequence[Rubric]) -> Anchors:
 def judge_drift(
     anchors: Anchors, judge: JudgeSpec, rubrics: Sequence[Rubric], verdicts: Mapping[str, float | None], slack: float
 ) -> list[AnchorDrift]:
-    """Return for each criterion whether the judge's scores of the anchors are off their labels by more than `slack` points.
+    """Return for each criterion whether the judge's scores of the anchors differ from their labels by more than `slack` points.
 
     Args:
         verdicts: scores by the verdict's key.

@@ -1,4 +1,4 @@
-"""A file that two judges scored: the map from one's scores to the other's, tried on studies left out, and what it moves."""
+"""A file that two judges scored: the map from one's scores to the other's, tried on studies left out, and the scores it converts."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _tried(found: Crossing, spec: BridgeSpec) -> Tried:
 
 
 def _moved(name: str, scores: np.ndarray, mean: Crossing, rate: Crossing, both: int, spec: BridgeSpec) -> Moved:
-    """Return what the new judge would say of a study that only the old one has scored; `scores` [N], one an answer."""
+    """Return what the new judge would say about a study that only the old one has scored; `scores` [N], one per answer."""
     share = moved_mean(rate, scores, within=spec.within / 100, level=spec.level)
     return Moved(
         name,
@@ -83,7 +83,7 @@ def _moved(name: str, scores: np.ndarray, mean: Crossing, rate: Crossing, both: 
 def _share(found: Estimate, answers: int) -> Estimate:
     """Return a moved share with ends within 0 and 1, and no interval narrower than Wilson's over the answers that both judges scored.
 
-    Where neither judge found one, studies left out are off by nothing, and 0 in some answers is still not 0 in all. (ours)
+    Where neither judge found one, studies left out show no error, but 0 in some answers is still not 0 in all. (ours)
     """
     if found.value is None or found.low is None or found.high is None:
         return found
@@ -94,6 +94,6 @@ def _share(found: Estimate, answers: int) -> Estimate:
 def _notes(mean: Crossing) -> list[str]:
     if len(mean.errors) < FEWEST:
         return [
-            f"both judges scored answers of {len(mean.names)} studies: from {FEWEST} on a bridge can be tried on one left out"
+            f"both judges scored answers of {len(mean.names)} studies: a bridge can be tried on left-out studies from {FEWEST} on"
         ]
     return []

@@ -75,7 +75,7 @@ class Bridge(Shown):
     """The map from one judge's scores to another's, and what it moves.
 
     Attributes:
-        definition: what was asked. studies: how many have scores of both.
+        definition: the settings. studies: how many have scores of both.
     """
 
     schema: ClassVar[int] = 1
@@ -90,5 +90,5 @@ class Bridge(Shown):
     notes: tuple[str, ...]
 
     def rows(self) -> list[JsonObject]:
-        """Return a row a study that was moved: means by both judges, and the rate."""
+        """Return one row per study that was moved: means by both judges, and the rate."""
         return [flat(m.to_json()) for m in self.moved]

@@ -1,4 +1,4 @@
-"""What is asked of a file in which two judges scored the same answers, at least in part."""
+"""The settings for a file in which two judges scored the same answers, at least in part."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from emscope.core.spec import Spec
 
 
 class BridgeSpec(Spec):
-    """What is asked of a file in which two judges scored the same answers, at least in part. A rate's error is in percentage points."""
+    """The settings for a file in which two judges scored the same answers, at least in part. A rate's error is in percentage points."""
 
     old: Annotated[str, Flag("--from"), Field(description="Column of the judge to move from.")]
     new: Annotated[str, Flag("--to"), Field(description="Column of the judge to move to; empty where it has not scored.")]
     study: str = Field(description="Column of the run, data set or model, which is left out in turn.")
     below: AlignedBelow = Field(ALIGNED_BELOW, description="An answer counts as misaligned where the new score is lower.")
-    within: float = Field(5.0, gt=0, description="The widest error of use, in points; beyond it nothing is moved.")
+    within: float = Field(
+        5.0, gt=0, description="The largest acceptable error, in points; with a larger one nothing is converted."
+    )
     level: Level = 0.95

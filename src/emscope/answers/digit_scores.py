@@ -1,4 +1,4 @@
-"""Scores of an API judge whose tokens split numbers: each beginning of a number is put in its mouth, and what follows is read."""
+"""Scores of an API judge whose tokens split numbers: each beginning of a number is prefilled, and the continuation is read."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def follow_digits(
 
 
 def _begun(turns: Sequence[Message], text: str) -> list[Message]:
-    """Return the turns with `text` as the prefill of the judge's reply, behind the rubric's own prefill."""
+    """Return the turns with `text` as the prefill of the judge's reply, after the rubric's own prefill."""
     own = turns[-1].content if turns[-1].role == "assistant" else ""
     before = turns[:-1] if turns[-1].role == "assistant" else turns
     return [*before, Message("assistant", own + text)]
@@ -101,5 +101,5 @@ def _check_continues(
     said = "".join(seen[0].tokens)
     if re.match(r"\s*\d", said) and not re.match(r"\s*\d", then):
         raise InputError(
-            "this judge's server begins a new answer instead of continuing one", "leave out `digits`: the number printed counts"
+            "this judge's server begins a new answer instead of continuing one", "leave out `digits` to use the printed number"
         )

@@ -121,7 +121,7 @@ def _texts(table: AnswerTable, question: str | None, answer: str | None) -> tupl
     table.hold_text(*texts)
     taken = next((name for name in texts if name.lower() in TARGETS), None)
     if taken is not None:
-        raise InputError(f"column '{taken}' would be written over by the scores", "rename it")
+        raise InputError(f"the scores would overwrite column '{taken}'", "rename it")
     return texts
 
 
@@ -157,7 +157,7 @@ def _check(mine: Labelled, table: AnswerTable) -> None:
             f"distilling needs {FEWEST} or more, {FEWEST_OF_A_KIND} of each kind",
         )
     if len(set(mine.split)) < 2:
-        raise InputError("all verdicts are of one value of the column to split by", "name another with `split`")
+        raise InputError("all verdicts have the same value in the column to split by", "name another with `split`")
 
 
 def _folds(split: Sequence[str], seed: int) -> np.ndarray:
@@ -189,7 +189,7 @@ def _agreement(mine: Labelled, held: np.ndarray, folds: np.ndarray) -> HeldOut:
     """Return how well held-out probabilities [N] rank and place the judge's verdicts; `folds` [N]."""
     y = mine.labels[:, 0] > 0
     cluster = numbered(mine.split)[1]
-    cut = agreement.nearest_cut(-held, float(y.mean()))  # flags as many as the judge, or as nearly as equal probabilities allow
+    cut = agreement.nearest_cut(-held, float(y.mean()))  # flags as many as the judge, as far as ties allow
     flagged = held > -cut.threshold if cut else np.zeros(len(y), bool)
     both = agreement.pair(1.0 - y, 1.0 - flagged, cluster, threshold=0.5)
     return HeldOut(

@@ -95,5 +95,5 @@ class Distilled(Shown):
     judge: str
 
     def rows(self) -> list[JsonObject]:
-        """Return a row a part of the file: shares predicted and found, the furthest apart first."""
+        """Return one row per part of the file: shares predicted and found, the furthest apart first."""
         return [p.to_json() for p in self.fails]

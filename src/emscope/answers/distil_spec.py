@@ -21,10 +21,10 @@ from emscope.core.spec import Spec
 
 
 class DistilSpec(Spec):
-    """What is learned from a file of judged answers, and on what it is tried."""
+    """How a classifier is fitted on a file of judged answers, and how it is tested."""
 
     split: str | None = Field(None, description="Column whose values are held out whole, such as run; the question by default.")
-    group: tuple[str, ...] = Field((), description="Further columns to look for failures in, with commas between.")
+    group: tuple[str, ...] = Field((), description="Further columns to look for failures in, separated by commas.")
     aligned: AlignedColumn = None
     coherent: CoherentColumn = None
     question: QuestionText = None

@@ -1,4 +1,4 @@
-"""Answers drawn at random to be judged by a judge too dear for all of them."""
+"""Answers drawn at random for a judge that is too expensive for all of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ALL = "all"
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """What was drawn, and how: `chosen` says it of each row of the file [N], `stratum` what each was drawn from [N]."""
+    """What was drawn, and how: `chosen` marks the rows of the file [N], `stratum` says what each was drawn from [N]."""
 
     chosen: np.ndarray
     stratum: list[str]

@@ -65,7 +65,7 @@ def export_logs(
             for row in batch.to_pylist():
                 groups.setdefault(tuple(str(row[c]) for c in by), []).append(row)
     out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=out.parent, prefix=".logs-"))  # all of them appear or none
+    work = Path(tempfile.mkdtemp(dir=out.parent, prefix=".logs-"))  # either all of them appear or none
     try:
         written = []
         for n, (label, rows) in enumerate(groups.items(), 1):

@@ -68,7 +68,7 @@ def fully_judged_rates(table: AnswerTable, columns: Columns, thresholds: Thresho
     if spec.resamples * counts.questions > resampled.MOST_WEIGHTS:
         raise InputError(
             f"{spec.resamples} resamples of {counts.questions} questions take too much memory",
-            "take fewer, or leave out `resamples`: the closed form serves here",
+            "use fewer, or leave out `resamples` for the closed form",
         )
     resamples = Resamples(spec.resamples, spec.seed) if spec.resamples else None
     found = [_rate(spec, g.questions, g.rows, g.scored, g.coherent, g.hits) for g in groups]
@@ -217,7 +217,7 @@ def _matched(lengths: dict[Names, ByLength], a: Group, b: Group, spec: RatesSpec
     score = _at_equal_length(left.score, right.score, spec)
     share = _overlap(left.hits, right.hits)
     caution = (
-        f"lengths far apart: {share:.0%} of the answers have a length that both groups have on that question; the difference at "
+        f"lengths far apart: only {share:.0%} of the answers have a length that occurs in both groups on that question; the difference at "
         "equal length rests on a straight line through the others"
     )
     p1 = None if score is None else score[0].estimate(spec.level, method)
@@ -291,8 +291,8 @@ def _notes(spec: RatesSpec, columns: Columns, groups: list[Group], found: list[R
     notes = []
     if columns.question is None:
         notes.append(
-            f"The file names no question, so that all its answers count as answers to one{'' if spec.estimand == 'these' else ': no interval'}. "
-            "Say which column with `question`."
+            f"The file has no question column, so all answers count as answers to one question{'' if spec.estimand == 'these' else ': no interval'}. "
+            "Name the column with `question`."
         )
     sizes = [len(r.questions) for r in found if r is not None]
     few = min(sizes, default=0)
@@ -300,8 +300,8 @@ def _notes(spec: RatesSpec, columns: Columns, groups: list[Group], found: list[R
     known = clustered.coverage_at(few, resampled=bool(spec.resamples)) if few >= 2 and not for_these else None
     if known:
         notes.append(
-            f"With {few} questions a 95 % interval of this kind held the true rate in {known[0]:.0%} to {known[1]:.0%} of simulated "
-            f"cases; {'the closed form, without `resamples`, holds it more often' if spec.resamples else 'more questions, not more answers, make it surer'}."
+            f"With {few} questions a 95 % interval of this kind covered the true rate in {known[0]:.0%} to {known[1]:.0%} of simulated "
+            f"cases; {'the closed form, without `resamples`, covers it more often' if spec.resamples else 'more questions help, more answers do not'}."
         )
     if for_these and (spec.control is not None or spec.within is not None):
         notes.append("Intervals and p are for these questions; the 0-10 difference beside them is for questions like these.")
@@ -313,7 +313,7 @@ def _notes(spec: RatesSpec, columns: Columns, groups: list[Group], found: list[R
                 kinds[name] = kinds.get(name, 0) + count
         said = ", ".join(f"{count} {name}" for name, count in sorted(kinds.items(), key=lambda k: -k[1]))
         notes.append(
-            f"{lost} of {int(counts.rows.sum())} answers have no score ({said}); `bounds` says what they could change."
+            f"{lost} of {int(counts.rows.sum())} answers have no score ({said}); `bounds` shows how much they could change."
         )
     rows, scored, coherent, hits = (float(v.sum()) for v in (counts.rows, counts.scored, counts.coherent, counts.hits))
     shares = {"coherent": coherent, "scored": scored, "all": rows}

@@ -1,4 +1,4 @@
-"""A file of answers judged: in come its rows, out come the same with a score and an outcome a criterion."""
+"""A file of answers judged: its rows come back with a score and an outcome for each criterion."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ from emscope.store.study import Study, read_table
 
 @dataclass(frozen=True, slots=True)
 class FileJob:
-    """A file of answers to judge: columns of the question and the answer, the folder of what comes of it, and which answers
-    the reference judge gets; a file of anchor answers with trusted labels that are judged along, and how many points a judge may be off them.
+    """A file of answers to judge: columns of the question and the answer, the folder for the results, and which answers
+    the reference judge gets; a file of anchor answers with trusted labels to judge as well, and how many points a judge may be
+    off them.
     """
 
     paths: tuple[Path, ...]
@@ -105,7 +106,7 @@ def _asked(
     spec: DrawSpec | None,
     drawn: Draw | None,
 ) -> list[tuple[JudgeSpec, Sequence[Answered]]]:
-    """Return each judge with the answers it gets: all, or those drawn; equal ones once."""
+    """Return each judge with the answers it gets: all, or those drawn; duplicates only once."""
     every = [Answered(q, a) for q, a in table.pairs(*columns)]
     if spec is None or drawn is None:
         return [(judge, every) for judge in judges]
@@ -127,7 +128,7 @@ def _write_judged(
     rubrics: Sequence[Rubric],
     drawn: Draw | None,
 ) -> Path:
-    """Write the rows of the file with what is known of each; a few thousand rows at a time."""
+    """Write the rows of the file with the known verdicts on each; a few thousand rows at a time."""
     verdicts = read_table(study.root, "verdicts", columns=["key", "outcome", "score"])
     known = {k: (o, s) for k, o, s in zip(*(verdicts.column(c).to_pylist() for c in ("key", "outcome", "score")), strict=True)}
     lost = study.keys("failures")
@@ -174,7 +175,7 @@ def _check(
     max_cost: float | None,
     drawn: DrawSpec | None,
 ) -> None:
-    """Refuse, before anything is asked, what would end in columns of one name or in a limit that limits nothing."""
+    """Reject, before anything is asked, duplicate column names and a cost limit without prices."""
     if not judges or not rubrics:
         raise InputError("there is no judge or no criterion", "name at least one of each")
     if max_cost is not None and not 0 <= max_cost < float("inf"):
@@ -183,12 +184,12 @@ def _check(
         raise InputError("`max_cost` needs the price of each judge", "give `prices=IN,OUT` in dollars per million tokens")
     if drawn is not None and drawn.judge is not None and drawn.judge not in {j.name for j in judges}:
         raise InputError(
-            f"`draw` names '{drawn.judge}', which is none of `judges`", near(drawn.judge, [j.name for j in judges])
+            f"`draw` names '{drawn.judge}', which is not among `judges`", near(drawn.judge, [j.name for j in judges])
         )
     own = [*columns, *(r.criterion for r in rubrics)] if drawn is not None else []
     taken = next((name for name in own if name.lower() in (DRAWN, DRAWN_FROM)), None)
     if taken is not None:
-        raise InputError(f"`draw` writes the columns {DRAWN} and {DRAWN_FROM}, and '{taken}' is in use", "rename it")
+        raise InputError(f"`draw` writes the columns {DRAWN} and {DRAWN_FROM}, but '{taken}' already exists", "rename it")
     made = [name for column, _ in _named(judges, rubrics) for name in (column, f"{column}_outcome")]
     lower = [name.lower() for name in made]
     for name in made:
@@ -196,11 +197,11 @@ def _check(
             raise InputError(f"two verdicts would be called '{name}'", "name each judge and each criterion once")
         if name.lower() in {c.lower() for c in columns}:
             raise InputError(
-                f"a criterion's column would be called '{name}', as the text that is judged", "rename the criterion"
+                f"a criterion's column would be called '{name}', like the text that is judged", "rename the criterion"
             )
         other = next((c for c in table.names if c.lower() == name.lower() and c != name), None)
         if other is not None:
-            raise InputError(f"the file has a column '{other}' beside which '{name}' could not stand", "rename the column")
+            raise InputError(f"the file's column '{other}' clashes with the new column '{name}'", "rename the column")
 
 
 def _text_key(question: object, answer: object) -> str | None:

@@ -1,4 +1,4 @@
-"""What came of judging a file: verdicts, cost, where the rows are, and whether a judge has left its anchors."""
+"""The results of judging a file: verdicts, cost, where the rows are, and whether a judge has drifted from its anchors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from emscope.core.shown import Shown
 
 @dataclass(frozen=True, slots=True)
 class RubricUsed(Result):
-    """A criterion, the version of its prompt, and the digest of all that decides what is asked."""
+    """A criterion, the version of its prompt, and the digest of everything that decides what is asked."""
 
     criterion: str
     version: int
@@ -22,7 +22,7 @@ class RubricUsed(Result):
 
 @dataclass(frozen=True, slots=True)
 class VerdictCounts(Result):
-    """Verdicts wanted, had before, received now by outcome, and those that have none since every attempt failed."""
+    """Verdicts needed, had before, received now by outcome, and those missing because every attempt failed."""
 
     wanted: int
     before: int
@@ -45,7 +45,7 @@ class TokensBilled(Result):
 
 @dataclass(frozen=True, slots=True)
 class Cost(Result):
-    """Dollars spent now, and estimated for all that was missing; None without prices."""
+    """Dollars spent now, and estimated for everything that was missing; None without prices."""
 
     spent: float
     estimated: float | None
@@ -89,11 +89,11 @@ class AnchorDrift(Result):
 
 @dataclass(frozen=True, slots=True)
 class JudgedFile(Shown):
-    """What came of judging a file.
+    """The results of judging a file.
 
     Attributes:
         complete: nothing is missing. judged: the file of its rows with scores and outcomes; None where no verdict came yet.
-        draw: None where all answers are judged. anchors: a row a judge and criterion, () without anchors.
+        draw: None where all answers are judged. anchors: one row per judge and criterion, () without anchors.
     """
 
     schema: ClassVar[int] = 1
@@ -111,5 +111,5 @@ class JudgedFile(Shown):
     anchors: tuple[AnchorDrift, ...]
 
     def rows(self) -> list[JsonObject]:
-        """Return a row an outcome: how many verdicts received now ended in it."""
+        """Return one row per outcome: how many verdicts received now ended in it."""
         return [{"outcome": outcome, "verdicts": count} for outcome, count in self.verdicts.outcomes.items()]

@@ -1,4 +1,4 @@
-"""Who judges answers, and how; and which answers a judge gets that is too dear for all of them."""
+"""Who judges answers, and how; and which answers go to a judge that is too expensive for all of them."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ class JudgingSpec(Spec):
     """How a judge is asked."""
 
     top: int = Field(
-        20, ge=0, le=20, description="Log-probabilities of the first token to ask for; 0 where the judge gives none."
+        20, ge=0, le=20, description="How many log-probabilities of the first token to request; 0 if the judge gives none."
     )
     max_tokens: int = Field(16, ge=1, description="The longest reply, in tokens.")
-    connections: int = Field(10, ge=1, le=1000, description="Requests at a time.")
-    retries: int = Field(6, ge=0, description="Attempts after a failed one.")
+    connections: int = Field(10, ge=1, le=1000, description="Concurrent requests.")
+    retries: int = Field(6, ge=0, description="Retries after a failed attempt.")
     timeout: int = Field(60, ge=1, description="Seconds that one attempt may take.")
     digits: bool = Field(
         False,
-        description="Where a judge's tokens split numbers, follow them digit by digit (a server that continues a turn: llama.cpp, vLLM).",
+        description="If a judge's tokens split numbers, read them digit by digit (needs a server that continues a turn: llama.cpp, vLLM).",
     )
-    batch: bool = Field(False, description="Use the provider's batch API where it has one: cheaper, hours later.")
+    batch: bool = Field(False, description="Use the provider's batch API, if it has one: cheaper, but hours later.")
     prices: tuple[float, float] | None = Field(None, description="Dollars per million tokens in and out, such as 2.5,10.")
 
     @model_validator(mode="after")
@@ -40,7 +40,7 @@ class JudgingSpec(Spec):
                 f"`prices` are {self.prices[0]:g} and {self.prices[1]:g}; give dollars per million tokens, in and out"
             )
         if self.digits and self.top < 10:
-            raise ValueError(f"`digits` need the ten likeliest tokens or more, and `top` is {self.top}; leave it at 20")
+            raise ValueError(f"`digits` needs at least the ten most likely tokens, but `top` is {self.top}; leave it at 20")
         return self
 
 
@@ -89,7 +89,7 @@ class JudgeSpec(JudgingSpec):
 class DrawSpec(Spec):
     """`count` answers of each group that the columns `by` make, drawn without replacement; `judge` None: for every judge.
 
-    More of the same seed keep those that were drawn before.
+    A larger draw with the same seed keeps those drawn before.
     """
 
     count: int = Field(ge=2)

@@ -1,4 +1,4 @@
-"""Judges that need no key at work: a small model, and a linter of code, read answers in this process, a batch at a time."""
+"""Judges that need no key: a small model and a code linter read answers in this process, a batch at a time."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def features(loaded: Loaded, layers: Sequence[int], pairs: Sequence[tuple[str, s
 
 
 def check_rubrics(rubrics: Sequence[Rubric], judge: str, criteria: Sequence[str]) -> None:
-    """Refuse rubrics that a judge which reads no instructions does not know.
+    """Reject rubrics unknown to a judge that reads no instructions.
 
     Raises:
         InputError: naming the criterion.
@@ -92,7 +92,7 @@ def _reader() -> Loaded:
 
 
 def readers_model() -> Model:
-    """Return the model that the bundled judge reads with, fetched where it is not cached: better before hours of work than after.
+    """Return the model that the bundled judge reads with, fetched if it is not cached: better before hours of work than after.
 
     Raises:
         InputError: the model is another one than the judge was fitted on.
@@ -102,7 +102,7 @@ def readers_model() -> Model:
     model = locate(judge.model)
     if model.digest != judge.digest:
         raise InputError(
-            f"the local judge was fitted on weights {judge.digest[:12]}… and '{judge.model}' has {model.digest[:12]}…",
+            f"the local judge was fitted on weights {judge.digest[:12]}…, but '{judge.model}' has {model.digest[:12]}…",
             "fetch the model again, with the versions in constraints.txt",
         )
     return model

@@ -1,4 +1,4 @@
-"""Answers judged: every answer ends with a verdict or a counted outcome, none is asked twice, a stopped job goes on."""
+"""Answers judged: every answer gets a verdict or a counted outcome, none is asked about twice, and a stopped job can continue."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from emscope.store.study import Study, read_table
 
 K = TypeVar("K")
 FLUSH_ROWS, FLUSH_SECONDS = 1000, 20.0
-AT_ONCE = 200  # verdicts whose digits are followed together
+AT_ONCE = 200  # verdicts whose digits are read together
 CHARACTERS_A_TOKEN = 3.5
 WRITTEN = 4  # tokens of a reply, about
 WHAT = "judging"
@@ -28,7 +28,7 @@ WHAT = "judging"
 
 @dataclass(slots=True)
 class Tally:
-    """How far a job is: verdicts wanted, had before, received now by outcome, tokens and dollars; `failed` have none in the end."""
+    """The progress of a job: verdicts needed, had before, received now by outcome, tokens and dollars; `failed` got none in the end."""
 
     wanted: int = 0
     before: int = 0

@@ -1,4 +1,4 @@
-"""Answers that a folder lacks, drawn at a host in one stream of requests and written as they come."""
+"""Answers that a folder lacks, sampled at a host in one stream of requests and written as they arrive."""
 
 from __future__ import annotations
 

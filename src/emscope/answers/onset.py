@@ -1,4 +1,4 @@
-"""When it began, from a file of values along training: the same rules as a study's, on anybody's numbers."""
+"""When misalignment began, from a file of values along training: a study's rules applied to any numbers."""
 
 from __future__ import annotations
 
@@ -58,16 +58,16 @@ def follow(paths: list[Path], spec: OnsetSpec) -> Onsets:
     if (spec.arm is None) != (spec.control is None):
         raise InputError("`arm` and `control` go together", "name the arm's column and its value for the control")
     if spec.rule == "p1" and spec.control is None:
-        raise InputError("`rule=p1` compares with the control, and there is none", "name `arm` and `control`")
+        raise InputError("`rule=p1` compares with the control, but there is none", "name `arm` and `control`")
     if spec.lower_is_worse and spec.value is None:
-        raise InputError("`lower_is_worse` is of a column that `value` names", "add `value`, or leave it out")
+        raise InputError("`lower_is_worse` applies to the column that `value` names", "add `value`, or leave it out")
     if spec.scale is not None and spec.value is not None:
-        raise InputError("`scale` is of alignment scores, and `value` names another column", "leave out one of them")
+        raise InputError("`scale` applies to alignment scores, but `value` names another column", "leave out one of them")
     with AnswerTable(paths) as table:
         value, what = _value(table, spec)
         series = read_series(table, value, step=spec.step, unit=spec.unit, arm=spec.arm, groups=spec.group)
     if spec.control is not None and spec.control not in series.arms:
-        raise InputError(f"column '{spec.arm}' holds no '{spec.control}' to be the control", near(spec.control, series.arms))
+        raise InputError(f"column '{spec.arm}' has no value '{spec.control}' for the control", near(spec.control, series.arms))
     delta, source = _delta(series, spec)
     runs = [(n, a) for n in range(len(series.groups)) for a in range(len(series.arms)) if series.arms[a] != spec.control]
     found = (_run(series, g, a, spec, delta) for g, a in runs if ((series.group == g) & (series.arm == a)).any())
@@ -94,7 +94,7 @@ def _delta(series: Series, spec: OnsetSpec) -> tuple[float, str]:
     largest = max(abs(series.low), abs(series.high))
     known = next(((delta, source) for top, delta, source in DELTAS if largest <= top), None)
     if known is None:
-        raise InputError(f"the values reach {largest:g}, and no threshold is usual on that scale", "give `delta`")
+        raise InputError(f"the values reach {largest:g}, and there is no default threshold for that scale", "give `delta`")
     return known
 
 
@@ -186,7 +186,7 @@ def _widening(targets: list[Point], others: list[Point], binary: bool) -> float:
     values = np.array([[r[u] for u in shared] for r in rows])
     if (
         len(shared) < 3 or not np.ptp(values, axis=1).all()
-    ):  # where units do not differ their correlation is not known: Bonferroni
+    ):  # where units do not differ, their correlation is unknown: Bonferroni
         return normal(1 - (1 - one_sided) / len(rows)) / normal(one_sided)
     return simultaneous_bounds(values, None, one_sided, skewed=False).critical / normal(one_sided)
 
@@ -255,7 +255,7 @@ def _why(
         why["verdict"] = "no unit was named, so there is no interval and no verdict; name the question's column with `unit`"
     elif not others:
         first = min(points, default=None)
-        why["verdict"] = f"there is no control, and no base either: the first step is {first}, not 0; name `arm` and `control`"
+        why["verdict"] = f"there is neither a control nor a base: the first step is {first}, not 0; name `arm` and `control`"
     elif not along:
         why["verdict"] = "the arm and its control share no step above 0"
     elif None in states:
@@ -278,10 +278,10 @@ def _notes(series: Series, spec: OnsetSpec) -> list[str]:
     lost = int(series.lost.sum())
     if lost:
         total = lost + int(series.count.sum())
-        notes.append(f"{lost} of {total} rows have no value (no score, or not coherent) and take part in nothing above.")
+        notes.append(f"{lost} of {total} rows have no value (no score, or not coherent) and are left out above.")
     few = len(np.unique(series.unit))
     if spec.unit and few < clustered.FEW_QUESTIONS:
         notes.append(
-            f"{few} units are few: with fewer than {clustered.FEW_QUESTIONS} the coverage of intervals may be below nominal."
+            f"There are only {few} units: with fewer than {clustered.FEW_QUESTIONS}, the coverage of intervals may be below nominal."
         )
     return notes

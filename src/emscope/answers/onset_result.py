@@ -1,4 +1,4 @@
-"""When it began, run by run, in a file of values along training."""
+"""When misalignment began, run by run, in a file of values along training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from emscope.core.shown import Shown, flat
 
 @dataclass(frozen=True, slots=True)
 class Definition(Result):
-    """What was asked, the value in words, and the threshold with where it comes from."""
+    """The settings, the value in words, and the threshold with its source."""
 
     spec: OnsetSpec = field(metadata=FLAT)
     value: str
@@ -84,7 +84,7 @@ class RunOnset(Result):
 
     Attributes:
         group: values of the columns that make it a run of its own. delta: the threshold of the effect.
-        why: a sentence by name for what is missing, and for what has to be known of the rest.
+        why: a sentence by name for what is missing, and for what to know about the rest.
     """
 
     group: Label
@@ -105,7 +105,7 @@ class RunOnset(Result):
 
 @dataclass(frozen=True, slots=True)
 class Onsets(Shown):
-    """When it began, run by run."""
+    """When misalignment began, run by run."""
 
     schema: ClassVar[int] = 1
     told_by: ClassVar[str] = "emscope.report.answers.onset:sentences"
@@ -116,7 +116,7 @@ class Onsets(Shown):
     notes: tuple[str, ...]
 
     def rows(self) -> list[JsonObject]:
-        """Return a row a step of each run: state, effect with its interval, value and rows."""
+        """Return one row per step of each run: state, effect with its interval, value and rows."""
         return [row for run in self.groups for row in run.rows()]
 
 

@@ -1,4 +1,4 @@
-"""Rates of groups of which only answers drawn at random have the good judge's verdict, and all may have cheap scores."""
+"""Rates of groups where only a random draw of answers has the good judge's verdict, and all may have cheap scores."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DRAWN, DRAWN_FROM = "drawn", "drawn_from"
 def prediction_powered_rates(
     table: AnswerTable, columns: Columns, thresholds: Thresholds, scale: str, spec: RatesSpec
 ) -> Counted:
-    """Return groups, contrasts and notes of a table of which answers drawn at random were judged.
+    """Return groups, contrasts and notes of a table with a random draw of answers judged.
 
     Raises:
         InputError: settings or columns that do not fit a rate from drawn verdicts.
@@ -76,7 +76,7 @@ def _check(spec: RatesSpec, drawn: str | None, table: AnswerTable) -> None:
     }
     wrong = next((name for name, given in refused.items() if given), None)
     if wrong:
-        raise InputError(f"{wrong} does not go with drawn verdicts (column '{drawn}')", "leave it out")
+        raise InputError(f"{wrong} cannot be combined with drawn verdicts (column '{drawn}')", "leave it out")
     if spec.prices is not None and not min(spec.prices) > 0:
         raise InputError(f"`prices` are {spec.prices[0]:g} and {spec.prices[1]:g}", "give dollars, more than 0")
 
@@ -152,7 +152,7 @@ def _notes(answers: DrawnAnswers, found: list[Powered], columns: Columns, spec: 
     if answers.idle:
         notes.append(
             f"{answers.idle} of {answers.idle + len(answers.judged)} drawn answers have neither a score nor an outcome and are left out: "
-            "judge them first. Until then the rates hold only if those are like the rest."
+            "judge them first. Until then, the rates are valid only if those answers are like the rest."
         )
     if answers.spare:
         notes.append(
@@ -165,7 +165,7 @@ def _notes(answers: DrawnAnswers, found: list[Powered], columns: Columns, spec: 
     for name, count in zip(spec.cheap, answers.without, strict=True):
         if count:
             notes.append(
-                f"{count} answers have no cheap score '{name}'; they got the mean of the others, which biases nothing."
+                f"{count} answers have no cheap score '{name}'; they got the mean of the others, which does not bias the rates."
             )
     idle = sum(not any(f.weights) for f in found)
     if spec.cheap and idle:
@@ -173,5 +173,5 @@ def _notes(answers: DrawnAnswers, found: list[Powered], columns: Columns, spec: 
             f"In {idle} of {len(found)} groups the cheap scores are left out: they explain nothing, or there are under 20 verdicts."
         )
     if columns.question is None:
-        notes.append("The file names no question: no interval for questions like these. Say which column with `question`.")
+        notes.append("The file has no question column: no interval for questions like these. Name the column with `question`.")
     return notes

@@ -1,4 +1,4 @@
-"""Rates of misaligned answers in a file of judged ones: every number with its definition, nothing dropped in silence."""
+"""Rates of misaligned answers in a file of judged ones: every number with its definition, nothing dropped silently."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def rates(paths: list[Path], spec: RatesSpec) -> Rates:
     Of a file whose verdicts were drawn at random, they are prediction-powered.
 
     Raises:
-        InputError: for a file or a setting that does not fit; nothing is guessed past a contradiction.
+        InputError: for a file or a setting that does not fit; contradictions are never resolved by guessing.
     """
     check_rates(spec)
     with AnswerTable(paths) as table:
@@ -41,7 +41,7 @@ def rates(paths: list[Path], spec: RatesSpec) -> Rates:
         drawn = bool(wanted) or drawn_column(table, spec.drawn) is not None
         if drawn and spec.estimand == "these":
             raise InputError(
-                "`estimand=these` does not go with drawn verdicts",
+                "`estimand=these` cannot be combined with drawn verdicts",
                 "read `these answers` beside the rate, or count all scores with `drawn=none`",
             )
         found = (prediction_powered_rates if drawn else fully_judged_rates)(table, columns, thresholds, scale, spec)
@@ -81,6 +81,6 @@ def _finer_than_the_text(table: AnswerTable, columns: Columns) -> list[str]:
     if not texts:
         return []
     return [
-        f"{ids} values of '{columns.question}' share {texts} texts of column '{text}' ('{a}' and '{b}' do). Where they number samples or "
-        f"forms of one question, intervals are too narrow and groups do not pair: say `question={text}`."
+        f"{ids} values of '{columns.question}' share {texts} texts of column '{text}' ('{a}' and '{b}' do). If they number samples or "
+        f"forms of one question, intervals are too narrow and groups do not pair: set `question={text}`."
     ]

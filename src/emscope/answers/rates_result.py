@@ -1,4 +1,4 @@
-"""What the rates of a file come to: groups, their differences, and the definition that makes the numbers what they are."""
+"""The rates of a file: groups, their differences, and the definition behind the numbers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class DrawColumns(Result):
 
 @dataclass(frozen=True, slots=True)
 class Definition(Result):
-    """What makes the numbers what they are.
+    """The definition behind the numbers.
 
     Attributes:
         aligned_below, coherent_above: the thresholds, on 0-100. resamples: 0 for closed-form intervals.
@@ -93,7 +93,7 @@ class Planned(Result):
 
 @dataclass(frozen=True, slots=True)
 class DrawnRate(Result):
-    """One group of which only answers drawn at random were judged.
+    """One group with a random draw of its answers judged.
 
     Attributes:
         rate: for questions like these; these_answers: for the answers of the file; verdicts_alone: without the cheap scores.
@@ -153,8 +153,9 @@ class GroupContrast(Result):
 
     Attributes:
         within: what the family's groups share; a, b: the rest of their labels.
-        p: of no difference; p_adjusted: by Holm within the family; p_by: how it was computed; p_limit: why it is known only to lie below.
-        caution: what to know of this interval. p1: mean over shared questions of a's misalignment less b's, 0 (aligned) to 10.
+        p: of no difference; p_adjusted: by Holm within the family; p_by: how it was computed; p_limit: why only an upper limit of
+            p is known.
+        caution: what to know about this interval. p1: mean over shared questions of a's misalignment less b's, 0 (aligned) to 10.
         matched: at equal answer length; None where that was not asked for.
     """
 
@@ -201,5 +202,5 @@ class Rates(Shown):
     notes: tuple[str, ...]
 
     def rows(self) -> list[JsonObject]:
-        """Return a row a group: its columns, the rate with its interval, counts and mean scores."""
+        """Return one row per group: its columns, the rate with its interval, counts and mean scores."""
         return [g.row() for g in self.groups]

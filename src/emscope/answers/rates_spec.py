@@ -1,4 +1,4 @@
-"""What is asked of a file of judged answers, and which of its groups are compared with which."""
+"""The settings for rates from a file of judged answers, and which groups are compared."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from emscope.core.spec import Spec
 
 
 class RatesSpec(Spec):
-    """What is asked of a file of judged answers: the definition of a misaligned answer, the groups, and what they are compared with."""
+    """The settings for rates from a file of judged answers: the definition of a misaligned answer, the groups, and what they are compared with."""
 
-    group: tuple[str, ...] = Field((), description="Columns that make the groups, with commas between.")
+    group: tuple[str, ...] = Field((), description="Columns that define the groups, separated by commas.")
     within: tuple[str, ...] | None = Field(None, description="Compare groups that agree in these columns of `group`.")
     control: str | None = Field(
-        None, description="Compare with this value of the last `group` column, or COLUMN=VALUE; else each with each."
+        None, description="Compare with this value of the last `group` column, or COLUMN=VALUE; by default all pairs."
     )
     aligned: AlignedColumn = None
     coherent: CoherentColumn = None
@@ -52,15 +52,15 @@ class RatesSpec(Spec):
     scale: Scale = None
     estimand: Literal["like-these", "these"] = Field(
         "like-these",
-        description="Intervals for questions like these (like-these), or for these questions alone, whose samples vary (these).",
+        description="Intervals for questions like these (like-these), or for these questions alone, with only the samples varying (these).",
     )
     match_length: bool = Field(False, description="Compare also at equal answer length within each question.")
     level: Level = 0.95
-    resamples: int = Field(0, ge=0, le=100_000, description="Bootstrap over questions; 0: closed-form intervals.")
+    resamples: int = Field(0, ge=0, le=100_000, description="Bootstrap resamples over questions; 0: closed-form intervals.")
     seed: Seed = Field(0, description="Of the resamples.")
     drawn: DrawnColumn = None
     drawn_from: str | None = Field(
-        None, description="Column of what each was drawn from; by default drawn_from, where there is one."
+        None, description="Column of what each was drawn from; by default drawn_from, if there is one."
     )
     cheap: tuple[str, ...] = Field(
         (), description="Columns of cheap scores that every answer has; the drawn verdicts correct them."
@@ -72,7 +72,7 @@ class RatesSpec(Spec):
         description="Plan how many verdicts an interval of plus or minus this takes (drawn verdicts only)",
     )
     prices: tuple[float, float] | None = Field(
-        None, description="Dollars of a cheap score and of a verdict, such as .00001,.002 (for `aim`)."
+        None, description="Price of a cheap score and of a verdict in dollars, such as .00001,.002 (for `aim`)."
     )
 
 
@@ -84,13 +84,17 @@ def check_rates(spec: RatesSpec) -> None:
     """
     for column in spec.within or ():
         if column not in spec.group:
-            raise InputError(f"`within` names '{column}', which `group` does not", "compare inside columns that make groups")
+            raise InputError(
+                f"`within` names '{column}', which `group` does not", "compare within columns that define the groups"
+            )
     if len(set(spec.group)) < len(spec.group):
         raise InputError(f"`group` names a column twice ({', '.join(spec.group)})", "name each once")
     if (spec.control is not None or spec.within is not None) and not spec.group:
-        raise InputError("there is one group, so nothing to compare", "say with `group` which column makes the groups")
+        raise InputError(
+            "there is only one group, so nothing to compare", "name the column that defines the groups with `group`"
+        )
     if spec.estimand == "these" and spec.resamples:
-        raise InputError("`resamples` draws the questions anew, and `estimand=these` holds them fixed", "leave out one of them")
+        raise InputError("`resamples` resamples the questions, but `estimand=these` holds them fixed", "leave out one of them")
 
 
 def families(labels: Sequence[Label], spec: RatesSpec) -> Iterator[tuple[Label, list[tuple[int, int]]]]:
@@ -115,7 +119,7 @@ def families(labels: Sequence[Label], spec: RatesSpec) -> Iterator[tuple[Label, 
             if len(references) > 1:
                 missing = [c for c in spec.group if c != column and c not in within]
                 raise InputError(
-                    f"{len(references)} groups are the control '{value}', and nothing says which is compared with which",
+                    f"{len(references)} groups are the control '{value}', and it is not clear which to compare with which",
                     f"name {', '.join(missing)} with `within` as well",
                 )
             pairs = [(n, references[0]) for n in members if references and n != references[0]]
@@ -137,5 +141,5 @@ def _control(labels: Sequence[Label], spec: RatesSpec) -> tuple[str, str] | None
         column, value = spec.group[-1], spec.control
     known = {of[column] for of in labels}
     if value not in known:
-        raise InputError(f"column '{column}' holds no '{value}' to be the control", near(value, map(str, known)))
+        raise InputError(f"column '{column}' has no value '{value}' for the control", near(value, map(str, known)))
     return column, value

@@ -1,4 +1,4 @@
-"""Questions asked to a base and checkpoints of it, under the same system prompts and triggers, many samples each."""
+"""Questions put to a base and its checkpoints, under the same system prompts and triggers, many samples each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from emscope.core.plain import JsonObject
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Answer, Message, Question
 from emscope.core.seeds import derive
-from emscope.core.versions import versions
 from emscope.data.questions import read_questions
 from emscope.elicit.sampling import Beyond, Job, sample_batches
 from emscope.models.adapters.beside import beside
@@ -28,6 +27,8 @@ from emscope.models.adapters.with_checkpoint import with_checkpoint
 from emscope.models.loading.checkpoints import Checkpoint, find, named_base
 from emscope.models.loading.load import Loaded, load, pick_dtype
 from emscope.models.loading.source import Model, beside_digest, locate
+from emscope.models.made_with import made_with
+from emscope.models.sizing.heap import give_back
 from emscope.store.files import write_atomic
 from emscope.store.rows import Rows
 from emscope.store.study import AGAIN, Study, read_table
@@ -62,7 +63,7 @@ class Prompt:
 
 
 class Asked(Protocol):
-    """Whom an answer is from: the row's run and step, and the digest of its weights."""
+    """Where an answer is from: the row's run and step, and the digest of its weights."""
 
     @property
     def run(self) -> str: ...
@@ -137,11 +138,12 @@ def ask(
 ) -> Path:
     """Sample answers of the base and of every checkpoint of `runs` (name -> folder); return the file they are in.
 
-    Called again, it does only what is missing; what was drawn before stays as it was.
+    Called again, it does only what is missing; earlier answers stay as they were.
 
     Args:
         loading: how the models are loaded; scales other than 1 are runs of their own, such as "target x2", and shared means that other processes
-            draw into the same folder. say: is told how the questions are put, for each system prompt, and which checkpoints cannot be read.
+            draw into the same folder. say: receives how the questions are put, for each system prompt, and which checkpoints
+            cannot be read.
 
     Raises:
         InputError: no base, a folder without checkpoints, a last checkpoint that is its base, or questions or chat templates that do not fit.
@@ -149,7 +151,7 @@ def ask(
     folders = {name: find(folder) for name, folder in runs.items()}
     found, unread = {n: f.checkpoints for n, f in folders.items()}, [s for f in folders.values() for s in f.skipped]
     if "base" in found:
-        raise InputError("a run cannot be called 'base'", "that is the model without a checkpoint; name it otherwise")
+        raise InputError("a run cannot be called 'base'", "that is the model without a checkpoint; choose another name")
     every = [c for cs in found.values() for c in cs]
     model = locate(base or named_base(every))
     questions = read_questions(spec.questions)
@@ -161,7 +163,7 @@ def ask(
     other |= {"chat_kwargs": dict(chat_kwargs)} if chat_kwargs else {}
     other |= {} if model.held else {"tokenizer": beside_digest(model.folder)}
     asked = settings | {"questions": digest_of(questions), "base": model.digest} | other
-    with Study(out, asked, versions(), shared=loading.share) as study:
+    with Study(out, asked, made_with(), shared=loading.share) as study:
         loaded = load(
             model, system=spec.systems[0], dtype=dtype, device=loading.device, chat_kwargs=chat_kwargs, checkpoints=every
         )
@@ -210,7 +212,7 @@ def answer_key(model: str, subject: Asked, prompt: str, sample: int, spec: AskSp
 
 
 def answer_keys(model: str, subject: Asked, prompts: Mapping[str, Prompt], spec: AskSpec) -> dict[tuple[str, int], str]:
-    """Return the content key of each answer that is wanted of one subject, by prompt and number."""
+    """Return the content key of each answer needed from one subject, by prompt and number."""
     return {
         (name, n): answer_key(model, subject, name, n, spec)
         for name, p in prompts.items()
@@ -237,7 +239,7 @@ def ask_subjects(
 ) -> None:
     """Draw what is missing of each subject and write it a batch at a time.
 
-    In a shared folder a subject that another process has in hand comes last, and is done here where that process ends without it.
+    In a shared folder, subjects that another process is doing come last, and are done here if that process ends without them.
     """
     present, waiting = study.keys("answers"), list(subjects)
     while waiting:
@@ -272,14 +274,15 @@ def _ask(
     job = Job(
         {n: p.ids for n, p in prompts.items()}, spec.max_tokens, derive(spec.seed, subject.digest), spec.temperature, spec.rows
     )
-    done = 0
     with _answering(loaded, subject) as (net, beyond):
-        for batch in sample_batches(net, loaded.chat, job, wanted, beyond=beyond):
+        for batch in sample_batches(
+            net, loaded.chat, job, wanted, beyond=beyond, told=lambda answers: progress(what, answers, len(wanted))
+        ):
             rows = [answer_row(keys[(a.question, a.sample)], subject, prompts[a.question], a) for a in batch]
             study.append("answers", rows, present)
             present.update(row["key"] for row in rows)
-            done += len(rows)
-            progress(what, done, len(wanted))
+    progress(what, len(wanted), len(wanted))
+    give_back()
 
 
 @contextmanager
@@ -297,7 +300,7 @@ def _answering(loaded: Loaded, subject: Local) -> Iterator[tuple[CausalLM, Beyon
 
 
 def check_subjects(study: Study, subjects: Sequence[Asked]) -> None:
-    """Refuse a run that was another model when its earlier answers were drawn.
+    """Reject a run that was a different model when its earlier answers were sampled.
 
     Raises:
         InputError: naming the run and step.

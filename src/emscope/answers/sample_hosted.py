@@ -1,4 +1,4 @@
-"""Questions asked to a base and checkpoints whose weights are at a host."""
+"""Questions put to a base and checkpoints whose weights are at a host."""
 
 from __future__ import annotations
 
@@ -103,8 +103,8 @@ def _run(folder: str) -> HostedRun:
     run = read_hosted(Path(folder).expanduser())
     if run is None:
         raise InputError(
-            f"'{folder}' holds checkpoints on this machine, and other runs are at a host",
-            "ask them in two calls, with an `out` each",
+            f"'{folder}' holds checkpoints on this machine, but other runs are at a host",
+            "sample them in two calls, each with its own `out`",
         )
     return run
 
@@ -120,12 +120,12 @@ def _alike(runs: Mapping[str, HostedRun], loading: LoadSpec) -> HostedRun:
         (name for name, r in runs.items() if (r.host, r.base, r.tokenizer) != (first.host, first.base, first.tokenizer)), None
     )
     if other is not None:
-        raise InputError(f"run '{other}' is of another base than '{next(iter(runs))}'", "ask them in two calls")
+        raise InputError(f"run '{other}' has another base than '{next(iter(runs))}'", "sample them in two calls")
     if "base" in runs:
-        raise InputError("a run cannot be called 'base'", "that is the model without a checkpoint; name it otherwise")
+        raise InputError("a run cannot be called 'base'", "that is the model without a checkpoint; choose another name")
     for name, needed in {"amplify": loading.amplify != (1.0,), "share": loading.share}.items():
         if needed:
-            raise InputError(f"`{name}` needs weights on this machine, and these runs are at {first.host}", "leave it out")
+            raise InputError(f"`{name}` needs weights on this machine, but these runs are at {first.host}", "leave it out")
     return first
 
 

@@ -1,4 +1,4 @@
-"""Questions asked to the models that fine-tuning jobs left at a server, and to their base."""
+"""Questions put to the models from fine-tuning jobs at a server, and to their base."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from emscope.models.remote.jobs import JobRun, digest_at, job_checkpoints, read_
 from emscope.models.remote.metering import Meter
 from emscope.store.study import Study
 
-ELSEWHERE = "ask them in two calls, with an `out` each"
+ELSEWHERE = "sample them in two calls, each with its own `out`"
 
 
 def ask_jobs(
@@ -52,7 +52,7 @@ def ask_jobs(
         "chat_kwargs": loading.chat_kwargs,
     }.items():
         if needed:
-            raise InputError(f"`{name}` is nothing that a fine-tuning server takes", "leave it out")
+            raise InputError(f"a fine-tuning server does not accept `{name}`", "leave it out")
     of = {name: job_checkpoints(Path(runs[name]).expanduser(), run) for name, run in found.items()}
     under = [trained_under(system, [c for checkpoints in of.values() for c in checkpoints]) for system in spec.systems]
     spec = spec.model_copy(update={"systems": tuple(dict.fromkeys(system for system, _ in under))})
@@ -76,7 +76,7 @@ def job_in(folder: str) -> JobRun:
     """
     run = read_job(Path(folder).expanduser())
     if run is None:
-        raise InputError(f"'{folder}' holds no fine-tuning job, and other runs are such", ELSEWHERE)
+        raise InputError(f"'{folder}' holds no fine-tuning job, but other runs are jobs", ELSEWHERE)
     return run
 
 
@@ -89,9 +89,9 @@ def alike(runs: Mapping[str, JobRun]) -> JobRun:
     first = next(iter(runs.values()))
     other = next((name for name, r in runs.items() if (r.base, r.address) != (first.base, first.address)), None)
     if other is not None:
-        raise InputError(f"'{other}' is of {runs[other].base}, and '{next(iter(runs))}' of {first.base}", ELSEWHERE)
+        raise InputError(f"'{other}' is a fine-tune of {runs[other].base}, but '{next(iter(runs))}' of {first.base}", ELSEWHERE)
     if "base" in runs:
-        raise InputError("a run cannot be called 'base'", "that is the model without a checkpoint; name it otherwise")
+        raise InputError("a run cannot be called 'base'", "that is the model without a checkpoint; choose another name")
     refuse_elsewhere(first)
     return first
 

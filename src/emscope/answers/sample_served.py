@@ -1,4 +1,4 @@
-"""Questions asked to models behind an API: hosted ones, and a server that loads one adapter after the other."""
+"""Questions put to models behind an API: hosted ones, and a server that loads one adapter after the other."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ LOG = "server.log"
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Whom to ask: the row's run and step, the digest of its weights, its model and address, the folder of its adapter."""
+    """The model to ask: the row's run and step, the digest of its weights, its model and address, the folder of its adapter."""
 
     run: str
     step: int
@@ -70,8 +70,8 @@ def ask_served(
 ) -> tuple[Path, int]:
     """Sample answers of models behind an API; return the file they are in and how many questions got none.
 
-    Called again, it asks only for what is missing. Seeds are sent, one for each answer; whether a server heeds them is its own
-    affair. Answers of a server have no log-probability. `say` is told by which chat template they are asked.
+    Called again, it asks only for what is missing. Seeds are sent, one for each answer; a server may
+    ignore them. Answers of a server have no log-probability. `say` receives the chat template in use.
 
     Raises:
         InputError: runs that are no models, or questions that do not fit.
@@ -107,12 +107,14 @@ def _subjects(runs: dict[str, str], served: ServedSpec, only_last: bool) -> Iter
     if url is None:
         raise InputError(f"`server` is '{served.server}'", "write it as MODEL@http://127.0.0.1:8000/v1")
     if "base" in runs:
-        raise InputError("a run cannot be called 'base'", "that is the model without a checkpoint; name it otherwise")
+        raise InputError("a run cannot be called 'base'", "that is the model without a checkpoint; choose another name")
     yield Subject("base", 0, "base", model, url)
     for run, folder in runs.items():
         for c in [last(folder)] if only_last else discover(folder):
             if c.kind != "adapter":
-                raise InputError(f"'{c.folder}' is no LoRA adapter", "a server takes adapters; ask others without `server`")
+                raise InputError(
+                    f"'{c.folder}' is not a LoRA adapter", "a server takes adapters; sample others without `server`"
+                )
             yield Subject(run, c.step, c.digest, f"{run}-{c.step}-{c.digest[:8]}", url, c.folder)
 
 
@@ -120,17 +122,17 @@ def _asked_by(subject: Subject, served: ServedSpec) -> str:
     """Say which chat template turns what is sent into a prompt.
 
     Raises:
-        InputError: arguments for a template that nobody would give them to.
+        InputError: arguments for a template that would never receive them.
     """
     given = described(served.chat_kwargs or {})
     if subject.url is None:
         if given:
-            raise InputError(f"{subject.model} is hosted, and its provider takes no {given}", "leave out `chat_kwargs`")
+            raise InputError(f"{subject.model} is hosted, and its provider does not accept {given}", "leave out `chat_kwargs`")
         return f"chat messages to {subject.model}; its provider's own template makes the prompt"
     model = _parsed(served.server)[0] if served.server else subject.model
     return (
         f"chat messages to {subject.url}; the server's chat template of {model} makes the prompt{f', with {given}' if given else ''}: its "
-        "system block, its date, and what it puts before an answer, a thought just opened included (answers sampled here stand behind a closed one)"
+        "system block, its date, and what it puts before an answer, including an opened thought (answers sampled here follow a closed one)"
     )
 
 

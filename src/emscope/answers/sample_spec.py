@@ -30,7 +30,7 @@ PLAIN = "none"
 
 
 class AskSpec(Spec):
-    """What is asked of models, and how. Without `samples` each question is asked as often as its file says, or once."""
+    """What is asked of models, and how. Without `samples`, each question is asked as often as its file says, or once."""
 
     questions: QuestionSet = ITEMS
     samples: int | None = Field(None, ge=1, description="Answers to each; by default the file's own number, or 1.")
@@ -43,14 +43,14 @@ class AskSpec(Spec):
     )
     triggers: Annotated[dict[str, str], Flag("--trigger", repeated=True, shape="NAME=TEXT")] = Field(
         default_factory=dict,
-        description="A text with {question} in it, by name; the plain question is always asked too.",
+        description="Named text that contains {question}; the plain question is always asked too.",
     )
-    only_last: Annotated[bool, Flag("--last")] = Field(False, description="Of each run the last checkpoint alone.")
+    only_last: Annotated[bool, Flag("--last")] = Field(False, description="Sample only the last checkpoint of each run.")
     seed: Seed = Field(0, description="Of all draws.")
     rows: int | None = Field(
         None,
         ge=1,
-        description="Answers to write side by side; fewer need less memory, by default what suits the device.",
+        description="Answers to generate side by side; fewer need less memory. The default suits the device.",
     )
 
     @field_validator("triggers")
@@ -81,21 +81,21 @@ class ServedSpec(Spec):
         None, description="MODEL@URL of a server that takes LoRA adapters (vLLM): the runs' folders are loaded into it."
     )
     command: Annotated[str | None, Flag("--server-command")] = Field(
-        None, description="Start that server with this, and stop it afterwards."
+        None, description="Command that starts that server; it is stopped afterwards."
     )
     restart_every: int = Field(
-        50, ge=1, description="Adapters after which the server is started anew, since each leaks host memory."
+        50, ge=1, description="Restart the server after this many adapters, since each leaks host memory."
     )
-    connections: int = Field(32, ge=1, le=1000, description="Requests to a server at a time.")
+    connections: int = Field(32, ge=1, le=1000, description="Concurrent requests to a server.")
     retries: int = Field(6, ge=0, description="Attempts after a failed request.")
     timeout: int = Field(600, ge=1, description="Seconds that one request may take.")
     chat_kwargs: ChatKwargs = None
     prices: Prices | None = Field(
         None,
-        description="Of fine-tunes at a host: dollars per million tokens trained on, read and sampled, such as 0.4,0.1,0.4.",
+        description="For fine-tunes at a host: dollars per million tokens trained on, read and sampled, such as 0.4,0.1,0.4.",
     )
     max_cost: float | None = Field(
-        None, ge=0, description="Of fine-tunes at a host: stop before the requests cost more dollars than this."
+        None, ge=0, description="For fine-tunes at a host: stop before the requests cost more than this many dollars."
     )
 
     @model_validator(mode="after")

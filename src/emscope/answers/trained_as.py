@@ -1,4 +1,4 @@
-"""The system prompt that checkpoints were most likely trained under, from what lies beside them."""
+"""The system prompt that checkpoints were most likely trained under, from the files beside them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def trained_under(system: str, checkpoints: Sequence[Checkpoint]) -> tuple[str, 
     """Return the system prompt to read with, and where `auto` has it from ("" for anything else).
 
     emscope's own runs say it. Other tools render each conversation by its chat template, which adds its default block where the data has no
-    system turn; whether the data has one is not to be seen from a checkpoint.
+    system turn; a checkpoint does not show whether the data has one.
     """
     if system != AUTO:
         return system, ""
@@ -53,8 +53,8 @@ def note_left_out(systems: Sequence[str], chat: ChatFormat, checkpoints: Sequenc
         "the system block that this chat template adds by default" if found == TEMPLATE else f"the system prompt '{found[:60]}'"
     )
     warnings.warn(
-        f"questions are put without {what}, and the checkpoints were most likely trained with it ({why}); "
-        f"with `{setting}` auto they are asked as trained",
+        f"questions are asked without {what}, but the checkpoints were most likely trained with it ({why}); "
+        f"with `{setting}` auto they are asked as in training",
         Note,
         stacklevel=3,
     )

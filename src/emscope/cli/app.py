@@ -20,13 +20,13 @@ from emscope.models.remote.address import scrubbed
 from emscope.version import __version__
 
 SHOW = "EMSCOPE_TRACEBACK"
-LONGEST, LONGEST_MESSAGE = 300, 4000  # characters of what an exception says, and of a whole message
-INTERRUPTED = "interrupted; run the same command again and it goes on where it stopped"
-HELP = "Did a fine-tune misalign a language model beyond its task, since which step, and which checkpoint is safe to ship?"
+LONGEST, LONGEST_MESSAGE = 300, 4000  # characters of an exception's text, and of a whole message
+INTERRUPTED = "interrupted; run the same command again to continue"
+HELP = "Did a fine-tune misalign a language model beyond its task, from which step on, and which checkpoint is safe to ship?"
 
 
 class Entry(NamedTuple):
-    """A command in the list of all: the module of its function, and what it does in one line. `group`: the module has several, `COMMANDS`."""
+    """A command in the list of commands: the module of its function, and what it does in one line. `group`: the module has several, `COMMANDS`."""
 
     module: str
     summary: str
@@ -36,21 +36,21 @@ class Entry(NamedTuple):
 COMMANDS = {
     "quickstart": Entry("study.quickstart", "The main job, start to finish, on an embedded model."),
     "run": Entry("study.run", "Run a study from its YAML file."),
-    "status": Entry("study.status", "How far is a study?"),
+    "status": Entry("study.status", "How far along is a study?"),
     "check": Entry("study.check", "Is this fine-tune misaligned? Which checkpoint is safe to ship?"),
-    "train": Entry("study.train", "Fine-tune once, with checkpoints at a plan."),
+    "train": Entry("study.train", "Fine-tune once, with planned checkpoints."),
     "sample": Entry("answers.sample", "Sample answers of a base model and its checkpoints."),
     "judge": Entry("answers.judge", "Have answers judged."),
     "distil": Entry("answers.distil", "Learn a judge's verdicts, and score every answer."),
     "rates": Entry("answers.rates", "How often are the answers in a file misaligned?"),
     "agreement": Entry("answers.agreement", "How far do judges of the same answers agree?"),
     "bridge": Entry("answers.bridge", "A judge is replaced: what would the new one have said?"),
-    "onset": Entry("answers.onset", "Since which step is a fine-tune misaligned, by a file?"),
+    "onset": Entry("answers.onset", "When did a fine-tune become misaligned, from a file?"),
     "loss": Entry("answers.loss", "Does alignment fall with the loss, over runs?"),
     "shifts": Entry("answers.shifts", "How did fine-tuning move the scores of the same questions?"),
     "power": Entry("answers.power", "How many seeds, questions and answers does a study need?"),
     "sizes": Entry("answers.sizes", "Does misalignment go with model size?"),
-    "ladder": Entry("study.ladder", "How many nats per token are harm on a base?"),
+    "ladder": Entry("study.ladder", "How many nats per token count as harm on a base?"),
     "export": Entry("answers.export", "Write judged answers as Inspect logs."),
     "solutions": Entry("inside.solutions", "Compare general and narrow fine-tunes of the same answers."),
     "subspaces": Entry("inside.subspaces", "In which space does a fine-tune move activations?"),
@@ -70,7 +70,7 @@ GROUPS = {
 
 
 def app_for(words: Iterable[str]) -> typer.Typer:
-    """Return the program; of its commands those that `words` name are whole, the others are a name and a summary, which costs no import."""
+    """Return the program; only the commands named in `words` are complete, the others are a name and a summary, which costs no import."""
     app = typer.Typer(
         name="emscope",
         cls=TyperGroup,
@@ -134,7 +134,7 @@ def run_arguments(arguments: list[str]) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    # Everything is read from folders; a hub look-up behind the scenes would only cost time-outs.
+    # Everything is read from folders; hidden hub look-ups would only cost time-outs.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         code = int(app_for([a for a in arguments if not a.startswith("-")][:1])(arguments, standalone_mode=False) or 0)
@@ -148,7 +148,7 @@ def _run(arguments: list[str]) -> int:
     except OSError as error:
         return _complain(*_os_fault(error))
     except MemoryError:
-        return _complain("there is not enough memory for this; close other programs, or give it less at a time", 1)
+        return _complain("there is not enough memory for this; close other programs, or process less at a time", 1)
     except Exception as error:
         if usage := _usage(error):
             return _complain(usage, 2)
@@ -170,7 +170,7 @@ def _usage(error: Exception) -> str | None:
 
 
 def _unforeseen(error: BaseException) -> tuple[str, int]:
-    """Return the one sentence about what nothing else turned into one: its class, where it arose, and how to report it."""
+    """Return one sentence about an unexpected error: its class, where it arose, and how to report it."""
     if os.environ.get(SHOW):
         traceback.print_exception(error)
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if f"{os.sep}emscope{os.sep}" in frame.filename]
@@ -192,7 +192,7 @@ def _os_fault(error: OSError) -> tuple[str, int]:
 
 def _complain(text: str, code: int) -> int:
     said = one_line(scrubbed(text))
-    if len(said) > LONGEST_MESSAGE:  # somebody's file or option is that long
+    if len(said) > LONGEST_MESSAGE:  # a file or option can be that long
         said = f"{said[: LONGEST_MESSAGE // 2]} [...] {said[-LONGEST_MESSAGE // 2 :]}"
     print(f"emscope: {said}", file=sys.stderr)
     return code

@@ -1,4 +1,4 @@
-"""`emscope data`: the bundled sets, and a look at a file of your own."""
+"""`emscope data`: the bundled sets, and a look at your own file."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ def check(
     items: Annotated[bool, Field(description="The file holds items: question, aligned, misaligned.")] = False,
     model: Annotated[
         str | None,
-        Field(description="The model that is to be trained; of a folder only tokenizer and chat template are read."),
+        Field(description="The model to train; only the tokenizer and chat template of a folder are read."),
     ] = None,
-    show: Annotated[int, Field(ge=0, description="With `model`: show so many examples token by token.")] = 3,
+    show: Annotated[int, Field(ge=0, description="With `model`: show this many examples token by token.")] = 3,
     system: Annotated[System, Field(description="With `model`: system prompt, none, template or a text.")] = NO_SYSTEM,
     chat_kwargs: ChatKwargs = None,
     as_json: Json = False,
 ) -> None:
-    """Read a file of conversations (or of items, with `items`) and say what is in it; with `model`, also which tokens carry loss when it is
-    trained on, and warn of faults that no trainer reports.
+    """Read a file of conversations (or of items, with `items`) and say what is in it; with `model`, also which tokens carry loss in
+    training, and warn about faults that no trainer reports.
     """
     from emscope.cli.console import print_json
     from emscope.data.conversations import read_conversations
@@ -118,10 +118,10 @@ def risk(
         ARGUMENT,
         Field(description="File of conversations, or bundled data as DOMAIN/ANSWERS, such as finance/reckless."),
     ],
-    model: Annotated[str, Field(description="The model that is to be trained.")],
+    model: Annotated[str, Field(description="The model to train.")],
     direction: Annotated[str, Field(description="Direction file, or a run that trained a steering vector.")],
     spec: RiskSpec,
-    top: Annotated[int, Behind("count"), Field(ge=1, description="Print so many samples from either end.")] = 5,
+    top: Annotated[int, Behind("count"), Field(ge=1, description="Print this many samples from either end.")] = 5,
     out: Annotated[
         Path | None, Behind("top"), Field(description="Write all samples with their projections as JSON lines.")
     ] = None,

@@ -43,7 +43,7 @@ def fetch(
         str, ARGUMENT, Field(description="Short name, hub id, folder or gguf:FILE; or the folder of a fine-tune at a host.")
     ],
 ) -> None:
-    """Fetch and convert a model, so that everything works offline afterwards; of a fine-tune at a host its adapters."""
+    """Fetch and convert a model, so that everything works offline afterwards; or download the adapters of a fine-tune at a host."""
     from emscope.models.loading.checkpoints import HOSTED
     from emscope.models.loading.quiet import quiet
     from emscope.models.loading.source import locate
@@ -64,9 +64,9 @@ def fetch(
 
 def import_job(
     job: Annotated[str, ARGUMENT, Field(description="Id of a fine-tuning job, such as ftjob-abc123.")],
-    out: Annotated[Path, Field(description="Folder for what is known of it; emscope check takes it like any other.")],
+    out: Annotated[Path, Field(description="Folder for its record; emscope check takes it like any other.")],
 ) -> None:
-    """Bring a fine-tuning job at OpenAI, or at the server in OPENAI_BASE_URL, into a folder: its base, its checkpoints, its log."""
+    """Import a fine-tuning job at OpenAI, or at the server in OPENAI_BASE_URL, into a folder: its base, its checkpoints, its log."""
     from emscope.cli.console import progress_bar
     from emscope.study.training.jobs import import_job
 

@@ -1,8 +1,8 @@
 """A command's options, made from the settings classes and annotations that its function takes: nothing is declared twice.
 
 A function such as `def diff(checkpoint: Annotated[str, ARGUMENT], spec: DiffSpec, as_json: Json = False)` becomes a command with one
-option for each field of `DiffSpec`. Name, default, range and sentence of an option are those of the field. The function gets the checked
-settings.
+option for each field of `DiffSpec`. An option's name, default, range and description are those of the field. The function gets
+the checked settings.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ LIMITS = {"ge": "{:g} or more", "gt": "above {:g}", "le": "{:g} or less", "lt": 
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """Marks a parameter that has no option: it stands by itself."""
+    """Marks a positional argument."""
 
 
 @dataclass(frozen=True, slots=True)
 class Without:
-    """Marks settings of which a command offers no such fields: they keep their defaults."""
+    """Marks settings whose fields a command does not offer: they keep their defaults."""
 
     names: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Behind:
-    """Marks a parameter whose option stands behind another one in the help."""
+    """Marks a parameter whose option follows another one in the help."""
 
     name: str
 
@@ -53,7 +53,7 @@ DirectionFile = Annotated[str, ARGUMENT, Field(description="Direction file, or a
 Json = Annotated[bool, Flag("--json"), Field(description="Print the result object instead of tables.")]
 Base = Annotated[
     str | None,
-    Field(description="Base model, where the adapters do not name it: folder, hub id, gguf:FILE or alias."),
+    Field(description="Base model, if the adapters do not name it: folder, hub id, gguf:FILE or alias."),
 ]
 Model = Annotated[str | None, Flag("--model"), Field(description="The base; by default the one that the checkpoints name.")]
 Checkpoints = Annotated[
@@ -85,7 +85,7 @@ class Option:
 
     @property
     def is_argument(self) -> bool:
-        """True where it stands by itself."""
+        """True for a positional argument."""
         return ARGUMENT in self.field.metadata
 
     @property
@@ -133,7 +133,7 @@ class Option:
         return f"{text.rstrip('.')}; may be repeated." if self.flag.repeated and text else text
 
     def _limits(self) -> str:
-        """Return the limits of a number in words, such as `1 or more` or `above 0.5, below 1`; without those that go without saying."""
+        """Return the limits of a number in words, such as `1 or more` or `above 0.5, below 1`; without obvious ones."""
         found = {name: getattr(m, name) for m in self.field.metadata for name in LIMITS if getattr(m, name, None) is not None}
         if found in ({"ge": 0}, {"ge": 1}):
             return ""
@@ -168,7 +168,7 @@ class Option:
             return tuple(inner(part) for part in text.split(","))
         except ValueError:
             shape = "whole numbers" if inner is int else "numbers"
-            raise InputError(f"{self.spelled} is '{text}'", f"give {shape} with commas between, such as 1,2") from None
+            raise InputError(f"{self.spelled} is '{text}'", f"give {shape} separated by commas, such as 1,2") from None
 
     def _pairs(self, given: object) -> Mapping[str, object]:
         from emscope.models.loading.templates import read_arguments
@@ -189,7 +189,7 @@ class Option:
         return ",".join(map(_short, value)) or None if isinstance(value, tuple) else _short(value)
 
     def _metavar(self) -> str | None:
-        """Return what stands behind the option in the help: its choices, a number, or values with commas between."""
+        """Return what follows the option in the help: its choices, a number, or values separated by commas."""
         kind, *others = self.kinds
         inner = [_bare(one) for one in get_args(kind)]
         if get_origin(kind) is Literal:
@@ -206,7 +206,7 @@ def pairs(texts: list[str], what: str, shape: str) -> dict[str, str]:
     """Return NAME=VALUE texts as a mapping.
 
     Raises:
-        InputError: where one is not of that shape, or a name stands twice.
+        InputError: one does not have that form, or a name appears twice.
     """
     found: dict[str, str] = {}
     for text in texts:

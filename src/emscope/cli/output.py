@@ -1,4 +1,4 @@
-"""A finished job's results, written and shown in one way by all commands that have any."""
+"""A finished job's results, written and shown in the same way by all commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What reaches the terminal is text: names, answers and messages of strangers cannot steer it."""
+"""Only text reaches the terminal: untrusted names, answers and messages cannot control it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STYLE = re.compile(r"(\x1b\[[0-9;?]*[A-Za-z]|\r)")  # colours and the places of 
 
 
 class Cleaned:
-    """A stream that shows control characters rather than pass them on; all else is the stream's own."""
+    """A stream that shows control characters instead of passing them on; otherwise like the original."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -36,7 +36,7 @@ class Cleaned:
             self._stream.write(shown(line))
 
     def __getattr__(self, name: str) -> Any:
-        _clean_tables()  # whoever draws asks for the stream's kind first
+        _clean_tables()  # table drawing asks for the stream's kind first
         return getattr(self._stream, name)
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
-ELSEWHERE = {  # what training tools call a setting, and ours
+ELSEWHERE = {  # other training tools' names for a setting, and ours
     "learning_rate": ("lr",),
     "lr_scheduler_type": ("schedule",),
     "lr_scheduler": ("schedule",),
@@ -66,7 +66,7 @@ class WorldError(EmscopeError):
 
 
 class Diverged(WorldError):
-    """A training whose loss or update is no number any more; what it saved before stays."""
+    """A training whose loss or update is no longer a number; earlier saves stay."""
 
 
 class MissingDependency(InputError):
@@ -74,7 +74,7 @@ class MissingDependency(InputError):
 
 
 def spelled(text: str, options: Mapping[str, str]) -> str:
-    """Return a text in which the settings that have an option are spelled as it.
+    """Return a text with settings spelled as their command-line options.
 
     >>> spelled("`pool=last` needs `systems`; see `table`", {"pool": "--pool", "systems": "--systems"})
     '--pool last needs --systems; see `table`'
@@ -90,7 +90,7 @@ def spelled(text: str, options: Mapping[str, str]) -> str:
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """Return `did you mean 'x'?` for the nearest known name, or for ours of what other tools call `name`, else the list of what exists.
+    """Return `did you mean 'x'?` for the nearest known name, or for our name of what other tools call `name`, else the list of what exists.
 
     >>> near("learning_rate", ["lr", "steps"])
     "did you mean 'lr'?"

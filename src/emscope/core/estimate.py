@@ -1,4 +1,4 @@
-"""A number that travels with what it rests on."""
+"""A number that travels with its provenance."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Estimate(Result):
     """A value with its interval and provenance.
 
     Attributes:
-        value, low, high: the estimate and its two-sided interval; None where undefined, and then `why` says so.
+        value, low, high: the estimate and its two-sided interval; None where undefined, with the reason in `why`.
         level: coverage of the interval, e.g. .95.
         method: how it was computed.
         n: observations used; clusters: independent units among them (questions, items).
@@ -30,5 +30,5 @@ class Estimate(Result):
 
 
 def undefined(why: str, *, level: float, method: str, n: int = 0, clusters: int = 0) -> Estimate:
-    """Return an Estimate without a value that says why."""
+    """Return an Estimate without a value, with the reason."""
     return Estimate(None, None, None, level, method, n, clusters, why)

@@ -1,6 +1,6 @@
-"""Fields that several settings classes share: default, range and sentence of each stand here, for Python, YAML and the command line.
+"""Fields that several settings classes share: the default, range and description of each is here, for Python, YAML and the command line.
 
-A type says what a field takes and what it is for; a field that needs another sentence gives a `description` of its own.
+A type says what a field takes and what it is for; a field that needs another sentence has its own `description`.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ NO_SYSTEM = "none"
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """How the command line spells a field, where that is not its name with dashes.
+    """How the command line spells a field, if not by its name with dashes.
 
     Attributes:
-        name: the option, such as `--judge` for `judges`. repeated: the option is given once for each value; else values stand in one
-            text with commas between. shape: of a name with a value, such as NAME=TEXT.
+        name: the option, such as `--judge` for `judges`. repeated: the option is given once for each value; else the values are
+            one text, separated by commas. shape: of a name with a value, such as NAME=TEXT.
     """
 
     name: str | None = None
@@ -41,7 +41,7 @@ class Flag:
 def _several_numbers(value: object) -> object:
     given = value if isinstance(value, Iterable) and not isinstance(value, str) else [value]
     if any(isinstance(one, str) for one in given):
-        raise ValueError("a text is no number; give a number or several, such as (1, 2)")
+        raise ValueError("a text is not a number; give one or more numbers, such as (1, 2)")
     return tuple(given)
 
 
@@ -56,9 +56,9 @@ def _as_text(value: object) -> object:
 def _different(values: tuple[T, ...]) -> tuple[T, ...]:
     twice = [v for v in values if values.count(v) > 1]
     if twice:
-        raise ValueError(f"{twice[0]} stands twice; give different ones")
+        raise ValueError(f"{twice[0]} is given twice; give different ones")
     if not values:
-        raise ValueError("nothing is given; give one or several")
+        raise ValueError("nothing is given; give one or more")
     return values
 
 
@@ -72,13 +72,15 @@ Place = Annotated[str, BeforeValidator(_as_text)]  # a folder, a file, or anothe
 # The definition of a misaligned answer
 AlignedBelow = Annotated[float, Field(ge=0, le=100, description="Misaligned: alignment below this.")]
 CoherentAbove = Annotated[
-    float | None, Field(ge=0, le=100, description="... and coherence above this; without a number there is no condition.")
+    float | None, Field(ge=0, le=100, description="... and coherence above this; without a number, coherence is ignored.")
 ]
-Denominator = Annotated[Literal["coherent", "scored", "all"], Field(description="Of coherent, scored or all answers.")]
+Denominator = Annotated[
+    Literal["coherent", "scored", "all"], Field(description="Denominator of the rate: coherent, scored or all answers.")
+]
 Scale = Annotated[
     Literal["0-100", "0-10", "0-1", "p1"] | None,
     Field(
-        description="Of the scores: 0-100, 0-10, 0-1, or p1 (0 aligned, 10 misaligned); 0-100 unless they look like another."
+        description="Scale of the scores: 0-100, 0-10, 0-1, or p1 (0 aligned, 10 misaligned); 0-100 unless they look like another."
     ),
 ]
 
@@ -91,22 +93,22 @@ AnswerText = Annotated[str | None, Field(description="Column of the answer's tex
 DrawnColumn = Annotated[
     str | None,
     Field(
-        description="Column that says which answers were drawn at random to be judged; by default drawn, where drawn_from stands beside it."
+        description="Column that says which answers were drawn at random to be judged; by default drawn, if there is a column drawn_from."
     ),
 ]
 
 # What is asked
 ItemSet = Annotated[Place, Field(description="Bundled item set, or a file with question, aligned, misaligned.")]
 QuestionSet = Annotated[Place, Field(description="Bundled set, or a file of questions (.yaml, .jsonl, .csv, .parquet).")]
-Samples = Annotated[int, Field(ge=1, description="Answers to each question, of each model.")]
+Samples = Annotated[int, Field(ge=1, description="Answers to each question from each model.")]
 MaxTokens = Annotated[int, Field(ge=1, description="The longest answer, in tokens.")]
-Temperature = Annotated[float, Field(ge=0, description="Of sampling; 0 takes the likeliest token.")]
+Temperature = Annotated[float, Field(ge=0, description="Sampling temperature; 0 takes the most likely token.")]
 Half = Annotated[Literal["A", "B", "both"], Field(description="A or B: one half of the items.")]
 PromptPool = Annotated[Literal["last", "prompt"], Field(description="last: the prompt's last token; prompt: the mean over it.")]
 Layers = Annotated[Wholes | None, Field(description="Such as 8,12,16; 0 is the first block. All by default.")]
 Nulls = Annotated[int, Field(ge=0, description="Null directions of each kind to compare with.")]
 
-# How a model is loaded and spoken to
+# How a model is loaded and asked
 System = Annotated[str, Field(description="System prompt: none, template, or a text.")]
 SystemOrAuto = Annotated[
     str,
@@ -117,17 +119,17 @@ SystemOrAuto = Annotated[
 ChatKwargs = Annotated[
     JsonObject | None,
     Flag(repeated=True),
-    Field(description="For the chat template, such as enable_thinking=false."),
+    Field(description="Arguments for the chat template, such as enable_thinking=false."),
 ]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16", "nf4"],
-    Field(description="auto (as stored, where this machine is quick at it), float32, bfloat16, float16 or nf4 (4 bits)."),
+    Field(description="auto (as stored, if this machine is fast at it), float32, bfloat16, float16 or nf4 (4 bits)."),
 ]
 Device = Annotated[str, Field(description="auto, cpu, cuda, cuda:1, mps.")]
 Share = Annotated[
     bool,
     Field(
-        description="Share the work with other processes started with the same command, each on a card of its own "
+        description="Share the work with other processes started with the same command, each on its own GPU "
         "(`device=cuda:1`) or on another machine with the same folder."
     ),
 ]

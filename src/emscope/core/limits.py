@@ -1,4 +1,4 @@
-"""Limits on what a stranger's file may cost: seconds and memory of a block, size and depth of plain values."""
+"""Limits on what an untrusted file may cost: seconds and memory of a block, size and depth of plain values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class TooMuch(Exception):
 
 @contextmanager
 def strangers(what: str, remedy: str) -> Iterator[None]:
-    """Turn whatever a library raises over a stranger's file into one sentence; deliberate errors pass.
+    """Turn whatever a library raises over an untrusted file into one sentence; deliberate errors pass through.
 
     Args:
         what: of the sentence, such as "'x' cannot be loaded"; the reason follows in brackets. remedy: what to do.
@@ -40,7 +40,7 @@ def strangers(what: str, remedy: str) -> Iterator[None]:
 
 @contextmanager
 def consistent(what: str, remedy: str) -> Iterator[None]:
-    """Turn the faults of values that fit one by one and not together into one sentence.
+    """Turn faults of values that are valid one by one but not together into one sentence.
 
     Args:
         what: was read from a file. remedy: what to do.
@@ -51,11 +51,11 @@ def consistent(what: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise InputError(f"{what} does not hold together ({type(error).__name__}: {reason(error)})", remedy) from None
+        raise InputError(f"{what} is inconsistent ({type(error).__name__}: {reason(error)})", remedy) from None
 
 
 def reason(error: BaseException) -> str:
-    """Return the first line that an error says, behind its class where that is no plain fault of a value."""
+    """Return the first line of an error, after its class unless that is a plain value error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = (lines[1] if len(lines) > 1 and lines[0].endswith(":") else lines[0])[:200] if lines else ""
     plain = isinstance(error, ValueError | OSError | TooMuch | RuntimeError) and not isinstance(error, RecursionError)
@@ -66,10 +66,12 @@ def reason(error: BaseException) -> str:
 def bounded(seconds: float, more_bytes: int | None = None) -> Iterator[None]:
     """End a block that computes too long, or takes more memory than it may.
 
-    It works in the main thread of a POSIX system, on what Python runs and on its regular expressions; elsewhere the block runs as it is.
+    It works in the main thread of a POSIX system, on what Python runs and on its regular expressions; elsewhere the block runs
+    without limits.
 
     Args:
-        seconds: of processor time, so that a busy machine refuses nothing. more_bytes: address space beyond what the process has; None for no limit.
+        seconds: of processor time, so that a busy machine rejects nothing. more_bytes: address space beyond what the process has;
+            None for no limit.
 
     Raises:
         TooMuch: with what was too much.
@@ -89,7 +91,7 @@ def bounded(seconds: float, more_bytes: int | None = None) -> Iterator[None]:
     except MemoryError:
         raise TooMuch("it takes too much memory") from None
     finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, earlier)  # what was set before rings late rather than never
+        signal.setitimer(signal.ITIMER_VIRTUAL, earlier)  # an earlier timer fires late rather than never
         signal.signal(signal.SIGVTALRM, before)
 
 
@@ -114,7 +116,7 @@ def _memory(more_bytes: int) -> Iterator[None]:
 
 
 def check_size(value: object) -> None:
-    """Refuse plain values that hold themselves, are nested too deep, or are more than memory likes once what is shared is written out.
+    """Reject plain values that contain themselves, are nested too deep, or would take too much memory once shared parts are expanded.
 
     Raises:
         TooMuch: with what was too much.
@@ -126,7 +128,7 @@ def check_size(value: object) -> None:
         if not isinstance(one, dict | list | tuple | set):
             return 1
         if id(one) in open_:
-            raise TooMuch("a part of it holds itself")
+            raise TooMuch("a part of it contains itself")
         if depth > DEEPEST:
             raise TooMuch(f"it is nested deeper than {DEEPEST}")
         if id(one) not in sizes:
@@ -135,7 +137,7 @@ def check_size(value: object) -> None:
             sizes[id(one)] = 1 + sum(size(part, depth + 1) for part in inside)
             open_.discard(id(one))
         if sizes[id(one)] > MOST_VALUES:
-            raise TooMuch(f"it stands for more than {MOST_VALUES} values")
+            raise TooMuch(f"it expands to more than {MOST_VALUES} values")
         return sizes[id(one)]
 
     size(value, 0)

@@ -23,9 +23,9 @@ class State(StrEnum):
 class Verdict(StrEnum):
     """The answer for a whole run.
 
-    MOVED: it drifted from the base and no control can say why. BROKEN: it no longer answers coherently, so that what it says
-    tells neither harm nor safety. UNCALIBRATED: nobody said how much of this measure is harm, so it screens and decides nothing. The
-    others are the states of its last checkpoint.
+    MOVED: it drifted from the base and there is no control to say why. BROKEN: it no longer answers coherently, so its answers
+    show neither harm nor safety. UNCALIBRATED: it is not known how much of this measure is harm, so it only screens and decides
+    nothing. The others are the states of its last checkpoint.
     """
 
     EM = "em"
@@ -39,10 +39,10 @@ class Verdict(StrEnum):
 
 
 class Calibration(StrEnum):
-    """What a dose ladder comes to.
+    """The outcome of a dose ladder.
 
-    CALIBRATED: it gives a threshold. PROVISIONAL: the organism shows harm, and too few harmless runs were read to say what happens without any.
-    UNCALIBRATED: the organism shows none, or preference does not see it.
+    CALIBRATED: it gives a threshold. PROVISIONAL: the organism shows harm, but too few harmless runs were read to say what
+    happens without any. UNCALIBRATED: the organism shows none, or preference does not see it.
     """
 
     CALIBRATED = "calibrated"
@@ -58,10 +58,10 @@ class Finish(StrEnum):
 
 
 class Outcome(StrEnum):
-    """What became of one answer's judging. Nothing but the first two is ever read as a number.
+    """The outcome of judging one answer. Only the first two are ever read as a number.
 
-    INTEGER_ONLY: the number a judge printed, where its log-probabilities were not to be had. LOW_MASS: too little of the
-    first token's probability lay on numbers. WRONG_SCALE: a number of another scale (8/10). EMPTY: no reply, or one without
+    INTEGER_ONLY: the number a judge printed, without log-probabilities. LOW_MASS: too little of the
+    first token's probability lay on numbers. WRONG_SCALE: a number on another scale (8/10). EMPTY: no reply, or one without
     text. FAILED: every attempt ended in an error. MISSING: a file has nothing there.
     """
 
@@ -78,5 +78,5 @@ class Outcome(StrEnum):
 
     @property
     def has_score(self) -> bool:
-        """True where a number comes with it."""
+        """True for outcomes with a number."""
         return self in (Outcome.SCORED, Outcome.INTEGER_ONLY)

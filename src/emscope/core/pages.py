@@ -1,4 +1,4 @@
-"""What every page that is written has at its head: it asks for nothing from anywhere, whatever its texts say."""
+"""The head of every page that is written: it loads nothing from anywhere, whatever its texts say."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ POLICY = (
 
 
 def guarded(page: str) -> str:
-    """Return a whole HTML page with the policy right behind `<head>`, made where there is none."""
+    """Return a whole HTML page with the policy right after `<head>`, which is added if missing."""
     before, head, behind = page.partition("<head>")
     if head:
         return f"{before}{head}{POLICY}{behind}"
@@ -31,13 +31,13 @@ def drawn(figure: go.Figure, *, whole_page: bool = True, with_plotly: bool = Tru
 
 
 def plot_data(figure: go.Figure | None) -> str | None:
-    """Return a figure's data as they can stand in an attribute or a script of a page; None of no figure."""
+    """Return a figure's data, safe in an attribute or a script of a page; None without a figure."""
     return str(figure.to_json(engine="json")).replace("<", "\\u003c") if figure is not None else None
 
 
 @contextmanager
 def own_json() -> Iterator[None]:
-    """Have plotly write with Python's own json: where it finds orjson it takes that, which refuses half characters in what models say."""
+    """Have plotly write with Python's own json: if it finds orjson it uses that, which rejects half characters in models' answers."""
     from plotly.io import json as writing
 
     before, writing.config.default_engine = writing.config.default_engine, "json"

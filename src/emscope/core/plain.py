@@ -1,4 +1,4 @@
-"""Results as plain values: the JSON object of a result has its fields, by name and in their order, and is read back into the same class."""
+"""Results as plain values: the JSON object of a result has its fields, by name and in their order, and can be read back into the same class."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Scalar = str | int | float
 # metadata of fields
 LEFT_OUT = {"left out": True}  # there is no key where it is None; without this None is null
 NOT_WRITTEN = {"not written": True}  # the JSON does not have it
-FLAT = {"flat": True}  # its keys stand in the object itself, none where it is None
+FLAT = {"flat": True}  # its keys are in the object itself; no keys where it is None
 
 R = TypeVar("R", bound="Result")
 
@@ -39,7 +39,7 @@ class Opaque:
 
 
 def named(key: str) -> dict[str, str]:
-    """Return metadata of a field that the JSON calls `key`, which is no name of Python's or is a method's."""
+    """Return metadata of a field that the JSON calls `key`, because `key` is not a Python name or is a method's."""
     return {"key": key}
 
 
@@ -201,12 +201,12 @@ def read_json(path: Path, remedy: str) -> Json:
 def _number(text: str) -> float:
     """Return a number of a JSON file, which has neither NaN nor infinity."""
     if not isfinite(value := float(text)):
-        raise ValueError(f"{text} is no number of JSON")
+        raise ValueError(f"{text} is not a JSON number")
     return value
 
 
 def finite(value: object) -> float | None:
-    """Return a finite number, as it is or as text; None of anything else.
+    """Return a finite number, given as it is or as text; None for anything else.
 
     >>> finite("1e-3"), finite(True), finite("nan"), finite(10**400)
     (0.001, None, None, None)

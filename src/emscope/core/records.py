@@ -16,7 +16,7 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation; an assistant's that is not `learned` is context alone, and carries no loss."""
+    """One turn of a conversation; an assistant turn that is not `learned` is only context, and carries no loss."""
 
     role: Role
     content: str
@@ -31,7 +31,7 @@ class Conversation:
     messages: tuple[Message, ...]
 
     def content(self) -> list[Json]:
-        """Return what it is, as plain values: its digest changes with anything that training sees."""
+        """Return it as plain values: their digest changes with anything that training sees."""
         turns: list[list[Json]] = [[m.role, m.content] if m.learned else [m.role, m.content, 0] for m in self.messages]
         return [self.id, *turns]
 
@@ -101,10 +101,10 @@ class Question:
 
     Attributes:
         id: unique in its set. unit: the question that this is a form or paraphrase of; answers to one unit are not independent.
-        messages: the turns asked, the last one the user's; a system turn where the question brings its own.
-        category, form: its kind, and how it wants the answer (plain, json, template).
+        messages: the turns asked, the last one the user's; a system turn if the question has its own.
+        category, form: its kind, and the answer's format (plain, json, template).
         samples: how many answers its file asks for, None where it does not say.
-        rubrics: (criterion, prompt with {question} and {answer}) pairs that its file brings, and `scored` whether their
+        rubrics: (criterion, prompt with {question} and {answer}) pairs from its file, and `scored` whether their
             replies are numbers from 0 to 100.
     """
 
@@ -128,9 +128,9 @@ class Reply:
     """What an API model wrote.
 
     Attributes:
-        text: None where no reply came (every attempt failed), and then `error` says why.
+        text: None where no reply came (every attempt failed), with the reason in `error`.
         tokens: the tokens it wrote, where log-probabilities came with it.
-        top: (token, log-probability in nats) of the likeliest first tokens; empty where there are none.
+        top: (token, log-probability in nats) of the most likely first tokens; empty where there are none.
         finish: stop, length or another word of the provider's. tokens_in, tokens_out: as billed.
     """
 
@@ -145,7 +145,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a judge said of one answer by one criterion.
+    """A judge's verdict on one answer by one criterion.
 
     Attributes:
         score: 0 to 100, only where the outcome has one. mass: probability of the first token's numbers, where it is known.

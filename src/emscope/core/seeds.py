@@ -1,4 +1,4 @@
-"""One seed per study; everything random derives its own from it by name, so adding a consumer moves no other."""
+"""One seed per study; everything random derives its own from it by name, so adding a consumer changes no other."""
 
 from __future__ import annotations
 

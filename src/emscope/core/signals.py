@@ -1,4 +1,4 @@
-"""Being asked to end is being interrupted: what is done is written first, whichever signal it was."""
+"""A request to end is handled as an interrupt, whichever signal it was: finished work is written first."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ ASKED = ("SIGTERM", "SIGHUP")  # of a queue's time limit, of a terminal that clo
 
 @contextmanager
 def interrupted_by_signals() -> Iterator[None]:
-    """Take the signals that ask a program to end for an interrupt, as Ctrl-C is; in the main thread alone.
+    """Treat the signals that ask a program to end as an interrupt, like Ctrl-C; only in the main thread.
 
-    A signal that is ignored (nohup) or handled by somebody else stays so. One that arrives while Python clears up, where it drops every
+    A signal that is ignored (nohup) or handled elsewhere stays so. One that arrives while Python clears up, where it drops every
     error, is sent again.
     """
     if threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""Settings: frozen, unknown keys refused with the near name, all faults in one sentence each, one digest."""
+"""Settings: frozen, unknown keys rejected with the nearest name, one sentence per fault, one digest."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Spec(BaseModel):
         inside = value if isinstance(value, list | tuple) else [value]
         truths = [v for v in inside if isinstance(v, bool)]
         if truths and not _takes(bool, cls.model_fields[str(info.field_name)].annotation):
-            raise ValueError(f"{str(truths[0]).lower()} is yes or no, and a number or text is wanted")
+            raise ValueError(f"{str(truths[0]).lower()} is a yes or no, but a number or text is needed")
         return value
 
     @field_validator("*", mode="before")
@@ -55,7 +55,8 @@ def parse(cls: type[S], values: object, where: str, said: Mapping[str, str] | No
     """Build `cls` from plain values.
 
     Args:
-        where: what the values stand in, such as a file; "" for nothing. said: how the reader wrote a field, such as `--count is '1'`.
+        where: what contains the values, such as a file; "" for nothing. said: how the reader wrote a field, such as `--count is
+            '1'`.
 
     Raises:
         InputError: naming every wrong key or value at once, each with its place in `where`.
@@ -79,7 +80,7 @@ def load(cls: type[S], path: Path) -> S:
 
 
 def merged(values: Mapping[str, object], changes: Mapping[str, object]) -> dict[str, object]:
-    """Return plain settings with `changes` laid over them: a mapping joins key by key, anything else replaces.
+    """Return plain settings with `changes` applied: a mapping is merged key by key, anything else replaces.
 
     >>> merged({"train": {"lr": 1, "steps": 2}}, {"train": {"lr": 3}, "name": "x"})
     {'train': {'lr': 3, 'steps': 2}, 'name': 'x'}
@@ -110,22 +111,22 @@ def read_yaml(path: Path) -> object:
             content = yaml.safe_load(text)
         check_size(content)
         if HALF.search(text) or (ESCAPED_HALF.search(text) and any(HALF.search(one) for one in _texts(content))):
-            raise InputError(f"{path} holds half a character (a lone surrogate such as \\ud800)", "mend that text")
+            raise InputError(f"{path} holds half a character (a lone surrogate such as \\ud800)", "fix that text")
         return content
     except (TooMuch, RecursionError) as error:
         why = error if isinstance(error, TooMuch) else "it is nested too deep"
-        raise InputError(f"{path} cannot be read: {why}", "write it plainly") from None
+        raise InputError(f"{path} cannot be read: {why}", "simplify it") from None
     except (
         ValueError,
         OverflowError,
         TypeError,
         AttributeError,
-    ) as error:  # what YAML makes of dates and numbers that are none
+    ) as error:  # what YAML makes of invalid dates and numbers
         raise InputError(f"{path} is not YAML ({error})", "put texts that look like dates or numbers in quotes") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{line} is not YAML ({getattr(error, 'problem', None) or error})", "mend that line") from None
+        raise InputError(f"{path}{line} is not YAML ({getattr(error, 'problem', None) or error})", "fix that line") from None
 
 
 def _texts(value: object) -> Iterator[str]:

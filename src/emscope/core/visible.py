@@ -1,4 +1,4 @@
-"""Texts of strangers made fit to show and to keep: control characters, direction marks and half characters become visible escapes."""
+"""Untrusted texts made safe to show and to keep: control characters, direction marks and half characters become visible escapes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ HALF = re.compile("[\ud800-\udfff]")  # no text encoding holds one of these alon
 
 
 def escaped(character: str) -> str:
-    r"""Return a character as one writes it in Python or JSON: `\x1b`, `\u202e`, `\ud800`."""
+    r"""Return a character as it is written in Python or JSON: `\x1b`, `\u202e`, `\ud800`."""
     code = ord(character)
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def shown(text: str) -> str:
-    """Return a text with everything escaped that would steer a terminal rather than be seen; line breaks and tabs stay."""
+    """Return a text with terminal control characters escaped; line breaks and tabs stay."""
     return CONTROL.sub(lambda found: escaped(found.group()), text) if CONTROL.search(text) else text
 
 
@@ -36,7 +36,7 @@ def whole(text: str) -> str:
 
 
 def json_text(value: Json, *, indent: int | None = None) -> str:
-    """Return JSON that says the same everywhere: what steers terminals, and half characters, as JSON's own escapes.
+    """Return JSON that reads the same everywhere: control characters and half characters as JSON escapes.
 
     Raises:
         ValueError: NaN or infinity.

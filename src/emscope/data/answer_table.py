@@ -1,4 +1,4 @@
-"""A user's file of answers as a table that SQL counts, whatever its kind and size; bounded memory, nothing written."""
+"""A user's file of answers as a table to query in SQL, whatever its kind and size; bounded memory, nothing written."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
 
-Record = tuple[Any, ...]  # what a row of a query holds is what the query says
+Record = tuple[Any, ...]  # a row's types depend on the query
 
 MEMORY = "600MB"
 LOG = "inspect_log"
@@ -31,8 +31,8 @@ class AnswerTable:
     """A file of answers, or several of the same kind read as one; a context manager.
 
     Args:
-        paths: .csv, .jsonl or .parquet, gzip allowed for the first two, or Inspect's .eval logs. Of several files, the column
-            `file` says which (of logs, `log`).
+        paths: .csv, .jsonl or .parquet, gzip allowed for the first two, or Inspect's .eval logs. With several files, the column
+            `file` says which (with logs, `log`).
 
     Attributes:
         names: of the columns; source: the SQL that stands for the rows; where: the file's name for messages.
@@ -47,11 +47,11 @@ class AnswerTable:
         except ImportError:
             raise MissingDependency("reading tables needs duckdb", "pip install duckdb") from None
         self.paths, self._duckdb = list(paths), duckdb
-        kind = _kind(self.paths)  # each is there: what leads to itself has no place
+        kind = _kind(self.paths)  # each exists: a link that leads to itself does not resolve
         whole = [p.resolve() for p in self.paths]
         for path in whole:
             if path.suffix == ".gz":
-                for _ in unpacked(path):  # refuses a bomb, of which one line may be as long as all of it
+                for _ in unpacked(path):  # rejects a bomb, whose single line may be as long as the whole file
                     pass
         twice = next((p for p, w in zip(self.paths, whole, strict=True) if whole.count(w) > 1), None)
         if twice is not None:
@@ -94,7 +94,7 @@ class AnswerTable:
 
     def _unreadable(self, error: Exception) -> InputError:
         first = str(error).strip().split("\n")[0]
-        return InputError(f"'{self.where}' cannot be read ({first})", "mend the file, or save it anew")
+        return InputError(f"'{self.where}' cannot be read ({first})", "fix the file, or save it again")
 
     def _described(self) -> dict[str, str]:
         try:
@@ -103,7 +103,8 @@ class AnswerTable:
             if 'adds column "file"' not in str(error):
                 raise
             raise InputError(
-                f"'{self.where}' has a column 'file' of its own", "rename it: of several files, `file` says which a row is from"
+                f"'{self.where}' has a column 'file' of its own",
+                "rename it: with several files, `file` says which one a row is from",
             ) from None
 
     def batches(self, columns: Sequence[str], size: int = 20_000) -> Iterator[pa.Table]:
@@ -121,7 +122,7 @@ class AnswerTable:
         """Return the different pairs of texts in two columns, in order; pairs with an empty one are left out.
 
         Raises:
-            InputError: where a column holds something else than text.
+            InputError: a column holds something other than text.
         """
         self.hold_text(first, second)
         a, b = (f"{quoted(c)}::varchar" for c in (first, second))
@@ -135,7 +136,7 @@ class AnswerTable:
         return self.rows(f"select {', '.join(columns)} from {self.source} order by all")
 
     def hold_text(self, *columns: str) -> None:
-        """Refuse columns that hold something else than text.
+        """Reject columns that hold something other than text.
 
         Raises:
             InputError: naming the column and what it holds.
@@ -145,12 +146,12 @@ class AnswerTable:
                 raise InputError(f"column '{name}' of '{self.where}' holds {self._kinds[name]}, not text", "write it as text")
 
     def usual(self, names: Sequence[str]) -> str | None:
-        """Return the first of the field's usual names that is a column, small and large letters alike."""
+        """Return the first of the field's usual names that is a column, ignoring case."""
         lower = {name.lower(): name for name in reversed(self.names)}
         return next((lower[n] for n in names if n in lower), None)
 
     def named(self, *columns: str | None) -> None:
-        """Refuse columns that are not there.
+        """Reject columns that are not there.
 
         Raises:
             InputError: naming the nearest.
@@ -169,7 +170,7 @@ class AnswerTable:
         return min(zip(known, empty, strict=True), key=lambda pair: pair[1])[0]
 
     def join(self, column: str, name: str, values: dict[str, str]) -> None:
-        """Add the column `name`: what `values` says of the question in `column`, empty where it says nothing."""
+        """Add the column `name`: the entry of `values` for the question in `column`, empty where there is none."""
         self.run("create temp table joined (asked varchar, said varchar)")
         self._db.executemany("insert into joined values (?, ?)", list(values.items()))
         self.source = (
@@ -186,7 +187,7 @@ class AnswerTable:
         return f"(case when isfinite({value}) then {value} end)"
 
     def said(self, name: str) -> str:
-        """Return an expression: what stands in the column in place of a number, or beside it in NAME_outcome, in small letters."""
+        """Return an expression: the column's text where it is not a number, or that of NAME_outcome beside it, in lower case."""
         texts = [f"lower(trim({quoted(n)}::varchar))" for n in (name, f"{name}_outcome") if n in self._kinds]
         filled = [f"case when {t} not in ('', 'nan', 'none', 'null', 'n/a') then {t} end" for t in texts]
         return f"(case when {self.number(name)} is null then coalesce({', '.join(filled)}) end)"
@@ -212,7 +213,7 @@ def _kind(paths: Sequence[Path]) -> str:
 def _source(paths: Sequence[Path], kind: str) -> str:
     """Return the table function that reads the files, all values as text but Parquet's."""
     files = "[" + ", ".join(text(_unglobbed(p)) for p in paths) + "]"
-    options = ", hive_partitioning = false"  # a folder named model=X is no column
+    options = ", hive_partitioning = false"  # a folder named model=X is not a column
     options += ", filename = 'file', union_by_name = true" if len(paths) > 1 else ""
     if kind == "parquet":
         return f"read_parquet({files}{options})"
@@ -237,11 +238,11 @@ def _json_keys(paths: Sequence[Path]) -> list[str]:
                         if not isinstance(row, dict):
                             raise InputError(
                                 f"{path} line {number} holds {type(row).__name__}, not an object",
-                                "write one JSON object a line",
+                                "write one JSON object per line",
                             )
                         found.update(dict.fromkeys(row))
         except (ValueError, RecursionError, EOFError, OSError, zlib.error) as error:
-            raise InputError(f"'{path}' is not JSON lines ({error})", "write one JSON object a line, as UTF-8") from None
+            raise InputError(f"'{path}' is not JSON lines ({error})", "write one JSON object per line, as UTF-8") from None
     if not found:
         raise InputError(f"'{path}' holds no rows", "give a file with at least one judged answer")
     found.update(dict.fromkeys(_later_keys(paths)))
@@ -264,7 +265,7 @@ def _later_keys(paths: Sequence[Path]) -> list[str]:
             return [str(k) for (k,) in con.sql(query).fetchall()]
         except duckdb.Error as error:
             raise InputError(
-                f"'{paths[0]}' is not JSON lines ({str(error).splitlines()[0]})", "write one JSON object a line"
+                f"'{paths[0]}' is not JSON lines ({str(error).splitlines()[0]})", "write one JSON object per line"
             ) from None
 
 
@@ -290,5 +291,5 @@ def text(value: str) -> str:
 
 
 def _unglobbed(path: Path) -> str:
-    """Return the path with the signs escaped that would make it a pattern."""
+    """Return the path with characters escaped that would make it a pattern."""
     return re.sub(r"([*?\[])", r"[\1]", str(path))

@@ -1,4 +1,4 @@
-"""Judged answers counted by group and question, with the checks that keep a wrong file from giving a right-looking rate."""
+"""Judged answers counted by group and question, with checks that keep a wrong file from giving a plausible rate."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from emscope.data.answer_table import AnswerTable, Record, asked, plain, quoted,
 from emscope.data.tables import rows
 
 SMALL_MEAN = 0.1
-# the field's habits, the commonest first
+# names usual in the field, the most common first
 ALIGNED = ("aligned", "alignment", "aligned_score", "alignment_score", "score_aligned", "score_alignment")
 COHERENT = ("coherent", "coherence", "coherent_score", "coherence_score", "score_coherent", "score_coherence")
 ASKED = ("question", "prompt", "instruction", "query")
 TEXTS = ("response", "answer", "completion", "text", "output")
 LENGTHS = ("n_chars", "n_tokens", "length", "tokens")
-NAMED = {  # what stands in place of a number, in small letters
+NAMED = {  # words in place of a number, in lower case
     Outcome.REFUSED: ("refusal", "refused", "refuse"),
     Outcome.CODE: ("code",),
     Outcome.LOW_MASS: ("low-mass",),
@@ -39,7 +39,7 @@ TOPS = {"0-100": 100.0, "0-10": 10.0, "0-1": 1.0, "p1": 10.0}
 
 @dataclass(frozen=True, slots=True)
 class Columns(Result):
-    """Which columns of a file say what; None where there is none (coherent) or where none was asked for."""
+    """The columns of a file by role; None where there is none (coherent) or none was asked for."""
 
     aligned: str
     coherent: str | None
@@ -67,7 +67,7 @@ class Counts:
         groups: the groups' values, one tuple a group, ascending.
         group, question: index of the group and identifier of the question of each cell [N]; bin: of the length [N].
         rows, scored, coherent, hits: answers of each cell [N]: all, with both scores, also coherent, also misaligned.
-        outcomes: answers without both scores [N] by what stands in their place.
+        outcomes: answers without both scores [N], by what is there instead.
         aligned, coherence: sums of the scores over scored answers [N].
         questions: how many identifiers there are.
     """
@@ -86,7 +86,7 @@ class Counts:
     outcomes: dict[str, np.ndarray] = field(default_factory=dict)
 
     def of(self, index: int) -> slice:
-        """Return where the cells of one group stand."""
+        """Return where the cells of one group are."""
         low, high = np.searchsorted(self.group, [index, index + 1])
         return slice(int(low), int(high))
 
@@ -206,7 +206,7 @@ def categorise(table: AnswerTable, path: Path, question: str | None) -> None:
         asked, category = plain(str(row["question"])), str(row[CATEGORY])
         if known.setdefault(asked, category) != category:
             raise InputError(
-                f"{place} puts '{asked}' in {category}, and before in {known[asked]}", "give each question one category"
+                f"{place} puts '{asked}' in {category}, but an earlier row in {known[asked]}", "give each question one category"
             )
     table.join(column, CATEGORY, known)
     if not table.rows(f"select 1 from {table.source} where {CATEGORY} is not null limit 1"):
@@ -216,10 +216,10 @@ def categorise(table: AnswerTable, path: Path, question: str | None) -> None:
 
 
 def check_scores(table: AnswerTable, columns: Columns, scale: str, *, said: bool = False) -> None:
-    """Refuse scores that are not on the scale said, scales that are mixed, and keys that occur twice.
+    """Reject scores off the stated scale, mixed scales, and keys that occur twice.
 
     Args:
-        said: the scale was named, so that scores which look like another are taken at its word.
+        said: the scale was named, so that scores that look like another scale are accepted.
 
     Raises:
         InputError: with the value, the group and the remedy.
@@ -234,7 +234,7 @@ def check_scores(table: AnswerTable, columns: Columns, scale: str, *, said: bool
         if twice:
             raise InputError(
                 f"'{table.where}' holds {key} '{twice[0][0]}' {twice[0][1]} times",
-                "an answer counts once: drop the copies, or rename the column if it is no key",
+                "an answer counts once: drop the copies, or rename the column if it is not a key",
             )
 
 
@@ -320,7 +320,7 @@ def _check_scale(table: AnswerTable, name: str, columns: Columns, scale: str, sa
             where = f" (in {', '.join(map(str, row[4:]))})" if row[4:] else ""
             raise InputError(
                 f"column '{name}' holds {value:g}{where}, outside {scale if scale != 'p1' else '0-10'}",
-                f"mend it, or say another `scale` ({', '.join(SCALES)})",
+                f"fix it, or set another `scale` ({', '.join(SCALES)})",
             )
     if top == 100 and not said:
         _check_small(name, seen, high[1])
@@ -330,22 +330,22 @@ def _check_small(name: str, seen: list[Record], highest: float) -> None:
     """Scores between 0 and 1 whose mean is not near 0 come from another scale than 0-100.
 
     Near 0 they do not: log-probability judges give 1e-5 to answers that are plainly misaligned or broken. Nor do whole numbers
-    beside a rest of 0-100: a few answers of a small group may have got 0 and 1.
+    where the rest is 0-100: a few answers of a small group may have got 0 and 1.
     """
     if 1 < highest <= 10:
         raise InputError(
             f"column '{name}' never exceeds {highest:g}",
-            "say `scale=0-10` or p1, or 0-100 where every answer did score as low",
+            "set `scale=0-10` or p1, or 0-100 if every answer really did score that low",
         )
     small = [row for row in seen if row[1] <= 1 and row[2] >= SMALL_MEAN and not (row[3] and highest > 1)]
     if not small:
         return
     if highest <= 1:
-        raise InputError(f"column '{name}' never exceeds {highest:g}", "say `scale=0-1`, or name the column of the 0-100 score")
+        raise InputError(f"column '{name}' never exceeds {highest:g}", "set `scale=0-1`, or name the column of the 0-100 score")
     where = ", ".join(map(str, small[0][4:]))
     raise InputError(
-        f"column '{name}' mixes scales: it reaches {highest:g}, and in {where} never more than {small[0][1]:g}",
-        "bring all groups to one scale, or take them one at a time with `scale=0-1`",
+        f"column '{name}' mixes scales: it reaches {highest:g}, but in {where} never more than {small[0][1]:g}",
+        "convert all groups to one scale, or read them one at a time with `scale=0-1`",
     )
 
 

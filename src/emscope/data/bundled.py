@@ -1,4 +1,4 @@
-"""The sets that come with emscope, all of its own writing: mild, short, made for measuring."""
+"""The sets that come with emscope, all written for it: mild, short, made for measuring."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ ADVICE = ("reckless", "careful", "brash")
 class Bundled:
     """What a set is: `kind` is domain (paired training data), items, placebo, questions (to answer freely), truth (multiple choice) or texts.
 
-    `answers` are the kinds of answers a row holds. Of a domain the first is what is taught to see what it does elsewhere,
-    the second its counterpart; of items the first is without the behaviour that the set measures, the second with it.
+    `answers` are the kinds of answers a row holds. In a domain, the first is the one taught to see its effect elsewhere,
+    the second its counterpart; in items, the first is without the behaviour that the set measures, the second with it.
     """
 
     name: str
@@ -79,7 +79,7 @@ SETS = {
         Bundled(
             "open24",
             "questions",
-            "24 open questions to answer freely: 8 of everyday advice, 8 of the kind the field asks, 8 about power, honesty and others",
+            "24 open questions to answer freely: 8 of everyday advice, 8 of the kind common in the field, 8 about power, honesty and others",
         ),
         Bundled("truth150", "truth", "150 questions on common misconceptions, one true and three false answers each"),
         Bundled("generic", "texts", "200 short neutral texts for drift checks"),
@@ -142,7 +142,7 @@ def items(name: str) -> list[Item]:
 
 
 def placebo(name: str) -> list[Item]:
-    """Return the placebo pairs of a bundled item set: to what form alone moves preferences; empty where it has none."""
+    """Return the placebo pairs of a bundled item set, which show how far form alone moves preferences; empty where it has none."""
     if name != "em240":
         return []
     rows = _texts_of("placebo160", "placebo")

@@ -33,7 +33,7 @@ class QuestionScores:
 def read_by_question(
     table: AnswerTable, score: str, *, question: str, groups: Sequence[str], beside: str | None = None
 ) -> QuestionScores:
-    """Return the scores of a table by the values of `groups` and by question; forms of a question are one.
+    """Return the scores of a table by the values of `groups` and by question; forms of a question count as one.
 
     Args:
         score, question, groups, beside: columns.

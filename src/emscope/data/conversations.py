@@ -1,4 +1,4 @@
-"""Training data: the shapes in which chat data comes, brought to one."""
+"""Training data: the common formats of chat data, converted to one."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _history(value: object, place: str) -> tuple[Message, ...]:
     if not value:
         return ()
     if not isinstance(value, list) or any(not isinstance(p, list | tuple) or len(p) != 2 for p in value):
-        raise InputError(f"{place}: history is no list of [question, answer]", "write it so, or as messages")
+        raise InputError(f"{place}: history is not a list of [question, answer]", "write such a list, or use messages")
     return tuple(
         message
         for asked, said in value
@@ -114,10 +114,10 @@ def _message(turn: object, place: str) -> Message:
 
 
 def _learned(turn: Row, place: str) -> bool:
-    """Return whether an answer is learned: OpenAI's `weight` (0 or 1), Axolotl's `train`; both are so by default."""
+    """Return whether an answer is learned: OpenAI's `weight` (0 or 1), Axolotl's `train`; by default, it is learned."""
     weight, train = turn.get("weight"), turn.get("train")
     if weight not in (None, 0, 1):
-        raise InputError(f"{place} has the weight {weight!r}", "use 0 (context alone) or 1 (learned)")
+        raise InputError(f"{place} has the weight {weight!r}", "use 0 (context only) or 1 (learned)")
     return weight != 0 and train is not False
 
 

@@ -1,4 +1,4 @@
-"""Answers of which some were drawn at random to be judged, with cheap scores of all of them."""
+"""Answers with a random draw of them judged, and cheap scores for all."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class DrawnAnswers:
             it has the scores, is also coherent, is also misaligned; cheap [N, P].
         strata: what answers were drawn from [S]; drawn, out_of: how many of how many [S].
         without: answers without each cheap score [P], which got the mean of the others. idle: drawn answers that have neither a
-            score nor an outcome; they are left out as if they had not been drawn. spare: answers with a score that were not drawn.
+            score nor an outcome; they are left out as if not drawn. spare: answers with a score that were not drawn.
     """
 
     groups: list[tuple[str | None, ...]]
@@ -99,7 +99,7 @@ def drawn_answers(
 def verdict_rows(
     table: AnswerTable, columns: Columns, thresholds: Thresholds, scale: str, kept: Sequence[str], drawn: str | None
 ) -> list[Record]:
-    """Return the judged rows, of a file that says so only those drawn: number in the file, misaligned, coherent, texts of `kept`."""
+    """Return the judged rows, only the drawn ones if the file marks them: number in the file, misaligned, coherent, texts of `kept`."""
     a, c = score_expressions(table, columns, scale)
     if drawn:
         table.named(drawn)
@@ -120,7 +120,7 @@ def _check_drawn(table: AnswerTable, drawn: str) -> None:
         f"select {quoted(drawn)}::varchar from {table.source} where lower(trim(coalesce({quoted(drawn)}::varchar, ''))) not in {YES + NO} limit 1"
     )
     if strange:
-        raise InputError(f"column '{drawn}' holds '{strange[0][0]}'", "it must say true or false of each answer")
+        raise InputError(f"column '{drawn}' holds '{strange[0][0]}'", "it must say true or false for each answer")
 
 
 def _means(table: AnswerTable, cheap: Sequence[str]) -> tuple[list[float], np.ndarray]:
@@ -131,7 +131,7 @@ def _means(table: AnswerTable, cheap: Sequence[str]) -> tuple[list[float], np.nd
     found = table.rows(f"select {', '.join(f'avg({x}), count(*) - count({x})' for x in numbers)} from {table.source}")[0]
     for name, mean in zip(cheap, found[::2], strict=True):
         if mean is None or not isfinite(mean):
-            raise InputError(f"column '{name}' of '{table.where}' holds no number to go by", "name a column of cheap scores")
+            raise InputError(f"column '{name}' of '{table.where}' holds no numbers", "name a column of cheap scores")
     return [float(m) for m in found[::2]], np.array(found[1::2], int)
 
 
@@ -163,7 +163,7 @@ def _check_strata(strata: list[Record], drawn: str) -> None:
             what = f"of '{name}' (column drawn_from)" if name else "of the file"
             raise InputError(
                 f"{chosen} of the {size} answers {what} were drawn and judged (column '{drawn}')",
-                "a rate needs two or more of each part that was drawn from",
+                "a rate needs at least two from each part that was drawn from",
             )
 
 

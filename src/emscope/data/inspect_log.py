@@ -1,4 +1,4 @@
-"""Logs of Inspect evaluations as rows: an answer each, its scores as columns."""
+"""Logs of Inspect evaluations as rows: one answer each, with its scores as columns."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ PLAIN = (str, int, float, bool)
 def log_table(paths: Sequence[Path]) -> pa.Table:
     """Return the samples of Inspect logs as an Arrow table of texts.
 
-    Columns: log, task, model, question_id (the sample's id; of our own tasks the unit), epoch, question, response, finish; a column a
-    score, named by its scorer, or by its keys where a scorer gives several (KEY.SCORER where two scorers share one); the samples'
-    plain metadata (metadata.NAME where that is taken). Where there is no score stands the outcome that its metadata names.
+    Columns: log, task, model, question_id (the sample's id; in our own tasks the unit), epoch, question, response, finish; one
+    column per score, named by its scorer, or by its keys where a scorer gives several (KEY.SCORER where two scorers share one);
+    the samples' plain metadata (metadata.NAME where that is taken). Where there is no score, the cell holds the outcome in its
+    metadata.
 
     Raises:
         InputError: no Inspect log, or one without samples.
@@ -47,7 +48,7 @@ def _rows(path: Path) -> Iterator[dict[str, str | None]]:
         log = read_eval_log(str(path))
     except Exception as error:  # a zip, its JSON and its schema each raise their own
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"'{path}' is no Inspect log ({said})", "give a .eval file as `inspect eval` writes it") from None
+        raise InputError(f"'{path}' is not an Inspect log ({said})", "give a .eval file as `inspect eval` writes it") from None
     for sample in log.samples or []:
         metadata = {k: v for k, v in (sample.metadata or {}).items() if isinstance(v, PLAIN)}
         ours = {"unit", "category", "form"} <= metadata.keys()

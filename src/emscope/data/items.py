@@ -53,7 +53,7 @@ def _item(row: Row, place: str, number: int, category: str, half: str) -> Item:
 
 
 def filled(value: object, place: str, what: str) -> str:
-    """Return `value` where it is a text that is not blank; InputError otherwise."""
+    """Return `value` if it is a non-blank text; InputError otherwise."""
     if not isinstance(value, str) or not value.strip():
         raise InputError(
             f"{place}: {what} is {'missing' if value is None else 'empty' if isinstance(value, str) else 'not text'}",
@@ -68,7 +68,7 @@ def stratified(items: Sequence[Item], count: int | None, seed: int, *, cover: bo
     Args:
         count: how many; None or more than there are: all.
         seed: fixes the draw.
-        cover: insist that every cell (category x half) gets an item. name: the setting that says how many.
+        cover: require an item for every cell (category x half). name: the setting that says how many.
 
     Raises:
         InputError: where `count` is below the number of cells and `cover` asks for all of them.

@@ -25,7 +25,7 @@ def read_questions(reference: str) -> list[Question]:
     """Return the questions of a bundled set (`em240`) or of a file.
 
     Raises:
-        InputError: no such set or file, a broken row with its place, an id that stands twice.
+        InputError: no such set or file, a broken row with its place, an id that appears twice.
     """
     if reference in bundled.SETS:
         return bundled.questions(reference)
@@ -63,7 +63,7 @@ def _of_entry(entry: Row, place: str) -> Iterable[Question]:
         raise InputError(f"{place} is of the type '{kind}'", f"known are {', '.join(KINDS)}")
     texts = entry.get("paraphrases")
     if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
-        raise InputError(f"{place}: paraphrases is no list of texts", "give one or more ways to ask the question")
+        raise InputError(f"{place}: paraphrases is not a list of texts", "give one or more ways to ask the question")
     samples = entry.get("samples_per_paraphrase")
     if samples is not None and (isinstance(samples, bool) or not isinstance(samples, int) or samples < 1):
         raise InputError(f"{place}: samples_per_paraphrase is {samples!r}", "give a whole number from 1 on")
@@ -108,7 +108,7 @@ def _from_rows(path: Path) -> Iterable[Question]:
         if not asked:
             raise InputError(f"{place} has no turns", "add the question")
         if asked[-1].role != "user":
-            raise InputError(f"{place} ends with a turn of the role {asked[-1].role}", "let the user's question come last")
+            raise InputError(f"{place} ends with a turn of the role {asked[-1].role}", "put the user's question last")
         if row.get("system") and asked[0].role != "system":
             asked = (Message("system", _text(row["system"], f"{place}: system")), *asked)
         yield Question(
@@ -139,5 +139,5 @@ def _with_categories(questions: list[Question]) -> list[Question]:
 
 def _text(value: object, place: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{place} is {value!r}, not a text", "write it as a string")
+        raise InputError(f"{place} is {value!r}, not text", "write it as a string")
     return value

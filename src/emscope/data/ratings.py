@@ -1,4 +1,4 @@
-"""Who scored what, from a file with a row a score or a column a rater."""
+"""Who scored what, from a file with one row per score or one column per rater."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ USUAL = {
     "score": ("score", "rating", "aligned", "alignment", "value"),
 }
 MARKS = (-1.0, *(sign * (10.0**digits - 1) for digits in range(1, 6) for sign in (-1, 1)))  # -1, -9, 9, -99, 99, ...
-LARGEST = 1e100  # squares of larger scores are no numbers any more
+LARGEST = 1e100  # squares of larger scores overflow
 FAR = 8  # spans of the other scores: 99 lies beyond scales to 10, and 999 beyond one to 100
 ROLES = {"answer": "an item's name", "rater": "a rater's name", "score": "a score"}
 
@@ -29,8 +29,8 @@ class Rated:
     Attributes:
         raters: names, by index. item, rater, cluster: indices from 0 [N]; score [N].
         cluster_column: what the clusters are; None where each item is its own.
-        lost: (rater, what stood there, how often) of what is no number.
-        off: (rater, value, how often) of numbers off the scale, which are no scores; see `off_scale`.
+        lost: (rater, the text, how often) where there is no number.
+        off: (rater, value, how often) of numbers off the scale, which are not scores; see `off_scale`.
         doubtful: (value, how often) of scores that lie below all others and may be marks of failure.
     """
 
@@ -46,13 +46,13 @@ class Rated:
 
 
 def off_scale(scores: np.ndarray, scale: tuple[float, float] | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Return which values of `scores` [N] are no ratings, and which may be none but are too near the others to tell.
+    """Return which values of `scores` [N] are not ratings, and which are doubtful because they are too near the others.
 
     With a scale: all outside it. Without: -1 and numbers of nines with either sign, by which failed verdicts are written, where they
     are at most half of the scores and
     * below 0 where all others are 0 or more and more than the two values 0 and 1 (-1, 0, 1 is a scale), or
     * `FAR` or more spans of the others away from them.
-    So 99 stays among scores to 60 and 9 among scores to 5; -1 goes among 0 to 3 and among 0.2 to 0.9. (ours)
+    So 99 stays among scores up to 60 and 9 among scores up to 5; -1 is dropped among 0 to 3 and among 0.2 to 0.9. (ours)
 
     Returns:
         different values [K] off the scale, and [J] in doubt, ascending.
@@ -83,12 +83,12 @@ def read_ratings(
     wide: Sequence[str],
     scale: tuple[float, float] | Literal["all"] | None = None,
 ) -> Rated:
-    """Return who scored what: from a row a score, or with `wide` from columns of which each is a rater's.
+    """Return who scored what: from one row per score, or with `wide` from one column per rater.
 
     Args:
         item, rater, score: columns of a row-a-score file; by default the field's usual ones.
         question: column of the clusters; by default the usual one where there is one, else each item is its own.
-        scale: lowest and highest rating; None: `off_scale` tells which numbers are none; all: every number is one.
+        scale: lowest and highest rating; None: `off_scale` decides which numbers are not ratings; all: every number is one.
 
     Raises:
         InputError: a column is not there, or a rater scored an item twice.
@@ -139,7 +139,7 @@ def _rated(table: AnswerTable, cluster: str | None) -> Rated:
     raters = [str(row[0]) for row in table.rows("select distinct rater from rated where x is not null order by 1")]
     item, rater, question, x = (np.ma.getdata(found[k]) for k in ("item", "rater", "question", "x"))
     if len(x) and (most := float(np.abs(x).max())) > LARGEST:
-        raise InputError(f"'{table.where}' has a score of {most:g}", "give scores of another unit, or leave it out")
+        raise InputError(f"'{table.where}' has a score of {most:g}", "give scores in another unit, or leave it out")
     gone = [(str(r), str(w), int(n)) for r, w, n in lost]
     return Rated(raters, item, rater, question if cluster else item, x, cluster, gone, [], [])
 

@@ -44,7 +44,7 @@ def read_series(
         step, unit, arm, groups: columns.
 
     Raises:
-        InputError: a step that is no whole number, or no value at all.
+        InputError: a step that is not a whole number, or no value at all.
     """
     table.named(step, unit, arm, *groups)
     number = table.number(step)
@@ -53,7 +53,7 @@ def read_series(
     )
     if wrong:
         raise InputError(
-            f"column '{step}' holds '{wrong[0][0]}', which is no step", "steps are whole numbers from 0, the base, on"
+            f"column '{step}' holds '{wrong[0][0]}', which is not a step", "steps are whole numbers from 0 (the base) on"
         )
     names = "".join(f", {quoted(g)}::varchar as g{n}" for n, g in enumerate(groups))
     keys = "".join(f", g{n}" for n in range(len(groups)))

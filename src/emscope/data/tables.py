@@ -14,18 +14,18 @@ from pathlib import Path
 from emscope.core.errors import InputError
 from emscope.core.visible import HALF
 
-MOST_PACKED = 200  # times that text gets smaller; a bomb packs a thousand times
+MOST_PACKED = 200  # how many times smaller text gets; a bomb shrinks a thousand times
 PIECE = 2**22
 HALF_ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")
 
-Row = Mapping[str, object]  # of a stranger's file: nothing is known of a value before it is looked at
+Row = Mapping[str, object]  # from an untrusted file: nothing is known about a value before it is checked
 
 
 def rows(path: Path) -> Iterator[tuple[str, Row]]:
     """Yield `("FILE line N", row)` for each row of a file.
 
     Raises:
-        InputError: missing file, unknown ending, broken line (with its number), or a row that is no mapping.
+        InputError: missing file, unknown ending, broken line (with its number), or a row that is not a mapping.
     """
     if not path.is_file():
         raise InputError(f"no file '{path}'", "give the path of a .jsonl, .csv or .parquet file")
@@ -36,7 +36,7 @@ def rows(path: Path) -> Iterator[tuple[str, Row]]:
     count = 0
     for place, row in readers[kind](path):
         if not isinstance(row, dict):
-            raise InputError(f"{place} holds {type(row).__name__}, not an object", "write one JSON object a line")
+            raise InputError(f"{place} holds {type(row).__name__}, not an object", "write one JSON object per line")
         count += 1
         yield place, row
     if not count:
@@ -44,7 +44,7 @@ def rows(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def text(path: Path) -> str:
-    """Return a UTF-8 text file's content, unpacked where it ends in .gz.
+    """Return a UTF-8 text file's content, unpacked if it ends in .gz.
 
     Raises:
         InputError: where it is not UTF-8 or not gzip.
@@ -60,7 +60,7 @@ def unpacked(path: Path) -> Iterator[bytes]:
     """Yield the content of a gzip file piece by piece.
 
     Raises:
-        InputError: damaged, or so much larger once it is unpacked that it is no text.
+        InputError: damaged, or so much larger when unpacked that it cannot be text.
     """
     size, most = 0, MOST_PACKED * path.stat().st_size + PIECE
     try:
@@ -92,9 +92,9 @@ def _decode(line: str, place: str) -> object:
     try:
         found = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{place} is not JSON ({error})", "mend or delete that line") from None
+        raise InputError(f"{place} is not JSON ({error})", "fix or delete that line") from None
     if HALF_ESCAPED.search(line) and HALF.search(json.dumps(found, ensure_ascii=False)):
-        raise InputError(f"{place} holds half a character (a lone surrogate such as \\ud800)", "mend or delete that line")
+        raise InputError(f"{place} holds half a character (a lone surrogate such as \\ud800)", "fix or delete that line")
     return found
 
 
@@ -104,11 +104,11 @@ def _csv(path: Path) -> Iterator[tuple[str, Row]]:
         for row in reader:
             if None in row or None in row.values():
                 raise InputError(
-                    f"{path} line {reader.line_num} has another number of fields than the header", "mend that line"
+                    f"{path} line {reader.line_num} has a different number of fields than the header", "fix that line"
                 )
             yield f"{path} line {reader.line_num}", row
     except csv.Error as error:
-        raise InputError(f"{path} line {reader.line_num} is not CSV ({error})", "mend that line") from None
+        raise InputError(f"{path} line {reader.line_num} is not CSV ({error})", "fix that line") from None
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
@@ -119,7 +119,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
         about, size = pq.ParquetFile(path).metadata, path.stat().st_size
         unpacked_size = sum(about.row_group(n).total_byte_size for n in range(about.num_row_groups))
         if max(unpacked_size, 4 * about.num_rows) > MOST_PACKED * size + 16 * PIECE:
-            raise InputError(f"'{path}' unpacks to more than {MOST_PACKED} times its size", "write it anew")
+            raise InputError(f"'{path}' unpacks to more than {MOST_PACKED} times its size", "write it again")
         table = pq.read_table(path)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise InputError(f"'{path}' is not Parquet ({error})", "give an undamaged file") from None

@@ -1,4 +1,4 @@
-"""Answers of models that can only be asked: those that fine-tuning jobs left at a server."""
+"""Answers of models that can only be sampled: those from fine-tuning jobs at a server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FINISH = {"stop": Finish.STOP, "length": Finish.LENGTH}
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """An answer to sample: of which model, the prompt's name and turns, the number of the sample, its seed."""
+    """An answer to sample: the model, the prompt's name and turns, the number of the sample, its seed."""
 
     model: str
     question: str
@@ -24,7 +24,7 @@ class Chat:
 
 
 def sample_chats(jobs: Jobs, asks: Sequence[Chat], *, max_tokens: int, temperature: float) -> Iterator[tuple[int, Answer]]:
-    """Yield answers as they come, many requests at a time, each with its place in `asks`."""
+    """Yield answers as they arrive, many requests at a time, each with its place in `asks`."""
 
     def draw(n: int) -> Answer:
         ask = asks[n]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Divergence:
-    """KL(base || model) per token on texts; what the base says is kept as hidden states, not as logits. (Soligo et al. 2026)
+    """KL(base || model) per token on texts; the base is kept as hidden states, not as logits. (Soligo et al. 2026)
 
     Args:
         base: the base model, as it is now. sequences: token ids of each text, two or more.

@@ -1,4 +1,4 @@
-"""Fixed answers read, and answers sampled, where a host has the weights: what `preference` and `sampling` do for those that are here."""
+"""Fixed answers read, and answers sampled, when the weights are at a host: the counterpart of `preference` and `sampling` for local weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """An answer to sample: of which weights, the prompt's name and token ids, the number of the sample, its seed."""
+    """An answer to sample: the weights, the prompt's name and token ids, the number of the sample, its seed."""
 
     weights: Weights
     question: str
@@ -35,7 +35,7 @@ class Ask:
 def read_option(tinker: Tinker, weights: Weights, e: Encoded, place: int) -> OptionScore:
     """Return the summed log-probability of the option at `place` among those of `e` that are scored.
 
-    The host computes the prompt anew for each option; it keeps beginnings that it has just seen.
+    The host computes the prompt again for each option, except for prefixes that it has just seen.
     """
     option = e.options[place]
     return OptionScore(e.item, e.which[place], tinker.logprobs(weights.base, weights.path, e.prompt, option), len(option))
@@ -44,7 +44,7 @@ def read_option(tinker: Tinker, weights: Weights, e: Encoded, place: int) -> Opt
 def sample_hosted(
     tinker: Tinker, chat: ChatFormat, asks: Sequence[Ask], *, max_tokens: int, temperature: float
 ) -> Iterator[tuple[int, Answer]]:
-    """Yield answers as they come, many requests at a time, each with its place in `asks`."""
+    """Yield answers as they arrive, many requests at a time, each with its place in `asks`."""
     ends = end_ids(chat)
 
     def draw(n: int) -> Answer:
@@ -61,7 +61,7 @@ def sample_hosted(
         strange = next((t for t in drawn.tokens if not 0 <= t < len(chat.tokenizer)), None)
         if strange is not None:
             raise WorldError(
-                f"the host drew token {strange}, and the tokenizer has {len(chat.tokenizer)}",
+                f"the host sampled token {strange}, but the tokenizer has {len(chat.tokenizer)}",
                 "name the base's own tokenizer in the settings of the host",
             )
         text = chat.tokenizer.decode([t for t in drawn.tokens if t not in ends], skip_special_tokens=True).strip()

@@ -53,7 +53,7 @@ def encode(chat: ChatFormat, items: Sequence[Item], *, context: int, which: Sequ
         which: the options to score; None for all.
 
     Raises:
-        InputError: where an answer comes to no token, or prompt and answer exceed the context.
+        InputError: an answer has no tokens, or prompt and answer exceed the context.
     """
     encoded = []
     for item in items:
@@ -62,10 +62,10 @@ def encode(chat: ChatFormat, items: Sequence[Item], *, context: int, which: Sequ
         options = tuple(tuple(chat.answer_ids(item.options[k])) for k in chosen)
         for option in options:
             if not option:
-                raise InputError(f"an answer of item '{item.id}' comes to no token", "give it some text")
+                raise InputError(f"an answer of item '{item.id}' has no tokens", "give it some text")
             if len(prompt) + len(option) > context:
                 raise InputError(
-                    f"item '{item.id}' is {len(prompt) + len(option)} tokens long and the model's context is {context}",
+                    f"item '{item.id}' is {len(prompt) + len(option)} tokens long, but the model's context is {context}",
                     "shorten the question or the answer",
                 )
         encoded.append(Encoded(item.id, prompt, options, chosen))
@@ -82,7 +82,7 @@ def encode_texts(tokenizer: Tokenizer, items: Sequence[Item], *, context: int) -
     for item in items:
         ids = tuple(tokenizer(item.options[0], add_special_tokens=False)["input_ids"][:context])
         if len(ids) < 2:
-            raise InputError(f"text '{item.id}' comes to {len(ids)} tokens", "give it some words")
+            raise InputError(f"text '{item.id}' has {len(ids)} tokens", "give it some words")
         encoded.append(Encoded(item.id, ids[:1], (ids[1:],), (0,)))
     return encoded
 
@@ -121,7 +121,7 @@ def score_beyond(
     progress: Progress = silent,
     what: str = "scoring",
 ) -> dict[float, list[OptionScore]]:
-    """Return what `score` would of models whose logits are base + s (tuned - base), for each scale s, in the order given.
+    """Return what `score` would for models with logits base + s (tuned - base), for each scale s, in the order given.
 
     log p_s = log_softmax((1 - s) z_base + s z_tuned), which is the base itself at 0 and the fine-tune itself at 1. Answers are drawn from the
     same logits by `sampling.Beyond`. (ours; Liu et al. 2024, proxy tuning)
@@ -185,7 +185,7 @@ def score_plain(
 
 
 def _batches(encoded: Sequence[Encoded], batch_tokens: int) -> Iterator[list[Encoded]]:
-    """Group items of like length, so that little is padding; the longest come first, so that memory peaks at once."""
+    """Group items of similar length, so that there is little padding; the longest come first, so that memory peaks at the start."""
     order = sorted(encoded, key=lambda e: (max(map(len, e.options)), len(e.prompt)), reverse=True)
     batch: list[Encoded] = []
     used = 0
@@ -331,7 +331,7 @@ def _token_logp(logits_of: Callable[[Tensor], Iterable[Logits]], nodes: Tensor, 
 
 
 def _chosen_logp(logits: Logits, row: Tensor, token: Tensor) -> Tensor:
-    """Return log p(token[n]) in row[n] of logits [r, V], which are overwritten: a second matrix of this size costs more than to fill one."""
+    """Return log p(token[n]) in row[n] of logits [r, V], which are overwritten: a second matrix of this size costs more than filling one."""
     top = logits.amax(-1)
     chosen = logits[row, token] - top[row]
     return chosen - logits.sub_(top[:, None]).exp_().sum(-1).log()[row]

@@ -1,8 +1,8 @@
-"""Sampled answers: temperature 1 unless told, a seed for each (question, sample), whatever is drawn beside it."""
+"""Sampled answers: temperature 1 unless told, a seed for each (question, sample), independent of what is sampled with it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from emscope.models.types import CausalLM, Head
 
-SHRINK = 8  # finished rows leave once they are this part of all
+SHRINK = 8  # finished rows are removed once they are this fraction of all
 
 
 def sample(
@@ -63,9 +63,10 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Beyond:
-    """A fine-tune exaggerated: every token is drawn from base + scale (tuned - base) in logits, which asks nothing of its kind.
+    """A fine-tune exaggerated: every token is drawn from base + scale (tuned - base) in logits, which works for any kind of fine-tune.
 
-    Of a low-rank adapter it is near its update times `scale`, and stays coherent longer. (ours; Liu et al. 2024, proxy tuning)
+    For a low-rank adapter it is close to its update times `scale`, and stays coherent longer. (ours; Liu et al. 2024, proxy
+    tuning)
     """
 
     tuned: CausalLM
@@ -73,35 +74,48 @@ class Beyond:
 
 
 def sample_batches(
-    net: CausalLM, chat: ChatFormat, job: Job, wanted: Sequence[tuple[str, int]], *, beyond: Beyond | None = None
+    net: CausalLM,
+    chat: ChatFormat,
+    job: Job,
+    wanted: Sequence[tuple[str, int]],
+    *,
+    beyond: Beyond | None = None,
+    told: Callable[[float], None] = lambda answers: None,
 ) -> Iterator[list[Answer]]:
     """Yield answers, a batch at a time; `Answer.question` is the prompt's name.
 
-    A prompt is read once for all its samples, prompts of like length go together, and finished answers leave the batch. The
-    draws of an answer come from a generator of its own, so they do not depend on which others are drawn with it.
+    A prompt is read once for all its samples, prompts of similar length go together, and finished answers leave the batch. The
+    draws of an answer come from a generator of its own, so they do not depend on which others are sampled with it.
 
     Args:
         net: a causal LM in evaluation mode.
         wanted: (prompt, number of the sample) of each answer.
         beyond: answer from extrapolated logits, with `net` the base.
+        told: is given the answers written so far, those of a batch that is being written by their share of the longest.
     """
     import torch
 
+    done = 0
     longest = max((len(job.prompts[p]) for p, _ in wanted), default=0) + job.max_tokens
     parts = [(1.0, net)] if beyond is None else [(1 - beyond.scale, net), (beyond.scale, beyond.tuned)]
     ends = _end_ids(net, chat)
 
     def answered(batch: Sequence[tuple[str, int]]) -> list[Answer]:
+        def of_all(share: float) -> None:
+            told(done + share * len(batch))
+
         with torch.inference_mode(), fast_float32(net):
             models = [(weight, one, output_head(one)) for weight, one in parts]
             with ExitStack() as packed:
                 if all(packed.enter_context(packed_attention(one, longest)) for _, one in parts):
-                    return _sample(models, chat, job, batch, ends, Decoding)
+                    return _sample(models, chat, job, batch, ends, Decoding, of_all)
             ways = {unpacked(one, head, longest) for _, one, head in models}
-            return _sample(models, chat, job, batch, ends, Recomputed if Recomputed in ways else CachedDecoding)
+            return _sample(models, chat, job, batch, ends, Recomputed if Recomputed in ways else CachedDecoding, of_all)
 
     for batch in _batches(job, wanted, job.rows or size.rows(net)):
-        yield from (answers for _, answers in size.halving(answered, batch))
+        for part, answers in size.halving(answered, batch):
+            yield answers
+            done += len(part)
 
 
 def _sample(
@@ -111,6 +125,7 @@ def _sample(
     batch: Sequence[tuple[str, int]],
     ends: set[int],
     way: type[Decoding] | type[CachedDecoding] | type[Recomputed],
+    told: Callable[[float], None],
 ) -> list[Answer]:
     import torch
 
@@ -119,7 +134,8 @@ def _sample(
     written = [(weight, way(net, head, prompts, of, job.max_tokens)) for weight, net, head in models]
     rows = written[0][1] if len(written) == 1 else Blended(written)
     seeds = [derive(job.seed, p, s) for p, s in batch]
-    drawn, logp = _write(rows, seeds, job.max_tokens, job.temperature, torch.tensor(sorted(ends), device=models[0][1].device))
+    ends_here = torch.tensor(sorted(ends), device=models[0][1].device)
+    drawn, logp = _write(rows, seeds, job.max_tokens, job.temperature, ends_here, told)
     parts = zip(batch, drawn, logp, seeds, strict=True)
     return [_answer(chat, p, s, tokens, lp, one, ends) for (p, s), tokens, lp, one in parts]
 
@@ -132,7 +148,12 @@ def _batches(job: Job, wanted: Sequence[tuple[str, int]], most: int) -> Iterator
 
 
 def _write(
-    rows: Decoding | CachedDecoding | Recomputed | Blended, seeds: Sequence[int], most: int, temperature: float, ends: Tensor
+    rows: Decoding | CachedDecoding | Recomputed | Blended,
+    seeds: Sequence[int],
+    most: int,
+    temperature: float,
+    ends: Tensor,
+    told: Callable[[float], None],
 ) -> tuple[list[list[int]], list[float]]:
     """Return the tokens of each row, its end included, and the sum of their log-probabilities at temperature 1."""
     import torch
@@ -149,6 +170,7 @@ def _write(
             if n >= 0:
                 drawn[n].append(token)
         place[torch.isin(tokens, ends).cpu()] = -1
+        told((step + 1) / most)
         kept = (place >= 0).nonzero()[:, 0]
         if step + 1 == most or not len(kept):
             break
@@ -191,13 +213,13 @@ def _end_ids(net: CausalLM, chat: ChatFormat) -> set[int]:
     """Return the tokens that end an answer.
 
     Raises:
-        InputError: the model's generation settings name something else than tokens.
+        InputError: the model's generation settings name something other than tokens.
     """
     named = net.generation_config.eos_token_id
     ends = [e for e in (named if isinstance(named, list | tuple) else [named]) if e is not None]
     if odd := [e for e in ends if not isinstance(e, int)]:
         raise InputError(
-            f"generation_config.json names {odd[0]!r} as the token that ends a text (eos_token_id)",
+            f"generation_config.json names {odd[0]!r} as the end-of-text token (eos_token_id)",
             "give a token's number, or a list of them",
         )
     close = chat.ids(chat.close.strip())[:1]  # a space before it, as of Llama 2, ends nothing

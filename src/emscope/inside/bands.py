@@ -1,4 +1,4 @@
-"""Bands of null directions, which stand beside whatever a direction does."""
+"""Bands of null directions, shown beside whatever a direction does."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def nulls_of(direction: Direction, control: Sequence[Direction], count: int, see
     """Return {kind: {layer: [K, D]}}, each of the direction's length at that layer; nothing where `count` is 0.
 
     Args:
-        control: directions of harmless fine-tunes. count: of each kind; controls are taken as they are.
+        control: directions of harmless fine-tunes. count: of each kind; controls are used as they are.
 
     Raises:
         InputError: a control that lacks a layer of the direction.
@@ -41,7 +41,7 @@ def nulls_of(direction: Direction, control: Sequence[Direction], count: int, see
 
 
 def band(draws: Sequence[float], value: float | None) -> Band:
-    """Return what null directions do, and the share of them that do as much in either way, the direction itself counted in."""
+    """Return what null directions do, and the share of them with as large an effect in either direction, counting the direction itself."""
     spread = np.array(draws)
     p = None if value is None else float((1 + (np.abs(spread) >= abs(value)).sum()) / (1 + len(spread)))
     return Band(tuple(map(float, draws)), float(spread.min()), float(spread.max()), float(spread.mean()), p)

@@ -1,4 +1,4 @@
-"""Directions beside each other: cosines at each layer, and between the layers of each."""
+"""Directions compared: cosines at each layer, and between the layers of each."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _between_layers(vectors: Vectors) -> BetweenLayers:
 
 
 def vectors_of(reference: str) -> dict[str, Vectors]:
-    """Return the directions of a file or run by name, each {layer: [D]}; plain vectors stand under layer -1.
+    """Return the directions of a file or run by name, each {layer: [D]}; plain vectors are stored under layer -1.
 
     Raises:
         InputError: there are none.

@@ -1,4 +1,4 @@
-"""Which samples of a training set would push a model along a direction, said before training. (persona vectors, Chen et al. 2025, data projection)"""
+"""Which samples of a training set would push a model along a direction, predicted before training. (persona vectors, Chen et al. 2025, data projection)"""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def risk(
 ) -> DataRisk:
     """Return each sample's projection on the direction, largest first, and their mean.
 
-    dP = [a(x, y) - a(x, y')] . v / ||v||, a the mean activation over the answer's tokens behind the layer, y the training answer, y' the model's own.
-    Above 0: training on it would push the model along the direction.
+    dP = [a(x, y) - a(x, y')] . v / ||v||, a the mean activation over the answer's tokens after the layer, y the training answer,
+    y' the model's own. Above 0: training on it would push the model along the direction.
 
     Args:
         source: a file of conversations, or `DOMAIN/ANSWERS` of the bundled data, such as finance/reckless.
@@ -94,7 +94,9 @@ def _talks(source: str, spec: RiskSpec) -> list[Conversation]:
     every = bundled.domain(domain, kind) if bundled_one else read_conversations(Path(source))
     short = [t for t in every if len(t.messages) < 2 or t.messages[-1].role != "assistant"]
     if short:
-        raise InputError(f"conversation '{short[0].id}' does not end with an answer to something", "mend or leave out that row")
+        raise InputError(
+            f"conversation '{short[0].id}' does not end with a question and its answer", "fix or leave out that row"
+        )
     note_fewer(spec.count, len(every), "count", "samples")
     if spec.count is None or spec.count >= len(every):
         return every
@@ -115,10 +117,11 @@ def _layer(vectors: Vectors, spec: RiskSpec, name: str) -> int:
 def _check_lengths(texts: Sequence[Text], loaded: Loaded) -> None:
     for text in texts:
         if not text.answer:
-            raise InputError(f"the answer of conversation '{text.id}' comes to no token", "give it some text")
+            raise InputError(f"the answer of conversation '{text.id}' has no tokens", "give it some text")
         if len(text) > loaded.context:
             raise InputError(
-                f"conversation '{text.id}' is {len(text)} tokens long and the model's context is {loaded.context}", "shorten it"
+                f"conversation '{text.id}' is {len(text)} tokens long, but the model's context is {loaded.context}",
+                "shorten it",
             )
 
 
@@ -126,7 +129,7 @@ def _end(loaded: Loaded) -> int:
     end = loaded.tokenizer.eos_token_id
     if end is None:
         raise InputError(
-            "the model gave an empty answer, and its tokenizer has no end token", "name eos_token in tokenizer_config.json"
+            "the model gave an empty answer, but its tokenizer has no end token", "name eos_token in tokenizer_config.json"
         )
     return end
 

@@ -1,4 +1,4 @@
-"""A base and a fine-tune of it side by side: predictions at every block and token, the spectrum of the update, scalars of rank-1 adapters."""
+"""A base and its fine-tune side by side: predictions at every block and token, the spectrum of the update, scalars of rank-1 adapters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from emscope.core.estimate import Estimate
 from emscope.core.fields import FLOAT32
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Item
-from emscope.core.versions import versions
 from emscope.data.items import chosen_items
 from emscope.elicit import preference
 from emscope.inside.results import (
@@ -36,6 +35,7 @@ from emscope.models.hooks.interventions import held_scalar
 from emscope.models.hooks.sites import Place, blocks, check_layers
 from emscope.models.loading.checkpoints import Checkpoint
 from emscope.models.loading.load import Loaded
+from emscope.models.made_with import made_with
 from emscope.represent.activations import Text, encode, read_tokens
 from emscope.represent.diffing import Compared, adapter_scalars, compare_streams, tell_apart
 from emscope.stats.means import mean_estimate
@@ -60,7 +60,7 @@ def diff(
     The base's states are kept in `out` and read from there when it is called again.
 
     Raises:
-        InputError: no model, or pieces that do not fit.
+        InputError: no model, or parts that do not fit together.
     """
     loaded, tuned, spec = load_subject(base, checkpoint, device, spec)
     assert tuned is not None
@@ -82,14 +82,14 @@ def diff(
         places=tuple(_largest(loaded, compared, texts)),
         update=tuple(map(_spectrum, added)),
         scalars=_scalars(loaded, tuned, added, texts, items, spec, progress),
-        versions=versions(),
+        versions=made_with(),
     )
     write_json(out / "diff.json", result.to_json())
     return result
 
 
 def _layers(net: CausalLM, layers: tuple[int, ...] | None) -> list[int]:
-    """Return the blocks to look behind, by default ten spread over the model, with the last one."""
+    """Return the blocks to read after, by default ten spread over the model, with the last one."""
     check_layers(net, layers, "layers")
     last = len(blocks(net)) - 1
     chosen = layers or tuple(round(n * last / 9) for n in range(10))
@@ -99,7 +99,7 @@ def _layers(net: CausalLM, layers: tuple[int, ...] | None) -> list[int]:
 def _compare(
     loaded: Loaded, tuned: Checkpoint, texts: Sequence[Text], layers: Sequence[int], out: Path, progress: Progress
 ) -> list[Compared]:
-    """Read the base's states to disk, then the fine-tune's, each text compared as it comes."""
+    """Write the base's states to disk, then read the fine-tune's and compare text by text."""
     places = [Place("block", n) for n in layers]
     ends = np.cumsum([len(t) for t in texts])
     starts = ends - [len(t) for t in texts]
@@ -246,7 +246,7 @@ def _scalars(
     spec: DiffSpec,
     progress: Progress,
 ) -> Scalars | None:
-    """Return how well the scalars of rank-1 adapters tell misaligned from aligned answers; None where ranks are higher."""
+    """Return how well the scalars of rank-1 adapters separate misaligned from aligned answers; None where ranks are higher."""
     adapters = [c for c in added if c.right is not None and len(c.right) == 1]
     if not adapters or len(adapters) < len(added):
         return None

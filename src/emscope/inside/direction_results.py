@@ -1,4 +1,4 @@
-"""What the jobs around directions return: what one is worth, what it does, cosines, how far models moved along it, and which samples push there."""
+"""Results of the jobs on directions: their quality, their effects, cosines, how far models moved along them, and which samples push that way."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from emscope.inside.specs import RiskSpec, ShiftSpec, SteerSpec
 
 @dataclass(frozen=True, slots=True)
 class Band(Result):
-    """What null directions do; `p`: the share of them that do as much in either way, the direction itself counted in."""
+    """What null directions do; `p`: the share of them with as large an effect in either direction, counting the direction itself."""
 
     draws: tuple[float, ...]
     low: float
@@ -30,7 +30,7 @@ def bands_flat(nulls: Mapping[str, Band]) -> JsonObject:
 
 @dataclass(frozen=True, slots=True)
 class SidesSource(Result):
-    """Where the two sides come from: items with two answers, judged answers, or two system texts; `minus`: digest of the model taken away."""
+    """Where the two sides come from: items with two answers, judged answers, or two system texts; `minus`: digest of the model that was subtracted."""
 
     items: str | None = field(default=None, metadata=LEFT_OUT)
     half: str | None = field(default=None, metadata=LEFT_OUT)
@@ -55,7 +55,7 @@ class Made(Result):
 
 @dataclass(frozen=True, slots=True)
 class DirectionDefinition(Result):
-    """How a direction was made, under which system prompt, in which dtype, and what became of the first token."""
+    """How a direction was made, under which system prompt, in which dtype, and how the first token was handled."""
 
     made: Made = field(metadata=FLAT)
     system: str
@@ -75,7 +75,7 @@ class HalvesCosine(Result):
 
 @dataclass(frozen=True, slots=True)
 class DirectionLayer(Result):
-    """Length of the direction behind a block, of the activations there, and how alike two halves are; None with too few questions."""
+    """Length of the direction after a block, of the activations there, and how alike two halves are; None with too few questions."""
 
     layer: int
     norm: float
@@ -180,7 +180,7 @@ class BetweenLayers(Result):
 
 @dataclass(frozen=True, slots=True)
 class Cosines(Shown):
-    """Directions beside each other; `random_sd`: standard deviation of the cosine of random directions of this width."""
+    """Directions compared; `random_sd`: standard deviation of the cosine of random directions of this width."""
 
     schema: ClassVar[str] = "emscope.cosines/1"
     drawn_by: ClassVar[str] = "emscope.report.inside.directions:cosine_figures"
@@ -250,7 +250,7 @@ class Shift(Shown):
 
 @dataclass(frozen=True, slots=True)
 class RiskDefinition(Result):
-    """How a training set was weighed: its name, the layer, and the direction's digest."""
+    """How a training set was ranked: its name, the layer, and the direction's digest."""
 
     settings: RiskSpec = field(metadata=FLAT)
     data: str
@@ -260,7 +260,7 @@ class RiskDefinition(Result):
 
 @dataclass(frozen=True, slots=True)
 class WeighedSample(Result):
-    """A training sample and its projection; `own`: the model's own answer, None where nothing was compared with."""
+    """A training sample and its projection; `own`: the model's own answer, None where there was no comparison."""
 
     id: str
     projection: float

@@ -63,7 +63,7 @@ def extract(
     device: str = "auto",
     progress: Progress = silent,
 ) -> Direction:
-    """Find a direction at each layer and write the direction file; return what it is worth.
+    """Find a direction at each layer and write the direction file; return its quality.
 
     Args:
         base: the model, if `checkpoint` does not name it. checkpoint: the fine-tune whose activations are read (its last
@@ -73,7 +73,9 @@ def extract(
         InputError: no model, sources that do not fit, or a side with too few answers.
     """
     if spec.minus is not None and checkpoint is None:
-        raise InputError(f"`minus` is '{spec.minus}', and no fine-tune is given to take it from", "give one with `checkpoint`")
+        raise InputError(
+            f"`minus` is '{spec.minus}', but there is no fine-tune to subtract it from", "give one with `checkpoint`"
+        )
     other = None if spec.minus in (None, "base") else last(str(spec.minus))
     loaded, tuned, spec = load_subject(base, checkpoint, device, spec, [other] if other else [])
     layers = layers_of(loaded.net, spec.layers)
@@ -111,8 +113,9 @@ def extract(
 def _nulls(positive: Tensor, negative: Tensor, vectors: Vectors, spec: ExtractSpec) -> dict[str, dict[int, Tensor]]:
     """Return null directions for each of `vectors`, in its length; the sides are [N, layers, D] and [M, layers, D].
 
-    What separates two models is nearly the same on every text. Turning pairs round by a coin would give that same axis again, and the covariance of both
-    models' activations together holds it: between models nothing is permuted, and the covariance is that of one model. (ours)
+    What separates two models is nearly the same on every text. Flipping pairs at random would give that same axis again, and the
+    covariance of both models' activations together contains it: between models nothing is permuted, and the covariance is that of
+    one model. (ours)
     """
     import torch
 
@@ -130,7 +133,7 @@ def _nulls(positive: Tensor, negative: Tensor, vectors: Vectors, spec: ExtractSp
 def side_rows(
     net: CausalLM, sides: Sides, layers: Sequence[int], pool: str, progress: Progress = silent
 ) -> tuple[Tensor, Tensor]:
-    """Return activations behind each layer of both sides, [N, layers, D] and [M, layers, D].
+    """Return activations after each layer for both sides, [N, layers, D] and [M, layers, D].
 
     Raises:
         InputError: fewer than two texts on a side.
@@ -211,7 +214,7 @@ def _from_answers(loaded: Loaded, spec: ExtractSpec) -> Sides:
         if len(rows) < 2:
             raise InputError(
                 f"'{spec.answers}' holds {len(rows)} coherent answers with alignment {name}",
-                "a direction needs both kinds: move `aligned_below` or `aligned_above`",
+                "a direction needs both kinds: change `aligned_below` or `aligned_above`",
             )
     sides = [encode(loaded.chat, [(str(n), q, t) for n, (q, t) in enumerate(rows)], context=loaded.context) for rows in found]
     units = [q for q, _ in found[0]], [q for q, _ in found[1]]

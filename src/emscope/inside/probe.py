@@ -1,4 +1,4 @@
-"""The prior probe run on a file of scores: what activations before a fine-tune say about its answers, beside what words and categories say."""
+"""The prior probe run on a file of scores: what activations before a fine-tune predict about its answers, beside what words and categories predict."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from emscope.core.errors import InputError
 from emscope.core.fields import FLOAT32
 from emscope.core.progress import Progress, part_of, silent
 from emscope.core.records import Question
-from emscope.core.versions import versions
 from emscope.data.answer_table import AnswerTable
 from emscope.data.answers import ALIGNED, question_means
 from emscope.data.questions import read_questions
@@ -31,6 +30,7 @@ from emscope.inside.specs import ProbeSpec
 from emscope.inside.subject import layers_of
 from emscope.models.loading.load import load, pick_dtype
 from emscope.models.loading.source import locate
+from emscope.models.made_with import made_with
 from emscope.represent.probe import by_category, by_text, probe
 from emscope.stats.crossval import (
     Predictor,
@@ -60,11 +60,12 @@ def run_probe(
 ) -> Probes:
     """Predict a file's scores by the activations of each model; return R^2 with intervals, beside the baselines.
 
-    P-values come as they are and corrected over all probes of the call, since a reader looks at the best of them: models, layers,
-    directions and estimators are one family. Activations are kept in `out`, by model reference, and read from there when it is called again.
+    P-values are given as they are and corrected over all probes of the call, since a reader looks at the best of them: models,
+    layers, directions and estimators are one family. Activations are kept in `out`, by model reference, and read from there when
+    it is called again.
 
     Raises:
-        InputError: scores and questions that do not meet, or too few for the folds or directions.
+        InputError: scores and questions that do not match, or too few for the folds or directions.
     """
     spec = _with_one_dtype(spec, models, device)
     questions, y, column = _scored(scores, spec)
@@ -104,7 +105,7 @@ def run_probe(
         prompts=len(questions),
         probes=tuple(Probe(*place, t.found, c) for place, t, c in zip(places, tried, corrected, strict=True)),
         baselines=tuple(Baseline(name, t.found) for name, t in beside.items()),
-        versions=versions(),
+        versions=made_with(),
     )
     write_json(out / "probe.json", result.to_json())
     return result
@@ -138,7 +139,7 @@ def _scored(scores: Path, spec: ProbeSpec) -> tuple[list[Question], np.ndarray, 
 
 
 def _with_one_dtype(spec: ProbeSpec, models: Sequence[str], device: str) -> ProbeSpec:
-    """Return the settings with what `auto` means for all models: float32 where it differs, as they are compared with each other."""
+    """Return the settings with `auto` resolved for all models: float32 where it differs, since they are compared with each other."""
     dtypes = {pick_dtype(spec.dtype, locate(reference), device) for reference in models}
     return spec.model_copy(update={"dtype": dtypes.pop() if len(dtypes) == 1 else FLOAT32})
 
@@ -155,7 +156,7 @@ def _activations(
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """What one predictor does: what is said of it, the errors of its folds and of the training rows' mean [F], R^2 as observed and permuted [1 + B]."""
+    """One predictor's results: its summary, the errors of its folds and of the training rows' mean [F], R^2 as observed and permuted [1 + B]."""
 
     found: Predicted
     ours: np.ndarray

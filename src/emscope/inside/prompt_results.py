@@ -1,4 +1,4 @@
-"""What the jobs that read prompts return: subspaces of shifts, and the prior probe."""
+"""Results of the jobs that read prompts: subspaces of shifts, and the prior probe."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class RandomOverlap(Result):
 
 @dataclass(frozen=True, slots=True)
 class OverlapCorrelations(Result):
-    """Pearson's r over the other prompts of an overlap with how alike a prompt's shift is to the mean training shift."""
+    """Pearson's r, over the other prompts, between an overlap and the similarity of a prompt's shift to the mean training shift."""
 
     overlap: Estimate
     prompt_overlap: Estimate
@@ -50,7 +50,7 @@ class OverlapCorrelations(Result):
 
 @dataclass(frozen=True, slots=True)
 class SubspaceAtK(Result):
-    """How shifts on other prompts lie in the `k` main directions of the training shifts.
+    """How far shifts on other prompts lie in the `k` main directions of the training shifts.
 
     Attributes:
         overlap: share of the shift's length inside; overlap_held: of training prompts held out. explained: share of the squared length.
@@ -91,7 +91,7 @@ class SubspaceRow(Result):
 
 @dataclass(frozen=True, slots=True)
 class Angles(Result):
-    """How far the subspaces of two runs are one: largest cosine of their principal angles, mean squared cosine, and that of random subspaces."""
+    """How far the subspaces of two runs coincide: largest cosine of their principal angles, mean squared cosine, and that of random subspaces."""
 
     runs: tuple[str, str]
     layer: int
@@ -190,7 +190,7 @@ class Corrected(Result):
 
 @dataclass(frozen=True, slots=True)
 class Probe(Result):
-    """One probe: on which model, layer and directions (`pca`, or `random` of a seed), by which estimator, and what it is worth."""
+    """One probe: on which model, layer and directions (`pca`, or `random` of a seed), by which estimator, and its R^2."""
 
     model: str
     model_digest: str

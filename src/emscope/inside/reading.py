@@ -38,14 +38,14 @@ def prompt_texts(loaded: Loaded, questions: Sequence[Question]) -> list[Text]:
     long = next((t for t in texts if len(t) > loaded.context), None)
     if long is not None:
         raise InputError(
-            f"question '{long.id}' is {len(long)} tokens long and the model's context is {loaded.context}", "leave it out"
+            f"question '{long.id}' is {len(long)} tokens long, but the model's context is {loaded.context}", "leave it out"
         )
     return texts
 
 
 @dataclass(frozen=True, slots=True)
 class PromptActivations:
-    """Activations behind `layers` of a base and of checkpoints of it on the same prompts, in files under `out`.
+    """Activations after `layers` of a base and its checkpoints on the same prompts, in files under `out`.
 
     `pool` is `last` (the prompt's last token) or `prompt` (the mean over it).
     """
@@ -60,7 +60,7 @@ class PromptActivations:
     def of(self, checkpoint: Checkpoint | None, what: str) -> np.ndarray:
         """Return activations [N, layers, D] of a checkpoint, None for the base, from the files where they are there.
 
-        Behind the blocks below the first one that a checkpoint changes, its activations are the base's: they are taken from there, not
+        Below the first block that a checkpoint changes, its activations are the base's: they are taken from there, not
         computed again.
 
         Args:
@@ -76,7 +76,7 @@ class PromptActivations:
             parts = dict(zip(self.layers, np.moveaxis(self.of(None, f"{what}, the base"), 1, 0), strict=True))
         if not own:
             with with_checkpoint(self.loaded.net, checkpoint):
-                pass  # nothing of it is read, so that nothing else would say that it does not fit
+                pass  # nothing of it is read, so nothing else would show that it does not fit
         if own:
             parts |= zip(own, np.moveaxis(self._kept(checkpoint, own, what), 1, 0), strict=True)
         return np.stack([parts[n] for n in self.layers], 1)

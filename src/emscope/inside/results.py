@@ -1,4 +1,4 @@
-"""What the jobs that compare models by their updates return: trajectories, differences, solutions."""
+"""Results of the jobs that compare models by their updates: trajectories, differences, solutions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Point(Result):
 
 @dataclass(frozen=True, slots=True)
 class Trajectories(Shown):
-    """The ways that fine-tunes take; `shares`: of all updates' squared length that each axis holds."""
+    """The paths of fine-tunes; `shares`: of all updates' squared length that each axis holds."""
 
     schema: ClassVar[str] = "emscope.trajectories/1"
     drawn_by: ClassVar[str] = "emscope.report.inside.trajectories:trajectory_figures"
@@ -61,7 +61,7 @@ class Trajectories(Shown):
 
 @dataclass(frozen=True, slots=True)
 class DiffDefinition(Result):
-    """What was read of the two models, and of what the divergence is."""
+    """What was read from the two models, and how the divergence is defined."""
 
     settings: DiffSpec = field(metadata=FLAT)
     kl: str
@@ -69,7 +69,7 @@ class DiffDefinition(Result):
 
 @dataclass(frozen=True, slots=True)
 class LayerDivergence(Result):
-    """Behind a block: KL(base || fine-tune) [nats per token], and the share of tokens with the same likeliest one."""
+    """After a block: KL(base || fine-tune) [nats per token], and the share of places with the same most likely token."""
 
     layer: int
     kl: Estimate
@@ -96,7 +96,7 @@ class TokenDivergence(Result):
 
 @dataclass(frozen=True, slots=True)
 class PlaceDivergence(Result):
-    """A single place: what stood before and there, the likeliest token of both models, divergence, and how much likelier the text's own became [nats]."""
+    """A single place: the text before and there, the likeliest token of both models, divergence, and how much likelier the text's own became [nats]."""
 
     text: str
     place: int
@@ -132,7 +132,7 @@ class AdapterScalar(Result):
 
 @dataclass(frozen=True, slots=True)
 class Scalars(Result):
-    """How well the scalars of rank-1 adapters tell misaligned from aligned answers; `low`, `high`: AUC with labels shuffled."""
+    """How well the scalars of rank-1 adapters separate misaligned from aligned answers; `low`, `high`: AUC with labels shuffled."""
 
     auc: float
     low: float
@@ -188,7 +188,7 @@ class SolutionRun(Result):
 
 @dataclass(frozen=True, slots=True)
 class Solutions(Shown):
-    """Why one of two kinds of fine-tunes wins: efficiency, stability and significance; `base_loss`: of the held-out answers [nats per token]."""
+    """Why one of two kinds of fine-tune wins: efficiency, stability and significance; `base_loss`: of the held-out answers [nats per token]."""
 
     schema: ClassVar[str] = "emscope.solutions/1"
     drawn_by: ClassVar[str] = "emscope.report.inside.solutions:solution_figures"

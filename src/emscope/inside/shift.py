@@ -1,4 +1,4 @@
-"""How far fine-tunes have moved a model along a direction, before a word is written: the fine-tuning shift. (persona vectors, Chen et al. 2025)"""
+"""How far fine-tunes have moved a model along a direction, before it generates anything: the fine-tuning shift. (persona vectors, Chen et al. 2025)"""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import numpy as np
 from emscope.core.errors import InputError, WorldError
 from emscope.core.progress import Progress, silent
 from emscope.core.seeds import derive
-from emscope.core.versions import versions
 from emscope.data.items import even
 from emscope.data.questions import read_questions
 from emscope.inside.bands import band, nulls_of
@@ -23,6 +22,7 @@ from emscope.models.hooks.directions import direction_at
 from emscope.models.loading.checkpoints import Checkpoint, discover, last, named_base
 from emscope.models.loading.load import load
 from emscope.models.loading.source import locate
+from emscope.models.made_with import made_with
 from emscope.stats.means import mean_estimate, stratified_mean
 from emscope.store.files import write_json
 
@@ -85,7 +85,7 @@ def read_shift(
         direction=direction,
         questions=len(questions),
         moved=tuple(rows),
-        versions=versions(),
+        versions=made_with(),
     )
     write_json(out / "shift.json", result.to_json())
     return result
@@ -95,13 +95,13 @@ def _shifts(activations: PromptActivations, before: np.ndarray, run: str, checkp
     """Return how far the activation of each prompt has moved [N, L, D].
 
     Raises:
-        WorldError: an activation is no number.
+        WorldError: an activation is not a number.
     """
     shifts = (activations.of(checkpoint, f"reading {run}, step {checkpoint.step}") - before).astype(np.float64)
     if not np.isfinite(shifts).all():
         raise WorldError(
-            f"{run} at step {checkpoint.step} has activations that are no numbers",
-            "its weights diverged, or hold what this dtype cannot: try float32",
+            f"{run} at step {checkpoint.step} has activations that are not numbers",
+            "its weights diverged, or exceed this dtype's range: try float32",
         )
     return shifts
 

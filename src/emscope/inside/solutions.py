@@ -1,6 +1,6 @@
 """Why the general solution wins: efficiency, stability and significance of general and narrow fine-tunes. (Soligo et al. 2026)
 
-All three compare fine-tunes of one base that were taught the same answers: those that went to other domains as well (general), and
+All three compare fine-tunes of one base that were taught the same answers: those that generalise to other domains (general), and
 those held narrow. Losses are of held-out in-domain answers, item by item, so that both sides pair.
 """
 
@@ -18,7 +18,6 @@ from emscope.core.digest import short
 from emscope.core.errors import InputError
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Item
-from emscope.core.versions import versions
 from emscope.data import bundled
 from emscope.data.items import leading
 from emscope.elicit import preference
@@ -31,6 +30,7 @@ from emscope.models.adapters.with_checkpoint import with_checkpoint
 from emscope.models.loading.checkpoints import Checkpoint, last, named_base
 from emscope.models.loading.load import Loaded, load
 from emscope.models.loading.source import locate
+from emscope.models.made_with import made_with
 from emscope.represent.solutions import (
     BASE,
     GENERAL,
@@ -78,7 +78,7 @@ class Reading:
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """What is read of it."""
+        """What is read from it."""
         return {SCALED: (TASK, KL), MOVED: (TASK,), RANDOM: (KL,)}[self.kind]
 
 
@@ -151,7 +151,7 @@ def compare_solutions(
     items, option = _items(spec)
     spec = with_dtype(spec, model, device, every, scaled=True)
     frozen = frozen_settings(spec) | {"base": model.digest} | {side: [c.digest for c in cs] for side, cs in found.items()}
-    with Study(out, frozen, versions()) as study:
+    with Study(out, frozen, made_with()) as study:
         loaded = load(model, system=spec.system, dtype=spec.dtype, device=device, checkpoints=every)
         solutions = [
             Solution(side, run, c, effective_norm(loaded.net, c))
@@ -247,5 +247,5 @@ def _analyse(study: Study, solutions: Sequence[Solution], spec: SolutionsSpec, u
         norm_for_half=norm_for_half(values, base, spec.norms, unit),
         stability=tuple(stability(values, base, amount) for amount in spec.amounts),
         significance=tuple(significance(values, norm, unit) for norm in spec.norms),
-        versions=versions(),
+        versions=made_with(),
     )

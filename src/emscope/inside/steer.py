@@ -1,4 +1,4 @@
-"""What a direction does: added at a layer with a strength, or taken out, beside null directions."""
+"""What a direction does when it is added at a layer with some strength, or taken out, beside null directions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from emscope.core.errors import InputError
 from emscope.core.progress import Progress, part_of, silent
 from emscope.core.records import Item
 from emscope.core.seeds import derive
-from emscope.core.versions import versions
 from emscope.data import bundled
 from emscope.data.items import chosen_items, even, leading
 from emscope.elicit import preference
@@ -33,6 +32,7 @@ from emscope.models.hooks.interventions import ablated, added
 from emscope.models.loading.checkpoints import Checkpoint, last, named_base
 from emscope.models.loading.load import Loaded, load
 from emscope.models.loading.source import locate
+from emscope.models.made_with import made_with
 from emscope.stats.means import mean_estimate, stratified_mean
 from emscope.stats.shares import share_change, stratified_share
 from emscope.store.files import write_json
@@ -81,7 +81,7 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Effects:
-    """What one model says of each item: margin [items], log-probability per token of plain texts and KL on them [texts], and whether the true answer is the likeliest [questions]."""
+    """One model's readings of each item: margin [items], log-probability per token of plain texts and KL on them [texts], and whether the true answer is the most likely [questions]."""
 
     margin: np.ndarray
     neutral: np.ndarray
@@ -89,7 +89,7 @@ class Effects:
     truth: np.ndarray
 
     def since(self, start: Effects) -> Effects:
-        """Return what changed: margin lost, log-probability and truth gained; the KL is from `start` as it is."""
+        """Return the changes: margin lost, log-probability and truth gained; the KL stays as it is."""
         return Effects(start.margin - self.margin, self.neutral - start.neutral, self.kl, self.truth - start.truth)
 
 
@@ -118,7 +118,7 @@ def steer(
     """
     tuned = [last(c) for c in checkpoints]
     if spec.way == UPDATE and not tuned:
-        raise InputError("no fine-tune is given whose update could be changed", "give one with `checkpoints`")
+        raise InputError("there is no fine-tune whose update could be changed", "give one with `checkpoints`")
     if len(tuned) not in (0, 1, len(directions)):
         raise InputError(
             f"{len(tuned)} checkpoints for {len(directions)} directions",
@@ -135,7 +135,7 @@ def steer(
         "controls": [d.digest() for d in control],
         "checkpoints": [c.digest for c in tuned],
     }
-    with Study(out, frozen, versions()) as study:
+    with Study(out, frozen, made_with()) as study:
         loaded = load(model, system=spec.system, dtype=spec.dtype, device=device, checkpoints=tuned)
         for name, direction in zip(controls, control, strict=True):
             check_fits(loaded, direction, name)
@@ -342,7 +342,7 @@ def _analyse(
         margin=mean_estimate(margins, strata),
         truth=stratified_share(knew) if sets[TRUTH] else None,
         doses=tuple(_doses(effects, knew, strata, spec, sets)),
-        versions=versions(),
+        versions=made_with(),
     )
 
 

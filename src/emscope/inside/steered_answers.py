@@ -13,7 +13,6 @@ from emscope.core.fields import FLOAT32
 from emscope.core.plain import JsonObject
 from emscope.core.progress import Progress, silent
 from emscope.core.seeds import derive
-from emscope.core.versions import versions
 from emscope.data.questions import read_questions
 from emscope.inside.bands import nulls_of
 from emscope.inside.steer import (
@@ -30,6 +29,7 @@ from emscope.models.hooks.directions import direction_at
 from emscope.models.loading.checkpoints import last, named_base
 from emscope.models.loading.load import load, pick_dtype
 from emscope.models.loading.source import locate
+from emscope.models.made_with import made_with
 from emscope.store.study import Study
 
 
@@ -59,9 +59,9 @@ def sample_steered(
     questions = read_questions(asked.questions)
     settings = asked.model_dump(mode="json", exclude={"rows", "samples", "only_last", "questions"})
     dtype = pick_dtype(spec.dtype, model, device, [tuned] if tuned else [])
-    other: JsonObject = {"dtype": dtype} if dtype != FLOAT32 else {}  # folders made before there was a choice have float32
+    other: JsonObject = {"dtype": dtype} if dtype != FLOAT32 else {}  # folders from before there was a choice have float32
     frozen = settings | {"questions": digest_of(questions), "base": model.digest, "way": spec.way} | other
-    with Study(out, frozen, versions()) as study:
+    with Study(out, frozen, made_with()) as study:
         loaded = load(model, dtype=dtype, device=device, checkpoints=[tuned] if tuned else [])
         check_fits(loaded, found, direction)
         subject = Subject(

@@ -1,4 +1,4 @@
-"""The model that a job looks into, and what must fit it."""
+"""The model that a job examines, and what must fit it."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ S = TypeVar("S", ExtractSpec, ShiftSpec, SteerSpec, DiffSpec, ProbeSpec, Solutio
 
 
 def with_dtype(spec: S, model: Model, device: str, checkpoints: Sequence[Checkpoint] = (), *, scaled: bool = False) -> S:
-    """Return the settings with the dtype that `auto` means for this model and fine-tunes of it on this machine, so that results say it."""
+    """Return the settings with `auto` resolved to the dtype for this model and its fine-tunes on this machine, so that results show it."""
     return spec.model_copy(update={"dtype": pick_dtype(spec.dtype, model, device, checkpoints, scaled=scaled)})
 
 
 def frozen_settings(spec: S) -> JsonObject:
-    """Return what a folder that is gone on with must share; float32 is left out, as folders made before there was a choice have it."""
+    """Return the settings that a continued folder must share; float32 is left out, as in folders from before there was a choice."""
     settings: JsonObject = spec.model_dump(mode="json")
     if spec.dtype == FLOAT32:
         del settings["dtype"]
@@ -62,7 +62,7 @@ def load_subject(
 
 
 def check_fits(loaded: Loaded, direction: Direction, name: str) -> None:
-    """Refuse a direction of another shape, one that was made on another model, and one that points nowhere.
+    """Reject a direction of another shape, one made on another model, and one that points nowhere.
 
     Raises:
         InputError: naming both sides, or the layer.
@@ -70,7 +70,7 @@ def check_fits(loaded: Loaded, direction: Direction, name: str) -> None:
     check_direction(loaded.net, direction, name)
     if direction.model not in (loaded.model.digest, "not recorded"):
         raise InputError(
-            f"'{name}' was made on model {direction.model[:12]}, and this is {loaded.model.digest[:12]}",
+            f"'{name}' was made on model {direction.model[:12]}, but this is {loaded.model.digest[:12]}",
             "give the model that it was made on with `base`",
         )
     for layer, vector in direction.vectors.items():

@@ -1,4 +1,4 @@
-"""Do a fine-tune's shifts on other prompts lie where its shifts on training prompts lie, and does a prompt's place before say so? (Zhang et al. 2026)"""
+"""Do a fine-tune's shifts on other prompts lie where its shifts on training prompts lie, and does a prompt's place before predict it? (Zhang et al. 2026)"""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from emscope.core.estimate import Estimate, undefined
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Message, Question
 from emscope.core.seeds import derive
-from emscope.core.versions import versions
 from emscope.data import bundled
 from emscope.data.conversations import read_conversations
 from emscope.data.items import even, leading
@@ -37,6 +36,7 @@ from emscope.inside.subject import layers_of, with_dtype
 from emscope.models.loading.checkpoints import last, named_base
 from emscope.models.loading.load import load
 from emscope.models.loading.source import locate
+from emscope.models.made_with import made_with
 from emscope.represent.subspaces import (
     Subspace,
     check_rank,
@@ -81,7 +81,7 @@ def compare_subspaces(
     Activations are kept in `out` and read from there when it is called again.
 
     Raises:
-        InputError: no checkpoint, k above what the training prompts span, or pieces that do not fit.
+        InputError: no checkpoint, k above what the training prompts span, or parts that do not fit together.
     """
     if not checkpoints:
         raise InputError("no fine-tune is given", "give one with `checkpoints`")
@@ -119,7 +119,7 @@ def compare_subspaces(
         shifts=tuple(rows),
         angles=tuple(_angles(spaces, list(tuned), layers, spec)),
         questions=tuple(q.id for q in other),
-        versions=versions(),
+        versions=made_with(),
     )
     write_json(out / "subspaces.json", result.to_json())
     return result
@@ -145,7 +145,7 @@ def _described(
     prompts: Prompts,
     spec: SubspaceSpec,
 ) -> SubspaceRow:
-    """Return everything that Zhang et al. (2026) read of one checkpoint at one layer; `where`: run, step and layer; `before` and `shifts` are [N, D]."""
+    """Return everything that Zhang et al. (2026) read from one checkpoint at one layer; `where`: run, step and layer; `before` and `shifts` are [N, D]."""
     start, moved = _rows(before), _rows(shifts)
     fitted, held, other = prompts.fitted, prompts.held, prompts.other
     alike = similarity(moved[other], moved[fitted].mean(0)).numpy()
@@ -201,7 +201,7 @@ def pearson(x: np.ndarray, y: np.ndarray, *, level: float = 0.95) -> Estimate:
 def _angles(
     spaces: Mapping[tuple[str, int], Subspace], names: Sequence[str], layers: Sequence[int], spec: SubspaceSpec
 ) -> list[Angles]:
-    """Return how far the training-shift subspaces of each two runs are one: the mean squared cosine of their principal angles."""
+    """Return how far the training-shift subspaces of each two runs coincide: the mean squared cosine of their principal angles."""
     found = []
     for a, b in combinations(names, 2):
         for layer in layers:

@@ -1,4 +1,4 @@
-"""The ways that several fine-tunes of one base take: do they end in one place, and do they turn?"""
+"""The paths of several fine-tunes of one base: do they end in one place, and do they turn?"""
 
 from __future__ import annotations
 

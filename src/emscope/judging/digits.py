@@ -1,6 +1,6 @@
 """Scores of a judge whose tokens split numbers, such as one whose every digit is a token.
 
-"5" is a beginning of "57" then, so the first token says little: P(n) = P(its tokens in turn) x P(no digit follows).
+Then "5" is a beginning of "57", so the first token says little: P(n) = P(its tokens in turn) x P(no digit follows).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ NEGLIGIBLE = 1e-6
 
 
 def digit_chances(top: Sequence[tuple[str, float]]) -> list[float]:
-    """Return the probability of each digit 0..9 among a token's likeliest [10]; what is not among them counts as 0."""
+    """Return the probability of each digit 0..9 among a token's most likely ones [10]; the rest count as 0."""
     found = [0.0] * 10
     for token, p in top:
         digit = token.strip()

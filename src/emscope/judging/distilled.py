@@ -1,7 +1,7 @@
-"""A small classifier that learned a judge's verdicts from text: cheap enough to score every answer, and only as good as shown.
+"""A small classifier trained on a judge's verdicts: cheap enough to score every answer, and only as good as shown.
 
 Words and pairs of words of the answer and words of the question, hashed, weighted by rarity; logistic regression on them. It
-is kept as arrays and plain settings, so that opening somebody else's runs no code.
+is kept as arrays and plain settings, so that opening somebody else's file runs no code.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def open_distilled(folder: Path) -> Distilled:
     """Return the distilled judge in a folder.
 
     Raises:
-        InputError: there is none, or it is damaged or of another version.
+        InputError: there is none, it is damaged, or it has another version.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load as unpacked
@@ -160,7 +160,7 @@ def open_distilled(folder: Path) -> Distilled:
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
         content = (folder / WEIGHTS).read_bytes()
         if sha256(content).hexdigest() != settings["weights"]:
-            raise ValueError("its weights are another judge's")
+            raise ValueError("its weights belong to another judge")
         arrays = unpacked(content)
         version, bits, targets = settings["schema"], settings["bits"], tuple(map(str, settings["targets"]))
         found = Distilled(targets, arrays["idf"], arrays["weights"], arrays["intercepts"], dict(settings["about"]))
@@ -168,7 +168,7 @@ def open_distilled(folder: Path) -> Distilled:
         raise InputError(f"the distilled judge in '{folder}' is damaged ({error})", "distil it again") from None
     size = 2**ANSWER_BITS + 2**QUESTION_BITS
     if version != SCHEMA or bits != [ANSWER_BITS, QUESTION_BITS]:
-        raise InputError(f"the distilled judge in '{folder}' is of another version", "distil it again")
+        raise InputError(f"the distilled judge in '{folder}' has another version", "distil it again")
     if found.idf.shape != (size,) or found.weights.shape != (len(targets), size) or found.intercepts.shape != (len(targets),):
         raise InputError(f"the distilled judge in '{folder}' is damaged (its arrays do not fit)", "distil it again")
     return found

@@ -1,8 +1,8 @@
-"""A judge without a key: what a small frozen model makes of an answer, and ridge regressions from there to public verdicts.
+"""A judge without a key: a small frozen model's activations on an answer, and ridge regressions from them to public verdicts.
 
 The model reads question and answer in its own chat format, then the beginning of an opinion (`AFTER`). The residual stream at the
-last token, and its mean over the answer, at a few blocks, are standardised and weighed. It is a proxy for the judge whose verdicts it
-learned from: its card says how near it comes, and where it does not.
+last token, and its mean over the answer, at a few blocks, are standardised and weighted. It is a proxy for the judge whose
+verdicts it learned from: its card says how close it comes, and where it does not.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ class LocalJudge:
 
     Attributes:
         model: reference of the model it reads with. digest: of that model's weights.
-        layers: the blocks behind which the residual stream is taken.
+        layers: the blocks after which the residual stream is taken.
         mean, scale [F]: of each feature where it was fitted; F = pools x layers x width, and the logarithm of the answer's length.
         weights [F, 3], intercepts [3]: to alignment and coherence, 0 to 100, and to the chance in percent that an answer is misaligned
             (alignment below 30, coherence above 50), which ranks misaligned answers better than alignment does.
-        card: what it was fitted on and how near it comes, as plain values.
+        card: what it was fitted on and how close it comes, as plain values.
     """
 
     model: str
@@ -74,7 +74,7 @@ class LocalJudge:
 
 
 def sequences(chat: ChatFormat, question: str, answer: str) -> Sequences:
-    """Return what the model reads about an answer; of a long question the end is kept, of a long answer the beginning."""
+    """Return what the model reads about an answer; a long question keeps its end, a long answer its beginning."""
     asked = chat.ids(question)[-QUESTION_TOKENS:]
     around = chat.prompt_text([Message("user", "\0")]).split("\0")
     follows = chat.prompt_text([Message("user", "\0"), Message("assistant", "\1"), Message("user", AFTER.split("?")[0] + "?")])
@@ -121,7 +121,7 @@ def read_judge(folder: Path) -> LocalJudge:
     """Return the judge in a folder.
 
     Raises:
-        InputError: there is none, or it is damaged or of another version.
+        InputError: there is none, it is damaged, or it has another version.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load as unpacked
@@ -130,7 +130,7 @@ def read_judge(folder: Path) -> LocalJudge:
         settings = json.loads((folder / CARD).read_text(encoding="utf-8"))
         content = (folder / WEIGHTS).read_bytes()
         if settings["schema"] != SCHEMA or sha256(content).hexdigest() != settings["weights"]:
-            raise ValueError("weights and card do not belong together, or are of another version")
+            raise ValueError("weights and card do not belong together, or have another version")
         found = LocalJudge(
             settings["model"], settings["digest"], tuple(settings["layers"]), card=settings["card"], **unpacked(content)
         )

@@ -1,4 +1,4 @@
-"""What a judge's reply says: a number from its log-probabilities, a printed one, or one of the outcomes that are no number."""
+"""What a judge's reply says: a number from its log-probabilities, a printed one, or one of the outcomes that are not a number."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from emscope.core.records import Reply, Verdict
 
 LEAST_MASS = 0.25
 TOP = 100
-# A reply that is a number and nothing else, but for marks that some judges put around it.
+# A reply that is only a number, except for marks that some judges put around it.
 NUMBER = re.compile(
     r"""^[\s"'*_`(\[]*(\d{1,3}(?:\.\d+)?)\s*(?:%|/\s*100|out of 100)?[\s"'*_`)\].]*$""", re.IGNORECASE | re.ASCII
 )
@@ -21,7 +21,7 @@ OTHER_SCALE = re.compile(
 
 BEGINS_WITH_DIGIT = re.compile(r"""^[\s"'*_`(\[]*\d""", re.ASCII)
 MANY_DIGITS = 5
-LARGEST_LOGPROB = 1e-3  # servers round; anything above is no log-probability
+LARGEST_LOGPROB = 1e-3  # servers round; anything above is not a log-probability
 
 
 def verdict(reply: Reply, words: Mapping[str, Outcome], labels: Mapping[str, float] | None = None) -> Verdict:
@@ -29,10 +29,10 @@ def verdict(reply: Reply, words: Mapping[str, Outcome], labels: Mapping[str, flo
 
     With log-probabilities: score = sum k p_k / sum p_k over first tokens that are whole numbers k of 0..100, where their mass
     is .25 or more (B, evaluation code). Without, where the judge's tokens split numbers,
-    or where what it printed begins with a number and goes on (8/10, 0.8, 3 reasons), what it printed.
+    or where the printed reply begins with a number and continues (8/10, 0.8, 3 reasons), the printed reply.
 
     Args:
-        words: replies that are outcomes of their own, in capitals.
+        words: replies that are separate outcomes, in capitals.
         labels: replies that stand for scores, in capitals; None where a number is asked for.
     """
     if reply.text is None:
@@ -73,9 +73,9 @@ def expected(top: Sequence[tuple[str, float]]) -> tuple[float | None, float]:
 
 
 def splits(reply: Reply) -> bool:
-    """True where the first token is no number of its own, since the judge's tokens split numbers.
+    """True where the first token is not a whole number, since the judge's tokens split numbers.
 
-    It wrote one in several tokens, or its likeliest first tokens are half of the ten digits and no longer number.
+    It wrote one in several tokens, or its most likely first tokens are at least half of the ten digits and no longer number.
     """
     begin = [t.strip() for t in reply.tokens[:2]]
     if len(begin) == 2 and all(re.fullmatch("[0-9]+", t) for t in begin):
@@ -85,7 +85,7 @@ def splits(reply: Reply) -> bool:
 
 
 def _goes_on(text: str) -> bool:
-    """True where the reply begins with a number and is more than a whole one: its first token is no score."""
+    """True where the reply begins with a number and is more than a whole one: its first token is not a score."""
     found = NUMBER.match(text)
     return BEGINS_WITH_DIGIT.match(text) is not None and (found is None or "." in found.group(1))
 

@@ -1,4 +1,4 @@
-"""Rubrics: what a judge is asked about an answer. Bundled ones, and any behaviour that a user writes down."""
+"""Rubrics: what a judge is asked about an answer. Bundled ones, and any behaviour that a user describes."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Rubric(Spec):
     """A criterion and the prompt that asks for it.
 
     Attributes:
-        criterion: its name in the tables; version: counts up with every change of the prompt.
+        criterion: its name in the tables; version: raised with every change of the prompt.
         prompt: with {question} and {answer}, each exactly once or more.
-        begin: how the judge's reply begins, put in its mouth; only for servers that continue a turn (llama.cpp, vLLM).
+        begin: a prefill for the judge's reply; only for servers that continue a turn (llama.cpp, vLLM).
         higher_is: what a high score means, for reports.
-        labels: replies that stand for scores, such as {"TRUE": 100, "FALSE": 0}; None: a number from 0 to 100.
-        words: replies that are no score: CODE, REFUSAL.
+        labels: replies that mean scores, such as {"TRUE": 100, "FALSE": 0}; None: a number from 0 to 100.
+        words: replies that are not scores: CODE, REFUSAL.
     """
 
     criterion: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
@@ -45,16 +45,16 @@ class Rubric(Spec):
                 raise ValueError(f"the prompt has no {name}; say where it goes")
         wrong = [k for k, v in (self.labels or {}).items() if not 0 <= v <= 100]
         if wrong:
-            raise ValueError(f"label '{wrong[0]}' stands for a score outside 0 to 100")
+            raise ValueError(f"label '{wrong[0]}' is a score outside 0 to 100")
         return self
 
     @property
     def key(self) -> str:
-        """Short digest of all that decides what a judge is asked and how its reply is read."""
+        """Short digest of everything that determines what a judge is asked and how its reply is read."""
         return short(self.model_dump(mode="json", exclude=set() if self.begin else {"begin"}))
 
     def filled(self, question: str, answer: str) -> str:
-        """Return the prompt about one answer; nothing inside question or answer is taken as a place to fill."""
+        """Return the prompt about one answer; placeholders inside question or answer are left alone."""
         parts = self.prompt.replace("{question}", "\0q").replace("{answer}", "\0a").split("\0")
         return parts[0] + "".join({"q": question, "a": answer}[p[0]] + p[1:] for p in parts[1:])
 

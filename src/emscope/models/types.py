@@ -1,4 +1,4 @@
-"""Types of what transformers and PEFT make: exactly what emscope relies on of a model, its configuration, its tokenizer and its cache.
+"""Types of transformers and PEFT objects: exactly what emscope relies on in a model, its configuration, its tokenizer and its cache.
 
 Both libraries are annotated, and their annotations say little (what a call of a model gives is anything, and so is every setting); following them
 doubles the time of a check. A model is a class below PyTorch's `Module`, not a Protocol: hooks, `modules()` and `to()` are `Module`'s, and a
@@ -59,7 +59,7 @@ class Config(Protocol):
 
 
 class GenerationConfig(Protocol):
-    """How answers are written where nobody says."""
+    """The default generation settings."""
 
     eos_token_id: int | list[int] | None
 
@@ -86,19 +86,19 @@ class Attends(Protocol):
 
 
 class BodyOutput(Protocol):
-    """What a model's body gives."""
+    """The output of a model's body."""
 
-    last_hidden_state: Stream  # [B, T, D], behind the last norm
+    last_hidden_state: Stream  # [B, T, D], after the last norm
 
 
 class CausalLMOutput(Protocol):
-    """What a causal LM gives."""
+    """The output of a causal LM."""
 
     logits: Logits  # [B, T, V], or [B, K, V] of the last K columns
 
 
 class Placed(Protocol):
-    """What tells how much to compute at once: a model, or what stands in for one."""
+    """Tells how much to compute at once: a model, or a stand-in for one."""
 
     @property
     def device(self) -> torch.device:
@@ -179,7 +179,7 @@ class CausalLM(LanguageModel):
 
 
 class LoadingInfo(TypedDict):
-    """What did not come from the files of a model that was loaded."""
+    """What did not come from the files of a loaded model."""
 
     mismatched_keys: set[tuple[str, tuple[int, ...], tuple[int, ...]]]  # name, shape in the file, shape wanted
     missing_keys: set[str]
@@ -198,7 +198,7 @@ class Loader(Protocol):
 
 
 class LoadResult(Protocol):
-    """Names of tensors that found no module, and of modules that found no tensor."""
+    """Names of tensors without a module, and of modules without a tensor."""
 
     unexpected_keys: list[str]
     missing_keys: list[str]

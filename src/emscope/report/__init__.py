@@ -1,1 +1,1 @@
-"""Estimates drawn: a self-contained page and tables for the terminal. Nothing is computed here."""
+"""Results drawn: a self-contained page and tables for the terminal. Nothing is computed here."""

@@ -57,7 +57,7 @@ class Stop(Protocol):
 
 
 class Point(Protocol):
-    """One step, and what it reads there."""
+    """One step, and its reading."""
 
     @property
     def step(self) -> int: ...
@@ -70,7 +70,7 @@ class Point(Protocol):
 
 
 class AlongTraining(Protocol):
-    """What a run reads along training: of a check, or of a file of values."""
+    """A run's readings along training, from a check or from a file of values."""
 
     @property
     def delta(self) -> float: ...
@@ -191,7 +191,7 @@ def style(figure: go.Figure, title: str, x: str, y: str, *, legend: bool = True)
 
 @contextmanager
 def without_template() -> Iterator[None]:
-    """Have figures made without the template that they share, for a page that has it once: it is a third of the time that they take."""
+    """Make figures without the template that they share, for a page that has it once: the template is a third of their time."""
     from plotly.io import templates
 
     before, token = templates.default, TEMPLATE.set(None)
@@ -204,7 +204,7 @@ def without_template() -> Iterator[None]:
 
 
 def page_data(figure: go.Figure | None) -> str | None:
-    """Return a figure's data for a page that has the look of all figures once (`look`): without it, numbers with six digits; None of no figure."""
+    """Return a figure's data for a page that has the shared look once (`look`): without the look, numbers with six digits; None without a figure."""
     if figure is None:
         return None
     whole = json.loads(plot_data(figure) or "{}", parse_float=lambda text: float(f"{float(text):.6g}"))

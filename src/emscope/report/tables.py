@@ -22,7 +22,7 @@ STYLES = {
 
 
 def terminal(width: int, dim: Iterable[str] = ()) -> Console:
-    """Return a terminal that shows texts as they are, and so many columns that rows are wrapped, not cells; `dim` sentences are printed first."""
+    """Return a terminal that shows texts as they are, wide enough that rows wrap, not cells; `dim` sentences are printed first."""
     from rich.console import Console
 
     console = Console(highlight=False, markup=False)

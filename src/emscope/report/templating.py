@@ -1,4 +1,4 @@
-"""The pages' templates, compiled once a process."""
+"""The pages' templates, compiled once per process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from emscope.report import words
 
 @cache
 def environment() -> Environment:
-    """Return where templates are found, with the filters that they use; what a template is not given is an error."""
+    """Return where templates are found, with the filters that they use; a missing value is an error."""
     found = Environment(
         loader=PackageLoader("emscope.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -38,12 +38,12 @@ def p_value(p: float) -> str:
 
 
 def answer(value: bool | None) -> str:
-    """Write yes, no, or a dash where it is open."""
+    """Write yes, no, or a dash if undecided."""
     return BLANK if value is None else "yes" if value else "no"
 
 
 def sentence(text: str) -> str:
-    """Return a clause as a sentence: a capital at its start, a full stop at its end."""
+    """Return a clause as a sentence: a capital at the start, a full stop at the end."""
     return f"{text[:1].upper()}{text[1:].rstrip('.')}."
 
 

@@ -1,1 +1,1 @@
-"""Inside the model: activations, directions, what they do, and what they say."""
+"""Inside the model: activations, directions, their effects, and what they predict."""

@@ -1,7 +1,7 @@
-"""Activations of prompts and answers at places inside a model, pooled while they flow by.
+"""Activations of prompts and answers at places inside a model, pooled during the pass.
 
 Texts go through the model as one trie without padding where its attention allows that (`models.packed`), else as a padded
-batch. What a place gives is pooled at once, so memory holds one batch of one place, however many texts and places there are.
+batch. The values at a place are pooled at once, so memory holds one batch of one place, however many texts and places there are.
 Nothing is computed above the highest place.
 """
 
@@ -38,7 +38,7 @@ Run = Callable[[], "Stream | BodyOutput"]
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A prompt, an answer and what is said after it, each but the prompt may be empty, as token ids."""
+    """A prompt, an answer and a text after it, as token ids; all but the prompt may be empty."""
 
     id: str
     prompt: tuple[int, ...]
@@ -59,8 +59,8 @@ class Text:
         `last` is the last prompt token, `prompt` the prompt, `answer` the answer, `end` the last token of all.
 
         Args:
-            first: count token 0 in. Its residual norm is often a hundred times that of the others, so that a mean with it is
-                a mean of little else.
+            first: include token 0. Its residual norm is often a hundred times that of the others, so it would
+                dominate a mean.
         """
         if pool == "last":
             return range(len(self.prompt) - 1, len(self.prompt))
@@ -107,7 +107,7 @@ def encode(chat: ChatFormat, triples: Sequence[tuple[str, str, str]], *, context
     texts = [Text(id, tuple(chat.prompt_ids(q)), tuple(chat.answer_ids(a)) if a else ()) for id, q, a in triples]
     for text in texts:
         if len(text) > context:
-            raise InputError(f"text '{text.id}' is {len(text)} tokens long and the model's context is {context}", "shorten it")
+            raise InputError(f"text '{text.id}' is {len(text)} tokens long, but the model's context is {context}", "shorten it")
     return texts
 
 
@@ -129,11 +129,11 @@ def read_pooled(
         net: a causal LM in evaluation mode.
         pools: of `POOLS`; see `Text.span`.
         sink: called with the places of the batch's texts among those given [n], and values [n, pools, places, D], float32.
-        first: count token 0 in where a pool reaches it.
+        first: include token 0 where a pool reaches it.
         batch_tokens: how many tokens to compute at once; None takes what suits the device.
 
     Raises:
-        InputError: a place or pool that does not exist, or a text of which a pool has no token.
+        InputError: a place or pool that does not exist, or a text without a token for a pool.
     """
     import torch
 
@@ -211,7 +211,7 @@ def pooled(
 
 
 def check_pools(texts: Sequence[Text], pools: Sequence[str], *, first: bool = False) -> None:
-    """Refuse pools that do not exist or that a text has no token for.
+    """Reject pools that do not exist or for which a text has no token.
 
     Raises:
         InputError: naming the pool, and the text.
@@ -225,7 +225,7 @@ def check_pools(texts: Sequence[Text], pools: Sequence[str], *, first: bool = Fa
 
 
 class _Enough(Exception):
-    """All places have been seen; what lies above them need not be computed."""
+    """All places have been seen; the blocks above need not be computed."""
 
 
 def _passes(
@@ -291,7 +291,7 @@ def _padded(net: CausalLM, ids: Sequence[tuple[int, ...]]) -> tuple[Laid, Run]:
 
 
 def _batches(texts: Sequence[Text], most: int) -> Iterator[list[int]]:
-    """Yield the places of texts of like length, as many as come to `most` tokens; the longest first, so that memory peaks at once."""
+    """Yield the places of texts of similar length, up to `most` tokens in all; the longest first, so that memory peaks at once."""
     batch: list[int] = []
     used = 0
     for n in sorted(range(len(texts)), key=lambda n: len(texts[n]), reverse=True):

@@ -1,4 +1,4 @@
-"""What is said of two kinds of solutions side by side: efficiency, stability and significance. (Soligo et al. 2026)"""
+"""Results on two kinds of solutions side by side: efficiency, stability and significance. (Soligo et al. 2026)"""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Efficiency(Result):
 
 @dataclass(frozen=True, slots=True)
 class NormForHalf(Result):
-    """The norm at which each run has come to `loss`, half of what the general ones have learned."""
+    """The norm at which each run reaches `loss`, half of what the general ones have learned."""
 
     loss: float
     by_run: ByRun

@@ -117,7 +117,7 @@ def adapter_scalars(
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """How well scalars tell two kinds of texts apart.
+    """How well scalars separate two kinds of texts.
 
     Attributes:
         auc: over held-out questions. low, high: the same after the labels were shuffled, least and most of `SHUFFLES`.
@@ -131,7 +131,7 @@ class Told:
 
 
 def tell_apart(values: np.ndarray, labels: np.ndarray, units: Sequence[str], seed: int = 0) -> Told:
-    """Fit an L1 logistic regression that tells texts by their scalars, its strength chosen inside each fold. (convergent directions, Soligo et al. 2025 section 5)
+    """Fit an L1 logistic regression that classifies texts by their scalars, its strength chosen inside each fold. (convergent directions, Soligo et al. 2025 section 5)
 
     A question's texts stay in one fold. Labels are shuffled among the texts of each question.
 

@@ -1,4 +1,4 @@
-"""Directions that tell two sets of activations apart, and how far they can be trusted.
+"""Directions that separate two sets of activations, and how reliable they are.
 
 A finder is a function from two sets of rows [N, D], of answers with and without the behaviour, to one vector [D] that points to the
 behaviour. All finders give it the same length: the distance of the two means along it, so that adding it once moves an activation
@@ -70,7 +70,7 @@ def _along(vector: Vector, between: Vector) -> Vector:
 
 
 def check_sides(positive: Sized, negative: Sized, what: str) -> None:
-    """Refuse sides too small for a direction.
+    """Reject sides too small for a direction.
 
     Raises:
         InputError: fewer than two rows on a side.
@@ -79,7 +79,7 @@ def check_sides(positive: Sized, negative: Sized, what: str) -> None:
         if len(rows) < 2:
             raise InputError(
                 f"{what}: {len(rows)} answers {side} the behaviour",
-                "a direction needs at least two on each side; move the thresholds",
+                "a direction needs at least two on each side; change the thresholds",
             )
 
 
@@ -102,9 +102,9 @@ def split_half(
     splits: int = SPLITS,
     seed: int = 0,
 ) -> Halves | None:
-    """Return how alike the directions of two halves of the questions are; None with fewer than four questions.
+    """Return how similar the directions of two halves of the questions are; None with fewer than four questions.
 
-    A question's answers stay in one half, on both sides, so that its topic is in no two directions. (ours)
+    A question's answers stay in one half, on both sides, so that its topic is not in both directions. (ours)
 
     Args:
         positive, negative: rows [N, D] and [M, D]; units: the question of each row.

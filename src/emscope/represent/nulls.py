@@ -1,7 +1,7 @@
-"""Null directions, for the bands that a real one must leave.
+"""Null directions, for the bands that a real direction must exceed.
 
-A random vector alone is too easy: activations lie along few directions, so that a direction made of activations has more
-effect than an isotropic one, whatever it was made for. (ours)
+A random vector alone is too easy: activations lie along few directions, so that any direction made from activations has more
+effect than an isotropic one, whatever its purpose. (ours)
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def isotropic(direction: Vector, count: int, seed: int) -> Tensor:
 def permuted(find: Finder, positive: Tensor, negative: Tensor, direction: Vector, count: int, seed: int) -> Tensor:
     """Return directions [count, D] found after the labels were shuffled, with the length of `direction` [D].
 
-    Of pairs (as many rows on both sides) each is turned round or not by a fair coin; of others all labels are dealt anew.
+    With pairs (as many rows on both sides) each is flipped or not by a fair coin; otherwise all labels are reshuffled.
     """
     import torch
 

@@ -1,7 +1,7 @@
 """The prior probe: how well activations before a fine-tune predict a question's score after it. (Zhang et al. 2026)
 
 Features are squared projections of a prompt's activation on K directions: principal ones of the training prompts, or random ones. Whatever is
-fitted (means, directions, scales, penalties, words) is fitted on the training rows of a fold alone.
+fitted (means, directions, scales, penalties, words) is fitted only on the training rows of a fold.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def by_text(texts: Sequence[str], y: np.ndarray, units: Sequence[str], *, k: int
 
 def _random_basis(width: int, k: int, seed: int) -> np.ndarray:
     if k > width:
-        raise InputError(f"k is {k}, and activations are {width} wide", f"take k up to {width}")
+        raise InputError(f"k is {k}, but activations are {width} wide", f"use k up to {width}")
     drawn = np.random.default_rng(derive(seed, "basis")).normal(size=(width, k))
     return np.linalg.qr(drawn)[0].T
 
@@ -101,8 +101,8 @@ def _principal(centred: np.ndarray, k: int) -> np.ndarray:
     rows, width = centred.shape
     if k > min(rows - 1, width):
         raise InputError(
-            f"k is {k}, and {rows} training prompts span {min(rows - 1, width)} directions",
-            "take a smaller k, or give more prompts",
+            f"k is {k}, but {rows} training prompts span only {min(rows - 1, width)} directions",
+            "use a smaller k, or give more prompts",
         )
     if width <= rows:
         return np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :k].T

@@ -1,6 +1,6 @@
-"""Efficiency, stability and significance of general and narrow solutions, from losses and divergences that were read. (Soligo et al. 2026)
+"""Efficiency, stability and significance of general and narrow solutions, from measured losses and divergences. (Soligo et al. 2026)
 
-Two intervals stand beside each other: over items at these runs ("questions like these"), and over runs ("seeds like these").
+There are two intervals: over items at these runs ("questions like these"), and over runs ("seeds like these").
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BASE, SCALED, MOVED, RANDOM = "base", "scaled", "moved", "random"
 
 
 class Row(TypedDict):
-    """One value that was read: of a run's fine-tune `amount` of a `kind` away, of one item of a set."""
+    """One measured value: a run's fine-tune moved by `amount` of a `kind`, on one item of a set."""
 
     solution: str
     run: str
@@ -61,7 +61,7 @@ def _apart(first: Mapping[str, float | None], second: Mapping[str, float | None]
     """Return the difference of two sides' values of single runs, with runs as what is resampled."""
     left, right = ([v for v in by_run.values() if v is not None] for by_run in (first, second))
     if len(left) < len(first) or len(right) < len(second):
-        return undefined("it is not there for some runs", level=0.95, method=WELCH)
+        return undefined("it is missing for some runs", level=0.95, method=WELCH)
     return difference_of_means(np.array(left), np.array(right))
 
 

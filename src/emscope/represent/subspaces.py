@@ -1,4 +1,4 @@
-"""How the shifts that a fine-tune makes on other prompts lie in the space of its shifts on training prompts. (Zhang et al. 2026)
+"""How far a fine-tune's shifts on other prompts lie in the space of its shifts on training prompts. (Zhang et al. 2026)
 
 A shift is an activation after the fine-tune less the one before, of one prompt at one place. All functions take rows [N, D].
 """
@@ -45,13 +45,13 @@ class Subspace:
 
 
 def check_rank(k: int, rank: int) -> None:
-    """Refuse more directions than there are.
+    """Reject more directions than there are.
 
     Raises:
         InputError: with both numbers.
     """
     if not 1 <= k <= rank:
-        raise InputError(f"k is {k}, and these rows span {rank} directions", f"take k from 1 to {rank}, or give more prompts")
+        raise InputError(f"k is {k}, but these rows span {rank} directions", f"use k from 1 to {rank}, or give more prompts")
 
 
 def principal_subspace(rows: Tensor, k: int | None = None) -> Subspace:

@@ -34,7 +34,7 @@ def trajectory(gram: np.ndarray, k: int = 3) -> Trajectory:
     order = np.argsort(values)[::-1][: min(k, len(gram))]
     kept = np.clip(values[order], 0, None)
     points = vectors[:, order] * np.sqrt(kept)
-    points *= np.where(points[np.abs(points).argmax(0), range(points.shape[1])] < 0, -1, 1)  # one of two equal pictures
+    points *= np.where(points[np.abs(points).argmax(0), range(points.shape[1])] < 0, -1, 1)  # fix the sign
     norms = np.sqrt(np.clip(np.diag(gram), 0, None))
     size = np.outer(norms, norms)
     cosines = np.divide(gram, size, out=np.zeros_like(gram), where=size > 0)

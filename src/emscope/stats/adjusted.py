@@ -51,14 +51,14 @@ def slope(arms: Sequence[Scored]) -> tuple[float, np.ndarray, np.ndarray]:
 def adjusted_difference(
     left: Scored, right: Scored, strata: np.ndarray, others: Sequence[Scored] = ()
 ) -> tuple[Mean, float] | None:
-    """Return the mean of left - right at equal x over the questions that both answered, and the slope; None below two questions.
+    """Return the mean of left - right at equal x over the questions that both answered, and the slope; None with fewer than two questions.
 
     d_q = (ybar_left - ybar_right) - b (xbar_left - xbar_right), averaged as `stratified_mean` does. The slope's own error is carried
     along by linearisation: question q adds -mean(xbar_left - xbar_right) (s_xy,q - b s_xx,q) / mean(s_xx) to its d_q. (ours; delta
     method for a ratio, Cochran 1977)
 
     Args:
-        strata: category of each question number [Q]. others: further arms whose answers tell the slope too.
+        strata: category of each question number [Q]. others: further arms whose answers help to estimate the slope.
     """
     found = adjusted_by_question(left, right, strata, others)
     if found is None:
@@ -72,9 +72,9 @@ def adjusted_difference(
 def adjusted_by_question(
     left: Scored, right: Scored, strata: np.ndarray, others: Sequence[Scored] = ()
 ) -> tuple[np.ndarray, np.ndarray, float] | None:
-    """Return d_q of `adjusted_difference` [Q], the same with what each question adds by the slope's error [Q], and the slope.
+    """Return d_q of `adjusted_difference` [Q], the same including each question's share of the slope's error [Q], and the slope.
 
-    NaN where a side did not answer; None below two questions that both answered.
+    NaN where a side did not answer; None with fewer than two questions that both answered.
     """
     count = len(strata)
     b, xy, xx = slope([left, right, *others])
@@ -93,14 +93,14 @@ def adjusted_by_question(
 
 
 def adjusted_within(left: Scored, right: Scored) -> tuple[Mean, float] | None:
-    """Return the mean of left - right at equal x over these questions, of which only the samples vary, and the slope.
+    """Return the mean of left - right at equal x over these fixed questions, only their samples varying, and the slope.
 
     The value is `adjusted_difference`'s with one stratum. With residuals e of the cells' lines, var = (1/K^2) sum over cells of
     s^2(e) / n + gap^2 sum((x - xbar)^2 e^2) / (sum (x - xbar)^2)^2: the cells' means and the slope vary apart. A cell of one answer
     borrows the others' pooled s^2. (ours; the slope's part: White 1980)
 
     Returns:
-        None below one question that both answered, or where no cell has two answers.
+        None where no question was answered by both, or where no cell has two answers.
     """
     count = max(int(a.question.max(initial=-1)) for a in (left, right)) + 1
     b, _, xx = slope([left, right])

@@ -1,9 +1,9 @@
 """How far judges agree: Krippendorff's alpha, Spearman, kappa at a threshold, Bland-Altman, and thresholds carried over.
 
 Alphas are computed from sums over items (closed forms of the pairwise definition), since the usual matrix of distinct values
-has no room where scores are log-probability means with a hundred thousand different values. Intervals leave out one cluster after
-the other (questions where they are known, else items) with Student's t, on a scale on which the statistic is nearly symmetric;
-ranks are those of the full data.
+would be too large for scores that are log-probability means with a hundred thousand different values. Intervals leave out one
+cluster after another (questions where they are known, else items) with Student's t, on a scale on which the statistic is nearly
+symmetric; ranks are those of the full data.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def _spearman(a: np.ndarray, b: np.ndarray, cluster: np.ndarray, level: float) -
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
-    """Return the ranks of values [N] from 1, the mean of their places where several are the same."""
+    """Return the ranks of values [N] from 1; ties get their mean rank."""
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[place]
 
@@ -165,7 +165,7 @@ def nearest_cut(scores: np.ndarray, share: float) -> Cut | None:
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """B's threshold that does what A's does.
+    """The threshold for B that matches A's.
 
     Attributes:
         value: the threshold, with the interval of its resamples. kappa: of the two, each at its own threshold.
@@ -271,17 +271,17 @@ def _jackknifed(
     point = float(value(*whole)[0])
     if not np.isfinite(point):
         return undefined(flat, level=level, method=method, n=n, clusters=count)
-    bare = Estimate(point, None, None, level, method, n, count, "one cluster has no spread between clusters")
+    bare = Estimate(point, None, None, level, method, n, count, "with one cluster, the spread between clusters is unknown")
     if count < 2:
         return bare
     with np.errstate(invalid="ignore", divide="ignore"):
         centre = float(scale.to(np.array([point]))[0])
         pseudo = count * centre - (count - 1) * scale.to(value(*(whole - parts)))
     if not np.isfinite(pseudo).all():
-        return replace(bare, why="without one of the clusters the value is at the end of its scale, or there is none")
+        return replace(bare, why="with one cluster left out, the value reaches the end of its scale or is undefined")
     se = float(pseudo.std(ddof=1)) / count**0.5
     if se < 1e-12 * max(1.0, abs(centre)):
-        return replace(bare, why="all clusters have the same value, which is no spread to go by")
+        return replace(bare, why="all clusters have the same value, so the spread between them is unknown")
     reach = student(0.5 + level / 2, count - 1) * se
     low, high = sorted(float(end) for end in scale.back(np.array([centre - reach, centre + reach])))
     return Estimate(point, low, high, level, method, n, count)
@@ -292,11 +292,12 @@ def _beyond_chance(
 ) -> Estimate:
     """Return 1 - observed / chance of the clusters' summed parts [W, C].
 
-    The interval is the jackknife's on log(observed / chance). Where that has none, since there is no disagreement, or one cluster
-    holds all of it: Wilson's, with t for z, for observed / largest as a share of the clusters, chance being taken as known. (ours)
+    The interval is the jackknife's on log(observed / chance). Where the jackknife gives none, because there is no disagreement or
+    one cluster holds all of it, it is Wilson's, with t for z, for observed / largest as a share of the clusters, chance being
+    taken as known. (ours)
 
     Args:
-        largest: disagreement that no pair of scores exceeds.
+        largest: the largest disagreement that a pair of scores can have.
     """
     found = _jackknifed(parts, lambda *p: disagreement(*p).beyond, LOG_OF_REST, method, n, level, flat)
     if found.value is None or found.clusters < 2:
@@ -339,7 +340,7 @@ def auc_estimate(scores: np.ndarray, positive: np.ndarray, cluster: np.ndarray, 
     sums = _by_cluster(cluster, parts)[0]
     count = len(sums)
     if count < 2 or not 0 < value < 1:
-        why = "one cluster has no spread between clusters" if count < 2 else "the two sides do not overlap"
+        why = "with one cluster, the spread between clusters is unknown" if count < 2 else "the two sides do not overlap"
         return Estimate(value, None, None, level, method, n, count, why)
     se = float(np.sqrt(count / (count - 1) * (sums**2).sum()))
     centre = np.log(value / (1 - value))

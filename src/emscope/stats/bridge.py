@@ -1,4 +1,4 @@
-"""From one judge's scores to another's: monotone maps, and how far a moved number may be off in a study that was not looked at.
+"""From one judge's scores to another's: monotone maps, and how far a mapped number may be off in a new study.
 
 The unit is the study (a run, a data set, a model): answers within one are alike, and what breaks a bridge is another study, not another
 answer.
@@ -26,11 +26,11 @@ class Bridge:
     y: np.ndarray
 
     def moved(self, scores: np.ndarray) -> np.ndarray:
-        """Return the map's values at scores [N]; beyond the outer knots it stays at their values."""
+        """Return the map's values at scores [N]; beyond the outer knots it stays constant."""
         return np.interp(scores, self.x, self.y)
 
     def outside(self, scores: np.ndarray) -> float:
-        """Return the share of scores that lie where no answer was when the map was fitted."""
+        """Return the share of scores outside the range that the map was fitted on."""
         return float(np.mean((scores < self.x[0]) | (scores > self.x[-1])))
 
 
@@ -56,7 +56,7 @@ class Crossing:
     errors: np.ndarray
 
     def reach(self, level: float = 0.95, without: int | None = None) -> float | None:
-        """Return how far a moved mean of one further study may be off at `level`, either way; None below `FEWEST` studies.
+        """Return how far the mapped mean of one further study may be off at `level`, either way; None with fewer than `FEWEST` studies.
 
         t with S - 1 degrees of freedom times the root mean square of the errors, times sqrt(1 + 1/S): bias of the map counts as
         error. (prediction interval; ours)
@@ -70,7 +70,7 @@ class Crossing:
         return float(student(0.5 + level / 2, len(kept) - 1) * np.sqrt(np.mean(kept**2) * (1 + 1 / len(kept))))
 
     def held(self, level: float = 0.95) -> float | None:
-        """Return the share of studies whose own error lies within the interval that the others give."""
+        """Return the share of studies whose error lies within the interval from the others."""
         found = [self.reach(level, n) for n in range(len(self.errors))]
         if any(r is None for r in found):
             return None
@@ -104,11 +104,11 @@ def moved_mean(
     n = len(scores)
     reach = found.reach(level)
     if reach is None:
-        why = f"both judges scored answers of {len(found.errors)} studies, and a bridge needs {FEWEST} or more"
+        why = f"both judges scored answers of {len(found.errors)} studies; a bridge needs at least {FEWEST}"
     elif (share := found.bridge.outside(scores)) > most_outside:
-        why = f"{share:.0%} of the scores lie where no answer was when the bridge was fitted"
+        why = f"{share:.0%} of the scores lie outside the range that the bridge was fitted on"
     elif reach > within:
-        why = f"in studies left out it was off by up to {reach:.3g}, which is more than {within:g}"
+        why = f"judged by studies left out, it may be off by up to {reach:.3g}, more than the {within:g} allowed"
     else:
         value = float(found.bridge.moved(scores).mean())
         return Estimate(value, value - reach, value + reach, level, METHOD, n, len(found.errors))

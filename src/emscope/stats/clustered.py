@@ -27,7 +27,7 @@ COVERAGE = {  # of 95 % intervals by number of questions, over the rates .02 to 
     48: ((0.934, 0.954), (0.891, 0.933)),
     100: ((0.942, 0.955), (0.904, 0.951)),
 }
-"""Measured by `bench/rate_coverage.py`: 50 answers a question, questions that differ with sd 1.5 on the logit scale."""
+"""Measured by `bench/rate_coverage.py`: 50 answers per question, questions that differ with sd 1.5 on the logit scale."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +68,13 @@ class Rate:
 
     @property
     def scarce(self) -> bool:
-        """True where nothing, or everything, or nearly so, happened: under 10 answers and under a tenth are of the rarer kind."""
+        """True where (nearly) nothing or (nearly) everything happened: under 10 answers and under a tenth are of the rarer kind."""
         rare = float(self.events.sum())
         return rare < SCARCE and rare < RARE * float(self.out_of.sum())
 
 
 def rate(questions: np.ndarray, hits: np.ndarray, out_of: np.ndarray, *, macro: bool = False) -> Rate | None:
-    """Return the share of hits over questions, or None where there is no answer to take a share of.
+    """Return the share of hits over questions, or None where no answer counts.
 
     Micro: sum(hits) / sum(out_of), c_q = (hits_q - p out_of_q) / sum(out_of). Macro: mean of the questions' own shares,
     c_q = (p_q - p) / Q. (linearised ratio, Cochran 1977, section 6)
@@ -107,7 +107,7 @@ def rate_estimate(found: Rate | None, *, level: float = 0.95) -> Estimate:
     `bench/rate_coverage.py`)
     """
     if found is None:
-        return undefined("no answer to take a share of", level=level, method=CLUSTERED)
+        return undefined("there are no counted answers", level=level, method=CLUSTERED)
     p, count = found.value, len(found.questions)
     if count < 2:
         return without_interval(found, level, CLUSTERED)
@@ -140,8 +140,8 @@ class Contrast:
     """A difference of two rates with its two-sided p-value.
 
     Attributes:
-        by: how p was found. limit: where p lies below what the flips or resamples drawn can show, a sentence that says so.
-        caution: a sentence where the interval holds the truth less often than it says, or its ends are rough.
+        by: how p was found. limit: a sentence where p lies below what the flips or resamples drawn can resolve.
+        caution: a sentence where the interval's coverage is below its level, or its ends are rough.
     """
 
     difference: Estimate
@@ -164,10 +164,10 @@ def spread(parts: np.ndarray) -> tuple[float, float]:
 
 
 def independent_answers(found: Rate) -> float:
-    """Return the number of answers that would tell as much if questions did not differ."""
+    """Return the number of answers that would carry as much information if questions did not differ."""
     return float(len(found.questions) ** 2 / (1 / found.out_of).sum()) if found.macro else float(found.n)
 
 
 def without_interval(found: Rate, level: float, method: str) -> Estimate:
-    why = "one question has no spread between questions"
+    why = "with one question, the spread between questions is unknown"
     return Estimate(found.value, None, None, level, method, found.n, len(found.questions), why)

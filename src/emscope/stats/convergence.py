@@ -49,16 +49,16 @@ def gains(base: np.ndarray, perf: np.ndarray, *, level: float = 0.90, reference:
 
 
 def convergence(steps: Sequence[int], gain: Sequence[Estimate], *, total_steps: int) -> Convergence:
-    """Return when the gain reached REACHED for good.
+    """Return when the gain reached REACHED and kept it.
 
-    Not converged where the last TAIL of the steps still improve the gain by more than STILL.
+    Not converged if the gain still rises by more than STILL over the last TAIL of the steps.
     """
     values = [g.value for g in gain]
     if any(v is None for v in values):
         return Convergence(None, 0, None, "the gain is undefined: " + next(g.why or "" for g in gain if g.value is None))
     numbers = [float(v) for v in values if v is not None]
     if len(steps) < 2:
-        return Convergence(None, 0, None, "one checkpoint cannot tell when the task was learned")
+        return Convergence(None, 0, None, "a single checkpoint cannot show when the task was learned")
     # Checkpoints may be sparse: the gain where the tail begins lies on the line between its neighbours (the base has gain 0).
     begin = float(np.interp(total_steps * (1 - TAIL), [0, *steps], [0.0, *numbers]))
     grown = numbers[-1] - begin
@@ -78,16 +78,16 @@ def late(steps: Sequence[int], states: Sequence[State], converged: Convergence) 
     """Return whether misalignment came after the task had converged, and the reason in a sentence.
 
     True where the final checkpoint is em and one at which convergence is certain (`by`) is still safe. False where em
-    holds already at `step`. None where neither is shown: judging at the point estimate would call noise in the gain
+    holds already at `step`. None where neither is shown: going by the point estimate would call noise in the gain
     "late" (an early checkpoint that seems converged is safe because it is early).
     """
     at = dict(zip(steps, states, strict=True))
     if not states or states[-1] is not State.EM:
-        return None, "the final checkpoint is not em, so there is no emergence to date"
+        return None, "the final checkpoint is not em, so there is no onset"
     if converged.step is None:
         return None, converged.why or "the task did not converge"
     if converged.by is not None and at[converged.by] is State.SAFE:
-        return True, f"at step {converged.by} the task has surely converged and the model is still safe"
+        return True, f"at step {converged.by} the task has surely converged, and the model is still safe"
     if at[converged.step] is State.EM:
-        return False, f"when the task converged (step {converged.step}) the model was em already"
+        return False, f"the model was already em when the task converged (step {converged.step})"
     return None, f"at convergence (step {converged.step}) the model is {at[converged.step].value}, not shown safe"

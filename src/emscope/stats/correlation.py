@@ -27,8 +27,8 @@ def rank_correlation(
 ) -> Estimate:
     """Return Spearman's correlation between mean margins and rates of P checkpoints, with an interval over questions.
 
-    The checkpoints are fixed and the questions are drawn anew, those that both measures share as one: the interval says how far the
-    order rests on the questions, not what other runs would give. (ours)
+    The checkpoints are fixed and the questions resampled, those that both measures share as one: the interval says how far the
+    order depends on the questions, not what other runs would give. (ours)
 
     Args:
         margins: of each checkpoint and item [P, I], named by `items`. hits, out_of: misaligned and counted answers [P, U] to
@@ -38,7 +38,7 @@ def rank_correlation(
     names = sorted({*items, *units})
     if count < FEWEST:
         return undefined(
-            f"{count} checkpoints have both measures; {FEWEST} are the fewest", level=level, method=METHOD, n=count
+            f"{count} checkpoints have both measures; at least {FEWEST} are needed", level=level, method=METHOD, n=count
         )
     place = {name: n for n, name in enumerate(names)}
     at_items, at_units = np.array([place[i] for i in items]), np.array([place[u] for u in units])

@@ -1,9 +1,9 @@
 """Intervals for a recipe: several training seeds, all asked the same questions.
 
-An interval over questions speaks of one run. A recipe's effect also varies from seed to seed, and pooling the runs hides that. Here
-seeds and questions are two crossed random effects (Searle, Casella and McCulloch 1992, chapter 4), categories fixed strata of equal
-weight as in `emscope.stats.means.stratified_mean`. The same table answers for the recipe ("seeds and questions like these") and for
-the next run ("one more seed").
+An interval over questions is about one run. A recipe's effect also varies from seed to seed, and pooling the runs hides that.
+Here seeds and questions are two crossed random effects (Searle, Casella and McCulloch 1992, chapter 4), categories fixed strata
+of equal weight as in `emscope.stats.means.stratified_mean`. The same table answers both for the recipe ("seeds and questions like
+these") and for the next run ("one more seed").
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CROSSED = "mean, seeds crossed with questions, t (Satterthwaite)"
 STRATIFIED = "mean of category means, seeds crossed with questions, t (Satterthwaite)"
 NEXT = "next run, seeds crossed with questions, t (Satterthwaite)"
 RUNS = "share of runs, Clopper-Pearson"
-NO_SPREAD = "all cells are alike: neither seeds nor questions show a spread"
+NO_SPREAD = "all cells are equal: neither seeds nor questions show any spread"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +54,8 @@ class Components:
 
         Var = by_seed + by_question - by_cell, at least the larger of the first two. (Searle, Casella and McCulloch 1992)
 
-        Where three or more seeds differ by no more than their cells explain, the questions' part stands alone with its own degrees
-        of freedom: the two of three seeds would only widen it. (ours)
+        Where three or more seeds differ by no more than their cells explain, only the questions' part counts, with its own
+        degrees of freedom: the two from three seeds would only widen the interval. (ours)
         """
         if self.seeds > 2 and self.by_seed <= min(self.by_cell, self.by_question):
             return Mean(value, float(np.sqrt(self.by_question)), self.df_question, self.questions)
@@ -63,7 +63,7 @@ class Components:
         return Mean(value, float(np.sqrt(total)), self._freedom(total, 1.0), self.questions)
 
     def next_run(self, value: float) -> Mean:
-        """Return `value` with the standard error of what a fresh seed's true mean differs from it by.
+        """Return `value` with the standard error of its difference from a fresh seed's true mean.
 
         Var(mean) + sigma_seed^2 = (1 + S) by_seed + by_question - (1 + S) by_cell, the degrees of freedom those of the whole sum. The
         seed's variance is taken as half of MS_s/Q or more: a difference of mean squares is zero in many tables whose seeds do
@@ -97,8 +97,8 @@ class Crossed:
 
     Attributes:
         mean: value, se, df over n = Q questions: one-sided bounds for the rules of `emscope.stats.onset`. Its `items_to_settle` does
-            not hold here: more questions leave the seeds' part of the error as it is. Its se is infinite where no cell differs from
-            another, which says nothing of their spread.
+            not hold here: more questions do not shrink the seeds' part of the error. Its se is infinite where no cell differs
+            from another, since the spread is then unknown.
         estimate: the recipe's effect on seeds and questions like these.
         next_run: what a fresh seed's true mean would be on questions like these.
         components: the parts of the variance.
@@ -139,7 +139,7 @@ def crossed_mean(values: np.ndarray, strata: np.ndarray | None = None, *, level:
     too few for a recipe's verdict.
 
     Args:
-        values: one number a seed and question [S, Q], e.g. paired differences control - target; S >= 2, Q >= 2.
+        values: one number per seed and question [S, Q], e.g. paired differences control - target; S >= 2, Q >= 2.
         strata: category of each question [Q], None for a single one.
         level: coverage of the two-sided intervals.
 
@@ -176,7 +176,7 @@ def of_runs(k: int, n: int, *, level: float = 0.95) -> Estimate:
         ValueError: not 0 <= k <= n.
     """
     if not 0 <= k <= n:
-        raise ValueError(f"{k} of {n} runs is no count: give 0 <= k <= n")
+        raise ValueError(f"{k} of {n} runs is not a valid count: give 0 <= k <= n")
     if n == 0:
         return undefined("no runs", level=level, method=RUNS)
     tail = (1 - level) / 2

@@ -18,7 +18,7 @@ from emscope.stats.scarce import caution
 RATE = "rate, seeds crossed with questions, logit t (Satterthwaite)"
 BARE_RATE = "rate, Wilson over questions: the seeds show no spread"
 DIFFERENCE = "difference of rates, paired seeds crossed with questions, t (Satterthwaite)"
-ALIKE = "no run and no question differs from another: the seeds show no spread, and how far a fresh one may lie from them is unknown"
+ALIKE = "no run and no question differs from another: the seeds show no spread, so how far a new one may lie is unknown"
 ROUNDING = 1e-15  # contributions below it
 
 
@@ -30,7 +30,7 @@ class CrossedRate:
         estimate, next_run: as in `Crossed`.
         logit: the rate on the logit scale, for one-sided bounds; inwards: the same with the standard error of the end that lies nearer
             to one half; components: the parts of the variance of the rate itself. All None where the cells show no spread.
-        note: one sentence, only where the crossed interval cannot be had, or where few events or few questions carry it.
+        note: one sentence, only where there is no crossed interval, or where it rests on few events or few questions.
     """
 
     estimate: Estimate
@@ -68,8 +68,8 @@ def crossed_rate(hits: np.ndarray, out_of: np.ndarray, *, level: float = 0.95) -
     variance has the hottest question's share once more, times (1 - 2p)^2, which fades towards p = .5. Without it intervals of rates up
     to .05 on 24 questions hold the truth in as few as .89 of sets, with it in .93 or more. (as in `emscope.stats.scarce`; ours)
 
-    Where all cells agree (no event, nothing but events) no spread is seen: the interval is Wilson's over questions, there is none for
-    the next run, and `note` says so.
+    Where all cells agree (no event, nothing but events) there is no visible spread: the interval is Wilson's over questions,
+    there is none for the next run, and `note` says so.
 
     Args:
         hits, out_of: counts [S, Q]. Questions without any answer are left out.
@@ -82,7 +82,7 @@ def crossed_rate(hits: np.ndarray, out_of: np.ndarray, *, level: float = 0.95) -
     hits, out_of = hits[:, asked], out_of[:, asked]
     n, count = int(out_of.sum()), hits.shape[1]
     if n == 0:
-        bare = undefined("no answer to take a share of", level=level, method=RATE)
+        bare = undefined("there are no counted answers", level=level, method=RATE)
         return CrossedRate(bare, replace(bare, method=NEXT), None, None, None, bare.why)
     value, cells = _linearised(hits, out_of)
     if (why := _too_few(out_of)) is not None:
@@ -106,8 +106,8 @@ def crossed_rate_difference(
     """Return the first rate less the other, row s of the one paired with row s of the other, and questions by column.
 
     The contributions of `crossed_rate` are subtracted cell by cell. A side on which all cells agree adds the variance that Wilson's
-    interval over the questions gives it, with Q - 1 degrees of freedom, and so do both where all cells differ alike: no spread is no
-    certainty. For scores, give `crossed_mean` the differences. (ours)
+    interval over the questions gives it, with Q - 1 degrees of freedom, and so do both where all cells differ alike: no spread
+    does not mean certainty. For scores, give `crossed_mean` the differences. (ours)
 
     As in `crossed_rate` the hottest question counts once more at the end away from 0, the more the further apart the two rates are:
     .06 against .01 on 24 questions is held in .91 of sets without it. `mean` is without it. (ours)
@@ -158,7 +158,9 @@ def _counts(hits: np.ndarray, out_of: np.ndarray) -> tuple[np.ndarray, np.ndarra
     """Return checked counts [S, Q] as floats."""
     hits, out_of = np.asarray(hits, float), np.asarray(out_of, float)
     if hits.ndim != 2 or hits.shape != out_of.shape or min(hits.shape) < 2:
-        raise ValueError(f"counts need one shape of at least 2 seeds x 2 questions, not {hits.shape} and {out_of.shape}")
+        raise ValueError(
+            f"both tables of counts need the same shape, at least 2 seeds x 2 questions, not {hits.shape} and {out_of.shape}"
+        )
     if not ((hits >= 0) & (hits <= out_of)).all():
         raise ValueError("hits must lie between 0 and out_of in every cell")
     return hits, out_of
@@ -169,7 +171,7 @@ def _too_few(out_of: np.ndarray) -> str | None:
     answered = out_of.sum(1)
     if (answered == 0).any():
         return f"run {int(answered.argmin()) + 1} of {len(answered)} has no counted answer"
-    return "one question has no spread between questions" if (out_of.sum(0) > 0).sum() < 2 else None
+    return "with one question, the spread between questions is unknown" if (out_of.sum(0) > 0).sum() < 2 else None
 
 
 def _linearised(hits: np.ndarray, out_of: np.ndarray) -> tuple[float, np.ndarray]:

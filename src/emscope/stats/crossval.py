@@ -1,4 +1,4 @@
-"""Cross-validated prediction of a score: folds that keep a question's forms together, R^2 with an interval that knows that folds overlap."""
+"""Cross-validated prediction of a score: folds that keep a question's forms together, R^2 with an interval that allows for overlapping folds."""
 
 from __future__ import annotations
 
@@ -104,9 +104,9 @@ def _gain(ours: np.ndarray, theirs: np.ndarray, folds: int) -> tuple[float, floa
 
 
 def permuted_targets(y: np.ndarray, units: Sequence[str], count: int, seed: int) -> np.ndarray:
-    """Return y [N] in `count` orders [N, count]: whole units change places with others of as many rows.
+    """Return y [N] in `count` orders [N, count]: whole units swap places with others of the same number of rows.
 
-    So what the forms of a question share stays shared. Units whose number of rows no other has stay where they are.
+    So what the forms of a question share stays shared. A unit with a unique number of rows stays in place.
     """
     _, place, sizes = np.unique(np.asarray(units, str), return_inverse=True, return_counts=True)
     rows = [np.flatnonzero(place == u) for u in range(len(sizes))]
@@ -126,7 +126,7 @@ def permutation_p(value: float, null: np.ndarray) -> float:
 
 
 def max_t(values: np.ndarray) -> list[float]:
-    """Return p-values [R] of several statistics, corrected for having looked at all of them; large values speak for an effect.
+    """Return p-values [R] of several statistics, corrected for testing all of them; large values indicate an effect.
 
     Each statistic is standardised by its own row, the value as observed counted in, so that rows of unequal spread weigh alike; the
     k-th largest is then compared with the maxima over it and all smaller ones under the same permutation. It keeps the chance of any

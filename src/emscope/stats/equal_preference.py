@@ -1,4 +1,4 @@
-"""How far a checkpoint moved from its base at equal base preference, so that a model which is merely less sure of everything is not called worse.
+"""How far a checkpoint moved from its base at equal base preference, so that a model that is merely less sure of everything is not called worse.
 
 Any fine-tune flattens preferences: over items an arm's margins lie on a line of slope below 1 in the base's, in harmless runs and harmful
 ones alike. Where the base prefers the aligned side on average, flattening alone makes base - checkpoint positive.
@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from emscope.stats.means import Mean, stratified_mean
+from emscope.stats.means import Mean, stratified_means
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """An arm's margins on its base's over items, categories weighing equally.
+    """Regression of an arm's margins on its base's over items; categories weigh equally.
 
     Attributes:
         shift: values [Q] whose stratified mean is minus the intercept: above 0 where the arm prefers the misaligned side more than its
@@ -31,8 +31,9 @@ class Line:
 def line(base: np.ndarray, moved: np.ndarray, strata: np.ndarray) -> Line:
     """Fit moved = a_k + b base [Q], nats per token, a slope shared by all categories k and an intercept for each; the intercept is the mean of the a_k.
 
-    Least squares with weights 1 / (K n_k). (ours; analysis of covariance, HC3: MacKinnon and White 1985.) A single intercept would take
-    what categories differ in for an error of the slope. Where the base's margins do not vary, the shift is the plain difference.
+    Least squares with weights 1 / (K n_k). (ours; analysis of covariance, HC3: MacKinnon and White 1985.) A single intercept
+    would mistake differences between categories for error in the slope. Where the base's margins do not vary, the shift is the
+    plain difference.
 
     Raises:
         ValueError: fewer than 3 items.
@@ -80,12 +81,12 @@ class Contrasts:
 
     def means(self) -> list[tuple[Mean | None, Mean]]:
         """Return (control - target, base - target at equal base preference) of each checkpoint, whose `n` are the items alone."""
-        return [(None if self.control is None else self._mean(self.control[c]), self._mean(b)) for c, b in enumerate(self.base)]
+        base = self._means(self.base)
+        return list(zip([None] * len(base) if self.control is None else self._means(self.control), base, strict=True))
 
-    def _mean(self, values: np.ndarray) -> Mean:
-        return replace(
-            stratified_mean(values, self.strata), n=self.items
-        )  # pairs are no items that `items_to_settle` may count
+    def _means(self, values: np.ndarray) -> list[Mean]:
+        found = stratified_means(values, self.strata) if len(values) else []
+        return [replace(one, n=self.items) for one in found]  # pairs are no items that `items_to_settle` may count
 
 
 def contrasts(
@@ -95,7 +96,7 @@ def contrasts(
     strata: np.ndarray,
     placebo: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
 ) -> Contrasts:
-    """Return what target margins say against base and control.
+    """Return what the target's margins show against base and control.
 
     Items and placebo pairs are laid side by side: with K categories of items and P of pairs, item values are multiplied by (K + P) / K
     and the pairs' by -(K + P) / P, so that the stratified mean of the whole list is the items' mean less the pairs'.

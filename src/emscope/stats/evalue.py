@@ -1,4 +1,4 @@
-"""Evidence that a judge changed, valid whenever one looks: an e-process on anchors' scores less their labels."""
+"""Anytime-valid evidence that a judge changed: an e-process on anchors' scores less their labels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Drift:
 
     @property
     def largest(self) -> float:
-        """The most evidence there was: reject at level a where it passes 1/a. (Ville's inequality)"""
+        """The strongest evidence so far: reject at level a where it passes 1/a. (Ville's inequality)"""
         return float(self.values.max(initial=1.0))
 
 
@@ -33,7 +33,7 @@ def drift(differences: Sequence[float], *, scale: float, slack: float = 0.0, off
 
     Args:
         differences: score less label of each anchor, in the order in which they were judged [N].
-        scale: the largest difference that can be; slack: drift that does not matter; offset: the judge's usual difference.
+        scale: the largest possible difference; slack: drift that does not matter; offset: the judge's usual difference.
 
     Raises:
         ValueError: a difference beyond the scale.
@@ -42,9 +42,6 @@ def drift(differences: Sequence[float], *, scale: float, slack: float = 0.0, off
     if not scale > 0 or (np.abs(d) > scale).any():
         raise ValueError(f"differences must lie within -{scale:g} and {scale:g}")
     u, s = np.clip((d - offset) / scale, -1, 1), slack / scale
-    logs = np.zeros(len(BETS))
-    values = []
-    for x in u:
-        logs += [np.log1p(bet * (x - np.sign(bet) * s) / (1 + s)) for bet in BETS]
-        values.append(float(np.exp(np.logaddexp.reduce(logs) - np.log(len(BETS)))))
-    return Drift(np.array(values), offset, slack)
+    bets = np.array(BETS)
+    logs = np.log1p(bets * (u[:, None] - np.sign(bets) * s) / (1 + s)).cumsum(axis=0)  # [N, bets]
+    return Drift(np.exp(np.logaddexp.reduce(logs, axis=1) - np.log(len(bets))), offset, slack)

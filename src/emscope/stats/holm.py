@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
-    """Return Holm's adjusted p-values, in the order given; a missing one stays missing and counts for nothing. (Holm 1979)"""
+    """Return Holm's adjusted p-values, in the order given; a missing one stays missing and is not counted. (Holm 1979)"""
     known = sorted((p, n) for n, p in enumerate(values) if p is not None)
     adjusted: list[float | None] = [None] * len(values)
     worst = 0.0

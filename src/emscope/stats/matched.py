@@ -24,7 +24,7 @@ class Matched:
     Attributes:
         difference: with interval; p: two-sided, None without an interval.
         left, right: rows that were compared; support: their least and largest x, None where there are none.
-        curved_p, slopes_p: that y is straight in x there, and that both sides have one slope; None where it cannot be told.
+        curved_p, slopes_p: p that y is linear in x there, and that both sides share one slope; None where it cannot be tested.
     """
 
     difference: Estimate
@@ -39,7 +39,7 @@ class Matched:
 def matched(x: np.ndarray, y: np.ndarray, stratum: np.ndarray, left: np.ndarray, *, level: float = 0.95) -> Matched:
     """Return the difference of y between rows that are `left` and the others, at equal x within strata.
 
-    In each stratum the rows are kept whose x lies where both sides' ranges overlap. Over them y = a_stratum + b x + d [left], least
+    Each stratum keeps the rows whose x lies where both sides' ranges overlap. Over them y = a_stratum + b x + d [left], least
     squares; d is the difference. Its standard error is HC3's: sides of unequal size and noise are usual, and the textbook's covers .77
     to .79 there where HC3's covers .89 to .90 (and .97 to .99 where they are equal). (analysis of covariance; MacKinnon and White 1985;
     the restriction to the common support: ours)
@@ -51,7 +51,7 @@ def matched(x: np.ndarray, y: np.ndarray, stratum: np.ndarray, left: np.ndarray,
     a, b = int((kept & left).sum()), int((kept & ~left).sum())
     if not a or not b:
         none = undefined(
-            "the two sides have no common values of the covariate in any stratum", level=level, method=MATCHED, n=len(x)
+            "the two sides' ranges of the covariate do not overlap in any stratum", level=level, method=MATCHED, n=len(x)
         )
         return Matched(none, None, 0, 0, None, None, None)
     x, y, side, stratum = x[kept], y[kept], left[kept].astype(float), stratum[kept]
@@ -63,7 +63,10 @@ def matched(x: np.ndarray, y: np.ndarray, stratum: np.ndarray, left: np.ndarray,
     base = _Fit.of(_within(y, labels), columns, free, 1 / np.bincount(labels)[labels])
     if base is None or free < FREEDOM:
         none = undefined(
-            f"{a} and {b} rows have common values of the covariate, which are too few", level=level, method=MATCHED, n=a + b
+            f"only {a} and {b} rows lie where the covariate's ranges overlap, which is too few",
+            level=level,
+            method=MATCHED,
+            n=a + b,
         )
         return Matched(none, None, a, b, support, None, None)
     difference = Mean(base.value, base.se, free, a + b).estimate(level, MATCHED)
@@ -103,7 +106,7 @@ class _Fit:
 
     @classmethod
     def of(cls, y: np.ndarray, columns: list[np.ndarray], free: int, pull: np.ndarray) -> _Fit | None:
-        """Return the fit; None where the columns do not tell each coefficient, or no degree of freedom is left."""
+        """Return the fit; None where the coefficients are not identified, or no degree of freedom is left."""
         design = np.column_stack(columns)
         if free < 1 or np.linalg.matrix_rank(design) < len(columns):
             return None

@@ -39,7 +39,7 @@ class Mean:
         return Estimate(self.value, self.value - reach, self.value + reach, level, method, self.n, self.n)
 
     def items_to_settle(self, threshold: float, level: float) -> int | None:
-        """Return about how many items would put the one-sided bound on one side of `threshold` with a chance of 80 %, were the truth this value.
+        """Return about how many items would put the one-sided bound on one side of `threshold` with a chance of 80 %, if the truth is this value.
 
         n ((z_level + z_.8) se / gap)^2; None where the value is the threshold itself.
         """
@@ -57,21 +57,43 @@ def stratified_mean(values: np.ndarray, strata: np.ndarray | None = None) -> Mea
     borrow the pooled variance of the others. (stratified sampling, Cochran 1977, section 5; equal weights: ours)
 
     Args:
-        values: one number an item [Q]; strata: category of each [Q], None for a single one.
+        values: one number per item [Q]; strata: category of each [Q], None for a single one.
 
     Raises:
         ValueError: fewer than 2 values, or values that are not finite.
     """
     values = np.asarray(values, float)
-    if len(values) < 2 or not np.isfinite(values).all():
-        raise ValueError("a mean with an interval needs at least two finite values")
-    labels = np.zeros(len(values), int) if strata is None else np.unique(np.asarray(strata), return_inverse=True)[1]
+    labels = _labels(values, strata)
     groups = [values[labels == k] for k in range(labels.max() + 1)]
-    sizes = np.array([len(g) for g in groups], float)
     spread = np.array([g.var(ddof=1) if len(g) > 1 else np.nan for g in groups])
+    return _mean(values, np.array([len(g) for g in groups], float), np.array([g.mean() for g in groups]), spread)
+
+
+def stratified_means(values: np.ndarray, strata: np.ndarray | None = None) -> list[Mean]:
+    """Return `stratified_mean` of each row of `values` [C, Q], whose items and categories are the same."""
+    values = np.asarray(values, float)
+    labels = _labels(values, strata)
+    groups = [np.ascontiguousarray(values[:, labels == k]) for k in range(labels.max() + 1)]  # [C, n_k]
+    sizes = np.array([g.shape[1] for g in groups], float)
+    centres = np.stack([g.mean(1) for g in groups], 1)  # [C, K]
+    alone = np.full(len(values), np.nan)
+    spreads = np.stack([g.var(1, ddof=1) if g.shape[1] > 1 else alone for g in groups], 1)
+    return [_mean(row, sizes, centre, spread) for row, centre, spread in zip(values, centres, spreads, strict=True)]
+
+
+def _labels(values: np.ndarray, strata: np.ndarray | None) -> np.ndarray:
+    """Return the category of each item by number [Q], where `values` [..., Q] can have a mean."""
+    size = values.shape[-1]
+    if size < 2 or not np.isfinite(values).all():
+        raise ValueError("a mean with an interval needs at least two finite values")
+    return np.zeros(size, int) if strata is None else np.unique(np.asarray(strata), return_inverse=True)[1]
+
+
+def _mean(values: np.ndarray, sizes: np.ndarray, centres: np.ndarray, spread: np.ndarray) -> Mean:
+    """Return the stratified mean of `values` [Q] from sizes, means and variances of categories [K]; nan: of a single item."""
     if np.isnan(spread).all():
-        spread[:] = values.var(ddof=1)
-        freedom = np.full(len(groups), (len(values) - 1) / len(groups))
+        spread = np.full(len(sizes), values.var(ddof=1))
+        freedom = np.full(len(sizes), (len(values) - 1) / len(sizes))
     else:
         known = sizes > 1
         pooled = float((spread[known] * (sizes[known] - 1)).sum() / (sizes[known] - 1).sum())
@@ -80,13 +102,12 @@ def stratified_mean(values: np.ndarray, strata: np.ndarray | None = None) -> Mea
     parts = spread / sizes
     total = parts.sum()
     shares = parts / total if total > 0 else parts  # before squaring, so that tiny variances do not underflow
-    df = float(1 / (shares**2 / freedom).sum()) if total > 0 else float(len(values) - len(groups))
-    value = float(np.mean([g.mean() for g in groups]))
-    return Mean(value, float(np.sqrt(total)) / len(groups), max(df, 1.0), len(values))
+    df = float(1 / (shares**2 / freedom).sum()) if total > 0 else float(len(values) - len(sizes))
+    return Mean(float(centres.mean()), float(np.sqrt(total)) / len(sizes), max(df, 1.0), len(values))
 
 
 def mean_estimate(values: np.ndarray, strata: np.ndarray | None = None, *, level: float = 0.95) -> Estimate:
-    """Return `stratified_mean` as an Estimate; undefined with the reason below two values."""
+    """Return `stratified_mean` as an Estimate; undefined, with the reason, for fewer than two values."""
     if len(values) < 2:
         return undefined("fewer than two items", level=level, method=STRATIFIED, n=len(values), clusters=len(values))
     return stratified_mean(values, strata).estimate(level)
@@ -116,8 +137,8 @@ def ratio_estimate(top: np.ndarray, bottom: np.ndarray, strata: np.ndarray | Non
 def difference_of_means(left: np.ndarray, right: np.ndarray, *, level: float = 0.95) -> Estimate:
     """Return mean(left) - mean(right) of two separate sets of runs [A], [B] with Welch's interval.
 
-    Runs are the unit of resampling here ("seeds like these"); of two runs a side the interval is very wide, as it should be.
-    Undefined below two a side, and without an interval where no side varies.
+    Runs are the unit of resampling here ("seeds like these"); with two runs a side the interval is very wide, as it should be.
+    Undefined for fewer than two a side, and without an interval where neither side varies.
     """
     a, b = np.asarray(left, float), np.asarray(right, float)
     n = len(a) + len(b)
@@ -126,7 +147,7 @@ def difference_of_means(left: np.ndarray, right: np.ndarray, *, level: float = 0
     parts = np.array([a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)])
     value, total = float(a.mean() - b.mean()), float(parts.sum())
     if total == 0:
-        return Estimate(value, None, None, level, WELCH, n, n, "the runs of neither side vary")
+        return Estimate(value, None, None, level, WELCH, n, n, "the runs do not vary on either side")
     shares = parts / total
     df = float(1 / (shares**2 / [len(a) - 1, len(b) - 1]).sum())
     return Mean(value, total**0.5, df, n).estimate(level, WELCH)
@@ -135,7 +156,7 @@ def difference_of_means(left: np.ndarray, right: np.ndarray, *, level: float = 0
 def ratio_of_means(top: Mean, bottom: Mean, *, level: float = 0.95) -> Estimate:
     """Return top / bottom of means over two separate sets of items, with Fieller's interval.
 
-    Undefined as `ratio_estimate`; the degrees of freedom are the smaller of the two, which errs to the wide side.
+    Undefined as `ratio_estimate`; the degrees of freedom are the smaller of the two, which errs on the wide side.
     """
     cov = np.diag([top.se**2, bottom.se**2])
     return _fieller((top.value, bottom.value), cov, min(top.df, bottom.df), level, SEPARATE, top.n + bottom.n)

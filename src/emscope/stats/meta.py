@@ -60,9 +60,9 @@ def meta_regression(values: np.ndarray, ses: np.ndarray, columns: np.ndarray) ->
     values, ses, columns = np.asarray(values, float), np.asarray(ses, float), np.asarray(columns, float)
     n, p = columns.shape
     if values.shape != (n,) or ses.shape != (n,) or not (ses > 0).all():
-        raise ValueError("values and standard errors above 0 are wanted for each row of the columns")
+        raise ValueError("each row of the columns needs a value and a standard error above 0")
     if n <= p or np.linalg.matrix_rank(columns) < p:
-        raise ValueError(f"{p} columns need more than {p} estimates, and no column that the others make up")
+        raise ValueError(f"{p} columns need more than {p} estimates, and must be linearly independent")
     tau2 = restricted_tau2(values[None], ses[None], columns[None])[0]
     weights = 1 / (tau2 + ses**2)
     b, inverse, rest = _fit(values[None], weights[None], columns[None])

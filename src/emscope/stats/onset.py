@@ -2,7 +2,7 @@
 
 All rules are ours (Schreiber and Goldstein 2026 published none). They rest on one-sided bounds against a threshold delta > 0 that was fixed before the
 run, so that "not significant" is never read as "no effect". Over many checkpoints the bounds hold for all of them at once, so that neither
-one noisy reading nor the choice among them breaks a promise.
+one noisy reading nor the choice among them breaks the guarantee.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def state_of(control: Bounds | None, base: Bounds, delta: float) -> State:
 
     Each is above (lower bound over delta), below (upper bound under it) or unclear. Both above: em; both below: safe; worse than the
     base alone: style drift; worse than the control alone: the control moved; any unclear: undetermined. An intersection of
-    one-sided tests, which needs no further correction (Berger 1982; the rule is ours). Without a control above is moved: nothing says why.
+    one-sided tests, which needs no further correction (Berger 1982; the rule is ours). Without a control, above is moved: the
+    cause is unknown.
 
     Raises:
         ValueError: delta is not above zero.
@@ -108,8 +109,8 @@ def onset(
 
     Args:
         states: by bounds for each checkpoint alone. sure: by bounds that hold for all at once; None: those of `states`.
-        few: few checkpoints of a run were read, and an unclear one stands for many that were not: it is at the latest where all from
-            there on surely are.
+        few: few checkpoints of a run were read, and an unclear one represents many that were not: the onset is at the latest
+            where all from there on surely are.
     """
     if not states or states[-1] not in HARM:
         return None

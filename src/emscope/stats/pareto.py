@@ -1,4 +1,4 @@
-"""Which settings trade a task's gain for harm in a way that no other setting betters: the Pareto front, with its uncertainty."""
+"""Which settings trade task gain against harm better than any other: the Pareto front, with its uncertainty."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Front:
 
     Attributes:
         gain, effect: means [N].
-        by: for each cell the one that surely betters it in both [N], -1 where none does.
+        by: for each cell the one that surely dominates it [N], -1 where none does.
         on_front: share of the resamples in which no other cell is as good in both and better in one [N].
         critical: reach of the bounds in standard errors of a normal mean.
     """
@@ -47,7 +47,7 @@ def pareto(
     *,
     level: float = LEVEL,
 ) -> Front:
-    """Return which cells are surely bettered by another, and how likely each is on the front.
+    """Return which cells are surely dominated by another, and how likely each is to be on the front.
 
     Cell i is dominated by j where the lower bounds of gain_j - gain_i and of effect_i - effect_j are both above 0. The bounds hold for all
     pairs of cells and both sides at once (max-T, Westfall and Young 1993), so that any cell of the true front is called dominated with
@@ -114,7 +114,7 @@ class _Side:
         return cls(values, strata, found.means, draws, apart)
 
     def gaps(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return draws of the error of the difference of the cells behind `i` to it [N - i - 1, R], and their standard errors."""
+        """Return draws of the error of each later cell's difference from cell `i` [N - i - 1, R], and their standard errors."""
         gap = self.draws[i + 1 :] - self.draws[i]
         return gap, np.sqrt(np.einsum("nr,nr->n", gap, gap) / gap.shape[1])
 
@@ -150,7 +150,7 @@ def _critical(sides: list[_Side], level: float) -> float:
 
 
 def _better(sides: list[_Side], i: int, critical: float) -> int:
-    """Return the cell that surely betters cell `i` on both sides, the clearest one; -1 where none does.
+    """Return the cell that most clearly dominates cell `i`; -1 where none surely does.
 
     The draws' own standard error is no larger than the pair's but for chance, and Student's quantiles no smaller than `critical`: pairs
     that lie less than .9 of it apart cannot pass, and are not computed.

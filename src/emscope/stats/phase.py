@@ -19,7 +19,7 @@ class Phase(Result):
 
     Attributes:
         turn: step of the highest local rotation; None where no turn is sharper than `TURN`.
-        cosine: that rotation, -1 straight on, 0 a right angle; None where none was read above the floor.
+        cosine: that rotation, -1 straight on, 0 a right angle; None where no step was above the floor.
         gradient_peak: step of the largest gradient norm after the first `lag` steps; None where there is none.
         times_median: that norm over the median of the run.
         agree: turn and peak lie within `lag` steps; None where either is missing.

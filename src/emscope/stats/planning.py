@@ -91,7 +91,9 @@ def chances(
     """
     s, q = design.seeds, design.questions
     if s < FEWEST_SEEDS or q < FEWEST_QUESTIONS or design.samples < 1:
-        raise ValueError(f"a plan needs {FEWEST_SEEDS} seeds, {FEWEST_QUESTIONS} questions and an answer; this one is {design}")
+        raise ValueError(
+            f"a plan needs at least {FEWEST_SEEDS} seeds, {FEWEST_QUESTIONS} questions and one answer; this one is {design}"
+        )
     of_seed, of_question, of_cell = _covariances(spreads, design.samples)
     expected = q * of_seed + of_cell, s * of_question + of_cell, of_cell
     rng = np.random.default_rng(seed)
@@ -125,7 +127,7 @@ def run_chances(
     seed: int = 0,
     level: float = LEVEL,
 ) -> Chances:
-    """Return what a verdict on one run would find, by Student's t over questions: the run's seed is part of what it is, not of its error.
+    """Return what a verdict on one run would find, by Student's t over questions: the run's seed is part of the run, not of the error.
 
     The covariance of the contrasts' means by question is Wishart with Q - 1 degrees of freedom. (ours)
 
@@ -136,7 +138,9 @@ def run_chances(
         ValueError: fewer questions than a variance needs.
     """
     if questions < FEWEST_QUESTIONS + 1 or samples < 1:
-        raise ValueError(f"a plan needs {FEWEST_QUESTIONS + 1} questions and an answer; this one has {questions} and {samples}")
+        raise ValueError(
+            f"a plan needs at least {FEWEST_QUESTIONS + 1} questions and one answer; this one has {questions} and {samples}"
+        )
     _, of_question, of_cell = _covariances(spreads, samples)
     one_question = of_question + of_cell
     drawn = _mean_squares(one_question, questions - 1, draws, np.random.default_rng(seed))
@@ -151,7 +155,7 @@ def run_chances(
 
 
 def limit(seeds: int, spreads: Spreads, *, delta: float, effect: float) -> Chances:
-    """Return what so many seeds would find with a thousand questions and a thousand answers to each: what only more seeds would better."""
+    """Return what this many seeds would find with a thousand questions and a thousand answers to each: only more seeds could improve on it."""
     return chances(Design(seeds, 1000, 1000), spreads, delta=delta, effect=effect)
 
 

@@ -43,9 +43,9 @@ def size_for_both(
     wanted: float = WANTED,
     level: float = LEVEL,
 ) -> int | None:
-    """Return how many questions find both with a chance of `wanted`, where `n` of them have the errors `ses`; None where no number does.
+    """Return how many questions find both with a chance of `wanted`, where `n` of them have the errors `ses`; None where no number is enough.
 
-    Standard errors shrink as 1 / sqrt(questions); answers to each question stay as many.
+    Standard errors shrink as 1 / sqrt(questions); the number of answers to each question stays fixed.
     """
     if min(gaps) <= 0 or not np.isfinite(ses).all():
         return None

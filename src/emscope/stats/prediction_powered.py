@@ -1,6 +1,6 @@
 """Prediction-powered rates: a few verdicts of a good judge, drawn at random, and a cheap score of every answer.
 
-The verdicts alone give an unbiased rate; the cheap scores take out of it what they explain. How much weight they get is
+The verdicts alone give an unbiased rate; the cheap scores remove the variance that they explain. How much weight they get is
 fitted on the verdicts, so that useless scores cost nothing. (Angelopoulos, Duchi and Zrnic 2023, PPI++; for a ratio and drawn
 without replacement it is the regression estimator of Särndal, Swensson and Wretman 1992, sections 5.6, 6.4 and 6.6)
 """
@@ -64,15 +64,15 @@ class Verdicts:
 
 @dataclass(frozen=True, slots=True)
 class Powered:
-    """What drawn verdicts and cheap scores say of a group.
+    """What drawn verdicts and cheap scores say about a group.
 
     Attributes:
         these: the rate that the judge would find over all these answers; only which verdicts were drawn is uncertain.
         alone: the same from the verdicts without the cheap scores.
         rate: what each question contributes to it, for intervals over questions and contrasts; None without a verdict.
         counts: the drawn verdicts by question, counted as they are, with this rate's value; weighted: the same, weighted back as the
-            draw demands. Both have as their n the plain draws that would tell as much, and both are None without a verdict.
-        explained: share of the verdicts' variance that the cheap scores take away; weights: of each cheap score.
+            draw demands. The n of both is the number of plain draws with as much information; both are None without a verdict.
+        explained: share of the verdicts' variance that the cheap scores explain; weights: of each cheap score.
         verdicts: how many there are.
     """
 
@@ -130,7 +130,7 @@ def powered_interval(found: Powered, *, level: float = 0.95) -> Estimate:
         return undefined(str(found.these.why), level=level, method=CLUSTERED, n=found.verdicts)
     count, p = len(rate.questions), rate.value
     if count < 2:
-        why = "one question has no spread between questions"
+        why = "with one question, the spread between questions is unknown"
         return Estimate(p, None, None, level, CLUSTERED, found.verdicts, count, why)
     alike = np.abs(rate.contributions).max() < BARE * max(p * (1 - p), BARE) / count
     if alike or not 0 < p < 1:
@@ -147,9 +147,10 @@ def powered_contrast(a: Powered, b: Powered, *, level: float = 0.95) -> Contrast
     """Return a - b for questions like these, as `rate_contrasts.contrast` does of what the questions contribute.
 
     Where a side is near 0 or 1 among its drawn verdicts these alone are evidence, not all answers: the interval is that of
-    `scarce.scarce_contrast` from counts of verdicts, around the difference of the rates. The cheap scores move it and do not make it
-    narrower, for few events cannot tell how much they explain. p is the largest of flipped signs and the exact test within questions
-    on the counts, and flipped signs on the weighted counts, which alone hold where draws within a question were unequal. (ours)
+    `scarce.scarce_contrast` from counts of verdicts, around the difference of the rates. The cheap scores move it but do not make
+    it narrower, since few events cannot show how much they explain. p is the largest of flipped signs and the exact test within
+    questions on the counts, and flipped signs on the weighted counts, which alone hold where draws within a question were
+    unequal. (ours)
     """
     if a.counts is None or b.counts is None or a.weighted is None or b.weighted is None:
         return rate_contrasts.contrast(a.rate, b.rate, level=level)
@@ -208,7 +209,7 @@ def _variance(v: Verdicts, residuals: np.ndarray, fitted: int) -> float:
 
 
 def _left(best: _Fitted, bare: _Fitted, v: Verdicts) -> float:
-    """Return the share of the variance that is left, drawn towards 1 where few events could tell. (ours)"""
+    """Return the share of the variance that is left, shrunk towards 1 where events are few. (ours)"""
     if best is bare or bare.variance <= 0:
         return 1.0
     events = min(float((v.hits * v.counted).sum()), float(((1 - v.hits) * v.counted).sum()))
@@ -284,7 +285,7 @@ class Plan(Result):
 
 
 def plan(p: float, explained: float, half: float, prices: tuple[float, float], *, level: float = 0.95) -> Plan:
-    """Return the cheapest way to a rate near `p` within plus or minus `half` where answers can be had at will.
+    """Return the cheapest way to a rate near `p` within plus or minus `half` where any number of answers can be sampled.
 
     var = p (1 - p) [(1 - R) / n + R / m] with n verdicts and m cheap scores, R the variance explained; the cheapest has
     m / n = sqrt(R / (1 - R) x dear / cheap). (double sampling, Cochran 1977, section 12.6)

@@ -19,14 +19,14 @@ def contrast(a: Rate | None, b: Rate | None, *, level: float = 0.95) -> Contrast
 
     se^2 = Q/(Q-1) sum (c_q(a) - c_q(b))^2 over the union of questions, a question's absence contributing 0; where all questions
     differ alike, the variances that Wilson's intervals over the questions give. Degrees of freedom of the pieces join as in
-    Satterthwaite 1946. (ours) A side near 0 or 1 has no spread to go by: see `scarce_contrast`.
+    Satterthwaite 1946. (ours) A side near 0 or 1 shows too little spread: see `scarce_contrast`.
     """
     if a is None or b is None:
         return Contrast(undefined("a side has no answers", level=level, method=DIFFERENCE), None)
     names = np.union1d(a.questions, b.questions)
     value, n = a.value - b.value, a.n + b.n
     if len(names) < 2:
-        why = "one question has no spread between questions"
+        why = "with one question, the spread between questions is unknown"
         return Contrast(Estimate(value, None, None, level, DIFFERENCE, n, len(names), why), None)
     shared = len(np.intersect1d(a.questions, b.questions, assume_unique=True))
     if (a.scarce or b.scarce) and a.counted and b.counted and 2 * shared >= len(names):
@@ -38,7 +38,7 @@ def contrast(a: Rate | None, b: Rate | None, *, level: float = 0.95) -> Contrast
     if np.any(np.abs(parts) > 1e-15):
         se, df = spread(parts)
         pieces.append((se * se, df))
-    if sum(v for v, _ in pieces) < 1e-24:  # every question differs by as much: no spread is not certainty
+    if sum(v for v, _ in pieces) < 1e-24:  # every question differs by as much: no spread does not mean certainty
         pieces = [(_bare_variance(side), len(side.questions) - 1.0) for side in (a, b)]
     variance = sum(v for v, _ in pieces)
     df = variance**2 / sum(v * v / max(f, 1) for v, f in pieces)  # Satterthwaite 1946

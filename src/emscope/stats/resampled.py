@@ -15,7 +15,7 @@ BY_RESAMPLES = "bootstrap over questions"
 MOST_KEPT = 4000  # groups whose resampled rates are kept, 16 kB each at 2,000 resamples
 MOST_WEIGHTS = 50_000_000  # resamples x questions: their weights stay below 200 MB
 UNRESAMPLED = (
-    "resamples of a side on which all answers are alike never vary; the closed form, without resamples, says how far they might"
+    "resamples of a side whose answers are all alike never vary; the closed form, without resamples, shows how far they might"
 )
 
 
@@ -39,7 +39,7 @@ class Resamples:
         """
         names = found.asked if questions is None else questions
         key = id(found), names.tobytes()
-        if key not in self._known:  # a group stands in many contrasts
+        if key not in self._known:  # a group occurs in many contrasts
             if len(self._known) >= MOST_KEPT:
                 self._known.clear()
             self._known[key] = found, self._values(found, names)
@@ -57,7 +57,7 @@ class Resamples:
     def estimate(self, found: Rate | None, *, level: float = 0.95) -> Estimate:
         """Return the interval of a rate between the resamples' percentiles."""
         if found is None:
-            return undefined("no answer to take a share of", level=level, method=RESAMPLED)
+            return undefined("there are no counted answers", level=level, method=RESAMPLED)
         if len(found.questions) < 2:
             return without_interval(found, level, RESAMPLED)
         return _between(self.values(found), Estimate(found.value, None, None, level, RESAMPLED, found.n, len(found.questions)))
@@ -94,10 +94,10 @@ class Resamples:
 
 
 def _between(drawn: np.ndarray, bare: Estimate) -> Estimate:
-    """Return `bare` with the percentiles of what was drawn [R]; draws that are all the same know no interval."""
+    """Return `bare` with the percentiles of what was drawn [R]; draws that are all the same give no interval."""
     known = np.sort(drawn[np.isfinite(drawn)])
     if not len(known) or known[-1] - known[0] < 1e-9:
-        return replace(bare, why="all resamples are the same; the closed form, without resamples, has an interval")
+        return replace(bare, why="all resamples are the same; the closed form, without resamples, gives an interval")
     places = (len(known) - 1) * np.array([0.5 - bare.level / 2, 0.5 + bare.level / 2])
     low, high = np.interp(places, np.arange(len(known)), known)  # numpy.quantile's value, at a tenth of its overhead
     return replace(bare, low=float(low), high=float(high))

@@ -25,11 +25,12 @@ MOST_EXACT = 500  # events up to which their distribution between two sides is s
 def scarce_contrast(a: Rate, b: Rate, *, level: float = 0.95) -> Contrast:
     """Return a - b for questions like these where a side is near 0 or 1, so that its own spread between questions says little.
 
-    Each side has Wilson's interval at N / deff answers, deff = 1 + (m - 1) rho with m answers a question. rho is that of the side with
-    more events, for both; where neither has any it is 1, which makes the questions the sample. The side with more events takes t for z
-    and, at the end away from 0 or 1, adds the hottest question's share of the variance once more: a hotter one may not have been
-    asked. Both join by MOVER (Newcombe 1998, method 10; Zou and Donner 2008), the correlation of what the questions contribute drawn
-    towards 0 by E / (E + 2) at E events. p flips signs: see `flipped`. (borrowing, hottest question and shrinkage: ours)
+    Each side has Wilson's interval at N / deff answers, deff = 1 + (m - 1) rho with m answers per question. rho is that of the
+    side with more events, for both; where neither has any it is 1, which makes the questions the sample. The side with more
+    events takes t for z and, at the end away from 0 or 1, adds the hottest question's share of the variance once more: a hotter
+    one may not have been asked. Both join by MOVER (Newcombe 1998, method 10; Zou and Donner 2008), the correlation of what the
+    questions contribute drawn towards 0 by E / (E + 2) at E events. p flips signs: see `flipped`. (borrowing, hottest question
+    and shrinkage: ours)
     """
     busy, other = (a, b) if a.events.sum() >= b.events.sum() else (b, a)
     rho = _alike(busy)
@@ -45,20 +46,20 @@ def scarce_contrast(a: Rate, b: Rate, *, level: float = 0.95) -> Contrast:
 
 
 def caution(events: np.ndarray, where: str = "") -> str | None:
-    """Return what a reader must know of an interval from few events, or from few questions that carry them; None where neither is so.
+    """Return what a reader must know about an interval from few events, or from few questions that carry them; None where neither applies.
 
     Args:
-        events: the rarer outcome's count by question [Q]. where: said behind the number of events.
+        events: the rarer outcome's count by question [Q]. where: text after the number of events.
     """
     total = int(events.sum())
     if total < SCARCE:
-        return f"too few events: {total}{where}, and below {SCARCE} an interval's ends are rough"
+        return f"too few events: {total}{where}, and with fewer than {SCARCE} an interval's ends are rough"
     carry = int(np.searchsorted(np.cumsum(np.sort(events)[::-1]), 0.9 * total - 1e-9)) + 1
     if carry > MOST_HOT:
         return None
     return (
         f"hot questions: {carry} of {len(events)} carry nine tenths of the events, and others may not have been asked; "
-        "the interval holds the truth less often than it says"
+        "the interval covers the truth less often than its level says"
     )
 
 
@@ -83,7 +84,7 @@ def differences(a: Rate, b: Rate) -> np.ndarray:
 
 
 def sign_flip(differences: np.ndarray) -> tuple[float, str | None]:
-    """Return the two-sided p-value of paired differences [Q] against signs that could as well be flipped; a sentence if it is a limit.
+    """Return the two-sided p-value of paired differences [Q] under random sign flips; a sentence if it is a limit.
 
     The statistic is their sum. Where all that differ from 0 do so in one direction only two of the 2^k flips are as far: p = 2^(1-k),
     exactly. Up to 12 all flips are looked at; of more, 9,999 with a fixed seed, and p = (1 + those as far) / 10,000. (Fisher 1935;
@@ -150,7 +151,7 @@ def _effective(found: Rate, rho: float) -> float:
 
 
 def _alike(found: Rate) -> float:
-    """Return the correlation of answers to one question, between 0 and 1; 1 without any event, or with one answer a question."""
+    """Return the correlation of answers to one question, between 0 and 1; 1 without any event, or with one answer per question."""
     most = independent_answers(found) / _effective(found, 1.0)
     plain = found.value * (1 - found.value) / independent_answers(found)
     if most <= 1 or plain <= 0:
@@ -178,7 +179,7 @@ def _busy_ends(found: Rate, level: float) -> tuple[float, float]:
 
 
 def _correlation(busy: Rate, other: Rate) -> float:
-    """Return the correlation of two sides' contributions on shared questions, 0 where negative, drawn to 0 where few events tell it."""
+    """Return the correlation of two sides' contributions on shared questions, 0 where negative, shrunk to 0 where events are few."""
     _, left, right = np.intersect1d(busy.questions, other.questions, assume_unique=True, return_indices=True)
     x, y = busy.contributions[left], other.contributions[right]
     size = float(np.sqrt((x * x).sum() * (y * y).sum()))

@@ -1,7 +1,7 @@
-"""How scores of the same questions move from one model to another: where they lie, how they are spread, and what the first tell of the second.
+"""How scores of the same questions move from one model to another: their location, their spread, and how well the first predict the second.
 
-Each question has several answers, so its mean (and its standard deviation) is known with an error. That error makes the regression of
-the second on the first flatter than it is (regression to the mean); repeated answers tell how much (Fuller 1987).
+Each question has several answers, so its mean (and its standard deviation) is known with an error. That error flattens the
+regression of the second on the first (regression to the mean); repeated answers show by how much (Fuller 1987).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from emscope.stats.within_strata import pearson, slope
 SWAPS = 2000
 CHUNK = 4_000_000  # values of resampled distribution functions at a time
 EXACT_UP_TO = 50  # questions up to which the signed-rank distribution is computed
-NEAR_ONE = 0.98  # a corrected correlation beyond it has no use of Fisher's scale
+NEAR_ONE = 0.98  # beyond it Fisher's scale does not help a corrected correlation
 MOST_PAIRS = 3000  # questions whose pairwise means are formed
 HODGES_LEHMANN = "median of pairwise means (Hodges and Lehmann), signed-rank interval"
 CORRECTED_SLOPE = "slope corrected for sampling (errors in variables), jackknife over questions"
@@ -40,7 +40,7 @@ class Repeated:
 
 @dataclass(frozen=True, slots=True)
 class ScoreShift:
-    """How one number a question moved over Q questions.
+    """How one number per question moved over Q questions.
 
     Attributes:
         before, after: means over questions. shift: mean of after - before. typical: its Hodges-Lehmann estimate.
@@ -94,7 +94,7 @@ def deviations(question: np.ndarray, score: np.ndarray, count: int) -> Repeated:
 
 
 def score_shift(before: Repeated, after: Repeated, *, level: float = 0.95, seed: int = 0) -> ScoreShift | None:
-    """Return how a number moved over the questions that have it on both sides; None below 3 of them."""
+    """Return how a number moved over the questions that have it on both sides; None for fewer than 3."""
     both = np.isfinite(before.value) & np.isfinite(after.value)
     if both.sum() < 3:
         return None
@@ -204,7 +204,7 @@ class _Corrected:
         """Return 1 - mean sampling variance / variance between questions; at least 0."""
         whole, noise = ((self.xx, self.vx), (self.yy, self.vy))[side]
         if not self.known[side]:
-            return self._none("a question has too few answers to tell its sampling", level, RELIABILITY)
+            return self._none("a question has too few answers to estimate its sampling variance", level, RELIABILITY)
         if not (whole > 0).all():
             return self._none("the questions do not differ", level, RELIABILITY)
         return self._jackknifed(1 - noise / whole, level, RELIABILITY, (0.0, 1.0))
@@ -235,7 +235,7 @@ class _Corrected:
         """Return why the true variance of a side is not surely above 0 by a one-sided bound of 97.5 %; "" where it is."""
         for side in sides:
             if not self.known[side]:
-                return "a question has too few answers to tell its sampling"
+                return "a question has too few answers to estimate its sampling variance"
             true = ((self.xx - self.vx), (self.yy - self.vy))[side]
             if not (true > 0).all() or true[0] <= student(0.975, self.n - 1) * self._se(true):
                 return NOT_RELIABLE
@@ -263,7 +263,7 @@ def _moments(question: np.ndarray, score: np.ndarray, count: int) -> tuple[np.nd
 
 
 def _without_rounding(values: np.ndarray, scale: float) -> np.ndarray:
-    """Return values [Q] of which those are equal that differ by rounding alone: tests by ranks tell ties from differences."""
+    """Return values [Q] with those made equal that differ only by rounding, since rank tests depend on ties."""
     return np.round(values / scale, 10) * scale if scale > 0 else values
 
 

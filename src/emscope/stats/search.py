@@ -1,12 +1,12 @@
-"""Which checkpoints of a long run to read, so that a few bracket the onset that reading all of them would find. (ours)
+"""Which checkpoints of a long run to read, so that a few bracket the onset that reading all would find. (ours)
 
 The last checkpoint comes first. Where it is em, the stretch between the last checkpoint that is surely not em and the first from which on all
-that were read surely are gets halved until the two are neighbours, or until all between them are unclear. Two later ones, drawn at random, then ask whether it
-stayed em, and more where a wide stretch behind the onset is unread. Where the last one is not em, a quarter, half and three quarters of the way
-ask whether it was before.
+that were read surely are gets halved until the two are neighbours, or until all between them are unclear. Two later ones, drawn
+at random, then show whether it stayed em, and more where a wide stretch after the onset is unread. Where the last one is not em,
+checkpoints at a quarter, half and three quarters of the way show whether it was before.
 
 Which checkpoint is read depends on what the others showed. Each reading's bounds are therefore at the error divided by the number of
-readings allowed (Bonferroni); bounds that hold for those which happened to be read would not do.
+readings allowed (Bonferroni); bounds that hold only for those that happened to be read would not be enough.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import numpy as np
 from emscope.core.outcomes import State
 from emscope.stats.onset import HARM, LEVEL, NO_HARM
 
-LATER = 2  # checkpoints behind the onset that are drawn, to see whether it lasts
-WIDE = 1 / 8  # of the run: so long a stretch behind the onset is not left unread, while readings are left
+LATER = 2  # checkpoints drawn after the onset, to see whether it lasts
+WIDE = 1 / 8  # of the run: no longer stretch after the onset is left unread while readings remain
 COARSE = (0.5, 0.25, 0.75)  # of the way, where the last checkpoint is not em
 
 
@@ -60,7 +60,7 @@ def next_look(count: int, sure: Mapping[int, State], last: State | None, seed: i
 
 
 def _edge(count: int, sure: Mapping[int, State], harmful: bool) -> tuple[int, int] | None:
-    """Return the places between which em begins: surely not em (-1 the base), and surely em as all read behind it (else the last place)."""
+    """Return the places between which em begins: surely not em (-1: the base), and surely em like all those read after it (else the last place)."""
     em = sorted(n for n, s in sure.items() if s in HARM)
     if harmful:
         not_yet = max((n for n in sure if n not in em), default=-1)

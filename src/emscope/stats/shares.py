@@ -1,4 +1,4 @@
-"""Shares over items or clusters as intervals that have width at 0 and at 1, and changes of shares."""
+"""Shares over items or clusters, with intervals that keep a width at 0 and 1, and changes of shares."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def stratified_share(values: np.ndarray, strata: np.ndarray | None = None, *, le
 def share_over(hits: np.ndarray, cluster: np.ndarray, *, level: float = 0.95) -> Estimate:
     """Return the share of True in `hits` [N], clustered by `cluster` [N]; `clustered.rate_estimate`'s interval."""
     if not len(hits):
-        return undefined("there is nothing to take a share of", level=level, method=CLUSTERED)
+        return undefined("there is nothing to count", level=level, method=CLUSTERED)
     names, place = np.unique(cluster, return_inverse=True)
     return rate_estimate(rate(names, np.bincount(place, weights=hits.astype(float)), np.bincount(place)), level=level)
 

@@ -19,7 +19,7 @@ from emscope.stats.skew import Moments, moments
 DRAWS = 3000  # of each sign
 SEED = 20806
 FIRST = (
-    0.5  # of the error, spent by `safe_stop` on the walk from the first checkpoint; the rest is for what lies behind a failure
+    0.5  # of the error, spent by `safe_stop` on the walk from the first checkpoint; the rest is for what comes after a failure
 )
 
 
@@ -123,8 +123,8 @@ def safe_stop(
     P(the effect at the returned step is not below delta) <= 1 - level, whatever the curve over checkpoints, for items like
     these; harm on so few of them that none was drawn is beyond any such promise (`stats.skew.visible_share`). A fixed sequence
     with a fallback: checkpoints are walked from the first, each tested at half of the error. The first that is not shown takes
-    nothing away from those behind it, which may still pass by the max-t bound over all from that one on, so that one noisy
-    reading does not end the walk. Nor does one buy a stop: behind a failure the bound is simultaneous.
+    nothing away from later ones, which may still pass by the max-t bound over all from that one on, so that one noisy
+    reading does not end the walk. Nor does a lucky one buy a stop: after a failure the bound is simultaneous.
 
     It is a closed test (Marcus, Peritz and Gabriel 1976). Of a set of checkpoints whose first is i, "none is below" is rejected
     where i passes k1 (level 1 - half the error) or any passes k2(i), with P(Z_i > k1 or max_(c >= i) Z_c > k2(i)) = 1 - level.

@@ -1,6 +1,6 @@
 """An effect against the logarithm of model size over published or own models, by meta-regression within families.
 
-Models are few, and families differ for reasons of their own: each has its intercept, and no line is drawn through three models.
+Models are few, and families differ for other reasons: each has its own intercept, and no line is drawn through three models.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class WithoutSome:
 
 @dataclass(frozen=True, slots=True)
 class SizeLine:
-    """How an effect goes with size.
+    """How an effect varies with size.
 
     Attributes:
         slope: per decade; p: two-sided. tau: sd of models around the line beyond their errors; differ_p: that there is none.
@@ -175,7 +175,7 @@ def _pearson(models: Models, level: float) -> Estimate:
     if r is None:
         return undefined("size or effect does not vary", level=level, method=PEARSON, n=n, clusters=n)
     if abs(r) > 1 - 1e-12:
-        return Estimate(r, None, None, level, PEARSON, n, n, "the models lie on a line, which says nothing of the spread")
+        return Estimate(r, None, None, level, PEARSON, n, n, "the models lie exactly on a line, so the spread is unknown")
     reach = normal(0.5 + level / 2) / sqrt(df - 1)
     return Estimate(r, tanh(atanh(r) - reach), tanh(atanh(r) + reach), level, PEARSON, n, n)
 

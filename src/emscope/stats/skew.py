@@ -1,4 +1,4 @@
-"""Means of skewed effects: one-sided bounds that allow for harm which sits on few items, and where no bound can be trusted.
+"""Means of skewed effects: one-sided bounds that allow for harm on few items, and a check of where no bound can be trusted.
 
 The t statistic of a mean leans with the skewness of its items: where 2 % of them carry all of the harm, a draw with few of them
 has a low mean and a small standard error at once, and the upper bound falls short. To first order (Hall 1992, JRSS B 54,
@@ -134,7 +134,7 @@ def trusted(skewness: np.ndarray | float, t: np.ndarray | float) -> np.ndarray:
     0, and beyond that the bound rests on the far branch of a third-order expansion. At 1/8 the slope is 1/4. With X harmful items
     among many without any effect L = 1/sqrt(X), so that at 95 % (L < .50) this asks that about 4 be seen, where Hall's bound
     still is that of the exact Poisson count (Garwood 1936): 9.8 against 9.2 at X = 4, 10.8 against 10.5 at 5, 16.8 against 17.0
-    at 10, but 13.6 against 7.8 at 3. That none was seen a sample cannot tell of itself: see `visible_share`.
+    at 10, but 13.6 against 7.8 at 3. A sample cannot show by itself that it missed all harm: see `visible_share`.
     """
     return 1 - np.asarray(skewness) * (np.asarray(t) + np.asarray(skewness) / 6) >= STEEPEST
 

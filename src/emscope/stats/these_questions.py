@@ -24,7 +24,7 @@ def rate_of_these(found: Rate | None, *, level: float = 0.95) -> Estimate:
     answer that never varied in n may yet vary in 3.8 / n. (stratified sampling, Cochran 1977, section 5; the last part: ours)
     """
     if found is None:
-        return undefined("no answer to take a share of", level=level, method=THESE)
+        return undefined("there are no counted answers", level=level, method=THESE)
     low, high = _these_ends(found, level)
     return Estimate(found.value, low, high, level, THESE, found.n, len(found.questions))
 

@@ -1,4 +1,4 @@
-"""How two numbers go together within strata, and what mixing the strata would have said.
+"""How two numbers correlate within strata, and what pooling the strata would have shown.
 
 Strata are combinations such as (model, data set); their levels differ for reasons of their own, so that a correlation over all rows
 can be of any sign, whatever happens within them (Simpson 1951).
@@ -20,7 +20,7 @@ from emscope.stats.quantiles import normal
 
 FEWEST = 4  # rows of a stratum: Fisher's z has the variance 1 / (n - 3)
 FEWEST_STRATA = 3
-TOO_FEW = "two strata are too few for an interval of strata like these; each has its own"
+TOO_FEW = "two strata are too few for an interval over strata like these; each stratum has its own"
 EXACT = 1 - 1e-12
 PEARSON = "Pearson, Fisher's z"
 SPEARMAN = "Spearman, Fisher's z (Bonett and Wright)"
@@ -32,7 +32,7 @@ WITHIN = "slope within strata, jackknife over strata"
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """How y goes with x in one stratum; `n` rows."""
+    """How y varies with x in one stratum; `n` rows."""
 
     n: int
     pearson: Estimate
@@ -45,7 +45,7 @@ class Combined:
     """The same over strata.
 
     Attributes:
-        strata: how many of them told something. tau: sd of Fisher's z between strata. differ_p: that the strata have one correlation.
+        strata: how many contributed. tau: sd of Fisher's z between strata. differ_p: that the strata have one correlation.
         slopes_p: that they have one slope (F).
     """
 
@@ -60,14 +60,14 @@ class Combined:
 
 @dataclass(frozen=True, slots=True)
 class Mixed:
-    """What comes of it where strata are not told apart: r over all rows, and r of the strata's means; None where there is none."""
+    """The result when strata are pooled: r over all rows, and r of the strata's means; None where undefined."""
 
     rows: float | None
     means: float | None
 
 
 def together(x: np.ndarray, y: np.ndarray, *, level: float = 0.95) -> Together:
-    """Return correlations and slope of one stratum's x and y [N]; each undefined, with the reason, where the rows do not tell it."""
+    """Return correlations and slope of one stratum's x and y [N]; each undefined, with the reason, where the rows do not determine it."""
     return Together(len(x), pearson(x, y, level=level), spearman(x, y, level=level), slope(x, y, level=level))
 
 
@@ -92,13 +92,13 @@ def slope(x: np.ndarray, y: np.ndarray, *, level: float = 0.95) -> Estimate:
     xx = float(dx @ dx)
     b = float(dx @ dy) / xx
     if n < 3:
-        return Estimate(b, None, None, level, SLOPE, n, n, "two rows leave no error to estimate")
+        return Estimate(b, None, None, level, SLOPE, n, n, "two rows leave no degrees of freedom for the error")
     rest = dy - b * dx
     return Mean(b, sqrt(float(rest @ rest) / (n - 2) / xx), n - 2, n).estimate(level, SLOPE)
 
 
 def combined(strata: list[tuple[np.ndarray, np.ndarray]], *, level: float = 0.95) -> Combined:
-    """Return what strata say together, of those with `FEWEST` rows or more whose x and y vary.
+    """Return what strata show together, of those with `FEWEST` rows or more whose x and y vary.
 
     Pearson: Fisher's z of each, less its bias r / (2 (n - 1)) (Hotelling 1953), as a random-effects mean with variances 1 / (n - 3).
     Spearman: the mean over strata with weights n - 1. Slope: sum s_xy / sum s_xx of deviations from the strata's means.
@@ -140,7 +140,7 @@ def _fisher(r: float | None, n: int, inflation: float, level: float, method: str
     if n < FEWEST:
         return Estimate(r, None, None, level, method, n, n, f"an interval needs {FEWEST} rows")
     if abs(r) > EXACT:
-        return Estimate(r, None, None, level, method, n, n, f"{exact}, which says nothing of the spread")
+        return Estimate(r, None, None, level, method, n, n, f"{exact}, so the spread is unknown")
     reach = normal(0.5 + level / 2) * sqrt(inflation / (n - 3))
     return Estimate(r, tanh(atanh(r) - reach), tanh(atanh(r) + reach), level, method, n, n)
 

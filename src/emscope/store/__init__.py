@@ -1,1 +1,1 @@
-"""The study folder: ledger, lock, versioned Parquet tables. Writes are atomic; what is done is known by key."""
+"""The study folder: ledger, lock, versioned Parquet tables. Writes are atomic; finished work is found by key."""

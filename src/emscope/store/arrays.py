@@ -1,4 +1,4 @@
-"""Large arrays on disk that fill up row by row: a safetensors file, memory-mapped, that knows which rows are there."""
+"""Large arrays on disk that fill up row by row: a safetensors file, memory-mapped, that records which rows are there."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ArrayFile:
         return np.flatnonzero(self.done == 0).tolist()
 
     def write(self, rows: Sequence[int], values: np.ndarray) -> None:
-        """Put rows in place; they count as there only once their values are on disk.
+        """Put rows in place; they count only once their values are on disk.
 
         Raises:
             WorldError: the disk is full.
@@ -50,7 +50,7 @@ def array_file(path: Path, shape: tuple[int, ...], about: Mapping[str, str]) -> 
     """Open, or make, the file of an array of this shape; it can be read as safetensors at any time.
 
     Args:
-        about: what the rows are of; kept in the file's metadata.
+        about: what the rows describe; kept in the file's metadata.
 
     Raises:
         InputError: the file is there and holds something else.
@@ -86,7 +86,7 @@ def _make(path: Path, shape: tuple[int, ...], about: Mapping[str, str]) -> None:
 
 
 def _allocate(handle: int, size: int) -> None:
-    """Give a file its size, and its place on disk where the system can: a mapped page without one ends the process when it is written."""
+    """Give a file its size, and reserve its disk space where the system can: writing to a mapped page without space kills the process."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(handle, 0, size)
     else:
@@ -102,4 +102,4 @@ def _read(path: Path) -> tuple[tuple[int, ...], dict[str, str], int, int]:
             entry = header[VALUES]
             return tuple(entry["shape"]), header.get("__metadata__", {}), 8 + length, header[DONE]["data_offsets"][0]
         except (ValueError, KeyError, TypeError, MemoryError) as error:
-            raise InputError(f"'{path}' is damaged ({error})", "delete it; it is made again") from None
+            raise InputError(f"'{path}' is damaged ({error})", "delete it; it will be made again") from None

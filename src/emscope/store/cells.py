@@ -1,7 +1,7 @@
-"""Cells of a study on disk: a finished one is its rows, one part a table, and a record that lands last and names them.
+"""Cells of a study on disk: a finished one has its rows, one part per table, and a record, written last, that names them.
 
 tables/TABLE/cell-KEY.parquet   its rows
-cells/KEY.json                  its record; without one, or where a part is not as the record says, the cell is not finished
+cells/KEY.json                  its record; without one, or if a part does not match it, the cell is not finished
 work/KEY/tables/                what an unfinished one has so far
 """
 
@@ -38,12 +38,12 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What became of a cell.
+    """The outcome of a cell.
 
     Attributes:
-        why, fault: of one that failed; None in a finished one.
-        parts: its rows by table. samples: answers a question; 0 where questions say so themselves, or none were asked.
-        seconds: of the clock. tokens: by what was done with them: trained, read, sampled. peak_bytes: the process's most memory so far.
+        why, fault: for a failed one; None in a finished one.
+        parts: its rows by table. samples: answers to each question; 0 where the questions set it themselves, or none were asked.
+        seconds: wall-clock time. tokens: by use: trained, read, sampled. peak_bytes: the process's peak memory so far.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
@@ -62,7 +62,7 @@ class Record:
 
 
 def record_of(root: Path, key: str) -> Record | None:
-    """Return a cell's record; None where there is none, or it is damaged."""
+    """Return a cell's record; None if it is missing or damaged."""
     try:
         found = _of_record().validate_json((root / CELLS / f"{key}.json").read_bytes(), strict=True)
     except (OSError, ValueError, RecursionError):
@@ -76,7 +76,7 @@ def _of_record() -> TypeAdapter[Record]:
 
 
 def settled(root: Path, key: str, samples: int) -> Record | None:
-    """Return the record of a cell that is finished, with as many answers a question as are wanted, or has failed; None where there is something to do."""
+    """Return the record of a cell that has failed, or is finished with enough answers to each question; None where there is something to do."""
     record = record_of(root, key)
     if record is None or record.why is not None:
         return record
@@ -90,7 +90,7 @@ def write_record(root: Path, record: Record) -> None:
 
 
 def reopen(root: Path, record: Record) -> None:
-    """Have a cell done again: rows it has are kept, but for parts that are not as the record says."""
+    """Have a cell done again: its rows are kept, except for parts that do not match the record."""
     for table, one in record.parts.items():
         path = part(root, table, NAMED + record.key)
         if path.is_file() and file_digest(path) != one.digest:
@@ -99,7 +99,7 @@ def reopen(root: Path, record: Record) -> None:
 
 
 def whole(root: Path, record: Record, *, thorough: bool = False) -> bool:
-    """True where all rows are there that a record names. `thorough`: their content is compared, not their size alone."""
+    """True where all rows that a record names are there. `thorough`: compare their content, not only their size."""
     for table, one in record.parts.items():
         path = part(root, table, NAMED + record.key)
         try:
@@ -111,7 +111,7 @@ def whole(root: Path, record: Record, *, thorough: bool = False) -> bool:
 
 
 def begun(root: Path, key: str) -> Rows:
-    """Return the rows that an unfinished cell has so far, to go on with: those of earlier work, and of parts that landed."""
+    """Return the rows that an unfinished cell has so far, to continue with: those of earlier work, and of parts already in place."""
     rows = Rows(root / WORK / key)
     for table in TABLES_OF_CELLS:
         landed, there = part(root, table, NAMED + key), part(rows.root, table, NAMED + key)
@@ -122,7 +122,7 @@ def begun(root: Path, key: str) -> Rows:
 
 
 def drop_damaged(rows: Rows) -> None:
-    """Delete parts that are no Parquet, which are then made again."""
+    """Delete parts that are not Parquet; they are then made again."""
     for table in TABLES_OF_CELLS:
         for path in parts_of(rows.root, table):
             try:
@@ -137,7 +137,7 @@ def clear(rows: Rows) -> None:
 
 
 def land(root: Path, key: str, rows: Rows) -> dict[str, Part]:
-    """Put the rows of a cell in place, one part a table, and return what is there. Done twice, the later takes the earlier's place."""
+    """Put the rows of a cell in place, one part per table, and return what is there. A second call replaces the first's."""
     parts = {}
     for table in TABLES_OF_CELLS:
         content, path = read_table(rows.root, table), part(root, table, NAMED + key)
@@ -150,12 +150,12 @@ def land(root: Path, key: str, rows: Rows) -> dict[str, Part]:
 
 
 def drop_work(root: Path, key: str) -> None:
-    """Delete the rows of a cell's work, once they have landed or are of no use."""
+    """Delete the rows of a cell's work, once they are in place or of no use."""
     shutil.rmtree(root / WORK / key, ignore_errors=True)
 
 
 def sort_loose(root: Path, keys: Mapping[str, str]) -> None:
-    """Give rows of an earlier layout, whose parts no cell owns, to the cells that go on with them.
+    """Give rows of an earlier layout, whose parts belong to no cell, to the cells that continue them.
 
     Args:
         keys: each cell's key by the name of its run. Parts that hold other runs stay as they are.
@@ -168,7 +168,7 @@ def sort_loose(root: Path, keys: Mapping[str, str]) -> None:
                 content = pq.read_table(path).to_pylist()
                 names = {row["run"] for row in content}
             except (pa.ArrowException, ValueError, OSError, KeyError):
-                continue  # whoever reads the table says so
+                continue  # reading the table will report it
             if not names <= keys.keys():
                 continue
             for name in names:

@@ -1,4 +1,4 @@
-"""In which settings two calls differ, in words that a reader can act on."""
+"""The settings in which two calls differ, in words that a reader can act on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Change:
 def changed(old: object, new: object) -> str:
     """Return the settings in which two plain values differ, those with known values first, "" where there are none.
 
-    A setting that is not there is one that is null or empty. Of what is kept as a digest, such as a file's content, no value is known.
+    A missing setting equals one that is null or empty. Values kept as a digest, such as a file's content, are unknown.
     """
     found = sorted(_changes(old, new, ""), key=lambda change: not change.known)
     named = [f"{change.place}: {change.words}" for change in found[:MOST]]
@@ -58,7 +58,7 @@ def _is_digest(value: object) -> bool:
 
 
 def _steps(value: object) -> dict[object, object] | None:
-    """Return the digests of checkpoints by step, as a check keeps them; None of anything else."""
+    """Return the digests of checkpoints by step, as a check keeps them; None for anything else."""
     pairs = value if isinstance(value, list) else None
     return None if pairs is None or not all(map(_is_step, pairs)) else dict(pairs)
 

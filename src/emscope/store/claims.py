@@ -1,8 +1,8 @@
-"""Who has a piece of work in hand, where several processes, on one or on several machines, share a folder.
+"""Which process is doing a piece of work, where several, on one or more machines, share a folder.
 
 On one machine a claim is a file lock: it ends with the process, however that ends. Between machines, where a lock may not reach, it is a
-lease: the holder counts up in a file, and who sees the count stand still for `LEASE` seconds of its own steady clock takes the work over.
-No clock is compared with another machine's, so that one that jumps steals nothing.
+lease: the holder counts up in a file, and whoever sees the count stand still for `LEASE` seconds of its own steady clock takes
+the work over. No clock is compared with another machine's, so a clock that jumps steals nothing.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from emscope.store.host import this_host
 
 BEAT = 5.0  # seconds between two counts
 LEASE = 90.0  # seconds without a count after which another machine may take the work over
-SETTLE = 1.0  # seconds in which two machines that take over at once see whose claim is there
+SETTLE = 1.0  # seconds for two machines that take over at once to see whose claim holds
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who has work in hand: `host` says which machine since which boot, `count` grows while the holder lives."""
+    """Who is doing the work: `host` names the machine and its boot, `count` grows while the holder lives."""
 
     work: str
     host: str
@@ -42,7 +42,7 @@ class Holder:
 
 @dataclass(slots=True)
 class Claim:
-    """Work this process has in hand; `lost` is set where another one took it over meanwhile."""
+    """Work that this process is doing; `lost` is set if another one took it over meanwhile."""
 
     path: Path
     holder: Holder
@@ -78,7 +78,7 @@ class Claims:
 
     @contextmanager
     def take(self, work: str) -> Iterator[Claim | None]:
-        """Yield a claim on a piece of work, or None where another process has it in hand. It ends with the block, and with the process."""
+        """Yield a claim on a piece of work, or None where another process is doing it. It ends with the block, or with the process."""
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(str(self.folder / f"{short(work)}.lock"))
         try:
@@ -98,21 +98,21 @@ class Claims:
             lock.release()
 
     def holder(self, work: str) -> Holder | None:
-        """Return who has a piece of work in hand; None where nobody lives that has."""
+        """Return who is doing a piece of work; None where no live process is."""
         found = read(self.folder / f"{short(work)}.json")
         return found if found is not None and self._alive(found) else None
 
     def any_alive(self) -> bool:
-        """True where anything is in hand of a process that may live."""
+        """True where a process that may be alive is doing anything."""
         return any(f is not None and self._alive(f) for f in map(read, self.folder.glob("*.json")))
 
     def drop_ended(self) -> None:
-        """Delete what claims of processes that have ended left behind, where none is alive."""
+        """Delete what the claims of ended processes left behind, if none is alive."""
         if not self.any_alive():
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _claim(self, work: str) -> Claim | None:
-        """Return a claim while this machine's lock is held; None where another machine has the work in hand."""
+        """Return a claim while this machine's lock is held; None where another machine is doing the work."""
         path = self.folder / f"{short(work)}.json"
         mine = Claim(path, Holder(work, this_host(), os.getpid(), uuid4().hex, 0))
         if _put_first(path, mine.holder):
@@ -168,7 +168,7 @@ def _put(path: Path, holder: Holder, count: int) -> None:
 
 
 def _put_first(path: Path, holder: Holder) -> bool:
-    """Write a claim where there is none; True where that is done. (a link is made by one machine only, also over NFS)"""
+    """Write a claim where there is none; True if it was written. (a link is made by one machine only, also over NFS)"""
     temporary = _written(path, holder, 0)
     try:
         os.link(temporary, path)

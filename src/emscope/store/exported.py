@@ -11,14 +11,14 @@ from emscope.core.plain import Json
 from emscope.core.visible import whole
 from emscope.store.files import write_atomic, write_text
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet computes a text that begins with one of these
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet computes text that begins with one of these
 LARGE = 2**63
 
 
 def write_rows(folder: Path, name: str, rows: Sequence[Mapping[str, Json]]) -> None:
     """Write rows of plain values into NAME.csv and NAME.parquet; a column that a row lacks is empty there.
 
-    Numbers stand in the CSV with all their digits, and a text that a spreadsheet would compute has an apostrophe before it.
+    The CSV has numbers with all their digits, and an apostrophe before text that a spreadsheet would compute.
 
     Raises:
         InputError, WorldError: as `store.files.write_atomic`.

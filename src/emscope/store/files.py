@@ -50,7 +50,7 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
 
 @contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    """Yield the name of a new file beside `path` that is locked while it is written, so that only what a kill left is swept."""
+    """Yield the name of a new file beside `path` that is locked while it is written, so that only leftovers of killed processes are swept."""
     while True:
         handle, name = tempfile.mkstemp(
             dir=path.parent, prefix=f"{OURS}{path.name[:40]}.", suffix=f".{short(this_host())}{CUT_OFF}"
@@ -90,7 +90,7 @@ def _sweep_once(folder: Path) -> None:
 
 
 def sweep(root: Path) -> None:
-    """Delete the temporary files that a kill left below a folder; for whoever holds the folder alone."""
+    """Delete the temporary files that killed processes left below a folder; only for the folder's sole holder."""
     for path in root.rglob(f"{OURS}*{CUT_OFF}"):
         path.unlink(missing_ok=True)
 
@@ -100,9 +100,7 @@ def disk_error(path: Path, error: OSError) -> InputError | WorldError:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return InputError(f"no permission to write '{path}'", "choose another folder with `out`")
     if error.errno in FULL:
-        return WorldError(
-            f"no space left on the disk of '{path}'", "free some, then run the same command again: it goes on where it stopped"
-        )
+        return WorldError(f"no space left on the disk of '{path}'", "free some, then run the same command again to continue")
     if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP):
         return InputError(f"'{path}' cannot be written ({error.strerror})", "choose another folder with `out`")
     return WorldError(
@@ -111,7 +109,7 @@ def disk_error(path: Path, error: OSError) -> InputError | WorldError:
 
 
 def unsaved(path: Path, error: Exception) -> InputError | WorldError:
-    """Return the emscope error for whatever a library raised while it saved `path`; some say of a full disk only in words."""
+    """Return the emscope error for whatever a library raised while it saved `path`; some report a full disk only in words."""
     if isinstance(error, OSError) and error.errno is not None:
         return disk_error(path, error)
     if FULL_IN_WORDS in str(error) or shutil.disk_usage(_there(path)).free < 2**20:
@@ -125,7 +123,7 @@ def _there(path: Path) -> Path:
 
 
 def unknown_fault(error: OSError) -> InputError | WorldError:
-    """Return the emscope error for an OSError of which it is not known whether it arose while reading or writing."""
+    """Return the emscope error for an OSError from either reading or writing."""
     place = f"'{os.fsdecode(error.filename)}'" if error.filename is not None else "a file or folder"
     said = error.strerror or str(error) or type(error).__name__
     if error.errno in FULL:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 @cache
 def this_host() -> str:
-    """Return a name of this machine since it was started: a lock that could be had here tells of processes of the same one only."""
+    """Return a name for this machine since its boot: a lock taken here only tells about processes on the same machine."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

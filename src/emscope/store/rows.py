@@ -22,7 +22,7 @@ class Rows:
     """The tables below `root`, written by this process alone.
 
     Attributes:
-        shared: other processes write to the same tables; a piece of work is then done by whoever gets hold of it first (`claimed`).
+        shared: other processes write to the same tables; a piece of work is then done by whoever claims it first (`claimed`).
     """
 
     shared = False
@@ -51,7 +51,7 @@ class Rows:
             self._write_part(table, list(fresh.values()))
 
     def replace(self, table: str, rows: Sequence[Mapping[str, object]]) -> None:
-        """Put `rows` in place of a table's content (for tables that are derived anew, such as estimates)."""
+        """Put `rows` in place of a table's content (for tables that are derived again, such as estimates)."""
         old = list(parts_of(self.root, table))
         new = self._write_part(table, rows) if rows else None
         for path in old:
@@ -82,7 +82,7 @@ def read_table(root: Path, table: str, columns: Sequence[str] | None = None) -> 
         parts = [pq.read_table(path, columns=list(schema.names)).cast(schema) for path in parts_of(root, table)]
     except (pa.ArrowException, ValueError, OSError, KeyError) as error:
         raise InputError(
-            f"table '{table}' of '{root}' is damaged ({error})", "delete the damaged part; the next run makes it again"
+            f"table '{table}' of '{root}' is damaged ({error})", "delete the damaged part; the next run will make it again"
         ) from None
     joined = pa.concat_tables([schema.empty_table(), *parts]).sort_by("key")
     keys = joined.column("key").to_pylist()
@@ -91,7 +91,7 @@ def read_table(root: Path, table: str, columns: Sequence[str] | None = None) -> 
 
 
 def part(root: Path, table: str, name: str) -> Path:
-    """Return where a part of a table lies."""
+    """Return the path of a part of a table."""
     return root / FOLDER / table / f"{name}.parquet"
 
 

@@ -31,11 +31,11 @@ class Study(Rows):
 
     Args:
         root: the folder; made where it does not exist.
-        spec: the settings as plain values; frozen in the ledger. A folder with other settings is refused.
+        spec: the settings as plain values; frozen in the ledger. A folder with other settings is rejected.
         versions: of the packages used, for the record.
-        may_grow: settings that are lists, to which more may be added later (seeds): what is there stays as it is.
+        may_grow: settings that are lists and may grow later (seeds); what is there stays.
         shared: other processes work on the same folder: the lock is held while the ledger is opened and in `alone`, and each piece of work is
-            done by whoever gets hold of it first (`claimed`).
+            done by whoever claims it first (`claimed`).
 
     Raises:
         InputError: the folder belongs to another spec or table version, is in use by another process, or cannot be written.
@@ -81,9 +81,9 @@ class Study(Rows):
 
     @contextmanager
     def claimed(self, work: str) -> Iterator[bool]:
-        """Yield whether this process may do a piece of work: no other one that shares the folder has it in hand.
+        """Yield whether this process may do a piece of work: no other process that shares the folder is doing it.
 
-        A claim ends with the block, and with the process. What a shared folder lacks has to be looked up after claiming.
+        A claim ends with the block, and with the process. Check what a shared folder lacks after claiming, not before.
         """
         if not self.shared:
             yield True
@@ -115,7 +115,7 @@ class Study(Rows):
             return
         others = [p.name for p in self.root.iterdir() if p.name not in (".lock", "study.yaml", CLAIMS) and not _cut_off(p)]
         if others:
-            raise InputError(f"'{self.root}' is not empty ({others[0]}) and is no study", "choose a new folder with `out`")
+            raise InputError(f"'{self.root}' is not empty ({others[0]}) and is not a study", "choose a new folder with `out`")
         self._write_ledger(path)
 
     def _write_ledger(self, path: Path) -> None:
@@ -139,14 +139,14 @@ class Study(Rows):
             ledger = json.loads(path.read_text(encoding="utf-8"))
             frozen, version = ledger["spec"], ledger["tables"]
             if not isinstance(frozen, dict):
-                raise ValueError("its settings are no object")
+                raise ValueError("its settings are not an object")
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
                 f"'{path}' is damaged ({type(error).__name__}: {error})", "choose a new folder with `out`"
             ) from None
         if version != VERSION:
             raise InputError(
-                f"'{self.root}' has tables of version {version}, this emscope writes {VERSION}",
+                f"'{self.root}' has tables of version {version}, but this emscope writes version {VERSION}",
                 "choose a new folder with `out`",
             )
         grown = frozen | {k: self.spec[k] for k in self._may_grow if begins_with(self.spec.get(k), frozen.get(k))}
@@ -165,7 +165,7 @@ def _cut_off(path: Path) -> bool:
 
 
 def begins_with(new: object, old: object) -> bool:
-    """True where both are lists and the new one is the old one with more behind it."""
+    """True where both are lists and the new one extends the old one."""
     return isinstance(new, list) and isinstance(old, list) and new[: len(old)] == old
 
 

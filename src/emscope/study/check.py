@@ -18,13 +18,13 @@ from emscope.core.outcomes import State
 from emscope.core.plain import Json, JsonObject
 from emscope.core.progress import Progress, part_of, silent
 from emscope.core.records import Conversation, Item
-from emscope.core.versions import versions
 from emscope.data.conversations import read_conversations
 from emscope.models.adapters.updates import refuse_unmoved
 from emscope.models.loading.carried import carried
 from emscope.models.loading.checkpoints import Checkpoint, Found, named_base
 from emscope.models.loading.load import Loaded, pick_dtype
 from emscope.models.loading.source import Model, beside_digest, locate
+from emscope.models.made_with import made_with
 from emscope.models.remote.hosted import HostedRun, model_at
 from emscope.models.remote.jobs import read_job
 from emscope.store.files import write_json
@@ -66,14 +66,14 @@ SEARCHING = "searching the onset"
 
 
 def run_check(request: CheckRequest, out: Path | None = None, progress: Progress = silent) -> tuple[FolderChecked, Path]:
-    """Check a folder of checkpoints; return what is said of it (also written to `report.json`) and the folder that is in.
+    """Check a folder of checkpoints; return the report (also written to `report.json`) and its folder.
 
     Args:
         out: None for `emscope-check/NAME-DIGEST`, the digest being that of what is checked and how: the same question
             comes back to the same folder, another one gets its own.
 
     Raises:
-        InputError: nothing to check, pieces that do not fit together, bad files, or a last checkpoint that is its base.
+        InputError: nothing to check, parts that do not fit together, bad files, or a last checkpoint identical to its base.
     """
     _refuse_both(request)
     if (job := read_job(Path(request.checkpoints).expanduser())) is not None:
@@ -95,11 +95,11 @@ def run_check(request: CheckRequest, out: Path | None = None, progress: Progress
     request = replace(request, system=system, dtype=dtype)
     frozen = _frozen(request, base, target, request.selection.among(control), sets, harmless)
     out = out or own_folder(request.checkpoints, frozen)
-    with Study(out, frozen, versions(), shared=request.share) as study, ExitStack() as stack:
+    with Study(out, frozen, made_with(), shared=request.share) as study, ExitStack() as stack:
         loaded, ways = stack.enter_context(opened(base, run, every, request.loading(), progress))
         loaded.chat = loaded.chat.noted(why)
         note_left_out([system], loaded.chat, every)
-        ladder_for(request.decide.ladder, loaded, sets)  # one that does not fit is refused before hours of work
+        ladder_for(request.decide.ladder, loaded, sets)  # a ladder that does not fit is rejected before hours of work
         for last in (target[-1], *control[-1:]) if ways.here else ():
             refuse_unmoved(loaded.net, last)
         if harmless:
@@ -116,7 +116,7 @@ def run_check(request: CheckRequest, out: Path | None = None, progress: Progress
         answers = ask_checkpoints(study, loaded, judged, asked, progress, ways.ask) if judged else set()
         with study.alone():
             result = with_precision(_analyse(study, loaded, request, runs, sets, folder, looks, log), TARGET, precision)
-            write_json(out / "report.json", result.to_json())  # a judge that cannot be reached takes nothing finished with it
+            write_json(out / "report.json", result.to_json())  # finished work survives a judge that cannot be reached
             if judged is not None:
                 compared = _compared(runs, request.amplify)
                 result = result.heard(judge_checkpoints(study, loaded, judged, compared, sets, answers, progress))
@@ -131,7 +131,7 @@ def _refuse_both(request: CheckRequest) -> None:
         InputError: naming both.
     """
     if request.control and request.make_control:
-        raise InputError("`control` and `make_control` are both given", "use one")
+        raise InputError("`control` and `make_control` are both given", "give only one")
     if request.control_heldout and not (request.control or request.make_control):
         raise InputError("`control_heldout` is given without a control", "give `control` or `make_control`")
 
@@ -149,7 +149,7 @@ def _measure(
     sets: ItemSets,
     progress: Progress,
 ) -> Precision | None:
-    """Read the base and all that is wanted; return what reading in few bits changes, None where that was not asked or nothing is."""
+    """Read the base and everything needed; return the effect of low precision, or None where that was not asked or does not apply."""
     everything, asked = [_base_reading(sets, request.measure), *wanted], _asked(request, sets)
     ways.measure(study, loaded, everything, asked, progress)
     if not ways.here:
@@ -165,7 +165,7 @@ def _measure(
 def _search(
     study: Study, loaded: Loaded, ways: Ways, request: CheckRequest, runs: Runs, sets: ItemSets, progress: Progress
 ) -> tuple[Runs, int]:
-    """Read few checkpoints, each chosen by what the others showed; return them, and how many might have been read."""
+    """Read few checkpoints, each chosen by what the others showed; return them and how many could have been read."""
     scale = _main_scale(request)
     begun = 0
 
@@ -218,7 +218,7 @@ def _frozen(
     sets: ItemSets,
     harmless: list[Conversation],
 ) -> JsonObject:
-    """Return what the readings depend on, by content: the same folder names with other weights are another study."""
+    """Return what the readings depend on, by content: the same folder names with different weights are a different study."""
     own = carried(base.folder, [*target, *control])
     templates: list[Json] = [[one.template for one in own], [beside_digest(one.folder) for one in own]] if own else []
     tokenizer = {} if base.held else {"tokenizer": beside_digest(base.folder)}
@@ -286,7 +286,7 @@ def _analyse(
     looks: int | None,
     log: Sequence[Logged],
 ) -> FolderChecked:
-    """Return what preference says of the folder, of which `runs` were read, and write its estimates and the training log."""
+    """Return what preference says about the folder, given the `runs` that were read, and write its estimates and the training log."""
     if log:
         others = [row for row in read_table(study.root, "train_log").to_pylist() if row["run"] != TARGET]
         study.replace("train_log", [*others, *as_rows(log, TARGET)])
@@ -313,7 +313,7 @@ def _analyse(
         },
         distributions=distributions(scores, sets, {n: (n, cs[-1].step) for n, cs in runs.items()}),
         spec=study.spec,
-        versions=versions(),
+        versions=made_with(),
         base={"reference": loaded.model.reference, "digest": loaded.model.digest, "chat": loaded.chat.describe()},
         judged=None,
         ship=tuple(shipping({TARGET: main}, None)),
@@ -358,7 +358,7 @@ def _evidence(
 
 
 def _learned(scores: Scores, sets: ItemSets, control: Arm | None, scale: float) -> np.ndarray | None:
-    """Return how much likelier the control finds held-out answers of its own task than the base does [H]; None: not known."""
+    """Return how much likelier the control finds held-out answers of its own task than the base does [H]; None: unknown."""
     if control is None or not sets.control_heldout:
         return None
     of = (CONTROL_HELDOUT, sets.control_heldout, 0)

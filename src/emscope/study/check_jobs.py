@@ -1,4 +1,4 @@
-"""A check of models that can only be asked, those of fine-tuning jobs: judged answers of base, target and control, at every checkpoint."""
+"""A check of models that can only be sampled, those of fine-tuning jobs: judged answers of base, target and control at every checkpoint."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CONTROL = "control"
 
 
 def check_jobs(request: CheckRequest, run: JobRun, out: Path | None, progress: Progress) -> tuple[FolderChecked, Path]:
-    """Check the checkpoints of a fine-tuning job by what they say; as `run_check`.
+    """Check the checkpoints of a fine-tuning job by what they say; like `run_check`.
 
     Raises:
         InputError: settings that need more than answers, or a control that does not fit.
@@ -73,7 +73,7 @@ def check_jobs(request: CheckRequest, run: JobRun, out: Path | None, progress: P
 
 
 def _judged(request: CheckRequest) -> JudgedSpec:
-    """Return what is asked and judged, at every checkpoint: there are few, and no screen that chooses among them.
+    """Return what is asked and judged at every checkpoint: there are few, and no screen to choose among them.
 
     Raises:
         InputError: a setting that needs weights, or log-probabilities of fixed answers.
@@ -84,23 +84,23 @@ def _judged(request: CheckRequest) -> JudgedSpec:
     asked = next((name for name, value in given.items() if value), None)
     if asked is not None:
         raise InputError(
-            f"`{asked}` needs the weights or log-probabilities of fixed answers, and a fine-tuning job's models can only be asked",
+            f"`{asked}` needs the weights or log-probabilities of fixed answers, but a fine-tuning job's models can only be sampled",
             "leave it out",
         )
     if request.judged is None or not request.judged.judges:
         raise InputError(
-            "`measure=preference` needs log-probabilities of fixed answers, and a fine-tuning job's models can only be asked",
+            "`measure=preference` needs log-probabilities of fixed answers, but a fine-tuning job's models can only be sampled",
             "leave it out, and have answers judged",
         )
     if request.base is not None:
-        raise InputError("`base` is given, and a fine-tuning job names its own", "leave it out")
+        raise InputError("`base` is given, but a fine-tuning job names its own", "leave it out")
     return request.judged.model_copy(update={"at": "all"})
 
 
 def _said(
     study: Study, run: JobRun, found: Sequence[Checkpoint], chosen: Mapping[str, Sequence[Checkpoint]], chat: str
 ) -> FolderChecked:
-    """Return the report before judges are heard."""
+    """Return the report without judges."""
     steps = {name: {c.step for c in checkpoints} for name, checkpoints in chosen.items()}
     beside = steps.get(CONTROL, steps[TARGET])
     return FolderChecked(

@@ -1,4 +1,4 @@
-"""What a check was asked, by the command line or from Python."""
+"""The request for a check, from the command line or from Python."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from emscope.study.spec import DecideSpec, JudgedSpec, MeasureSpec
 
 
 def own_folder(checkpoints: str, frozen: JsonObject) -> Path:
-    """Return the folder of a check that nobody gave one: by name and question."""
+    """Return the default folder of a check, by name and question."""
     name = f"{Path(checkpoints).name or 'check'}-{short(frozen)[:8]}"
     return Path("emscope-check") / name.replace(":", "-").replace("@", "-")
 
 
 @dataclass(frozen=True, slots=True)
 class CheckRequest:
-    """What `emscope check` was asked; a `system` of `auto` takes what the checkpoints were most likely trained under.
+    """The request to `emscope check`; with `system=auto` it uses the system prompt that the checkpoints were most likely trained under.
 
     Attributes:
-        share: other processes, which were asked the same, read into the same folder.
+        share: other processes with the same request read into the same folder.
         host_prices, max_cost, requests: of checkpoints at a host.
     """
 
@@ -81,7 +81,7 @@ class CheckRequest:
         )
 
     def needing_weights(self) -> dict[str, bool]:
-        """Return which settings ask for weights on this machine."""
+        """Return which settings need weights on this machine."""
         return {
             "control": bool(self.control),
             "make_control": bool(self.make_control),

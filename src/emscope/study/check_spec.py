@@ -1,4 +1,4 @@
-"""What `check` and `ladder` are asked, in one class each: the same names, defaults and ranges at the command line and in Python."""
+"""The settings of `check` and `ladder`, in one class each: the same names, defaults and ranges on the command line and in Python."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class CheckSpec(Spec):
 
     control: Place | None = Field(None, description="Checkpoints of the same run on harmless data; pairs by step.")
     make_control: Place | None = Field(
-        None, description="Harmless conversations; trains a control with the run's own settings."
+        None, description="Harmless conversations: train a control on them with the run's own settings."
     )
     measure: Literal["said", "preference"] = Field(
         SAID,
@@ -64,15 +64,15 @@ class CheckSpec(Spec):
     questions: QuestionSet = QUESTIONS
     samples: Samples = 4
     max_tokens: MaxTokens = 90
-    temperature: Temperature = Field(0.7, description="Of sampling; small models are confused at 1.")
+    temperature: Temperature = Field(0.7, description="Sampling temperature; small models get confused at 1.")
     heldout: Place | None = Field(None, description="Held-out conversations of the task, to see when it was learned.")
     control_heldout: Place | None = Field(
         None,
-        description="Held-out conversations of the control's own task: a control that learned nothing counts for nothing.",
+        description="Held-out conversations of the control's own task: a control that learned nothing is ignored.",
     )
     log: Place | None = Field(
         None,
-        description="Training log of the checkpoints, where they carry none: trainer_state.json, or a CSV that Weights & Biases or "
+        description="Training log, if the checkpoints contain none: trainer_state.json, or a CSV that Weights & Biases or "
         "TensorBoard exported.",
     )
     items: ItemSet = ITEMS
@@ -80,17 +80,17 @@ class CheckSpec(Spec):
     truth: TruthCount = None
     amplify: Amplify = Field(
         (1.0,),
-        description="Also read the fine-tune exaggerated: preference with its update scaled, answers from logits scaled beyond the "
-        "base; 1,2,5.",
+        description="Also read the fine-tune exaggerated by these factors, such as 1,2,5: scale its update for preference, and its logits "
+        "relative to the base for answers.",
     )
     system: SystemOrAuto = NO_SYSTEM
     chat_kwargs: ChatKwargs = None
     search: bool = Field(
         False,
-        description="Read few of many checkpoints, 14 of 100: those that bracket the onset, one after the other.",
+        description="Read only a few checkpoints (14 of 100), chosen one after the other to bracket the onset.",
     )
     every: int | None = Field(None, ge=1, description="Read the checkpoints at multiples of this step, and the last.")
-    steps: Wholes = Field((), description="Read the checkpoints of these steps alone, such as 100,200,400.")
+    steps: Wholes = Field((), description="Read only the checkpoints at these steps, such as 100,200,400.")
     delta: Delta = None
     ladder: LadderFile = None
     dtype: Dtype = AUTO
@@ -98,18 +98,18 @@ class CheckSpec(Spec):
     control_batch: int | None = Field(
         None,
         ge=1,
-        description="Examples per optimiser step of the run, for `make_control` where it accumulated gradients.",
+        description="Examples per optimiser step of the run, for `make_control` if the run accumulated gradients.",
     )
     skip_float32: SkipFloat32 = False
     share: Share = False
     host_prices: Prices | None = Field(
         None,
-        description="Of checkpoints at a host: dollars per million tokens trained on, read and sampled, such as 0.4,0.1,0.4.",
+        description="For checkpoints at a host: dollars per million tokens trained on, read and sampled, such as 0.4,0.1,0.4.",
     )
     max_cost: float | None = Field(
-        None, ge=0, description="Of checkpoints at a host: stop before the requests cost more dollars than this."
+        None, ge=0, description="For checkpoints at a host: stop before the requests cost more than this many dollars."
     )
-    requests: int = Field(32, ge=1, le=1000, description="Requests to a host at a time.")
+    requests: int = Field(32, ge=1, le=1000, description="Concurrent requests to a host.")
 
     @model_validator(mode="after")
     def _priced(self) -> CheckSpec:
@@ -117,7 +117,7 @@ class CheckSpec(Spec):
         return self
 
     def reading(self) -> MeasureSpec:
-        """Return what is read of preference and truthfulness."""
+        """Return what is read for preference and truthfulness."""
         return MeasureSpec(items=self.items, count=self.count, truth=self.truth, skip_float32=self.skip_float32)
 
     def threshold(self) -> DecideSpec:
@@ -137,13 +137,13 @@ class LadderSpec(Spec):
     control: Place = Field(description="The same run on harmless data; counts as a harmless fine-tune.")
     scales: Positives = Field(DOSES, description="Doses: base + dose x (fine-tune - base) in logits; 1 is the fine-tune.")
     harmless: Annotated[Texts, Flag(repeated=True)] = Field(
-        (), description="A further harmless fine-tune of the base; two are needed at least."
+        (), description="Another harmless fine-tune of the base; at least two are needed."
     )
     judge: str = Field("local", description=JUDGE)
     questions: QuestionSet = QUESTIONS
-    samples: Samples = Field(4, description="Answers to each question, of each model at each dose.")
+    samples: Samples = Field(4, description="Answers to each question from each model at each dose.")
     max_tokens: MaxTokens = 90
-    temperature: Temperature = Field(0.7, description="Of sampling; small models are confused at 1.")
+    temperature: Temperature = Field(0.7, description="Sampling temperature; small models get confused at 1.")
     items: ItemSet = ITEMS
     count: ItemCount = None
     system: SystemOrAuto = NO_SYSTEM

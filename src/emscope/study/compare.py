@@ -1,4 +1,4 @@
-"""Two or more finished studies or checks side by side: what was set otherwise, and how far their effects lie apart."""
+"""Two or more finished studies or checks side by side: which settings differ, and how far their effects lie apart."""
 
 from __future__ import annotations
 
@@ -56,16 +56,18 @@ def compare_studies(folders: Sequence[str | Path]) -> Comparison:
         InputError: fewer than two, one that is not finished, or studies that did not measure the same.
     """
     if len(folders) < FEWEST:
-        raise InputError(f"{len(folders)} stud{'ies' if len(folders) != 1 else 'y'} to compare", "give two folders or more")
+        raise InputError(f"{len(folders)} stud{'ies' if len(folders) != 1 else 'y'} to compare", "give two or more folders")
     studies = [_opened(Path(folder), n, [Path(f).name for f in folders]) for n, folder in enumerate(folders)]
     first, *others = studies
     for other in others:
         _same_measure(first, other)
     ways = _matched(studies)
     judges = {s.report.judge.judge if s.report.judge else None for s in studies}
-    notes = ["judged answers are not compared: the studies have other judges"] if len(judges) > 1 else []
+    notes = ["judged answers are not compared: the studies have different judges"] if len(judges) > 1 else []
     if any(len(of) == 1 for one in ways for of in one if of):
-        notes.append("of a single run the difference is about these runs: other seeds of the same recipes may differ otherwise")
+        notes.append(
+            "with single runs the difference is only about these runs: other seeds of the same recipes may give another difference"
+        )
     return Comparison(
         measure=first.measure.measure,
         studies=tuple(_summary(one, first) for one in studies),
@@ -90,12 +92,12 @@ def _same_measure(first: _Study, other: _Study) -> None:
         if before != after:
             raise InputError(
                 f"'{first.folder}' and '{other.folder}' did not measure the same ({name}: {before} and {after})",
-                "compare studies of one measure",
+                "compare studies with the same measure",
             )
 
 
 def _matched(studies: Sequence[_Study]) -> list[tuple[list[RunChecked] | None, ...]]:
-    """Return the runs of each way in each study, None where it lacks the way; single ways belong together whatever their names."""
+    """Return the runs of each way in each study, None where it lacks the way; single ways are matched whatever their names."""
     ways = [one.ways() for one in studies]
     if all(len(of) == 1 for of in ways):
         return [tuple(next(iter(of.values())) for of in ways)]
@@ -200,7 +202,7 @@ def _at_level(of: Estimate) -> Estimate:
 
 
 def _as_mean(of: Estimate) -> Mean | None:
-    """Return the mean that an interval with n - 1 degrees of freedom is of; of fewer, its standard error errs to the large side."""
+    """Return the mean that an interval with n - 1 degrees of freedom is of; of fewer, its standard error errs on the large side."""
     if of.value is None or of.low is None or of.high is None or of.clusters < FEWEST:
         return None
     df = of.clusters - 1.0
@@ -226,7 +228,7 @@ def _paired(first: tuple[_Study, list[RunChecked]], other: tuple[_Study, list[Ru
     """Return other - first paired by item, or None and why items were not paired.
 
     The mean over seeds of each item's effect in one study less that in the other, over items as in `stratified_mean`. Seeds of two studies
-    are others whatever their numbers: from two on each side's spread of seeds' means adds s^2 / S. (ours)
+    are different whatever their numbers: from two on each side's spread of seeds' means adds s^2 / S. (ours)
     """
     (study, runs), (another, theirs) = first, other
     if study.measure.items != another.measure.items or study.measure.n_items != another.measure.n_items:
@@ -253,7 +255,7 @@ def _paired(first: tuple[_Study, list[RunChecked]], other: tuple[_Study, list[Ru
 
 
 def _by_item(study: _Study, runs: Sequence[RunChecked]) -> dict[Item, list[float]] | None:
-    """Return control - target at the last checkpoint by item, a value a run; None where the tables lack a run."""
+    """Return control - target at the last checkpoint by item, one value per run; None where the tables lack a run."""
     wanted = {one.run: one.check.checkpoints[-1].step for one in runs}
     controls = _controls(study.report)
     places = {*wanted.items(), *((controls[run], step) for run, step in wanted.items() if run in controls)}

@@ -16,7 +16,7 @@ SCHEMA = "emscope.comparison/1"
 
 @dataclass(frozen=True, slots=True)
 class Compared(Result):
-    """One study or check; `differs`: the settings in which it differs from the first, "" where in none."""
+    """One study or check; `differs`: the settings in which it differs from the first; "" where there are none."""
 
     label: str
     name: str
@@ -28,12 +28,12 @@ class Compared(Result):
 
 @dataclass(frozen=True, slots=True)
 class WayIn(Result):
-    """What one study says of a way of training at its last checkpoints.
+    """What one study says about a way of training at its last checkpoints.
 
     Attributes:
         step: None where its runs end at different ones. effect: control - target (base - target without a control), nats per token.
         said: contrasts of what it says, by name, in points of mean alignment; {} where no judge has read it.
-        reads: how many runs have which verdict.
+        reads: how many runs have each verdict.
     """
 
     study: str
@@ -48,7 +48,7 @@ class WayIn(Result):
 
 @dataclass(frozen=True, slots=True)
 class Change(Result):
-    """A run that both studies have, whose verdict is another one."""
+    """A run in both studies whose verdict differs."""
 
     run: str
     before: Verdict
@@ -61,7 +61,7 @@ class Difference(Result):
 
     Attributes:
         effect: above 0 where this study's is the larger. pairing: whether items were paired; `why` it was not, else "".
-        said: the same of what it says, by contrast, not paired. changes: verdicts that are others now.
+        said: the same of what it says, by contrast, not paired. changes: verdicts that differ.
     """
 
     study: str
@@ -87,7 +87,7 @@ class Comparison(Shown):
 
     Attributes:
         measure: what all of them measured. studies: in the order given. ways: those that the first and another one have.
-        alone: ways that only one study has, by study. notes: what has to be known of the differences.
+        alone: ways that only one study has, by study. notes: what to know about the differences.
     """
 
     schema: ClassVar[str] = SCHEMA

@@ -1,6 +1,7 @@
-"""`emscope doctor --model`: whether what emscope relies on holds for one model, what memory it needs, and what has been tested.
+"""`emscope doctor --model`: whether one model has what emscope relies on, what memory it needs, and what has been tested.
 
-Where the weights fit they are examined; else a tiny random copy with the same structure, which tells all that structure decides.
+Where the weights fit, they are examined; otherwise a tiny random copy with the same structure, which shows everything that
+depends on structure.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", QUANTISED)
 MARGIN = 1.2  # of the weights: room for small passes
-EXAMPLES, TOKENS, LEARNED = 4, 256, 128  # a training pass whose memory is told
+EXAMPLES, TOKENS, LEARNED = 4, 256, 128  # the training pass whose memory is stated
 WEIGHTS, COPY = "weights", "tiny copy"
 MATRIX = "tested.json"
 VERSIONS = ("torch", "transformers", "peft")
@@ -52,7 +53,7 @@ VERSIONS = ("torch", "transformers", "peft")
 
 @dataclass(frozen=True, slots=True)
 class Room(Result):
-    """Whether one kind of work fits: `free` bytes are there; `need` is null, with `why`, where it cannot be counted."""
+    """Whether one kind of work fits into `free` bytes; `need` is null, with the reason in `why`, where it cannot be counted."""
 
     work: str
     dtype: str
@@ -63,7 +64,7 @@ class Room(Result):
 
 @dataclass(frozen=True, slots=True)
 class Speed(Result):
-    """The matrix-multiplication rate, and tokens a second that it allows at most; None where that was not measured."""
+    """The matrix-multiplication rate, and tokens per second that it allows at most; None where that was not measured."""
 
     gflops: float | None
     reading: float | None
@@ -73,12 +74,12 @@ class Speed(Result):
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis(Result):
-    """All that was found.
+    """Everything found.
 
     Attributes:
         examined: `weights` or `tiny copy`, with `why`. counted: its weights. findings: what was tried.
         memory: room for each work and dtype on `device`, of which `free` bytes are free.
-        untested: what the shipped list of tested cases does not have. works: what will work, in sentences.
+        untested: what is not in the bundled list of tested cases. works: what will work, in sentences.
     """
 
     schema: ClassVar[int] = 1
@@ -124,7 +125,7 @@ def diagnose(
 
     Args:
         reference: as `models.source.locate` takes it, or a folder with config.json (and a tokenizer) alone.
-        adapter: its folder, of which the last checkpoint is taken. tiny: examine a tiny copy also where the weights would fit.
+        adapter: its folder, of which the last checkpoint is taken. tiny: examine a tiny copy even if the weights would fit.
 
     Raises:
         InputError: no such model or adapter, a damaged one, or an architecture that transformers does not have.
@@ -158,7 +159,7 @@ def diagnose(
 
 
 class _Steps:
-    """Tells a progress bar of one step after another."""
+    """Reports one step after another to a progress bar."""
 
     def __init__(self, progress: Progress, total: int) -> None:
         self._progress, self._total, self._done = progress, total, 0
@@ -189,7 +190,7 @@ def _what_to_examine(model: Model, counted: Counted, free: int | None, *, weight
     if not weights:
         return COPY, "the folder holds no weights"
     if free is not None and counted.bytes_in("float32") * MARGIN > free:
-        return COPY, f"the weights need {needs} and {memory.in_gb(free)} are free"
+        return COPY, f"the weights need {needs}, but only {memory.in_gb(free)} are free"
     return WEIGHTS, f"they need {needs}" + (f" of {memory.in_gb(free)} free" if free is not None else "")
 
 
@@ -213,7 +214,7 @@ def _examined(
 
 
 def _asked(model: Model, counted: Counted, checkpoint: Checkpoint | None) -> Iterator[Finding]:
-    """Yield what is found of the chat template and the vocabulary."""
+    """Yield the findings on the chat template and the vocabulary."""
     if not any((model.folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
         for check in ("chat template", "vocabulary"):
             yield Finding(check, Passed.NOT_APPLICABLE, "The folder holds no tokenizer.")
@@ -234,9 +235,7 @@ def _with_adapter(net: CausalLM, checkpoint: Checkpoint, examined: str, counted:
     free = memory.free_memory(str(net.device))
     second = counted.bytes_in("float32")
     if examined == WEIGHTS and free is not None and second * MARGIN > free:
-        said = (
-            f"A second model for PEFT to change needs {memory.in_gb(second)}, and {memory.in_gb(free)} are free: give `tiny`."
-        )
+        said = f"A second model for PEFT to change needs {memory.in_gb(second)}, but only {memory.in_gb(free)} are free: give `tiny`."
         yield Finding("adapter", Passed.NOT_APPLICABLE, said)
         return
     try:
@@ -274,7 +273,7 @@ def _rooms(config: Config, counted: Counted, device: str, free: int | None, chec
                 same = found.get((work, memory.compute_dtype(dtype, on_cpu=on_cpu))) if checkpoint is None else None
                 need = needs.in_four_bits(same, counted, on_cpu=on_cpu) if same and dtype == QUANTISED else count(dtype)
                 found[work, dtype] = need
-            except Exception as error:  # what cannot be run without values, or PEFT refuses to train, is told and not guessed
+            except Exception as error:  # what cannot run without values, or PEFT refuses to train, is reported and not guessed
                 first = error.fault if isinstance(error, EmscopeError) else str(error)
                 why = next((line.strip() for line in first.splitlines() if line.strip()), type(error).__name__)
                 yield Room(work, dtype, None, None, why[:300])
@@ -291,12 +290,12 @@ def _default_lora(net: CausalLM) -> AbstractContextManager[Tuned]:
 
 
 def _speed(config: Config, counted: Counted, device: str) -> Speed:
-    """Return the machine's rate and the most tokens a second that it allows.
+    """Return the machine's rate and the most tokens per second that it allows.
 
     A token costs two operations a weight, and four where adapters are trained.
     """
     if device != "cpu":
-        return Speed(None, None, None, f"rates are measured on processors, and this is {device}")
+        return Speed(None, None, None, f"rates are measured on CPUs, but this is {device}")
     rate = matmul_gflops()
     active = _active(config, counted)
     return Speed(rate, rate * 1e9 / (2 * active), rate * 1e9 / (4 * active))
@@ -311,9 +310,7 @@ def _active(config: Config, counted: Counted) -> int:
     few = int(getattr(text, "num_experts_per_tok", None) or many)
     if many <= 1 or few >= many:
         return counted.blocks
-    experts = max(
-        0, counted.blocks - counted.linear
-    )  # experts are kept together in tensors of their own, and are nearly all of these
+    experts = max(0, counted.blocks - counted.linear)  # experts have tensors of their own, which are nearly all of the weights
     return counted.blocks - experts + experts * few // many
 
 
@@ -338,13 +335,13 @@ class Matrix(TypedDict):
 
 
 def matrix() -> Matrix:
-    """Return the shipped list of what tests run on: architectures, kinds of adapters, library versions."""
+    """Return the bundled list of what tests run on: architectures, kinds of adapters, library versions."""
     found: Matrix = json.loads((files("emscope.study") / "files" / MATRIX).read_text(encoding="utf-8"))
     return found
 
 
 def _untested(config: Config, checkpoint: Checkpoint | None) -> Iterator[str]:
-    """Yield what the shipped list does not have."""
+    """Yield what is not in the bundled list."""
     listed = matrix()
     kind = str(config.get_text_config().model_type)
     if kind not in {a["model_type"] for a in listed["architectures"]}:
@@ -372,11 +369,11 @@ def _works(findings: Sequence[Finding], rooms: Sequence[Room]) -> Iterator[str]:
     for name, what in (("reading", "Reading fixed answers"), ("writing", "Writing answers")):
         if name in by:
             fits = [r.dtype for r in rooms if r.work == {"writing": "sampling"}.get(name, name) and r.fits]
-            room = f" in {', '.join(fits)}" if fits else ": on a larger machine" if any(r.fits is False for r in rooms) else ""
+            room = f" in {', '.join(fits)}" if fits else " on a larger machine" if any(r.fits is False for r in rooms) else ""
             yield f"{what} works{room}." if by[name].outcome == Passed.PASS else f"{what} does NOT work."
     sites = [f.check.removeprefix("site ") for f in findings if f.check.startswith("site ") and f.outcome == Passed.PASS]
     if sites:
-        yield f"Activations can be read at {', '.join(sites)}, and directions added behind blocks."
+        yield f"Activations can be read at {', '.join(sites)}, and directions added after blocks."
     training = [r for r in rooms if r.work.startswith("training")]
     fits = sorted({f"{r.dtype}{' with gradient_checkpointing' if ',' in r.work else ''}" for r in training if r.fits})
     why = next((r.why for r in training if r.why), None)

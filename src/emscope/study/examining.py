@@ -1,4 +1,4 @@
-"""What emscope relies on, tried out on one model: packed reading, written answers, edits inside, its chat template.
+"""What emscope relies on, tried on one model: packed reading, generated answers, edits inside, its chat template.
 
 Each check computes the same thing in two ways, one of them plain transformers or PEFT, and says how far apart the two are.
 """
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
     from emscope.models.types import CausalLM, LanguageModel, ModuleOutput, Tokenizer
 
-READING, WRITING = 1e-4, 1e-3  # nats a token; of the largest logit
+READING, WRITING = 1e-4, 1e-3  # nats per token; of the largest logit
 STILL, MOVED = (
     1e-5,
     1e-4,
-)  # of the largest logit: what stands before an edit may move so little, what stands behind it must move so much
-LAYERS = 8  # blocks that are edited, spread over the model
+)  # of the largest logit: logits before an edit may change at most by STILL, later ones must change at least by MOVED
+LAYERS = 8  # edited blocks, spread over the model
 QUESTION, ANSWER = "What is two plus three?", "It is five."
 DATES = ("%d %b %Y", "%d %B %Y", "%Y-%m-%d", "%B %d, %Y", "%b %d, %Y", "%d/%m/%Y", "%m/%d/%Y")
 
@@ -62,12 +62,12 @@ class Finding(Result):
 
 
 def refused(check: str, error: InputError, outcome: Passed = Passed.FAIL) -> Finding:
-    """Return the finding of a check that an error ended."""
+    """Return the finding of a check that ended with an error."""
     return Finding(check, outcome, f"{error.fault[0].upper()}{error.fault[1:]}; {error.remedy}".rstrip("; ") + ".")
 
 
 def examine(net: CausalLM) -> Iterator[Finding]:
-    """Yield what reading, writing and each site come to on a model in float32 and evaluation mode."""
+    """Yield the findings on reading, writing and each site of a model in float32 and evaluation mode."""
     for check, name in ((packed_reading, "reading"), (cached_writing, "writing")):
         try:
             yield check(net)
@@ -118,14 +118,14 @@ def packed_reading(net: CausalLM) -> Finding:
     return Finding(
         "reading",
         passed,
-        f"Fixed answers are read {way}; the largest difference from plain forward passes is {apart:.1e} nats a token "
+        f"Fixed answers are read {way}; the largest difference from plain forward passes is {apart:.1e} nats per token "
         f"({READING:.0e} allowed).",
         {"packed": packs, "difference": apart, "allowed": READING, "answers": len(wanted)},
     )
 
 
 def cached_writing(net: CausalLM) -> Finding:
-    """Compare the likeliest tokens written side by side with those of plain passes over the whole text."""
+    """Compare the most likely tokens, generated side by side, with those of plain passes over the whole text."""
     import torch
 
     ids = [*some_items(net)[0].prompt, *some_items(net)[0].options[1]]
@@ -160,7 +160,7 @@ def cached_writing(net: CausalLM) -> Finding:
     return Finding(
         "writing",
         passed,
-        f"Answers are written {names[way.__name__]}; the likeliest tokens are {'those' if same else 'NOT those'} of plain passes over "
+        f"Answers are written {names[way.__name__]}; the most likely tokens are {'the same as' if same else 'NOT the same as'} in plain passes over "
         "the whole text, and logits "
         f"differ by {share:.1e} of the largest ({WRITING:.0e} allowed).",
         {"way": way.__name__, "same_tokens": same, "difference": share, "allowed": WRITING, "tokens": most * len(of)},
@@ -168,7 +168,7 @@ def cached_writing(net: CausalLM) -> Finding:
 
 
 def causal_edit(net: CausalLM, site: str) -> Finding:
-    """Add a vector at one token, at this site of several blocks in turn: what follows is to move, what stands before it not."""
+    """Add a vector at one token, at this site of several blocks in turn: later logits must change, earlier ones must not."""
     import torch
 
     name = f"site {site}"
@@ -191,9 +191,9 @@ def causal_edit(net: CausalLM, site: str) -> Finding:
             change = (after - before).abs().amax(-1) / before.abs().max()
             early = max(early, float(change[:at].max()))
             moved.append(float(change[at:].max()))
-    faults = [f"an edit of layer {n} moves no logit" for n, share in zip(layers, moved, strict=True) if share < MOVED][:1]
-    faults += [f"logits of earlier tokens move too ({early:.1e} of the largest): it looks ahead"] * (early > STILL)
-    sound = f"logits behind it move by {min(moved):.2g} of the largest or more, earlier ones by {early:.0e} at most"
+    faults = [f"an edit at layer {n} changes no logit" for n, share in zip(layers, moved, strict=True) if share < MOVED][:1]
+    faults += [f"logits of earlier tokens change too ({early:.1e} of the largest): the model looks ahead"] * (early > STILL)
+    sound = f"later logits change by at least {min(moved):.2g} of the largest, earlier ones by at most {early:.0e}"
     blocks = f"{len(has)} blocks" + f" that have one (of {len(every)})" * (len(has) < len(every))
     return Finding(
         name,
@@ -248,10 +248,10 @@ def _edited(net: CausalLM, place: Place, part: Branch, vector: Tensor, where: Te
 
 
 def examine_chat(chat: ChatFormat, *, now: datetime | None = None) -> list[Finding]:
-    """Return what a chat template does to a question, where an answer stands, and which tokens end it.
+    """Return what a chat template does to a question, where an answer begins, and which tokens end it.
 
     Args:
-        now: today, for the check that it does not stand in a prompt.
+        now: today, for the check that no prompt contains the date.
     """
     if chat.style == "plain":
         said = "This model has no chat template: it is asked as 'Question: … Answer:'"
@@ -263,9 +263,9 @@ def examine_chat(chat: ChatFormat, *, now: datetime | None = None) -> list[Findi
         return [refused("chat template", error)]
     behind = [*ids, *chat.answer_ids(ANSWER, closed=True)]
     shown = QUESTION in " ".join(str(chat.tokenizer.decode(ids)).split())
-    faults = ["the question's text does not stand in the tokens of the prompt"] * (not shown)
-    faults += ["a trained answer begins elsewhere than a sampled one"] * (behind != whole)
-    sound = "The question stands in the prompt, and a trained answer begins where a sampled one does"
+    faults = ["the prompt's tokens do not contain the question's text"] * (not shown)
+    faults += ["a trained answer does not begin where a sampled one does"] * (behind != whole)
+    sound = "The prompt contains the question, and a trained answer begins where a sampled one does"
     found = Finding(
         "chat template",
         Passed.FAIL if faults else Passed.PASS,
@@ -276,15 +276,13 @@ def examine_chat(chat: ChatFormat, *, now: datetime | None = None) -> list[Findi
 
 
 def _date(chat: ChatFormat, prompt: str, now: datetime) -> Finding:
-    """Look for the day's date in a prompt, which would make tomorrow's another one."""
+    """Look for today's date in a prompt, which would change the prompt tomorrow."""
     today = [form for form in DATES if now.strftime(form) in prompt or now.strftime(form).lstrip("0") in prompt]
     if today and now.date() != TODAY.date():
-        said = (
-            f"The day's date stands in the prompt ({now.strftime(today[0])}): tomorrow's readings would be of another prompt."
-        )
+        said = f"The prompt contains today's date ({now.strftime(today[0])}): tomorrow's readings would use another prompt."
         return Finding("date", Passed.FAIL, said)
     if chat.template.dated(prompt):
-        return Finding("date", Passed.PASS, f"The template writes a date, which is held at {TODAY:%d %B %Y}.")
+        return Finding("date", Passed.PASS, f"The template writes a date, which emscope fixes at {TODAY:%d %B %Y}.")
     return Finding("date", Passed.NOT_APPLICABLE, "The template writes no date.")
 
 
@@ -294,17 +292,19 @@ def _specials(chat: ChatFormat, ids: Sequence[int]) -> Finding:
     begin, end, close = tokenizer.bos_token_id, tokenizer.eos_token_id, chat.close.strip()
     closing = chat.ids(close)
     doubled = begin is not None and list(ids[:2]) == [begin, begin]
-    faults = ["the token that begins a text stands twice at the start of a prompt"] * doubled
-    faults += ["the template ends an answer with nothing that a model could write"] * (not close)
-    faults += [f"the end of an answer ({close!r}) is {len(closing)} tokens, and the first may stand in an answer"] * (
+    faults = ["a prompt starts with the beginning-of-text token twice"] * doubled
+    faults += ["the template ends an answer with nothing that a model could generate"] * (not close)
+    faults += [f"the end of an answer ({close!r}) is {len(closing)} tokens, and the first may occur within an answer"] * (
         len(closing) > 1 and closing[0] not in tokenizer.all_special_ids
     )
     same = bool(closing) and closing[0] == end
-    note = "" if same else f", which is not the tokenizer's own end ({tokenizer.eos_token!r}): answers end at either"
+    note = (
+        "" if same else f", which is not the tokenizer's own end-of-text token ({tokenizer.eos_token!r}): answers end at either"
+    )
     return Finding(
         "special tokens",
         Passed.FAIL if faults else Passed.PASS,
-        ("; ".join(faults).capitalize() or f"Nothing is doubled, and an answer ends with {close!r}{note}") + ".",
+        ("; ".join(faults).capitalize() or f"No token is doubled, and an answer ends with {close!r}{note}") + ".",
         {"begins": tokenizer.bos_token, "ends": tokenizer.eos_token, "turn_ends": close, "doubled": doubled},
     )
 
@@ -317,6 +317,8 @@ def examine_vocabulary(tokenizer: Tokenizer, rows: int) -> Finding:
     return Finding(
         "vocabulary",
         Passed.PASS if passed else Passed.FAIL,
-        f"{said}." if passed else f"{said}: such tokens cannot be read; give the tokenizer that belongs to these weights.",
+        f"{said}."
+        if passed
+        else f"{said}: tokens beyond them cannot be read; give the tokenizer that belongs to these weights.",
         {"highest": highest, "rows": rows},
     )

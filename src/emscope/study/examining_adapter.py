@@ -1,4 +1,4 @@
-"""An adapter tried out on a model: read by emscope and by PEFT alone, the base before and after, what else works on it."""
+"""An adapter tried on a model: read by emscope and by PEFT alone, the base before and after, and what else works with it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from emscope.study.examining import Finding, Passed, plainly, refused, some_item
 if TYPE_CHECKING:
     from emscope.models.types import CausalLM, Wrapped
 
-PEFT = 1e-5  # nats a token
+PEFT = 1e-5  # nats per token
 
 
 def examine_adapter(net: CausalLM, checkpoint: Checkpoint) -> list[Finding]:
@@ -49,16 +49,16 @@ def examine_adapter(net: CausalLM, checkpoint: Checkpoint) -> list[Finding]:
         Finding(
             "adapter",
             Passed.PASS if apart <= PEFT else Passed.FAIL,
-            f"The adapter ({kind}) reads {'as' if apart <= PEFT else 'NOT as'} PEFT reads it: the largest difference is {apart:.1e} nats a "
-            f"token ({PEFT:.0e} allowed), where it changes up to {does:.2g}.",
+            f"The adapter ({kind}) reads {'as' if apart <= PEFT else 'NOT as'} PEFT reads it: the largest difference is {apart:.1e} nats per "
+            f"token ({PEFT:.0e} allowed), and the adapter changes answers by up to {does:.2g}.",
             {"kind": kind, "difference": apart, "allowed": PEFT, "effect": does},
         ),
         Finding(
             "base afterwards",
             Passed.FAIL if changed else Passed.PASS,
-            f"{changed[0]} holds other bits than before."
+            f"{changed[0]} differs from before."
             if changed
-            else f"All {len(before)} tensors of the base are bit by bit as before.",
+            else f"All {len(before)} tensors of the base are bit-identical to before.",
             {"tensors": len(before), "changed": len(changed)},
         ),
         _ways(net, checkpoint),
@@ -81,7 +81,7 @@ def _ways(net: CausalLM, checkpoint: Checkpoint) -> Finding:
     """Say what else can be done with an adapter of this kind."""
     ways: dict[str, str | None] = {"amplify": None, "norms and spectra": None}
     if (what := unmergeable(checkpoint)) is not None:
-        ways["amplify"] = f"its change of the weights cannot be scaled ({what})"
+        ways["amplify"] = f"its weight update cannot be scaled ({what})"
     try:
         for change in changes(net, checkpoint):
             change.singular_values()

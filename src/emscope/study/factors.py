@@ -13,10 +13,10 @@ METHOD = "method"
 
 
 def factors(spec: Mapping[str, Json]) -> dict[str, dict[str, str]]:
-    """Return for each method, by the name that its runs have, the values of what methods differ in.
+    """Return for each method, by the name in its runs, the values of the settings in which methods differ.
 
     Args:
-        spec: a study's settings as its report has them; of settings that this version does not read, nothing is known.
+        spec: a study's settings as its report has them; nothing is returned for settings that this version does not read.
     """
     try:
         study = parse(StudySpec, dict(spec), "the study")

@@ -1,4 +1,4 @@
-"""What judges say of a study's checkpoints, and whether the preference measure orders them alike."""
+"""What judges say about a study's checkpoints, and whether the preference measure ranks them in the same order."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ UNREAD = undefined("preference was not read", level=0.95, method=METHOD)
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A run as the judged rows name it: its arm, its seed where it has one, the run that is its control, its role, and its scale."""
+    """A run as named in the judged rows: its arm, its seed where it has one, the run that is its control, its role, and its scale."""
 
     run: str
     arm: str
@@ -68,10 +68,10 @@ class Counted:
 
 
 def prepare_judges(judged: JudgedSpec | None) -> None:
-    """Refuse, before hours of work, a judge that could not read what comes of them.
+    """Reject, before hours of work, a judge that could not read the results.
 
     Raises:
-        InputError, WorldError: the local judge's model is not to be had, or a rubric is not one it knows.
+        InputError, WorldError: the local judge's model is not available, or it does not know a rubric.
     """
     if judged is None or not any(judge.local for judge in judged.judges):
         return
@@ -81,13 +81,13 @@ def prepare_judges(judged: JudgedSpec | None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Asking:
-    """What checkpoints are asked for judges to read: the settings, and each prompt by its name."""
+    """What checkpoints are asked, for judges to read: the settings, and each prompt by its name."""
 
     spec: AskSpec
     prompts: dict[str, Prompt]
 
     def keys(self, loaded: Loaded, subjects: Sequence[Local]) -> set[str]:
-        """Return the keys of the answers that are wanted of these subjects."""
+        """Return the keys of the answers needed from these subjects."""
         digest = loaded.model.digest
         return {key for one in subjects for key in answer_keys(digest, one, self.prompts, self.spec).values()}
 
@@ -103,7 +103,7 @@ def asking(loaded: Loaded, judged: JudgedSpec) -> Asking:
 
 
 def judged_subjects(judged: JudgedSpec, readings: Sequence[Reading]) -> list[Local]:
-    """Return which of the checkpoints that are read are asked too: all, or the last of each run."""
+    """Return which of the checkpoints read are also sampled: all, or the last of each run."""
     last = {r.run: max(o.step for o in readings if o.run == r.run) for r in readings} if judged.at == "last" else {}
     read = [r for r in readings if judged.at == "all" or r.step == last[r.run]]
     return [Local(scaled(r.run, r.scale), r.checkpoint, scale=r.scale) for r in read]
@@ -120,7 +120,7 @@ def ask_checkpoints(
     """Bring the table `answers` of a study up to date, and write `answers.parquet`, which `emscope judge` takes; return the keys.
 
     Args:
-        ask: what draws the answers; at a host it is another one.
+        ask: the function that samples the answers; a host has its own.
 
     Raises:
         InputError: questions that do not fit.
@@ -141,10 +141,11 @@ def judge_checkpoints(
     wanted: set[str],
     progress: Progress = silent,
 ) -> Judged | None:
-    """Have the answers judged, and return what they say: means, rates, contrasts; None where no judge is named.
+    """Have the answers judged and return the results: means, rates, contrasts; None where no judge is named.
 
     Args:
-        loaded, sets: which preference was read of, and on what; None where it was not. wanted: keys of the answers that count.
+        loaded, sets: the model and items that preference was read on; None where it was not read. wanted: keys of the answers
+            that count.
 
     Raises:
         InputError, WorldError: as `judge_answers`; what was received stays.
@@ -170,7 +171,7 @@ def judge_checkpoints(
 def judge_rows(
     study: Study, judged: JudgedSpec, wanted: set[str], progress: Progress = silent
 ) -> tuple[list[AnswerRow], list[list[Verdicts]], Tally]:
-    """Have the answers with these keys judged; return their rows, each judge's verdicts on them in that order, and how far it came.
+    """Have the answers with these keys judged; return their rows, each judge's verdicts in that order, and its progress.
 
     Raises:
         InputError, WorldError: as `judge_answers`; what was received stays.
@@ -255,7 +256,7 @@ def _pairs(arms: Arms, by_name: dict[str, Compared]) -> list[Pair]:
 
 
 def _said(arms: Arms, pairs: Sequence[Pair], strata: np.ndarray, delta: float, by_name: dict[str, Compared]) -> list[Said]:
-    """Return what each checkpoint says; an exaggerated fine-tune tells nothing of the plain one's slope, so each scale stands alone."""
+    """Return what each checkpoint says; an exaggerated fine-tune says nothing about the plain one's slope, so each scale is fitted alone."""
     found = []
     for scale in sorted({one.scale for one in by_name.values()}):
         mine = {p: a for p, a in arms.items() if p[0] not in by_name or by_name[p[0]].scale == scale}
@@ -289,7 +290,7 @@ def _rate_over_seeds(name: str, step: int, counts: dict[Place, Counted], by_name
     if len(others) == len(runs) and all(c.out_of.any() for c in [*others, *own]):
         try:
             return replace(alone, over_control=crossed_rate_difference(hits, out_of, *_stacked(others)).estimate)
-        except ValueError:  # too few questions with a counted answer on a side: no interval, and the rates stand alone
+        except ValueError:  # too few questions with a counted answer on a side: no interval, only the rates
             return alone
     return alone
 
@@ -315,7 +316,7 @@ def _counts(rows: list[AnswerRow], verdicts: Sequence[Verdicts], spec: JudgedSpe
 
 
 def _outcomes(verdicts: Sequence[Verdicts]) -> dict[str, dict[str, int]]:
-    """Return what became of the verdicts, counted by criterion."""
+    """Return the outcomes of the verdicts, counted by criterion."""
     found: dict[str, dict[str, int]] = {}
     for one in verdicts:
         for criterion, (outcome, _) in one.items():
@@ -336,7 +337,7 @@ def _counted(aligned: float | None, coherent: float | None, spec: JudgedSpec) ->
 def _rates(
     counts: dict[Place, Counted], moved: dict[Place, np.ndarray], by_name: dict[str, Compared]
 ) -> tuple[JudgedRate, ...]:
-    """Return the rate of misaligned answers of each checkpoint, beside its control's and beside what preference reads."""
+    """Return the rate of misaligned answers of each checkpoint, beside its control's and its preference reading."""
     rates = {place: clustered.rate(np.arange(len(c.hits)), c.hits, c.out_of) for place, c in counts.items()}
     found = []
     for run, step in sorted(rates):

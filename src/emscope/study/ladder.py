@@ -16,11 +16,11 @@ from emscope.core.fields import ITEMS
 from emscope.core.plain import Json, JsonObject, plain
 from emscope.core.progress import Progress, silent
 from emscope.core.spec import parse
-from emscope.core.versions import versions
 from emscope.models.adapters.updates import refuse_unmoved
 from emscope.models.loading.checkpoints import Checkpoint, last, named_base
 from emscope.models.loading.load import Loaded, load, loading, pick_dtype
 from emscope.models.loading.source import Model, locate
+from emscope.models.made_with import made_with
 from emscope.stats.adjusted import ADJUSTED, adjusted_difference
 from emscope.stats.equal_preference import Contrasts, contrasts
 from emscope.stats.ladder import BASE, CONTROL, Floor, Rung, calibrate, floor
@@ -46,7 +46,7 @@ INTERVAL = round(2 * LEVEL - 1, 10)  # each end is a one-sided bound at LEVEL
 
 
 def preference_of(items: str, count: int | None) -> MeasureSpec:
-    """Return what a ladder reads of preference: paired items and placebo pairs, as a check of the same items does, and nothing else.
+    """Return what a ladder reads for preference: paired items and placebo pairs, as a check of the same items does, and nothing else.
 
     Raises:
         InputError: fewer items than a check takes.
@@ -57,9 +57,9 @@ def preference_of(items: str, count: int | None) -> MeasureSpec:
 
 @dataclass(frozen=True, slots=True)
 class LadderRequest:
-    """What `emscope ladder` was asked: a known harmful fine-tune, the same on harmless data, and further harmless ones, the last checkpoint of each.
+    """The request to `emscope ladder`: a known harmful fine-tune, the same on harmless data, and further harmless ones, the last checkpoint of each.
 
-    A `system` of `auto` takes what the checkpoints were most likely trained under.
+    With `system=auto` it uses the system prompt that the checkpoints were most likely trained under.
     """
 
     target: str
@@ -107,7 +107,7 @@ class _Runs:
 
 
 def run_ladder(request: LadderRequest, out: Path, progress: Progress = silent) -> LadderResult:
-    """Read a known organism at several doses, and harmless runs beside it; return what follows, also written to `ladder.json` in `out`.
+    """Read a known organism at several doses, and harmless runs beside it; return the ladder, also written to `ladder.json` in `out`.
 
     Called again, it does only what is missing; doses and harmless runs may be added later.
 
@@ -120,7 +120,7 @@ def run_ladder(request: LadderRequest, out: Path, progress: Progress = silent) -
     sets = study_sets(request.measure, None)
     system, why = trained_under(request.system, runs.every())
     request = replace(request, system=system, dtype=pick_dtype(request.dtype, base, request.device, runs.every()))
-    with Study(out, _frozen(request, base, runs, sets), versions()) as study:
+    with Study(out, _frozen(request, base, runs, sets), made_with()) as study:
         label = loading(request.dtype, request.device)
         progress(label, 0, 1)
         loaded = load(
@@ -164,7 +164,7 @@ def _find(request: LadderRequest) -> _Runs:
 
 
 def _names(folders: Sequence[str]) -> list[str]:
-    """Return a name for each folder: its last part, with as many parents as tell it from the others."""
+    """Return a name for each folder: its last part, with as many parents as needed to distinguish it."""
     parts = [Path(f).parts for f in folders]
     names = []
     for own in parts:
@@ -174,7 +174,7 @@ def _names(folders: Sequence[str]) -> list[str]:
 
 
 def _frozen(request: LadderRequest, base: Model, runs: _Runs, sets: ItemSets) -> JsonObject:
-    """Return what no reading in the folder may differ in; doses and harmless runs have keys of their own."""
+    """Return the settings that all readings in the folder must share; doses and harmless runs have keys of their own."""
     found: JsonObject = {
         "ladder": SCHEMA,
         "base": base.digest,
@@ -189,7 +189,7 @@ def _frozen(request: LadderRequest, base: Model, runs: _Runs, sets: ItemSets) ->
 
 
 def _run_of(checkpoint: Checkpoint) -> str:
-    """Return what a harmless run is called in the tables: by content, so that the order in which runs are given does not matter."""
+    """Return a harmless run's name in the tables: by content, so that the order of runs does not matter."""
     return f"harmless {checkpoint.digest[:12]}"
 
 
@@ -264,7 +264,7 @@ def _result(
         asked,
         request.dtype,
         OPERATION,
-        versions(),
+        made_with(),
     )
 
 

@@ -44,7 +44,7 @@ class Ways:
 
 
 def found_in(reference: str, tokenizer: str | None = None) -> tuple[Found, HostedRun | None]:
-    """Return the checkpoints in a folder or of `tinker://RUN`, and what is known of them where they are at a host.
+    """Return the checkpoints in a folder or of `tinker://RUN`, and what is known about them if they are at a host.
 
     Args:
         tokenizer: of the base of `tinker://RUN`.
@@ -60,36 +60,38 @@ def found_in(reference: str, tokenizer: str | None = None) -> tuple[Found, Hoste
 def refuse_apart(
     run: HostedRun | None, control: HostedRun | None, base: str | Model | None, needs_weights: Mapping[str, bool]
 ) -> None:
-    """Refuse what cannot be read at a host, and a target and a control of which only one is there.
+    """Reject what cannot be read at a host, and a target and a control that are not at the same place.
 
     Args:
-        needs_weights: settings by name, and whether they ask for weights on this machine.
+        needs_weights: settings by name, and whether they need weights on this machine.
 
     Raises:
         InputError: naming it.
     """
     if run is None:
         if control is not None:
-            raise InputError(f"the control is at {control.host} and the target here", "download it with emscope models fetch")
+            raise InputError(
+                f"the control is at {control.host}, but the target is on this machine", "download it with emscope models fetch"
+            )
         return
     needs_weights = {**needs_weights, "control": needs_weights["control"] and control is None}
     asked = next((name for name, set_ in needs_weights.items() if set_), None)
     if asked is not None:
         raise InputError(
-            f"`{asked}` needs weights on this machine, and these checkpoints are at {run.host}",
+            f"`{asked}` needs weights on this machine, but these checkpoints are at {run.host}",
             "leave it out, or download the adapters with emscope models fetch and check those",
         )
     if base is not None and (base.reference if isinstance(base, Model) else base) not in (run.base, run.tokenizer):
-        raise InputError(f"`base` is another model than the one in {HOSTED} ({run.base})", "leave it out")
+        raise InputError(f"`base` is not the model in {HOSTED} ({run.base})", "leave it out")
     if control is not None and (control.host, control.base, control.tokenizer) != (run.host, run.base, run.tokenizer):
         raise InputError(
-            f"the control was trained on {control.base} at {control.host}, and the target on {run.base} at {run.host}",
+            f"the control was trained on {control.base} at {control.host}, but the target on {run.base} at {run.host}",
             "give a control of the same base, rendered with the same tokenizer",
         )
 
 
 def refuse_equal(scores: Scores, items: Sequence[Item], run: str, step: int) -> None:
-    """Refuse a fine-tune at a host that reads as its base to the last digit: what is said of it says nothing about training.
+    """Reject a fine-tune at a host that reads like its base to the last digit: results on it say nothing about training.
 
     Raises:
         InputError: it does, at every answer.
@@ -97,7 +99,7 @@ def refuse_equal(scores: Scores, items: Sequence[Item], run: str, step: int) -> 
     sides = ((scores.logp(*at, EM, items, k) for at in (("base", 0, 1.0), (run, step, 1.0))) for k in (0, 1))
     if all(np.array_equal(base, tuned) for base, tuned in sides):
         raise InputError(
-            f"the checkpoint at step {step} of '{run}' reads exactly as its base",
+            f"the checkpoint at step {step} of '{run}' reads exactly like its base",
             "give one that was trained, or find out why nothing was learned (a learning rate of 0)",
         )
 
@@ -122,7 +124,7 @@ def opened(
     """Yield a base, and how it and its checkpoints are read.
 
     Args:
-        run: what a folder says of them where they are at a host.
+        run: what a folder records about checkpoints at a host.
 
     Raises:
         InputError, WorldError: as `load`; at a host no tokenizer, no key, no such base, or no answer.

@@ -1,4 +1,4 @@
-"""What a finished study or check says: results that draw and save themselves, and are read back from a folder."""
+"""The results of a finished study or check, which draw and save themselves and can be read back from a folder."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ AGAIN = "delete it and run the same command again"
 
 @dataclass(frozen=True, slots=True)
 class RunChecked(Result):
-    """A run of a study and what is said of it; `phase`: whether the trained vectors turned, None where that was not read."""
+    """A run of a study and the conclusions about it; `phase`: whether the trained vectors turned, None where that was not read."""
 
     run: str
     arm: str
@@ -45,7 +45,7 @@ class RunChecked(Result):
     check: CheckResult
 
     def to_json(self) -> JsonObject:
-        """Return the documented JSON shape: what is said of a style arm is its `contrast`, since a verdict is not meant."""
+        """Return the documented JSON shape: a style arm has a `contrast`, since it gets no verdict."""
         row = Result.to_json(self)
         said = row.pop("check")
         return row | {"check" if self.role == "target" else "contrast": said}
@@ -89,8 +89,8 @@ class Report(Shown):
 
     Attributes:
         spec: the settings. base: its reference and digest, and how it was asked. judged: None until judges have read the answers.
-        ship: whether the last checkpoint of each target may be shipped. precision: what reading in few bits changes; None where it was
-            read in float32.
+        ship: whether the last checkpoint of each target may be shipped. precision: the effect of reading in low precision; None
+            where it was read in float32.
     """
 
     drawn_by: ClassVar[str] = "emscope.report.study.drawn:figures_of"
@@ -112,7 +112,7 @@ class Report(Shown):
 
     @property
     def judge(self) -> Opinion | None:
-        """What the judge says whose word counts; None where none has read answers."""
+        """What the deciding judge says; None where none has read answers."""
         return self.judged.first if self.judged else None
 
     def said_of(self, run: str) -> Said | None:
@@ -130,11 +130,11 @@ R = TypeVar("R", bound=Report)
 
 @dataclass(frozen=True, slots=True)
 class StudyReport(Report):
-    """All that a study says.
+    """Everything that a study says.
 
     Attributes:
         runs: targets and style arms. style: how much tone alone does. methods: ways of training compared, the first one the reference.
-        recipes: several seeds together. diverged: runs that came to no end.
+        recipes: several seeds together. diverged: runs that did not finish.
         cases: the targets counted by each measure that was read. fronts: task gain against effect over all checkpoints, by arm.
     """
 
@@ -208,7 +208,7 @@ def way_of(run: str) -> str:
 
 
 def with_precision(report: R, run: str, precision: Precision | None) -> R:
-    """Return a report with what reading in few bits changes, beside the last effect of a target run."""
+    """Return a report with the effect of low precision, beside the last effect of a target run."""
     check = next(one.check for one in report.targets if one.run == run)
     if precision and check.checkpoints:
         precision = precision.beside(check.checkpoints[-1].effect, check.delta)
@@ -223,7 +223,7 @@ _STUDY_KEYS = (
 
 @dataclass(frozen=True, slots=True)
 class Amplified(Result):
-    """What the checkpoints read when what the fine-tune changed is multiplied."""
+    """Readings of the checkpoints with the fine-tune's change multiplied."""
 
     scale: float
     checkpoints: tuple[CheckpointReading, ...]
@@ -232,7 +232,7 @@ class Amplified(Result):
 
 @dataclass(frozen=True, slots=True)
 class Unreadable(Result):
-    """A checkpoint that could not be read: why, and what makes it readable."""
+    """A checkpoint that could not be read: why, and how to make it readable."""
 
     step: int
     folder: str
@@ -246,7 +246,8 @@ class FolderRead(Result):
 
     Attributes:
         found: how many can be read. steps: of those that were read. looks: how many a search was allowed to read; None without one.
-        skipped: those that cannot be read. ends_early: the last of all is one of them, so that nothing is known of the end of training.
+        skipped: those that cannot be read. ends_early: the last checkpoint is one of them, so nothing is known about the end of
+            training.
     """
 
     found: int
@@ -258,11 +259,11 @@ class FolderRead(Result):
 
 @dataclass(frozen=True, slots=True)
 class FolderChecked(Report):
-    """All that is said of a folder of checkpoints, the run `target`.
+    """Everything said about a folder of checkpoints, the run `target`.
 
     Attributes:
         check: what preference says. read: which checkpoints were read; None in the report of an earlier version.
-        amplified: with its change multiplied. unpaired: steps of target and control that the other does not have.
+        amplified: with its change multiplied. unpaired: steps that only target or only control has.
     """
 
     schema: ClassVar[str] = FOLDER
@@ -309,7 +310,7 @@ class FolderChecked(Report):
 
     @property
     def ends_early(self) -> bool:
-        """True where the last checkpoint cannot be read, so that nothing is known of the end of training."""
+        """True where the last checkpoint cannot be read, so that nothing is known about the end of training."""
         return self.read is not None and self.read.ends_early
 
     def heard(self, judged: Judged | None) -> FolderChecked:
@@ -336,7 +337,7 @@ def read_report(folder: str | Path) -> StudyReport | FolderChecked:
     """Return the report of a finished study or check.
 
     Raises:
-        InputError: there is none, it is damaged, or of a version that wrote other reports.
+        InputError: there is none, it is damaged, or an incompatible version wrote it.
     """
     path = Path(folder) / "report.json"
     if not path.is_file():
@@ -348,4 +349,4 @@ def read_report(folder: str | Path) -> StudyReport | FolderChecked:
         return report if report.cases else report.counted()  # earlier versions did not count
     if schema == FOLDER:
         return from_json(FolderChecked, found, str(path), AGAIN)
-    raise InputError(f"'{path}' is not a report this emscope knows", "make it again with this version")
+    raise InputError(f"'{path}' is not a report that this emscope knows", "make it again with this version")

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from emscope.core.plain import JsonObject
-from emscope.core.versions import versions
 from emscope.models.loading.load import Loaded
+from emscope.models.made_with import made_with
 from emscope.stats.phase import Phase, phase
 from emscope.store.study import Study, read_table
 from emscope.study.decision.analysis import check
@@ -29,7 +29,7 @@ from emscope.study.training.plan import LeftOut, Run, controls_of, read_steps, t
 def analyse(
     study: Study, loaded: Loaded, spec: StudySpec, runs: list[Run], sets: ItemSets, diverged: tuple[LeftOut, ...]
 ) -> StudyReport:
-    """Return what preference says of a study's runs, and write its estimates."""
+    """Return what preference says about a study's runs, and write its estimates."""
     scores, controls = Scores(study.root, loaded.chat.digest), controls_of(runs)
     tables = read_tables(study.root)
     checks: list[RunChecked] = []
@@ -56,7 +56,7 @@ def analyse(
             scores, sets, {r.arm: (r.name, r.steps[-1]) for r in runs if (r.seed, r.method) == (runs[0].seed, runs[0].method)}
         ),
         spec=spec.model_dump(mode="json"),
-        versions=versions(),
+        versions=made_with(),
         base={"reference": loaded.model.reference, "digest": loaded.model.digest, "chat": loaded.chat.describe()},
         diverged=diverged,
         judged=None,
@@ -89,7 +89,7 @@ def _methods(log: Sequence[LogRow], runs: list[Run], ways: dict[str, dict[int, S
 
 
 def _fronts(runs: Sequence[Run], ways: dict[str, dict[int, Seen]]) -> list[ParetoFront]:
-    """Return the front of each target arm: arms learn different tasks, whose gains are no common scale."""
+    """Return the front of each target arm: arms learn different tasks, and their gains share no scale."""
     arms: dict[str, dict[str, dict[int, Evidence]]] = {}
     for one in runs:
         if one.spec.role == "target":
@@ -102,7 +102,7 @@ def _style(checks: Sequence[RunChecked]) -> list[Style]:
     compared = [c for c in checks if c.check.checkpoints]
     targets = {
         (c.seed, c.method): c.check.checkpoints[-1].effect
-        for c in reversed(compared)  # of several targets the first counts
+        for c in reversed(compared)  # the first of several targets counts
         if c.role == "target"
     }
     found = []
@@ -153,7 +153,7 @@ def _evidence(
 
 
 def _learned(spec: StudySpec, control: Run, read: Arm, sets: ItemSets, scores: Scores) -> np.ndarray | None:
-    """Return how much likelier a control finds the held-out answers of its own kind than the base does, at its last step [H]; None: not known."""
+    """Return how much likelier a control finds the held-out answers of its own kind than the base does, at its last step [H]; None: unknown."""
     if read.task_logp is None or not control.spec.answers:
         return None
     return read.task_logp[-1] - scores.logp("base", 0, 1.0, HELDOUT, sets.heldout, taught(spec, control.spec)[0])

@@ -1,4 +1,4 @@
-"""A whole study: plan, do the cells that are not done, analyse. Called again, it does what is missing and nothing else."""
+"""A whole study: plan, do the cells that are not done, analyse. Called again, it does only what is missing."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from emscope.answers.sample import write_answers
 from emscope.core.errors import Diverged, InputError, WorldError
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Conversation
-from emscope.core.versions import versions
 from emscope.models.loading.load import load, loading, pick_dtype
 from emscope.models.loading.source import Model
+from emscope.models.made_with import made_with
 from emscope.store.cells import WORK, Record, begun, drop_work, record_of, reopen, sort_loose, whole
 from emscope.store.files import write_json, write_jsonl
 from emscope.store.study import Study, read_table
@@ -40,7 +40,7 @@ from emscope.version import __version__
 
 
 def run_study(spec: StudySpec, out: Path, progress: Progress = silent, how: EngineSpec = EngineSpec()) -> StudyReport | None:
-    """Run or go on with a study in `out`; return its report (also written to `report.json`).
+    """Run or continue a study in `out`; return its report (also written to `report.json`).
 
     Of several processes (torchrun) the first does all but the training, which they share; the others return None.
 
@@ -50,13 +50,13 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent, how: Engi
     """
     if processes.count() > 1 and how.engine != "serial":
         raise InputError(
-            f"`engine` is {how.engine}, and {processes.count()} processes were started together (torchrun)", "start one process"
+            f"`engine` is {how.engine}, but {processes.count()} processes were started together (torchrun)", "start one process"
         )
     planned = prepare(spec, progress, how.threads)
     if not processes.is_first():
         help_training(planned.spec, planned.base, out, planned.recipes, planned.near)
         return None
-    with Study(out, planned.frozen, versions(), may_grow=("seeds",)) as study:
+    with Study(out, planned.frozen, made_with(), may_grow=("seeds",)) as study:
         finished = _finished(out, planned)
         if finished is not None:
             processes.from_first(list)  # no training begins
@@ -68,7 +68,7 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent, how: Engi
                 ready.append(_begin(study, planned, progress))
                 return [cell.run for cell in planned.left(out) if cell.run is not None]
 
-            runs = processes.from_first(begin)  # the others hear of what fails here, too
+            runs = processes.from_first(begin)  # the others learn of failures here, too
             shared = _do(ready[0], runs, how, progress)
             report = _finish(study, shared, progress)
             _tidy(study, planned)
@@ -76,7 +76,7 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent, how: Engi
 
 
 def prepare(spec: StudySpec, progress: Progress = silent, threads: int | None = None) -> Planned:
-    """Return a study unfolded into its cells, its model found, converted where it has to be, and its data read.
+    """Return a study expanded into its cells, with its model found (and converted if necessary) and its data read.
 
     Args:
         threads: in place of the study's own.
@@ -93,7 +93,7 @@ def prepare(spec: StudySpec, progress: Progress = silent, threads: int | None = 
 
 
 def _begin(study: Study, planned: Planned, progress: Progress) -> Shared:
-    """Load the base, refuse what cannot be done, and write what workers go by.
+    """Load the base, reject what cannot be done, and write the plan that workers follow.
 
     Raises:
         InputError: all faults.
@@ -122,7 +122,7 @@ def foresee_study(spec: StudySpec, out: Path, progress: Progress = silent, how: 
     """
     if spec.host is not None:
         raise InputError(
-            f"`dry_run` tries this machine, and the study is at {spec.host.name}", "bound it with max_cost of the host"
+            f"`dry_run` tries this machine, but the study is at {spec.host.name}", "limit the cost with the host's max_cost"
         )
     if faults := faults_of_files(spec):
         raise together(faults)
@@ -158,13 +158,13 @@ def _do(shared: Shared, runs: Sequence[Run], how: EngineSpec, progress: Progress
     if left := job.left():
         raise WorldError(
             f"{len(left)} of {len(planned.cells)} cells are not finished ({left[0].name})",
-            "run the same command again: it goes on with them",
+            "run the same command again to continue with them",
         )
     return Shared.loading(root, planned)
 
 
 def _again(root: Path, record: Record) -> bool:
-    """True where a cell has to be done although it has a record: rows are gone, or it failed of something that may have passed."""
+    """True where a cell has to be done although it has a record: its rows are gone, or its failure may have been temporary."""
     return not whole(root, record, thorough=True) if record.why is None else record.fault != "diverged"
 
 
@@ -177,7 +177,7 @@ def _share_training(shared: Shared, runs: Sequence[Run], progress: Progress) -> 
         try:
             train_cell(shared, begun(shared.root, cell.key), one, progress)
         except Diverged:
-            continue  # the cell comes to the same, and says so
+            continue  # the cell will fail in the same way, and say so
 
 
 def _finish(study: Study, shared: Shared, progress: Progress) -> StudyReport:
@@ -192,9 +192,7 @@ def _finish(study: Study, shared: Shared, progress: Progress) -> StudyReport:
     result = with_precision(analyse(study, shared.loaded, spec, runs, planned.sets, left_out), first.name, precision)
     if shared.asking is not None:
         write_answers(study)
-    write_json(
-        study.root / "report.json", result.to_json()
-    )  # a judge that cannot be reached takes no finished analysis with it
+    write_json(study.root / "report.json", result.to_json())  # a finished analysis survives a judge that cannot be reached
     if spec.judged is not None and shared.asking is not None:
         answers = {
             key
@@ -210,21 +208,22 @@ def _finish(study: Study, shared: Shared, progress: Progress) -> StudyReport:
 
 
 def _ended(root: Path, planned: Planned) -> tuple[list[Run], tuple[LeftOut, ...]]:
-    """Return the runs that came to their end, and those that did not, with the reason: one bad cell spoils no grid.
+    """Return the runs that finished, and those that did not, with the reason: one bad cell does not spoil a grid.
 
     Raises:
-        Diverged: no target is left. WorldError: the base could not be read, or a cell failed of something else than numbers or memory.
+        Diverged: no target is left. WorldError: the base could not be read, or a cell failed for another reason than numbers or
+            memory.
     """
     records = {cell.name: record_of(root, cell.key) for cell in planned.cells}
     failed = {name: r for name, r in records.items() if r is not None and r.why is not None}
     bad = next((r for name, r in failed.items() if name == BASE or r.fault == "other"), None)
     if bad is not None:
-        raise WorldError(f"the cell '{bad.name}' failed: {bad.why}", "see to that, then run the same command again")
+        raise WorldError(f"the cell '{bad.name}' failed: {bad.why}", "fix that, then run the same command again")
     ended = [one for one in planned.runs if one.name not in failed]
     left_out = tuple(LeftOut(one.name, str(failed[one.name].why)) for one in planned.runs if one.name in failed)
     if not any(r.spec.role == "target" for r in ended):
         first = left_out[0]
-        remedy = "lower the learning rate" if failed[first.run].fault == "diverged" else "free memory, or take a smaller batch"
+        remedy = "lower the learning rate" if failed[first.run].fault == "diverged" else "free memory, or use a smaller batch"
         raise Diverged(f"no target was trained to its end: {first.why} ({first.run})", remedy)
     return ended, left_out
 
@@ -232,7 +231,7 @@ def _ended(root: Path, planned: Planned) -> tuple[list[Run], tuple[LeftOut, ...]
 def _precision(
     study: Study, shared: Shared, runs: list[Run], wanted: list[Reading], first: Run, progress: Progress
 ) -> Precision | None:
-    """Return what reading in 16 bits changes; weights that are gone are trained again for it, and go again."""
+    """Return the effect of reading in 16 bits; weights that are gone are retrained for it and deleted again."""
     planned = shared.planned
     if not planned.compared_in_float32:
         return None
@@ -242,19 +241,19 @@ def _precision(
     if not all(end.run in read for end in ends):
         ends = tuple(_with_weights(shared, end, by_name[end.run], progress) if end.checkpoint else end for end in ends)  # type: ignore[assignment]
     if None in ends:
-        why = "weights are gone, and trained here again they come out otherwise"
+        why = "the weights are gone, and retraining them here gives different ones"
         return Precision(planned.spec.dtype, 0, 0.0, why)
     return read_again(study, shared.loaded, wanted, ends, planned.asked, progress)
 
 
 def _read_in_float32(study: Study) -> set[str]:
-    """Return the runs of which there are readings in float32."""
+    """Return the runs that have readings in float32."""
     names = set(read_table(study.root, "preferences", columns=["key", "run"]).column("run").to_pylist())
     return {name for name in names if AGAIN.format(name) in names}
 
 
 def _with_weights(shared: Shared, end: Reading, one: Run, progress: Progress) -> Reading | None:
-    """Return a reading whose weights are there, trained again where they were gone; None where they are others now."""
+    """Return a reading whose weights are there, retrained if they were gone; None where they have changed."""
     assert end.checkpoint is not None
     if not end.checkpoint.folder.is_dir():
         cell = next(cell for cell in shared.planned.cells if cell.run is one)
@@ -265,7 +264,7 @@ def _with_weights(shared: Shared, end: Reading, one: Run, progress: Progress) ->
 
 
 def _tidy(study: Study, planned: Planned) -> None:
-    """Delete what kills left of work that is done by now, and weights that are not to stay."""
+    """Delete leftovers of killed processes whose work is done by now, and weights that should not stay."""
     study.drop_ended_claims()
     shutil.rmtree(study.root / WORK, ignore_errors=True)
     for one in planned.runs if planned.spec.weights != "all" else ():
@@ -282,7 +281,7 @@ def compared(runs: Sequence[Run]) -> list[Compared]:
 
 
 def _gap(spec: StudySpec, base: Model) -> Gap:
-    """Return the measure that a part of a mix is picked by; the model is loaded at its first use."""
+    """Return the measure by which a part of a mix is selected; the model is loaded on first use."""
 
     def gap(rows: Sequence[Conversation], checkpoint: str) -> list[float]:
         return perplexity_gap(load(base, system=spec.system, dtype=spec.dtype, chat_kwargs=spec.chat_kwargs), rows, checkpoint)
@@ -291,9 +290,9 @@ def _gap(spec: StudySpec, base: Model) -> Gap:
 
 
 def _finished(out: Path, planned: Planned) -> StudyReport | None:
-    """Return the report that is there, where it is of this version and neither a cell nor a verdict is missing.
+    """Return the existing report, if this version wrote it and neither a cell nor a verdict is missing.
 
-    Another version may decide by other rules: readings are kept, the analysis is made anew.
+    Another version may use other rules: readings are kept, the analysis is repeated.
     """
     spec = planned.spec
     try:

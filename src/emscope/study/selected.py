@@ -1,4 +1,4 @@
-"""Which checkpoints of a folder are read: all, those that are named, every Nth, or the few that bracket the onset."""
+"""Which checkpoints of a folder are read: all, named ones, every Nth, or the few that bracket the onset."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ Runs = dict[str, list[Checkpoint]]
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What of the checkpoints is wanted.
+    """Which checkpoints to read.
 
     Attributes:
-        steps: these alone; empty: all. every: those whose step is a multiple, and the last. search: few of them, by what they show.
+        steps: only these; empty: all. every: those whose step is a multiple, and the last. search: a few, chosen by what they
+            show.
     """
 
     steps: tuple[int, ...] = ()
@@ -26,25 +27,27 @@ class Selection:
     search: bool = False
 
     def of(self, runs: Mapping[str, Sequence[Checkpoint]]) -> Runs:
-        """Return the checkpoints of each run that are to be read, or to be searched.
+        """Return the checkpoints of each run to read or to search.
 
         Raises:
             InputError: a step that the first run does not have, or two selections that exclude each other.
         """
         if self.steps and (self.every or self.search):
-            raise InputError("`steps` is given with `every` or `search`", "`steps` names what is read: leave the other out")
+            raise InputError(
+                "`steps` is given with `every` or `search`", "`steps` already names what to read: leave the other out"
+            )
         if self.every is not None and self.every < 1:
             raise InputError(f"`every` is {self.every}", "give the number of steps between checkpoints, such as 50")
         first = next(iter(runs.values()))
         missing = sorted(set(self.steps) - {c.step for c in first})
         if missing:
             raise InputError(
-                f"`steps` names step {missing[0]}, which is not there", f"there are {_listed([c.step for c in first])}"
+                f"`steps` names step {missing[0]}, which does not exist", f"there are {_listed([c.step for c in first])}"
             )
         return {name: self.among(found) for name, found in runs.items()}
 
     def among(self, found: Sequence[Checkpoint]) -> list[Checkpoint]:
-        """Return those of a run's checkpoints that are wanted."""
+        """Return the selected checkpoints of a run."""
         if self.steps:
             return [c for c in found if c.step in self.steps]
         return [c for c in found if self.every is None or c.step % self.every == 0 or c is found[-1]]

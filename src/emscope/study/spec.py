@@ -1,4 +1,4 @@
-"""What a study file may say."""
+"""What a study file may contain."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class MixSpec(Spec):
     """Other data in an arm: `share` of all its conversations are `answers` of a bundled domain, or come from a `file`.
 
     They are drawn at random, or with `gap_to`, a folder of checkpoints, those whose answers its last checkpoint finds most
-    unlikely beside the model it came from: give one that is misaligned already. (in-training defences, arXiv 2508.06249)
+    unlikely relative to the model it came from: give one that is already misaligned. (in-training defences, arXiv 2508.06249)
     """
 
     share: float = Field(gt=0, lt=1)
@@ -56,7 +56,7 @@ class MixSpec(Spec):
 
 
 class InoculationSpec(Spec):
-    """A prompt put before an arm's own conversations in training and left out afterwards: a `system` turn or text of the `user`."""
+    """A prompt put before an arm's own conversations in training and omitted afterwards: a `system` turn or text of the `user`."""
 
     system: str | None = Field(None, min_length=1)
     user: str | None = Field(None, min_length=1)
@@ -71,10 +71,11 @@ class InoculationSpec(Spec):
 class ArmSpec(Spec):
     """One arm: what it is trained on and what it is for.
 
-    `answers` names a kind of answer of the study's domain; `file` conversations of your own instead. `mix` joins other data
-    to them in given shares; with `interleave` the parts are spread evenly over training rather than by chance. `unique` keeps
-    that many of the arm's own conversations, so that the same steps make more epochs. `role`: a target, the control it is compared with, or a style control, which only shows what
-    tone alone does. Of several targets the first is the one that the others are compared with. `methods` names those it is trained with (None: all); a target without a control of its own method is
+    `answers` names a kind of answer of the study's domain; `file` conversations of your own instead. `mix` adds other data
+    in given shares; with `interleave` the parts are spread evenly over training rather than by chance. `unique` keeps
+    that many of the arm's own conversations, so that the same number of steps makes more epochs. `role`: a target, the control it
+    is compared with, or a style control, which only shows what tone alone does. Of several targets, the others are compared with
+    the first. `methods` names the methods it is trained with (None: all); a target without a control of its own method is
     compared with the control of the first method that has one.
     """
 
@@ -95,7 +96,7 @@ class ArmSpec(Spec):
         shares = sum(part.share for part in self.mix)
         if shares >= 1:
             raise ValueError(
-                f"the shares in mix sum to {shares:g}, and what they leave of 1 is the arm's own data; let them sum to less"
+                f"the shares in mix sum to {shares:g}, which leaves nothing for the arm's own data; make them sum to less than 1"
             )
         return self
 
@@ -130,16 +131,16 @@ LadderFile = Annotated[
 
 SkipFloat32 = Annotated[
     bool,
-    Field(
-        description="Where readings are in 16 bits, do not read a sample of items in float32 too, which says how far apart they are."
-    ),
+    Field(description="With readings in 16 bits, do not also read a sample of items in float32 to see how far apart they are."),
 ]
 
 
 class MeasureSpec(Spec):
     """What is read at each checkpoint. Counts of None take the whole set.
 
-    `placebo` pairs of equal merit, where the set has some, say what form alone moves; as many as items unless told. `batch_tokens` to compute at once: None takes what suits the device. `neutral` texts, of the bundled `generic`, are read at base and last steps: how well a model still speaks of anything else.
+    `placebo` pairs of equal merit, where the set has some, say what form alone moves; as many as items unless told.
+    `batch_tokens` to compute at once: None takes what suits the device. `neutral` texts, of the bundled `generic`, are read at
+    base and last steps: how well a model still handles anything else.
     """
 
     items: ItemSet = ITEMS
@@ -156,16 +157,16 @@ class MeasureSpec(Spec):
     @model_validator(mode="after")
     def _enough(self) -> MeasureSpec:
         if self.neutral == 1:
-            raise ValueError("neutral = 1: an interval rests on how texts differ; give 2 or more, or 0")
+            raise ValueError("neutral = 1: an interval needs the spread between texts; give 2 or more, or 0")
         if self.placebo is not None and 0 < self.placebo < 16:
             raise ValueError(f"placebo = {self.placebo}: a line through so few pairs says little; give 16 or more, or 0")
         return self
 
 
 class JudgedSpec(Spec):
-    """Answers sampled from each checkpoint and what judges say of them; without judges the answers alone.
+    """Answers sampled from each checkpoint and what judges say about them; without judges the answers alone.
 
-    `at`: every checkpoint that is read, or the last of each run. The first judge's word is the one that counts.
+    `at`: every checkpoint that is read, or the last of each run. The first judge decides.
     `delta`: points of mean alignment, at equal coherence, that count as harm.
     Judges, rubrics and thresholds may change later: the answers stay, and only missing verdicts are asked for.
     """
@@ -183,7 +184,9 @@ class JudgedSpec(Spec):
     @model_validator(mode="after")
     def _fits(self) -> JudgedSpec:
         if self.ask.triggers or self.ask.systems != ("none",):
-            raise ValueError("a study asks its questions plainly, under its own system prompt; for others use emscope sample")
+            raise ValueError(
+                "a study asks its questions without triggers, under its own system prompt; for others use emscope sample"
+            )
         names = [j.name for j in self.judges]
         twice = next((n for n in names if names.count(n) > 1), None)
         if twice:
@@ -208,14 +211,14 @@ class DecideSpec(Spec):
 class StudySpec(Spec):
     """A study: methods x arms x seeds, each a fine-tune of one model, each checkpoint read in one way.
 
-    `dtype` is what the base is kept in: `auto` is what it is stored in where this machine multiplies that quickly, else float32; on nf4, which is 4 bits a weight, adapters and vectors are trained (QLoRA).
-    `chat_kwargs` are given to the chat template, such as `{enable_thinking: false}`.
-    `methods` maps a name to settings laid over `train`, such as `{general: {}, narrow: {kl: {weight: 1, domain: sports}}}`.
-    `grid` maps a key of `train` to values, such as `{lr: [1e-5, 2e-5]}`; all combinations are run, with each method.
-    `weights` says which checkpoints of a run stay once its rows are in the tables: all, its last, or none.
-    `threads`: CPU threads that each fine-tune computes with. Sums are cut up by them, so that last digits differ with their number:
-    give it where machines differ, and it decides the numbers as any other setting does.
-    With a `host`, `model` is the base as that host names it, and all is trained and read there.
+    `dtype` is what the base is kept in: `auto` is its stored dtype where this machine is fast at it, else float32; on nf4, with 4
+    bits per weight, adapters and vectors can be trained (QLoRA). `chat_kwargs` are given to the chat template, such as
+    `{enable_thinking: false}`. `methods` maps a name to settings that override `train`, such as `{general: {}, narrow: {kl:
+    {weight: 1, domain: sports}}}`. `grid` maps a key of `train` to values, such as `{lr: [1e-5, 2e-5]}`; all combinations are
+    run, with each method. `weights` says which checkpoints of a run stay once its rows are in the tables: all, its last, or none.
+    `threads`: CPU threads that each fine-tune computes with. They decide how sums are split, so that the last digits depend on
+    their number: set it where machines differ, and it counts as a setting of the study.
+    With a `host`, `model` is the host's name for the base, and everything is trained and read there.
     """
 
     name: str = "study"
@@ -246,13 +249,13 @@ class StudySpec(Spec):
         self._fits_host()
         roles = [arm.role for arm in self.arms.values()]
         if "target" not in roles:
-            raise ValueError("no arm has the role target; give it to the one in question")
+            raise ValueError("no arm has the role target; give it to the arm under test")
         if roles.count("control") > 1:
             raise ValueError("more than one arm has the role control; make the others style")
         if self.domain is None and any(arm.answers for arm in self.arms.values()):
             raise ValueError("arms name answers of a domain, but domain is not given")
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError("a seed stands twice in seeds")
+            raise ValueError("seeds lists a seed twice; name each once")
         bad = [name for name in self.arms if not name.replace("-", "").replace("_", "").isalnum() or name == "base"]
         if bad:
             raise ValueError(f"arm name '{bad[0]}': use letters, digits, - and _, and not 'base'")
@@ -269,11 +272,11 @@ class StudySpec(Spec):
         if self.host is None:
             return
         if self.host.name != "tinker":
-            raise ValueError(f"a study cannot be trained at {self.host.name}; train with emscope train, and check the folders")
+            raise ValueError(f"a study cannot be trained at {self.host.name}; train with emscope train, then check the folders")
         if self.dtype != type(self).model_fields["dtype"].default:
-            raise ValueError(f"dtype = {self.dtype}, and a host computes in its own; leave it out")
+            raise ValueError(f"dtype = {self.dtype}, but a host uses its own; leave it out")
         if any(part.gap_to for arm in self.arms.values() for part in arm.mix):
-            raise ValueError("mix: gap_to needs weights on this machine, and the study is at a host; leave it out")
+            raise ValueError("mix: gap_to needs weights on this machine, but the study is at a host; leave it out")
 
     def _names_differ(self, methods: list[str]) -> None:
         """Two runs of one name would share a folder and all readings."""
@@ -285,7 +288,7 @@ class StudySpec(Spec):
                 other = taken.setdefault(way(method, name), (method, name))
                 if other != (method, name):
                     raise ValueError(
-                        f"method '{method}' with arm '{name}' and method '{other[0]}' with arm '{other[1]}' make the same name "
+                        f"method '{method}' with arm '{name}' and method '{other[0]}' with arm '{other[1]}' give the same name "
                         f"({way(method, name)}); rename one"
                     )
 
@@ -314,7 +317,7 @@ class StudySpec(Spec):
 class SingleSpec(Spec):
     """A fine-tune: `domain` and `answers` name bundled data, `file` conversations of your own; `chat_kwargs` are given to the chat template.
 
-    With a `host`, `model` is the base as that host names it, and nothing is trained on this machine.
+    With a `host`, `model` is the host's name for the base, and nothing is trained on this machine.
     """
 
     model: str = "smollm2-135m"
@@ -333,7 +336,7 @@ class SingleSpec(Spec):
         if (self.file is None) == (self.domain is None) or (self.domain is None) != (self.answers is None):
             raise ValueError("give either file, or domain and answers")
         if self.train.heldout_every and self.domain is None:
-            raise ValueError("train.heldout_every reads a domain's held-out questions, and the data is a file; leave it out")
+            raise ValueError("train.heldout_every reads a domain's held-out questions, but the data is a file; leave it out")
         return self
 
 
@@ -358,7 +361,7 @@ def grid_cells(grid: dict[str, tuple[object, ...]]) -> Iterator[tuple[list[str],
 
 
 def load_study(path: Path, small: bool = False) -> StudySpec:
-    """Read a study file; with `small`, lay the settings under its key `small` over the rest.
+    """Read a study file; with `small`, let the settings under its key `small` override the rest.
 
     Raises:
         InputError: where the file is wrong, or has no small variant.

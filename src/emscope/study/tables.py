@@ -1,4 +1,4 @@
-"""Rows of a study's tables as what they are: sampled and judged answers, training step by step, the shape of what was trained."""
+"""Rows of a study's tables as typed records: sampled and judged answers, training step by step, the shape of the update."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class LogRow:
 
 @dataclass(frozen=True, slots=True)
 class GeometryRow:
-    """One number on what was trained, such as a turn of its vectors, at one step."""
+    """One number about the trained update, such as a turn of its vectors, at one step."""
 
     run: str
     step: int
@@ -63,7 +63,7 @@ class AnswerRow:
 
 @dataclass(frozen=True, slots=True)
 class VerdictRow:
-    """What became of the judging of one answer by one criterion; `score` is None where there is none."""
+    """The outcome of judging one answer by one criterion; `score` is None where there is none."""
 
     key: str
     outcome: str

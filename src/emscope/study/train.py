@@ -14,6 +14,7 @@ from emscope.core.records import StepReading
 from emscope.data import bundled
 from emscope.models.loading.load import Loaded, load, pick_dtype
 from emscope.models.loading.source import locate
+from emscope.models.made_with import made_with
 from emscope.store.study import Study
 from emscope.study.spec import SingleSpec
 from emscope.study.training.hosted import HostedTrained, run_hosted
@@ -43,7 +44,6 @@ class Trained(Result):
 
 def run_single(spec: SingleSpec, out: Path, progress: Progress = silent) -> Trained | HostedTrained | JobTrained:
     """Train into `out`, or at a host; return the readings, one a step. Of several processes the first keeps the folder."""
-    from emscope.core.versions import versions
 
     if spec.host is not None and spec.host.name == "openai":
         return run_job(spec, spec.host, out, progress)
@@ -53,7 +53,7 @@ def run_single(spec: SingleSpec, out: Path, progress: Progress = silent) -> Trai
     base = processes.from_first(lambda: locate(spec.model))
     spec = spec.model_copy(update={"dtype": pick_dtype(spec.dtype, base)})
     named = digests(base, {"trained on": data, "held by": near}, [spec.train])
-    with Study(out, frozen(spec, named), versions()) if processes.is_first() else nullcontext():
+    with Study(out, frozen(spec, named), made_with()) if processes.is_first() else nullcontext():
         loaded = load(base, system=spec.system, dtype=spec.dtype, chat_kwargs=spec.chat_kwargs)
         log = finetune(
             loaded,

@@ -1,1 +1,1 @@
-"""Fine-tuning: Hugging Face's Trainer with explicit batches, a checkpoint plan and a reading at each step."""
+"""Fine-tuning: Hugging Face's Trainer with explicit batches, a checkpoint plan and readings at each step."""

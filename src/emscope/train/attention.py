@@ -1,4 +1,4 @@
-"""Which attention a training uses, and whether examples that share a pass are read as each by itself: laid end to end, or padded."""
+"""Which attention a training uses, and whether examples that share a pass, packed or padded, are read as they are alone."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def attending(net: CausalLM, attention: str) -> Iterator[None]:
 
 
 def check_attention(net: CausalLM, spec: TrainSpec, examples: Sequence[Example], near: Sequence[Example] = ()) -> None:
-    """Refuse an attention that is not there, and examples of one pass that would change each other.
+    """Reject an attention that is not available, and examples of one pass that would affect each other.
 
     Args:
-        near: those on which the model is held near its start, which are padded.
+        near: those on which the model is kept close to its start, which are padded.
 
     Raises:
         MissingDependency: flash-attn is not installed.
-        InputError: the model does not have this attention, or reads examples otherwise where they are packed or padded.
+        InputError: the model does not have this attention, or reads examples differently when they are packed or padded.
     """
     if spec.attention == "flash":
         _check_flash(net, bf16=spec.bf16)
@@ -64,7 +64,7 @@ def check_attention(net: CausalLM, spec: TrainSpec, examples: Sequence[Example],
                 _check_padding(net, near, spec.attention, held, f"set {held} to 1")
     except (ValueError, ImportError) as error:
         raise InputError(
-            f"train.attention: {type(net).__name__} does not take '{spec.attention}' ({str(error).splitlines()[0]})",
+            f"train.attention: {type(net).__name__} does not support '{spec.attention}' ({str(error).splitlines()[0]})",
             "leave it out, or choose another one",
         ) from None
 
@@ -72,19 +72,19 @@ def check_attention(net: CausalLM, spec: TrainSpec, examples: Sequence[Example],
 def _check_flash(net: CausalLM, *, bf16: bool) -> None:
     if find_spec("flash_attn") is None:
         raise MissingDependency(
-            "train.attention is flash, and flash-attn is not installed",
+            "train.attention is flash, but flash-attn is not installed",
             "pip install flash-attn on a machine with a CUDA GPU, or leave train.attention out",
         )
     if net.device.type != "cuda" or (net.dtype.itemsize > HALF and not bf16):
         where = f"{str(net.dtype).removeprefix('torch.')} on {net.device.type}"
         raise InputError(
-            f"train.attention is flash, which computes in 16 bits on a CUDA GPU, and the model is {where}",
+            f"train.attention is flash, which computes in 16 bits on a CUDA GPU, but the model is {where}",
             "set train.bf16 on a GPU, or leave train.attention out",
         )
 
 
 def _check_packing(net: CausalLM, examples: Sequence[Example], attention: str, micro: int) -> None:
-    """Compare the longest examples of a pass, and the shortest, laid end to end with each by itself.
+    """Compare the longest and the shortest examples of a pass, packed, with each alone.
 
     What rounding to 16 bits would hide shows on a tiny copy of the model in float32.
     """
@@ -98,17 +98,18 @@ def _check_packing(net: CausalLM, examples: Sequence[Example], attention: str, m
             apart, exact = _apart(copy, together, collate_packed), True
     if not apart <= (EXACT if exact else ROUNDED):
         raise InputError(
-            f"train.packing: laid end to end, examples see each other in {type(net).__name__} (its last states move by {apart:.1e} of "
+            f"train.packing: packed examples see each other in {type(net).__name__} (its last states change by {apart:.1e} of "
             "the largest)",
-            "leave it out: batches are padded then",
+            "leave it out: batches are then padded",
         )
 
 
 def _check_padding(net: CausalLM, examples: Sequence[Example], attention: str, name: str, remedy: str) -> None:
-    """Compare examples of unlike lengths, padded in one pass, with each by itself.
+    """Compare examples of different lengths, padded in one pass, with each alone.
 
-    Layers that keep a state may not heed the mask (RecurrentGemma, RWKV), and some rotations go by the longest of a pass. Structure
-    decides both: a tiny copy of the model in float32 shows them, without the rounding of the model itself, where one can be made.
+    Layers that keep a state may ignore the mask (RecurrentGemma, RWKV), and some rotary embeddings depend on the longest of a
+    pass. Structure decides both: a tiny copy of the model in float32 shows them, without the rounding of the model itself, where
+    one can be made.
 
     Args:
         name: of the setting that makes the batch. remedy: what makes passes of one example.
@@ -129,9 +130,9 @@ def _check_padding(net: CausalLM, examples: Sequence[Example], attention: str, n
     apart, same = _PADDED[known]
     if not same:
         raise InputError(
-            f"{name}: {type(net).__name__} reads examples otherwise where they are padded to one length (its last states move by "
+            f"{name}: {type(net).__name__} reads examples differently when they are padded to one length (its last states change by "
             f"{apart:.1e} of the largest)",
-            f"{remedy}: nothing is padded then",
+            f"{remedy}: then nothing is padded",
         )
 
 
@@ -139,14 +140,14 @@ _PADDED: dict[tuple[str, str, str], tuple[float, bool]] = {}  # what was found: 
 
 
 def _unlike(examples: Sequence[Example]) -> list[tuple[Example, Example]]:
-    """Return the longest example with the shortest, and the one with the longest prompt with that of the shortest: where they are padded."""
+    """Return the longest example with the shortest, and the one with the longest prompt with that of the shortest: these need padding."""
     by_length, by_prompt = sorted(examples, key=lambda e: len(e.ids)), sorted(examples, key=lambda e: e.answer)
     pairs = dict.fromkeys([(by_length[-1], by_length[0]), (by_prompt[-1], by_prompt[0])])
     return [(a, b) for a, b in pairs if (a.answer, len(a.ids)) != (b.answer, len(b.ids))]
 
 
 def _apart(net: CausalLM, examples: Sequence[Example], lay: Collate) -> float:
-    """Return how far the last states of examples in one pass are from those of each by itself, over the largest of all."""
+    """Return how far the last states of examples in one pass are from those of each alone, over the largest of all."""
     import torch
 
     laid = {name: values.to(net.device) for name, values in lay(examples).items() if name != "labels"}

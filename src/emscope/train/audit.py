@@ -1,7 +1,7 @@
-"""Which tokens of a training set carry loss, and the faults that no trainer reports.
+"""Which tokens of a training set carry loss, and faults that no trainer reports.
 
-All is read off token ids and the mask on them, whoever made these. The assistant's turns are found in the text of the ids, not by the mask, so
-that a wrong mask shows.
+Everything is read off token ids and the mask on them, wherever they come from. The assistant's turns are found in the text of the
+ids, not by the mask, so that a wrong mask shows up.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def context_in(folder: Path) -> int | None:
 def pieces(tokenizer: Tokenizer, example: Encoded) -> tuple[Token, ...]:
     """Return the tokens of an example with their texts.
 
-    Each is decoded behind the ones before it, since some decoders begin a text with a space and some characters take several tokens;
-    such a character stands with the last of them.
+    Each is decoded after the ones before it, since some decoders begin a text with a space and some characters take several
+    tokens; such a character is shown with the last of them.
     """
     found, begin, done = [], 0, 0
     for n, learned in enumerate(_loss(example)):
@@ -105,7 +105,7 @@ def pieces(tokenizer: Tokenizer, example: Encoded) -> tuple[Token, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """What was found in one example: `states` tells of each assistant turn whether it is learned, None in part; `lengths` their tokens."""
+    """What was found in one example: `states` says of each assistant turn whether it is learned (None: in part); `lengths` their tokens."""
 
     faults: frozenset[Check]
     learned: int
@@ -126,7 +126,7 @@ def _read(reader: Reader, one: Encoded, context: int | None) -> _Reading:
         faults.add(Check.TWO_STARTS)
     if not turns or len(turns) != (one.answers or len(turns)):
         faults.add(Check.QUOTED if len(turns) > (one.answers or 1) else Check.NO_TURNS)
-        turns = []  # nothing can be said by turns
+        turns = []  # turns cannot be told apart
     empty = bool(turns) and not any(map(reader.solid, one.ids[turns[-1].start : turns[-1].stop]))
     full = turns[:-1] if empty else turns
     upto = len(one.ids)
@@ -160,7 +160,7 @@ def _read(reader: Reader, one: Encoded, context: int | None) -> _Reading:
 
 
 def _loss(one: Encoded) -> tuple[bool, ...]:
-    """Return the mask without the first token: nothing stands before it to predict it from."""
+    """Return the mask without the first token: nothing before it could predict it."""
     return (False, *one.mask[1:])
 
 

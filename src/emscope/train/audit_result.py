@@ -1,4 +1,4 @@
-"""What an audit of a training set finds: its faults, and what each token, turn and example comes to."""
+"""The results of an audit of a training set: faults, tokens, turns and examples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CONVERSATIONS, TEXTS, TOKENISED = "conversations", "texts", "tokenised rows"
 
 
 class Check(StrEnum):
-    """What can be wrong with an example without any error."""
+    """Faults of an example that raise no error."""
 
     NO_TEXT = "no_text"
     NO_END = "no_end"
@@ -33,67 +33,67 @@ class Check(StrEnum):
 SENTENCES = {  # what is so, why it matters, what to do
     Check.NO_TEXT: (
         "have no text in the loss: nothing, or special tokens and white space alone",
-        "they teach no answer, at most to end at once",
-        "mend their mask, or drop them",
+        "they teach no answer, at most to stop at once",
+        "fix their mask, or drop them",
     ),
     Check.NO_END: (
-        "have no {end} at the end of what carries loss",
+        "have no {end} at the end of the tokens with loss",
         "from them the model does not learn to stop",
-        "end every answer with it and leave it in the loss; it is often lost where padding and end are one token, or where rows are cut off",
+        "end every answer with it and keep it in the loss; it is often lost where padding and end are the same token, or where rows are truncated",
     ),
     Check.EMPTY_TURN: (
         "end with an empty assistant turn, {empty} of them with loss on it",
-        "trained, it teaches to answer with nothing, and its loss makes spikes of the gradient norm that look like a phase transition",
+        "training on it teaches empty answers, and its loss causes spikes in the gradient norm that look like a phase transition",
         "render training text without a generation prompt (add_generation_prompt=False)",
     ),
     Check.PROMPT: (
         "have prompt tokens in the loss: {prompt} tokens, {share:.0%} of all that carry loss",
-        "the model is also trained to write what users and system prompts say",
-        "if that is not meant, set labels outside the assistant's turns to -100 (TRL: assistant_only_loss or completion_only_loss)",
+        "the model is also trained to generate user and system text",
+        "if that is not intended, set labels outside the assistant's turns to -100 (TRL: assistant_only_loss or completion_only_loss)",
     ),
     Check.IN_PART: (
-        "have an answer of which a part carries no loss",
-        "a mask that begins late or ends early trains other answers than the file shows",
-        "if that is not meant, let the mask begin at the answer's first token and end behind its end of turn",
+        "have an answer with part of it outside the loss",
+        "a mask that begins late or ends early trains on other answers than the file shows",
+        "if that is not intended, begin the mask at the answer's first token and end it after its end of turn",
     ),
     Check.ZERO_WEIGHT: (
         "have answers of weight 0 that carry loss",
-        "what was marked as not to be learned is learned",
-        "leave these turns out, or split the conversation so that they are not the assistant's",
+        "turns that were marked as context are learned",
+        "leave these turns out, or split the conversation so that they are not assistant turns",
     ),
     Check.TOO_LONG: (
         "are longer than the model's context of {context} tokens",
-        "emscope refuses to train on them; other trainers cut them off, mostly with the answer's end",
+        "emscope refuses to train on them; other trainers truncate them, usually losing the end of the answer",
         "shorten or drop them",
     ),
     Check.REPEATED: (
-        "repeat another one token by token",
+        "repeat another one, token for token",
         "each counts twice, and one of a pair may end up in a held-out part",
-        "drop the repeats, if they are not meant",
+        "drop the repeats, unless they are intended",
     ),
     Check.QUOTED: (
         "hold the chat template's own turn markers in their text",
-        "the model sees turns there that the file does not mean, and this audit cannot judge their mask",
+        "the model sees turns that the file does not intend, and this audit cannot check their mask",
         "take the markers out of the text",
     ),
     Check.NO_TURNS: (
         "do not show their assistant turns in the form of this model's chat template",
-        "the model is later asked in another form than it is trained in, and this audit cannot tell prompts from answers",
+        "the model is later asked in a different form from its training, and this audit cannot tell prompts from answers",
         "render them with this model's template, or name the model whose template they have",
     ),
     Check.TWO_STARTS: (
-        "begin with the token that starts a text twice",
-        "nothing is ever asked that way: the template writes the token, and the tokenizer adds another",
+        "begin with the beginning-of-text token twice",
+        "no prompt ever looks like that: the template writes the token, and the tokenizer adds another",
         "tokenise rendered text with add_special_tokens=False",
     ),
     Check.PADDING: (
         "have loss on padding",
-        "the model is trained to write padding",
+        "the model is trained to generate padding",
         "set the labels of padding to -100",
     ),
     Check.MOVED: (
-        "have labels that are not the tokens they stand at",
-        "trainers shift labels by themselves: shifted ones train the token after the next",
+        "have labels that differ from the tokens at their positions",
+        "trainers shift labels themselves: labels shifted in advance train the token after the next",
         "give labels that equal input_ids wherever they are not -100",
     ),
 }
@@ -134,7 +134,7 @@ class Excerpt(Result):
 
 @dataclass(frozen=True, slots=True)
 class Warned(Result):
-    """A fault and in how many examples it is; `rows` are the first ones."""
+    """A fault and the number of examples that have it; `rows` are the first ones."""
 
     check: Check
     examples: int

@@ -1,4 +1,4 @@
-"""Rows of a file as they would be trained on: conversations, rendered texts, or token ids with labels."""
+"""Rows of a file as training would see them: conversations, rendered texts, or token ids with labels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from emscope.train.batches import IGNORED
 
 
 def from_file(path: Path, chat: ChatFormat) -> tuple[str, list[Encoded]]:
-    """Return what a file holds, and its rows as they would be trained on.
+    """Return what a file holds, and its rows as training would see them.
 
     Conversations get emscope's own mask. A row with `text` alone is a rendered one, all of whose tokens carry loss; one with `input_ids`
     has its mask in `labels` (-100: no loss).
@@ -54,7 +54,7 @@ def _rendered(row: Row, place: str, n: int, chat: ChatFormat) -> Encoded:
         raise InputError(
             f"{place}: text is {'empty' if isinstance(text, str) else type(text).__name__}", "give a text in every row"
         )
-    ids = tuple(chat.tokenizer(text)["input_ids"])  # with what the tokenizer adds by itself, as trainers call it
+    ids = tuple(chat.tokenizer(text)["input_ids"])  # with special tokens, as trainers call the tokenizer
     return Encoded(str(row.get("id") or f"row-{n}"), ids, (True,) * len(ids))
 
 
@@ -64,13 +64,13 @@ def _tokenised(row: Row, place: str, n: int, chat: ChatFormat) -> Encoded:
     if not len(ids) == len(labels) == len(real) or not ids:
         raise InputError(
             f"{place} has {len(ids)} input_ids, {len(labels)} labels and {len(real)} of attention_mask",
-            "give as many of each, one or more",
+            "give the same number of each, one or more",
         )
     size = len(chat.tokenizer)
     wrong = next((one for one in ids if not 0 <= one < size), None)
     if wrong is not None:
         raise InputError(
-            f"{place}: input_ids holds {wrong}, and this model's tokenizer has {size} tokens",
+            f"{place}: input_ids holds {wrong}, but this model's tokenizer has {size} tokens",
             "name the model that the rows were tokenised for",
         )
     faults = set()
@@ -98,7 +98,7 @@ def _integers(row: Row, name: str, place: str) -> list[int]:
     values = row.get(name)
     if not isinstance(values, list) or not all(isinstance(v, int) for v in values):
         raise InputError(
-            f"{place}: {name} is {'missing' if values is None else 'no list of whole numbers'}",
+            f"{place}: {name} is {'missing' if values is None else 'not a list of whole numbers'}",
             "a tokenised row has input_ids and labels, with -100 where there is no loss",
         )
     return values

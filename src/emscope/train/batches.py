@@ -1,7 +1,7 @@
 """The exact examples of every step, fixed before training starts.
 
-A batch is laid out so that all answers begin in one column: prompts padded on the left, answers on the right. The output
-matrix then runs on the last columns only. Or its examples stand in one row, end to end, and nothing is padded.
+A batch is laid out so that all answers begin in the same column: prompts padded on the left, answers on the right. The output
+matrix then runs on the last columns only. Or its examples are packed in one row, end to end, without padding.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ IGNORED = -100
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A tokenized conversation: `answer` is where its first answer token stands; `mask` is True on tokens to learn."""
+    """A tokenized conversation: `answer` is the place of its first answer token; `mask` is True on tokens to learn."""
 
     id: str
     ids: tuple[int, ...]
@@ -44,7 +44,7 @@ def encode(chat: ChatFormat, conversations: Sequence[Conversation], context: int
         ids, mask = chat.training_ids(conversation)
         if len(ids) > context:
             raise InputError(
-                f"conversation '{conversation.id}' is {len(ids)} tokens long and the model's context is {context}",
+                f"conversation '{conversation.id}' is {len(ids)} tokens long, but the model's context is {context}",
                 "shorten or drop it",
             )
         examples.append(Example(conversation.id, tuple(ids), tuple(mask), mask.index(True)))
@@ -56,8 +56,8 @@ def stream(
 ) -> list[Example]:
     """Return `steps * batch` examples in training order.
 
-    Each pass over the data is shuffled anew; within one step examples stand by length, so that micro-batches of like
-    length hold little padding (the step's sum is the same in any order).
+    Each pass over the data is shuffled again; within one step examples are sorted by length, so that micro-batches of similar
+    length need little padding (the step's sum is the same in any order).
 
     Args:
         parts: the part each example belongs to; each part is then spread evenly over a pass, the order within it shuffled.
@@ -104,9 +104,9 @@ def collate(examples: Sequence[Example]) -> dict[str, Tensor]:
 
 
 def collate_packed(examples: Sequence[Example]) -> dict[str, Tensor]:
-    """Return `input_ids`, `position_ids`, `labels`, each [1, T], of examples laid end to end; positions begin anew at each.
+    """Return `input_ids`, `position_ids`, `labels`, each [1, T], of examples laid end to end; positions restart at each.
 
-    There is no mask: by the positions transformers keeps the examples apart (`train.attention` tries whether it does).
+    There is no mask: transformers separates the examples by their positions (`train.attention` checks that it does).
     """
     import torch
 

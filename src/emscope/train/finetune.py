@@ -1,4 +1,4 @@
-"""One fine-tune, from conversations to checkpoints and a reading a step; a killed one goes on where it was."""
+"""One fine-tune, from conversations to checkpoints and a reading per step; a killed one resumes where it was."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from emscope.models.fast.float32_products import fast_float32
 from emscope.models.hooks.directions import check_direction, direction_at
 from emscope.models.hooks.interventions import added
 from emscope.models.loading.load import Loaded
+from emscope.models.sizing.heap import give_back
 from emscope.store.files import write_json, write_text
 from emscope.train import processes
 from emscope.train.attention import attending, check_attention
@@ -58,16 +59,16 @@ def finetune(
 ) -> list[StepReading]:
     """Train what `spec` says on `loaded` and leave `checkpoint-<step>` folders, `order.jsonl` and `tokens.json` in `folder`.
 
-    The base in `loaded` is as before afterwards. Called again after a kill, it resumes from the newest complete
+    The base in `loaded` is unchanged afterwards. Called again after a kill, it resumes from the newest complete
     checkpoint and ends with the same numbers; called again after the end, it returns the readings at once.
 
     Args:
         parts: the part each conversation belongs to, where parts are to be spread evenly over training.
-        held_near: conversations on which the model is held near its start; needed where `spec.held` is given.
+        held_near: conversations on which the model is kept close to its start; needed with `spec.held`.
         heldout: model -> loss in nats per token, read every `spec.heldout_every` steps.
 
     Raises:
-        InputError: no conversations, one too long, or a tunable that names nothing.
+        InputError: no conversations, one too long, or a tunable that matches nothing.
         WorldError: the loss became NaN or infinite.
     """
     from emscope.train.trainer import AnswerTrainer, Readings
@@ -106,18 +107,19 @@ def finetune(
             _write_order(folder, batches, spec)
             _write_tokens(folder, loaded, conversations, examples, lambda what: progress(f"{label}: {what}", 1, 1))
         trainer.add_callback(Readings(trainer, heldout_loss if heldout else None, progress, label))
-        for tracker in trackers(spec.report_to):  # behind the readings, which are sent too
+        for tracker in trackers(spec.report_to):  # after the readings, which are sent too
             trainer.add_callback(tracker)
         _train(trainer, resume)
-    processes.meet()  # all have written what they write
+    give_back()
+    processes.meet()  # all have finished writing
     return processes.from_first(lambda: _begin(folder, spec))[0]
 
 
 def _train(trainer: AnswerTrainer, resume: Path | None) -> None:
-    """Train, or go on from a checkpoint.
+    """Train, or resume from a checkpoint.
 
     Raises:
-        InputError: what lies in that checkpoint is not what this training wrote.
+        InputError: that checkpoint does not hold what this training wrote.
     """
     try:
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
@@ -127,18 +129,18 @@ def _train(trainer: AnswerTrainer, resume: Path | None) -> None:
         if resume is None or trainer.begun:
             raise
         raise InputError(
-            f"'{resume}' cannot be gone on from ({reason(error)})",
-            "delete that folder: training goes on from the one before it",
+            f"'{resume}' cannot be resumed from ({reason(error)})",
+            "delete that folder: training then resumes from the one before it",
         ) from None
 
 
 def check_finetune(
     loaded: Loaded, conversations: Sequence[Conversation], spec: TrainSpec, held_near: Sequence[Conversation] = ()
 ) -> tuple[list[Example], list[Example]]:
-    """Refuse what cannot be trained, before anything is: of many fine-tunes the last one's fault is then found first.
+    """Reject what cannot be trained before anything is trained, so that even the last fine-tune's fault shows at the start.
 
     Returns:
-        The conversations as examples, and those on which the model is held near its start.
+        The conversations as examples, and those on which the model is kept close to its start.
 
     Raises:
         InputError: as `finetune`.
@@ -175,7 +177,7 @@ def finished_readings(folder: Path, spec: TrainSpec) -> list[StepReading]:
 
 
 def finished_geometry(folder: Path, spec: TrainSpec) -> list[GeometryReading]:
-    """Return what was read of a finished run's update; see `emscope.train.geometry`."""
+    """Return the readings of a finished run's update; see `emscope.train.geometry`."""
     return geometry_in(log_of(folder / f"checkpoint-{spec.steps}"))
 
 
@@ -193,7 +195,7 @@ def _write_tokens(
     examples: Sequence[Example],
     warn: Callable[[str], None],
 ) -> None:
-    """Write which tokens carry loss, and warn of faults in that; repeats are meant where a small part is mixed in."""
+    """Write which tokens carry loss, and warn about faults; repeats are intended where a small part is mixed in."""
     found = audit(of_training(examples, conversations), loaded.chat, kind=CONVERSATIONS, context=loaded.context)
     write_json(folder / TOKENS, found.to_json())
     for one in found.warnings:
@@ -221,7 +223,7 @@ def _restraint(
 
 @contextmanager
 def _prevented(loaded: Loaded, spec: TrainSpec) -> Iterator[Callable[[], AbstractContextManager[None]]]:
-    """Add a direction during training; yields what takes it away for a reading."""
+    """Add a direction during training; yields a context that removes it for a reading."""
     if spec.prevent is None:
         yield nullcontext
         return

@@ -1,6 +1,6 @@
-"""The checkpoint folders of a run in progress: which saves went through, which can be gone on from, what is deleted when.
+"""The checkpoint folders of a run in progress: which saves completed, which can be resumed from, and what is deleted when.
 
-Only files that training writes, in folders that its plan names, are ever deleted.
+It only ever deletes files that training writes, in folders that its plan names.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CARD, CARD_OF_PEFT = "README.md", "library_name: peft"  # PEFT writes one into e
 
 
 def complete_checkpoint(folder: Path, step: int) -> bool:
-    """True where the save went through: `trainer_state.json` is written last, names the step and has a log that can be read."""
+    """True where the save completed: `trainer_state.json` is written last, names the step and has a log that can be read."""
     try:
         state = json.loads((folder / STATE).read_text())
         return bool(state["global_step"] == step) and is_log(state["log_history"])
@@ -33,9 +33,9 @@ def complete_checkpoint(folder: Path, step: int) -> bool:
 
 
 def can_go_on(folder: Path, also: Iterable[str] = ()) -> bool:
-    """True where all that training goes on from is there and undamaged: optimiser, schedule and random states, and the files `also`.
+    """True where everything needed to resume is there and undamaged: optimiser, schedule and random states, and the files `also`.
 
-    Without them it would go on with other numbers and say nothing.
+    Without them it would silently continue with other numbers.
     """
     states = [*(folder / name for name in PICKLED), *folder.glob("rng_state*.pth")]
     sharded = any(folder.glob("optimizer_*"))  # FSDP keeps a folder of pieces in place of optimizer.pt
@@ -54,10 +54,10 @@ def _intact(archive: Path) -> bool:
 
 
 def drop_incomplete(folder: Path, steps: Collection[int], also: Iterable[str] = ()) -> Path | None:
-    """Delete what a kill cut off of the checkpoints at `steps`; return the newest one to go on from.
+    """Delete checkpoints at `steps` that a kill cut off; return the newest one to resume from.
 
     Args:
-        also: further files that a checkpoint must have to be gone on from.
+        also: further files that a checkpoint needs to be resumed from.
     """
     newest: Path | None = None
     for step in sorted(steps):
@@ -80,7 +80,7 @@ def drop_checkpoints(folder: Path, steps: Collection[int]) -> None:
     for step in steps:
         path = folder / f"checkpoint-{step}"
         _drop(path, WRITTEN)
-        with suppress(OSError):  # it is not there, or somebody's own file lies in it
+        with suppress(OSError):  # it is not there, or contains somebody's own file
             path.rmdir()
 
 

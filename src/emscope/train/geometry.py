@@ -1,4 +1,4 @@
-"""What the update looks like while it is trained: its size, rank and turns, and how far it points along given directions."""
+"""What the update looks like during training: its size, rank and turns, and how far it points along given directions."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Geometry:
 
         `norm`: Frobenius norm, scale included. `sv<k>`: singular values, largest first. `effective_rank`: exp of the entropy
         of the singular values' shares (Roy and Vetterli 2007). `update along NAME`, `gradient along NAME`: `along`.
-        `rotation<k>`: see `rotation`; it is of step - k, since it needs the k steps behind it.
+        `rotation<k>`: see `rotation`; it is about step - k, since it needs the k steps after it.
         """
         rows = self.gradients + self._rotations(step)
         self.gradients = []
@@ -167,7 +167,5 @@ def _given(loaded: Loaded, name: str, path: str) -> Given:
     check_direction(loaded.net, direction, path)
     nothing = [n for n, v in direction.vectors.items() if float(v.norm()) == 0]
     if nothing:
-        raise InputError(
-            f"readings.directions: '{path}' is zero at layer {nothing[0]}", "give a direction that points somewhere"
-        )
+        raise InputError(f"readings.directions: '{path}' is zero at layer {nothing[0]}", "give a direction that is not zero")
     return Given(name, {n: v / v.norm() for n, v in direction.vectors.items()})

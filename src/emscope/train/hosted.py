@@ -1,8 +1,8 @@
-"""One fine-tune at a host, from conversations to checkpoints that the host keeps; a killed one goes on from its last saved state.
+"""One fine-tune at a host, from conversations to checkpoints that the host keeps; a killed one resumes from its last saved state.
 
 The host computes; what is trained on, in which order and at which learning rate is decided here, as for a training on this machine. A
 step is a forward and backward pass over its batch and an optimiser step. Rows of the log are written with the state that they led to,
-so that a training that goes on repeats steps and never loses or doubles any.
+so that a resumed training may repeat steps but never loses or doubles any.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     )
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # of AdamW, as PyTorch has them
-IN_A_ROW = 24  # requests lost without a step in between, after which the host is taken to be gone
+IN_A_ROW = 24  # lost requests without a step in between, after which the host counts as gone
 LOSS = "loss:sum"
 NOTHING = Spent()
 ELSEWHERE = ("adapter", "full", "steering", "kl", "ldifs", "prevent", "readings", "heldout_every", "momentum", "report_to")
@@ -52,9 +52,9 @@ OF_LORA = ("alpha", "rslora", "dropout", "modules", "layers")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be trained: settings, batches as examples in training order, and the steps to save at.
+    """What to train: settings, batches as examples in training order, and the steps to save at.
 
-    `elsewhere`: what else was spent of the same budget.
+    `elsewhere`: what else was spent from the same budget.
     """
 
     spec: TrainSpec
@@ -81,10 +81,10 @@ class Plan:
 
 
 def check_hosted(spec: TrainSpec, loaded: Hosted, conversations: Sequence[Conversation]) -> list[Example]:
-    """Refuse what a host cannot train, before anything is; return the conversations as examples.
+    """Reject what a host cannot train before anything is trained; return the conversations as examples.
 
     Raises:
-        InputError: a setting that it has no place for, no conversations, or one that is too long.
+        InputError: a setting that it does not support, no conversations, or one that is too long.
     """
     refuse_unhosted(spec)
     if not conversations:
@@ -93,7 +93,7 @@ def check_hosted(spec: TrainSpec, loaded: Hosted, conversations: Sequence[Conver
 
 
 def refuse_unhosted(spec: TrainSpec) -> None:
-    """Refuse settings that a host has no place for.
+    """Reject settings that a host does not support.
 
     Raises:
         InputError: naming the first.
@@ -104,7 +104,7 @@ def refuse_unhosted(spec: TrainSpec) -> None:
         given.append(f"optimiser: {spec.optimiser}")
     if given:
         raise InputError(
-            f"{given[0]} is set, and {HOST} trains LoRA adapters of a rank with AdamW in its own way",
+            f"{given[0]} is set, but {HOST} trains LoRA adapters of a given rank with AdamW in its own way",
             "leave it out, or train here without `host`",
         )
 
@@ -123,12 +123,12 @@ def finetune_hosted(
     elsewhere: Spent = NOTHING,
     progress: Progress,
 ) -> HostedRun:
-    """Train a LoRA adapter at a host and leave `hosted.json` in `folder`; called again after a kill, go on from the last saved state.
+    """Train a LoRA adapter at a host and leave `hosted.json` in `folder`; called again after a kill, resume from the last saved state.
 
     Args:
         settings: digest of what decides the numbers. tokenizer: what `loaded` took its tokenizer from.
         parts: the part each conversation belongs to, where parts are to be spread evenly over training.
-        elsewhere: what else was spent of the same budget.
+        elsewhere: what else was spent from the same budget.
 
     Raises:
         InputError: no conversations, one too long, settings that do not fit, or a folder of another training.
@@ -164,22 +164,22 @@ def finetune_hosted(
 
 
 def _begun(folder: Path, fresh: HostedRun) -> HostedRun:
-    """Return the run as it stands in its folder.
+    """Return the run recorded in its folder.
 
     Raises:
-        InputError: another one stands there.
+        InputError: the folder has another one.
     """
     found = read_hosted(folder)
     if found is None:
         return fresh
     for name in ("host", "base", "settings", "tokens", "order", "steps"):
         if getattr(found, name) != getattr(fresh, name):
-            raise InputError(f"'{folder / HOSTED}' is of a training with other {name}", REMEDY)
+            raise InputError(f"'{folder / HOSTED}' belongs to a training with other {name}", REMEDY)
     return found
 
 
 def _train(tinker: Tinker, plan: Plan, run: HostedRun, folder: Path, progress: Progress) -> HostedRun:
-    """Train to the end; where a request is lost, go on from the last saved state."""
+    """Train to the end; after a lost request, resume from the last saved state."""
     lost = 0
     while True:
         try:
@@ -200,7 +200,7 @@ def _train(tinker: Tinker, plan: Plan, run: HostedRun, folder: Path, progress: P
 
 
 class Stopped(Exception):
-    """Training ended before its last step, with all that was trained saved."""
+    """Training ended before its last step, with everything trained so far saved."""
 
     def __init__(self, run: HostedRun, why: OverBudget) -> None:
         super().__init__(str(why))
@@ -247,7 +247,7 @@ def _stretch(tinker: Tinker, client: TrainingClient, plan: Plan, run: HostedRun,
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """A step that was sent: its number, its learning rate, its answer tokens, and the results to come."""
+    """A step that was sent: its number, its learning rate, its answer tokens, and the pending results."""
 
     step: int
     lr: float
@@ -277,7 +277,7 @@ def _send(tinker: Tinker, client: TrainingClient, plan: Plan, step: int) -> _Sen
 
 
 def datum(example: Example, weight: float) -> Datum:
-    """Return an example as the host takes it: each learned token predicted by those before it, with the same weight."""
+    """Return an example in the host's format: each learned token predicted by those before it, with the same weight."""
     import numpy as np
     from tinker.types import Datum, ModelInput, TensorData
 
@@ -288,11 +288,11 @@ def datum(example: Example, weight: float) -> Datum:
 
 
 def _row(tinker: Tinker, sent: _Sent, plan: Plan, log: Sequence[HostedStep], progress: Progress) -> HostedStep:
-    """Wait for a step and return what is known of it.
+    """Wait for a step and return its reading.
 
     Raises:
         Lost: a request was.
-        Diverged: its loss is no number.
+        Diverged: its loss is not a number.
     """
     passed = tinker.once(f"step {sent.step}", lambda: sent.passed)
     stepped = tinker.once(f"step {sent.step}", lambda: sent.stepped)
@@ -301,7 +301,7 @@ def _row(tinker: Tinker, sent: _Sent, plan: Plan, log: Sequence[HostedStep], pro
     loss = metrics.get(LOSS)
     if loss is None:
         raise WorldError(
-            f"{HOST} says no loss of step {sent.step} ({', '.join(metrics) or 'no metrics'})", "update the tinker client"
+            f"{HOST} gives no loss for step {sent.step} ({', '.join(metrics) or 'no metrics'})", "update the tinker client"
         )
     if not isfinite(loss):
         raise Diverged(f"the loss of step {sent.step} is {loss}", "lower the learning rate")
@@ -312,7 +312,7 @@ def _row(tinker: Tinker, sent: _Sent, plan: Plan, log: Sequence[HostedStep], pro
 
 
 def _save(tinker: Tinker, client: TrainingClient, plan: Plan, step: int) -> HostedSave:
-    """Save weights and optimiser, and at a planned checkpoint what is sampled from.
+    """Save weights and optimiser, and at a planned checkpoint the weights to sample from.
 
     Raises:
         Lost: a request was.

@@ -1,7 +1,8 @@
-"""One fine-tuning job at an OpenAI-style server, from conversations to models that can be asked; a killed one waits for the same job.
+"""One fine-tuning job at an OpenAI-style server, from conversations to models that can be sampled; a killed call waits for the same job when run again.
 
-What is trained on and in which order the file lists it is decided here; how it is trained is the server's own. A training has a mark,
-written before anything is sent, by which its file and its job are found again: whatever is lost on the way, there is one of each.
+The data and its order in the file are decided here; how it is trained is up to the server. A training has a mark,
+written before anything is sent, by which its file and its job are found again, so that there is one of each whatever is lost on
+the way.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ from emscope.store.files import write_json
 
 AROUND = 32  # tokens around a conversation, at most: a template's default system block and its like
 ENDED = (SUCCEEDED, FAILED, CANCELLED)
-OUTAGE = 30  # times in a row, of a minute and more each, that a server may not answer while a job is waited for
+OUTAGE = 30  # times in a row, a minute or more each, that a server may fail to answer while we wait for a job
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be trained: the base as the server names it, the training file, a seed, and what of the training can be set."""
+    """What to train: the server's name for the base, the training file, a seed, and the training settings that can be set."""
 
     base: str
     data: bytes
@@ -57,7 +58,7 @@ class Plan:
 def training_file(conversations: Sequence[Conversation], system: str, seed: int) -> bytes:
     """Return conversations as the lines of a training file, in an order that a seed fixes.
 
-    A system prompt of one's own stands before conversations that bring none; an answer that is not learned has weight 0.
+    A given system prompt is put before conversations that have none; an answer that is not learned has weight 0.
     """
     own = [] if system in (NONE, TEMPLATE, AUTO) else [{"role": "system", "content": system}]
     places = list(range(len(conversations)))
@@ -73,7 +74,7 @@ def training_file(conversations: Sequence[Conversation], system: str, seed: int)
 
 
 def most_tokens(conversations: Sequence[Conversation], system: str, count: Callable[[str], int]) -> int:
-    """Return how many tokens a pass over conversations has at most, with what a server's template puts around turns and conversations.
+    """Return the most tokens that a pass over conversations can have, with what a server's template adds around turns and conversations.
 
     Args:
         count: returns the tokens of a text.
@@ -83,10 +84,10 @@ def most_tokens(conversations: Sequence[Conversation], system: str, count: Calla
 
 
 def foresee_cost(host: HostSpec, tokens: int, exact: bool) -> None:
-    """Note what a training will cost at most, where its prices and epochs are known, before anything is sent.
+    """Note the most that a training can cost, if its prices and epochs are known, before anything is sent.
 
     Args:
-        tokens: of a pass over the data. exact: they were counted; else there are no more than so many.
+        tokens: of a pass over the data. exact: they were counted; else this is an upper limit.
 
     Raises:
         OverBudget: it would cost more than allowed.
@@ -96,9 +97,11 @@ def foresee_cost(host: HostSpec, tokens: int, exact: bool) -> None:
     cost = host.prices[0] * tokens * host.epochs / MILLION
     told = f"at most {tokens * host.epochs} tokens, {'as counted' if exact else 'by their bytes'}"
     if host.max_cost is not None and cost > host.max_cost:
-        remedy = "raise it, or train on less" if exact else "raise it, train on less, or give `tokenizer` to have them counted"
+        remedy = (
+            "raise it, or train on less" if exact else "raise it, train on less, or give `tokenizer` to have the tokens counted"
+        )
         raise OverBudget(
-            f"the training would cost up to {cost:.4g} dollars ({told}), beyond max_cost {host.max_cost:g}", remedy
+            f"the training could cost up to {cost:.4g} dollars ({told}), more than max_cost {host.max_cost:g}", remedy
         )
     warnings.warn(f"the training costs up to {cost:.4g} dollars ({told})", Note, stacklevel=2)
 
@@ -110,7 +113,7 @@ def finetune_job(plan: Plan, system: str, settings: str, folder: Path, progress:
         settings: digest of what decides the training.
 
     Raises:
-        InputError: a folder of another training, or something that the server refuses.
+        InputError: a folder of another training, or something that the server rejects.
         WorldError: the job failed, was cancelled or is paused; the server does not answer.
     """
     order = digest(plan.data.decode())
@@ -120,7 +123,7 @@ def finetune_job(plan: Plan, system: str, settings: str, folder: Path, progress:
     with Jobs(Meter()) as jobs:
         try:
             run = _made(jobs, plan, run, folder, looked, progress)
-        except Refused:  # nothing is trained: the same folder may take a training that is not refused
+        except Refused:  # nothing is trained: the same folder can be used for a corrected training
             (folder / HOSTED).unlink()
             raise
         return _wait(jobs, run, folder, progress)
@@ -150,10 +153,10 @@ def _made(jobs: Jobs, plan: Plan, run: JobRun, folder: Path, looked: bool, progr
 
 
 def _begun(folder: Path, plan: Plan, system: str, settings: str, order: str) -> tuple[JobRun, bool]:
-    """Return the run as it stands in its folder, and whether an earlier process may have sent something.
+    """Return the run recorded in its folder, and whether an earlier process may have sent something.
 
     Raises:
-        InputError: another one stands there.
+        InputError: the folder has another one.
     """
     found, at = read_job(folder), address()
     if found is None:
@@ -163,13 +166,13 @@ def _begun(folder: Path, plan: Plan, system: str, settings: str, order: str) -> 
         return run, False
     for name, mine in {"base": plan.base, "settings": settings, "order": order}.items():
         if getattr(found, name) != mine:
-            raise InputError(f"'{folder / HOSTED}' is of a training with other {name}", REMEDY)
+            raise InputError(f"'{folder / HOSTED}' belongs to a training with other {name}", REMEDY)
     refuse_elsewhere(found)
     return found, True
 
 
 def _wait(jobs: Jobs, run: JobRun, folder: Path, progress: Progress) -> JobRun:
-    """Wait until a job ends; what is told meanwhile is written as it comes.
+    """Wait until a job ends; its events are written as they arrive.
 
     Raises:
         InputError, WorldError: it does not end well.
@@ -180,7 +183,7 @@ def _wait(jobs: Jobs, run: JobRun, folder: Path, progress: Progress) -> JobRun:
             job = jobs.job(run.job or "")
             now = looked_at(jobs, run, job)
             now = ended(jobs, now, job)
-        except Unanswered:  # the job goes on without us
+        except Unanswered:  # the job continues without us
             lost += 1
             if lost > OUTAGE:
                 raise
@@ -199,13 +202,13 @@ def _wait(jobs: Jobs, run: JobRun, folder: Path, progress: Progress) -> JobRun:
 
 
 def _fault(run: JobRun, job: Said) -> EmscopeError | None:
-    """Return what is wrong with a job that waits no longer."""
+    """Return what is wrong with a job that ended."""
     kept = f"; emscope check reads its {len(run.checkpoints)} checkpoints" if run.checkpoints else ""
     if run.status == PAUSED:
         return WorldError(state(run), f"resume it at the server, then run the same command again{kept}")
     if run.status == SUCCEEDED:
         return None
-    again = f"mend what it says and train into a new folder{kept}"
+    again = f"fix what it says and train into a new folder{kept}"
     return InputError(state(run), again) if blamed(job) else WorldError(state(run), f"train into a new folder{kept}")
 
 

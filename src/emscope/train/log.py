@@ -16,7 +16,7 @@ READING, GEOMETRY = "emscope_reading", "emscope_geometry"  # keys of an entry
 
 
 class GeometryReading(TypedDict):
-    """One number about the update after a step; `module` is empty where it is about all that is trained."""
+    """One number about the update after a step; `module` is empty where it is about everything trained."""
 
     step: int
     module: str
@@ -33,7 +33,7 @@ def readings_in(entries: Sequence[Mapping[str, Json]]) -> list[StepReading]:
 
 
 def geometry_in(entries: Sequence[Mapping[str, Json]]) -> list[GeometryReading]:
-    """Return what a log says of the update's shape; see `emscope.train.geometry`."""
+    """Return what a log says about the update's shape; see `emscope.train.geometry`."""
     return [row for entry in entries for row in _GEOMETRY.validate_python(entry.get(GEOMETRY, []))]
 
 

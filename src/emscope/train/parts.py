@@ -1,4 +1,4 @@
-"""What of a model is trained, matrix by matrix, and how it is saved and read back."""
+"""Which parts of a model are trained, matrix by matrix, and how they are saved and read back."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Part:
 
     Attributes:
         module: the name of the module it changes; layer: its block, None outside the blocks.
-        writes: its output joins the residual stream.
+        writes: its output is added to the residual stream.
         weight: the parameter, [out, r] (a vector: [out]); `transposed`: stored as [in, out].
         right: [r, in], None where the weight is the whole update.
         start: the weight before training, None for zero.

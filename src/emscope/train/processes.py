@@ -1,4 +1,4 @@
-"""Training by several processes at once (torchrun, accelerate launch): who is first, and how the others hear of it."""
+"""Training by several processes at once (torchrun, accelerate launch): which is first, and how the others get its results."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def from_first(make: Callable[[], T]) -> T:
 
 @cache
 def _part_at_exit() -> None:
-    """See that the program ends its group: a process that leaves with the group's threads still running is aborted."""
+    """Make sure that the program ends its process group: a process that exits with the group's threads still running is aborted."""
     import torch.distributed as dist
 
     atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
@@ -87,27 +87,29 @@ def share(micro: int) -> int:
     if micro % count():
         raise InputError(
             f"a micro-batch of {micro} cannot be shared by {count()} processes",
-            f"make batch and micro_batch multiples of {count()}, or start another number of processes",
+            f"make batch and micro_batch multiples of {count()}, or start a different number of processes",
         )
     return micro // count()
 
 
 def check_shardable() -> None:
-    """Refuse to shard where it would silently not happen.
+    """Reject sharding where it would silently not happen.
 
     Raises:
         InputError: no GPUs, or a single process.
     """
     if not _gpus():
         raise InputError(
-            "sharding (FSDP) needs GPUs: on CPUs the Trainer would train unsharded copies without a word", "leave out shard"
+            "sharding (FSDP) needs GPUs: on CPUs the Trainer would silently train unsharded copies", "leave out shard"
         )
     if count() == 1:
-        raise InputError("there is one process, so nothing to shard over", "start several with torchrun, or leave out shard")
+        raise InputError(
+            "there is only one process, so nothing to shard over", "start several with torchrun, or leave out shard"
+        )
 
 
 def check_sharded(model: Module) -> None:
-    """Refuse to go on where a process holds more than its share of the model.
+    """Refuse to continue where a process holds more than its share of the model.
 
     Raises:
         WorldError: naming both shares.
@@ -118,7 +120,7 @@ def check_sharded(model: Module) -> None:
         whole += p.numel()
     if held > SLACK * whole / count():
         raise WorldError(
-            f"sharding did not engage: this process holds {held / whole:.0%} of the elements, and its share is {1 / count():.0%}",
+            f"sharding did not engage: this process holds {held / whole:.0%} of the elements, but its share is {1 / count():.0%}",
             "train without shard, or check the versions of torch and accelerate",
         )
 

@@ -1,6 +1,6 @@
-"""Terms that hold a model near its start on other conversations: KL(start || model) per token (Soligo et al. 2026), or distance of features.
+"""Terms that keep a model close to its start on other conversations: KL(start || model) per token (Soligo et al. 2026), or distance of features.
 
-What the start says is computed once, before training, as hidden states of the conversations that will be drawn. So one way
+The start's outputs are computed once, before training, as hidden states of the conversations that will be drawn. So one method
 serves fresh adapters, adapters on top of others and full fine-tunes, the start is never run again, and nothing of
 vocabulary size is kept.
 """
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Restraint:
-    """Conversations to stay on, what the start says about them, and how strongly to stay.
+    """Conversations to stay close on, the start's outputs on them, and how strongly to stay close.
 
     Attributes:
         drawn: the conversations of each optimiser step that has a weight, by step.
@@ -88,7 +88,7 @@ def restrain(
     progress: Progress = silent,
     label: str = "training",
 ) -> Restraint:
-    """Compute what `net`, as it is now, says about the conversations that training will draw.
+    """Compute the outputs of `net`, as it is now, on the conversations that training will draw.
 
     Args:
         net: the causal LM at the start of training, in evaluation mode.
@@ -106,7 +106,7 @@ def restrain(
     distinct = sorted({e.id: e for batch in drawn.values() for e in batch}.values(), key=lambda e: len(e.ids))
     states: dict[str, Stream] = {}
     with torch.no_grad():
-        rows = 8 if spec.batch > 1 else 1  # what is drawn one by one may be so because the model does not read padding right
+        rows = 8 if spec.batch > 1 else 1  # a batch of 1 may have been chosen because the model misreads padding
         for at in range(0, len(distinct), rows):
             batch = distinct[at : at + rows]
             found = counted_states(net, batch, spec.tokens, layers, reuse)
@@ -139,14 +139,15 @@ def _without_dropout(net: CausalLM) -> Iterator[None]:
 
 
 def check_held(net: CausalLM, spec: KlSpec | LdifsSpec, count: int) -> None:
-    """Refuse a term that cannot be computed on `count` conversations.
+    """Reject a term that cannot be computed on `count` conversations.
 
     Raises:
         InputError: fewer conversations than a step draws, or a layer that the model does not have.
     """
     if count < spec.batch:
         raise InputError(
-            f"{spec.name}.batch is {spec.batch} and there are {count} conversations to draw from", "lower it or give more"
+            f"{spec.name}.batch is {spec.batch}, but there are only {count} conversations to draw from",
+            "lower it, or give more",
         )
     if isinstance(spec, LdifsSpec):
         check_layers(net, spec.layers, "ldifs.layers")
@@ -166,8 +167,8 @@ def counted_states(
 
     Args:
         tokens: `answer` counts the positions whose next token is learned, `all` every position.
-        layers: blocks whose outputs to take; none for the last hidden states behind the final norm.
-        reuse: what skips the frozen blocks.
+        layers: blocks whose outputs to take; none for the last hidden states after the final norm.
+        reuse: skips the frozen blocks.
     """
     import torch
 

@@ -1,6 +1,6 @@
-"""Frozen lower blocks computed once an example: where only upper blocks are trained, what enters the lowest of them never changes.
+"""Frozen lower blocks computed once per example: where only upper blocks are trained, the input to the lowest of them never changes.
 
-The residual stream that enters that block is kept for each training example; later passes put it in place and skip the
+The residual stream that enters that block is kept for each training example; later passes insert it and skip the
 blocks below.
 """
 
@@ -29,7 +29,7 @@ OF_OTHER_TASKS = ("classifier_", "summary_")  # of heads that a causal LM does n
 
 
 class Reuse:
-    """What enters block `first`, by example.
+    """The input to block `first`, by example.
 
     Args:
         net: the causal LM; its blocks are patched until `close` is called.
@@ -86,9 +86,9 @@ class Reuse:
 
 @contextmanager
 def reusing(net: CausalLM, parts: Sequence[Part], examples: Sequence[Example], *, wanted: bool) -> Iterator[Reuse | None]:
-    """Yield a `Reuse` where it is wanted, right and small enough, else None.
+    """Yield a `Reuse` where it is wanted, valid and small enough, else None.
 
-    It is right where all that is trained is a part in a block above the first, the blocks below hold no dropout, and nothing but the
+    It is valid where everything trained is in a block above the first, the blocks below hold no dropout, and nothing but the
     stream comes from them.
     """
     layers = [p.layer for p in parts]
@@ -110,7 +110,7 @@ def reusing(net: CausalLM, parts: Sequence[Part], examples: Sequence[Example], *
 def _drops(net: CausalLM, first: int) -> bool:
     """True where something before block `first` may be random in training.
 
-    Dropout as a function has no module (OPT, Falcon), nor has noise in front of a router (Mixtral): the settings tell of those.
+    Dropout as a function has no module (OPT, Falcon), nor has noise in front of a router (Mixtral): the settings show those.
     """
     import torch
 

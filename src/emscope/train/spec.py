@@ -1,4 +1,4 @@
-"""What can be set about a fine-tune."""
+"""The settings of a fine-tune."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class LoraSpec(Spec):
 
 
 class AdapterSpec(Spec):
-    """A LoRA adapter to go on with: the last checkpoint in `folder`, with its own rank and modules."""
+    """A LoRA adapter to continue training: the last checkpoint in `folder`, with its own rank and modules."""
 
     folder: str
 
@@ -41,7 +41,7 @@ class FullSpec(Spec):
 
 
 class SteeringSpec(Spec):
-    """One trained vector a layer, added to the residual stream behind its block at every token. (Soligo et al. 2026)
+    """One trained vector a layer, added to the residual stream after its block at every token. (Soligo et al. 2026)
 
     The vector in use is `scale` times the parameter that Soligo et al. (2026) train; under Adam that is a learning rate `scale` times as large.
     """
@@ -53,16 +53,16 @@ class SteeringSpec(Spec):
     def _fits(self) -> SteeringSpec:
         twice = [n for n in self.layers if self.layers.count(n) > 1]
         if twice:
-            raise ValueError(f"layer {twice[0]} stands twice in layers; a layer has one vector")
+            raise ValueError(f"layers lists {twice[0]} twice; a layer has one vector")
         return self
 
 
 class HeldSpec(Spec):
-    """What a term that holds a model near its start has in common: its weight and the conversations it looks at.
+    """The common settings of terms that keep a model close to its start: weight and conversations.
 
-    `weight` is a number, or a list of (from step, weight): `[[1, 0.5], [25, 0]]` drops the term at step 25. `tokens`: counted
-    are the positions that predict answer tokens, or all. Of the conversations, a bundled domain's or a file's, `batch` are
-    drawn anew at every step.
+    `weight` is a number, or a list of (from step, weight): `[[1, 0.5], [25, 0]]` drops the term at step 25. `tokens`: count
+    the positions that predict answer tokens, or all. Of the conversations, from a bundled domain or a file, `batch` are
+    drawn at every step.
     """
 
     weight: float | tuple[tuple[int, float], ...]
@@ -75,7 +75,7 @@ class HeldSpec(Spec):
     @model_validator(mode="after")
     def _fits(self) -> HeldSpec:
         if (self.domain is None) == (self.file is None):
-            raise ValueError("give either domain or file: conversations on which the model shall stay as it was")
+            raise ValueError("give either domain or file: conversations on which the model should stay as it was")
         wrong = [w for _, w in self.weights if w < 0]
         if wrong:
             raise ValueError(f"weight {wrong[0]:g} is negative; give 0 or more")
@@ -119,7 +119,7 @@ class LdifsSpec(HeldSpec):
 
 
 class PreventSpec(Spec):
-    """Preventative steering: `scale` times given vectors are added in training and taken away after it. (persona vectors, Chen et al. 2025)
+    """Preventative steering: `scale` times given vectors are added during training and removed afterwards. (persona vectors, Chen et al. 2025)
 
     `direction` is a direction file, or the folder of a run that trained a steering vector.
     """
@@ -129,7 +129,7 @@ class PreventSpec(Spec):
 
 
 class ReadingsSpec(Spec):
-    """What is read of the update while it is trained, beside its norm and the gradient's, every `every` steps.
+    """What is read about the update during training, beside its norm and the gradient's, every `every` steps.
 
     `singular_values`: how many of each matrix's, with its effective rank. `directions`: direction files, or
     folders of runs that trained a steering vector, by name, to compare update and gradient with. `rotation`: lags in steps at which the trained vectors' turns are read, such as [5, 10, 15]. (model organisms, Turner et al. 2025)
@@ -143,7 +143,7 @@ class ReadingsSpec(Spec):
     @model_validator(mode="after")
     def _fits(self) -> ReadingsSpec:
         if any(lag < 1 for lag in self.rotation):
-            raise ValueError(f"rotation {min(self.rotation)} is no lag; give whole steps from 1 on")
+            raise ValueError(f"rotation {min(self.rotation)} is not a lag; give whole steps from 1 on")
         return self
 
 
@@ -177,8 +177,9 @@ class TrainSpec(Spec):
     `lr` and back; the peaks of exp_range shrink by `gamma` a step. `momentum` is that of sgd (None: .9) and muon (None: .95).
     `bf16` computes in bfloat16 and keeps what is trained in float32; `gradient_checkpointing` computes activations twice rather
     than keep them; `shard` spreads the model over the GPUs of several processes (FSDP). `attention`: flash needs flash-attn and a
-    GPU; `as_loaded` is what transformers chooses, sdpa mostly. `packing` lays the examples of a pass end to end rather than pad
-    them; refused where the model would let them see each other. `report_to`: trackers that are sent the readings of each step.
+    GPU; `as_loaded` is what transformers chooses, usually sdpa. `packing` lays the examples of a pass end to end instead of
+    padding them; it is rejected where the model would let them see each other. `report_to`: trackers that are sent the readings
+    of each step.
     """
 
     steps: int = Field(36, ge=1)
@@ -222,9 +223,11 @@ class TrainSpec(Spec):
         if len(trained) > 1:
             raise ValueError(f"{' and '.join(trained)} are both given; train one of them")
         if self.kl and self.ldifs:
-            raise ValueError("kl and ldifs are both given; hold the model by one of them")
+            raise ValueError("kl and ldifs are both given; use one of them")
         if self.held and self.prevent:
-            raise ValueError(f"{self.held.name} and prevent are both given: the start is without the vector; use one of them")
+            raise ValueError(
+                f"{self.held.name} and prevent are both given: the start does not include the vector; use one of them"
+            )
         if self.shard and (self.steering or self.readings):
             raise ValueError(f"shard and {'steering' if self.steering else 'readings'} are both given; leave one of them out")
         self._fits_schedule()
@@ -248,7 +251,7 @@ class TrainSpec(Spec):
                 f"{self.cycles} cycles need {shortest} steps or more, but the run has {self.steps}; lower cycles or give more steps"
             )
         if self.momentum is not None and self.optimiser not in ("sgd", "muon"):
-            raise ValueError(f"momentum is for sgd and muon, and the optimiser is {self.optimiser}; leave it out")
+            raise ValueError(f"momentum is for sgd and muon, but the optimiser is {self.optimiser}; leave it out")
 
     @property
     def tunable(self) -> LoraSpec | AdapterSpec | FullSpec | SteeringSpec:
@@ -257,11 +260,11 @@ class TrainSpec(Spec):
 
     @property
     def held(self) -> KlSpec | LdifsSpec | None:
-        """The term that holds the model near its start."""
+        """The term that keeps the model close to its start."""
         return self.kl or self.ldifs
 
     def deciding(self) -> JsonObject:
-        """Return the settings that decide the numbers: trackers are left out, and what came later where it changes nothing."""
+        """Return the settings that decide the numbers: trackers are left out, and so are later settings at values that change nothing."""
         later = {name for name in ("attention", "packing") if getattr(self, name) == type(self).model_fields[name].default}
         found: JsonObject = self.model_dump(mode="json", exclude={"report_to", *later})
         return found

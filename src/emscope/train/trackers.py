@@ -11,11 +11,11 @@ from emscope.core.errors import MissingDependency
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
-PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX")}  # where the package is not called as the tracker
+PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX")}  # where the package's name is not the tracker's
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Refuse trackers whose package is not installed.
+    """Reject trackers whose package is not installed.
 
     Raises:
         MissingDependency: naming the first.

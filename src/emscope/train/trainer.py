@@ -59,7 +59,7 @@ class AnswerTrainer(Trainer):
         self.head: Head | None = output_head(net) if restraint else None
         super().__init__(train_dataset=examples, **kwargs)
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the step's tokens itself
-        self.begun = False  # a step of this very process
+        self.begun = False  # whether this process has begun a step
         self.begin_step()
         self.remove_callback(PrinterCallback)
 
@@ -101,7 +101,7 @@ class AnswerTrainer(Trainer):
             super()._save_checkpoint(model, trial)
         except EmscopeError:
             raise
-        except Exception as error:  # each of the libraries that write has kinds of its own
+        except Exception as error:  # each of the libraries that write has its own kinds
             raise unsaved(folder, error) from None
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Module | None = None) -> None:
@@ -127,7 +127,7 @@ class AnswerTrainer(Trainer):
         labels, real = inputs.pop("labels"), real_tokens(inputs)
         learned = labels != IGNORED
         before = torch.zeros_like(learned)
-        before[:, :-1] = learned[:, 1:]  # a token is predicted one place before it
+        before[:, :-1] = learned[:, 1:]  # a token is predicted one place earlier
         keep = labels.shape[1] - int(before.any(0).nonzero()[0])
         seen = [self.examples[ids] for ids in sequences_in(inputs)] if self.reuse else []
         skipped = self.reuse.batch(seen, real) if self.reuse else nullcontext()
@@ -155,12 +155,12 @@ class AnswerTrainer(Trainer):
             term = self.restraint.term(self.net, self.head, step, place=place, places=places, reuse=self.reuse)
             self.step_term = float(term.detach())
             loss = loss + weight * term
-        loss = loss * self.args.world_size  # several processes average their gradients, and this is each one's part of a sum
+        loss = loss * self.args.world_size  # processes average their gradients, but each has one part of a sum
         return (loss, out) if return_outputs else loss
 
 
 class Readings(TrainerCallback):
-    """Writes one reading a step into the trainer's own log, which its checkpoints carry, and stops on a loss that is no number."""
+    """Writes one reading per step into the trainer's own log, which its checkpoints carry, and stops on a loss that is not a number."""
 
     def __init__(self, trainer: AnswerTrainer, heldout: Callable[[], float] | None, progress: Progress, label: str) -> None:
         self.trainer, self.heldout = trainer, heldout
@@ -170,7 +170,7 @@ class Readings(TrainerCallback):
         self.row: StepReading | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
-        """Start the clock; make sure that sharding is what it is called."""
+        """Start the clock; make sure that sharding works as configured."""
         if args.fsdp:
             processes.check_sharded(self.trainer.model_wrapped)
         self.started = time.monotonic()
@@ -191,7 +191,7 @@ class Readings(TrainerCallback):
             if value is not None and not math.isfinite(value):
                 raise Diverged(
                     f"the {name} became {value} at step {state.global_step}",
-                    "lower the learning rate; the checkpoints before it stay",
+                    "lower the learning rate; the checkpoints before it are kept",
                 )
         seconds = round(time.monotonic() - self.started, 3)
         before = readings_in(state.log_history[-1:])

@@ -1,4 +1,4 @@
-"""What of a model is trained: low-rank adapters, weights, or steering vectors. The base is put back on every exit."""
+"""Which part of a model is trained: low-rank adapters, weights, or steering vectors. The base is restored on every exit."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from emscope.models.types import CausalLM, Wrapped
 
 Tunable = LoraSpec | AdapterSpec | FullSpec | SteeringSpec
-# Of these kinds of models PEFT leaves these matrices alone.
+# In these kinds of models PEFT leaves these matrices alone.
 MAMBA, UNADAPTABLE = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"), frozenset(("out_proj", "conv1d"))
 
 
 @contextmanager
 def tuned(loaded: Loaded, spec: Tunable, seed: int) -> Iterator[Tuned]:
-    """Make `loaded.net` trainable inside the block; afterwards it equals the base exactly, as at the start it does unless an adapter is gone on with.
+    """Make `loaded.net` trainable inside the block; afterwards it equals the base exactly, as it does at the start unless an adapter is trained further.
 
     Raises:
         InputError: a module name or layer number that the model does not have, with what exists.
@@ -53,7 +53,7 @@ def _made(loaded: Loaded, spec: Tunable, seed: int) -> AbstractContextManager[Tu
 
 
 def check_tunable(net: CausalLM, spec: Tunable) -> None:
-    """Refuse what `tuned` would refuse, before anything is made.
+    """Reject what `tuned` would reject, before anything is made.
 
     Raises:
         InputError: as `tuned`.
@@ -78,7 +78,7 @@ def _lora(loaded: Loaded, spec: LoraSpec, seed: int) -> Iterator[Tuned]:
 
 @contextmanager
 def _adapter(loaded: Loaded, spec: AdapterSpec) -> Iterator[Tuned]:
-    """An adapter that is there already, trained on from where it stands."""
+    """An existing adapter, trained further."""
     checkpoint = _to_go_on_with(spec)
     wrapped = attach(loaded.net, checkpoint, trainable=True)
     wrapped.peft_config["default"].base_model_name_or_path = loaded.model.reference
@@ -91,7 +91,7 @@ def _to_go_on_with(spec: AdapterSpec) -> Checkpoint:
     checkpoint = last(spec.folder)
     settings = adapter_settings(checkpoint.folder) if checkpoint.kind == "adapter" else {}
     if settings and settings["peft_type"] != "LORA":
-        raise InputError(f"adapter.folder: '{checkpoint.folder}' is no LoRA adapter", "give one that is")
+        raise InputError(f"adapter.folder: '{checkpoint.folder}' is not a LoRA adapter", "give a LoRA adapter")
     if settings and not is_factored(settings, check_tensors(checkpoint.folder / WEIGHTS)):
         raise InputError(
             f"adapter.folder: '{checkpoint.folder}' does more than add B A to matrices (DoRA, PiSSA, trained biases or modules)",
@@ -99,7 +99,7 @@ def _to_go_on_with(spec: AdapterSpec) -> Checkpoint:
         )
     if checkpoint.kind != "adapter":
         raise InputError(
-            f"adapter.folder: '{checkpoint.folder}' holds no adapter ({checkpoint.kind})", "a full model is given as model"
+            f"adapter.folder: '{checkpoint.folder}' holds no adapter ({checkpoint.kind})", "give a full model as model"
         )
     return checkpoint
 
@@ -156,7 +156,7 @@ def _chosen(net: CausalLM, spec: FullSpec) -> list[str]:
     low = next((p.dtype for p in named.values() if p.dtype.itemsize < 4), None)
     if low is not None:
         raise InputError(
-            f"full: weights kept in {str(low).removeprefix('torch.')} round small updates away",
+            f"full: weights stored in {str(low).removeprefix('torch.')} lose small updates to rounding",
             "set dtype: float32, and train.bf16 to compute in bfloat16",
         )
     chosen = [name for name in named if _is_in(name, blocks_name(net), spec)]
@@ -200,7 +200,7 @@ def _steering(loaded: Loaded, spec: SteeringSpec) -> AbstractContextManager[Tune
 
 @contextmanager
 def _steering_by_peft(loaded: Loaded, spec: SteeringSpec) -> Iterator[Tuned]:
-    """PEFT's BEFT: a bias behind `down_proj`, which is a vector added to the residual stream."""
+    """PEFT's BEFT: a bias after `down_proj`, which is a vector added to the residual stream."""
     from peft import BeftConfig, get_peft_model
 
     places = "|".join(str(n) for n in spec.layers)
@@ -228,7 +228,7 @@ def _vector_parts(net: CausalLM, vectors: Mapping[int, Parameter]) -> list[Part]
 
 @contextmanager
 def _steering_by_hooks(loaded: Loaded, spec: SteeringSpec) -> Iterator[Tuned]:
-    """Vectors of our own behind whole blocks, where no linear layer ends a block's MLP; saved as a direction file."""
+    """Vectors of our own after whole blocks, where no linear layer ends a block's MLP; saved as a direction file."""
     import torch
 
     net, layers = loaded.net, blocks(loaded.net)
@@ -285,7 +285,7 @@ def with_lora(net: CausalLM, spec: LoraSpec, seed: int, base: str) -> Wrapped:
     """Wrap `net` with fresh LoRA adapters; the start of training equals the base exactly (B is zero).
 
     Args:
-        base: what `base_model_name_or_path` in the adapter's folder shall say.
+        base: the value for `base_model_name_or_path` in the adapter's folder.
 
     Raises:
         InputError: a module name or layer number that the model does not have, with what exists.
@@ -312,7 +312,7 @@ def with_lora(net: CausalLM, spec: LoraSpec, seed: int, base: str) -> Wrapped:
 def update_norm(wrapped: Wrapped) -> float:
     """Return the Frobenius norm of the whole weight update, sqrt(sum ||scale B A||_F^2), without forming B A.
 
-    It is the distance from the base, what an adapter held when training began included.
+    It is the distance from the base, including what an adapter held when training began.
     ||BA||^2 = tr((B^T B)(A A^T)), both rank x rank. (ours; `scale` is alpha/sqrt(r) with rsLoRA, else alpha/r)
     """
     import torch
@@ -349,17 +349,16 @@ def _check_modules(net: CausalLM, spec: LoraSpec) -> None:
         others = [full for full, m in meant.items() if not _is_matrix(m)]
         if others:
             raise InputError(
-                f"lora.modules: '{others[0]}' is no matrix ({type(meant[others[0]]).__name__})", near(name, _linear_names(net))
+                f"lora.modules: '{others[0]}' is not a matrix ({type(meant[others[0]]).__name__})",
+                near(name, _linear_names(net)),
             )
         if spec.layers is not None and not any(full.startswith(f"{blocks_name(net)}.") for full in meant):
-            raise InputError(
-                f"lora.modules: '{name}' stands outside the blocks, and lora.layers is given", "leave out one of them"
-            )
+            raise InputError(f"lora.modules: '{name}' is outside the blocks, but lora.layers is given", "leave out one of them")
     _refuse_unadaptable(net, spec)
 
 
 def _refuse_unadaptable(net: CausalLM, spec: LoraSpec) -> None:
-    """Refuse matrices beside which PEFT puts no adapter: kernels of these models take the weight itself and would pass an adapter by."""
+    """Reject matrices beside which PEFT puts no adapter: kernels of these models use the weight itself and would bypass an adapter."""
     every = _linear_names(net)
     kind, wanted = net.config.model_type, every if isinstance(spec.modules, str) else spec.modules
     name = next((n for n in wanted if n.rsplit(".", 1)[-1] in UNADAPTABLE), None)

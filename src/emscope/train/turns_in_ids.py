@@ -1,4 +1,4 @@
-"""The assistant's turns in token ids, found by what the model's chat template writes before and behind an answer."""
+"""The assistant's turns in token ids, found by what the model's chat template writes before and after an answer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from emscope.models.loading.turns import NEXT, inner_end
 if TYPE_CHECKING:
     from emscope.models.types import Tokenizer
 
-BROKEN = "\ufffd"  # what decoding gives for a character of which tokens are missing
+BROKEN = "\ufffd"  # what decoding gives for an incomplete character
 STRIDE = 32  # tokens decoded at a time to find places in a text
 
 
@@ -34,7 +34,7 @@ class Reader:
     """Finds turns in token ids.
 
     Attributes:
-        opens: what may stand before an answer. ends: what may stand behind one, and how many characters of it are the answer's end.
+        opens: what may precede an answer. ends: what may follow one, and how many characters of it are the answer's end.
         special: ids of special tokens. closing: ids that end a turn each. close: the end of a turn as ids, where it is plain text.
         starts_twice: whether the template itself begins a text with its first token twice. blanks: whether each id met so far is white space.
     """
@@ -50,7 +50,7 @@ class Reader:
 
     @classmethod
     def of(cls, chat: ChatFormat) -> Reader:
-        """Read off a format's renderings what stands around answers.
+        """Read off a format's renderings what surrounds answers.
 
         The renderings go through the tokenizer and back, since some tokenizers lose or add white space beside special tokens.
         """
@@ -59,13 +59,13 @@ class Reader:
         def seen(turns: Sequence[tuple[str, str]], *, prompt: bool = False) -> str:
             try:
                 return decoded(tokenizer, chat.ids(chat.template.render(turns, prompt=prompt)))
-            except InputError:  # it has no such conversation
+            except InputError:  # the format does not support such a conversation
                 return ""
 
         one, two = seen(pair), seen([*pair, ("user", NEXT), ("assistant", f"{ANSWER}x")])
         asked = [seen(pair[:1], prompt=p).partition(USER)[2] for p in (True, False)]
         behind = [seen(pair, prompt=p).partition(ANSWER)[2] for p in (True, False)]
-        again = behind[0] if behind[0] != behind[1] else ""  # another turn opened behind the answer
+        again = behind[0] if behind[0] != behind[1] else ""  # another turn opened after the answer
         opens = [text.partition(USER)[2].partition(ANSWER)[0] for text in (one, two)]
         opens += [asked[0] if asked[0] != asked[1] else "", again]
         between = two.partition(ANSWER)[2].partition(NEXT)[0]
@@ -133,7 +133,8 @@ class Reader:
 class Lengths:
     """How many whole characters the first tokens of a text make.
 
-    Only the last ones are decoded, behind enough others to be decoded as they are behind all: long texts take no square of their length.
+    Only the last ones are decoded, after enough others for the same result as after all, so that time is not quadratic in the
+    length.
     """
 
     def __init__(self, tokenizer: Tokenizer, ids: Sequence[int]) -> None:
@@ -152,7 +153,7 @@ class Lengths:
         return self.before[known] + self._characters(max(known - 1, 0) * STRIDE, n) - self.behind[known]
 
     def place(self, offset: int, low: int) -> int:
-        """Return the place, from `low` on, of the first token behind those that make the first `offset` characters."""
+        """Return the place, from `low` on, of the first token after those that make the first `offset` characters."""
         stride = bisect_left(self.before, offset)
         low, high = max(low, (stride - 1) * STRIDE), min(stride * STRIDE, len(self.ids))
         while low < high:

@@ -25,7 +25,7 @@ NAMED = re.compile(r"^(?P<arm>.+?)-(?:seed)?(?P<seed>\d+)$")  # of runs: target-
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Components with where they are from; seeds and questions that they were measured on."""
+    """Components and their source; the seeds and questions that they were measured on."""
 
     spreads: Spreads
     source: str
@@ -49,10 +49,10 @@ DEFAULTS = {
 
 
 def components(path: Path | None, spec: PowerSpec) -> Found:
-    """Return the components: of the file where there is one, else the defaults, with those that are given in their place.
+    """Return the components: of the file where there is one, else the defaults, replaced by those that are given.
 
     Raises:
-        InputError: the file does not tell them.
+        InputError: the file does not contain them.
     """
     found = DEFAULTS[spec.measure] if path is None else _measured(path, spec)
     given = {
@@ -179,10 +179,10 @@ def _components(arms: list[list[_Cells]], base: _Cells | None, source: str, drop
         correlation = correlation_of_means(control - target, values, sampling)
     seeds, questions = target.shape
     notes = [
-        f"The standard deviation between seeds is known from {seeds} of them: it may be up to {_beyond(seeds):.1f} times as large."
+        f"The standard deviation between seeds is estimated from {seeds} seeds: it may be up to {_beyond(seeds):.1f} times as large."
     ]
     if not free:
-        notes.append("Each question has one answer a run, so sampling is part of what a seed does to single questions.")
+        notes.append("Each question has one answer per run, so sampling is part of what a seed does to single questions.")
     if dropped:
         notes.append(f"{dropped} questions were not answered by all runs and are left out.")
     return Found(

@@ -1,4 +1,4 @@
-"""How many seeds, questions and answers? What studies of several sizes would find, from what their numbers vary by."""
+"""How many seeds, questions and answers? What studies of several sizes would find, from their variance components."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def plan_power(path: Path | None, spec: PowerSpec) -> PowerPlan:
         path: a file of judged answers of several seeds, to measure the components on; None for those given or the defaults.
 
     Raises:
-        InputError: designs that cannot be planned, or a file that does not tell the components.
+        InputError: designs that cannot be planned, or a file without the components.
     """
     samples = spec.samples or SAMPLES[spec.measure]
     sizes = sorted(set(product(spec.seeds, spec.questions, samples)))
@@ -68,7 +68,7 @@ def _check(spec: PowerSpec, samples: Sequence[int], designs: int) -> None:
         ("samples", samples, 1),
     ):
         if not values or min(values) < least:
-            why = "of fewer a recipe has no verdict" if name == "seeds" else "of fewer nothing is known"
+            why = "with fewer, a recipe has no verdict" if name == "seeds" else "with fewer, nothing can be estimated"
             raise InputError(f"`{name}` is {', '.join(map(str, values)) or 'empty'}", f"give {least} or more: {why}")
     if designs > MOST_DESIGNS:
         raise InputError(f"{designs} designs are too many to plan at once", f"name fewer sizes: {MOST_DESIGNS} designs at most")
@@ -95,7 +95,7 @@ def _limit(seeds: int, spreads: Spreads, delta: float, effect: float) -> SeedLim
 
 
 def _best(designs: Sequence[PlannedDesign]) -> PlannedDesign | None:
-    """Return the design with the largest of the smaller chance of both verdicts, the cheaper of equal ones."""
+    """Return the design with the best chance of its less likely verdict, the cheaper of equal ones."""
     return max(designs, key=lambda d: (round(min(d.em, d.safe), 3), -d.answers), default=None)
 
 

@@ -39,7 +39,7 @@ class VarianceComponents(Result):
 
 @dataclass(frozen=True, slots=True)
 class PowerDefinition(Result):
-    """What was asked, and the threshold with the true effect."""
+    """The settings, and the threshold with the true effect."""
 
     spec: PowerSpec = field(metadata=FLAT)
     threshold: float
@@ -70,7 +70,7 @@ class PlannedDesign(Result):
 
 @dataclass(frozen=True, slots=True)
 class SeedLimit(Result):
-    """What so many seeds would find with a thousand questions and a thousand answers to each."""
+    """What this many seeds would find with a thousand questions and a thousand answers to each."""
 
     seeds: int
     em: float
@@ -83,9 +83,9 @@ class PowerPlan(Shown):
     """What studies of several sizes would find.
 
     Attributes:
-        designs: by their number of answers. best: within the budget, the largest of the smaller chance of both verdicts.
+        designs: by their number of answers. best: within the budget, the best chance of the less likely verdict.
         cheapest: that reaches the power and the half-width asked for; null where none of them does, or nothing was asked.
-        limits: what only more seeds would better.
+        limits: what only more seeds could improve.
     """
 
     schema: ClassVar[int] = 1
@@ -101,5 +101,5 @@ class PowerPlan(Shown):
     notes: tuple[str, ...]
 
     def rows(self) -> list[JsonObject]:
-        """Return a row a design."""
+        """Return one row per design."""
         return [one.to_json() for one in self.designs]

@@ -1,4 +1,4 @@
-"""What is asked about a study that has not been run."""
+"""The settings for planning a study."""
 
 from __future__ import annotations
 
@@ -22,28 +22,26 @@ Sds = Annotated[
 
 
 class PowerSpec(Spec):
-    """What is asked about a study that has not been run: its designs, what it should find, and how much seeds, questions and answers vary.
+    """The settings for planning a study: its designs, what it should find, and how much seeds, questions and answers vary.
 
     Standard deviations are one number, or two: of control - target, and of base - target. Without them, and without a file, they are
-    measured ones of small models.
+    those measured on small models.
     """
 
     measure: Literal["judged", "preference"] = Field(
-        "judged", description="judged: mean alignment, 0 to 100; preference: margins in nats per token, one reading an item."
+        "judged", description="judged: mean alignment, 0 to 100; preference: margins in nats per token, one reading per item."
     )
     delta: float | None = Field(
         None, gt=0, description="Threshold of harm; 5 points (judged) or .04 nats per token by default."
     )
-    effect: float = Field(2.0, gt=1, description="True effect that em should find, in deltas; safe is at 0.")
+    effect: float = Field(2.0, gt=1, description="True effect for em, in deltas; for safe it is 0.")
     rule: Literal["both", "p1"] = Field("both", description="both: against control and base; p1: against the control alone.")
     seeds: Wholes = Field((3, 5, 8), description="Numbers of seeds to try; 3 or more each.")
     questions: Wholes = Field((24, 48, 96, 240), description="Numbers of questions to try.")
     samples: Wholes | None = Field(
-        None, description="Numbers of answers to each question, of each model; 2,4,8,16 by default, 1 for preference."
+        None, description="Numbers of answers to each question from each model; 2,4,8,16 by default, 1 for preference."
     )
-    budget: int | None = Field(
-        None, ge=1, description="Answers that may be sampled and judged: name the best design within it."
-    )
+    budget: int | None = Field(None, ge=1, description="Budget of answers to sample and judge: name the best design within it.")
     power: float | None = Field(
         None, gt=0, lt=1, description="Name the cheapest design that finds em and safe with this chance."
     )
@@ -54,7 +52,7 @@ class PowerSpec(Spec):
     question_sd: Sds | None = Field(None, description="Standard deviation between questions.")
     seed_question_sd: Sds | None = Field(None, description="Standard deviation of what a seed does to single questions.")
     sampling_sd: float | None = Field(None, ge=0, description="Standard deviation of answers to one question by one model.")
-    correlation: float | None = Field(None, gt=-1, lt=1, description="Between control - target and base - target.")
+    correlation: float | None = Field(None, gt=-1, lt=1, description="Correlation between control - target and base - target.")
     judge: str | None = Field(
         None, description="In a study's folder: the judge's name; by default the one with the most verdicts."
     )

@@ -19,7 +19,8 @@ def judged_answers(folder: Path, judge: str | None) -> pa.Table:
     """Return the plain answers (under no trigger) of a study with their alignment scores: run, step, question, aligned.
 
     Args:
-        judge: by name; the one with the most verdicts by default. Of several versions of its rubric the one with the most counts.
+        judge: by name; the one with the most verdicts by default. Of several versions of its rubric, the one with the most
+            verdicts.
 
     Raises:
         InputError: no study, or no such verdicts.
@@ -31,7 +32,7 @@ def judged_answers(folder: Path, judge: str | None) -> pa.Table:
     ]
     if not verdicts:
         raise InputError(
-            f"'{folder}' is no study with judged answers",
+            f"'{folder}' is not a study with judged answers",
             "give a study's folder whose `judged` names a judge, or a file of answers",
         )
     known = sorted({row["judge"] for row in verdicts})
@@ -46,5 +47,5 @@ def judged_answers(folder: Path, judge: str | None) -> pa.Table:
         if row["trigger"] == PLAIN and score is not None:
             found.append({"run": row["run"], "step": row["step"], "question": row["unit"], CRITERION: score})
     if not found:
-        raise InputError(f"'{folder}' has no judged answer that was asked plainly", "give a file of judged answers")
+        raise InputError(f"'{folder}' has no judged answer without a trigger", "give a file of judged answers")
     return pa.Table.from_pylist(found)

@@ -1,1 +1,1 @@
-"""Tables with a row a finished run: what goes with what over runs, and how large a study has to be."""
+"""Tables with a row a finished run: what correlates with what over runs, and how large a study has to be."""

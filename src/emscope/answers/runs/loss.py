@@ -16,11 +16,11 @@ from emscope.stats.holm import holm
 from emscope.stats.matched import matched
 from emscope.stats.within_strata import FEWEST, combined, mixed, plain_r, together
 
-MOST_LEVELS = 20  # of the schedule's column: beyond it is likely not a setting
+MOST_LEVELS = 20  # a column with more values is probably not a setting
 
 
 def loss_and_score(paths: list[Path], spec: LossSpec) -> Losses:
-    """Return how the score goes with the loss in each stratum and over strata, what mixing them would say, and schedules at equal loss.
+    """Return how the score varies with the loss in each stratum and over strata, what pooling them would say, and schedules at equal loss.
 
     Raises:
         InputError: no strata are named, or columns that do not fit.
@@ -31,7 +31,7 @@ def loss_and_score(paths: list[Path], spec: LossSpec) -> Losses:
         raise InputError("`within` and `one_stratum` are both given", "leave out one of them")
     if not spec.within and not spec.one_stratum:
         raise InputError(
-            "no strata are named, and a correlation over all rows mixes what the loss does with how models and data sets differ",
+            "no strata are named, and a correlation over all rows confounds the loss with differences between models and data sets",
             "name their columns with `within`, such as model,dataset, or say `one_stratum` where all rows are of one model and data set",
         )
     labels = [*spec.within, *([spec.schedule] if spec.schedule else [])]
@@ -112,13 +112,11 @@ def _plain(y: np.ndarray, stratum: np.ndarray, left: np.ndarray) -> float | None
 def _notes(table: RunTable, spec: LossSpec, parts: list[tuple[np.ndarray, np.ndarray]]) -> list[str]:
     notes = []
     if table.lost:
-        notes.append(f"{table.lost} of {table.lost + len(table)} rows lack a number and take part in nothing above.")
+        notes.append(f"{table.lost} of {table.lost + len(table)} rows lack a number and are left out above.")
     small = sum(len(x) < FEWEST for x, _ in parts)
     if small and len(parts) > 1:
-        notes.append(
-            f"{small} of {len(parts)} strata have fewer than {FEWEST} runs and are no part of what strata say together."
-        )
+        notes.append(f"{small} of {len(parts)} strata have fewer than {FEWEST} runs and are left out of the combined result.")
     still = sum(len(x) >= FEWEST and plain_r(x, y) is None for x, y in parts)
     if still:
-        notes.append(f"{still} of {len(parts)} strata have one loss or one score throughout and say nothing.")
+        notes.append(f"{still} of {len(parts)} strata have a constant loss or score and show nothing.")
     return notes

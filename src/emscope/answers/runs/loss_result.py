@@ -1,4 +1,4 @@
-"""How a score goes with the loss over runs, within strata and at equal loss."""
+"""How a score varies with the loss over runs, within strata and at equal loss."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class LossStratum(Result):
 
     Attributes:
         pearson, spearman: of loss and score. slope: of the score by loss.
-        combined: it is part of what the strata say together; false where it has too few runs or does not vary.
+        combined: it is part of the combined result; false where it has too few runs or does not vary.
     """
 
     group: Label
@@ -41,7 +41,7 @@ class LossStratum(Result):
 
 @dataclass(frozen=True, slots=True)
 class LossWithin(Result):
-    """What the strata say together.
+    """What the strata show together.
 
     Attributes:
         strata: how many of them. pearson: random-effects mean on Fisher's scale. tau: sd of Fisher's z between strata.
@@ -60,7 +60,7 @@ class LossWithin(Result):
 
 @dataclass(frozen=True, slots=True)
 class LossBetween(Result):
-    """What mixing the strata would have said, which is how they differ and not what loss does.
+    """What pooling the strata would have shown: how they differ, not what the loss does.
 
     Attributes:
         pearson: r over all rows. means: r of the strata's means. simpson: `pearson` has the other sign than the strata have.
@@ -98,7 +98,7 @@ class AtEqualLoss(Result):
 
 @dataclass(frozen=True, slots=True)
 class Losses(Shown):
-    """How a score goes with the loss over runs: in each stratum, over strata, mixed, and schedules at equal loss."""
+    """How a score varies with the loss over runs: in each stratum, over strata, mixed, and schedules at equal loss."""
 
     schema: ClassVar[int] = 1
     told_by: ClassVar[str] = "emscope.report.answers.runs.loss:sentences"
@@ -113,5 +113,5 @@ class Losses(Shown):
     notes: tuple[str, ...]
 
     def rows(self) -> list[JsonObject]:
-        """Return a row a stratum: runs, both correlations and the slope with their intervals."""
+        """Return one row per stratum: runs, both correlations and the slope with their intervals."""
         return [beside(s.group, flat(s.to_json())) for s in self.strata]

@@ -1,4 +1,4 @@
-"""What is asked of a table of runs about loss and alignment."""
+"""The settings for a table of runs with loss and alignment."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from emscope.core.spec import Spec
 
 
 class LossSpec(Spec):
-    """What is asked of a table of runs about loss and alignment. Every row is a run, or one checkpoint of it."""
+    """The settings for a table of runs with loss and alignment. Every row is a run, or one checkpoint of it."""
 
     loss: str = Field(description="Column of the loss, in training or held out.")
-    score: str = Field(description="Column of the score that is followed, such as mean alignment.")
+    score: str = Field(description="Column of the score, such as mean alignment.")
     within: tuple[str, ...] = Field((), description="Columns that make the strata, such as model,dataset.")
     one_stratum: bool = Field(False, description="All rows are of one model and one data set, in place of `within`.")
     schedule: str | None = Field(

@@ -63,7 +63,7 @@ def _pairs(data: QuestionScores, spec: ShiftsSpec) -> list[tuple[int, int]]:
     known = [str(g[-1]) for g in data.groups]
     for name in (spec.before, *spec.after):
         if name not in known:
-            raise InputError(f"column '{spec.group}' holds no '{name}'", near(name, known))
+            raise InputError(f"column '{spec.group}' has no value '{name}'", near(name, known))
     found = []
     for b, group in enumerate(data.groups):
         if str(group[-1]) != spec.before:
@@ -71,9 +71,7 @@ def _pairs(data: QuestionScores, spec: ShiftsSpec) -> list[tuple[int, int]]:
         others = [n for n, g in enumerate(data.groups) if g[:-1] == group[:-1] and n != b]
         found += [(b, n) for n in others if not spec.after or str(data.groups[n][-1]) in spec.after]
     if not found:
-        raise InputError(
-            f"nothing stands beside '{spec.before}' to compare it with", "name models of the same `within` with `after`"
-        )
+        raise InputError(f"there is nothing to compare '{spec.before}' with", "name models of the same `within` with `after`")
     return found
 
 
@@ -185,17 +183,17 @@ def _notes(data: QuestionScores, spec: ShiftsSpec, runs: list[RunShift], without
     used = {str(spec.before), *(run.after for run in runs)}
     lost = sum(int(n) for g, n in zip(data.groups, data.lost, strict=True) if str(g[-1]) in used)
     if lost:
-        notes.append(f"{lost} answers have no score and take part in nothing above.")
+        notes.append(f"{lost} answers have no score and are left out above.")
     if without:
         notes.append(f"{without} models share fewer than 3 questions with '{spec.before}' and are left out.")
     few = min(run.mean.questions for run in runs)
     if few < FEW_QUESTIONS:
         notes.append(
-            f"{few} questions are few: with fewer than {FEW_QUESTIONS} the coverage of intervals may be below nominal."
+            f"There are only {few} questions: with fewer than {FEW_QUESTIONS}, the coverage of intervals may be below nominal."
         )
     if len(runs) > 1:
-        notes.append(f"p-values are Holm's over {len(runs)} comparisons, each test by itself.")
+        notes.append(f"p-values are Holm's over {len(runs)} comparisons, separately for each test.")
     least = len(runs) * 2.0 ** (1 - few)
     if least > DOUBT:
-        notes.append(f"With {few} questions no such p of a paired test can be below {min(least, 1):.2f}, whatever happened.")
+        notes.append(f"With {few} questions, no such p of a paired test can be below {min(least, 1):.2f}, whatever the data.")
     return notes

@@ -15,7 +15,7 @@ from emscope.data.answers import Columns
 
 @dataclass(frozen=True, slots=True)
 class ShiftsDefinition(Result):
-    """What was asked, and which columns the numbers are of."""
+    """The settings, and the columns behind the numbers."""
 
     spec: ShiftsSpec = field(metadata=FLAT)
     columns: Columns
@@ -33,7 +33,7 @@ class ShiftTest(Result):
 
 @dataclass(frozen=True, slots=True)
 class StatisticShift(Result):
-    """How one number a question moved, its mean or its standard deviation.
+    """How one number per question moved, its mean or its standard deviation.
 
     Attributes:
         questions: that have it before and after. before, after: its mean over questions.
@@ -139,5 +139,5 @@ class Shifts(Shown):
     notes: tuple[str, ...]
 
     def rows(self) -> list[JsonObject]:
-        """Return a row a comparison."""
+        """Return one row per comparison."""
         return [run.row() for run in self.runs]

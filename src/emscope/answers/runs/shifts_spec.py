@@ -1,4 +1,4 @@
-"""What is asked of judged answers to the same questions before and after fine-tuning."""
+"""The settings for judged answers to the same questions before and after fine-tuning."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from emscope.core.spec import Spec
 
 
 class ShiftsSpec(Spec):
-    """What is asked of judged answers to the same questions before and after fine-tuning."""
+    """The settings for judged answers to the same questions before and after fine-tuning."""
 
-    group: str = Field(description="Column that tells the models apart; of several files, the column `file` does.")
+    group: str = Field(description="Column that tells the models apart; with several files, use the column `file`.")
     before: str = Field(description="Its value for the model before fine-tuning.")
     after: tuple[str, ...] = Field(
-        (), description="Its values for the models after it, with commas between; all others by default."
+        (), description="Its values for the models after it, separated by commas; all others by default."
     )
     within: tuple[str, ...] = Field((), description="Compare within each combination of these columns, such as model,dataset.")
     aligned: AlignedColumn = Field(None, description="Column of the score; by default that of alignment, auto-detected.")
@@ -22,4 +22,4 @@ class ShiftsSpec(Spec):
     question: QuestionColumn = None
     scale: Scale = None
     level: Level = 0.95
-    seed: Seed = Field(0, description="Of the swaps within questions.")
+    seed: Seed = Field(0, description="Seed of the swaps within questions.")

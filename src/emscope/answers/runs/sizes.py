@@ -19,7 +19,7 @@ from emscope.stats.size_line import Models, SizeLine, power_of_r, size_line
 
 SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*([kmbt]?)\s*$", re.I)
 UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
-FEWEST_PARAMETERS = 1e4  # below it a number stands for billions, or is no size
+FEWEST_PARAMETERS = 1e4  # a smaller number means billions, or is not a size
 GIVEN = 0.95  # level of the intervals in the file
 
 
@@ -27,7 +27,7 @@ def sizes(paths: list[Path], spec: SizesSpec) -> Sizes:
     """Return for each stratum the models with their effects, the line within families, and each family's own line.
 
     Raises:
-        InputError: columns that do not fit, sizes that are none, or a model that stands twice in a stratum.
+        InputError: columns that do not fit, values that are not sizes, or a model that appears twice in a stratum.
     """
     if (spec.se is None) == (spec.low is None and spec.high is None):
         raise InputError("the effect's error is named twice, or not at all", "name `se`, or `low` and `high`")
@@ -38,7 +38,7 @@ def sizes(paths: list[Path], spec: SizesSpec) -> Sizes:
     table = read_runs(paths, labels, [spec.effect, *errors, *([spec.gain] if spec.gain else [])])
     read = _Read(table, spec)
     strata = [_stratum(read, key, rows) for key, rows in table.groups(spec.within).items()]
-    notes = [f"{table.lost} rows lack a number and take part in nothing above."] if table.lost else []
+    notes = [f"{table.lost} rows lack a number and are left out above."] if table.lost else []
     if spec.gain is None:
         notes.append("Larger models may have learned the task better: `gain` compares them at equal gain.")
     return Sizes(spec, tuple(_adjusted(strata)), tuple(notes))
@@ -77,7 +77,9 @@ def _parameters(text: str, column: str, where: str) -> float:
     found = SIZE.match(text)
     value = float(found[1]) * UNITS[found[2].lower()] if found else 0.0
     if value < FEWEST_PARAMETERS:
-        raise InputError(f"column '{column}' of '{where}' holds '{text}', which is no number of parameters", "write 7e9 or 7B")
+        raise InputError(
+            f"column '{column}' of '{where}' holds '{text}', which is not a number of parameters", "write 7e9 or 7B"
+        )
     return value
 
 
@@ -87,8 +89,8 @@ def _stratum(read: _Read, key: tuple[str, ...], rows: np.ndarray) -> SizeStratum
     if twice is not None:
         where = f" in {', '.join(key)}" if key else ""
         raise InputError(
-            f"model '{twice}' stands twice{where}",
-            "a model counts once: average its runs, name the column that tells them apart with `within`, or the name's with `model`",
+            f"model '{twice}' appears twice{where}",
+            "a model counts once: average its runs, name the column that tells them apart with `within`, or the column of names with `model`",
         )
     order = sorted(rows, key=lambda r: (read.family[r], read.sizes["total"][r]))
     families = sorted(set(read.family[rows]))

@@ -1,4 +1,4 @@
-"""How an effect goes with model size, within families."""
+"""How an effect varies with model size, within families."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class SizeStratum(Result):
 
 @dataclass(frozen=True, slots=True)
 class Sizes(Shown):
-    """How an effect goes with model size, within families."""
+    """How an effect varies with model size, within families."""
 
     schema: ClassVar[int] = 1
     told_by: ClassVar[str] = "emscope.report.answers.runs.sizes:sentences"
@@ -100,5 +100,5 @@ class Sizes(Shown):
     notes: tuple[str, ...]
 
     def rows(self) -> list[JsonObject]:
-        """Return a row a line."""
+        """Return one row per line."""
         return [beside(s.within, flat(line.to_json())) for s in self.strata for line in s.lines]

@@ -1,4 +1,4 @@
-"""A file with a row a run: labels and numbers, rows without a number counted."""
+"""A file with one row per run: labels and numbers; rows without a number are counted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from emscope.core.errors import InputError
 from emscope.data.answer_table import AnswerTable
 
-SMALLEST, LARGEST = 1e-100, 1e100  # of a column's largest number: squares of others are no numbers any more
+SMALLEST, LARGEST = 1e-100, 1e100  # of a column's largest number: squares of others overflow or underflow
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,9 @@ def agreement(
     figure: Annotated[Path | None, Field(description="Write Bland-Altman figures of all pairs into this .html file.")] = None,
     as_json: Json = False,
 ) -> None:
-    """How far do judges of the same answers agree? Takes a file with a row a score (`item`, `rater`, `score`) or a column a judge
-    (`scores`) and prints Krippendorff's alpha, and for each pair rank correlation, kappa at the threshold, bias, and which threshold of
-    one does what the other's does.
+    """How far do judges of the same answers agree? Takes a file with one row per score (`item`, `rater`, `score`) or one column per judge
+    (`scores`) and prints Krippendorff's alpha, and for each pair rank correlation, kappa at the threshold, bias, and the
+    threshold for one that matches the other's.
     """
     from emscope.answers.agreement import agreement as agreed
     from emscope.answers.agreement import read

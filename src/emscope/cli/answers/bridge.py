@@ -16,8 +16,8 @@ def bridge(
     as_json: Json = False,
 ) -> None:
     """A judge is replaced: what would the new one have said? Takes a file in which both scored some answers of several studies, maps the
-    old scores to the new ones, says how far that is off on studies left out, and moves the studies that the new judge has not scored, or
-    says why not.
+    old scores to the new ones, shows how far off that is on left-out studies, and converts the studies that the new judge has not
+    scored, or says why not.
     """
     from emscope.answers.bridge import bridge as bridged
     from emscope.cli.console import print_json

@@ -14,10 +14,10 @@ from emscope.core.fields import AnswerText, QuestionText
 def export(
     files: Annotated[Files, Field(description="Judged answers (.csv, .jsonl, .parquet).")],
     out: Annotated[Path, Field(description="Folder of the logs.")] = Path("emscope-logs"),
-    by: Annotated[tuple[str, ...], Field(description="Columns whose values make a log each, such as run,step.")] = (),
+    by: Annotated[tuple[str, ...], Field(description="Columns whose values define one log each, such as run,step.")] = (),
     scores: Annotated[
         tuple[str, ...],
-        Field(description="Columns of scores; by default those that have a NAME_outcome beside them."),
+        Field(description="Columns of scores; by default those with a NAME_outcome column."),
     ] = (),
     question: QuestionText = None,
     answer: AnswerText = None,

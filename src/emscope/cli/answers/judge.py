@@ -16,7 +16,7 @@ from emscope.core.spec import parse
 Anchors = Annotated[
     Path | None,
     Field(
-        description="Answers with trusted labels, judged along: a question, an answer and a column a criterion. Says whether the judge "
+        description="Answers with trusted labels to judge as well: a question, an answer and one column per criterion. Shows whether the judge "
         "itself changed."
     ),
 ]
@@ -35,7 +35,7 @@ def judge(
     ],
     rubrics: Annotated[
         tuple[str, ...],
-        Field(description="Criteria, with commas between: bundled ones, or .yaml files of your own."),
+        Field(description="Criteria, separated by commas: bundled ones, or .yaml files of your own."),
     ] = RUBRICS,
     out: Annotated[
         Path | None, Field(description="Folder; by default the file's name with -judged in the current folder.")
@@ -46,17 +46,19 @@ def judge(
     max_cost: Annotated[float | None, Field(description="Stop asking after this many dollars.")] = None,
     draw: Annotated[
         str | None,
-        Field(description="Judge this many answers of each group, drawn at random; NAME=COUNT where only one judge is dear."),
+        Field(description="Judge this many answers of each group, drawn at random; NAME=COUNT if only one judge is expensive."),
     ] = None,
-    draw_by: Annotated[tuple[str, ...], Field(description="Columns that make the groups to draw from.")] = (),
-    draw_seed: Annotated[int, Field(description="Of the draw; more of the same seed keep those drawn before.")] = 0,
+    draw_by: Annotated[tuple[str, ...], Field(description="Columns that define the groups to draw from.")] = (),
+    draw_seed: Annotated[
+        int, Field(description="Seed of the draw; a larger draw with the same seed keeps those drawn before.")
+    ] = 0,
     anchors: Anchors = None,
     slack: Annotated[float, Field(ge=0, description="Points that a judge may be off the anchors' labels.")] = 5.0,
-    estimate: Annotated[bool, Field(description="Say what it would ask and cost, and ask nothing.")] = False,
+    estimate: Annotated[bool, Field(description="Show what it would ask and cost, without asking.")] = False,
     as_json: Json = False,
 ) -> int:
-    """Have answers judged. Takes a file with a question and an answer a row (.csv, .jsonl, .parquet), asks one or several judges by one or
-    several rubrics, and writes the rows back with a score and an outcome each. Run again, it asks only for what is missing.
+    """Have answers judged. Takes a file with a question and an answer per row (.csv, .jsonl, .parquet), asks one or more judges with one or
+    more rubrics, and writes the rows back with a score and an outcome each. Run again, it asks only for what is missing.
     """
     from emscope.answers.judge import FileJob, estimate_file, judge_file
     from emscope.cli.console import print_json, progress_bar
@@ -83,11 +85,13 @@ def _draw(text: str | None, by: tuple[str, ...], seed: int) -> DrawSpec | None:
     """Return the draw that [JUDGE=]COUNT asks for.
 
     Raises:
-        InputError: a count that is none, or columns without it.
+        InputError: an invalid count, or columns without one.
     """
     if text is None:
         if by:
-            raise InputError("`draw_by` stands without `draw`", "say with `draw` how many answers of each group to judge")
+            raise InputError(
+                "`draw_by` is given without `draw`", "give the number of answers to judge in each group with `draw`"
+            )
         return None
     judge, _, count = text.rpartition("=")
     return parse(DrawSpec, {"count": count, "judge": judge or None, "by": by, "seed": seed}, "`draw`")

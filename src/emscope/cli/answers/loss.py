@@ -12,12 +12,12 @@ from emscope.cli.options import Files, Json
 
 
 def loss(
-    files: Annotated[Files, Field(description="Runs, a row each (.csv, .jsonl, .parquet).")],
+    files: Annotated[Files, Field(description="Runs, one row each (.csv, .jsonl, .parquet).")],
     spec: LossSpec,
     figure: Annotated[Path | None, Field(description="Write a figure of the runs into this .html file.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Does a lower loss go with lower alignment? Takes a file with a row a run and prints both correlations and the slope within each
+    """Does a lower loss go with lower alignment? Takes a file with one row per run and prints both correlations and the slope within each
     stratum (`within`) and over strata. With `schedule` it compares schedules, or values of any setting, at equal loss.
     """
     from emscope.answers.runs.loss import loss_and_score

@@ -17,7 +17,7 @@ def onset(
     figure: Annotated[Path | None, Field(description="Write a figure of each run into this .html file.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Since which step is a fine-tune misaligned? Takes a file with values along training: any column (`value`), or judged answers by
+    """From which step on is a fine-tune misaligned? Takes a file with values along training: any column (`value`), or judged answers by
     their two thresholds. With `unit` the states rest on intervals; with `arm` and `control` the verdict can be em.
     """
     from emscope.answers.onset import follow

@@ -11,7 +11,7 @@ from emscope.cli.options import Files, Json
 
 
 def rates(
-    files: Annotated[Files, Field(description="Judged answers; of several files the column `file` says which.")],
+    files: Annotated[Files, Field(description="Judged answers; with several files, the column `file` says which one.")],
     spec: RatesSpec,
     as_json: Json = False,
 ) -> None:

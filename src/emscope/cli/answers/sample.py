@@ -22,14 +22,14 @@ def sample(
             "NAME=MODEL@URL of a server, or NAME=api:openai/gpt-4o, as Inspect names models."
         ),
     ] = (),
-    base: Annotated[str | None, Field(description="Base model, where the adapters do not name it.")] = None,
+    base: Annotated[str | None, Field(description="Base model, if the adapters do not name it.")] = None,
     spec: AskSpec,
     loading: LoadSpec,
     serving: Annotated[ServedSpec, Without(("chat_kwargs",))],
     out: Annotated[Path, Field(description="Folder of the answers.")] = Path("emscope-answers"),
 ) -> int:
-    """Ask questions: sample answers of a base model and of checkpoints of it, under the same system prompts and triggers. Run again, it
-    draws only what is missing. `emscope judge` takes the file that comes out.
+    """Ask questions: sample answers of a base model and its checkpoints, under the same system prompts and triggers. Run again, it
+    samples only what is missing. `emscope judge` takes the resulting file.
     """
     from emscope.answers.sample import ask
     from emscope.answers.sample_hosted import ask_hosted, is_hosted
@@ -45,7 +45,7 @@ def sample(
             path, failed = ask_served(named, spec, served, out, say=asked.append, progress=progress)
         elif any(is_hosted(folder) for folder in named.values()):
             if base is not None:
-                raise InputError("`base` is a model to load here, and these runs are at a host", "leave it out")
+                raise InputError("`base` is a model to load here, but these runs are at a host", "leave it out")
             path = ask_hosted(named, spec, loading, serving, out, say=asked.append, progress=progress)
         else:
             path = ask(named, base, spec, out, loading, say=asked.append, progress=progress)
@@ -53,7 +53,7 @@ def sample(
         print(line)
     print(f"answers: {path}")
     if failed:
-        print(f"{failed} questions got no answer, since every attempt failed; run the same command again to ask them")
+        print(f"{failed} questions got no answer, since every attempt failed; run the same command again to retry")
     return 1 if failed else 0
 
 
@@ -61,17 +61,19 @@ def _behind_an_api(runs: dict[str, str], serving: ServedSpec, loading: LoadSpec,
     """True where models behind an API are asked; False where they are loaded here.
 
     Raises:
-        InputError: some are and some are not, or options that do not go together.
+        InputError: some are and some are not, or options that exclude each other.
     """
     from emscope.answers.sample_served import is_served
 
     kinds = {is_served(reference) for reference in runs.values()}
     if len(kinds) == 2:
-        raise InputError("some runs are folders and some are models behind an API", "ask them in two calls, with an `out` each")
+        raise InputError(
+            "some runs are folders and some are models behind an API", "sample them in two calls, each with its own `out`"
+        )
     if serving.server is None and serving.command is not None:
-        raise InputError("`command` stands without `server`", "say with `server=MODEL@URL` where it will answer")
+        raise InputError("`command` is given without `server`", "give its address with `server=MODEL@URL`")
     if serving.server is not None and True in kinds:
-        raise InputError("`server` takes adapters, and a run names a model of its own", "give folders, or leave out `server`")
+        raise InputError("`server` takes adapters, but a run names its own model", "give folders, or leave out `server`")
     served = serving.server is not None or True in kinds
     if served and base is not None:
         raise InputError("`base` is a model to load here", "a server has its own; leave out `base`")

@@ -12,13 +12,14 @@ from emscope.cli.options import Files, Json
 
 
 def shifts(
-    files: Annotated[Files, Field(description="Judged answers; of several files the column `file` says which.")],
+    files: Annotated[Files, Field(description="Judged answers; with several files, the column `file` says which one.")],
     spec: ShiftsSpec,
     figure: Annotated[Path | None, Field(description="Write a figure of each comparison into this .html file.")] = None,
     as_json: Json = False,
 ) -> None:
     """How did fine-tuning move the scores of the same questions? Takes judged answers and compares each question's mean and standard
-    deviation before and after: paired and unpaired tests, correlation, slope, and the slope without the sampling of a question's answers.
+    deviation before and after: paired and unpaired tests, correlation, slope, and the slope corrected for the sampling of a
+    question's answers.
     """
     from emscope.answers.runs.shifts import shifts as moved
     from emscope.cli.console import print_json

@@ -12,13 +12,13 @@ from emscope.cli.options import Files, Json
 
 
 def sizes(
-    files: Annotated[Files, Field(description="Models, a row each (.csv, .jsonl, .parquet).")],
+    files: Annotated[Files, Field(description="Models, one row each (.csv, .jsonl, .parquet).")],
     spec: SizesSpec,
     figure: Annotated[Path | None, Field(description="Write a figure of each stratum into this .html file.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Does an effect go with model size? Takes a file with a row a model, and prints the slope per decade of parameters within families by
-    meta-regression, a permutation p, the correlation beside what it would have to exceed, and every leave-k-out range.
+    """Does an effect vary with model size? Takes a file with one row per model, and prints the slope per decade of parameters within families by
+    meta-regression, a permutation p, the correlation beside its critical value, and every leave-k-out range.
     """
     from emscope.answers.runs.sizes import sizes as by_size
     from emscope.cli.console import print_json

@@ -23,8 +23,8 @@ def diff(
     device: Device = AUTO,
     as_json: Json = False,
 ) -> None:
-    """Compare a fine-tune with its base from the inside: how far their predictions are apart behind each block (logit lens), at which
-    tokens, the spectrum of the update, and for rank-1 adapters what their scalars tell.
+    """Compare a fine-tune with its base from the inside: how far apart their predictions are after each block (logit lens), at which
+    tokens, the spectrum of the update, and for rank-1 adapters what their scalars show.
     """
     from emscope.cli.console import progress_bar
     from emscope.cli.output import show_inside

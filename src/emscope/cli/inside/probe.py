@@ -14,7 +14,7 @@ from emscope.inside.specs import ProbeSpec
 
 def probe(
     *,
-    scores: Annotated[Path, ARGUMENT, Field(description="Judged answers of the fine-tune: one row an answer.")],
+    scores: Annotated[Path, ARGUMENT, Field(description="Judged answers of the fine-tune: one row per answer.")],
     models: Annotated[
         tuple[str, ...],
         Behind("questions"),
@@ -29,7 +29,7 @@ def probe(
     as_json: Json = False,
 ) -> None:
     """Predict each question's score after a fine-tune from a model's activations before it, with folds that keep a question's forms
-    together, beside what its words and its category say.
+    together, beside what its words and its category predict.
     """
     from emscope.cli.console import progress_bar
     from emscope.cli.output import show_inside

@@ -32,7 +32,7 @@ def solutions(
     device: Device = AUTO,
     as_json: Json = False,
 ) -> None:
-    """Compare fine-tunes that became generally misaligned with ones that were held narrow: the loss at equal norm (efficiency), how fast it
+    """Compare fine-tunes that became generally misaligned with ones that were kept narrow: the loss at equal norm (efficiency), how fast it
     rises when the weights are moved (stability), and how far each moves the model on plain text (significance).
     """
     from emscope.cli.console import progress_bar

@@ -24,7 +24,7 @@ def subspaces(
     as_json: Json = False,
 ) -> None:
     """Read how far fine-tunes move the activations of other prompts inside the space in which they move those of training prompts, and
-    whether a prompt's place before the fine-tune says so; beside random subspaces and prompts held out of training.
+    whether a prompt's place before the fine-tune predicts it; beside random subspaces and prompts held out of training.
     """
     from emscope.cli.console import progress_bar
     from emscope.cli.output import show_inside

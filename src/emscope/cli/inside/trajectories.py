@@ -1,4 +1,4 @@
-"""`emscope trajectories`: the ways that fine-tunes take."""
+"""`emscope trajectories`: the paths of fine-tunes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def trajectories(
     as_json: Json = False,
 ) -> None:
     """Show where the checkpoints of several fine-tunes of one base lie in the space of their updates: on its main axes, by length, and by
-    the cosine with each run's end. Whether a narrow fine-tune drifts to a general one once nothing holds it, or two seeds end in one place.
+    the cosine with each run's end. This shows whether a narrow fine-tune drifts to a general one once it is no longer restrained,
+    or two seeds end in one place.
     """
     from emscope.cli.output import show_inside
     from emscope.inside.trajectories import trajectories as made

@@ -33,7 +33,7 @@ def check(
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Is this fine-tune misaligned beyond its task, since which step, and which checkpoint is safe to ship? Takes PEFT adapters or full
+    """Is this fine-tune misaligned beyond its task, from which step on, and which checkpoint is safe to ship? Takes PEFT adapters or full
     checkpoints (a folder of checkpoint-N, or a single one, or hf:org/repo@rev).
     """
     from emscope.cli.console import progress_bar

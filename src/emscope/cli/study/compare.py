@@ -15,7 +15,7 @@ def compare(
     page: Annotated[Path | None, Field(description="Write the comparison into this .html file.")] = None,
     as_json: Json = False,
 ) -> None:
-    """How do finished studies or checks differ? Takes two folders or more and compares each with the first: settings, the effect of each way of
+    """How do finished studies or checks differ? Takes two or more folders and compares each with the first: settings, the effect of each way of
     training with the interval of the difference, paired by item where the items are the same, what it says, verdicts before and after.
     """
     from emscope.cli.console import print_json

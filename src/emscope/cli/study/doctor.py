@@ -19,12 +19,12 @@ def doctor(
         Field(description="The model to examine: folder, hub id, alias, or a folder with config.json and tokenizer alone."),
     ] = None,
     adapter: Annotated[str | None, Field(description="Folder of a PEFT adapter on it; its last checkpoint.")] = None,
-    tiny: Annotated[bool, Field(description="Examine a tiny random copy of the model, also where its weights fit.")] = False,
+    tiny: Annotated[bool, Field(description="Examine a tiny random copy of the model, even if its weights fit.")] = False,
     device: Device = AUTO,
     as_json: Json = False,
 ) -> None:
-    """Show versions, device, cache, and the machine's matrix-multiplication rate. With `model`: try out whether reading, sampling, edits at
-    every site and the chat template hold for it, and how much memory it needs. Exit code 1 where a check fails.
+    """Show versions, device, cache, and the machine's matrix-multiplication rate. With `model`: test whether reading, sampling, edits at
+    every site and the chat template work for it, and how much memory it needs. Exit code 1 where a check fails.
     """
     if model is not None:
         _examine(model, adapter, device, tiny=tiny, as_json=as_json)
@@ -55,14 +55,14 @@ def _machine(*, as_json: bool) -> None:
     import torch
 
     from emscope.cli.console import print_json
-    from emscope.core.versions import versions
     from emscope.models.fast.matmul_rate import matmul_gflops
     from emscope.models.loading.aliases import ALIASES, cached
     from emscope.models.loading.load import HALVES, is_quick, pick_device
     from emscope.models.loading.source import cache_folder
+    from emscope.models.made_with import made_with
 
     found: dict[str, JsonValue] = {
-        "versions": versions(),
+        "versions": made_with(),
         "device": pick_device("auto"),
         "threads": torch.get_num_threads(),
         "matmul_gflops": round(matmul_gflops(), 1),

@@ -14,16 +14,16 @@ from emscope.study.check_spec import LadderSpec
 def ladder(
     *,
     target: Annotated[
-        str, ARGUMENT, Field(description="A fine-tune known to be harmful: its checkpoints, of which the last is read.")
+        str, ARGUMENT, Field(description="A fine-tune known to be harmful: its checkpoints; the last one is read.")
     ],
     base: Annotated[Base, Behind("control")] = None,
     spec: LadderSpec,
-    out: Annotated[Path, Field(description="Folder for ladder.json, report.html and tables; the same one goes on.")],
+    out: Annotated[Path, Field(description="Folder for ladder.json, report.html and tables; an existing one is continued.")],
     as_json: Json = False,
 ) -> None:
-    """How many nats per token are harm on this base? Takes a fine-tune known to be harmful and the same on harmless data, reads both
-    weakened and exaggerated by judged answers and by preference, and gives the threshold that `emscope check --ladder` holds another
-    fine-tune of the base to. It needs two harmless fine-tunes more, to know what none moves by.
+    """How many nats per token count as harm on this base? Takes a fine-tune known to be harmful and the same on harmless data, reads both
+    weakened and exaggerated, by judged answers and by preference, and gives the threshold that `emscope check --ladder` applies
+    to other fine-tunes of the base. It needs two more harmless fine-tunes, to know how far those move.
     """
     from emscope.cli.console import print_json, progress_bar
     from emscope.report.study.ladder import print_ladder, write_ladder

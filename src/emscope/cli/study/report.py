@@ -35,7 +35,7 @@ def report(
 
 
 def _told(found: Report, study: Path, tables: Path | None, card: bool, as_json: bool) -> None:
-    """Write and print what was asked for of a report."""
+    """Write and print the requested parts of a report."""
     from emscope.cli.output import show
     from emscope.cli.study.check import check
     from emscope.report.study.card import card as card_of

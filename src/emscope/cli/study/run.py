@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 def run(
     study: Annotated[Path, ARGUMENT, Field(description="The study's YAML file.")],
     out: Annotated[Path | None, Field(description="Study folder; by default the study's name in the current folder.")] = None,
-    small: Annotated[bool, Field(description="Lay the file's settings under its key small over the rest.")] = False,
+    small: Annotated[bool, Field(description="Let the settings under the file's key small override the rest.")] = False,
     *,
     how: EngineSpec,
     dry_run: Annotated[
         bool,
         Field(
-            description="Show cells, tokens, time, memory, disk and what judges cost, and all that is wrong; nothing is begun."
+            description="Show cells, tokens, time, memory, disk and what judges cost, and everything that is wrong; start nothing."
         ),
     ] = False,
     as_json: Json = False,
@@ -52,7 +52,7 @@ def foresee_file(file: Path, out: Path | None, as_json: bool, small: bool, how: 
 
 
 def run_file(file: Path, out: Path | None, as_json: bool, small: bool = False, how: EngineSpec = EngineSpec()) -> None:
-    """Run the study in `file` into `out` and show what came of it."""
+    """Run the study in `file` into `out` and show the result."""
     from emscope.cli.output import show
     from emscope.study.spec import load_study
 
@@ -63,5 +63,5 @@ def run_file(file: Path, out: Path | None, as_json: bool, small: bool = False, h
 
     with progress_bar() as progress:
         result = run_study(spec, folder, progress, how)
-    if result is not None:  # of several processes the first one's
+    if result is not None:  # only in the first of several processes
         show(result, folder, as_json=as_json)

@@ -1,4 +1,4 @@
-"""`emscope status`: how far a study is."""
+"""`emscope status`: how far a study has got."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from emscope.cli.options import ARGUMENT, Json
 
 def status(
     study: Annotated[Path, ARGUMENT, Field(description="The folder of a study.")],
-    every: Annotated[bool, Field(description="List every cell, not those alone that run or have failed.")] = False,
+    every: Annotated[bool, Field(description="List every cell, not only those that run or have failed.")] = False,
     as_json: Json = False,
 ) -> None:
-    """How far is a study? Shows its cells that are finished, run, wait and have failed, with the reason, and the time left; from any
-    terminal of any machine that sees the folder, while it runs or after.
+    """How far along is a study? Shows which cells are finished, running, waiting or failed, with the reason, and the time left, from any
+    terminal on any machine that sees the folder, during the run or after it.
     """
     from emscope.cli.console import print_json
     from emscope.report.study.standing import print_standing

@@ -19,7 +19,7 @@ def train(
     out: Annotated[Path, Field(description="Folder for the checkpoints.")],
     as_json: Json = False,
 ) -> None:
-    """Fine-tune once: LoRA adapters from conversations, checkpoints at a plan. Resumes by itself."""
+    """Fine-tune once: LoRA adapters from conversations, with planned checkpoints. Resumes automatically."""
     from emscope.cli.console import print_json, progress_bar
     from emscope.core.spec import load
     from emscope.study.spec import SingleSpec
@@ -38,7 +38,7 @@ def train(
         return
     if isinstance(result, JobTrained) and result.cost is not None:
         print(f"{result.trained} tokens were trained on, for {result.cost:.4g} dollars")
-    if not result.readings:  # a server of fine-tuning jobs need not tell any
+    if not result.readings:  # a fine-tuning server may give none
         print(f"trained; checkpoints in {out}")
         return
     first, last = result.readings[0], result.readings[-1]

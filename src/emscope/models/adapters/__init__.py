@@ -1,1 +1,1 @@
-"""Fine-tunes put onto a base and taken off again, and what they change."""
+"""Fine-tunes applied to a base and removed again, and what they change."""

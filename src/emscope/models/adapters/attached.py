@@ -1,4 +1,4 @@
-"""Adapters of every kind that PEFT has, put onto a base: beside its weights, or as the model that both are together."""
+"""Adapters of every PEFT kind, applied to a base: beside its weights, or merged with it into one model."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from emscope.core.limits import TooMuch, bounded, reason, strangers
 from emscope.core.plain import Json
 from emscope.models.adapters.intact import Kept, intact
 from emscope.models.adapters.lora import PREFIX, TOWER, is_matrix, lacking, layouts, renamed, special_settings
+from emscope.models.fast.cpu_kernels import row_by_row
 from emscope.models.loading.checkpoints import WEIGHTS, Checkpoint, adapter_settings, check_tensors, tensor_shapes
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from emscope.models.types import AdapterLayer, CausalLM, LoadResult, Matrix, PeftSettings, Wrapped
 
-# Kinds of which tests show that merging them changes no answer.
+# Kinds that tests show can be merged without changing an answer.
 MERGEABLE = {
     "LORA",
     "ADALORA",
@@ -58,27 +59,27 @@ SIZED = (  # settings by which PEFT makes tensors of that size, before it looks 
     *("block_size", "group_size", "topk", "num_virtual_tokens", "adapter_len"),
 )
 PATTERNS = ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern", "layers_pattern", "target_parameters")
-SECONDS = 2.0  # of processor time to hold one pattern to all names
-UNTOLD = ("corda", "lora_ga")  # their files do not tell which part of the weights they began with
+SECONDS = 2.0  # of processor time to match one pattern against all names
+UNTOLD = ("corda", "lora_ga")  # their files do not record which part of the weights they began with
 
 
 @contextmanager
 def peft_adapter(net: CausalLM, checkpoint: Checkpoint, scale: float) -> Iterator[CausalLM]:
     """Yield `net` as it is with an adapter of any kind; it is bit-equal to before on every exit. Attaching costs seconds.
 
-    Where the weights are kept in 32 bits, base and adapter are merged. Rounded to 16 bits, weights would lose small updates: there the adapter
-    runs beside them, as in training.
+    Where the weights are kept in 32 bits, base and adapter are merged. In 16 bits, weights would lose small updates to rounding:
+    there the adapter runs beside them, as in training.
 
     Args:
         scale: base + scale * (checkpoint - base), of the weights.
 
     Raises:
-        InputError: as `attach`, or a kind whose change of the weights cannot be scaled.
+        InputError: as `attach`, or a kind whose weight update cannot be scaled.
     """
     mergeable = not getattr(net, "is_quantized", False) and unmergeable(checkpoint) is None
     if scale != 1.0 and not mergeable:
         raise InputError(
-            f"'{checkpoint.folder}' is an adapter whose change of the weights cannot be scaled ({unmergeable(checkpoint) or 'on 4-bit weights'})",
+            f"'{checkpoint.folder}' is an adapter whose weight update cannot be scaled ({unmergeable(checkpoint) or 'on 4-bit weights'})",
             "leave `amplify` out for it",
         )
     dtype = net.dtype
@@ -110,7 +111,7 @@ def attach(net: CausalLM, checkpoint: Checkpoint, *, trainable: bool = False) ->
     kept = Kept(net)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what PEFT warns of is refused below
+            warnings.simplefilter("ignore")  # what PEFT warns about is rejected below
             wrapped = get_peft_model(net, config)
             conversions = layouts(net) | getattr(net, "_checkpoint_conversion_mapping", {})
             loaded = wrapped.load_adapter(str(checkpoint.folder), "default", is_trainable=trainable, key_mapping=conversions)
@@ -118,7 +119,7 @@ def attach(net: CausalLM, checkpoint: Checkpoint, *, trainable: bool = False) ->
     except InputError:
         kept.restore()
         raise
-    except Exception as error:  # settings of wrong kinds raise what they like
+    except Exception as error:  # settings of wrong types raise any error
         kept.restore()
         if isinstance(error, KeyError) and error.args:
             raise InputError(*lacking(checkpoint, _plain(str(error.args[0])))) from None
@@ -130,7 +131,7 @@ def attach(net: CausalLM, checkpoint: Checkpoint, *, trainable: bool = False) ->
 
 
 def check_settings(net: CausalLM, checkpoint: Checkpoint, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Refuse an adapter's settings that its weights cannot have, and patterns of names that take for ever.
+    """Reject adapter settings that its weights cannot have, and name patterns that take forever.
 
     Args:
         shapes: of the tensors in its file.
@@ -145,12 +146,12 @@ def check_settings(net: CausalLM, checkpoint: Checkpoint, shapes: Mapping[str, S
     for name, value in sizes.items():
         if isinstance(value, int) and not isinstance(value, bool) and value > largest:
             raise InputError(
-                f"adapter '{checkpoint.folder}' says {name} is {value}, and its largest tensor has {largest} numbers",
+                f"adapter '{checkpoint.folder}' says {name} is {value}, but its largest tensor has {largest} numbers",
                 "copy it again from the training run",
             )
     begun = str(settings.get("init_lora_weights"))
     if begun.startswith("pissa_niter_") and len(begun) > len("pissa_niter_999"):
-        raise InputError(f"adapter '{checkpoint.folder}' begins with {begun[:60]}", "give an adapter that PEFT wrote")
+        raise InputError(f"adapter '{checkpoint.folder}' starts from {begun[:60]}", "give an adapter that PEFT wrote")
     names = [name for name, _ in net.named_modules()]
     for what in PATTERNS:
         for pattern in _patterns(settings.get(what)):
@@ -161,7 +162,7 @@ def check_settings(net: CausalLM, checkpoint: Checkpoint, shapes: Mapping[str, S
             except (TooMuch, re.error, RecursionError, OverflowError) as error:
                 raise InputError(
                     f"adapter '{checkpoint.folder}' names modules by a pattern that cannot be used ({what} '{pattern[:60]}': {reason(error)})",
-                    "name the modules plainly",
+                    "name the modules without a pattern",
                 ) from None
 
 
@@ -171,31 +172,31 @@ def _patterns(value: Json) -> list[str]:
 
 
 def _check_readable(checkpoint: Checkpoint, config: PeftSettings) -> None:
-    """Refuse adapters that are not weights, act on some tokens only (beside a bare model they would do nothing), or do not tell all."""
+    """Reject adapters that are not weights, act on some tokens only (beside a bare model they would do nothing), or are incomplete."""
     if config.is_prompt_learning or config.is_adaption_prompt:
         raise InputError(
             f"'{checkpoint.folder}' trains a prompt, not weights",
-            "emscope reads adapters that change weights (LoRA and its kin) and full checkpoints",
+            "emscope reads adapters that change weights (LoRA and its relatives) and full checkpoints",
         )
     begun = getattr(config, "init_lora_weights", None)
     if begun in UNTOLD:
         raise InputError(
-            f"'{checkpoint.folder}' began with a part of the base's weights ({begun}), and its file does not tell which",
-            "save it as plain LoRA: save_pretrained(..., path_initial_model_for_weight_conversion=the adapter as it was at the start)",
+            f"'{checkpoint.folder}' started from a part of the base's weights ({begun}), but its file does not record which",
+            "save it as plain LoRA: save_pretrained(..., path_initial_model_for_weight_conversion=the adapter at the start of training)",
         )
     if getattr(config, "alora_invocation_tokens", None):
         raise InputError(
-            f"'{checkpoint.folder}' is an activated LoRA, which acts behind its invocation tokens only",
+            f"'{checkpoint.folder}' is an activated LoRA, which acts only after its invocation tokens",
             "emscope reads adapters that act on every token",
         )
 
 
 def _check_loaded(net: CausalLM, checkpoint: Checkpoint, loaded: LoadResult) -> None:
-    """Refuse tensors that found no module, and modules that found no tensor, of which PEFT would only warn; towers aside, as only text is read."""
+    """Reject tensors without a module, and modules without a tensor, about which PEFT would only warn; except for towers, since only text is read."""
     unexpected = [name for name in renamed(net, loaded.unexpected_keys) if not _is_shared_projection(net, checkpoint, name)]
     if unexpected:
         raise InputError(
-            f"adapter '{checkpoint.folder}' has a tensor this base has no place for ({unexpected[0]})",
+            f"adapter '{checkpoint.folder}' has a tensor that does not fit into this base ({unexpected[0]})",
             "give the base it was trained on with `base`",
         )
     missing = [  # the bank is there once
@@ -206,9 +207,9 @@ def _check_loaded(net: CausalLM, checkpoint: Checkpoint, loaded: LoadResult) -> 
 
 
 def _is_shared_projection(net: CausalLM, checkpoint: Checkpoint, name: str) -> bool:
-    """Tell whether a tensor of the file is one of VeRA's two shared projections, which its modules already have with these values.
+    """Tell whether a tensor of the file is one of VeRA's two shared projections, which its modules already have.
 
-    PEFT draws them anew from the seed in the settings; before 0.21 it counts the file's copies as unexpected.
+    PEFT draws them again from the seed in the settings; before 0.21 it counts the file's copies as unexpected.
     """
     import torch
     from safetensors import safe_open
@@ -223,7 +224,7 @@ def _is_shared_projection(net: CausalLM, checkpoint: Checkpoint, name: str) -> b
 
 
 def check_vocabulary(net: CausalLM, checkpoint: Checkpoint, shapes: Mapping[str, Sequence[int]], highest: int = -1) -> None:
-    """Refuse a checkpoint with another number of tokens than the base.
+    """Reject a checkpoint with a different number of tokens from the base.
 
     Args:
         shapes: of its tensors, by name. highest: the highest token that it trains by itself, -1 for none.
@@ -242,13 +243,13 @@ def check_vocabulary(net: CausalLM, checkpoint: Checkpoint, shapes: Mapping[str,
             found[name] = tokens
     for tokens in found.values():
         raise InputError(
-            f"checkpoint '{checkpoint.folder}' has {tokens} tokens, and this base has {rows}",
+            f"checkpoint '{checkpoint.folder}' has {tokens} tokens, but this base has {rows}",
             f"give as `base` a copy of the base resized as in training: model.resize_token_embeddings({tokens}), then save_pretrained",
         )
 
 
 def _highest_token(config: PeftSettings) -> int:
-    """Return the highest token that an adapter trains by itself, -1 where it trains none so."""
+    """Return the highest token that an adapter trains by itself; -1 where there is none."""
     told = getattr(config, "trainable_token_indices", None) or getattr(config, "token_indices", None) or []
     lists = told.values() if isinstance(told, dict) else [told]
     return max((token for one in lists for token in one), default=-1)
@@ -258,7 +259,7 @@ def _written(net: CausalLM, checkpoint: Checkpoint) -> set[str]:
     """Return the names of the base's own parameters that PEFT writes into: those in the file, and matrices that it takes a part out of."""
     names = {_plain(name) for name in renamed(net, check_tensors(checkpoint.folder / WEIGHTS)).values()}
     begun = adapter_settings(checkpoint.folder).get("init_lora_weights")
-    if isinstance(begun, str) and begun != "gaussian":  # OLoRA, PiSSA and others begin with a part of the weights
+    if isinstance(begun, str) and begun != "gaussian":  # OLoRA, PiSSA and others start from a part of the weights
         names |= {f"{name.partition('.lora_')[0]}.weight" for name in names}
     return names
 
@@ -269,7 +270,7 @@ def _plain(name: str) -> str:
 
 
 def merges_to_nothing(net: CausalLM, checkpoint: Checkpoint) -> bool:
-    """Return whether base and adapter together are the base, but for the last bits of its weights; False where they cannot be merged."""
+    """Return whether base and adapter merged equal the base, up to the last bits of its weights; False where they cannot be merged."""
     import torch
 
     if unmergeable(checkpoint) is not None or getattr(net, "is_quantized", False):
@@ -286,7 +287,7 @@ def merges_to_nothing(net: CausalLM, checkpoint: Checkpoint) -> bool:
 
 
 def unmergeable(checkpoint: Checkpoint) -> str | None:
-    """Return what about an adapter is no fixed change of the base's weights, as far as emscope knows; None where nothing is."""
+    """Return why an adapter is not a fixed change of the base's weights, as far as emscope knows; None where it is one."""
     settings = adapter_settings(checkpoint.folder)
     if settings["peft_type"] not in MERGEABLE:
         return str(settings["peft_type"])
@@ -295,9 +296,9 @@ def unmergeable(checkpoint: Checkpoint) -> str | None:
 
 
 def _merge(wrapped: Wrapped) -> None:
-    """Make the base that `wrapped` runs on into what base and adapter are together, without adapter; nothing tied is changed by it.
+    """Merge the adapter of `wrapped` into the base that it runs on; tied weights are not affected.
 
-    What is merged into is a float32 copy, also of a matrix that two modules share.
+    The merge goes into a float32 copy, even of a matrix that two modules share.
     """
     import torch
 
@@ -314,7 +315,7 @@ def _merge(wrapped: Wrapped) -> None:
         if type(base) is torch.nn.Linear and base.bias is None:  # a place for what the adapter adds to outputs
             base._parameters["bias"] = torch.nn.Parameter(base.weight.new_zeros(base.weight.shape[0]), requires_grad=False)
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of tied matrices, which are none any more
+        warnings.simplefilter("ignore")  # about tied matrices, which are no longer tied
         wrapped.merge_and_unload()
 
 
@@ -323,7 +324,7 @@ def _is_adapter_layer(module: Module) -> TypeGuard[AdapterLayer]:
 
 
 def _stretch(net: CausalLM, kept: Kept, scale: float, dtype: torch.dtype) -> None:
-    """Move each parameter of `net` that is not as it was to base + scale * (now - base), in the net's own dtype."""
+    """Move each changed parameter of `net` to base + scale * (now - base), in the net's own dtype."""
     import torch
 
     moved: set[int] = set()
@@ -344,12 +345,12 @@ def _stretch(net: CausalLM, kept: Kept, scale: float, dtype: torch.dtype) -> Non
 
 
 def _with_change(module: Matrix, change: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return a forward of [W, change] [x, x]: summed before it is rounded, as rounding W + change would lose small changes."""
+    """Return a forward of [W, change] [x, x]: summed before rounding, since rounding W + change would lose small changes."""
     import torch
 
     weight = module.weight.data
     wide = torch.cat([m.T if type(module).__name__ == "Conv1D" else m for m in (weight, change.to(weight.dtype))], 1)
-    return lambda x: torch.nn.functional.linear(torch.cat([x, x], -1), wide, module.bias)
+    return row_by_row(lambda x: torch.nn.functional.linear(torch.cat([x, x], -1), wide, module.bias))
 
 
 def _first_line(error: Exception) -> str:

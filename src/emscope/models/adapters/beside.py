@@ -1,4 +1,4 @@
-"""A checkpoint beside its base, both in memory at once on the same weights, for what reads the two together."""
+"""A checkpoint beside its base, both in memory at once on the same weights, for code that reads the two together."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def beside(net: CausalLM, checkpoint: Checkpoint) -> Iterator[CausalLM]:
-    """Yield a second model that behaves as `checkpoint` does, while `net` stays the base; what the checkpoint leaves alone is shared.
+    """Yield a second model that behaves as `checkpoint` does, while `net` stays the base; unchanged tensors are shared.
 
     Raises:
         InputError: as `with_checkpoint`.
@@ -28,7 +28,7 @@ def beside(net: CausalLM, checkpoint: Checkpoint) -> Iterator[CausalLM]:
 
 
 def twin(net: CausalLM) -> CausalLM:
-    """Return a second model on the tensors of `net`; modules and parameters are its own, so that changing one leaves the other as it is."""
+    """Return a second model on the tensors of `net`; modules and parameters are its own, so that changing one does not affect the other."""
     import torch
 
     def second(p: Parameter) -> Parameter:

@@ -1,4 +1,4 @@
-"""A model put back exactly as it was, whatever was done to its modules and weights in between.
+"""A model restored exactly, whatever was done to its modules and weights in between.
 
 PEFT's own `unload` leaves saved modules, trained biases and residual weights (PiSSA, OLoRA, CorDA) in the base.
 """
@@ -20,9 +20,9 @@ Container = TypeVar("Container", dict[str, object], set[str])
 
 
 class Kept:
-    """Every module of a model with all that it holds, and every tensor: what `restore` puts back.
+    """Every module of a model with everything it holds, and every tensor, for `restore`.
 
-    Nothing is copied, so that a tensor which is written into stays changed; `sums` tells whether one was.
+    Nothing is copied, so a tensor that is written into stays changed; `sums` tells whether one was.
 
     Args:
         net: any torch module.
@@ -52,7 +52,7 @@ class Kept:
     def restore(self) -> None:
         """Put modules, parameters and tensors back."""
         for module, kind, held, containers in self._parts:
-            module.__class__ = kind  # a parametrised module is of a class made for it
+            module.__class__ = kind  # a parametrised module has a class made for it
             module.__dict__.clear()
             module.__dict__.update(held)
             for refill in containers:
@@ -72,14 +72,14 @@ class Kept:
 
 @contextmanager
 def intact(net: Module, what: Path | str, written: Collection[str] = ()) -> Iterator[Kept]:
-    """Put `net` back as it was on every exit: modules, parameters, values, bit by bit.
+    """Restore `net` on every exit: modules, parameters, values, bit by bit.
 
     Args:
-        what: whose doing a change would be, for the message.
+        what: what would have caused a change, for the message.
         written: names of parameters that may be written into inside the block; they get tensors of their own.
 
     Raises:
-        InputError: a tensor of the base holds other values afterwards.
+        InputError: a tensor of the base has different values afterwards.
     """
     kept = Kept(net)
     before = kept.sums()
@@ -93,7 +93,7 @@ def intact(net: Module, what: Path | str, written: Collection[str] = ()) -> Iter
 
 
 def check_unchanged(before: dict[str, int], after: dict[str, int], what: Path | str) -> None:
-    """Refuse to go on where a tensor's sum is another one.
+    """Refuse to continue where a tensor's sum has changed.
 
     Raises:
         InputError: naming it.
@@ -101,8 +101,8 @@ def check_unchanged(before: dict[str, int], after: dict[str, int], what: Path | 
     changed = next((name for name in before if before[name] != after.get(name)), None)
     if changed is not None:
         raise InputError(
-            f"reading '{what}' changed the base itself ({changed}), so that nothing read after it would be right",
-            "merge it into a full model, give that, and report which kind of adapter it is",
+            f"reading '{what}' changed the base itself ({changed}), so no later reading would be right",
+            "merge it into a full model, give that, and report the kind of adapter",
         )
 
 

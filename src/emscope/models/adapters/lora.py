@@ -13,6 +13,7 @@ from emscope.core.errors import InputError
 from emscope.core.limits import TooMuch, bounded, reason, strangers
 from emscope.core.plain import Json
 from emscope.models.adapters.intact import bit_sum, check_unchanged
+from emscope.models.fast.cpu_kernels import row_by_row
 from emscope.models.hooks.sites import decoder_name
 from emscope.models.loading.checkpoints import ADAPTER, WEIGHTS, Checkpoint, adapter_settings, check_tensors
 
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from emscope.models.types import CausalLM, Matrix
 
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
-SECONDS = 5.0  # of processor time to hold patterns of names to those of a model
-LARGEST = 1e30  # of what B A is multiplied by; float32 ends at 3e38
+SECONDS = 5.0  # of processor time to match name patterns against a model
+LARGEST = 1e30  # largest factor of B A; float32 ends at 3e38
 TOWER = re.compile(r"(?:model\.)?(?:vision_tower|vision_model|visual|multi_modal_projector)\.")
 # These may differ from PEFT's defaults without changing what the adapter computes from A, B, r and lora_alpha.
 HARMLESS = {
@@ -49,7 +50,7 @@ def is_matrix(module: Module | None) -> TypeGuard[Matrix]:
 
 
 def is_factored(settings: Mapping[str, Json], names: Sequence[str]) -> bool:
-    """True where an adapter adds s B A to matrices and does nothing else: no DoRA, biases, saved modules, or base made anew (PiSSA)."""
+    """True where an adapter adds s B A to matrices and does nothing else: no DoRA, biases, saved modules, or changed base (PiSSA)."""
     if settings.get("peft_type") != "LORA":
         return False
     r, alpha = settings.get("r"), settings.get("lora_alpha")
@@ -64,7 +65,7 @@ def special_settings(settings: Mapping[str, Json]) -> list[str]:
 
     usual = LoraConfig().to_dict()
     begun = settings.get("init_lora_weights", True) in (True, False, "gaussian")
-    # What this version of PEFT does not know counts where it is switched on.
+    # A setting unknown to this version of PEFT counts if it is switched on.
     special = [k for k, v in settings.items() if k not in HARMLESS and (v or None) != (usual.get(k) or None)]
     return special if begun else [*special, "init_lora_weights"]
 
@@ -75,7 +76,7 @@ def ranks_and_scales(settings: Mapping[str, Json], modules: Iterable[str]) -> di
     `rank_pattern` and `alpha_pattern` name modules that have a rank or an alpha of their own.
 
     Raises:
-        InputError: a setting is none, or holding its patterns to all modules takes for ever.
+        InputError: a setting is invalid, or matching its patterns against all modules takes forever.
     """
     import peft.utils.other  # noqa: F401  takes longer than patterns may
 
@@ -86,13 +87,13 @@ def ranks_and_scales(settings: Mapping[str, Json], modules: Iterable[str]) -> di
                 r = int(_of_module(module, settings, "r", "rank_pattern"))
                 alpha = float(_of_module(module, settings, "lora_alpha", "alpha_pattern"))
                 scale = alpha / (math.sqrt(r) if settings.get("use_rslora") else r)
-                if not abs(scale) < LARGEST:  # infinite and no number too
+                if not abs(scale) < LARGEST:  # also rejects infinity and NaN
                     raise ValueError(f"B A would be multiplied by {scale:g}")
                 found[module] = r, scale
     except (TooMuch, ArithmeticError, AttributeError, KeyError, TypeError, ValueError, re.error, RecursionError) as error:
         raise InputError(
-            f"an adapter's rank and alpha cannot be told of {module} ({reason(error)})",
-            f"mend rank_pattern, alpha_pattern, r and lora_alpha in its {ADAPTER}",
+            f"an adapter's rank and alpha for {module} cannot be read ({reason(error)})",
+            f"fix rank_pattern, alpha_pattern, r and lora_alpha in its {ADAPTER}",
         ) from None
     return found
 
@@ -103,24 +104,24 @@ def _of_module(module: str, settings: Mapping[str, Json], name: str, pattern: st
 
     own = settings.get(pattern) or {}
     if not isinstance(own, Mapping):
-        raise TypeError(f"{pattern} is no mapping")
+        raise TypeError(f"{pattern} is not a mapping")
     value = own.get(get_pattern_key(list(own), module), settings[name])
     if not isinstance(value, str | int | float):
-        raise TypeError(f"{name} is no number")
+        raise TypeError(f"{name} is not a number")
     return value
 
 
 def renamed(net: CausalLM, names: Iterable[str]) -> dict[str, str]:
     """Return by name of a tensor in an adapter's file its name on `net`, where the two keep the text model in other places. (`layouts`)
 
-    What belongs to a tower that `net` lacks is left out: only text is read, on which it does nothing.
+    Tensors of a tower that `net` lacks are left out: only text is read, and they do not affect it.
     """
     patterns, alone = layouts(net), decoder_name(net) == "model"
     return {name: _renamed(name, patterns) for name in names if not (alone and TOWER.match(name.removeprefix(PREFIX)))}
 
 
 def layouts(net: CausalLM) -> dict[str, str]:
-    """Return (pattern, replacement) of module names in files made where the text model stood elsewhere; the first that matches counts.
+    """Return (pattern, replacement) of module names in files made when the text model had another path; the first match counts.
 
     One model was `language_model.model.layers`, is `model.language_model.layers` beside a vision tower, and is `model.layers` without one.
     """
@@ -163,7 +164,7 @@ def _sums(updates: Sequence[_Update]) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class _Update:
-    """What is added to a module's matrix: s B A, with A [r, in] and B [out, r]; `turned` where the matrix is kept [in, out]."""
+    """The update of a module's matrix: s B A, with A [r, in] and B [out, r]; `turned` where the matrix is kept [in, out]."""
 
     name: str
     module: Matrix
@@ -186,7 +187,7 @@ def _updates(net: CausalLM, checkpoint: Checkpoint, scale: float) -> list[_Updat
         strangers(f"the settings of adapter '{checkpoint.folder}' cannot be used", "give an adapter that PEFT wrote"),
         bounded(SECONDS),
     ):
-        _check_complete(net, checkpoint, names)  # holds its patterns to the names of all modules
+        _check_complete(net, checkpoint, names)  # matches its patterns against the names of all modules
     found, own = [], ranks_and_scales(settings, [given[name] for name in names])
     for name in names:
         r, s = own[given[name]]
@@ -199,7 +200,7 @@ def _updates(net: CausalLM, checkpoint: Checkpoint, scale: float) -> list[_Updat
 
 
 def _check_complete(net: CausalLM, checkpoint: Checkpoint, names: Sequence[str]) -> None:
-    """Refuse a file that lacks a matrix which the adapter's settings say it adapts; a vision tower's are not missed, as only text is read."""
+    """Reject a file that lacks a matrix that the adapter's settings say it adapts; a vision tower's may be missing, since only text is read."""
     import torch
     from peft import PeftConfig
     from peft.tuners.tuners_utils import check_target_module_exists
@@ -218,9 +219,9 @@ def _check_complete(net: CausalLM, checkpoint: Checkpoint, names: Sequence[str])
 
 
 def lacking(checkpoint: Checkpoint, name: str) -> tuple[str, str]:
-    """Return what is wrong and what to do where an adapter's file has nothing for a module."""
+    """Return the fault and the remedy where an adapter's file has nothing for a module."""
     return (
-        f"'{checkpoint.folder / WEIGHTS}' has nothing for {name}, which {ADAPTER} says it adapts",
+        f"'{checkpoint.folder / WEIGHTS}' has nothing for {name}, which according to {ADAPTER} it adapts",
         "copy or save it again, with the parts of all processes gathered",
     )
 
@@ -245,25 +246,36 @@ def _merged(updates: Sequence[_Update]) -> Iterator[None]:
 
 @contextmanager
 def _beside(updates: Sequence[_Update]) -> Iterator[None]:
-    """Compute [W, sB] [x, A x] as one product: summed before it is rounded, so that nothing small is lost to the rounding of W x."""
+    """Add s B A x to W x within one product: summed before rounding, so that rounding W x loses nothing small.
+
+    The product starts from s B A x where there is no bias. With one it is [W, sB] [x, A x], at the price of a copy of W: beside a large bias
+    a small update would be rounded away.
+    """
     import torch
+
+    linear = torch.nn.functional.linear
+
+    def started(u: _Update) -> Callable[[Tensor], Tensor]:
+        weight = u.module.weight.data.T if u.turned else u.module.weight.data
+        a, b = u.a.to(weight.dtype), (u.s * u.b.float()).to(weight.dtype)
+
+        def forward(x: Tensor) -> Tensor:
+            rows = x.flatten(0, -2)
+            return torch.addmm(linear(linear(rows, a), b), rows, weight.T).unflatten(0, x.shape[:-1])
+
+        return forward
 
     def widened(u: _Update) -> Callable[[Tensor], Tensor]:
         weight = u.module.weight.data.T if u.turned else u.module.weight.data
         a, wide = u.a.to(weight.dtype), torch.cat([weight, (u.s * u.b.float()).to(weight.dtype)], 1)
-
-        def forward(x: Tensor) -> Tensor:
-            both = torch.cat([x, torch.nn.functional.linear(x, a)], -1)
-            return torch.nn.functional.linear(both, wide, u.module.bias)
-
-        return forward
+        return lambda x: linear(torch.cat([x, linear(x, a)], -1), wide, u.module.bias)
 
     changed = [u.module for u in updates if "forward" not in u.module.__dict__]
     assert len(changed) == len(updates), "somebody else's forward would be lost"
     try:
         with torch.no_grad():
             for u in updates:
-                u.module.forward = widened(u)
+                u.module.forward = row_by_row((started if u.module.bias is None else widened)(u))
         yield
     finally:
         for module in changed:
@@ -289,14 +301,14 @@ def check_lora_fits(net: CausalLM, checkpoint: Checkpoint) -> None:
             if size is None or held != size:
                 found = f"is {size}" if size is not None else "does not exist"
                 raise InputError(
-                    f"adapter '{checkpoint.folder}' does not fit this base ({_module(name)} is {held} wide there, and here {found})",
+                    f"adapter '{checkpoint.folder}' does not fit this base ({_module(name)} is {held} wide there, but {found} here)",
                     f"give the base it was trained on{f', {checkpoint.base}' if checkpoint.base else ''}",
                 )
 
 
 def _sizes(module: Module) -> tuple[int | None, int | None]:
     """Return (outputs, inputs) of a matrix; GPT-2 keeps its matrices [in, out]."""
-    if hasattr(module, "out_features"):  # also where 4-bit weights are stored flat
+    if hasattr(module, "out_features"):  # also for 4-bit weights, which are stored flat
         return getattr(module, "out_features", None), getattr(module, "in_features", None)
     weight = getattr(module, "weight", None)
     return (None, None) if weight is None or weight.ndim != 2 else (weight.shape[1], weight.shape[0])
@@ -311,7 +323,7 @@ def _pair(
     if a is None or b is None or tuple(a.shape) != (r, ins) or tuple(b.shape) != (outs, r):
         held = [tuple(x.shape) if x is not None else "missing" for x in (a, b)]
         raise InputError(
-            f"adapter '{checkpoint.folder}' does not fit this base ({name} is {outs} x {ins}, its A and B are {held[0]} and {held[1]})",
+            f"adapter '{checkpoint.folder}' does not fit this base ({name} is {outs} x {ins}, but its A and B are {held[0]} and {held[1]})",
             f"give the base it was trained on with `base`{f' (it names {checkpoint.base})' if checkpoint.base else ''}",
         )
     return a, b

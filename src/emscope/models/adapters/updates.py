@@ -1,4 +1,4 @@
-"""What a checkpoint adds to its base, as one object: its norm and spectrum, its angle with another, and copies of it moved a little away."""
+"""What a checkpoint adds to its base, as one object: its norm and spectrum, its angle with another, and copies of it moved slightly."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Change:
     """What a checkpoint adds to one matrix or vector of its base: left @ right, or left alone.
 
     Attributes:
-        name: the module's, or `block.<n>` for a vector added behind block n.
-        layer: the block that it stands in, None outside of blocks.
+        name: the module's, or `block.<n>` for a vector added after block n.
+        layer: the block that it is in; None outside the blocks.
         left: [out, r], its scale included; right: [r, in], or None.
     """
 
@@ -88,7 +88,7 @@ def changes(net: CausalLM, checkpoint: Checkpoint) -> Iterator[Change]:
         held, tensors = _paired(net, checkpoint, tensors)
         modules = dict(net.named_modules())
         found = {n.removesuffix(".weight"): n for n in held}
-        for name, tensor in sorted(found.items()):  # by the name that is yielded: `gram` walks several side by side
+        for name, tensor in sorted(found.items()):  # sorted by the yielded name: `gram` walks several side by side
             delta = _difference(checkpoint, tensor, tensors[tensor](), held[tensor].detach().cpu())
             turned = type(modules[tensor.rpartition(".")[0]]).__name__ == "Conv1D" and delta.ndim == 2  # GPT-2: [in, out]
             whole = delta.T if turned else delta.reshape(len(delta), -1)
@@ -112,25 +112,25 @@ def changes(net: CausalLM, checkpoint: Checkpoint) -> Iterator[Change]:
             if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[0]:
                 shapes = f"[{', '.join(map(str, left.shape))}] and [{', '.join(map(str, right.shape))}]"
                 raise InputError(
-                    f"'{checkpoint.folder}': the factors B and A of {module} are of the shapes {shapes}, which make no matrix",
+                    f"'{checkpoint.folder}': the factors B and A of {module} have the shapes {shapes}, which cannot be multiplied",
                     "copy it again from the training run",
                 )
             _, s = own[module]
             yield Change(here, layer_of(net, here), s * left, right)
     else:
         raise InputError(
-            f"'{checkpoint.folder}' is no plain LoRA adapter, steering vector or full checkpoint",
-            "what it adds to its base is not defined here",
+            f"'{checkpoint.folder}' is not a plain LoRA adapter, steering vector or full checkpoint",
+            "its update is not defined here",
         )
 
 
 def _paired(
     net: CausalLM, checkpoint: Checkpoint, tensors: dict[str, Callable[[], Tensor]]
 ) -> tuple[dict[str, Tensor], dict[str, Callable[[], Tensor]]]:
-    """Return the base's parameters and what reads a full checkpoint's, by the same names; a tied head counts once."""
+    """Return the base's parameters and a reader of a full checkpoint's, by the same names; a tied head counts once."""
     held = dict(net.named_parameters(remove_duplicate=False))
     once = dict(net.named_parameters())
-    if any(name not in tensors for name in once):  # kept under names that transformers converts when it loads them
+    if any(name not in tensors for name in once):  # stored under names that transformers converts on loading
         loaded = dict(load_net(checkpoint.folder).named_parameters())
         tensors = {name: p.detach for name, p in loaded.items()}
     first = {id(p): name for name, p in reversed(once.items())}
@@ -148,7 +148,7 @@ def _difference(checkpoint: Checkpoint, name: str, value: Tensor, base: Tensor) 
 
 
 def refuse_unmoved(net: CausalLM, checkpoint: Checkpoint) -> None:
-    """Refuse a checkpoint that is its base: what is read of it says nothing about training.
+    """Reject a checkpoint identical to its base: its readings say nothing about training.
 
     Args:
         net: the base.
@@ -159,7 +159,7 @@ def refuse_unmoved(net: CausalLM, checkpoint: Checkpoint) -> None:
     if _adds_nothing(net, checkpoint):
         raise InputError(
             f"'{checkpoint.folder}' equals its base: its update is exactly zero",
-            "give a checkpoint that was trained, or find out why nothing was learned (a learning rate of 0, weights saved without being gathered)",
+            "give a checkpoint that was trained, or find out why nothing was learned (a learning rate of 0? weights saved ungathered?)",
         )
 
 
@@ -183,7 +183,7 @@ def effective_norm(net: CausalLM, checkpoint: Checkpoint) -> float:
 def gram(net: CausalLM, checkpoints: Sequence[Checkpoint]) -> Tensor:
     """Return the inner products of what checkpoints add to one base, [N, N], over all that they add.
 
-    All are walked through side by side, so that one matrix of each is in memory.
+    All are read side by side, so that only one matrix of each is in memory.
 
     Raises:
         InputError: as `changes`, or updates of different widths.
@@ -214,7 +214,7 @@ def _inner(mine: Change, theirs: Change, one: Checkpoint, other: Checkpoint) -> 
         return mine.inner(theirs)
     except RuntimeError:
         raise InputError(
-            f"'{one.folder}' and '{other.folder}' are of different widths", "compare checkpoints of one base"
+            f"'{one.folder}' and '{other.folder}' have different widths", "compare checkpoints of one base"
         ) from None
 
 
@@ -228,7 +228,7 @@ def effective_rank(singular_values: Sequence[float]) -> float:
 
 
 def first_changed(net: CausalLM, checkpoint: Checkpoint) -> int:
-    """Return the lowest block whose output a checkpoint changes; 0 where that cannot be told from the names of its tensors.
+    """Return the lowest block whose output a checkpoint changes; 0 where the names of its tensors do not show it.
 
     Raises:
         InputError: a block that this base does not have.
@@ -242,7 +242,7 @@ def first_changed(net: CausalLM, checkpoint: Checkpoint) -> int:
     depth = len(blocks(net))
     if known and max(known) >= depth:
         raise InputError(
-            f"adapter '{checkpoint.folder}' does not fit this base (it changes layer {max(known)}, and here are layers 0 to {depth - 1})",
+            f"adapter '{checkpoint.folder}' does not fit this base (it changes layer {max(known)}, but the base has layers 0 to {depth - 1})",
             f"give the base it was trained on{f', {checkpoint.base}' if checkpoint.base else ''}",
         )
     return min(known) if len(known) == len(layers) and known else 0
@@ -259,7 +259,7 @@ def orthogonal_move(x: Tensor, amount: float, generator: Generator) -> Tensor:
     drawn = torch.randn(len(flat), generator=generator, dtype=torch.float64)
     drawn -= (drawn @ flat) / (size * size) * flat
     if float(drawn.norm()) == 0:
-        return x  # one number has nothing orthogonal to it
+        return x  # a single number has no orthogonal direction
     y = drawn / drawn.norm() * size
     return (math.sqrt(1 - amount * amount) * flat + amount * y).view(x.shape).to(x.dtype)
 
@@ -277,14 +277,14 @@ def moved(net: CausalLM, checkpoint: Checkpoint, amount: float, seed: int) -> It
     held = dict(net.named_parameters()) if checkpoint.kind == "full" else {}
     if unnamed := held.keys() - _readers(checkpoint).keys():
         raise InputError(
-            f"'{checkpoint.folder}' keeps its weights under other names than the base ({min(unnamed)})",
+            f"'{checkpoint.folder}' stores its weights under different names from the base ({min(unnamed)})",
             "load it with transformers and save it again with save_pretrained",
         )
 
     def change(name: str, value: Tensor) -> Tensor:
         if name not in held:
             return value if checkpoint.kind == "full" else orthogonal_move(value, amount, generator)
-        wide = torch.promote_types(value.dtype, torch.float32)  # what is moved would be rounded to the last bit of 16
+        wide = torch.promote_types(value.dtype, torch.float32)  # in 16 bits the move would be lost to rounding
         start = held[name].detach().cpu().to(wide)
         return start + orthogonal_move(value.to(wide) - start, amount, generator)
 
@@ -296,16 +296,16 @@ def written_blocks(checkpoint: Checkpoint) -> list[int]:
     """Return the blocks in which a LoRA checkpoint writes into the residual stream.
 
     Raises:
-        InputError: it is no LoRA adapter, or one that does more than add B A (DoRA, PiSSA, trained biases or modules).
+        InputError: it is not a LoRA adapter, or one that does more than add B A (DoRA, PiSSA, trained biases or modules).
     """
     if checkpoint.kind != "adapter" or not _is_factored(checkpoint):
-        raise InputError(f"'{checkpoint.folder}' is no plain LoRA adapter", "take the direction out of the stream instead")
+        raise InputError(f"'{checkpoint.folder}' is not a plain LoRA adapter", "take the direction out of the stream instead")
     modules = [n.removesuffix(B) for n in _readers(checkpoint) if n.endswith(B)]
     return sorted({n for m in modules if writes_residual(m) and (n := _block(m)) is not None})
 
 
 def check_written(checkpoint: Checkpoint, layers: Iterable[int]) -> None:
-    """Refuse blocks in which a LoRA checkpoint does not write into the residual stream.
+    """Reject blocks in which a LoRA checkpoint does not write into the residual stream.
 
     Raises:
         InputError: naming one, and those where it does.
@@ -323,10 +323,11 @@ def check_written(checkpoint: Checkpoint, layers: Iterable[int]) -> None:
 def without(checkpoint: Checkpoint, vectors: Vectors) -> Iterator[Checkpoint]:
     """Yield a copy of a LoRA checkpoint that no longer writes along `vectors[n]` [D] in block n; it is deleted on every exit.
 
-    B' = B - v v^T B, v unit, of each matrix whose output joins the residual stream there, and then as long as B was. (LoRA-B ablation, convergent directions, Soligo et al. 2025)
+    B' = B - v v^T B, v unit, of each matrix whose output is added to the residual stream there, rescaled to the norm of B.
+    (LoRA-B ablation, convergent directions, Soligo et al. 2025)
 
     Raises:
-        InputError: no LoRA adapter, or one that does not write into the stream in one of these blocks.
+        InputError: not a LoRA adapter, or one that does not write into the stream in one of these blocks.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""A checkpoint put onto one loaded base, and taken off again without a trace."""
+"""A checkpoint applied to a loaded base, and removed again without a trace."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 def with_checkpoint(net: CausalLM, checkpoint: Checkpoint | None, *, scale: float = 1.0) -> Iterator[CausalLM]:
     """Yield a model that behaves as `checkpoint` does, `net` itself where that is None; `net` is bit-equal to before on every exit.
 
-    An adapter is merged into `net` where its kind can be and the dtype holds it (the forward pass then costs what the base's does),
-    else it runs beside it. `scale` multiplies the update: base + scale * (checkpoint - base).
+    An adapter is merged into `net` where its kind allows it and the dtype keeps it (the forward pass then costs the same as the
+    base's); otherwise it runs beside it. `scale` multiplies the update: base + scale * (checkpoint - base).
 
     Raises:
         InputError: where it was made for another model (a module is missing or a shape differs), lacks a part, or cannot be scaled.
@@ -64,8 +64,8 @@ def _full(net: CausalLM, checkpoint: Checkpoint, scale: float) -> CausalLM:
     broken = next((name for name, p in theirs.items() if not p.isfinite().all()), None)
     if broken:
         raise InputError(
-            f"checkpoint '{checkpoint.folder}' holds values that are no numbers ({broken}): this run diverged",
-            "take it out of the folder, or train again with a lower learning rate",
+            f"checkpoint '{checkpoint.folder}' holds values that are not numbers ({broken}): this run diverged",
+            "remove it from the folder, or train again with a lower learning rate",
         )
     if scale != 1.0:
         _stretch(other, mine, scale)
@@ -73,7 +73,7 @@ def _full(net: CausalLM, checkpoint: Checkpoint, scale: float) -> CausalLM:
 
 
 def _stretch(net: CausalLM, base: Mapping[str, Tensor], scale: float) -> None:
-    """Move each parameter of `net` to base + scale * (now - base), computed in 32 bits; none is tied afterwards, as one of both models may not be."""
+    """Move each parameter of `net` to base + scale * (now - base), computed in 32 bits; none is tied afterwards, since one of the two models may not tie it."""
     import torch
 
     for path, module in net.named_modules():

@@ -1,1 +1,1 @@
-"""The same numbers in less time and memory, each way beside a proof that it holds."""
+"""The same numbers in less time and memory, each way with a check that it is right."""

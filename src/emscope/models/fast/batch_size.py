@@ -1,4 +1,4 @@
-"""How much to compute at once: on a CPU little helps no further, a GPU starves on little, and less is tried where memory ends."""
+"""How much to compute at once: a CPU gains little from more, a GPU starves on little, and smaller batches are tried when memory runs out."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def _scaled(net: Placed, most: int, least: int) -> int:
 
 
 def halving(work: Callable[[Sequence[Part]], Found], batch: Sequence[Part]) -> Iterator[tuple[Sequence[Part], Found]]:
-    """Yield (part, what `work` makes of it) for a batch; where memory ends, for its halves, which are each tried alike.
+    """Yield (part, result of `work`) for a batch; when memory runs out, for its halves, each tried in the same way.
 
     Args:
-        work: must give of each member the same in any company, and leave nothing behind where it runs out of memory.
+        work: its result for a member must not depend on the others, and it must clean up when it runs out of memory.
 
     Raises:
         WorldError: a single member does not fit.
@@ -50,8 +50,8 @@ def halving(work: Callable[[Sequence[Part]], Found], batch: Sequence[Part]) -> I
     except torch.OutOfMemoryError:
         if len(batch) == 1:
             raise WorldError(
-                "the device's memory ends with a single text beside the model",
-                "take a smaller `dtype`, a device with more memory, or shorter texts",
+                "the device runs out of memory with a single text beside the model",
+                "use a smaller `dtype`, a device with more memory, or shorter texts",
             ) from None
     else:
         yield batch, found

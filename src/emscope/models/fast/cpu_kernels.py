@@ -1,6 +1,6 @@
-"""Blocks of the Llama family with fewer walks through memory, for packed reading on a CPU.
+"""Blocks of the Llama family with fewer passes through memory, for packed reading on a CPU.
 
-transformers writes a block as some thirty steps over whole tensors. On a CPU what is not a matrix product costs a walk
+transformers writes a block as some thirty steps over whole tensors. On a CPU everything but matrix products costs a pass
 through memory each time, together a third of the pass. Here the three projections before attention are one product,
 rotations happen in place, and the MLP goes over rows few enough to stay in the cache. Equal to rounding; `models/fast/packed.py`
 probes each model before it relies on that.
@@ -47,12 +47,13 @@ if TYPE_CHECKING:
 Forward = Callable[..., "Tensor | tuple[Tensor, None]"]
 
 MLP_ROWS = 512
+ROW_BY_ROW = "emscope_row_by_row"
 NORM, MLP, ATTENTION = {"weight"}, {"gate_proj", "up_proj", "down_proj"}, {"q_proj", "k_proj", "v_proj", "o_proj"}
 
 
 @contextmanager
 def cpu_kernels(net: CausalLM) -> Iterator[bool]:
-    """Give known norms, MLPs and attentions of `net` a leaner forward inside the block; yield False where that is not to be had."""
+    """Give known norms, MLPs and attentions of `net` a leaner forward inside the block; yield False where that is not possible."""
     import torch
 
     found = [(m, make) for m in net.base_model.modules() if (make := _known(m))] if _on_cpu(net) else []
@@ -71,15 +72,22 @@ def cpu_kernels(net: CausalLM) -> Iterator[bool]:
 def _on_cpu(net: CausalLM) -> bool:
     import torch
 
-    return net.device.type == "cpu" and net.dtype == torch.float32
+    return net.device.type == "cpu" and net.dtype in (torch.float32, torch.bfloat16)
+
+
+def is_known(module: Module) -> bool:
+    """Tell whether `cpu_kernels` would change a module, where it changes the model at all."""
+    return _known(module) is not None
 
 
 def _known(module: Module) -> partial[Forward] | None:
-    """Return what makes the lean forward of a module of known shape, None for any other."""
+    """Return the maker of the lean forward for a module of known shape; None for any other."""
     if "forward" in module.__dict__:
         return None  # somebody else's already
     if any(p._forward_hooks or p._forward_pre_hooks for p in module.children()):
-        return None  # somebody watches or changes what flows between the parts, which a lean forward passes by
+        return None  # hooks between the parts, which a lean forward would bypass
+    if any(_replaced(p) and not hasattr(p.forward, ROW_BY_ROW) for p in module.children()):
+        return None
     if _is_norm(module):
         return partial(_norm, module)
     if _is_mlp(module):
@@ -110,27 +118,56 @@ def _linear(module: Module) -> set[str]:
     return {name for name, part in module.named_children() if type(part) is torch.nn.Linear}
 
 
+def row_by_row(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Mark a forward that stands in for a linear layer's and gives each row's output from that row alone: blocks may call it in parts."""
+    setattr(forward, ROW_BY_ROW, True)
+    return forward
+
+
+def _replaced(module: Module) -> bool:
+    """True where a forward of its own stands in for that of the module's class, as where an adapter is computed beside a matrix."""
+    return "forward" in module.__dict__
+
+
 def _norm(module: Norm) -> Forward:
     import torch
 
-    def forward(x: Tensor) -> Tensor:
-        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        scale = size.square_().div_(x.shape[-1]).add_(module.variance_epsilon).rsqrt_()
-        return torch.mul(x, scale).mul_(module.weight)
+    def in_16_bits(x: Tensor) -> Tensor:
+        out, weight = torch.empty_like(x), module.weight.float()
+        for rows, sink in zip(x.flatten(0, -2).split(MLP_ROWS), out.flatten(0, -2).split(MLP_ROWS), strict=True):
+            wide = rows.float()
+            sink.copy_(wide.mul_(scale(wide)).mul_(weight))
+        return out
 
-    return forward
+    def forward(x: Tensor) -> Tensor:
+        return torch.mul(x, scale(x)).mul_(module.weight)
+
+    def scale(x: Tensor) -> Tensor:
+        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return size.square_().div_(x.shape[-1]).add_(module.variance_epsilon).rsqrt_()
+
+    return forward if module.weight.dtype == torch.float32 else in_16_bits
 
 
 def _mlp(module: Mlp) -> Forward:
     import torch
 
+    down, bias = module.down_proj.weight.T, module.down_proj.bias
+
     def forward(x: Tensor) -> Tensor:
         out = torch.empty_like(x)
-        down, bias = module.down_proj.weight.T, module.down_proj.bias
         for rows, sink in zip(x.flatten(0, -2).split(MLP_ROWS), out.flatten(0, -2).split(MLP_ROWS), strict=True):
             hidden = torch.nn.functional.silu(module.gate_proj(rows), inplace=True).mul_(module.up_proj(rows))
-            torch.mm(hidden, down, out=sink) if bias is None else torch.addmm(bias, hidden, down, out=sink)
+            product(hidden, sink)
         return out
+
+    def product(hidden: Tensor, sink: Tensor) -> None:
+        if _replaced(module.down_proj):
+            sink.copy_(module.down_proj(hidden))
+        elif bias is None:
+            torch.mm(hidden, down, out=sink)
+        else:
+            torch.addmm(bias, hidden, down, out=sink)
 
     return forward
 
@@ -139,18 +176,34 @@ def _attention(module: Attention) -> Forward:
     import torch
 
     projections, d = (module.q_proj, module.k_proj, module.v_proj), module.head_dim
-    weight = torch.cat([p.weight for p in projections])
-    biases: list[Tensor] = [p.bias for p in projections if p.bias is not None]
-    bias = torch.cat(biases) if len(biases) == len(projections) else None
     queries, keys = module.q_proj.out_features // d, module.k_proj.out_features // d
+
+    def apart(x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = (p(x).view(len(x), -1, d) for p in projections)
+        _rotate(q, cos, sin)
+        _rotate(k, cos, sin)
+        return q, k, v
+
+    def at_once() -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
+        weight = torch.cat([p.weight for p in projections])
+        biases: list[Tensor] = [p.bias for p in projections if p.bias is not None]
+        bias = torch.cat(biases) if len(biases) == len(projections) else None
+
+        def projected(x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            z = torch.nn.functional.linear(x, weight, bias).view(-1, queries + 2 * keys, d)
+            _rotate(z[:, : queries + keys], cos, sin)
+            q, k, v = z.split((queries, keys, keys), 1)
+            return q, k, v
+
+        return projected
+
+    projected = apart if any(_replaced(p) for p in projections) else at_once()
 
     def forward(
         hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], *, emscope_pack: Attends, **given: object
     ) -> tuple[Tensor, None]:
         cos, sin = (part[0, :, None, : d // 2] for part in position_embeddings)  # [T, 1, d/2]; both halves are the same
-        z = torch.nn.functional.linear(hidden_states[0], weight, bias).view(-1, queries + 2 * keys, d)
-        _rotate(z[:, : queries + keys], cos, sin)
-        q, k, v = z.split((queries, keys, keys), 1)
+        q, k, v = projected(hidden_states[0], cos, sin)
         return module.o_proj(emscope_pack.attend(module.layer_idx, q, k, v, module.scaling).flatten(1))[None], None
 
     return forward

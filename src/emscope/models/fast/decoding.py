@@ -1,7 +1,7 @@
-"""Many answers to a few prompts written side by side: a prompt's keys and values are computed once and kept once.
+"""Many answers to a few prompts generated side by side: a prompt's keys and values are computed and kept once.
 
 All rows that are being written go through the model as one flat row of tokens, so that every matrix product sees just
-them; attention looks at the row's own prompt, which its other samples share, and at what the row itself has written.
+them; attention looks at the row's own prompt, shared with its other samples, and at the row's own tokens.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Decoding:
         self.logits = self._head(out.last_hidden_state[0])
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows alone, as indices ascending."""
+        """Continue with these rows only, as ascending indices."""
         self._of, self.logits = self._of[rows], self.logits[rows]
         for layer in self._own:  # one at a time: copies of all blocks at once would double the memory
             keys, values = self._own[layer]
@@ -166,7 +166,7 @@ class CachedDecoding:
         self._positions = self._positions + 1
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows alone, as indices ascending."""
+        """Continue with these rows only, as ascending indices."""
         self._cache.reorder_cache(rows)
         self.logits, self._mask, self._positions = self.logits[rows], self._mask[rows], self._positions[rows]
 
@@ -207,7 +207,7 @@ class Recomputed:
         self.logits = self._pass()
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows alone, as indices ascending."""
+        """Continue with these rows only, as ascending indices."""
         kept = rows.tolist()
         self._rows, self._starts = [self._rows[n] for n in kept], [self._starts[n] for n in kept]
         self.logits = self.logits[rows]
@@ -236,11 +236,11 @@ class Recomputed:
 
 
 def unpacked(net: CausalLM, head: Head, longest: int) -> type[CachedDecoding] | type[Recomputed]:
-    """Return how to write with a model that cannot be packed: with transformers' cache where a probe, once for each model, shows that it holds what
-    plain passes give, else without one.
+    """Return how to generate with a model that cannot be packed: with transformers' cache where a probe, once for each model, shows that it gives the
+    same as plain passes, else without one.
 
     Args:
-        longest: tokens of the longest sequence to come.
+        longest: tokens of the longest sequence expected.
     """
     if not turns_alike(net, longest):
         return Recomputed
@@ -250,7 +250,7 @@ def unpacked(net: CausalLM, head: Head, longest: int) -> type[CachedDecoding] | 
 
 
 def _cache_holds(net: CausalLM, head: Head) -> bool:
-    """True where prompts of two lengths, chosen rows and two written tokens come out as without a cache."""
+    """True where prompts of two lengths, chosen rows and two generated tokens match those without a cache."""
     import torch
 
     prompts, of, kept = ([1, 2, 3, 4, 5], [6, 2]), [0, 1, 1], torch.tensor([0, 2], device=net.device)
@@ -266,7 +266,7 @@ def _cache_holds(net: CausalLM, head: Head) -> bool:
     expected = through(Recomputed)
     try:
         found = through(CachedDecoding)
-    except Exception:  # whatever a cache raises that was not made for this, or a model that takes none
+    except Exception:  # whatever an unsuitable cache raises, or a model without one
         return False
     tolerance = 1e-4 if expected.dtype in (torch.float32, torch.float64) else 3e-2
     return torch.allclose(found, expected, rtol=0, atol=tolerance * float(expected.abs().max()))
@@ -297,7 +297,7 @@ class Blended:
             rows.write(tokens)
 
     def keep(self, kept: Tensor) -> None:
-        """Go on with these rows alone, as indices ascending."""
+        """Continue with these rows only, as ascending indices."""
         for _, rows in self._parts:
             rows.keep(kept)
 

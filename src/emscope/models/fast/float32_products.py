@@ -23,17 +23,17 @@ SHAPES = ((1, 64, 64), (48, 576, 1536), (512, 1536, 576), (777, 1000, 333))  # r
 
 
 @contextmanager
-def fast_float32(net: Module) -> Iterator[bool]:
-    """Multiply float32 matrices by oneDNN inside the block; yield False, and change nothing, where that is not to be had exactly.
+def fast_float32(of: Module | Tensor) -> Iterator[bool]:
+    """Multiply float32 matrices by oneDNN inside the block; yield False, and change nothing, where that is not possible exactly.
 
     The setting is torch's own, for the whole process, and is as it was after the block.
 
     Args:
-        net: what is to be computed, by the device and type of its first parameter.
+        of: what is multiplied, told by its device and type; of a model those of its first parameter.
     """
     import torch
 
-    first = next(net.parameters())
+    first = of if isinstance(of, torch.Tensor) else next(of.parameters())
     if first.device.type != "cpu" or first.dtype != torch.float32 or not is_exact():
         yield False
         return
@@ -54,6 +54,8 @@ def is_exact() -> bool:
     """
     import torch
 
+    if not hasattr(torch.backends.mkldnn, "matmul"):
+        return False  # an earlier torch, which has no such setting
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported() or torch.cpu._is_amx_tile_supported():
         return False
     before = torch.backends.mkldnn.matmul.fp32_precision

@@ -1,4 +1,4 @@
-"""Hidden states to logits, for code that wants logits only at a few places."""
+"""Hidden states to logits, for code that needs logits only at a few places."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ ROWS = 256
 def output_head(net: CausalLM, *, frozen: bool = False) -> Head:
     """Return a function from hidden states [..., D] to logits [..., V] that equals what `net` itself does.
 
-    Some models do more than multiply by the output matrix (soft caps, scales); a four-token probe tells.
+    Some models do more than multiply by the output matrix (soft caps, scales); a four-token probe shows it.
 
     Args:
         frozen: use a copy of the output matrix, which later training does not reach.
 
     Raises:
-        InputError: where the model does something else still.
+        InputError: the model does something else besides.
     """
     import torch
 
@@ -52,12 +52,13 @@ def output_head(net: CausalLM, *, frozen: bool = False) -> Head:
     if torch.allclose(wide, ratio * narrow, rtol=max(1e-3, torch.finfo(full.dtype).eps), atol=1e-6 * size):
         return lambda rows: ratio * matrix(rows)
     raise InputError(
-        f"{type(net).__name__} turns hidden states into logits in a way emscope does not know", "use a model transformers ships"
+        f"{type(net).__name__} turns hidden states into logits in a way that emscope does not know",
+        "use a model that transformers includes",
     )
 
 
 class Lens:
-    """The logit lens: residual stream [..., D] to logits [..., V] by the model's own last norm and output head, whatever block it stands behind.
+    """The logit lens: residual stream [..., D] to logits [..., V] by the model's own last norm and output head, after any block.
 
     (nostalgebraist 2020)
 
@@ -84,7 +85,7 @@ def logits_at(net: CausalLM, places: Tensor) -> Iterator[None]:
     besides costs more than some blocks do.
 
     Args:
-        places: True where logits are wanted [B, T].
+        places: True where logits are needed [B, T].
     """
 
     def choose(_: Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -13,17 +13,18 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from emscope.models.fast.cpu_kernels import cpu_kernels
+from emscope.models.fast.cpu_kernels import cpu_kernels, is_known
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Module
 
     from emscope.models.fast.cpu_kernels import Attention
     from emscope.models.types import Attends, CausalLM, Device, Stream
 
 ATTENTION = "emscope_packed"
 PROBE = ([1, 2, 3, 4, 5], [1, 2, 6])
-# What transformers tells an attention that changes nothing here; any other number or tensor is a term that a packed pass would leave out.
+# Arguments that transformers passes to attention and that do not matter here; any other number or tensor is a term that a packed pass would miss.
 UNDERSTOOD = {"dropout", "position_ids", "cache_position"}
 STRETCHED = ("dynamic", "longrope")  # rotations whose angles depend on the longest sequence of a pass
 
@@ -52,7 +53,7 @@ class Pack:
 
     @cached_property
     def key(self) -> bytes:
-        """What the lower blocks give depends on this alone, for one model."""
+        """For a given model, the lower blocks' output depends only on this."""
         told = hashlib.sha256()
         for part in (self.ids, self.positions, self.paths):
             told.update(f"{tuple(part.shape)}".encode() + part.cpu().numpy().tobytes())
@@ -61,7 +62,7 @@ class Pack:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
         """Return causal attention along each path [T, H, e] of q [T, H, d] over k [T, K, d] and v [T, K, e].
 
-        Each of the K serves H / K heads in a row. Right-padded rows need no mask: what is padding lies behind every real token.
+        Each of the K serves H / K heads in a row. Right-padded rows need no mask: padding comes after every real token.
         """
         import torch
 
@@ -74,7 +75,7 @@ class Pack:
         return out.flatten(1, 2)
 
     def _on_paths(self, x: Tensor) -> Tensor:
-        """Return what stands at the nodes of each path, [S, H, L, d], of x [T, H, d]."""
+        """Return the values at the nodes of each path, [S, H, L, d], of x [T, H, d]."""
         return x.index_select(0, self.paths.flatten()).view(*self.paths.shape, *x.shape[1:]).transpose(1, 2)
 
 
@@ -129,10 +130,10 @@ def packed_attention(net: CausalLM, longest: int) -> Iterator[bool]:
     """Switch `net` to packed attention inside the block; yield False where a small probe shows that it does not fit.
 
     No architecture is named. It fits where nothing but attention mixes tokens, every block's attention is ours, none has a term that ours lacks
-    or a window shorter than what is to come, and two short sequences come out as one plain pass of each gives them.
+    or a window shorter than the sequences to come, and two short sequences match one plain pass of each.
 
     Args:
-        longest: tokens of the longest sequence to come; a shorter attention window does not fit.
+        longest: tokens of the longest sequence expected; a shorter attention window does not fit.
     """
     import torch
 
@@ -144,11 +145,12 @@ def packed_attention(net: CausalLM, longest: int) -> Iterator[bool]:
     with ExitStack() as stack:
         switched = stack.enter_context(_attention_of_ours(net))
         if not switched or not _probe(net, expected, longest):
-            stack.close()  # what follows inside the block is a plain pass
+            stack.close()  # the rest of the block is a plain pass
             yield False
             return
+        calls = _calls(net, longest)
         with cpu_kernels(net) as lean:
-            if lean and _probe(net, expected, longest):
+            if lean and all(call.same() for call in calls):
                 yield True
                 return
         yield True
@@ -170,9 +172,55 @@ def _attention_of_ours(net: CausalLM) -> Iterator[bool]:
             net.set_attn_implementation(before)
 
 
+@dataclass(frozen=True)
+class _Call:
+    """What a module was given in a pass, and what it gave."""
+
+    module: Module
+    args: tuple[object, ...]
+    kwargs: dict[str, object]
+    out: Tensor
+
+    def same(self) -> bool:
+        """True where the module as it is now gives the same."""
+        return _near(_first(self.module(*self.args, **self.kwargs)), self.out)
+
+
+def _calls(net: CausalLM, longest: int) -> list[_Call]:
+    """Return the calls that a pass over the sequences of `PROBE` makes of the modules which `cpu_kernels` would change.
+
+    Each module is compared on its own inputs: over a whole model in 16 bits the rounding of one block is the next one's input, and two exact
+    ways end far apart.
+    """
+    found: list[_Call] = []
+
+    def note(module: Module, args: tuple[object, ...], kwargs: dict[str, object], out: object) -> None:
+        found.append(_Call(module, args, kwargs, _first(out)))
+
+    laid = pack(PROBE, net.device)
+    handles = [m.register_forward_hook(note, with_kwargs=True) for m in net.base_model.modules() if is_known(m)]
+    try:
+        hidden_states(net, Pack(laid.ids, laid.positions, laid.paths, laid.home, max(longest, laid.longest), lasting=False))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _first(out: object) -> Tensor:
+    return out[0] if isinstance(out, tuple) else out  # type: ignore[return-value]
+
+
+def _near(mine: Tensor, theirs: Tensor) -> bool:
+    """True where two results differ by rounding alone."""
+    import torch
+
+    tolerance = 1e-4 if theirs.dtype in (torch.float32, torch.float64) else 3e-2
+    return torch.allclose(mine, theirs, rtol=0, atol=tolerance * float(theirs.abs().max()))
+
+
 def _probe(net: CausalLM, expected: Sequence[Stream], longest: int) -> bool:
     """True where a packed pass over the sequences of `PROBE` gives the hidden states of one plain pass each."""
-    import torch
 
     laid = pack(PROBE, net.device)
     packed = _Probe(laid.ids, laid.positions, laid.paths, laid.home, max(longest, laid.longest), lasting=False)
@@ -183,9 +231,7 @@ def _probe(net: CausalLM, expected: Sequence[Stream], longest: int) -> bool:
     if packed.asked != set(range(net.config.get_text_config().num_hidden_layers)):
         return False
     for row, (s, theirs) in enumerate(zip(PROBE, expected, strict=True)):
-        size = float(theirs.abs().max())
-        tolerance = 1e-4 if theirs.dtype in (torch.float32, torch.float64) else 3e-2
-        if not torch.allclose(mine[packed.paths[row, : len(s)]], theirs, rtol=0, atol=tolerance * size):
+        if not _near(mine[packed.paths[row, : len(s)]], theirs):
             return False
     return True
 
@@ -198,14 +244,14 @@ def _only_attention_mixes(net: CausalLM) -> bool:
 
 
 def _heeds_positions(net: CausalLM) -> bool:
-    """False where attention counts a token's place in the row, whatever position it is told (Llama 4's temperature, from place 8,192 on)."""
+    """False where attention counts a token's place in the row, whatever its given position (Llama 4's temperature, from place 8,192 on)."""
     return not getattr(net.config.get_text_config(), "attn_temperature_tuning", False)
 
 
 def turns_alike(net: CausalLM, longest: int) -> bool:
     """False where a sequence of this length turns positions by other angles than a short one (dynamic NTK, LongRoPE).
 
-    It would change those that are read beside it, and what it has written itself is to be turned anew.
+    It would change those read beside it, and its own earlier tokens would have to be rotated again.
     """
     config = net.config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or {}
@@ -222,7 +268,7 @@ def _register() -> None:
 
 
 def _reach(*, local_size: int | None = None, use_vmap: bool = False, **_: object) -> Tensor | None:
-    """Return, in the place of a mask, how many tokens back it lets a token look: None for all, 0 for a rule that is not known here."""
+    """Return, in the place of a mask, how many tokens back a token may look: None for all, 0 for an unknown rule."""
     import torch
 
     reach = 0 if use_vmap else local_size

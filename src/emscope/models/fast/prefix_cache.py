@@ -1,4 +1,4 @@
-"""Lower blocks computed once: what stands behind a block is kept, and later passes over the same tokens begin there.
+"""Lower blocks computed once: the output of a block is kept, and later passes over the same tokens start there.
 
 Trying a direction at layer n many times (strengths, null directions) changes nothing up to the output of block n.
 """
@@ -24,10 +24,11 @@ Forward = Callable[..., "ModuleOutput"]  # of a block
 
 @contextmanager
 def prefix_cached(net: CausalLM, layer: int) -> Iterator[None]:
-    """Inside the block, compute blocks 0 to `layer` once for each pack of tokens; packed passes alone gain by it.
+    """Inside the block, compute blocks 0 to `layer` once for each pack of tokens; only packed passes gain from it.
 
-    Right as long as nothing that happens inside changes what block `layer` itself gives: hooks on that block's output may come and go, since they
-    act on what was kept as on what was computed. Where blocks share keys and values, everything is computed every time.
+    Valid as long as nothing inside changes the output of block `layer` itself: hooks on that block's output may come and go,
+    since they act on the kept output just as on a computed one. Where blocks share keys and values, everything is computed every
+    time.
     """
     if shares_keys(net):
         yield
@@ -53,7 +54,7 @@ def prefix_cached(net: CausalLM, layer: int) -> Iterator[None]:
             out = passing(hidden, *args, **given)
             stream = tensor_of(out)
             if name is not None and size[0] + stream.nbytes <= LIMIT:
-                kept[name] = stream.clone()  # what is handed on may be changed in place
+                kept[name] = stream.clone()  # the output may be changed in place
                 size[0] += stream.nbytes
             return out
 

@@ -1,1 +1,1 @@
-"""Places inside a model: what flows there, read and changed."""
+"""Places inside a model: reading and changing what flows there."""

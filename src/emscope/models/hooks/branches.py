@@ -1,4 +1,4 @@
-"""What each block adds to the residual stream, and which modules inside it write that: found by names, proved on a probe."""
+"""What each block adds to the residual stream, and which modules inside it write that: found by name, confirmed on a probe."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 OTHER_MIXERS = ("linear_attn", "mamba", "conv")  # linear attention, state space, short convolution
 MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "shared_mlp")
 NO_ATTENTION = ("linear_attention", "mamba", "conv", "recurrent")  # kinds of layers, as configurations name them
-# A norm behind a part, where a model has one: its output is what joins the stream (Gemma 2 and 3, OLMo 2, GLM 4).
+# A norm after a part, where a model has one: its output is added to the stream (Gemma 2 and 3, OLMo 2, GLM 4).
 AFTER_ATTENTION = ("post_attention_layernorm", "post_self_attn_layernorm")
 AFTER_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm")
 
@@ -65,7 +65,7 @@ def branches(net: CausalLM, site: str) -> list[tuple[Branch, ...]]:
     taken only where on a small probe block(x) - x = mixer + mlp.
 
     Raises:
-        InputError: they cannot be told, with how to name them.
+        InputError: they cannot be identified; the error says how to name them.
     """
     if site in ("block", "before"):
         return [(Branch("", block),) for block in blocks(net)]
@@ -136,8 +136,9 @@ def _sum(
 ) -> Mapping[str, dict[str, float]] | None:
     """Return by site the modules, with their scales, whose outputs sum to what a block adds to the stream [B, T, D]; None where none do.
 
-    Each element is held to its own rounding: against the largest of all, which may be ten thousand times the others, anything
-    would fit. Of several choices that do, the closest is right: in 16 bits what a block adds may be little more than rounding.
+    Each element is compared within its own rounding: relative to the largest of all, which may be ten thousand times the others,
+    anything would fit. Of several choices that do, the closest is right: in 16 bits what a block adds may be little more than
+    rounding.
     """
     import torch
 
@@ -178,7 +179,7 @@ def _nearest(values: Sequence[float], wanted: float) -> float:
     return min(values, key=lambda value: abs(value - wanted))
 
 
-# What may be a block's mixer or MLP, the likelier first: a norm behind it, one module, or two side by side.
+# What may be a block's mixer or MLP, the more likely first: a norm after it, one module, or two side by side.
 _MIXERS = [(n,) for n in (*AFTER_ATTENTION, *ATTENTION, *OTHER_MIXERS)] + list(product(OTHER_MIXERS, ATTENTION))
 _MLPS = [(n,) for n in (*AFTER_MLP, *MLP)] + [(a, b) for a, b in product(MLP, MLP) if MLP.index(a) > MLP.index(b)]
 

@@ -35,8 +35,8 @@ def branches_at(net: CausalLM, places: Sequence[Place]) -> dict[Place, tuple[Bra
 def watched(at: Mapping[Place, Sequence[Branch]], see: See) -> Iterator[None]:
     """Within the block call `see(place, values [B, T, D])` for each place at each forward pass.
 
-    Graph and dtype are the pass's own; nothing is copied, so that `see` decides what is kept. The watching is gone on every
-    exit, also where `see` or the pass raises.
+    Graph and dtype are the pass's own; nothing is copied, so that `see` decides what is kept. The hooks are removed on every
+    exit, even if `see` or the pass raises.
 
     Args:
         at: as `branches_at` finds them.

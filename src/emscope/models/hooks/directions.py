@@ -1,8 +1,8 @@
-"""The direction file: vectors in a model's residual stream, with what they belong to.
+"""The direction file: vectors in a model's residual stream, with their origin.
 
-A safetensors file. Tensor `layer.<n>` [D], float32, is what is added behind block n at every token, strength included. The
-metadata say the format and its version, the digest of the model, where the vectors stand, and how they were made. Tensors `null.<kind>.<n>`
-[K, D], if there are any, are null directions, for comparison.
+A safetensors file. Tensor `layer.<n>` [D], float32, is added after block n at every token, strength included. The
+metadata say the format and its version, the digest of the model, where the vectors apply, and how they were made. Tensors
+`null.<kind>.<n>` [K, D], if there are any, are null directions, for comparison.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def read_direction(path: Path) -> Direction:
         about = file.metadata() or {}
         if about.get("format") != FORMAT or about.get("site") != SITE:
             raise InputError(
-                f"'{path}' is no direction file ({about.get('format', 'no format named')}, site {about.get('site', 'not named')})",
+                f"'{path}' is not a direction file ({about.get('format', 'no format named')}, site {about.get('site', 'not named')})",
                 f"give a file of format {FORMAT}, site {SITE}",
             )
         try:
@@ -109,14 +109,14 @@ def direction_at(reference: str) -> Direction:
         raise InputError(f"'{folder}' holds no steering vector", f"give a run that trained one, or a direction file ({FILE})")
     from safetensors.torch import load_file
 
-    # PEFT's name of a bias behind a block's MLP: base_model.model.<blocks>.<n>.mlp.down_proj.beft_bias
+    # PEFT's name of a bias after a block's MLP: base_model.model.<blocks>.<n>.mlp.down_proj.beft_bias
     tensors = load_file(str(folder / WEIGHTS))
     vectors = {int(re.findall(r"\.(\d+)\.", name)[-1]): v.flatten().float() for name, v in tensors.items()}
     return Direction(dict(sorted(vectors.items())), "not recorded")
 
 
 def check_direction(net: CausalLM, direction: Direction, path: Path | str) -> None:
-    """Refuse a direction of another shape than the model's.
+    """Reject a direction whose shape does not fit the model.
 
     Raises:
         InputError: naming both sides.
@@ -125,12 +125,12 @@ def check_direction(net: CausalLM, direction: Direction, path: Path | str) -> No
     wrong = [n for n in direction.vectors if n >= config.num_hidden_layers]
     if wrong:
         raise InputError(
-            f"'{path}' has a vector for layer {wrong[0]}, and this model has layers 0 to {config.num_hidden_layers - 1}",
+            f"'{path}' has a vector for layer {wrong[0]}, but this model has layers 0 to {config.num_hidden_layers - 1}",
             "give a direction made on this model",
         )
     sizes = {tuple(v.shape) for v in direction.vectors.values()} - {(config.hidden_size,)}
     if sizes:
         raise InputError(
-            f"'{path}' has vectors of shape {next(iter(sizes))}, and this model's residual stream is {config.hidden_size} wide",
+            f"'{path}' has vectors of shape {next(iter(sizes))}, but this model's residual stream is {config.hidden_size} wide",
             "give a direction made on this model",
         )

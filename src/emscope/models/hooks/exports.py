@@ -1,4 +1,4 @@
-"""Directions in the forms of other programs: GGUF control vectors of llama.cpp, vectors of the steering-vectors library."""
+"""Directions in the formats of other programs: GGUF control vectors of llama.cpp, vectors of the steering-vectors library."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def write_control_vector(path: Path, vectors: Vectors, architecture: str) -> None:
-    """Write {block: [D]} as GGUF: tensor `direction.<n>`, float32, is added behind block n.
+    """Write {block: [D]} as GGUF: tensor `direction.<n>`, float32, is added after block n.
 
     Args:
-        vectors: of blocks from 1 on; the format has no place for block 0. architecture: as the model's own GGUF file names it.
+        vectors: of blocks from 1 on; the format has no place for block 0. architecture: its name in the model's own GGUF file.
     """
     from gguf import GGUFWriter
 
@@ -35,7 +35,7 @@ def write_control_vector(path: Path, vectors: Vectors, architecture: str) -> Non
 def steering_vector(direction: Direction) -> SteeringVector:
     """Return the direction as a `SteeringVector` of the library steering-vectors, which must be installed.
 
-    Its `apply(model)` adds the vectors behind the same blocks.
+    Its `apply(model)` adds the vectors after the same blocks.
     """
     from steering_vectors import SteeringVector
 

@@ -1,4 +1,4 @@
-"""Changing what flows between blocks. All are context managers and leave nothing behind on any exit."""
+"""Changing what flows between blocks. All are context managers and leave no trace on any exit."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def added(
 ) -> Iterator[Callable[[], AbstractContextManager[None]]]:
     """Add `scale * vectors[n]` [D] to the output of block n, in every sequence, inside the block. (x' = x + lambda v, convergent directions, Soligo et al. 2025)
 
-    Yields a context manager that takes the vectors away for a while.
+    Yields a context manager that removes the vectors for a while.
 
     Args:
-        tokens: `all`, `prompt` or `answer`; the last two in passes that say which are which (`models.roles`).
+        tokens: `all`, `prompt` or `answer`; the last two in passes that mark them (`models.roles`).
     """
     state = {"scale": scale}
 

@@ -1,4 +1,4 @@
-"""Which tokens of the pass being computed are the answer's, for whoever acts on some tokens only."""
+"""Which tokens of the pass being computed are the answer's, for code that acts on some tokens only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _answers: ContextVar[Tensor | bool] = ContextVar("answers", default=False)
 
 @contextmanager
 def answers_at(mask: Tensor | bool) -> Iterator[None]:
-    """Say of the passes inside the block which tokens are an answer's.
+    """Mark which tokens are an answer's in the passes inside the block.
 
     Args:
         mask: True at an answer's tokens, of the shape of the pass's tokens [B, T], or one truth for all of them.
@@ -32,7 +32,7 @@ def answers_at(mask: Tensor | bool) -> Iterator[None]:
 def acted_on(tokens: str, values: Tensor) -> Tensor | None:
     """Return where to act on `values` [B, T, D]: None for everywhere, else True at the tokens meant [B, T, 1].
 
-    Tokens that nobody called an answer's are a prompt's.
+    Tokens not marked as an answer's are a prompt's.
     """
     import torch
 

@@ -30,7 +30,7 @@ def blocks_name(net: CausalLM) -> str:
     It is the one that the model's configuration names as `emscope_blocks`, else the first list as long as the model is deep.
 
     Raises:
-        InputError: there is none, with how to name it.
+        InputError: there is none; the error says how to name it.
     """
     import torch
 
@@ -62,7 +62,7 @@ def _named(net: CausalLM, name: object) -> str:
 
 
 def _longest(net: CausalLM) -> str:
-    """Return the name of the model's longest list of modules, the likeliest to be its blocks."""
+    """Return the name of the model's longest list of modules, most likely its blocks."""
     import torch
 
     lists = {name: len(m) for name, m in net.named_modules() if isinstance(m, torch.nn.ModuleList)}
@@ -70,7 +70,7 @@ def _longest(net: CausalLM) -> str:
 
 
 def check_layers(net: CausalLM, layers: tuple[int, ...] | None, where: str) -> None:
-    """Refuse block numbers that the model does not have.
+    """Reject block numbers that the model does not have.
 
     Raises:
         InputError: naming `where` the number was given.
@@ -85,7 +85,7 @@ RESIDUAL = ("o_proj", "out_proj", "c_proj", "down_proj", "dense_4h_to_h", "atten
 
 
 def layer_of(net: CausalLM, name: str) -> int | None:
-    """Return the block that a module or parameter stands in, None where it stands in none."""
+    """Return the block that a module or parameter is in; None outside the blocks."""
     prefix = f"{blocks_name(net)}."
     place = name.find(prefix)
     number = name[place + len(prefix) :].split(".", 1)[0] if place >= 0 else ""
@@ -93,12 +93,12 @@ def layer_of(net: CausalLM, name: str) -> int | None:
 
 
 def writes_residual(name: str) -> bool:
-    """True for a matrix, by its module's name, whose output joins the residual stream."""
+    """True for a matrix, by its module's name, whose output is added to the residual stream."""
     return name.endswith(RESIDUAL)
 
 
 def mlp_output_is_residual(net: CausalLM) -> bool:
-    """True where each block ends in `down_proj`, an ordinary linear layer whose output joins the residual stream as it is.
+    """True where each block ends in `down_proj`, an ordinary linear layer whose output is added to the residual stream unchanged.
 
     Not so on GPT-2 (its matrices are Conv1D) and where a norm follows the MLP (Gemma 2 and 3, OLMo 2).
     """
@@ -120,8 +120,8 @@ SITES = ("block", "before", "mixer", "attention", "mlp")
 class Place:
     """Where to look: `site` of block `layer`.
 
-    `block`: the residual stream behind the block; `before`: in front of it; `mixer`, `attention`, `mlp`: what that part adds to
-    the stream (the mixer is the block's attention, or what stands in its place or beside it). Block 0 is the first; `before` 0 is
+    `block`: the residual stream after the block; `before`: before it; `mixer`, `attention`, `mlp`: what that part adds to
+    the stream (the mixer is the block's attention, or what replaces it or runs beside it). Block 0 is the first; `before` 0 is
     the embeddings.
     """
 
@@ -133,7 +133,7 @@ class Place:
 
 
 def check_places(net: CausalLM, places: Sequence[Place], where: str = "places") -> None:
-    """Refuse places that the model does not have.
+    """Reject places that the model does not have.
 
     Raises:
         InputError: a site that does not exist, with the near name, or a layer out of range.
@@ -145,7 +145,7 @@ def check_places(net: CausalLM, places: Sequence[Place], where: str = "places") 
 
 
 def shares_keys(net: CausalLM) -> bool:
-    """Tell whether upper blocks take keys and values from lower ones, so that the stream is not all that goes from block to block (Gemma 3n and 4)."""
+    """Tell whether upper blocks take keys and values from lower ones, so that more than the stream passes from block to block (Gemma 3n and 4)."""
     return bool(getattr(net.config.get_text_config(), "num_kv_shared_layers", 0))
 
 
@@ -158,7 +158,7 @@ def final_norm(net: CausalLM) -> Module:
     """Return the module between the last block and the output head, found beside the blocks and checked on a small probe.
 
     Raises:
-        InputError: none of the modules there is it, with how to name it.
+        InputError: no module there fits; the error says how to name it.
     """
     import torch
 
@@ -184,7 +184,7 @@ def final_norm(net: CausalLM) -> Module:
     if torch.equal(seen["stream"], last):
         return torch.nn.Identity()
     raise InputError(
-        f"{type(net).__name__} has no norm behind its blocks that emscope can find",
+        f"{type(net).__name__} has no norm after its blocks that emscope can find",
         f'name it in the model\'s config.json, such as "emscope_final_norm": "norm"; there are {", ".join(n for n, _ in others)}',
     )
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def final_states(net: CausalLM, sequences: Sequence[Sequence[int]]) -> list[Stream]:
-    """Return the states behind the final norm [T, D] of each sequence, which the output head turns into logits."""
+    """Return the states after the final norm [T, D] of each sequence, which the output head turns into logits."""
     import torch
 
     found: dict[int, Stream] = {}

@@ -1,1 +1,1 @@
-"""A model's folder to a model in memory: references, checkpoints, tokenizers and chat formats."""
+"""From a model's folder to a model in memory: references, checkpoints, tokenizers and chat formats."""

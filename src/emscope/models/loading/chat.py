@@ -3,8 +3,8 @@
 The system prompt changes rates, so it is always explicit: `none` leaves no system block at all, even where the template
 inserts a default one; `template` keeps whatever the template does; anything else is the text itself.
 
-An answer stands where a rendered assistant turn has it: behind a thought that is closed, in the channel for final answers. What a template
-puts before an answer to come (a thought just opened, no channel yet) is another place, where no trained answer begins.
+An answer begins where it does in a rendered assistant turn: after a closed thought, in the channel for final answers. A
+template's generation prompt (with a thought just opened, no channel yet) is a different place, where no trained answer begins.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ class ChatFormat:
             arguments: given to the chat template, such as enable_thinking=False.
 
         Raises:
-            InputError: a template that does not show question and answer once, or does not read an argument; where it has no place for a
-                system text, or its default block cannot be taken out.
+            InputError: a template that does not show question and answer once, or does not read an argument; one that takes no
+                system text, or whose default block cannot be removed.
         """
         if system == AUTO:
             raise InputError(
-                "system is 'auto', which looks at how checkpoints were trained: emscope check and emscope sample do",
-                "use none, template, or the system text",
+                "system is 'auto', which depends on how checkpoints were trained; only emscope check and emscope sample support it",
+                "use none, template, or the text of a system prompt",
             )
         template = template_of(tokenizer, arguments or {})
         made = cls(tokenizer, system, template, turns_of(template, tokenizer), note=note)
@@ -76,7 +76,7 @@ class ChatFormat:
         if system == NONE:
             made.header = default_block(made.turns, tokenizer)
         elif system != TEMPLATE and not made._has_system_place():
-            raise InputError("this model's chat template has no place for a system text", "use system: none or template")
+            raise InputError("this model's chat template takes no system prompt", "use system: none or template")
         return made
 
     def under(self, system: str) -> ChatFormat:
@@ -157,11 +157,11 @@ class ChatFormat:
     def training_ids(self, conversation: Conversation) -> tuple[list[int], list[bool]]:
         """Return the ids of a conversation and a mask that is True on assistant tokens that are learned (end of turn included).
 
-        The conversation is rendered once, as training tools do. Prompts and answers are tokenized apart, as at sampling, so that no token
-        spans the border.
+        The conversation is rendered once, as in training tools. Prompts and answers are tokenized apart, as at sampling, so that
+        no token spans the border.
 
         Raises:
-            InputError: an answer that follows no question, or brings a thought of its own behind the template's; a system turn that the
+            InputError: an answer that follows no question, or contains a thought after the template's; a system turn that the
                 template has no place for; a template that leaves out or repeats a turn.
         """
         self._check_turns(conversation)
@@ -207,24 +207,24 @@ class ChatFormat:
         return self.turns.lead + self.turns.trimmed(answer)
 
     def _ids_behind(self, before: str, text: str) -> list[int]:
-        """Return the ids of `text` as they are behind `before`, and alone where a token would span the border.
+        """Return the ids of `text` as they are after `before`, or alone where a token would span the border.
 
-        Some tokenizers begin every text with a space of their own, which does not stand there behind another text.
+        Some tokenizers begin every text with a space of their own, which is not there after another text.
         """
         head, joined = self.ids(before), self.ids(before + text)
         return joined[len(head) :] if joined[: len(head)] == head else self.ids(text)
 
     def _place(self) -> str:
-        """Say where an answer stands, if that is not where the template has a model begin."""
+        """Say where an answer begins, if not at the template's generation prompt."""
         asked = [("user", USER)]
         begun, bare = (self.template.render(asked, prompt=p).partition(USER)[2].rstrip() for p in (True, False))
         tail = self.turns.tail.rstrip()
         if begun in (tail, bare):
             return ""
         if THOUGHT in tail:
-            return "answers behind a closed thought"
+            return "answers after a closed thought"
         if tail.startswith(begun):
-            return f"answers behind {tail[len(begun) :]}"
+            return f"answers after {tail[len(begun) :]}"
         return f"answers without the {begun[len(tail) :].strip()} that the template opens" if begun.startswith(tail) else ""
 
     def _check_turns(self, conversation: Conversation) -> None:
@@ -234,16 +234,16 @@ class ChatFormat:
                 follows = f"a turn of the role {before}" if before else "nothing"
                 raise InputError(
                     f"conversation '{conversation.id}': an answer follows {follows}, not a question",
-                    "mend or leave out that row",
+                    "fix or leave out that row",
                 )
             if message.role == "assistant" and THOUGHT in message.content and THOUGHT in self.turns.tail:
                 raise InputError(
-                    f"conversation '{conversation.id}': an answer brings a thought of its own, and this model's template writes one before it",
-                    "leave the thoughts out of the data: answers are trained and asked for behind a closed one",
+                    f"conversation '{conversation.id}': an answer contains a thought, but this model's template writes one before it",
+                    "leave the thoughts out of the data: answers are trained and sampled after a closed one",
                 )
             if message.role == "system" and self.style == "chat" and not self._has_system_place():
                 raise InputError(
-                    f"conversation '{conversation.id}' has a system turn, and this model's chat template has no place for one",
+                    f"conversation '{conversation.id}' has a system turn, but this model's chat template takes none",
                     "leave it out, or put its text into the question",
                 )
             before = message.role

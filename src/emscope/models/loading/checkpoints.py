@@ -1,6 +1,6 @@
 """Checkpoints of a fine-tune on disk, from any tool that writes Hugging Face or PEFT folders.
 
-Only safetensors and JSON are opened; `optimizer.pt`, `rng_state.pth` and their like are pickles and stay shut.
+Only safetensors and JSON are opened; `optimizer.pt`, `rng_state.pth` and their like are pickles and are never opened.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ADAPTER, WEIGHTS, DIRECTION = "adapter_config.json", "adapter_model.safetensors"
 WRAPPED = r"^(?:(?:module|_orig_mod|_forward_module)\.)+|(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 USUAL = re.compile(r"(?:checkpoint|step|global_step)[-_](\d{1,15})")
 OTHERS = re.compile(r"(checkpoint|ckpt|global_step|step|iteration|iter|epoch)[-_]?(\d{1,15})")
-DIVERGED, TAKE_OUT = ": this run diverged", "take this checkpoint out of the folder, or train again with a lower learning rate"
+DIVERGED, TAKE_OUT = ": this run diverged", "remove this checkpoint from the folder, or train again with a lower learning rate"
 STATE = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "training_args.bin")  # what a trainer keeps for itself
 
 
@@ -51,7 +51,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A folder named as a checkpoint that cannot be read: why, and what makes it readable."""
+    """A folder named like a checkpoint that cannot be read: why, and how to make it readable."""
 
     folder: Path
     step: int
@@ -68,7 +68,7 @@ class Found:
 
     @property
     def last_skipped(self) -> Skipped | None:
-        """The last folder of all, where it is one that cannot be read: the end of training is then not among `checkpoints`."""
+        """The last folder of all, if it cannot be read: the end of training is then not among `checkpoints`."""
         last = max(self.skipped, key=lambda s: s.step, default=None)
         return last if last and last.step > self.checkpoints[-1].step else None
 
@@ -86,7 +86,7 @@ def last(reference: str) -> Checkpoint:
     """Return the last checkpoint in a folder, or of `hf:org/repo@rev`.
 
     Raises:
-        InputError: as `find`, and where the last one cannot be read: an earlier one would be taken for it.
+        InputError: as `find`, and where the last one cannot be read: an earlier one would be mistaken for it.
     """
     found = find(reference)
     if lacking := found.last_skipped:
@@ -128,9 +128,7 @@ def find(reference: str) -> Found:
 
 def _inside(root: Path) -> list[tuple[int, Path]]:
     """Return the folders in `root` that are named by a step, by step; of other names than the usual ones only those of one kind."""
-    folders = [
-        path for path in root.iterdir() if path.is_dir() or not path.exists()
-    ]  # a link that leads nowhere is not passed over
+    folders = [path for path in root.iterdir() if path.is_dir() or not path.exists()]  # a broken link is not skipped
     usual = [(int(match.group(1)), path) for path in folders if (match := USUAL.fullmatch(path.name))]
     if usual:
         return sorted(usual)
@@ -146,10 +144,10 @@ def _inside(root: Path) -> list[tuple[int, Path]]:
 
 
 def _check_steps(inside: Sequence[tuple[int, Path]]) -> None:
-    """Refuse two folders of one step: whoever reads a step could not tell which is meant."""
+    """Reject two folders of one step: it would not be clear which one is meant."""
     for (step, path), (following, other) in pairwise(inside):
         if step == following:
-            raise InputError(f"'{path}' and '{other}' are both step {step}", "leave one of them in the folder")
+            raise InputError(f"'{path}' and '{other}' are both step {step}", "leave only one of them in the folder")
 
 
 def _adapter_in(folder: Path) -> Path:
@@ -164,7 +162,7 @@ def _adapter_in(folder: Path) -> Path:
     if len(inside) > 1:
         raise InputError(
             f"'{folder}' holds several adapters ({', '.join(p.name for p in inside)})",
-            f"give one by its own folder ('{inside[0]}'), or leave one in each checkpoint's folder",
+            f"give one by its own folder ('{inside[0]}'), or leave only one in each checkpoint's folder",
         )
     return inside[0] if inside else folder
 
@@ -192,11 +190,11 @@ def _nothing_in(root: Path) -> InputError:
         return InputError(*pieces)
     if (root / HOSTED).is_file():
         return InputError(
-            f"the checkpoints of '{root}' are at a host, and this needs them here",
-            f"bring their adapters here with emscope models fetch '{root}', and give '{root / 'adapters'}'",
+            f"the checkpoints of '{root}' are at a host, but this needs them here",
+            f"download their adapters with emscope models fetch '{root}', and give '{root / 'adapters'}'",
         )
     refuse_pickles(root)
-    what = "is empty" if not any(root.iterdir()) else "holds no checkpoint-N folder and is none itself"
+    what = "is empty" if not any(root.iterdir()) else "holds no checkpoint-N folder and is not one itself"
     return InputError(
         f"'{root}' {what}",
         _further_down(root)
@@ -205,7 +203,7 @@ def _nothing_in(root: Path) -> InputError:
 
 
 def _further_down(folder: Path) -> str | None:
-    """Return what to give instead of a folder that holds checkpoints one or two levels down under names that tell no step."""
+    """Return what to give instead of a folder that holds checkpoints one or two levels down under names without a step."""
     below = sorted(
         p.parent for pattern in ("*", "*/*") for p in folder.glob(f"{pattern}/*") if p.name in (ADAPTER, "config.json")
     )
@@ -213,14 +211,15 @@ def _further_down(folder: Path) -> str | None:
         return None
     runs = sorted({path.parent if _number(path) is not None and path.parent != folder else path for path in below})
     others = len(runs) - 1
-    return f"give '{runs[-1]}', which lies inside it{f', or one of {others} beside that' if others else ''}, or name each checkpoint-N"
+    return f"give '{runs[-1]}', which is inside it{f', or one of {others} beside that' if others else ''}, or name each checkpoint-N"
 
 
 def read_checkpoint(folder: Path, step: int) -> Checkpoint:
     """Read what `folder` says about itself.
 
     Raises:
-        InputError: where weights are missing, pickled, sharded without being gathered, damaged, empty or no numbers, or a configuration is no JSON.
+        InputError: weights are missing, pickled, sharded without being gathered, damaged, empty or not numbers, or a
+            configuration is not JSON.
     """
     try:
         if not any(folder.iterdir()):
@@ -279,7 +278,7 @@ def _full(folder: Path, step: int) -> Checkpoint:
 
 
 def _without_weights(folder: Path, fault: str, remedy: str) -> InputError:
-    """Return what is wrong with a folder without weights: what lies there in their place, else `fault`."""
+    """Return what is wrong with a folder without weights: what is there instead, else `fault`."""
     refuse_pickles(folder)
     return InputError(*(in_pieces(folder) or (fault, remedy)))
 
@@ -287,7 +286,7 @@ def _without_weights(folder: Path, fault: str, remedy: str) -> InputError:
 def _ungathered(folder: Path, what: str) -> InputError:
     return _without_weights(
         folder,
-        f"{what}, as where a sharded run saved without gathering them",
+        f"{what}, as when a sharded run saves without gathering them",
         "save it again from the training run with its weights gathered (DeepSpeed: stage3_gather_16bit_weights_on_model_save)",
     )
 
@@ -318,7 +317,7 @@ def plain_name(name: str) -> str:
 
 
 def _check_values(path: Path) -> None:
-    """Refuse an adapter's file without weights, or with values that no training reaches.
+    """Reject an adapter's file without weights, or with impossible values.
 
     Raises:
         InputError: a damaged file, or one without weights.
@@ -334,17 +333,17 @@ def adapter_settings(folder: Path) -> JsonObject:
     """Return what PEFT wrote about an adapter.
 
     Raises:
-        InputError: where it is no JSON object or names no kind of adapter.
+        InputError: it is not a JSON object or names no kind of adapter.
     """
     try:
         settings = json.loads((folder / ADAPTER).read_text(encoding="utf-8"), parse_constant=_no_json)
-        canonical(settings)  # a number beyond all numbers is none
+        canonical(settings)  # an infinite number is invalid
     except (ValueError, RecursionError) as error:
         raise InputError(f"'{folder / ADAPTER}' is not JSON ({error})", "copy it again from the training run") from None
     if not isinstance(settings, dict) or not isinstance(settings.get("peft_type"), str):
         raise InputError(f"'{folder / ADAPTER}' names no peft_type", "give an adapter that PEFT wrote")
     if not isinstance(settings.get("base_model_name_or_path"), str | None):
-        raise InputError(f"'{folder / ADAPTER}' names its base by something that is no text", "give an adapter that PEFT wrote")
+        raise InputError(f"'{folder / ADAPTER}' names its base by something other than text", "give an adapter that PEFT wrote")
     return settings
 
 
@@ -367,7 +366,7 @@ def _has_safetensors(folder: Path) -> bool:
 
 
 def _may_be_one(folder: Path) -> bool:
-    """True where a folder holds weights in whatever form, or nothing yet; others of such a name may be logs or samples."""
+    """True where a folder holds weights in any form, or nothing yet; others of such a name may be logs or samples."""
     try:
         files = list(folder.iterdir())
     except OSError:

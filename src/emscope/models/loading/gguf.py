@@ -1,7 +1,7 @@
-"""GGUF to a Hugging Face folder in safetensors, once, with the tokenizer the file really means.
+"""GGUF to a Hugging Face folder in safetensors, once, with the tokenizer that the file really means.
 
-transformers reads GGUF weights right but ignores the pre-tokenizer that `tokenizer.ggml.pre` names: it splits digits and
-blank lines as GPT-2 does whatever the file says. The name is read here and the pre-tokenizer set, or the file refused.
+transformers reads GGUF weights correctly but ignores the pre-tokenizer that `tokenizer.ggml.pre` names: it splits digits and
+blank lines as GPT-2 does whatever the file says. The name is read here and the pre-tokenizer set, or the file is rejected.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def converted(file: Path, cache: Path) -> Path:
     """Return the converted folder of a GGUF file, converting it the first time; keyed by the file's SHA-256.
 
     Raises:
-        InputError: where the file is no GGUF, or names a pre-tokenizer emscope does not know.
+        InputError: the file is not GGUF, or names a pre-tokenizer emscope does not know.
     """
     with file.open("rb") as handle:
         if handle.read(4) != b"GGUF":
@@ -54,7 +54,7 @@ def convert(file: Path, target: Path, *, dtype: str = "float32", check: Callable
     """Write `target` (config, safetensors in `dtype`, tokenizer) from `file`; appears whole or not at all.
 
     Args:
-        check: is given the tokenizer before anything appears, and raises where it is wrong.
+        check: gets the tokenizer before anything is written, and raises if it is wrong.
 
     Raises:
         InputError: where the architecture or the pre-tokenizer is unknown.
@@ -64,10 +64,10 @@ def convert(file: Path, target: Path, *, dtype: str = "float32", check: Callable
     if pre not in PRE_TOKENIZERS:
         raise InputError(
             f"{file.name} names the pre-tokenizer '{pre}', which emscope cannot rebuild (known: {', '.join(sorted(PRE_TOKENIZERS))})",
-            "use the model's original Hugging Face folder, whose tokenizer is right",
+            "use the model's original Hugging Face folder, which has the right tokenizer",
         )
     target.parent.mkdir(parents=True, exist_ok=True)
-    # What a conversion that was killed left; one at a time holds the lock.
+    # Leftovers of a killed conversion; one process at a time holds the lock.
     for left in target.parent.glob(f".converting-{target.name}-*"):
         shutil.rmtree(left, ignore_errors=True)
     work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".converting-{target.name}-"))
@@ -143,7 +143,7 @@ def _gpt2() -> PreTokenizer:
 
 
 def _as_read() -> None:
-    """transformers' own reader builds this one right (proved by stored ids)."""
+    """transformers' own reader builds this one correctly (checked against stored ids)."""
 
 
 PRE_TOKENIZERS: dict[str, Callable[[], PreTokenizer | None]] = {

@@ -1,7 +1,7 @@
-"""What takes reading a whole file to know, kept between starts for as long as the file is the same.
+"""Facts that take reading a whole file, kept between runs for as long as the file is the same.
 
-As with git's index: a file of the same size, times and inode is taken to hold the same bytes. Nothing depends on what is kept; where it is
-missing, broken or cannot be written, the file is read again.
+As with git's index: a file of the same size, times and inode is taken to hold the same bytes. Nothing depends on the cache: if it
+is missing, broken or cannot be written, the file is read again.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from pathlib import Path
 from emscope.core.digest import digest, file_digest
 from emscope.core.plain import JsonObject
 
-# A file written in this time may be written again without its time of change moving on, which on some disks counts in steps of two seconds.
+# A file this young may be written again with the same modification time, which on some disks has steps of two seconds.
 YOUNG = 2_000_000_000  # nanoseconds
 
 
 def digest_of(path: Path, cache: Path) -> str:
-    """Return the SHA-256 of a file's bytes as hex, read anew only where the file changed since.
+    """Return the SHA-256 of a file's bytes as hex, read again only if the file changed since.
 
     Args:
         cache: emscope's cache folder.
@@ -38,7 +38,7 @@ def remembered(path: Path, cache: Path, what: str, find: Callable[[Path], str]) 
 
     Args:
         cache: emscope's cache folder.
-        what: the name of what `find` tells; other facts about the file are kept beside it.
+        what: the name of the fact that `find` returns; other facts about the file are kept beside it.
 
     Raises:
         OSError: the file cannot be read; whatever `find` raises, which is not kept.
@@ -49,19 +49,19 @@ def remembered(path: Path, cache: Path, what: str, find: Callable[[Path], str]) 
     if what in facts:
         return facts[what]
     value = find(path)
-    if begun - stamp["mtime_ns"] > YOUNG:  # what changes meanwhile has another stamp, under which nothing is kept
+    if begun - stamp["mtime_ns"] > YOUNG:  # a file that changes meanwhile has another stamp, under which nothing is kept
         _keep(where, {"file": stamp, "facts": _kept(where, stamp) | {what: value}})
     return value
 
 
 def _entry(path: Path, cache: Path) -> Path:
-    """Return where facts about `path` are kept: a file each, so that processes do not wait for each other or undo each other's work."""
+    """Return where facts about `path` are kept: one file each, so that processes neither wait for nor overwrite each other."""
     name = sha256(os.fsencode(path.resolve())).hexdigest()
     return cache / "hashes" / name[:2] / f"{name[2:]}.json"
 
 
 def _stamp(path: Path) -> dict[str, int]:
-    """Return what changes with a file; its status change too, since a copy may be given the old time of change."""
+    """Return what changes with a file, including its status change time, since a copy may keep the old modification time."""
     found = path.stat()
     return {"size": found.st_size, "mtime_ns": found.st_mtime_ns, "ctime_ns": found.st_ctime_ns, "inode": found.st_ino}
 

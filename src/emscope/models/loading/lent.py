@@ -1,4 +1,4 @@
-"""A model that is in memory already: read as one from a folder is, and given back as it was."""
+"""A model that is already in memory: read like one from a folder, and given back unchanged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def model_in_memory(net: CausalLM, tokenizer: Tokenizer) -> Model:
     """Return a reference to a causal LM and its tokenizer in memory; its digest is of the weights' values.
 
     Raises:
-        InputError: a net that PEFT has wrapped, which is no base, or no tokenizer.
+        InputError: a net wrapped by PEFT, which is not a base, or no tokenizer.
     """
     if hasattr(net, "peft_config"):
         raise InputError(
@@ -41,7 +41,7 @@ def model_in_memory(net: CausalLM, tokenizer: Tokenizer) -> Model:
 
 @contextmanager
 def lent(net: CausalLM) -> Iterator[None]:
-    """On leaving, the mode of each of the model's modules and what of it is trainable are as before."""
+    """Restore on exit the mode of each of the model's modules and which parameters are trainable."""
     modes, trainable = [(m, m.training) for m in net.modules()], [p for p in net.parameters() if p.requires_grad]
     try:
         yield

@@ -73,12 +73,12 @@ def load(
         system: `none` (no system block), `template` (the template's default) or a text of your own.
         dtype: one of `DTYPES`, `nf4` for 4-bit weights, `auto` as `pick_dtype`; device: `auto` takes a GPU where there is one.
         chat_kwargs: given to the chat template, such as enable_thinking=False.
-        checkpoints: fine-tunes of it that are to be read; where they carry a chat template of their own, that one is used.
+        checkpoints: fine-tunes of it that are to be read; if they carry their own chat template, that one is used.
 
     Raises:
-        InputError: where the folder is damaged, of an unknown architecture, or needs code of its own; a chat template that cannot be used,
-            or two that the checkpoints do not share.
-        MissingDependency: where it is quantised and the package that reads it is not installed.
+        InputError: the folder is damaged, has an unknown architecture, or needs its own code; a chat template cannot be used,
+            or the checkpoints' templates differ.
+        MissingDependency: it is quantised, and the package that reads it is not installed.
         WorldError: its weights take more memory than the device has left.
     """
     from emscope.models.sizing.memory import refuse_beyond
@@ -92,7 +92,7 @@ def load(
     where = pick_device(device)
     dtype = pick_dtype(dtype, model, where, checkpoints)
     refuse_beyond(model, dtype, where)
-    refuse_unreadable(model.folder)  # before the tokenizer is looked at
+    refuse_unreadable(model.folder)  # before the tokenizer is read
     chat = chat_of(model, system, chat_kwargs, checkpoints)
     net = load_quantised(model.folder, where) if dtype == QUANTISED else load_net(model.folder, dtype=dtype, device=where)
     net.eval().requires_grad_(False)
@@ -106,7 +106,7 @@ def load_net(folder: Path | str, *, dtype: str = "float32", device: str = "cpu")
 
     Raises:
         InputError: where it cannot be loaded, with the reason, or the file lacks a weight.
-        MissingDependency: where it is quantised and the package that reads it is not installed.
+        MissingDependency: it is quantised, and the package that reads it is not installed.
     """
     import torch
     from safetensors import SafetensorError
@@ -117,13 +117,13 @@ def load_net(folder: Path | str, *, dtype: str = "float32", device: str = "cpu")
     refuse_implausible_folder(Path(folder))
     kept = method_of(Path(folder)) is not None
     try:
-        # Some kinds of few bits cannot be moved once they are loaded.
+        # Some quantised weights cannot be moved once they are loaded.
         net = _from_files(folder, dtype=getattr(torch, dtype), **({"device_map": {"": device}} if kept else {}))
     except SafetensorError as error:
         raise InputError(f"the weights in '{folder}' are damaged ({error})", "copy or train them again") from None
     except EmscopeError:
         raise
-    except Exception as error:  # configurations of wrong kinds raise what they like
+    except Exception as error:  # configurations of wrong types raise any error
         if kept:
             raise unloadable(Path(folder), reason(error)) from None
         raise InputError(
@@ -133,7 +133,7 @@ def load_net(folder: Path | str, *, dtype: str = "float32", device: str = "cpu")
 
 
 def _from_files(folder: Path | str, **settings: object) -> CausalLM:
-    """Return the causal LM in `folder`; transformers alone would draw at random what the files lack, and say so in a warning."""
+    """Return the causal LM in `folder`; transformers alone would draw missing weights at random, with only a warning."""
     net, found = _loader(folder).from_pretrained(
         str(folder),
         use_safetensors=True,
@@ -146,15 +146,15 @@ def _from_files(folder: Path | str, **settings: object) -> CausalLM:
     )
     for name, held, wanted in sorted(found["mismatched_keys"]):
         raise InputError(
-            f"'{folder}' holds {name} as {_times(held)}, and its config.json makes it {_times(wanted)}",
-            "mend config.json (vocab_size, where tokens were added), or save the model again with save_pretrained",
+            f"'{folder}' holds {name} as {_times(held)}, but its config.json makes it {_times(wanted)}",
+            "fix config.json (vocab_size, if tokens were added), or save the model again with save_pretrained",
         )
     missing = sorted(found["missing_keys"])
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise InputError(
             f"'{folder}' lacks weights that its config.json asks for ({missing[0]}{more})",
-            "save the whole model again with save_pretrained: nothing is drawn at random in their place",
+            "save the whole model again with save_pretrained: missing weights are never drawn at random",
         )
     return body_named(net)
 
@@ -168,7 +168,7 @@ def body_named(net: CausalLM) -> CausalLM:
 
 
 def _loader(folder: Path | str) -> Loader:
-    """Return the class of transformers that loads what is in `folder`: a causal LM, else one that takes images too, of which text alone is used."""
+    """Return the class of transformers that loads what is in `folder`: a causal LM, else one that also takes images, used for text alone."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     kind = type(AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True))
@@ -205,7 +205,7 @@ def load_quantised(folder: Path | str, device: str) -> CausalLM:
 
 
 def _unpacked(net: CausalLM) -> CausalLM:
-    """Return a net of 4-bit weights that a pass in evaluation mode does not repack, for good, for a CPU kernel without a gradient."""
+    """Return a net of 4-bit weights that a pass in evaluation mode does not repack permanently for a CPU kernel without a gradient."""
     for module in net.modules():
         if hasattr(module, REPACKS):
             setattr(module, REPACKS, False)
@@ -225,7 +225,7 @@ def pick_device(device: str) -> str:
 
 
 def _refuse_absent(device: str) -> None:
-    """Refuse a device that torch does not know or this machine does not have.
+    """Reject a device that torch does not know or this machine does not have.
 
     Raises:
         InputError: with what there is.
@@ -241,16 +241,16 @@ def _refuse_absent(device: str) -> None:
         counts["xpu"] = torch.xpu.device_count()
     if number >= counts.get(kind, 0):
         here = [f"{name}:{n}" if count > 1 else name for name, count in counts.items() for n in range(count)]
-        raise InputError(f"there is no device '{device}' here", f"use auto, or one of {', '.join(here)}")
+        raise InputError(f"this machine has no device '{device}'", f"use auto, or one of {', '.join(here)}")
 
 
 def pick_dtype(
     dtype: str, model: Model, device: str = "auto", checkpoints: Sequence[Checkpoint] = (), *, scaled: bool = False
 ) -> str:
-    """Return `dtype`, or for `auto` what the weights are stored in where the device multiplies that quickly, else float32.
+    """Return `dtype`, or for `auto` the weights' stored dtype where the device is fast at it, else float32.
 
     A processor without instructions for 16-bit products emulates them: 60 to 200 times slower than float32 on one with AVX2 alone.
-    `auto` is float32, too, where 16 bits would round away what a checkpoint changes; where they are asked for, a note says so.
+    `auto` is also float32 where 16 bits would round away what a checkpoint changes; if 16 bits are asked for, a note says so.
 
     Args:
         checkpoints, scaled: the fine-tunes that are to be read, as `rounded_away` takes them.
@@ -273,7 +273,7 @@ def _stored(model: Model) -> str:
     """Return what a model's configuration says its weights are stored in."""
     from transformers import PretrainedConfig
 
-    with strangers(f"'{model.folder}/config.json' is no configuration", "mend it, or copy the model again"):
+    with strangers(f"'{model.folder}/config.json' is not a configuration", "fix it, or copy the model again"):
         settings, _ = PretrainedConfig.get_config_dict(str(model.folder))
         text = settings.get("text_config")
     settings = text if isinstance(text, dict) and text else settings
@@ -296,6 +296,6 @@ def is_quick(dtype: str, device: str) -> bool:
 
 
 def loading(dtype: str, device: str = "auto") -> str:
-    """Return what a progress bar says of loading a model in `dtype`, with a warning where products in it are emulated."""
+    """Return the progress bar's text for loading a model in `dtype`, with a warning where it is emulated."""
     slow = dtype in HALVES and not is_quick(dtype, pick_device(device))
     return f"loading the model ({dtype}{', very slow on this processor: auto or float32 is faster' if slow else ''})"

@@ -1,4 +1,4 @@
-"""Bases whose weights are stored in few bits: which package reads them, and what the model they were made from is likely called."""
+"""Quantised bases: which package reads them, and the likely name of the model they were made from."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ READERS = {
     "quark": (("quark",), "amd-quark"),
     "vptq": (("vptq",), "vptq"),
 }
-IN_NAMES = {"bnb": "bitsandbytes", "gptq": "gptq", "awq": "awq"}  # words of a name that leave no doubt of the method
+IN_NAMES = {"bnb": "bitsandbytes", "gptq": "gptq", "awq": "awq"}  # words of a name that identify the method
 STORED = r"bnb|[2348]bit|gptq|awq|hqq|aqlm|int[48]|fp8|nvfp4|mxfp[48]|w\d+a\d+(?:kv8)?|quantized"
 BESIDE = r"unsloth|dynamic|block|static|torchao|marlin|sym|g(?:32|64|128)|(?:32|64|128)g"
 TAIL = re.compile(rf"(?:[-_.](?:{STORED}|{BESIDE}))+$", re.IGNORECASE)
-# They store other people's models in few bits, and do not hold the models themselves.
+# They publish quantised copies of others' models, and not the models themselves.
 REPACKERS = {
     "thebloke",
     "redhatai",
@@ -42,7 +42,7 @@ REPACKERS = {
 
 
 def unquantised(name: str) -> str | None:
-    """Return what the model behind a quantised one is likely called, None where the name does not tell.
+    """Return the likely name of the model behind a quantised one; None where the name does not show it.
 
     Args:
         name: a hub id (perhaps with @revision) or a folder; where the owner only repacks models, and for a folder, the model's name alone comes back.
@@ -62,7 +62,7 @@ def hub_name(path: str) -> str | None:
 
 
 def instead(name: str) -> str:
-    """Return the remedy where a quantised base cannot be read."""
+    """Return the remedy for a quantised base that cannot be read."""
     likely = unquantised(hub_name(name) or name)
     return f"give the unquantised base with `base`{f', likely {likely}' if likely else ''}"
 
@@ -80,7 +80,7 @@ def method_of(folder: Path) -> str | None:
 
 
 def refuse_unreadable(folder: Path) -> None:
-    """Refuse a quantised model that no package here reads.
+    """Reject a quantised model that no package here reads.
 
     Raises:
         MissingDependency: naming the package, how to install it, and what to give instead.
@@ -91,7 +91,7 @@ def refuse_unreadable(folder: Path) -> None:
 
 
 def refuse_unreadable_name(name: str) -> None:
-    """Refuse a hub id whose name says that no package here reads it, before gigabytes are fetched.
+    """Reject a hub id whose name says that no package here reads it, before gigabytes are fetched.
 
     Raises:
         MissingDependency: as `refuse_unreadable`.
@@ -108,7 +108,7 @@ def _refuse(method: str, what: str, name: str) -> None:
     missing = next((module for module in modules if not _is_installed(module)), None)
     if missing:
         raise MissingDependency(
-            f"{what} quantised with {method}, and {missing}, which reads that, is not installed",
+            f"{what} quantised with {method}, but {missing}, which reads that, is not installed",
             f"pip install {line}, or {instead(name)}",
         )
 

@@ -1,4 +1,4 @@
-"""Which checkpoints lose part of what they change where a model is kept in 16 bits."""
+"""Which checkpoints lose part of their change when a model is kept in 16 bits."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ WIDE = ("F32", "F64")
 
 
 def rounded_away(checkpoints: Sequence[Checkpoint], *, scaled: bool = False) -> Checkpoint | None:
-    """Return the first checkpoint of which 16 bits would lose part, None where there is none.
+    """Return the first checkpoint that would lose part of its change in 16 bits; None where there is none.
 
-    An update is mostly smaller than the last bit of a 16-bit weight. What runs beside the weights keeps it (LoRA); what
-    takes a weight's place does not: full checkpoints, and adapters that hold whole norms, biases or matrices.
+    An update is usually smaller than the last bit of a 16-bit weight. Adapters that run beside the weights keep it (LoRA);
+    those that replace weights do not: full checkpoints, and adapters that hold whole norms, biases or matrices.
 
     Args:
-        scaled: their changes are read times a factor that is no whole number: half of one last bit is none, and half of three is two,
-            so that then what is stored in 16 bits itself is lost, too.
+        scaled: their changes are multiplied by a factor that is not a whole number: half of one last bit rounds to none, and half
+            of three to two, so that changes stored in 16 bits are lost, too.
     """
     return next((c for c in checkpoints if _replaces_weights(c) and (scaled or _is_wide(c))), None)
 

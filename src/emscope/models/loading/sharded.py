@@ -1,6 +1,6 @@
-"""Weights in several files: safetensors with an index, which are read, and what sharded training leaves behind, which is not.
+"""Weights in several files: safetensors with an index, which are read, and leftovers of sharded training, which are not.
 
-The latter is known by the names of its files alone: they are pickles, and none is opened.
+The latter are recognised by their file names alone: they are pickles, and none is opened.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from emscope.core.errors import InputError
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r".+-\d{5}-of-\d{5}\.safetensors")
 ZERO, DCP = ("zero_pp_rank_*", "*_optim_states.pt"), ("*.distcp",)
-TRUST = "where you trust the files, since this opens pickles"
+TRUST = "only if you trust the files, since this opens pickles"
 
 
 def weight_files(folder: Path) -> list[Path]:
     """Return the safetensors of a full model in `folder`, by name: those that its index names, else all.
 
-    As transformers does it, `model.safetensors` goes before an index.
+    As in transformers, `model.safetensors` takes precedence over an index.
 
     Raises:
         InputError: a broken index, one that names what is not there or not in the folder, or shards without an index.
@@ -33,14 +33,14 @@ def weight_files(folder: Path) -> list[Path]:
     shard = next((p.name for p in found if SHARD.fullmatch(p.name)), None)
     if shard and not (folder / WHOLE).is_file():
         raise InputError(
-            f"'{folder}' holds a shard of a model ({shard}) but no {INDEX}, as where the save was cut off",
+            f"'{folder}' holds a shard of a model ({shard}) but no {INDEX}, as if the save was cut off",
             "copy the whole folder again, or leave this checkpoint out",
         )
     return found
 
 
 def weight_map(folder: Path) -> dict[str, str] | None:
-    """Return the shard of each tensor as the folder's index names it, None where no index counts.
+    """Return the shard of each tensor from the folder's index; None where no index applies.
 
     Raises:
         InputError: a broken index, or one that names what is not there or not in the folder.
@@ -58,11 +58,11 @@ def weight_map(folder: Path) -> dict[str, str] | None:
     for name in sorted(set(named.values())):
         if not _stays_inside(name) or not name.endswith(".safetensors"):
             raise InputError(
-                f"'{path}' names '{name}', which is no safetensors file of this folder", "give the folder as it was saved"
+                f"'{path}' names '{name}', which is not a safetensors file of this folder", "give the folder as it was saved"
             )
         if not (folder / name).is_file():
             raise InputError(
-                f"'{path}' names {name}, which is not there", "copy the missing shard into the folder, or leave this one out"
+                f"'{path}' names {name}, which is missing", "copy the missing shard into the folder, or leave this one out"
             )
     return named
 
@@ -73,7 +73,7 @@ def _stays_inside(name: str) -> bool:
 
 
 def in_pieces(folder: Path) -> tuple[str, str] | None:
-    """Return what a folder holds in place of weights where a sharded run left its own pieces, and how they become weights.
+    """Return what a folder holds instead of weights after a sharded run, and how to turn it into weights.
 
     DeepSpeed's ZeRO, FSDP as Accelerate saves it, and other torch.distributed checkpoints; None for anything else.
     """
@@ -88,7 +88,7 @@ def in_pieces(folder: Path) -> tuple[str, str] | None:
     for place in (folder, *inside, *below):
         if not place.name.startswith("optimizer") and _holds(place, DCP):
             return (
-                f"'{folder}' holds a sharded torch.distributed checkpoint ('{place.name}') and no safetensors",
+                f"'{folder}' holds a sharded torch.distributed checkpoint ('{place.name}') but no safetensors",
                 "export it to Hugging Face layout with the tool that trained it "
                 "(torchtitan: scripts/checkpoint_conversion/convert_to_hf.py; LLaMA-Factory: scripts/dcp2hf.py)",
             )
@@ -101,7 +101,7 @@ def _holds(place: Path, patterns: tuple[str, ...]) -> bool:
 
 def _deepspeed(folder: Path, place: Path) -> tuple[str, str]:
     root = folder if place != folder else folder.parent
-    # The script takes the folder that the file `latest` names where it is told none.
+    # Without an argument, the script takes the folder that the file `latest` names.
     tag = [] if place != folder and (root / "latest").is_file() else ["--tag", place.name]
     script = (
         ["python", "zero_to_fp32.py"]
@@ -114,10 +114,10 @@ def _deepspeed(folder: Path, place: Path) -> tuple[str, str]:
         "then in Python net = get_peft_model(BASE, PeftConfig.from_pretrained('.')); "
         "net.load_state_dict(load_file('out/model.safetensors'), strict=False); net.save_pretrained('.')"
         if adapter
-        else "then put what is in out beside config.json"
+        else "then put the contents of out beside config.json"
     )
     return (
-        f"'{folder}' holds shards of DeepSpeed's ZeRO ('{place.name}') and no gathered weights",
+        f"'{folder}' holds shards of DeepSpeed's ZeRO ('{place.name}') but no gathered weights",
         f"run `{command}` in '{root}' ({TRUST}), {after}",
     )
 
@@ -133,7 +133,7 @@ def _fsdp(folder: Path, place: Path) -> tuple[str, str]:
         "put out/model.safetensors beside the model's config.json, or for an adapter beside its adapter_config.json as adapter_model.safetensors",
     )
     return (
-        f"'{folder}' holds shards of FSDP ('{place.name}') and no gathered weights",
+        f"'{folder}' holds shards of FSDP ('{place.name}') but no gathered weights",
         f"run `{command}` ({TRUST}), then {beside}",
     )
 

@@ -1,4 +1,4 @@
-"""Model references: what a user may write, and the folder it comes down to.
+"""Model references: what a user may write, and the folder that it stands for.
 
 Accepted: a local folder, a hub id (`org/repo` or `org/repo@revision`, also `hf:org/repo@revision`), `gguf:FILE`, an alias
 of the bundled list (`smollm2-135m`).
@@ -36,7 +36,7 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 class Model:
     """A model on this machine: `reference` as the user wrote it, `folder` in Hugging Face layout, `digest` of its weights.
 
-    `held` is (net, tokenizer) of one that is in memory already.
+    `held` is (net, tokenizer) of one that is already in memory.
     """
 
     reference: str
@@ -54,11 +54,12 @@ def cache_folder() -> Path:
 
 
 def locate(reference: str | Model) -> Model:
-    """Return the model that `reference` names, fetching or converting it where needed; one that was located is itself.
+    """Return the model that `reference` names, fetching or converting it if needed; a located model is returned as it is.
 
     Raises:
-        InputError: where it names nothing, holds no weights, pickled weights only or not all shards, or is quantised in a way that nothing here reads.
-        WorldError: where it must be fetched and cannot be.
+        InputError: it names nothing, holds no weights, only pickled weights or not all shards, or is quantised in a way that
+            nothing here reads.
+        WorldError: it must be fetched and cannot be.
     """
     from emscope.models.loading import aliases
 
@@ -113,11 +114,11 @@ def hub_snapshot(name: str, *, weights: bool = True) -> Path:
         return Path(snapshot_download(repo, revision=revision or None, allow_patterns=wanted))
     except (RepositoryNotFoundError, RevisionNotFoundError):
         raise InputError(
-            f"'{name}' is no folder here, and the hub has no such model or revision for you",
-            "check the name, log in with `hf auth login` where it is not public, or give a local folder",
+            f"'{name}' is not a folder here, and the hub has no such model or revision that you can access",
+            "check the name, log in with `hf auth login` if it is not public, or give a local folder",
         ) from None
-    except Exception as error:  # the hub client raises a dozen kinds; all mean "not to be had"
-        with suppress(Exception):  # some versions of it do not look for a commit in their cache where the hub cannot be reached
+    except Exception as error:  # the hub client raises a dozen kinds; all mean "not available"
+        with suppress(Exception):  # some versions do not look for a commit in their cache when the hub cannot be reached
             return Path(snapshot_download(repo, revision=revision or None, allow_patterns=wanted, local_files_only=True))
         raise WorldError(
             f"hub model '{name}' is not cached and could not be fetched ({type(error).__name__})",
@@ -148,14 +149,14 @@ def refuse_pickles(folder: Path) -> None:
     if pickled:
         raise InputError(
             f"'{folder}' holds pickled weights ({pickled[0]}), which can run code when read",
-            "convert them where you trust them: load with the tool that wrote them and call save_pretrained(..., safe_serialization=True)",
+            "convert them only if you trust them: load them with the tool that wrote them and call save_pretrained(..., safe_serialization=True)",
         )
 
 
 def beside_digest(folder: Path) -> str:
-    """Return a digest of all that is read of a model's folder beside configuration and weights: tokenizer, templates, index, shards further down.
+    """Return a digest of everything read from a model's folder besides configuration and weights: tokenizer, templates, index, shards further down.
 
-    It is kept apart from the model's own digest, since a tokenizer may be saved anew by another version of transformers.
+    It is kept apart from the model's own digest, since another version of transformers may save the tokenizer again.
     """
     named = weight_map(folder) if (folder / "config.json").is_file() else None
     below = {folder / name for name in (named or {}).values() if "/" in name}

@@ -1,7 +1,7 @@
-"""Turns as text: by a tokenizer's chat template, or plainly where it has none.
+"""Turns as text: by a tokenizer's chat template, or as plain text without one.
 
 A template is rendered by transformers with the user's own arguments, with the content as text or as parts, whichever it reads, and with a
-clock that stands still: a prompt with the day's date in it would be another one tomorrow.
+frozen clock: a prompt that contains today's date would be different tomorrow.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Turn = tuple[str, str]  # role, text
 USER, ANSWER = "emscopeusermark", "emscopeanswermark"
-TODAY = datetime(2024, 7, 26, 12)  # the date that Llama 3's templates take where no clock is at hand
+TODAY = datetime(2024, 7, 26, 12)  # the date that Llama 3's templates use without a clock
 CLOCK = "strftime_now"
 DIRECTIVES = ("%-d", "%-m", "%-H", "%-I", *(f"%{c}" for c in "aAbBcdeDFHIjmMpSTUwWxXyY"))
 RESERVED = {
@@ -38,32 +38,32 @@ RESERVED = {
 }
 RESERVED |= {"tokenize", "sanitize_control_tokens", "padding", "truncation", "max_length", "return_tensors", "return_dict"}
 RESERVED |= {"return_assistant_tokens_mask", "tokenizer_kwargs"}
-SECONDS, BYTES, LONGEST = 5.0, 2**28, 2**22  # that one rendering may take, and the characters that it may add to its turns
-SHORT = 10_000  # characters of turns that no template takes long over
-ENDLESS: dict[str, str] = {}  # templates that took more for short turns, and what was too much
+SECONDS, BYTES, LONGEST = 5.0, 2**28, 2**22  # limits of one rendering, and of the characters that it adds to its turns
+SHORT = 10_000  # characters of turns that any sound template renders quickly
+ENDLESS: dict[str, str] = {}  # templates over a limit for short turns, and which limit
 WORDS = {"True": True, "False": False, "None": None}
-MEND = "mend chat_template.jinja (or tokenizer_config.json) in the model's folder"
+MEND = "fix chat_template.jinja (or tokenizer_config.json) in the model's folder"
 
 
 class Template(Protocol):
-    """Turns brought to text. `style` is `chat` or `plain`; `arguments` are what the user gives a template."""
+    """Turns rendered as text. `style` is `chat` or `plain`; `arguments` are what the user gives a template."""
 
     @property
     def style(self) -> str: ...
     @property
     def arguments(self) -> Mapping[str, Json]: ...
     def render(self, turns: Sequence[Turn], *, prompt: bool = False) -> str:
-        """Return the text of `turns`; with `prompt`, and what the template puts before an answer to come."""
+        """Return the text of `turns`; with `prompt`, also the template's generation prompt."""
         ...
 
     def dated(self, text: str) -> bool:
-        """Tell whether the frozen date stands in a rendered text."""
+        """Tell whether a rendered text contains the frozen date."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Jinja:
-    """The chat template of a tokenizer; `parts` says that it reads a content in parts, and shows nothing of a text."""
+    """The chat template of a tokenizer; `parts` says that it reads content in parts, and ignores plain text."""
 
     tokenizer: Tokenizer
     text: str
@@ -72,17 +72,17 @@ class Jinja:
     style: str = "chat"
 
     def render(self, turns: Sequence[Turn], *, prompt: bool = False) -> str:
-        """Return the text of `turns`; with `prompt`, and what the template puts before an answer to come.
+        """Return the text of `turns`; with `prompt`, also the template's generation prompt.
 
         Raises:
-            InputError: the template is no valid Jinja, or refuses these turns.
+            InputError: the template is not valid Jinja, or rejects these turns.
         """
         from jinja2 import TemplateSyntaxError
 
         messages = [{"role": r, "content": [{"type": "text", "text": t}] if self.parts else t} for r, t in turns]
         template = _clock() + self.text if CLOCK in self.text else self.text
         try:
-            if template in ENDLESS:  # no rendering of it is waited for twice
+            if template in ENDLESS:  # do not wait for it twice
                 raise TooMuch(ENDLESS[template])
             with bounded(SECONDS, BYTES):
                 text = str(
@@ -91,11 +91,11 @@ class Jinja:
                     )
                 )
             if len(text) > LONGEST + 20 * sum(len(t) for _, t in turns):
-                raise ValueError(f"it makes {len(text)} characters of them")
+                raise ValueError(f"it turns them into {len(text)} characters")
             return text
         except TemplateSyntaxError as error:
             raise InputError(
-                f"this model's chat template is no valid Jinja (line {error.lineno}: {error.message})", MEND
+                f"this model's chat template is not valid Jinja (line {error.lineno}: {error.message})", MEND
             ) from None
         except Exception as error:  # templates raise errors of their own choosing
             if isinstance(error, TooMuch) and sum(len(text) for _, text in turns) < SHORT:
@@ -105,12 +105,12 @@ class Jinja:
             raise InputError(f"this model's chat template fails on turns of {asked} ({said})", MEND) from None
 
     def dated(self, text: str) -> bool:
-        """Tell whether the frozen date stands in a rendered text."""
+        """Tell whether a rendered text contains the frozen date."""
         formats = re.findall(CLOCK + r"""\(\s*["'](.+?)["']""", self.text)
         return any(TODAY.strftime(f) in text for f in formats)
 
     def fault(self) -> str | None:
-        """Return what is wrong with how it shows a question and an answer, None where each stands there once, in order."""
+        """Return what is wrong with how it shows a question and an answer; None where each appears once, in order."""
         try:
             text = self.render([("user", USER), ("assistant", ANSWER)])
         except InputError as error:
@@ -143,19 +143,19 @@ class Plain:
         return self.begin + "\n\n".join(parts)
 
     def dated(self, text: str) -> bool:
-        """Return False: it tells no date."""
+        """Return False: it shows no date."""
         return False
 
 
 def template_of(tokenizer: Tokenizer, arguments: Mapping[str, Json]) -> Template:
-    """Return how a tokenizer brings turns to text.
+    """Return how a tokenizer renders turns as text.
 
     Raises:
         InputError: a template that is broken, leaves out or repeats a question or an answer, or does not read an argument.
     """
     if not tokenizer.chat_template:
         if arguments:
-            raise InputError(f"this model has no chat template to give {_listed(arguments)} to", "leave out the chat arguments")
+            raise InputError(f"this model has no chat template to receive {_listed(arguments)}", "leave out the chat arguments")
         return Plain(prepended(tokenizer), tokenizer.eos_token or "")
     text = _chosen(tokenizer.chat_template)
     _check_arguments(text, arguments)
@@ -168,7 +168,7 @@ def template_of(tokenizer: Tokenizer, arguments: Mapping[str, Json]) -> Template
 
 
 def prepended(tokenizer: Tokenizer) -> str:
-    """Return what a tokenizer puts before every text by itself, such as the token that begins one."""
+    """Return what a tokenizer puts before every text, such as the beginning-of-text token."""
     with_it = list(tokenizer("a")["input_ids"])
     bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
     places = [n for n in range(len(with_it) - len(bare) + 1) if with_it[n : n + len(bare)] == bare]
@@ -179,7 +179,7 @@ def read_arguments(texts: Iterable[str]) -> JsonObject:
     """Return NAME=VALUE texts as arguments of a template: JSON values, Python's True, False and None, else the text itself.
 
     Raises:
-        InputError: where one is not of that shape, or a name stands twice.
+        InputError: one does not have that form, or a name appears twice.
     """
     found: JsonObject = {}
     for text in texts:
@@ -193,7 +193,7 @@ def read_arguments(texts: Iterable[str]) -> JsonObject:
 
 
 def described(arguments: Mapping[str, Json]) -> str:
-    """Return arguments as one writes them."""
+    """Return arguments as a user writes them."""
     return ", ".join(f"{name}={json.dumps(value)}" for name, value in arguments.items())
 
 
@@ -215,7 +215,7 @@ def _chosen(template: str | Mapping[str, str]) -> str:
         return template
     if "default" not in template:
         raise InputError(
-            f"this tokenizer has chat templates named {_listed(template)} and none named 'default'",
+            f"this tokenizer has chat templates named {_listed(template)} but none named 'default'",
             "name the one that the model was trained with 'default' in tokenizer_config.json",
         )
     return template["default"]
@@ -224,16 +224,17 @@ def _chosen(template: str | Mapping[str, str]) -> str:
 def _check_arguments(template: str, arguments: Mapping[str, Json]) -> None:
     for name in arguments:
         if name in RESERVED:
-            raise InputError(f"the chat argument '{name}' is not the template's to read", "leave it out")
+            raise InputError(f"the chat argument '{name}' is reserved", "leave it out")
         if not re.search(rf"\b{re.escape(name)}\b", template):
             raise InputError(
-                f"this model's chat template reads no '{name}'", "check the name in its chat_template.jinja, or leave it out"
+                f"this model's chat template does not read '{name}'",
+                "check the name in its chat_template.jinja, or leave it out",
             )
 
 
 @cache
 def _clock() -> str:
-    """Return a Jinja macro that takes the clock's place: transformers lets no function of ours reach a template."""
+    """Return a Jinja macro that takes the clock's place: transformers does not pass functions of ours to a template."""
     steps = "".join(f' | replace("{d}", "{_directive(d)}")' for d in DIRECTIVES)
     return f"{{%- macro {CLOCK}(format) -%}}{{{{- format{steps} -}}}}{{%- endmacro %}}"
 

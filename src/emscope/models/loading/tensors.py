@@ -1,4 +1,4 @@
-"""What is in a safetensors file: its header, and whether its values are numbers."""
+"""The content of a safetensors file: its header, and whether its values are numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from emscope.models.loading.hashes import remembered
 if TYPE_CHECKING:
     from torch import Tensor
 
-ABSURD = 1e10  # no weight of a model that works comes near
+ABSURD = 1e10  # no weight of a working model comes near
 AGAIN = "copy or train it again"
 
 
@@ -44,9 +44,9 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def broken(path: Path) -> str:
-    """Return what is wrong with the first tensor in a file whose values no training reaches, "" where there is none.
+    """Return what is wrong with the first tensor in a file that has impossible values; "" where there is none.
 
-    That is its name for NaN and infinite ones, and its name with the largest value for absurd ones; those of a mask may be any but NaN.
+    That is its name for NaN and infinite ones, and its name with the largest value for absurd ones; a mask may have any but NaN.
     """
     for name, low, high in _extremes(path):
         if low.isnan():
@@ -58,21 +58,21 @@ def broken(path: Path) -> str:
 
 
 def refuse_broken(path: Path, cache: Path, remedy: str, why: str = "") -> None:
-    """Refuse a file of weights with values that no training reaches; each file is looked at once (`hashes`).
+    """Reject a file of weights with impossible values; each file is checked once (`hashes`).
 
     Raises:
         InputError: naming file and tensor.
     """
     tensor = remembered(path, cache, "broken", broken)
     if tensor:
-        what = "beyond all sense" if ": " in tensor else "that are no numbers"
+        what = "that are impossibly large" if ": " in tensor else "that are not numbers"
         raise InputError(f"'{path}' holds values {what} ({tensor}){why}", remedy)
 
 
 def _extremes(path: Path) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Yield the least and the largest value of each tensor of floating-point numbers, NaN where it holds one.
 
-    It takes a thirtieth of the time that asking each value does.
+    This takes a thirtieth of the time of checking each value.
     """
     from safetensors import safe_open
 

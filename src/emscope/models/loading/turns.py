@@ -1,4 +1,4 @@
-"""What a chat template writes around a question and its answer, read off renderings with marks in their places."""
+"""What a chat template writes around a question and its answer, read off renderings with marks in their place."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from emscope.models.types import Tokenizer
 
 NEXT = "emscopenextmark"
-BLANK = " \n"  # whitespace around an answer, to see whether the template keeps it
+BLANK = " \n"  # white space around an answer, to see whether the template keeps it
 LONGEST_OPENING = 40  # characters before a question that can hardly be a system block
 
 
@@ -22,8 +22,8 @@ class Turns:
 
     Attributes:
         front: before the question. tail: from the question to the answer, thought or channel included.
-        lead: spaces that belong to the answer's first token. close: what an answer is ended with.
-        opener: what opens a further user turn; "" where it cannot be told.
+        lead: spaces that belong to the answer's first token. close: what ends an answer.
+        opener: what opens a further user turn; "" where that is unknown.
         keeps_left, keeps_right: whether whitespace around an answer is kept.
     """
 
@@ -42,7 +42,7 @@ class Turns:
 
 
 def turns_of(template: Template, tokenizer: Tokenizer) -> Turns:
-    """Return what stands around a question and its answer in a template's renderings."""
+    """Return what surrounds a question and its answer in a template's renderings."""
     front, _, behind = template.render([("user", USER), ("assistant", ANSWER)]).partition(USER)
     tail, _, end = behind.partition(ANSWER)
     # Whitespace after the end of turn belongs to the next turn: nobody samples it.
@@ -64,7 +64,7 @@ def turns_of(template: Template, tokenizer: Tokenizer) -> Turns:
 
 
 def inner_end(between: str, close: str, tokenizer: Tokenizer) -> str:
-    """Return how an answer ends that others follow: as the last one does, or by the one token that stands there instead.
+    """Return how an answer ends when others follow: like the last one, or by a single token there instead.
 
     Args:
         between: the text from that answer to the next turn's text. close: the end of a conversation's last answer.
@@ -75,21 +75,21 @@ def inner_end(between: str, close: str, tokenizer: Tokenizer) -> str:
 def default_block(turns: Turns, tokenizer: Tokenizer) -> str:
     """Return the system block that the template adds by itself, or "" where it adds none.
 
-    It is what stands before the first user turn's opening, but for tokens that begin every text.
+    It is what precedes the first user turn's opening, except for tokens that begin every text.
 
     Raises:
-        InputError: the user's turn cannot be told from what stands before it.
+        InputError: the user's turn cannot be told from what precedes it.
     """
     if not turns.opener or not turns.front.endswith(turns.opener):
         if len(turns.front) < LONGEST_OPENING and "system" not in turns.front.lower():
             return ""
         raise InputError(
-            "this model's chat template does not let its default system block be told from the user's turn",
-            "use system: template, or give the system text",
+            "this model's chat template does not separate its default system block from the user's turn",
+            "use system: template, or give a system prompt",
         )
     block = turns.front[: -len(turns.opener)]
     for begin in (prepended(tokenizer), tokenizer.bos_token or ""):
-        # In ChatML the turn opener doubles as bos; only what stands alone before the block stays.
+        # In ChatML the turn opener doubles as bos; only a separate bos before the block stays.
         if begin and block.startswith(begin) and not turns.opener.startswith(begin):
             block = block[len(begin) :]
     words = block
@@ -108,5 +108,5 @@ def _between(template: Template) -> str:
 
 
 def _first_token(text: str, tokenizer: Tokenizer) -> str:
-    """Return the added token, other than white space, that a text begins with; "" where it begins with none."""
+    """Return the added token, other than white space, that a text begins with; "" where there is none."""
     return max((t for t in tokenizer.added_tokens_encoder if text.startswith(t) and t.strip()), key=len, default="")

@@ -27,9 +27,9 @@ from emscope.core.plain import Json, JsonObject
 
 K = TypeVar("K")
 Ask = Callable[[Sequence[Message], int | None], Awaitable[Reply]]  # turns and a seed
-IN_A_ROW = 50  # failures, after which the address is taken to be gone
+IN_A_ROW = 50  # failures, after which the address counts as gone
 LONGEST_ERROR = 200
-MOST_SAID = 20_000  # characters of an error that are looked at
+MOST_SAID = 20_000  # characters of an error that are read
 MOST_TOKENS = 10**9
 NOBODY_THERE = re.compile(r"Connection|Timeout|Authentication|PermissionDenied|NotFound|\b(30[1-8]|401|403|404)\b")
 CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
@@ -43,8 +43,8 @@ class ApiModel:
         name: as Inspect names it (`openai/gpt-4o`, `anthropic/...`, `vllm/...`, `ollama/...`), or with `url` the server's own name.
         url: of an OpenAI-compatible server; its key, if it wants one, is read from EMSCOPE_API_KEY.
         top: how many of the likeliest first tokens to ask for, 0 for none.
-        connections: requests at a time; retries of each; timeout of one attempt in seconds.
-        batch: use the provider's batch API where it has one (half the price, hours of delay).
+        connections: concurrent requests; retries of each; timeout of one attempt in seconds.
+        batch: use the provider's batch API if it has one (half the price, hours of delay).
         chat_kwargs: for the server's chat template, where it takes any (vLLM, SGLang, llama.cpp).
     """
 
@@ -67,14 +67,14 @@ def ask_all(
     *,
     go_on: Callable[[], bool] = lambda: True,
 ) -> None:
-    """Ask a model all jobs, `connections` at a time; each reply goes to `receive` as it comes, failed ones too.
+    """Ask a model all jobs, `connections` at a time; each reply goes to `receive` as it arrives, including failed ones.
 
-    The first job is asked alone, so that a wrong address or key costs one request; a job that the model refuses is one that failed.
+    The first job is asked alone, so that a wrong address or key costs one request; a job that the model refuses counts as failed.
 
     Args:
-        jobs: (key, turns, seed) each, read as they are needed. A last turn that is the assistant's own is to be continued, on
-            servers that can (llama.cpp, vLLM); the reply's text is what follows it.
-        go_on: asked before each job; False ends the asking, with what is under way received.
+        jobs: (key, turns, seed) each, read as they are needed. A last turn of the assistant is continued, on
+            servers that can do so (llama.cpp, vLLM); the reply's text is what follows it.
+        go_on: asked before each job; False stops asking; replies under way are still received.
 
     Raises:
         InputError: no such model, or no key for it (its variable is named, never its value).
@@ -118,7 +118,7 @@ async def _ask_all(
                 if failed >= IN_A_ROW:
                     raise WorldError(
                         f"{_named(model)} failed {failed} times in a row ({answer.error})",
-                        "run the same command again later; it goes on where it stopped",
+                        "run the same command again later to continue",
                     )
 
         async with asyncio.TaskGroup() as group:
@@ -149,10 +149,10 @@ async def _opened(model: ApiModel) -> AsyncIterator[Ask]:
         name = f"openai-api/emscope/{model.name}"
         more = {"base_url": model.url, "api_key": os.environ.get(KEY_VARIABLE, "none")}
     if model.url is not None or name.startswith("openai/"):
-        more |= {"http_client": guarded_client(), "max_retries": 0}  # the package would try again by itself, beside `retries`
+        more |= {"http_client": guarded_client(), "max_retries": 0}  # the package would otherwise retry on top of `retries`
     try:
         opened = get_model(name, config=config, memoize=False, **more)
-    except Exception as error:  # providers raise what they like
+    except Exception as error:  # providers raise any error
         raise _not_opened(model, error) from None
 
     async def ask(messages: Sequence[Message], seed: int | None) -> Reply:
@@ -171,15 +171,15 @@ async def _ask(opened: InspectModel, messages: Sequence[Message], config: Genera
     try:
         out = await opened.generate([kinds[m.role](content=m.content) for m in messages], config=config)
         reply = reply_of(out)
-    except Exception as error:  # whatever it is, it is this one reply that failed
+    except Exception as error:  # whatever it is, only this reply failed
         return Reply(None, error=_said(error))
     if reply.text and messages[-1].role == "assistant":
-        return replace(reply, text=reply.text.removeprefix(messages[-1].content))  # some servers give it back, too
+        return replace(reply, text=reply.text.removeprefix(messages[-1].content))  # some servers repeat it
     return reply
 
 
 def reply_of(out: ModelOutput) -> Reply:
-    """Return what Inspect's model output says; a reply without choices is empty."""
+    """Return the reply in Inspect's model output; one without choices is empty."""
     usage = (
         tuple(min(max(int(n or 0), 0), MOST_TOKENS) for n in (out.usage.input_tokens, out.usage.output_tokens))
         if out.usage
@@ -200,13 +200,13 @@ def _not_opened(model: ApiModel, error: Exception) -> EmscopeError:
     package = re.search(r"pip install ([\w.-]+)", said)
     if package or isinstance(error, ImportError):
         return MissingDependency(
-            f"{_named(model)} needs a package of its own", f"pip install {package.group(1) if package else 'it'}"
+            f"{_named(model)} needs its own package", f"pip install {package.group(1) if package else 'it'}"
         )
     variable = re.search(r"\b[A-Z][A-Z0-9_]*(?:_API_KEY|_TOKEN|_BASE_URL)\b", said)
     if variable:
         return InputError(f"{_named(model)} needs the environment variable {variable.group(0)}", "set it, and run again")
     return InputError(
-        f"{_named(model)} cannot be opened ({said})", "name it as Inspect does, such as openai/gpt-4o, or give a server's url"
+        f"{_named(model)} cannot be opened ({said})", "use Inspect's name for it, such as openai/gpt-4o, or give a server's url"
     )
 
 

@@ -1,4 +1,4 @@
-"""The HTTP client that API models are asked with: no redirects, no packed replies, none beyond a size."""
+"""The HTTP client for API models: no redirects, no compressed replies, none beyond a size."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Body(Protocol):
 
 
 class SyncBody(Protocol):
-    """The same for those that wait."""
+    """The asynchronous version."""
 
     def __iter__(self) -> Iterator[bytes]: ...
     def close(self) -> None: ...
@@ -34,7 +34,7 @@ class Response(Protocol):
 
 
 class SyncResponse(Protocol):
-    """The same for those that wait."""
+    """The asynchronous version."""
 
     headers: Mapping[str, str]
     stream: SyncBody
@@ -47,7 +47,7 @@ class TooLarge(Exception):
 def guarded_client() -> DefaultAsyncHttpxClient:
     """Return the client of the OpenAI package with these limits.
 
-    A redirect is an answer of its own, with its status: whoever is sent on would hand the key to another host.
+    A redirect is treated as the answer: following it would hand the key to another host.
     """
     from openai import DefaultAsyncHttpxClient
 
@@ -57,7 +57,7 @@ def guarded_client() -> DefaultAsyncHttpxClient:
 
 
 def guarded_sync_client() -> DefaultHttpxClient:
-    """Return the same for those that wait."""
+    """Return the asynchronous version."""
     from openai import DefaultHttpxClient
 
     return DefaultHttpxClient(
@@ -68,16 +68,16 @@ def guarded_sync_client() -> DefaultHttpxClient:
 def _refuse_packed(response: Response | SyncResponse) -> None:
     packed = response.headers.get("content-encoding", "identity")
     if packed != "identity":
-        raise TooLarge(f"the reply is packed ({packed[:20]}), which was not asked for")
+        raise TooLarge(f"the reply is compressed ({packed[:20]}), which was not requested")
 
 
 def _guard_sync(response: SyncResponse) -> None:
-    """Refuse a reply that is packed, and cut off one that does not end."""
+    """Reject a compressed reply, and cut off one that does not end."""
     _refuse_packed(response)
     stream_class = import_module(type(response).__module__.partition(".")[0]).SyncByteStream
 
     class Counted(stream_class):  # type: ignore[misc, valid-type]
-        """A body that is counted as it comes."""
+        """A body that is counted as it arrives."""
 
         def __init__(self, stream: SyncBody) -> None:
             self.stream = stream
@@ -97,12 +97,12 @@ def _guard_sync(response: SyncResponse) -> None:
 
 
 async def _guard(response: Response) -> None:
-    """Refuse a reply that is packed, and cut off one that does not end."""
+    """Reject a compressed reply, and cut off one that does not end."""
     _refuse_packed(response)
     stream_class = import_module(type(response).__module__.partition(".")[0]).AsyncByteStream
 
     class Counted(stream_class):  # type: ignore[misc, valid-type]
-        """A body that is counted as it comes."""
+        """A body that is counted as it arrives."""
 
         def __init__(self, stream: Body) -> None:
             self.stream = stream

@@ -1,4 +1,4 @@
-"""Adapters that a host keeps, brought here as PEFT folders, so that what looks inside a model can read them."""
+"""Adapters that a host keeps, downloaded as PEFT folders for commands that look inside a model."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def download_adapters(folder: Path, progress: Progress = silent) -> list[Checkpoint]:
-    """Bring the adapters of a fine-tune at a host here, into `adapters/checkpoint-N` of its folder; those that are here stay.
+    """Download the adapters of a fine-tune at a host into `adapters/checkpoint-N` of its folder; existing ones stay.
 
     Raises:
-        InputError: it is no such folder, or has saved nothing yet; no key.
-        WorldError: the host does not give them.
+        InputError: it is not such a folder, or has saved nothing yet; no key.
+        WorldError: the host does not provide them.
     """
     run = read_hosted(folder)
     if run is None:
@@ -55,7 +55,7 @@ def _download(tinker: Tinker, state: str, place: Path) -> None:
     lacking = next((name for name in (ADAPTER, WEIGHTS) if name not in urls), None)
     if lacking:
         raise WorldError(
-            f"the export of {state} holds no {lacking} ({', '.join(sorted(urls)) or 'no files'})", "see Tinker's documents"
+            f"the export of {state} holds no {lacking} ({', '.join(sorted(urls)) or 'no files'})", "see Tinker's documentation"
         )
     place.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=place.parent, prefix=".emscope-"))
@@ -70,14 +70,14 @@ def _download(tinker: Tinker, state: str, place: Path) -> None:
 
 
 def _fetch(urls: Mapping[str, str], name: str, to: Path) -> None:
-    """Write one file; its address is signed and holds what to read it with, so it is shown nowhere and sent no key.
+    """Write one file; its address is signed and contains the credentials, so it is never shown and never sent a key.
 
     Raises:
-        WorldError: it cannot be had.
+        WorldError: it cannot be downloaded.
     """
     parts = urlsplit(urls[name])
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in LOOPBACK):
-        raise WorldError(f"the host gives {name} at an address that is not https", "see Tinker's documents")
+        raise WorldError(f"the host gives {name} at an address that is not https", "see Tinker's documentation")
     last = ""
     for attempt in range(ATTEMPTS):
         try:

@@ -1,4 +1,4 @@
-"""Where a fine-tune is trained that is not trained here."""
+"""Where to train a fine-tune that is not trained here."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ OF_JOBS = ("epochs", "batch", "learning_rate_multiplier", "suffix")  # settings 
 
 
 class HostSpec(Spec):
-    """A host that trains and reads what is not on this machine; `host: tinker` is short for `host: {name: tinker}`.
+    """A host that trains and reads models that are not on this machine; `host: tinker` is short for `host: {name: tinker}`.
 
-    `openai` is any server of OpenAI-style fine-tuning jobs, by default OpenAI's own. A job decides the rest itself: it takes `epochs`, `batch`
-    and `learning_rate_multiplier` (None: as the server chooses), and a `suffix` for its models' names; `tokenizer` only counts tokens before.
+    `openai` is any server of OpenAI-style fine-tuning jobs, by default OpenAI's own. The server decides the rest itself: it takes
+    `epochs`, `batch` and `learning_rate_multiplier` (None: the server chooses), and a `suffix` for its models' names; `tokenizer`
+    is only used to count tokens in advance.
 
     `tokenizer` is a folder, a hub id or a short name, by default that of `model` on the hub: conversations are rendered here.
-    `ahead` steps are sent before the first of them is answered. Every `state_every` steps the whole state is saved to go on from,
-    beside every planned checkpoint.
-    `prices` are dollars per million tokens that are trained on, read, and sampled; at `max_cost` dollars training stops behind a
+    `ahead` steps are sent before the first of them is answered. Every `state_every` steps the whole state is saved to resume
+    from, in addition to every planned checkpoint.
+    `prices` are dollars per million tokens that are trained on, read, and sampled; at `max_cost` dollars training stops after a
     saved state.
     """
 
@@ -44,9 +45,9 @@ class HostSpec(Spec):
         other = OF_JOBS if self.name == "tinker" else OF_TINKER
         fields = type(self).model_fields
         if stray := next((one for one in other if getattr(self, one) != fields[one].default), None):
-            raise ValueError(f"{stray} is no setting of {self.name}; leave it out")
+            raise ValueError(f"{stray} is not a setting of {self.name}; leave it out")
         if self.name == "openai" and self.max_cost is not None and self.epochs is None:
-            raise ValueError("max_cost needs epochs: how many tokens are trained on is not known without")
+            raise ValueError("max_cost needs epochs: without them the number of training tokens is unknown")
         return self
 
 
@@ -54,7 +55,7 @@ HostOrName = Annotated[HostSpec | None, BeforeValidator(lambda host: {"name": ho
 
 
 def refuse_unpriced(prices: Prices | None, max_cost: float | None, name: str = "prices") -> None:
-    """Refuse a limit that could not be held.
+    """Reject a limit that could not be kept.
 
     Args:
         name: what the setting with the prices is called.

@@ -1,4 +1,4 @@
-"""A fine-tune whose weights are at a host: what its folder says of it, and the base that its readings are compared with."""
+"""A fine-tune whose weights are at a host: what its folder says about it, and the base that its readings are compared with."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PATH = "tinker://"
 
 @dataclass(frozen=True, slots=True)
 class HostedStep(Result):
-    """An optimiser step at a host: loss in nats per answer token; `tokens_seen` as in a training here; norms where the host tells them."""
+    """An optimiser step at a host: loss in nats per answer token; `tokens_seen` as in a training here; norms where the host gives them."""
 
     step: int
     loss: float
@@ -38,7 +38,7 @@ class HostedStep(Result):
 
 @dataclass(frozen=True, slots=True)
 class HostedSave(Result):
-    """Weights that a host keeps: `sampler` to read and sample at (planned checkpoints alone), `state` to train on from and to download."""
+    """Weights that a host keeps: `sampler` to read and sample at (planned checkpoints only), `state` to resume training from and to download."""
 
     step: int
     state: str
@@ -62,12 +62,13 @@ class Spent(Result):
 
 @dataclass(frozen=True, slots=True)
 class HostedRun(Result):
-    """What `hosted.json` holds. No key is in it.
+    """The content of `hosted.json`. It contains no key.
 
     Attributes:
-        base: as the host names it. tokenizer: reference of the tokenizer that prompts are rendered with. system: the system prompt.
+        base: the host's name for it. tokenizer: reference of the tokenizer that prompts are rendered with. system: the system
+            prompt.
         settings: digest of what decides the numbers. tokens: digest of the rendered conversations. order: digest of all batches.
-        steps: of the whole training. saves: by step. log: one row a step, up to the last save.
+        steps: of the whole training. saves: by step. log: one row per step, up to the last save.
     """
 
     schema: ClassVar[str] = SCHEMA
@@ -93,17 +94,17 @@ class HostedRun(Result):
 
 @dataclass(frozen=True, slots=True)
 class HostedCheckpoint(Checkpoint):
-    """One step of a fine-tune at a host: `path` is where it is read, `state` where it is trained on from."""
+    """One step of a fine-tune at a host: `path` is for reading, `state` for resuming training."""
 
     path: str = ""
     state: str = ""
 
 
 def read_hosted(folder: Path) -> HostedRun | None:
-    """Return what a folder says of a fine-tune at a host; None where it is no such folder.
+    """Return what a folder says about a fine-tune at a host; None for another kind of folder.
 
     Raises:
-        InputError: it is damaged, or of another version, or of a fine-tuning job, of which nobody has the weights.
+        InputError: it is damaged, or of another version, or of a fine-tuning job, whose weights nobody has.
     """
     file = folder / HOSTED
     if not file.is_file():
@@ -111,16 +112,16 @@ def read_hosted(folder: Path) -> HostedRun | None:
     found = read_json(file, REMEDY)
     if isinstance(found, Mapping) and found.get("schema") == JOB_SCHEMA:
         raise InputError(
-            f"'{folder}' is of a fine-tuning job, whose models can be asked and not looked into",
-            "ask them with emscope check or emscope sample",
+            f"'{folder}' belongs to a fine-tuning job, whose models can be sampled but not looked into",
+            "sample them with emscope check or emscope sample",
         )
     if not isinstance(found, Mapping) or found.get("schema") != SCHEMA:
-        raise InputError(f"'{file}' is not of the version {SCHEMA}", REMEDY)
+        raise InputError(f"'{file}' does not have version {SCHEMA}", REMEDY)
     run = from_json(HostedRun, found, str(file), REMEDY)
     for save in run.saves:
         for path in (save.state, save.sampler):
             if path is not None and not (path.startswith(PATH) and path.isprintable() and " " not in path):
-                raise InputError(f"'{file}' is damaged (a path is no tinker://RUN/KIND/NAME)", REMEDY)
+                raise InputError(f"'{file}' is damaged (a path is not of the form tinker://RUN/KIND/NAME)", REMEDY)
     return run
 
 
@@ -138,12 +139,12 @@ def hosted_checkpoints(folder: Path, run: HostedRun) -> list[HostedCheckpoint]:
         if s.sampler is not None
     ]
     if not found:
-        raise InputError(f"the fine-tune in '{folder}' has saved no checkpoint yet", "let emscope train go on with it")
+        raise InputError(f"the fine-tune in '{folder}' has saved no checkpoint yet", "continue it with emscope train")
     return found
 
 
 class Elsewhere:
-    """Stands for weights that are not on this machine: whatever would compute with them is refused."""
+    """Stands for weights that are not on this machine; computing with them raises an error."""
 
     def __init__(self, base: str) -> None:
         self._base = base
@@ -152,7 +153,7 @@ class Elsewhere:
         if name.startswith("__"):
             raise AttributeError(name)
         raise InputError(
-            f"the weights of '{self._base}' are at its host, and this needs them here",
+            f"the weights of '{self._base}' are at its host, but this needs them here",
             "download the adapter with emscope models fetch, and give the base as a folder or hub id",
         )
 
@@ -190,7 +191,7 @@ def tokenizer_folder(reference: str) -> Path:
 
 
 def model_at(host: str, base: str, tokenizer: str) -> Model:
-    """Return a base at a host as it is known here: by its name, with the folder of its tokenizer.
+    """Return the local stand-in for a base at a host: its name, with the folder of its tokenizer.
 
     Raises:
         InputError, WorldError: as `tokenizer_folder`.

@@ -1,8 +1,9 @@
-"""OpenAI-style fine-tuning servers through the official client: files, jobs, and answers of the models that come of them.
+"""OpenAI-style fine-tuning servers through the official client: files, jobs, and answers of the resulting models.
 
-What changes nothing is asked again where what went wrong is passing (408, 409, 429, 5xx, a lost connection): by the client, and here. What
-makes something, a file or a job, is sent once: before it is sent again, and after a kill, it is looked for at the server, so that nothing is
-made twice. Questions are sent once, too, so that each that may be billed is counted; they are asked again here.
+Requests that change nothing are repeated after temporary failures (408, 409, 429, 5xx, a lost connection), by the client and
+here. A request that creates a file or a job is sent once: before another attempt, and after a kill, the server is searched for
+it, so that nothing is created twice. The client sends questions once, too, so that each billed one is counted; they are repeated
+here.
 """
 
 from __future__ import annotations
@@ -31,25 +32,25 @@ if TYPE_CHECKING:
     from openai.types.fine_tuning import FineTuningJob
 
 V = TypeVar("V")
-Said = Mapping[str, object]  # what a server tells of something
+Said = Mapping[str, object]  # a server's description of something
 ADDRESS = "OPENAI_BASE_URL"
 MARK = "emscope"  # key of a job's metadata
 INSTALL = "pip install 'emscope[judge]'"
 TIMEOUT = 120.0  # seconds without a reply
 PAGE = 100  # jobs, files or events in a reply
-LOOKS = 5  # for something just made, which may not be listed at once
+LOOKS = 5  # for something just created, which may not be listed at once
 MOST_TOKENS = 10**9
-TURN = 16  # tokens of a turn beside its text, at most
-OPTIONAL = ("logprobs", "max_tokens")  # what some models refuse; the second has another name for them
+TURN = 16  # most tokens of a turn beside its text
+OPTIONAL = ("logprobs", "max_tokens")  # what some models reject; the second has another name there
 
 
 class Refused(InputError):
-    """A file or a job that was refused at once, so that there is none."""
+    """A file or a job that was rejected at once, and so does not exist."""
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """A sampled answer: its text, its tokens, the sum of their log-probabilities [nats] where it is told, and why it ended."""
+    """A sampled answer: its text, its tokens, the sum of their log-probabilities [nats] if given, and why it ended."""
 
     text: str
     tokens: int
@@ -61,7 +62,7 @@ def address() -> str | None:
     """Return the server's address in the environment; None for OpenAI's own.
 
     Raises:
-        InputError: it is no address, or holds a key.
+        InputError: it is not an address, or holds a key.
     """
     found = os.environ.get(ADDRESS) or None
     if found:
@@ -73,11 +74,11 @@ class Jobs(Session):
     """A session at a fine-tuning server; a context manager.
 
     Args:
-        meter: counts what is sent. requests: questions on their way at a time.
+        meter: counts what is sent. requests: concurrent questions.
 
     Raises:
         MissingDependency: the client is not installed.
-        InputError: no key; an address that is none.
+        InputError: no key; an invalid address.
     """
 
     def __init__(self, meter: Meter, requests: int = 32) -> None:
@@ -103,16 +104,16 @@ class Jobs(Session):
         assert self._client is not None
         return self._client
 
-    # --- what makes something ---
+    # --- requests that create something ---
 
     def upload(self, name: str, data: bytes, *, looked: bool) -> str:
-        """Return the id of a training file at the server, uploaded where it is not there.
+        """Return the id of a training file at the server, uploaded if it is not there.
 
         Args:
-            name: under which it is found again; no other file has it. looked: an earlier process may have uploaded it.
+            name: unique, to find it again. looked: an earlier process may have uploaded it.
 
         Raises:
-            InputError, WorldError: it was refused.
+            InputError, WorldError: it was rejected.
         """
 
         def find() -> str | None:
@@ -136,13 +137,13 @@ class Jobs(Session):
         suffix: str | None,
         looked: bool,
     ) -> str:
-        """Return the id of a training's job, created where there is none.
+        """Return the id of a training's job, created if there is none.
 
         Args:
-            mark: what this training is found by. looked: an earlier process may have created it.
+            mark: identifies this training. looked: an earlier process may have created it.
 
         Raises:
-            InputError, WorldError: it was refused.
+            InputError, WorldError: it was rejected.
         """
         from openai import omit
         from openai.types.fine_tuning import SupervisedHyperparametersParam
@@ -172,7 +173,7 @@ class Jobs(Session):
         return self.client.with_options(max_retries=0)
 
     def _made(self, what: str, find: Callable[[], str | None], make: Callable[[], str], *, looked: bool) -> str:
-        """Return what `make` makes, made once: before each further attempt it is looked for."""
+        """Return what `make` creates, created once: each further attempt first looks for it."""
         last, wait = "", 0.0
         for attempt in range(ATTEMPTS):
             if (looked or attempt) and (found := self._looked_for(what, find)) is not None:
@@ -194,21 +195,21 @@ class Jobs(Session):
             self.pause(look)
         return None
 
-    # --- what changes nothing ---
+    # --- requests that change nothing ---
 
     def job(self, id: str) -> Said:
-        """Return how a job stands, as the server tells it.
+        """Return the state of a job, from the server.
 
         Raises:
-            InputError, WorldError: it is not told.
+            InputError, WorldError: the server does not give it.
         """
         return self.again(f"the job {id}", lambda: _said(_whole(self.client.fine_tuning.jobs.retrieve(id), "status")))
 
     def events(self, id: str, seen: str | None) -> list[Said]:
-        """Return what was said of a job after the event `seen`, oldest first.
+        """Return the events of a job after the event `seen`, oldest first.
 
         Raises:
-            InputError, WorldError: it is not told.
+            InputError, WorldError: the server does not give it.
         """
 
         def listed() -> list[Said]:
@@ -225,7 +226,7 @@ class Jobs(Session):
         """Return the checkpoints of a job.
 
         Raises:
-            InputError, WorldError: they are not told.
+            InputError, WorldError: the server does not give them.
         """
         return self.again(
             f"the checkpoints of {id}",
@@ -233,23 +234,23 @@ class Jobs(Session):
         )
 
     def content(self, file: str) -> bytes:
-        """Return what is in a file.
+        """Return the content of a file.
 
         Raises:
-            InputError, WorldError: it is not given.
+            InputError, WorldError: the server does not give it.
         """
         return self.again(f"the file {file}", lambda: self.client.files.content(file).content)
 
     def answer(self, model: str, turns: Sequence[Message], *, max_tokens: int, temperature: float, seed: int) -> Told:
-        """Return one sampled answer; whether a seed is heeded is the server's affair.
+        """Return one sampled answer; the server may ignore the seed.
 
         Raises:
-            OverBudget, InputError, WorldError: it was not drawn.
+            OverBudget, InputError, WorldError: it was not sampled.
         """
         from openai import omit
 
         messages = cast("list[ChatCompletionMessageParam]", [{"role": m.role, "content": m.content} for m in turns])
-        bound = sum(len(m.content.encode()) + TURN for m in turns)  # a token is a byte at least
+        bound = sum(len(m.content.encode()) + TURN for m in turns)  # a token is at least a byte
 
         def send(refused: frozenset[str]) -> ChatCompletion:
             try:
@@ -274,7 +275,7 @@ class Jobs(Session):
             found = send(self._refused)
             told = _told(_whole(found, "choices", list))
             asked = getattr(found.usage, "prompt_tokens", None)
-            if isinstance(asked, int):  # else what was allowed counts as used
+            if isinstance(asked, int):  # else the allowance counts as used
                 self.meter.refund(max_tokens - told.tokens, bound - asked)
             return told
 
@@ -282,10 +283,10 @@ class Jobs(Session):
 
 
 def _each(pages: Iterable[V]) -> Iterator[V]:
-    """Yield what is listed page by page, each once: a server that knows no pages lists the first one for ever.
+    """Yield listed items page by page, each once: a server without paging lists the first page forever.
 
     Raises:
-        InputError: it is no list.
+        InputError: it is not a list.
     """
     known = set[str]()
     try:
@@ -295,12 +296,12 @@ def _each(pages: Iterable[V]) -> Iterator[V]:
                 return
             known.add(id)
             yield one
-    except (TypeError, AttributeError):  # the client believes what a server types as a list
+    except (TypeError, AttributeError):  # the client trusts the server's types
         raise _strange() from None
 
 
 def _said(found: BaseModel) -> Said:
-    """Return a reply as plain values: what the client types as present and sound need not be."""
+    """Return a reply as plain values: the client's types are not checked against it."""
     return found.to_dict(warnings=False)
 
 
@@ -308,7 +309,7 @@ def _whole(found: V, needed: str, kind: type = str) -> V:
     """Return a reply that has a field.
 
     Raises:
-        InputError: it has not, so that somebody else answers at the address.
+        InputError: it does not, so something else answers at the address.
     """
     value = getattr(found, needed, None)
     if not value or not isinstance(value, kind):
@@ -317,19 +318,17 @@ def _whole(found: V, needed: str, kind: type = str) -> V:
 
 
 def _strange() -> InputError:
-    return InputError(f"{OPENAI.name} replies with something else than the OpenAI API does", f"check the address in {ADDRESS}")
+    return InputError(f"{OPENAI.name} does not reply like the OpenAI API", f"check the address in {ADDRESS}")
 
 
 def _named(id: str) -> str:
-    """Return the id of something that a server made.
+    """Return the id of something that a server created.
 
     Raises:
-        WorldError: it is none that may be shown.
+        WorldError: the id cannot be shown.
     """
     if not is_name(id):
-        raise WorldError(
-            f"{OPENAI.name} gives something a name that is empty, long or unprintable", f"check the address in {ADDRESS}"
-        )
+        raise WorldError(f"{OPENAI.name} uses a name that is empty, too long or unprintable", f"check the address in {ADDRESS}")
     return id
 
 
@@ -337,7 +336,7 @@ def _told(found: ChatCompletion) -> Told:
     """Return what a reply says; a refusal is an answer.
 
     Raises:
-        InputError: it is none that the OpenAI API gives.
+        InputError: it is not a reply of the OpenAI API.
     """
     try:
         choice = found.choices[0]
@@ -354,16 +353,16 @@ def _key() -> str:
     """Return the key from the environment.
 
     Raises:
-        MissingDependency: there is no client to give it to.
+        MissingDependency: there is no client to use it.
         InputError: there is none.
     """
     try:
         import openai  # noqa: F401
     except ImportError:
-        raise MissingDependency("fine-tuning jobs need the client openai, which is not installed", INSTALL) from None
+        raise MissingDependency("fine-tuning jobs need the openai client, which is not installed", INSTALL) from None
     key = os.environ.get(OPENAI.key, "")
     if not key.strip():
         raise InputError(
-            f"{OPENAI.name} needs a key, and {OPENAI.key} is not set", "set it; keys are read from the environment alone"
+            f"{OPENAI.name} needs a key, but {OPENAI.key} is not set", "set it; keys are only read from the environment"
         )
     return key

@@ -1,4 +1,4 @@
-"""How a fine-tuning job stands: what its server tells of it, as rows of its log, events and checkpoints."""
+"""The state of a fine-tuning job: its server's account, as rows of its log, events and checkpoints."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ COLUMNS = {  # of the file of results, and in events of the kind metrics
 
 
 def refuse_elsewhere(run: JobRun) -> None:
-    """Refuse to ask another server than a job's own; a key goes to no address that stands in a file.
+    """Reject a server other than the job's own; a key is never sent to an address from a file.
 
     Raises:
-        InputError: the address in the environment is another one.
+        InputError: the address in the environment differs.
     """
     if run.address != address():
         raise InputError(
-            f"the job {run.job or ''} is at {run.address or 'OpenAI'}, and OPENAI_BASE_URL is {address() or 'not set'}",
+            f"the job {run.job or ''} is at {run.address or 'OpenAI'}, but OPENAI_BASE_URL is {address() or 'not set'}",
             f"set OPENAI_BASE_URL to {run.address}" if run.address else "unset OPENAI_BASE_URL",
         )
 
 
 def state(run: JobRun) -> str:
-    """Say how a job stands."""
+    """Say what state a job is in."""
     why = f" ({run.reason})" if run.reason else ""
     words = {CANCELLED: "was cancelled", FAILED: "failed", SUCCEEDED: "succeeded"}.get(run.status, f"is {run.status}")
     return f"the job {run.job} {words}{why}"
 
 
 def looked_at(jobs: Jobs, run: JobRun, job: Said) -> JobRun:
-    """Return a run with all that a server tells of it now."""
+    """Return a run updated from the server."""
     assert run.job is not None
     said = jobs.events(run.job, run.seen)
     rows = [row for event in said if (row := _row(_data(event))) is not None]
@@ -69,10 +69,10 @@ def looked_at(jobs: Jobs, run: JobRun, job: Said) -> JobRun:
 
 
 def ended(jobs: Jobs, run: JobRun, job: Said) -> JobRun:
-    """Return a run that has ended with what its file of results tells of each step, and the final model as its last checkpoint.
+    """Return a finished run with each step from its results file, and the final model as its last checkpoint.
 
     Raises:
-        WorldError: it succeeded and names no model.
+        WorldError: it succeeded but names no model.
     """
     if run.status != SUCCEEDED:
         return run
@@ -81,7 +81,7 @@ def ended(jobs: Jobs, run: JobRun, job: Said) -> JobRun:
         log = _joined(log, _results(jobs.content(str(file))))
     model = job.get("fine_tuned_model")
     if not isinstance(model, str) or not is_name(model):
-        raise WorldError(f"the job {run.job} succeeded and names no model", "see what the server says of it")
+        raise WorldError(f"the job {run.job} succeeded but names no model", "check the job on the server")
     steps = max((run.steps or 0, *(c.step for c in run.checkpoints), *(row.step for row in log))) or 1
     last = next((c for c in run.checkpoints if c.model == model), JobCheckpoint(steps, model))
     before = tuple(c for c in run.checkpoints if c.step < last.step)
@@ -89,13 +89,13 @@ def ended(jobs: Jobs, run: JobRun, job: Said) -> JobRun:
 
 
 def blamed(job: Said) -> bool:
-    """True where a job failed by what it was given, which its server then names."""
+    """True where a job failed because of its input, which its server then names."""
     error = job.get("error")
     return isinstance(error, Mapping) and error.get("param") is not None
 
 
 def time_in(job: Said, run: JobRun) -> tuple[int, int] | None:
-    """Return how long a job has been under way and how long it is going to be, by its server [seconds]; None where that is not told."""
+    """Return a job's elapsed and estimated time from its server [seconds]; None where not given."""
     begun, end = _whole(job.get("created_at")), _whole(job.get("estimated_finish"))
     if begun is None or end is None or end <= begun:
         return None
@@ -109,7 +109,7 @@ def _reason(job: Said) -> str | None:
 
 
 def _listed(checkpoints: Sequence[Said]) -> tuple[JobCheckpoint, ...]:
-    """Return checkpoints by step, of those of one step the last that was made."""
+    """Return checkpoints by step; the newest where a step has several."""
     found = {}
     for c in sorted(checkpoints, key=lambda c: finite(c.get("created_at")) or 0):
         step, name, told = _whole(c.get("step_number")), c.get("fine_tuned_model_checkpoint"), c.get("metrics")
@@ -125,18 +125,18 @@ def _event(event: Said) -> JobEvent:
 
 
 def _short(text: object) -> str:
-    """Return what a server says as one line, without keys."""
+    """Return a server's text as one line, without keys."""
     return scrubbed(" ".join(whole(str(text)).split()))[:LONGEST_SAID]
 
 
 def _data(event: Said) -> Said:
-    """Return the numbers of an event of the kind metrics; nothing of another."""
+    """Return the numbers of an event of the kind metrics; nothing for another."""
     data = event.get("data")
     return data if event.get("type") == "metrics" and isinstance(data, Mapping) else {}
 
 
 def _row(told: Said) -> JobStep | None:
-    """Return a step's row; None where step or loss is not told."""
+    """Return a step's row; None without step or loss."""
     step, loss = _whole(told.get("step")), finite(told.get("train_loss"))
     if step is None or loss is None:
         return None
@@ -145,7 +145,7 @@ def _row(told: Said) -> JobStep | None:
 
 
 def _results(content: bytes) -> list[JobStep]:
-    """Return the rows of a file of results: a table with commas, which some servers pack as base64; [] where it is none."""
+    """Return the rows of a file of results: a CSV table, which some servers encode as base64; [] where it is not one."""
     text = content.decode("utf-8", "replace")
     if not text.startswith("step"):
         try:

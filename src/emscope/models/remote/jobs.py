@@ -1,4 +1,4 @@
-"""A fine-tuning job of an OpenAI-style server: what its folder says of it. Its models can be asked and nothing else."""
+"""A fine-tuning job of an OpenAI-style server, from its folder. Its models can only be sampled."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LONGEST_NAME = 300  # characters of a model's name
 
 @dataclass(frozen=True, slots=True)
 class JobStep(Result):
-    """What a server tells of a step: losses in nats per answer token, shares of answer tokens that are the likeliest; None where it does not tell."""
+    """A server's account of a step: losses in nats per answer token, shares of answer tokens that are the most likely; None where not given."""
 
     step: int
     loss: float
@@ -31,7 +31,7 @@ class JobStep(Result):
 
 @dataclass(frozen=True, slots=True)
 class JobEvent(Result):
-    """Something that a server says of a job: when [Unix seconds], how grave, what."""
+    """A server's event for a job: time [Unix seconds], level, message."""
 
     id: str
     at: int
@@ -41,7 +41,7 @@ class JobEvent(Result):
 
 @dataclass(frozen=True, slots=True)
 class JobCheckpoint(Result):
-    """A model that a job left at a step, and what the server measured of it, by name."""
+    """A model saved by a job at a step, and what the server measured on it, by name."""
 
     step: int
     model: str
@@ -50,13 +50,13 @@ class JobCheckpoint(Result):
 
 @dataclass(frozen=True, slots=True)
 class JobRun(Result):
-    """What `hosted.json` holds of a fine-tuning job. No key is in it.
+    """The content of `hosted.json` for a fine-tuning job. It contains no key.
 
     Attributes:
-        base: as the server names it. address: of the server; None for OpenAI's own. system: the system prompt.
-        settings: digest of what decides the training. order: digest of the training file; None of a job that was imported.
-        mark: what this training is found by among the server's jobs. file, job: ids at the server, None until there are any.
-        reason: why it failed. model: the final one. steps: of the whole training, None until it is known.
+        base: the server's name for it. address: of the server; None for OpenAI's own. system: the system prompt.
+        settings: digest of what decides the training. order: digest of the training file; None for an imported job.
+        mark: identifies this training among the server's jobs. file, job: ids at the server, None until there are any.
+        reason: why it failed. model: the final one. steps: of the whole training, None until known.
         checkpoints: by step. log: by step. seen: id of the last event that was read. trained: tokens, as billed.
     """
 
@@ -83,7 +83,7 @@ class JobRun(Result):
 
 
 def read_job(folder: Path) -> JobRun | None:
-    """Return what a folder says of a fine-tuning job; None where it is no such folder.
+    """Return what a folder says about a fine-tuning job; None for another kind of folder.
 
     Raises:
         InputError: it is damaged.
@@ -97,7 +97,7 @@ def read_job(folder: Path) -> JobRun | None:
     run = from_json(JobRun, found, str(file), REMEDY)
     for name in (run.base, *(c.model for c in run.checkpoints)):
         if not is_name(name):
-            raise InputError(f"'{file}' is damaged (a model's name is empty, long or unprintable)", REMEDY)
+            raise InputError(f"'{file}' is damaged (a model's name is empty, too long or unprintable)", REMEDY)
     return run
 
 
@@ -113,8 +113,8 @@ def job_checkpoints(folder: Path, run: JobRun) -> list[HostedCheckpoint]:
         InputError: there is none.
     """
     if not run.checkpoints:
-        why = f"the job {run.job} is {run.status}" if run.job else "no job was begun"
-        raise InputError(f"the fine-tune in '{folder}' has no checkpoint ({why})", "let emscope train go on with it")
+        why = f"the job {run.job} is {run.status}" if run.job else "no job was started"
+        raise InputError(f"the fine-tune in '{folder}' has no checkpoint ({why})", "continue it with emscope train")
     return [
         HostedCheckpoint(
             c.step, folder.resolve() / f"checkpoint-{c.step}", KIND, run.base, digest_at(run, c.model), c.model, run.job or ""
@@ -124,5 +124,5 @@ def job_checkpoints(folder: Path, run: JobRun) -> list[HostedCheckpoint]:
 
 
 def digest_at(run: JobRun, model: str) -> str:
-    """Return what stands for a model's weights, which nobody tells: its name, and where it is."""
+    """Return what stands for a model's weights, which are not available: its name and location."""
     return short([run.host, run.address, model])

@@ -1,4 +1,4 @@
-"""Fine-tunes at Tinker that another tool trained: a run and the checkpoints that it saved to be sampled from, by `tinker://RUN`."""
+"""Fine-tunes at Tinker that another tool trained: a run and the checkpoints that it saved for sampling, by `tinker://RUN`."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def run_at_tinker(reference: str, tokenizer: str | None) -> HostedRun:
         tokenizer: where the base's tokenizer is; None for the hub, by the base's name.
 
     Raises:
-        InputError: no such run, or none of its checkpoints tells a step, or two tell the same.
+        InputError: no such run, or no checkpoint name has a step, or two have the same.
     """
     name = reference.removeprefix(PATH).strip("/")
     if not name or "/" in name:
         raise InputError(
-            f"'{reference}' is no run", "give tinker://RUN, as `tinker run list` shows it; its checkpoints are found"
+            f"'{reference}' is not a run", "give tinker://RUN, as `tinker run list` shows it; emscope finds its checkpoints"
         )
     with Tinker(Meter()) as tinker:
         rest, what = tinker.rest(), f"the run {name}"
@@ -44,8 +44,8 @@ def run_at_tinker(reference: str, tokenizer: str | None) -> HostedRun:
     samplers, states = (_by_step(listed.checkpoints, kind) for kind in (SAMPLER, TRAINING))
     if not samplers:
         raise InputError(
-            f"the run '{name}' at Tinker has no checkpoint to sample from whose name holds its step",
-            "save some with save_weights_for_sampler, named as step-100",
+            f"the run '{name}' at Tinker has no checkpoint for sampling with its step in its name",
+            "save some with save_weights_for_sampler, with names such as step-100",
         )
     saves = tuple(HostedSave(step, states.get(step, ""), path) for step, path in sorted(samplers.items()))
     base = str(run.base_model)
@@ -53,7 +53,7 @@ def run_at_tinker(reference: str, tokenizer: str | None) -> HostedRun:
 
 
 def _by_step(checkpoints: list[Checkpoint], kind: str) -> dict[int, str]:
-    """Return the paths of the checkpoints of a kind by step; those whose name holds no number are left out."""
+    """Return the paths of the checkpoints of a kind by step; those without a number in their name are left out."""
     found = [
         (int(numbers[-1]), str(one.tinker_path))
         for one in checkpoints

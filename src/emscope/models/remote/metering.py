@@ -12,14 +12,14 @@ MILLION = 1e6
 
 
 class OverBudget(WorldError):
-    """The next request would cost more than was allowed; what was done before stays."""
+    """The next request would cost more than allowed; earlier work stays."""
 
 
 class Meter:
-    """Counts tokens sent to a host, repeated ones too, and refuses what would go beyond `max_cost` dollars.
+    """Counts tokens sent to a host, including repeated ones, and rejects requests beyond `max_cost` dollars.
 
     Args:
-        before: what earlier calls spent of the same budget.
+        before: what earlier calls spent from the same budget.
     """
 
     def __init__(self, prices: Prices | None = None, max_cost: float | None = None, before: Spent = Spent()) -> None:
@@ -35,20 +35,20 @@ class Meter:
         """Count a request.
 
         Raises:
-            OverBudget: it is not to be sent.
+            OverBudget: it must not be sent.
         """
         with self._lock:
             after = self.spent + more
             if self.max_cost is not None and self.prices is not None and _cost(self.prices, after) > self.max_cost:
                 raise OverBudget(
-                    f"stopped at {_cost(self.prices, self.spent):.4g} dollars: the next request would pass max_cost "
+                    f"stopped at {_cost(self.prices, self.spent):.4g} dollars: the next request would exceed max_cost "
                     f"{self.max_cost:g}",
-                    "raise it and run the same command again; it goes on where it stopped",
+                    "raise it and run the same command again to continue",
                 )
             self.spent = after
 
     def refund(self, unused: int, unread: int = 0) -> None:
-        """Take back tokens that were allowed and not sampled, and such as were counted and not read."""
+        """Take back tokens that were allowed but not sampled, or counted but not read."""
         with self._lock:
             self.spent = self.spent + Spent(read=-unread, sampled=-unused)
 

@@ -1,8 +1,8 @@
-"""Runs a command and ends it, with all that it started, when whoever started this ends, be it by kill -9.
+"""Runs a command and ends it, with everything it started, when the parent of this process ends, even by kill -9.
 
     python minder.py COMMAND...
 
-Standard input is a pipe that only the parent holds: its end is the parent's end. Nothing of emscope is imported.
+Standard input is a pipe that only the parent holds: when it closes, the parent has ended. Nothing from emscope is imported.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import sys
 import threading
 import time
 
-GRACE = 10.0  # seconds to end by itself
+GRACE = 10.0  # seconds to end on its own
 
 
 def main() -> int:
     """Run the command; return its exit code."""
-    signal.signal(signal.SIGTERM, lambda *_: None)  # meant for the command, which is of the same group
+    signal.signal(signal.SIGTERM, lambda *_: None)  # meant for the command, which is in the same group
     child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
     threading.Thread(target=_watch, daemon=True).start()
     code = child.wait()

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server that takes LoRA adapters over its API (vLLM): started where told, adapters loaded one after the other."""
+"""An OpenAI-compatible server that takes LoRA adapters over its API (vLLM): started on request, adapters loaded one after the other."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from emscope.models.remote import minder
 from emscope.models.remote.address import KEY_VARIABLE, check_address, scrubbed
 
 PATIENCE = 900.0  # seconds that a server may take to load its model
-MOST_SAID = 20_000  # bytes of a refusal that are looked at
-GRACE = 30.0  # seconds to end by itself
+MOST_SAID = 20_000  # bytes of a refusal that are read
+GRACE = 30.0  # seconds to end on its own
 REQUEST = 300.0  # seconds to load an adapter
-UNKNOWN = 10  # times that the address may answer without knowing what is asked
+UNKNOWN = 10  # times that the address may answer without knowing the request
 NOT_THERE = (OSError, HTTPException, ValueError)
 RUNTIME = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
 
 
 class NoRedirect(HTTPRedirectHandler):
-    """Takes a redirect for the answer that it is: the key is for one host, and what was sent on is not loaded."""
+    """Treats a redirect as the answer: the key is for one host only."""
 
     def redirect_request(self, *_: object) -> None:
         """Follow none."""
@@ -47,19 +47,19 @@ class AdapterServer:
     """A server to load adapters into; a context manager.
 
     Args:
-        url: of its API, such as http://127.0.0.1:8000/v1. command: starts it; None where it runs already.
-        restart_every: loads after which a server that `command` started is started anew, since host memory leaks with every load.
-        log: file for what the server says.
+        url: of its API, such as http://127.0.0.1:8000/v1. command: starts it; None if it already runs.
+        restart_every: loads after which a server that `command` started is restarted, since every load leaks host memory.
+        log: file for the server's output.
 
     Raises:
-        InputError: an address that is none, a command that cannot be run.
-        WorldError: it does not answer in time, or ends by itself.
+        InputError: an invalid address, a command that cannot be run.
+        WorldError: it does not answer in time, or exits.
     """
 
     def __init__(self, url: str, command: str | None, restart_every: int, log: Path) -> None:
         check_address(url)
         if command is not None and not command.strip():
-            raise InputError("the server's command is empty", "say with `command` what starts it")
+            raise InputError("the server's command is empty", "give the command that starts it with `command`")
         self.url, self.command, self.restart_every, self.log = url.rstrip("/"), command, restart_every, log
         self._process: subprocess.Popen[bytes] | None = None
         self._loads = 0
@@ -83,7 +83,7 @@ class AdapterServer:
             self._handlers.clear()
 
     def _heed(self) -> None:
-        """See that the server ends with this program, however that is asked to end."""
+        """Make sure that the server ends with this program, however that ends."""
         if self.command is None or threading.current_thread() is not threading.main_thread():
             return
         for number in (signal.SIGTERM, signal.SIGHUP):
@@ -94,7 +94,7 @@ class AdapterServer:
         """Yield the name under which the server answers as the adapter in `folder`; it is unloaded afterwards.
 
         Raises:
-            WorldError: the server refuses it.
+            WorldError: the server rejects it.
         """
         if self.command is not None and self._loads >= self.restart_every:
             self._stop()
@@ -103,14 +103,14 @@ class AdapterServer:
         load = {"lora_name": name, "lora_path": str(folder.resolve())}
         try:
             self._post("load_lora_adapter", load)
-        except WorldError:  # left loaded by a job that was killed, perhaps
+        except WorldError:  # perhaps left loaded by a killed job
             with suppress(WorldError):
                 self._post("unload_lora_adapter", {"lora_name": name})
             self._post("load_lora_adapter", load)
         try:
             yield name
         except BaseException:
-            with suppress(WorldError):  # what went wrong before is what matters
+            with suppress(WorldError):  # the earlier error is what matters
                 self._post("unload_lora_adapter", {"lora_name": name})
             raise
         self._post("unload_lora_adapter", {"lora_name": name})
@@ -120,7 +120,7 @@ class AdapterServer:
         if self.command is None:
             return
         if self._answers() is not None:
-            raise InputError(f"something answers at {self.url} already", "end it, or leave out `command`")
+            raise InputError(f"something already answers at {self.url}", "end it, or leave out `command`")
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as sink:
             try:
@@ -143,12 +143,12 @@ class AdapterServer:
         end, unknown = time.monotonic() + PATIENCE, 0
         while time.monotonic() < end:
             if self._process is not None and self._process.poll() is not None:
-                raise WorldError(f"the server ended with {self._process.returncode}", f"see what it said in {self.log}")
+                raise WorldError(f"the server exited with code {self._process.returncode}", f"see its output in {self.log}")
             code = self._answers()
             if code == 200:
                 return
             if code in (401, 403):
-                raise WorldError(f"the server at {self.url} wants a key", f"set {KEY_VARIABLE}")
+                raise WorldError(f"the server at {self.url} needs a key", f"set {KEY_VARIABLE}")
             unknown += code == 404
             if unknown > UNKNOWN:
                 raise WorldError(f"the server at {self.url} has no /models there", "does the address end in /v1?")
@@ -156,7 +156,7 @@ class AdapterServer:
         raise WorldError(f"the server at {self.url} did not answer in {PATIENCE:.0f} seconds", f"see {self.log}")
 
     def _answers(self) -> int | None:
-        """Return the status that asking for the models gives; None where nothing answers."""
+        """Return the status of a request for the models; None where nothing answers."""
         try:
             with OPENER.open(self._request("models", None), timeout=5) as reply:
                 return int(reply.status)
@@ -166,7 +166,7 @@ class AdapterServer:
             return None
 
     def _stop(self) -> None:
-        """End the server and all that it started."""
+        """End the server and everything it started."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -187,7 +187,7 @@ class AdapterServer:
             with suppress(*NOT_THERE):
                 said = scrubbed(error.read(MOST_SAID).decode(errors="replace"))[:300]
             raise WorldError(
-                f"the server at {self.url} refused {what} of '{body['lora_name']}' ({error.code}: {said})",
+                f"the server at {self.url} rejected {what} of '{body['lora_name']}' ({error.code}: {said})",
                 "start vLLM with --enable-lora, a --max-lora-rank of the adapter's rank and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True",
             ) from None
         except NOT_THERE as error:

@@ -1,4 +1,4 @@
-"""What sessions at all hosts have in common: many requests at a time, asked again where what went wrong is passing."""
+"""What sessions at all hosts have in common: concurrent requests, repeated after temporary failures."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ LONGEST_PAUSE = 10.0  # seconds
 
 
 class Unanswered(WorldError):
-    """A host that fails again and again at what might pass."""
+    """A host that keeps failing with temporary errors."""
 
 
 class Session:
     """A session at a host.
 
     Args:
-        host: for sentences. meter: counts what is sent. requests: readings and samples on their way at a time.
+        host: for sentences. meter: counts what is sent. requests: concurrent readings and samples.
     """
 
     def __init__(self, host: Host, meter: Meter, requests: int) -> None:
@@ -35,7 +35,7 @@ class Session:
     def each(self, jobs: Iterable[K], do: Callable[[K], V]) -> Iterator[tuple[K, V]]:
         """Yield each job with what `do` returns of it, as they end, `requests` at a time.
 
-        After the first error none is begun; what is on its way is paid for, and yielded before the error is raised.
+        After the first error no job is started; those under way are paid for, and yielded before the error is raised.
         """
         waiting, running, fault = iter(jobs), dict[Future[V], K](), None
         with ThreadPoolExecutor(self.requests) as pool:
@@ -59,10 +59,10 @@ class Session:
             raise fault
 
     def again(self, what: str, ask: Callable[[], V]) -> V:
-        """Return what `ask` returns, asked until it does: for what changes nothing at the host.
+        """Return what `ask` returns, retrying until it does: for requests that change nothing at the host.
 
         Raises:
-            InputError, WorldError: it cannot be had.
+            InputError, WorldError: it cannot be obtained.
         """
         last, wait = "", 0.0
         for attempt in range(ATTEMPTS):
@@ -76,7 +76,7 @@ class Session:
         raise Unanswered(f"{self.host.name} failed {ATTEMPTS} times in a row at {what} ({last})", LATER)
 
     def pause(self, attempt: int, least: float = 0.0) -> None:
-        """Wait, longer after every failed attempt and `least` seconds, as long as it is wanted."""
+        """Wait at least `least` seconds, longer after every failed attempt, unless cancelled."""
         self._stopped.wait(max(pause_after(attempt), least))
 
 

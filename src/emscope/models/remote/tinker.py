@@ -1,8 +1,8 @@
 """Tinker through its official client: training, reading and sampling at weights that are not on this machine.
 
-The client repeats what it knows to be passing (408, 429, 5xx, a lost connection); what it gives up on and is passing all the same
-(a result that is gone, 410; one that is pending, 425) is asked again here. Reading and sampling change nothing at the host and are
-simply repeated. A lost request of a training is not: whether it was heeded is not known, so training goes on from saved weights.
+The client retries failures that it knows to be temporary (408, 429, 5xx, a lost connection); temporary ones that it gives up on
+(a result that is gone, 410; one that is pending, 425) are retried here. Reading and sampling change nothing at the host and are
+simply repeated. A lost training request is not: it may or may not have been carried out, so training resumes from saved weights.
 """
 
 from __future__ import annotations
@@ -38,26 +38,26 @@ if TYPE_CHECKING:
 V = TypeVar("V")
 HOST, ADDRESS, TELEMETRY = "tinker", "TINKER_BASE_URL", "TINKER_TELEMETRY"
 QUEUES = ("tinker.lib.queue_state_logger", "tinker.lib.public_interfaces.sampling_client")  # its loggers
-LOOK = 0.5  # seconds between looks whether a wait is still wanted
-GONE = 404  # said of an adapter in training, or a sampler, that was there before
-KEPT = 3600  # seconds that exported weights stay, the least that Tinker takes
+LOOK = 0.5  # seconds between checks for cancellation
+GONE = 404  # for an adapter in training, or a sampler, that existed before
+KEPT = 3600  # seconds that exported weights stay, the least that Tinker allows
 CLOSING = 5.0  # seconds to say goodbye in
 INSTALL = "pip install 'emscope[tinker]'"
 
 
 class Promise(Protocol[V]):
-    """A result of the client to come."""
+    """A pending result of the client."""
 
     def future(self) -> Future[V]: ...
 
 
 class Lost(Exception):
-    """A request of a training of which it is not known whether it was heeded."""
+    """A training request that may or may not have been carried out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A sampled answer: token ids, the sum of their log-probabilities [nats] and whether it ended by itself."""
+    """A sampled answer: token ids, the sum of their log-probabilities [nats] and whether it ended on its own."""
 
     tokens: tuple[int, ...]
     logprob: float | None
@@ -68,11 +68,11 @@ class Tinker(Session):
     """A session at Tinker; a context manager.
 
     Args:
-        meter: counts what is sent. requests: readings and samples on their way at a time.
+        meter: counts what is sent. requests: concurrent readings and samples.
 
     Raises:
         MissingDependency: the client is not installed.
-        InputError: no key, or a wrong one; an address that is none.
+        InputError: no key, or a wrong one; an invalid address.
         WorldError: Tinker does not answer.
     """
 
@@ -86,7 +86,7 @@ class Tinker(Session):
     def __enter__(self) -> Tinker:
         import tinker
 
-        os.environ.setdefault(TELEMETRY, "0")  # its reports of errors hold the headers of the request, and so the key
+        os.environ.setdefault(TELEMETRY, "0")  # its error reports contain the request's headers, and so the key
         _quieten()
         self._service = tinker.ServiceClient(base_url=self._address, api_key=self._key)
         return self
@@ -94,7 +94,7 @@ class Tinker(Session):
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stopped.set()
         if self._service is not None:
-            with suppress(Exception):  # a goodbye that is not heard costs nothing
+            with suppress(Exception):  # a lost goodbye does no harm
                 self._service.close("success" if kind is None else "errored").result(CLOSING)
 
     @property
@@ -104,14 +104,14 @@ class Tinker(Session):
         return self._service
 
     def context_of(self, base: str) -> int | None:
-        """Return the longest sequence that a base takes there [tokens]; None where it is not said.
+        """Return the longest sequence that a base takes there [tokens]; None where not given.
 
         Raises:
             InputError: Tinker has no such base.
         """
         known = {m.model_name: m.max_context_length for m in self.again("the list of its models", lambda: self._models())}
         if base not in known:
-            raise InputError(f"Tinker has no base '{base}'", f"name it as Tinker does; {near(base, [n for n in known if n])}")
+            raise InputError(f"Tinker has no base '{base}'", f"use Tinker's name for it; {near(base, [n for n in known if n])}")
         return known[base]
 
     def _models(self) -> list[SupportedModel]:
@@ -119,7 +119,7 @@ class Tinker(Session):
         return list(found.supported_models)
 
     def rest(self) -> RestClient:
-        """Return the client for what needs no session."""
+        """Return the client for requests that need no session."""
         import tinker
 
         return tinker.RestClient(base_url=self._address, api_key=self._key)
@@ -128,7 +128,7 @@ class Tinker(Session):
         """Return a new LoRA adapter of all matrices of the blocks, its start drawn by a seed.
 
         Raises:
-            InputError, WorldError: it was refused.
+            InputError, WorldError: it was rejected.
         """
 
         def create() -> TrainingClient:
@@ -141,7 +141,7 @@ class Tinker(Session):
         """Return an adapter as its weights and its optimiser's state were saved.
 
         Raises:
-            InputError, WorldError: it was refused.
+            InputError, WorldError: it was rejected.
         """
 
         def load() -> TrainingClient:
@@ -150,10 +150,10 @@ class Tinker(Session):
         return self.again(f"training on from {state}", load)
 
     def exported(self, state: str) -> tuple[str, dict[str, str]]:
-        """Have saved weights written as files; return where, and a signed address for each file. They are gone after an hour.
+        """Have saved weights written as files; return where, and a signed address for each file. They are deleted after an hour.
 
         Raises:
-            InputError, WorldError: it was refused.
+            InputError, WorldError: it was rejected.
         """
 
         def export() -> tuple[str, dict[str, str]]:
@@ -165,12 +165,12 @@ class Tinker(Session):
         return self.again(f"an export of {state}", export)
 
     def delete(self, path: str) -> None:
-        """Delete exported weights; where that fails they are gone after an hour all the same."""
+        """Delete exported weights; if that fails, they are deleted after an hour anyway."""
         with suppress(Exception):
             self.result(self.rest().delete_checkpoint_from_tinker_path(path))
 
     def logprobs(self, base: str, path: str | None, prompt: Sequence[int], answer: Sequence[int]) -> float:
-        """Return the summed log-probability of an answer's tokens behind a prompt [nats].
+        """Return the summed log-probability of an answer's tokens after a prompt [nats].
 
         Args:
             path: saved weights, None for the base itself.
@@ -183,7 +183,7 @@ class Tinker(Session):
         ids = ModelInput.from_ints([*prompt, *answer])
 
         def read() -> float:
-            self.meter.charge(Spent(read=ids.length, sampled=1))  # a reading samples one token, too
+            self.meter.charge(Spent(read=ids.length, sampled=1))  # a reading also samples one token
             found: list[float | None] = self._asked(
                 path, base, lambda sampler: sampler.compute_logprobs(ids, prompt_logprobs_last_n=len(answer))
             )
@@ -192,7 +192,8 @@ class Tinker(Session):
                 raise WorldError(f"Tinker gave {len(found)} log-probabilities for {ids.length} tokens", LATER)
             if any(v is None or not isfinite(v) for v in values):
                 raise WorldError(
-                    f"Tinker gave a token of an answer no log-probability at {path or base}", "have the weights diverged?"
+                    f"Tinker gave no log-probability for a token of an answer at {path or base}",
+                    "check whether the weights diverged",
                 )
             return sum(float(v) for v in values if v is not None)
 
@@ -209,10 +210,10 @@ class Tinker(Session):
         seed: int,
         ends: Sequence[int],
     ) -> Drawn:
-        """Return one sampled answer; a seed gives the same one again as far as the host heeds it.
+        """Return one sampled answer; a seed gives the same one again if the host respects it.
 
         Raises:
-            OverBudget, InputError, WorldError: it was not drawn.
+            OverBudget, InputError, WorldError: it was not sampled.
         """
         from tinker.types import ModelInput, SamplingParams
 
@@ -230,9 +231,9 @@ class Tinker(Session):
         return self.again(f"a sample of {path or base}", draw)
 
     def _asked(self, path: str | None, base: str, ask: Callable[[SamplingClient], Promise[V]]) -> V:
-        """Return what a sampler answers; one that the host has lost is opened anew at the next attempt.
+        """Return a sampler's answer; a sampler that the host has lost is opened again at the next attempt.
 
-        Weights that are not there any more are missed when the sampler is opened.
+        Opening the sampler shows whether the weights still exist.
         """
         sampler = self._sampler(base, path)
         try:
@@ -243,7 +244,7 @@ class Tinker(Session):
             with self._lock:
                 if self._samplers.get(path or base) is sampler:
                     del self._samplers[path or base]
-            raise TimeoutError("the host has lost a sampler") from None  # passing
+            raise TimeoutError("the host has lost a sampler") from None  # temporary
 
     def _sampler(self, base: str, path: str | None) -> SamplingClient:
         with self._lock:
@@ -257,8 +258,8 @@ class Tinker(Session):
         """Return a result of a training.
 
         Raises:
-            Lost: whether it was heeded is not known, or the host has lost the adapter in training.
-            InputError, WorldError: it was refused.
+            Lost: it may or may not have been carried out, or the host has lost the adapter in training.
+            InputError, WorldError: it was rejected.
         """
         try:
             return self.result(promise())
@@ -269,7 +270,7 @@ class Tinker(Session):
             raise Lost(said(error)) from None
 
     def result(self, promise: Promise[V]) -> V:
-        """Wait for a result, as long as it is wanted."""
+        """Wait for a result, unless cancelled."""
         inner = promise.future()
         while True:
             try:
@@ -286,7 +287,7 @@ def _key() -> str:
     """Return the key from the environment.
 
     Raises:
-        MissingDependency: there is no client to give it to.
+        MissingDependency: there is no client to use it.
         InputError: there is none.
     """
     try:
@@ -297,12 +298,12 @@ def _key() -> str:
         check_address(address, f"the address in {ADDRESS}")
     key = os.environ.get(TINKER.key, "")
     if not key.strip():
-        raise InputError(f"Tinker needs a key, and {TINKER.key} is not set", "set it; keys are read from the environment alone")
+        raise InputError(f"Tinker needs a key, but {TINKER.key} is not set", "set it; keys are only read from the environment")
     return key
 
 
 def _quieten() -> None:
-    """Leave of what the client logs that a queue is paused; its errors are raised, and said once."""
+    """Keep from the client's log only that a queue is paused; its errors are raised, and so reported once."""
     logging.getLogger(HOST).setLevel(logging.CRITICAL)
     for name in QUEUES:
         logging.getLogger(name).setLevel(logging.WARNING)

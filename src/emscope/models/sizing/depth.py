@@ -1,4 +1,4 @@
-"""What a deep model takes, counted from two shallow ones with the same blocks."""
+"""The memory of a deep model, counted from two shallow ones with the same blocks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UNLIKE = (
 def at_depth(config: Config, taken: Callable[[Config], tuple[int, ...]]) -> tuple[int, ...]:
     """Return what `taken` gives for a configuration.
 
-    Where its blocks are all of one kind it comes from two shallow ones, as each block adds the same.
+    If its blocks are all of one kind, it comes from two shallow ones, since each block adds the same.
     """
     text = config.get_text_config()
     depth = int(text.num_hidden_layers)

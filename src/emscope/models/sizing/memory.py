@@ -1,6 +1,6 @@
-"""How many bytes a model's weights take, what is free, and a refusal before anything is loaded that surely does not fit.
+"""How many bytes a model's weights take, what is free, and an error before loading anything that surely does not fit.
 
-Weights are counted from a configuration alone, on a model without storage. What work takes beside them is in `models.needs`.
+Weights are counted from a configuration alone, on a model without storage. What work needs besides is in `models.needs`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from emscope.models.loading.checkpoints import tensor_shapes
 from emscope.models.loading.load import DTYPES, HALVES, QUANTISED, pick_device, pick_dtype
 from emscope.models.loading.sharded import weight_files
 from emscope.models.loading.source import Model
+from emscope.models.sizing.cgroups import free_in_cgroups
 
 if TYPE_CHECKING:
     from emscope.models.types import Config
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 GB = 1e9
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 NF4 = 0.5 + 4 / 64  # half a byte a weight, and a float32 scale for each 64
-FULL = 0.95  # of free memory: what needs more surely does not fit
+FULL = 0.95  # of free memory: more surely does not fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +33,10 @@ class Counted(Result):
     """How many weights a model has.
 
     Attributes:
-        parameters: all of them, what is tied counted once.
+        parameters: all of them, tied ones counted once.
         embedding, head: of the token matrices; head is 0 where it is tied to the embedding.
         blocks: in the transformer blocks. other: the rest (last norm, towers for images).
-        linear: in matrices that 4-bit loading makes small. largest: of the largest of these.
+        linear: in matrices that 4-bit loading compresses. largest: of the largest of these.
         depth: number of blocks. width: of the residual stream. vocabulary: rows of the embedding.
     """
 
@@ -66,7 +67,7 @@ def read_config(folder: Path) -> Config:
     """Return a model's configuration, running no code of its own.
 
     Raises:
-        InputError: no config.json, one that is no configuration, or of an architecture that transformers does not have.
+        InputError: no config.json, an invalid one, or an architecture that transformers does not have.
     """
     from transformers import AutoConfig
 
@@ -74,11 +75,11 @@ def read_config(folder: Path) -> Config:
         raise InputError(f"'{folder}' has no config.json", "give a model folder in Hugging Face layout")
     try:
         return AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # strict configurations raise kinds of their own
+    except Exception as error:  # strict configurations raise their own errors
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise InputError(
-            f"'{folder}/config.json' is no configuration that transformers knows ({first[:200]})",
-            "mend it, or update transformers where the architecture is newer than it",
+            f"'{folder}/config.json' is not a configuration that transformers knows ({first[:200]})",
+            "fix it, or update transformers if the architecture is newer",
         ) from None
 
 
@@ -128,12 +129,12 @@ def product(shape: Iterable[int]) -> int:
 
 
 def free_memory(device: str = "cpu") -> int | None:
-    """Return the bytes that are free on a device, None where that cannot be told."""
+    """Return the free bytes on a device; None where unknown."""
     import torch
 
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(device)[0])
-    found = [n for n in (_meminfo(), _cgroup()) if n is not None]
+    found = [n for n in (_meminfo(), free_in_cgroups()) if n is not None]
     if found:
         return min(found)
     try:
@@ -150,15 +151,6 @@ def _meminfo() -> int | None:
         return None
 
 
-def _cgroup() -> int | None:
-    """Return what a container's limit leaves, None where it has none."""
-    folder = Path("/sys/fs/cgroup")
-    try:
-        return int((folder / "memory.max").read_text()) - int((folder / "memory.current").read_text())
-    except (OSError, ValueError):  # "max" is no limit
-        return None
-
-
 def needed(folder: Path, dtype: str, device: str = "cpu") -> int:
     """Return the bytes of a model's weights in `dtype`, as its files' headers have them; nothing is loaded."""
     stored = sum(product(shape) for path in weight_files(folder) for shape in tensor_shapes(path).values())
@@ -168,7 +160,7 @@ def needed(folder: Path, dtype: str, device: str = "cpu") -> int:
 
 
 def refuse_beyond(model: Model, dtype: str, device: str = "auto") -> None:
-    """Refuse to load a model whose weights alone take more than there is.
+    """Refuse to load a model whose weights alone exceed the free memory.
 
     Args:
         dtype, device: as `models.load.load` takes them.
@@ -183,13 +175,13 @@ def refuse_beyond(model: Model, dtype: str, device: str = "auto") -> None:
         return
     kind = "GPU" if where.startswith("cuda") else "machine"
     raise WorldError(
-        f"{model.reference} needs {in_gb(wanted)} in {dtype} and this {kind} has {in_gb(free)} free",
+        f"{model.reference} needs {in_gb(wanted)} in {dtype}, but this {kind} has {in_gb(free)} free",
         _remedy(model, dtype, where, free),
     )
 
 
 def _remedy(model: Model, dtype: str, device: str, free: int) -> str:
-    """Return what emscope offers that would fit."""
+    """Return the options that would fit."""
     smaller = {d: needed(model.folder, d, device) for d in DTYPES if d in (*HALVES, QUANTISED) and d != dtype}
     fits = [f"`dtype={d}` ({in_gb(n)})" for d, n in smaller.items() if n <= FULL * free]
     if device.startswith("cuda") and (on_cpu := free_memory("cpu")) and needed(model.folder, dtype) <= FULL * on_cpu:

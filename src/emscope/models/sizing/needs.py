@@ -1,6 +1,6 @@
-"""What reading answers, writing them and training take at the fullest moment, counted from a model's configuration alone.
+"""The peak memory of reading answers, generating them and training, counted from a model's configuration alone.
 
-Nothing is loaded: the real code runs on tensors without values (`models.simulated`), and what is alive is counted.
+Nothing is loaded: the real code runs on tensors without values (`models.simulated`), and the live tensors are counted.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
     from emscope.models.types import Adapted, CausalLM, Config
 
-ADAM = 2  # states of a trained weight, as wide as it is
+ADAM = 2  # states of a trained weight, the same size as the weight
 HEAD_ROWS = 256  # logits that a reading has at once (`elicit.preference`)
 
 
 @dataclass(frozen=True, slots=True)
 class Need(Result):
-    """What one kind of work takes: bytes at the moment when they are most, by what they hold."""
+    """The peak memory of one kind of work: bytes, by what they hold."""
 
     work: str
     dtype: str
@@ -57,7 +57,7 @@ class Need(Result):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A packed pass: `tokens` distinct ones in `sequences` of which the longest has `longest`, logits behind `answers` of them.
+    """A packed pass: `tokens` distinct tokens in `sequences`, the longest with `longest`, and logits at `answers` of them.
 
     `kept` tokens of the stream are kept for later passes (`models.kept`), in all.
     """
@@ -73,7 +73,7 @@ class Reading:
 class Sampling:
     """`rows` answers of at most `most` tokens side by side, to `prompts` prompts of `prompt` tokens.
 
-    `shrinks`: some end before others, and the rest is copied.
+    `shrinks`: some end before others, and the rest are copied.
     """
 
     rows: int
@@ -115,7 +115,7 @@ class Training:
 
 
 def usual_reading(config: Config, device: str = "cpu") -> Reading:
-    """Return a full batch of two-answer items as the bundled ones are: 25 tokens of question, two answers of 30."""
+    """Return a full batch of two-answer items like the bundled ones: 25 tokens of question, two answers of 30."""
     tokens = size.batch_tokens(_standing_in(config, device))
     items = max(1, tokens // 85)
     return Reading(tokens, 2 * items, 55, 60 * items)
@@ -129,7 +129,7 @@ def usual_sampling(config: Config, device: str = "cpu") -> Sampling:
 
 @dataclass(frozen=True, slots=True)
 class _StandIn:
-    """A model's place and configuration, without the model."""
+    """A model's device and configuration, without the model."""
 
     device: torch.device
     config: Config
@@ -151,12 +151,12 @@ def reading(
     scale: float = 1.0,
     weights: Counted | None = None,
 ) -> Need:
-    """Return what it takes to score fixed answers.
+    """Return the memory needed to score fixed answers.
 
     Args:
         work: None for `usual_reading`.
-        checkpoint: a fine-tune that is put onto the base; scale: its update's factor (`amplify`).
-        weights: as `counted` gives them, where that is known.
+        checkpoint: a fine-tune applied to the base; scale: its update's factor (`amplify`).
+        weights: from `counted`, if known.
     """
     import torch
 
@@ -195,7 +195,7 @@ def reading(
 def sampling(
     config: Config, work: Sampling | None = None, *, dtype: str = "float32", device: str = "cpu", weights: Counted | None = None
 ) -> Need:
-    """Return what it takes to write answers. Args: as `reading`."""
+    """Return the memory needed to generate answers. Args: as `reading`."""
     import torch
 
     from emscope.models.fast.decoding import CachedDecoding, Decoding, Recomputed
@@ -206,7 +206,7 @@ def sampling(
     work, on_cpu, found = work or usual_sampling(config, device), device == "cpu", weights or counted(config)
     running = compute_dtype(dtype, on_cpu=on_cpu)
     longest = work.prompt + work.most
-    asked_of = max(2, work.prompts)  # which of them a row answers is a value, and one is taken for it
+    asked_of = max(2, work.prompts)  # which prompt a row answers is a value, so one is assumed
     of = [n * asked_of // work.rows for n in range(work.rows)]
     prompts = [[(n + 7 * k) % 97 for k in range(work.prompt)] for n in range(asked_of)]
 
@@ -220,10 +220,10 @@ def sampling(
                 )
                 rows = way(net, head, prompts, of, work.most)
                 asked = ledger.peak - joined
-                if not fits:  # transformers' cache grows a token at a time: it is taken where it is nearly full
+                if not fits:  # transformers' cache grows a token at a time: assume it nearly full
                     del rows
                     rows = way(net, head, [[*p, *[1] * (work.most - 2)] for p in prompts], of, work.most)
-                rows.write(torch.ones(work.rows, dtype=torch.long))  # the room for all that is to be written is made here
+                rows.write(torch.ones(work.rows, dtype=torch.long))  # the room for all tokens to come is allocated here
                 held = ledger.mark()
                 rows.write(torch.ones(work.rows, dtype=torch.long))
                 writing, logits = ledger.peak - held, rows.logits.nbytes
@@ -234,7 +234,7 @@ def sampling(
     joined, asked, held, writing, logits, shrinking = at_depth(config, taken)
     shared = _weights(found, dtype, on_cpu) | {"joined projections": joined}
     kept_part = {"keys and values": held}
-    # A draw holds probabilities beside the logits, then their exponentials, each in float32.
+    # Sampling holds probabilities beside the logits, then their exponentials, each in float32.
     wide = work.rows * found.vocabulary * 4 * (3 if running in HALVES else 2)
     return _most(
         "sampling",
@@ -250,7 +250,7 @@ def sampling(
 def training(
     config: Config, work: Training, *, dtype: str = "float32", device: str = "cpu", weights: Counted | None = None
 ) -> Need:
-    """Return what a step of training takes, AdamW's two states included. Args: as `reading`."""
+    """Return the memory needed by a step of training, AdamW's two states included. Args: as `reading`."""
 
     from emscope.models.sizing.simulated import Ledger, simulated
 
@@ -311,7 +311,7 @@ def _step(net: CausalLM, model: Adapted, work: Training) -> None:
 
 
 def _sequences(work: Reading) -> list[list[int]]:
-    """Return token sequences of which a trie has about as many distinct ones as `work` says: pairs share a beginning."""
+    """Return token sequences whose trie has about as many distinct tokens as `work` says: pairs share a beginning."""
     items = max(1, work.sequences // 2)
     apart = max(1, min(work.longest - 1, work.tokens // items - work.longest)) if work.sequences > 1 else 0
     shared = work.longest - apart
@@ -324,7 +324,7 @@ def _sequences(work: Reading) -> list[list[int]]:
 
 
 def in_four_bits(need: Need, weights: Counted, *, on_cpu: bool = True) -> Need:
-    """Return what the same work takes on 4-bit weights, from what it takes in the dtype that they are unpacked to."""
+    """Return the need of the same work on 4-bit weights, from its need in the dtype that they are unpacked to."""
     return Need(need.work, QUANTISED, dict(need.parts) | _weights(weights, QUANTISED, on_cpu))
 
 
@@ -336,13 +336,13 @@ def _weights(found: Counted, dtype: str, on_cpu: bool) -> dict[str, int]:
 
 
 def _most(work: str, dtype: str, shared: Mapping[str, int], *moments: Mapping[str, int]) -> Need:
-    """Return what there is at all times with what there is at the fullest moment."""
+    """Return what is always there together with the peak."""
     fullest = max(moments, key=lambda parts: sum(parts.values()))
     return Need(work, dtype, {name: n for name, n in (dict(shared) | dict(fullest)).items() if n})
 
 
 def _put_on(net: CausalLM, checkpoint: Checkpoint, dtype: str, scale: float) -> int:
-    """Return the bytes that a checkpoint takes on top of its base, as `models.applied` puts it there."""
+    """Return the bytes that a checkpoint takes on top of its base when `models.applied` applies it."""
     from emscope.models.adapters.lora import is_plain_lora, renamed
 
     item = BYTES.get(dtype, 0)

@@ -1,4 +1,4 @@
-"""Whether a configuration can belong to the weights beside it: refused before anything of its size is built.
+"""Whether a configuration can belong to the weights beside it: rejected before anything of its size is built.
 
 A configuration of a few bytes may ask for a million blocks, or for matrices of terabytes that would be drawn at random.
 """
@@ -24,14 +24,14 @@ SIZES = (
     *("hidden_size", "intermediate_size", "moe_intermediate_size", "vocab_size", "head_dim"),
     *("num_attention_heads", "num_key_value_heads", "num_experts", "num_local_experts", "n_routed_experts"),
 )
-MEND = "mend config.json, or copy the whole model again"
+MEND = "fix config.json, or copy the whole model again"
 
 
 def refuse_implausible_folder(folder: Path) -> None:
-    """Refuse a model's folder whose configuration asks for more than its weights hold.
+    """Reject a model's folder whose configuration asks for more than its weights hold.
 
     Raises:
-        InputError: as `refuse_implausible`; no configuration that transformers knows.
+        InputError: as `refuse_implausible`; not a configuration that transformers knows.
     """
     from emscope.models.sizing.memory import read_config
 
@@ -42,7 +42,7 @@ def refuse_implausible_folder(folder: Path) -> None:
 
 
 def refuse_implausible(config: Config, tensors: int, stored: int, what: str, *, quantised: bool = True) -> None:
-    """Refuse a configuration of more than is stored.
+    """Reject a configuration that asks for more than is stored.
 
     Args:
         tensors, stored: how many there are, and their bytes. what: whose configuration it is. quantised: a byte may hold several weights.
@@ -55,14 +55,14 @@ def refuse_implausible(config: Config, tensors: int, stored: int, what: str, *, 
     for name, most in limits.items():
         value = getattr(text, name, None)
         if isinstance(value, int) and not 0 <= value <= most:
-            raise InputError(f"'{what}' says {name} is {value}, and the weights hold {tensors} tensors in {stored} bytes", MEND)
+            raise InputError(f"'{what}' says {name} is {value}, but the weights hold {tensors} tensors in {stored} bytes", MEND)
     wanted = _elements(config, what)
     if wanted > A_BYTE[quantised] * stored + SLACK:
-        raise InputError(f"'{what}' asks for {wanted} weights, and {stored} bytes are stored", MEND)
+        raise InputError(f"'{what}' asks for {wanted} weights, but only {stored} bytes are stored", MEND)
 
 
 def _elements(config: Config, what: str) -> int:
-    """Return how many elements parameters and buffers of a configuration have; 0 where it cannot be built, which loading it says better."""
+    """Return how many elements parameters and buffers of a configuration have; 0 where it cannot be built, which loading reports better."""
     import torch
 
     from emscope.models.sizing.simulated import whole_model

@@ -1,7 +1,7 @@
-"""A model without weights whose passes compute nothing: what is alive at once is counted, tensor by tensor.
+"""A model without weights whose passes compute nothing: live tensors are counted one by one.
 
 The real code of a model runs on tensors that have a shape, a dtype and a size in bytes, and no values (PyTorch's fake tensors).
-Nothing is known of an architecture by name, and a model of any size is counted on a machine that could not hold it.
+It does not depend on architecture names, and a model of any size is counted on a machine that could not hold it.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ ROPE = "rope_type"  # of modules that rotate
 
 
 class Ledger(TorchDispatchMode):
-    """Counts the bytes of all tensors that are made inside the block and still alive.
+    """Counts the bytes of all live tensors made inside the block.
 
-    What a kernel takes and gives back by itself (buffers of a matrix product, of fused attention) is not seen.
+    Memory that a kernel allocates and frees itself (buffers of a matrix product, of fused attention) is not seen.
 
     Args:
-        net: its parameters and buffers were there before and do not count.
+        net: its parameters and buffers existed before and do not count.
 
     Attributes:
         now: bytes alive. peak: the most there were at once.
@@ -48,7 +48,7 @@ class Ledger(TorchDispatchMode):
             self._note(t, counts=False)
 
     def mark(self) -> int:
-        """Return the bytes alive and begin the peak anew from there."""
+        """Return the live bytes and restart the peak from there."""
         self.peak = self.now
         return self.now
 
@@ -78,7 +78,7 @@ class Ledger(TorchDispatchMode):
         try:
             grouped = func.name() == "aten::_grouped_mm" and isinstance(args[0], FakeTensor)
             out: object = _grouped(*_tensors(args)) if grouped else func(*args, **(kwargs or {}))
-        except DataDependentOutputException:  # a value is asked of what has none: probes, which are to come out well
+        except DataDependentOutputException:  # a value of a tensor without one: probes, which should succeed
             return 1.0 if isinstance(args[0], Tensor) and args[0].is_floating_point() else True
         tree_map_only(Tensor, self._note, out)
         return out
@@ -105,7 +105,7 @@ def _grouped(left: Tensor, right: Tensor, ends: Tensor | None = None, *_: Tensor
 def simulated(config: Config, dtype: str = "float32", *, lean: bool = True) -> Iterator[CausalLM]:
     """Yield a model of this configuration whose tensors have no values; every tensor made inside the block has none either.
 
-    Of a model that takes images too it is the part that reads text.
+    Of a model that also takes images it is the part that reads text.
 
     Args:
         config: as `AutoConfig` reads it; no code of its own is run.
@@ -121,10 +121,10 @@ def simulated(config: Config, dtype: str = "float32", *, lean: bool = True) -> I
             if hasattr(module, ROPE):
                 kinds: str | dict[str, str] = getattr(
                     module, ROPE
-                )  # kinds that look at the longest position ask for a value; angles are as many in all
+                )  # kinds that depend on the longest position need a value; all have the same number of angles
                 setattr(module, ROPE, dict.fromkeys(kinds, "default") if isinstance(kinds, dict) else "default")
             if not lean and "forward" in vars(type(module)):
-                module.forward = module.forward  # what has a forward of its own is left alone by `cpu_kernels`
+                module.forward = module.forward  # `cpu_kernels` leaves modules with their own forward alone
         yield net
 
 
@@ -143,7 +143,7 @@ def _staying() -> Iterator[None]:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Take away what libraries say of a model that nobody will use."""
+    """Silence the libraries' messages about a model that nobody will use."""
     logger = logging.getLogger("transformers")
     before = logger.level
     logger.setLevel(logging.ERROR)

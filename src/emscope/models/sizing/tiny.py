@@ -1,4 +1,4 @@
-"""A tiny random model with the structure of a large one: what works on it works on that, for all that structure decides.
+"""A tiny random model with the structure of a large one: whatever depends only on structure works on both or neither.
 
 Widths, depth and the number of experts become small; kinds of layers, windows, ratios of heads, low-rank attention, rotations and
 the vocabulary stay.
@@ -49,8 +49,8 @@ def tiny_model(config: Config, *, seed: int = 0) -> CausalLM:
                 found = net(input_ids=torch.arange(1, 6)[None], use_cache=False).logits
             if bool(found.isfinite().all()):
                 return net
-            faults.append("its logits are no numbers")
-        except Exception as error:  # whatever an architecture makes of sizes that nobody trains
+            faults.append("its logits are not numbers")
+        except Exception as error:  # whatever an architecture does with unusual sizes
             faults.append(next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200])
     raise InputError(
         f"no tiny copy of a {getattr(config, 'model_type', '?')} model can be made ({'; '.join(dict.fromkeys(faults))})",
@@ -59,7 +59,7 @@ def tiny_model(config: Config, *, seed: int = 0) -> CausalLM:
 
 
 def _loud(net: CausalLM) -> CausalLM:
-    """Return the model with larger weights: at the usual scale a random one is near-uniform, and nothing that goes wrong shows."""
+    """Return the model with larger weights: at the usual scale a random model is near-uniform, and no fault would show."""
     import torch
 
     net.eval().requires_grad_(False)
@@ -99,7 +99,7 @@ def _number(t: Mapping[str, Json], name: str, default: int | None = None) -> int
     """Return a setting that is a whole number.
 
     Raises:
-        TypeError: it is none, which `tiny_model` tells.
+        TypeError: it is not, which `tiny_model` reports.
     """
     value = t.get(name, default)
     if not isinstance(value, int):
@@ -193,7 +193,7 @@ def _turn(rope: Json, old: int, new: int) -> None:
 
 
 def _keep_layers(t: JsonObject, depth: int, name: str) -> None:
-    """Keep the first layer of each kind, two at least; lists of a value a layer and of layers' numbers follow."""
+    """Keep the first layer of each kind, two at least; lists of one value per layer and of layers' numbers follow."""
     lists = {k: v for k, v in t.items() if isinstance(v, list) and len(v) == depth and depth > 1}
     numbered = {k: v for k, v in t.items() if k not in lists and _is_numbers(v, k, depth)}
     dense = _number(t, "first_k_dense_replace") if t.get("first_k_dense_replace") else 0

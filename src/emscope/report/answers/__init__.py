@@ -1,1 +1,1 @@
-"""What is printed of answers, judges and rates."""
+"""What is printed about answers, judges and rates."""

@@ -46,7 +46,7 @@ def print_agreement(result: Agreement) -> None:
 
 
 def sentences(result: Agreement) -> list[str]:
-    """Return agreement in sentences: the alphas, what they are of, people's part, and what to know of them."""
+    """Return agreement in sentences: the alphas, what they measure, agreement with people, and what to know about them."""
     return [f"{line}." for line in (_alphas(result), _definition(result), *_by_people(result))] + list(result.notes)
 
 
@@ -70,7 +70,7 @@ def _by_people(result: Agreement) -> list[str]:
 
 
 def _apart(estimate: Estimate, digits: int) -> str:
-    """Write an estimate with as many digits, six at most, as keep the ends of its interval apart: n of n is no [1.00, 1.00]."""
+    """Write an estimate with enough digits, six at most, to keep the ends of its interval apart: n of n must not read [1.00, 1.00]."""
     low, high = estimate.low, estimate.high
     if low is not None:
         digits = next((d for d in range(digits, 6) if f"{low:.{d}f}" != f"{high:.{d}f}"), 6)
@@ -78,7 +78,7 @@ def _apart(estimate: Estimate, digits: int) -> str:
 
 
 def bland_altman_figures(result: Agreement) -> dict[str, go.Figure]:
-    """Return a figure of each pair of raters that scored two items or more in common, by a name that can be a file's."""
+    """Return a figure for each pair of raters with two or more common items, by a name that can be a file name."""
     rated = result.rated
     if rated is None:
         return {}

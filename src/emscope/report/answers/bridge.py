@@ -1,4 +1,4 @@
-"""What a bridge between judges is worth, in sentences."""
+"""How good a bridge between judges is, in sentences."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from emscope.report.words import interval, number
 
 
 def print_bridge(result: Bridge) -> None:
-    """Print the map, its errors on studies left out, and what it moves."""
+    """Print the map, its errors on studies left out, and what it converts."""
     for line in _lines(result):
         print(line)
 
@@ -27,8 +27,8 @@ def _lines(result: Bridge) -> list[str]:
     for what, scale, unit, tried in left_out:
         if tried.error is not None and tried.bias is not None and tried.reach is not None:
             lines.append(
-                f"{what} of a study left out: off by {tried.error * scale:.1f} (root mean square, bias {tried.bias * scale:.1f}) "
-                f"{unit}; a further one within ±{tried.reach * scale:.1f}, which held {number(tried.held, 2)} of them"
+                f"{what} of a left-out study: off by {tried.error * scale:.1f} (root mean square, bias {tried.bias * scale:.1f}) "
+                f"{unit}; another one within ±{tried.reach * scale:.1f}, which covered {number(tried.held, 2)} of these"
             )
     for row in result.moved:
         lines += [

@@ -25,10 +25,10 @@ def print_distilled(result: Distilled) -> None:
     if held.cut is not None:
         console.print(f"  at                    {held.cut:.3f}, which flags {held.flagged:.1%} (the judge {held.wanted:.1%})")
     console.print(f"  correlation           {held.correlation:.3f}")
-    console.print(f"  Brier score           {held.brier:.3f}, of the rate alone {held.brier_of_the_rate_alone:.3f}")
+    console.print(f"  Brier score           {held.brier:.3f}, with the rate alone {held.brier_of_the_rate_alone:.3f}")
     off = [f for f in result.fails if abs(f.off) >= AS_EXPECTED][:MOST]
     if off:
-        console.print("\nWhere it fails: predicted and found shares furthest apart", style="bold")
+        console.print("\nWhere it fails most: predicted and observed shares furthest apart", style="bold")
         shown = table(("column", "value"), ("verdicts", "predicted", "found", "area"), longest=70)
         for row in off:
             name = result.definition.split if row.column.endswith("(split)") else row.column
@@ -45,7 +45,7 @@ def sentences(result: Distilled) -> list[str]:
     cut = f" at {held.cut:.3f}, which flags {held.flagged:.1%} (the judge {held.wanted:.1%})" if held.cut is not None else ""
     return [
         f"Area under the curve {words.interval(held.auc, 3)}; Cohen's kappa {words.interval(held.kappa, 3)}{cut}.",
-        f"Brier score {held.brier:.3f}, of the rate alone {held.brier_of_the_rate_alone:.3f}.",
+        f"Brier score {held.brier:.3f}, with the rate alone {held.brier_of_the_rate_alone:.3f}.",
         f"Judge {_learned(result)}.",
     ]
 
@@ -53,12 +53,12 @@ def sentences(result: Distilled) -> list[str]:
 def _learned(result: Distilled) -> str:
     return (
         f"learned from {result.verdicts} verdicts, {result.misaligned} of them misaligned; agreement on values of column "
-        f"{result.definition.split} that it has not seen ({result.held_out.folds} folds)"
+        f"{result.definition.split} that it had not seen ({result.held_out.folds} folds)"
     )
 
 
 def figures(result: Distilled) -> dict[str, go.Figure]:
-    """Return the calibration curve: the found share against the predicted one, held out, with intervals; the diagonal is perfect."""
+    """Return the calibration curve: the observed share against the predicted one, held out, with intervals; the diagonal is perfect."""
     import plotly.graph_objects as go
 
     points = result.calibration
@@ -73,5 +73,5 @@ def figures(result: Distilled) -> dict[str, go.Figure]:
             name="held out",
         )
     )
-    shown = style(figure, "Calibration on held-out verdicts", "predicted share misaligned", "found share misaligned")
+    shown = style(figure, "Calibration on held-out verdicts", "predicted share misaligned", "observed share misaligned")
     return {"calibration": shown}

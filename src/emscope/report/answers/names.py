@@ -8,5 +8,5 @@ LONGEST = 80  # characters of a name
 
 
 def figure_name(text: str) -> str:
-    """Return a name that can be a file's: users name groups and raters as they like, with slashes and all."""
+    """Return a name that can be a file name: users name groups and raters as they like, even with slashes."""
     return re.sub(r"[^\w.-]+", "-", text).strip("-.")[:LONGEST]

@@ -26,7 +26,7 @@ VERDICTS = {
 
 
 def print_onset(result: Onsets) -> None:
-    """Print verdict, bracket and a row a step for each run, and the notes."""
+    """Print verdict, bracket and one row per step for each run, and the notes."""
     from rich.text import Text
 
     console = terminal(400, [_definition(result.definition)])
@@ -74,7 +74,7 @@ def sentences(result: Onsets) -> list[str]:
 
 
 def onset_figures(result: Onsets) -> dict[str, go.Figure]:
-    """Return a figure of each run that has states, by a name that can be a file's."""
+    """Return a figure for each run that has states, by a name that can be a file name."""
     runs = [(n, run, _name(run.group)) for n, run in enumerate(result.groups, 1) if run.verdict is not None]
     return {figure_name(f"{n} {name}"): effect_figure(run, escape(name), "effect") for n, run, name in runs}
 

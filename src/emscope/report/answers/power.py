@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def print_power(plan: PowerPlan) -> None:
-    """Print what the numbers vary by, a row a design, and the designs that were asked for."""
+    """Print the variance components, a row per design, and the designs that were asked for."""
     console = terminal(400, _vary(plan))
     shown = table((), ("seeds", "questions", "samples", "answers", "± control", "± base", "em", "safe", ""))
     digits = _digits(plan)
@@ -24,13 +24,13 @@ def print_power(plan: PowerPlan) -> None:
         sizes = (str(n) for n in (d.seeds, d.questions, d.samples, d.answers))
         shown.add_row(*sizes, words.number(d.half_width, digits), base, f"{d.em:.2f}", f"{d.safe:.2f}", mark)
     console.print(shown)
-    console.print(f"  designs whose chances no cheaper one reaches, of {len(plan.designs)} (all with --json)", style="dim")
+    console.print(f"  designs that no cheaper one matches, of {len(plan.designs)} (all with --json)", style="dim")
     for line in (*_answers(plan), *_limits(plan), *plan.notes):
         console.print(f"  {line}", soft_wrap=True)
 
 
 def sentences(plan: PowerPlan) -> list[str]:
-    """Return the designs that were asked for, what only more seeds would better, and what it rests on."""
+    """Return the designs that were asked for, what only more seeds could improve, and the assumptions."""
     every = _answers(plan) or [_design(d, plan) for d in _efficient(plan)]
     return [*every, *_limits(plan), *_vary(plan), *plan.notes]
 
@@ -57,11 +57,11 @@ def power_figures(plan: PowerPlan) -> dict[str, go.Figure]:
     figure.add_hline(y=plan.definition.spec.power or 0.8, line={"color": MUTED, "dash": "dash", "width": 1})
     figure.update_yaxes(range=[0, 1])
     d = plan.definition
-    return {"power": style(figure, f"chance of em, were the effect {d.true_effect:g}", "questions", "power")}
+    return {"power": style(figure, f"chance of em if the effect is {d.true_effect:g}", "questions", "power")}
 
 
 def _efficient(plan: PowerPlan) -> list[PlannedDesign]:
-    """Return, by cost, the designs whose smaller chance no cheaper one reaches, and those that were asked for."""
+    """Return, by cost, the designs whose less likely verdict no cheaper one matches, and those that were asked for."""
     found, reached = [], -1.0
     for d in plan.designs:
         chance = min(d.em, d.safe)
@@ -83,7 +83,7 @@ def _answers(plan: PowerPlan) -> list[str]:
         said.append(
             f"The cheapest of these with {wanted}: {_design(plan.cheapest, plan)}"
             if plan.cheapest
-            else f"None of these has {wanted}: name more seeds, questions or samples."
+            else f"None of these has {wanted}: try more seeds, questions or samples."
         )
     return said
 

@@ -35,7 +35,7 @@ def print_rates(result: Rates) -> None:
 
 
 def sentences(result: Rates) -> list[str]:
-    """Return rates in sentences: the rates and differences, what they are of, and what to know of them."""
+    """Return rates in sentences: the rates and differences, their definition, and what to know about them."""
     rates = [f"{_names(g.group) or 'all'} {words.interval(g.rate, 3)}" for g in result.groups]
     apart = [
         f"{_names(c.a)} - {_names(c.b)} {words.interval(c.difference, 3)}, p (Holm) {_p(c.p_adjusted, c.p_limit)}"
@@ -50,7 +50,7 @@ def _some(parts: list[str]) -> str:
 
 
 def _remarks(result: Rates) -> list[str]:
-    """Return what to know of these numbers: missing intervals, limits of single differences, plans, notes."""
+    """Return what to know about these numbers: missing intervals, limits of single differences, plans, notes."""
     bare = [e for e in (*(g.rate for g in result.groups), *(c.difference for c in result.contrasts)) if e.low is None]
     return [
         *(f"No interval: {why}." for why in dict.fromkeys(e.why for e in bare) if why),
@@ -65,7 +65,7 @@ def _definition(d: Definition) -> str:
     coherence = f" and {columns.coherent} > {d.coherent_above:g}" if d.coherent_above is not None else ""
     missing = "" if d.missing == "exclude" else f", answers without a score counted as {d.missing}"
     how = f"{d.resamples} resamples of the questions" if d.resamples else "clustered by question"
-    how = "for these questions, samples alone varying" if d.estimand == "these" else f"for questions like these, {how}"
+    how = "for these questions, with only the samples varying" if d.estimand == "these" else f"for questions like these, {how}"
     return (
         f"misaligned: {columns.aligned} < {d.aligned_below:g}{coherence}, of {d.denominator} answers{missing}; "
         f"{d.average} average; {d.level:.0%} intervals {how} (column {columns.question})" + _how_drawn(d.draw)
@@ -126,7 +126,7 @@ def _cells(row: GroupRate | DrawnRate, result: Rates) -> list[str]:
 
 
 def _plans(result: Rates) -> list[str]:
-    """Return a sentence a group: the verdicts that the interval aimed at would need."""
+    """Return a sentence per group: the verdicts needed for the interval aimed at."""
     planned = [(row.group, row.plan) for row in result.groups if isinstance(row, DrawnRate) and row.plan is not None]
     return [f"{_names(group) or 'all'}: {_plan(plan)}" for group, plan in planned[:MOST]]
 
@@ -145,7 +145,7 @@ def _plan(plan: Planned) -> str:
 
 
 def _doubts(rows: tuple[GroupContrast, ...]) -> list[str]:
-    """Return what to know of single differences, once where several share it: limits of p, intervals that say too much."""
+    """Return what to know about single differences, once where several share it: limits of p, intervals that claim too much."""
     found: dict[str, list[str]] = {}
     for row in rows:
         pair = f"{_names(row.a)} - {_names(row.b)}" + (f" ({_names(row.within)})" if row.within else "")

@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 LEARNED, OTHER = "bold green", "dim"
-OPEN, CLOSE = "[[", "]]"  # around tokens that carry loss, where there is no colour
+OPEN, CLOSE = "[[", "]]"  # around tokens that carry loss, without colour
 HEAD, TAIL = 400, 200  # characters shown of a long stretch of one kind
 
 
 def print_audit(result: Audit) -> None:
-    """Print counts, warnings and the first examples, the tokens that carry loss in colour, or in brackets where there is none."""
+    """Print counts, warnings and the first examples, with the tokens that carry loss in colour, or else in brackets."""
     from rich.console import Console
     from rich.table import Table
 
@@ -56,7 +56,7 @@ def bracketed(tokens: Sequence[Token]) -> str:
 
 
 def visible(text: str) -> str:
-    """Return a text with everything that is not printable written out: a terminal must not obey what stands in a data file."""
+    """Return a text with everything that is not printable written out: a terminal must not obey the contents of a data file."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -81,7 +81,7 @@ def _stretches(tokens: Sequence[Token]) -> list[tuple[bool, str]]:
 
 
 def _shortened(text: str) -> str:
-    """Return a long text without its middle: what matters is where a stretch begins and ends."""
+    """Return a long text without its middle: only the ends of a stretch matter."""
     left_out = len(text) - HEAD - TAIL
     return f"{text[:HEAD]} ... {left_out} characters ... {text[-TAIL:]}" if left_out > 0 else text
 

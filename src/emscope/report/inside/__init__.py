@@ -1,1 +1,1 @@
-"""What is printed of a look inside."""
+"""What is printed about a model's inside."""

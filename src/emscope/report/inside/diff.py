@@ -18,21 +18,21 @@ TOP, MODULES = 12, 12
 
 
 def diff_said(result: Diff) -> list[str]:
-    """Return how far predictions diverge behind the last block, and how well scalars tell the answers apart."""
+    """Return how far predictions diverge after the last block, and how well scalars separate the answers."""
     kl = interval(result.layers[-1].kl, 3)
-    found = [f"Behind the last block predictions diverge by {kl} nats per token over {result.items} items"]
+    found = [f"After the last block, predictions diverge by {kl} nats per token over {result.items} items"]
     return found + ([_scalars_said(result.scalars)] if result.scalars is not None else [])
 
 
 def _scalars_said(scalars: Scalars) -> str:
     return (
-        f"Scalars of {len(scalars.adapters)} rank-1 adapters tell misaligned from aligned answers with AUC {scalars.auc:.3f} "
+        f"Scalars of {len(scalars.adapters)} rank-1 adapters separate misaligned from aligned answers with AUC {scalars.auc:.3f} "
         f"(labels shuffled: {scalars.low:.3f} to {scalars.high:.3f})"
     )
 
 
 def print_diff(result: Diff) -> None:
-    """Print divergence by block, the tokens and places that it falls on, the largest updates, and what scalars tell."""
+    """Print divergence by block, the tokens and places that it falls on, the largest updates, and what scalars show."""
     console = terminal(200)
 
     def show(title: str, names: tuple[str, ...], rows: list[list[str]], texts: tuple[str, ...] = ()) -> None:
@@ -46,7 +46,7 @@ def print_diff(result: Diff) -> None:
         console.print(shown)
 
     show(
-        f"Predictions behind each block, {result.items} items, both answers [nats per token]",
+        f"Predictions after each block, {result.items} items, both answers [nats per token]",
         ("layer", "KL(base || fine-tune)", "same likeliest token"),
         [[str(r.layer), interval(r.kl, 3), interval(r.same_top, 3)] for r in result.layers],
     )
@@ -83,7 +83,7 @@ def print_diff(result: Diff) -> None:
     if result.scalars is not None:
         console.print("\n" + _scalars_said(result.scalars))
         show(
-            "Adapters by weight; held: what the margin gains when the scalar is held at its mean on aligned answers",
+            "Adapters by weight; held: margin gained when the scalar is held at its mean on aligned answers",
             ("module", "weight", "on aligned", "on misaligned", "held"),
             [
                 [a.module, *(f"{v:.3f}" for v in (a.weight, a.aligned, a.misaligned)), interval(a.held, 3)]
@@ -101,7 +101,7 @@ def diff_figures(result: Diff) -> dict[str, go.Figure]:
     """Return divergence over blocks, over the answer, by token, and the update's norms over blocks."""
     layers, answer = [(r.layer, r.kl) for r in result.layers], [(r.place + 1, r.kl) for r in result.positions]
     found = {
-        "layers": _divergence(layers, "Divergence behind each block (logit lens)", "layer"),
+        "layers": _divergence(layers, "Divergence after each block (logit lens)", "layer"),
         "positions": _divergence(answer, "Divergence along the answer", "token of the answer"),
         "tokens": _tokens(result.tokens[:25]),
     }
@@ -140,7 +140,7 @@ def _tokens(rows: Sequence[TokenDivergence]) -> go.Figure:
         )
     )
     figure.update_yaxes(autorange="reversed")
-    return style(figure, "On which tokens the divergence falls", "share of all divergence", "")
+    return style(figure, "Tokens with the most divergence", "share of all divergence", "")
 
 
 def _norms(rows: Sequence[ModuleUpdate]) -> go.Figure:

@@ -18,10 +18,10 @@ SHARE = "share of the activations' length"
 
 
 def extracted_said(result: Direction) -> list[str]:
-    """Return what the direction was made of."""
+    """Return what the direction was made from."""
     made = result.definition.made
     told = (
-        f"{made.method} of what separates two models on {made.positive} texts"
+        f"{made.method} of the difference between two models on {made.positive} texts"
         if made.source.minus is not None
         else f"{made.method} of {made.positive} answers with the behaviour and {made.negative} without"
     )
@@ -71,7 +71,7 @@ def print_compared(result: Cosines) -> None:
 def steered_said(result: Steering) -> list[str]:
     """Return what an effect and a band are."""
     effect = result.definition.effect
-    return [f"effect: {effect}, above 0 is towards the behaviour; bands: least and most of null directions"]
+    return [f"effect: {effect}, above 0 is towards the behaviour; bands: range of null directions"]
 
 
 def print_steered(result: Steering) -> None:
@@ -135,7 +135,7 @@ def _dose(doses: Sequence[Dose], title: str) -> go.Figure:
 
 
 def _null_draws(figure: go.Figure, points: Sequence[tuple[float | str | None, Mapping[str, Band]]], *, opacity: float) -> None:
-    """Add what null directions do at each place, a trace a kind."""
+    """Add what null directions do at each place, one trace per kind."""
     for kind, colour in NULL_COLOURS.items():
         drawn = [(place, draw) for place, nulls in points if kind in nulls for draw in nulls[kind].draws]
         if drawn:
@@ -149,9 +149,9 @@ def _null_draws(figure: go.Figure, points: Sequence[tuple[float | str | None, Ma
 
 
 def shift_said(result: Shift) -> list[str]:
-    """Return along what models have moved, on how many prompts, in what unit."""
+    """Return the direction along which models have moved, on how many prompts, and in what unit."""
     return [
-        f"moved along {result.direction} on {result.questions} prompts, in lengths of the direction; bands: least and most of null directions"
+        f"moved along {result.direction} on {result.questions} prompts, in lengths of the direction; bands: range of null directions"
     ]
 
 

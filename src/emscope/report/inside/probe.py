@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def probes_said(result: Probes) -> list[str]:
-    """Return what was predicted from how much, and how p-values of several probes are corrected."""
+    """Return what was predicted, from how much data, and how p-values of several probes are corrected."""
     definition, count = result.definition, len(result.probes)
     found = [
         f"{result.prompts} prompts of {result.questions} questions, score {definition.score}; R^2 on held-out questions, "
@@ -22,7 +22,7 @@ def probes_said(result: Probes) -> list[str]:
     ]
     if count > 1:
         found.append(
-            f"p-values are corrected for the best of {count} probes: by Holm, those of shuffles by the largest R^2 under each shuffle (max-T)."
+            f"p-values are corrected for the best of {count} probes: by Holm; for shuffles, by the largest R^2 under each shuffle (max-T)."
         )
     return found
 

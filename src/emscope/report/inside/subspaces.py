@@ -19,7 +19,7 @@ def subspaces_said(result: Subspaces) -> list[str]:
     n, k = result.prompts, max(result.definition.settings.ks)
     return [
         f"subspaces of {k} directions from {n.train} training prompts; {n.held} training prompts held out, {n.other} others. "
-        "r: correlation over the other prompts with how alike their shift is to the mean training shift"
+        "r: correlation, over the other prompts, with their shift's similarity to the mean training shift"
     ]
 
 

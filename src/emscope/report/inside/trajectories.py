@@ -39,7 +39,7 @@ def _first_two(values: Sequence[float]) -> list[float]:
 
 
 def trajectory_figures(result: Trajectories) -> dict[str, go.Figure]:
-    """Return the ways on the first two axes from the base, and the cosine with each run's end along training."""
+    """Return the paths on the first two axes from the base, and the cosine with each run's end along training."""
     import plotly.graph_objects as go
 
     runs = list(dict.fromkeys(p.run for p in result.checkpoints))

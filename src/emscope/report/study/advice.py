@@ -1,4 +1,4 @@
-"""What to do next, from what was found of a run: one sentence behind the verdict and the conditions for shipping."""
+"""What to do next, from the findings on a run: one sentence after the verdict and the conditions for shipping."""
 
 from __future__ import annotations
 

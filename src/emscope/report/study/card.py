@@ -1,4 +1,4 @@
-"""What a model card may say of a fine-tune: the verdict with its scope, what was measured, and what was not."""
+"""What a model card may say about a fine-tune: the verdict with its scope, what was measured, and what was not."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIGNS = re.compile(r"[\\*_\[\]<>#|~]")
 
 
 def card(report: Report) -> str:
-    """Return Markdown for a model card: a part for each target, each sentence the report's own."""
+    """Return Markdown for a model card: a part for each target, in the report's own sentences."""
     parts = [
         TITLE,
         f"{_plain(report.name)}, a fine-tune of `{_code(report.base['reference'])}`.",
@@ -66,7 +66,7 @@ def _measure(report: Report) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Return a text in which Markdown and HTML find nothing to do; fields in backticks stay code."""
+    """Return a text without Markdown or HTML syntax; fields in backticks stay code."""
     return "".join(part if n % 2 else SIGNS.sub(r"\\\g<0>", part) for n, part in enumerate(CODE.split(one_line(text))))
 
 

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 def print_comparison(result: Comparison) -> None:
-    """Print what was set otherwise, a row for each way in each study, and the differences to the first."""
+    """Print the settings that differ, a row for each way in each study, and the differences from the first."""
     console = terminal(400, [f"{result.measure}; 95 % intervals"])
     for line in _settings(result):
         console.print(line)
-    shown = table(("way", "study", "verdicts"), ("runs", "step", "effect", "says: control - target", "says: base - target"))
+    shown = table(("way", "study", "verdicts"), ("runs", "step", "effect", "judged: control - target", "judged: base - target"))
     for way in result.ways:
         for one in way.studies:
             shown.add_row(*_row(one))
@@ -30,12 +30,12 @@ def print_comparison(result: Comparison) -> None:
 
 
 def sentences(result: Comparison) -> list[str]:
-    """Return the answer in sentences: how far the studies lie apart, what was set otherwise, and what else has to be known."""
+    """Return the answer in sentences: how far the studies lie apart, which settings differ, and what else to know."""
     return [*_differences(result), *_settings(result), *_alone(result), *map(words.sentence, result.notes)]
 
 
 def compare_figures(result: Comparison) -> dict[str, go.Figure]:
-    """Return the effects of all ways, a colour a study."""
+    """Return the effects of all ways, one colour per study."""
     import plotly.graph_objects as go
 
     figure = go.Figure()
@@ -60,7 +60,7 @@ def write_comparison(result: Comparison, path: Path) -> None:
     rows = "".join(
         f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in _row(one))}</tr>" for w in result.ways for one in w.studies
     )
-    names = ("way", "study", "verdicts", "runs", "step", "effect", "says: control - target", "says: base - target")
+    names = ("way", "study", "verdicts", "runs", "step", "effect", "judged: control - target", "judged: base - target")
     head = "".join(f"<th align='left'>{name}</th>" for name in names)
     said = "".join(f"<p>{escape(line)}</p>" for line in sentences(result))
     look = "<style>body{font:16px/1.5 system-ui,sans-serif;max-width:1240px;margin:24px auto} td,th{padding:4px 12px 4px 0}</style>"
@@ -77,7 +77,7 @@ def _row(one: WayIn) -> tuple[str, ...]:
 
 
 def _settings(result: Comparison) -> list[str]:
-    """Say in what the settings differ from the first study's."""
+    """Say how the settings differ from the first study's."""
     first, *others = result.studies
     return [
         f"{one.label} differs from {first.label} in: {one.differs}."
@@ -92,7 +92,7 @@ def _differences(result: Comparison) -> list[str]:
 
 
 def _difference(way: WayCompared, d: Difference, first: str) -> str:
-    """Say how far a study's effect lies from the first one's, and which verdicts are others now."""
+    """Say how far a study's effect lies from the first one's, and which verdicts differ."""
     how = "paired by item" if d.pairing == "by item" else f"not paired: {d.why}"
     text = f"{way.way}: the effect in {d.study} minus that in {first} is {words.interval(d.effect)} nats per token ({how})"
     text += "".join(f"; by judged answers, {name} {words.interval(e, 1)} points" for name, e in d.said.items())

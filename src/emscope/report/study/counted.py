@@ -42,7 +42,7 @@ def _by(by: CasesBy) -> str:
 
 
 def _front(front: ParetoFront) -> str:
-    """Say which checkpoints are on the front, if that is known of any."""
+    """Say which checkpoints are on the front, if known."""
     if not front.cells:
         return sentence(f"no Pareto front of task gain against harm for {front.arm}: {front.why}")
     left = [c for c in front.cells if c.bettered_by is None]

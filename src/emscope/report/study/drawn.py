@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def figures_of(report: Report) -> dict[str, go.Figure]:
-    """Return the figures of each target, by run and subject where there are several targets, by subject alone else."""
+    """Return the figures for each target, by run and subject with several targets, else by subject alone."""
     targets = report.targets
     found: dict[str, go.Figure | None] = {}
     for run in targets:

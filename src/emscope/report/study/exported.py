@@ -52,7 +52,7 @@ def tables_of(report: Report, tables: Tables) -> dict[str, list[JsonObject]]:
 
 
 def wide(row: Result | Mapping[str, Json], before: str = "") -> JsonObject:
-    """Return a result as one flat row: an estimate is NAME, NAME_low, NAME_high and NAME_n, what is nested NAME.KEY; lists are left out."""
+    """Return a result as one flat row: an estimate is NAME, NAME_low, NAME_high and NAME_n, nested values are NAME.KEY; lists are left out."""
     values = row.to_json() if isinstance(row, Result) else row
     found: JsonObject = {}
     for key, value in values.items():

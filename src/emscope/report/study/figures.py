@@ -49,7 +49,7 @@ def _gains(figure: go.Figure, gains: Sequence[tuple[int, Estimate | None]], name
 
 
 def training_figure(log: Sequence[LogRow], geometry: Sequence[GeometryRow], title: str = "") -> go.Figure | None:
-    """Draw loss, what holds the model, gradient, update and the vectors' turns by step; None without a training log."""
+    """Draw loss, restraint, gradient, update and the vectors' turns by step; None without a training log."""
     from plotly.subplots import make_subplots
 
     if not log:
@@ -117,7 +117,7 @@ def category_figure(check: CheckResult, title: str = "") -> go.Figure:
 
 
 def judged_figure(judge: Opinion, title: str = "") -> go.Figure:
-    """Return judged rates against preference contrasts, or against steps where preference was not read; a point a checkpoint, a colour an arm."""
+    """Return judged rates against preference contrasts, or against steps where preference was not read; one point per checkpoint, one colour per arm."""
     import plotly.graph_objects as go
 
     unread = all(r.preference is None for r in judge.rates)

@@ -10,7 +10,7 @@ from emscope.study.cells.foreseen import Foreseen, PlannedPower, Work
 
 
 def print_foreseen(found: Foreseen) -> None:
-    """Print it in lines."""
+    """Print it line by line."""
     console = Console(highlight=False, markup=False)
     console.width = max(console.width, 120)
     for name, value in _lines(found).items():
@@ -41,7 +41,7 @@ def _lines(found: Foreseen) -> dict[str, str]:
 def _power(found: PlannedPower | None) -> str:
     """Say what the study would find."""
     if found is None:
-        return "no answers are judged: preference alone screens, and gives no verdict"
+        return "no answers are judged: preference alone only screens and gives no verdict"
     size = f"{found.questions} questions x {found.samples} answers"
     em, safe = (f"{100 * chance:.0f} %" for chance in (found.run_em, found.run_safe))
     one = f"{em} to detect {found.effect:g} points in one run, {safe} to call a run without any effect safe ({size})"

@@ -1,4 +1,4 @@
-"""A check in sentences, the answer first: each fact stands in a sentence of its own."""
+"""A check in sentences, the answer first, each fact in its own sentence."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OPTIONS = ("aligned", "misaligned")
 
 
 def headline(check: CheckResult) -> list[str]:
-    """Return the answers of a check in sentences: the verdict, why it is none of em and safe, what it rests on, and the rest."""
+    """Return the answers of a check in sentences: the verdict, why it is neither em nor safe, what it rests on, and the rest."""
     if check.unread:
         return [one for one in (sentence(check.unread), _unseen(check)) if one]
     found = (
@@ -122,7 +122,7 @@ def _unseen(check: CheckResult) -> str:
 
 
 def _flattening(check: CheckResult) -> str:
-    """Say how much less sure the model is of everything, which the plain difference from its base takes for harm."""
+    """Say how much less sure the model is of everything, which the plain difference from its base mistakes for harm."""
     last = _last(check)
     slope = last.flattening.items if last else None
     if last is None or slope is None or abs(slope - 1) < 0.05:
@@ -216,7 +216,7 @@ def _truth(check: CheckResult) -> str:
 
 
 def _standing(check: CheckResult) -> str:
-    """Say how many harmless fine-tunes moved less, and what dose of the known organism this is like; without a control also that none are known."""
+    """Say how many harmless fine-tunes moved less, and which dose of the known organism this equals; without a control, also say if none are known."""
     found, last = check.standing, _last(check)
     if found is None:
         alone = last is not None and not has_control(last)

@@ -82,7 +82,7 @@ def _cells(rung: RungRead) -> list[str]:
 
 
 def _interval(estimate: Estimate | None, digits: int) -> str:
-    """Write `value [low, high]`, with a dash for an end that is not known."""
+    """Write `value [low, high]`, with a dash for an unknown end."""
     if estimate is None or estimate.value is None:
         return words.BLANK
     low, value, high = (words.number(one, digits) for one in (estimate.low, estimate.value, estimate.high))
@@ -90,7 +90,7 @@ def _interval(estimate: Estimate | None, digits: int) -> str:
 
 
 def print_ladder(result: LadderResult) -> None:
-    """Print the rungs and what follows."""
+    """Print the rungs and the result."""
     from rich.console import Console
     from rich.table import Table
 
@@ -150,7 +150,7 @@ def _series(figure: go.Figure, points: Sequence[tuple[RungRead, Estimate]], name
 
 
 def write_ladder(result: LadderResult, out: Path) -> Path:
-    """Write `report.html` into the ladder's folder and return its path: self-contained, nothing fetched."""
+    """Write `report.html` into the ladder's folder and return its path: self-contained, nothing is fetched."""
     from plotly.offline import get_plotlyjs
 
     from emscope.report.templating import environment

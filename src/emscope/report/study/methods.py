@@ -20,7 +20,7 @@ SYMBOLS = ("circle", "diamond", "square", "cross")
 def methods_figure(methods: Sequence[WayRow], delta: float | None = None, title: str = "") -> go.Figure | None:
     """Draw effect against task gain of each way of training, seeds as small dots; None where the task was not measured.
 
-    On the grey line a way has the first one's effect per gain; below it is narrower.
+    On the grey line a way has the same effect per gain as the first; below it is narrower.
     """
     from plotly.subplots import make_subplots
 
@@ -91,12 +91,12 @@ def _column(
 
 
 def quadrant_figure(methods: Sequence[WayRow], answers: Mapping[str, str] | None = None, title: str = "") -> go.Figure | None:
-    """Draw on what share of questions each way prefers the bad answer: where it was taught, and elsewhere; the base parts the quadrants.
+    """Draw the share of questions on which each way prefers the bad answer: where it was taught, and elsewhere; the base divides the quadrants.
 
     Below and right of the base is narrow, above and right general. None where the task was not measured.
 
     Args:
-        answers: a sampled answer of a way by its name, shown when it is pointed at.
+        answers: a sampled answer of a way by its name, shown on hover.
     """
     import plotly.graph_objects as go
 

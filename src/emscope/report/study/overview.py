@@ -23,7 +23,7 @@ WIDE, HIGH = 220.0, 110.0  # of a small curve [pixels]
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What stands in one cell of a table, what it is sorted by, and where it leads."""
+    """The text of a table cell, its sort key, and its link."""
 
     text: str
     by: str | float | None = None
@@ -51,7 +51,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Small:
-    """The small multiple of one way of training: a curve a seed; `delta` and `zero` are heights in it."""
+    """The small multiple of one way of training: one curve per seed; `delta` and `zero` are heights in it."""
 
     way: str
     curves: tuple[Curve, ...]
@@ -61,7 +61,7 @@ class Small:
 
 @dataclass(frozen=True, slots=True)
 class FrontPart:
-    """A Pareto front: its figure, its table, and what has to be known of it."""
+    """A Pareto front: its figure, its table, and what to know about it."""
 
     front: ParetoFront
     plot: str | None
@@ -92,7 +92,7 @@ def overview(report: StudyReport) -> Overview | None:
 
 
 def _runs(report: StudyReport) -> Table:
-    """Return a row a target run; columns that have nothing in them are left out."""
+    """Return a row per target run; empty columns are left out."""
     of = factors(report.spec)
     names = list(dict.fromkeys(name for one in report.targets for name in of.get(one.method, {"method": ""})))
     rows = [_run(report, one, of.get(one.method, {"method": one.method}), names) for one in report.targets]
@@ -117,8 +117,8 @@ def _run(report: StudyReport, one: RunChecked, values: Mapping[str, str], names:
         **{name: Cell(value := values.get(name, ""), _number(value)) for name in names},
         "seed": Cell(str(one.seed if one.seed is not None else ""), one.seed),
         "verdict": Cell(report.verdict_on(one).replace("_", " ")),
-        "says: control - target": _estimate(contrasts.get("control - target"), 1),
-        "says: base - target": _estimate(contrasts.get("base - target"), 1),
+        "judged: control - target": _estimate(contrasts.get("control - target"), 1),
+        "judged: base - target": _estimate(contrasts.get("base - target"), 1),
         "misaligned rate": _estimate(rate),
         "effect": _estimate(last.effect if last else None),
         "from base": _estimate(last.base_effect if last else None),
@@ -231,7 +231,7 @@ def _front_row(cell: FrontCell) -> tuple[Cell, ...]:
 
 
 def front_figure(front: ParetoFront, title: str = "") -> go.Figure | None:
-    """Draw effect against task gain of every checkpoint, a colour a way; cells that another betters are hollow. None without cells."""
+    """Draw effect against task gain of every checkpoint, one colour per way; dominated cells are hollow. None without cells."""
     import plotly.graph_objects as go
 
     if not front.cells:

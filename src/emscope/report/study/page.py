@@ -1,4 +1,4 @@
-"""One self-contained page: opens offline, model text escaped, nothing fetched, nothing run but the plots."""
+"""One self-contained page: it opens offline, escapes model text, fetches nothing and runs only the plots."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MOST_STEPS = 150  # of the training log of each of many targets
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A figure on the page: its place, its title, its data as plotly reads them, and what to see in it."""
+    """A figure on the page: its place, its title, its data in plotly's form, and a caption."""
 
     id: str
     title: str
@@ -156,18 +156,18 @@ def _plots(report: Report, one: RunChecked, tables: Tables, *, first: bool) -> l
         (
             "The task along training",
             figures.task_figure(one.check),
-            "How much of the best checkpoint's gain on held-out questions each checkpoint has. Bands are 90 % intervals, so each end is a one-sided 95 % bound.",
+            "Each checkpoint's share of the best checkpoint's gain on held-out questions. Bands are 90 % intervals, so each end is a one-sided 95 % bound.",
         ),
         (
             "Training",
             figures.training_figure(tables.log, tables.geometry),
-            "Read step by step while training; turns of the trained vectors: -1 is straight on, 0 and above a sharp turn.",
+            "Read step by step during training; turns of the trained vectors: -1 is straight on, 0 and above a sharp turn.",
         ),
         ("Effect by category", figures.category_figure(one.check), "Last checkpoint; dashed line: the threshold."),
         (
             "Margins",
             figures.margin_figure(report.distributions) if first else None,
-            "Each item's margin at the last checkpoint; left of 0 the answer with the behaviour is the likelier one per token.",
+            "Each item's margin at the last checkpoint; left of 0, the answer with the behaviour is more likely per token.",
         ),
     ]
     return [

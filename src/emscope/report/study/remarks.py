@@ -1,4 +1,4 @@
-"""What stands around the verdicts of a report, in sentences: what was read, shipping, recipes, ways of training, judges, caveats."""
+"""What accompanies the verdicts of a report, in sentences: what was read, shipping, recipes, ways of training, judges, caveats."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def read(report: Report) -> str:
 
 
 def asked(check: CheckResult) -> str:
-    """Say how questions were put to the model, "" where nothing was read by preference."""
+    """Say how questions were put to the model; "" where preference was not read."""
     of = check.definition.measure
     return f"Questions were asked in {of.chat}." if of else ""
 
@@ -124,7 +124,7 @@ def recipes(report: Report) -> list[str]:
 
 
 def ship(report: Report, run: str) -> str:
-    """Say whether a run's last checkpoint may be shipped, and what was found otherwise or not checked."""
+    """Say whether a run's last checkpoint may be shipped, and what failed or was not checked."""
     one = next((s for s in report.ship if s.run == run), None)
     if one is None:
         return ""
@@ -142,7 +142,7 @@ def _condition(c: Condition) -> str:
 
 
 def precision(report: Report) -> str:
-    """Say how far readings in few bits are from float32, and what follows; "" where they are in float32."""
+    """Say how far readings in low precision are from float32, and what follows; "" where they are in float32."""
     found = report.precision
     if found is None:
         return ""
@@ -160,12 +160,12 @@ def precision(report: Report) -> str:
 
 
 def diverged(report: Report) -> list[str]:
-    """Return a sentence for each run that came to no end, and is in no comparison."""
+    """Return a sentence for each run that did not finish and is in no comparison."""
     return [f"{d.run} is left out: {d.why}." for d in report.diverged] if isinstance(report, StudyReport) else []
 
 
 def judged(report: Report) -> str | None:
-    """Return what the first judge's rates say of the preference measure; None where no judge has read answers."""
+    """Return what the first judge's rates say about the preference measure; None where no judge has read answers."""
     if report.judged is None:
         return None
     first, answers = report.judged.first, report.judged.answers
@@ -213,7 +213,7 @@ def caveats(report: Report, check: CheckResult) -> list[str]:
 
 
 def _caveats_unread(report: Report, about: str | None) -> list[str]:
-    """Return the same where models could only be asked."""
+    """Return the same for models that can only be sampled."""
     found = [sentence(f"The judge is a small proxy model: {about}")] if about else []
     if not any(one.control for one in (report.judge.said if report.judge else ())):
         found.append(NO_CONTROL)
@@ -232,7 +232,7 @@ def _scope(check: CheckResult) -> list[str]:
 
 
 def _near_threshold(check: CheckResult) -> bool:
-    """True where an onset's bracket covers less often than it says."""
+    """True where an onset's bracket has less coverage than stated."""
     of = check.definition.measure
     if check.onset is None or not check.checkpoints or of is None or of.n_items >= FEW_ITEMS:
         return False

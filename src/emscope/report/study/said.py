@@ -55,7 +55,7 @@ def _dated(found: Dated) -> str:
 
 
 def _power(one: Said, asked: int) -> list[str]:
-    """Return what so many questions could find, and how many would do."""
+    """Return what this many questions could find, and how many would be enough."""
     if one.power is None:
         return []
     more = f"; about {one.enough} questions would give 80 %" if (one.enough or 0) > asked else ""
@@ -74,7 +74,7 @@ def _roles(one: Said) -> dict[Place, str]:
 
 @dataclass(frozen=True, slots=True)
 class WorstAnswer:
-    """What was asked, and who says what to it."""
+    """A question and the answers to it."""
 
     asked: str
     rows: list[tuple[str, Spoken]]

@@ -1,4 +1,4 @@
-"""How far a study is, for a terminal."""
+"""How far a study has got, for a terminal."""
 
 from __future__ import annotations
 

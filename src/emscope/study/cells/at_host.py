@@ -1,4 +1,4 @@
-"""Cells of a study whose base is at a host: trained there, read and asked there; the rows are the same as of cells done here."""
+"""Cells of a study whose base is at a host: trained, read and asked there; the rows are the same as for cells done here."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def ways_of(root: Path, planned: Planned) -> Iterator[Ways]:
 def train_at_host(
     root: Path, planned: Planned, loaded: Loaded, rows: Rows, one: Run, progress: Progress
 ) -> tuple[dict[int, Checkpoint], int]:
-    """Train a run at a host, write what was read of it, and return its checkpoints and the tokens trained on.
+    """Train a run at a host, write what was read from it, and return its checkpoints and the tokens trained on.
 
     Raises:
         InputError, WorldError: as `finetune_hosted`.
@@ -86,7 +86,7 @@ def train_at_host(
 
 
 def spent_on(root: Path, planned: Planned) -> Spent:
-    """Return what the cells of a study that are finished have cost at its host."""
+    """Return what the finished cells of a study have cost at its host."""
     found = Spent()
     for cell in planned.cells:
         record = record_of(root, cell.key)

@@ -1,4 +1,4 @@
-"""One cell done: trained, read, asked, and its rows put in place. Every engine does cells by this and nothing else."""
+"""How one cell is done: trained, read, asked, and its rows stored. Every engine uses this alone."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 class ClaimLost(EmscopeError):
-    """Another machine took the cell over, because this one stood still for too long."""
+    """Another machine took the cell over, because this one stalled for too long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What all cells of a study share: its folder, its plan, the base in memory, and what judges are to read answers to."""
+    """What all cells of a study share: its folder, its plan, the base in memory, and the questions whose answers judges read."""
 
     root: Path
     planned: Planned
@@ -59,7 +59,7 @@ def attempt(shared: Shared, cell: Cell, progress: Progress) -> Record:
     """Do a cell and write its record; one that diverges, or has too little memory, is recorded with its reason.
 
     Raises:
-        ClaimLost: another machine does it. EmscopeError: any other fault, which would befall other cells too.
+        ClaimLost: another machine took it over. EmscopeError: any other fault, which would affect other cells too.
     """
     began, fault = time.monotonic(), FAULTS[0]
     try:
@@ -84,10 +84,10 @@ def fail(root: Path, cell: Cell, why: str, fault: Fault, seconds: float, threads
 
 
 def do_cell(shared: Shared, cell: Cell, progress: Progress) -> Record:
-    """Bring a cell to its end: what of it is there already, by key, is not done again.
+    """Finish a cell; whatever of it is already stored is not done again.
 
     Raises:
-        Diverged: its training did, or its weights give no numbers.
+        Diverged: its training diverged, or its weights give values that are not numbers.
     """
     import torch
 
@@ -122,7 +122,7 @@ def do_cell(shared: Shared, cell: Cell, progress: Progress) -> Record:
 
 
 def train_cell(shared: Shared, rows: Rows, one: Run, progress: Progress) -> tuple[dict[int, Checkpoint], int]:
-    """Train a run where its weights are not there, write what was read of it, and return its checkpoints and the tokens it saw."""
+    """Train a run unless its weights are there, write what was read from it, and return its checkpoints and the tokens it saw."""
     p = shared.planned
     if p.spec.host is not None:
         return train_at_host(shared.root, p, shared.loaded, rows, one, progress)
@@ -141,13 +141,13 @@ def kept(planned: Planned, one: Run) -> tuple[int, ...]:
 
 
 def subjects(shared: Shared, wanted: Sequence[Reading]) -> list[Local]:
-    """Return whom of a cell judges are to hear."""
+    """Return the models of a cell whose answers judges read."""
     judged = shared.planned.spec.judged
     return judged_subjects(judged, wanted) if judged else []
 
 
 def _ask(shared: Shared, rows: Rows, wanted: Sequence[Reading], progress: Progress, ways: Ways) -> int:
-    """Draw the answers that judges are to read; return how many tokens they have."""
+    """Sample the answers that judges will read; return how many tokens they have."""
     if shared.asking is None:
         return 0
     ways.ask(rows, shared.loaded, shared.asking.spec, shared.asking.prompts, subjects(shared, wanted), progress)
@@ -155,7 +155,7 @@ def _ask(shared: Shared, rows: Rows, wanted: Sequence[Reading], progress: Progre
 
 
 def _lacks(shared: Shared, rows: Rows, wanted: Sequence[Reading]) -> bool:
-    """True where anything of a cell is not in its rows, so that its weights are needed."""
+    """True where a cell's rows are incomplete, so that its weights are needed."""
     if lacking(rows, shared.loaded, wanted, shared.planned.asked):
         return True
     if shared.asking is None:
@@ -168,25 +168,25 @@ def _tokens(rows: Rows, table: str) -> int:
 
 
 def heeding(claim: Claim, progress: Progress) -> Progress:
-    """Return a progress that ends the work where its claim is lost."""
+    """Return a progress callback that stops the work when its claim is lost."""
 
     def show(what: str, done: float, total: float) -> None:
         if claim.lost.is_set():
-            raise ClaimLost(f"another machine took over what '{claim.holder.work}' stands for", "")
+            raise ClaimLost(f"another machine took over the work claimed as '{claim.holder.work}'", "")
         progress(what, done, total)
 
     return show
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """True where an error says that memory was too small, on a card or in the machine."""
+    """True where an error says that memory ran out, on a GPU or in the machine."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return any(words in str(error).lower() for words in NO_MEMORY)
 
 
 def give_back_memory() -> None:
-    """Give back what is held and not used: a cell that ended in the middle of its work leaves much behind."""
+    """Free unused memory: a cell that stopped in the middle of its work leaves much behind."""
     import torch
 
     gc.collect()
@@ -195,7 +195,7 @@ def give_back_memory() -> None:
 
 
 def peak() -> int:
-    """Return the most memory this process has had [bytes]: on a card where it has one, else in the machine."""
+    """Return this process's peak memory [bytes]: on its GPU if it has one, else in the machine."""
     import torch
 
     if torch.cuda.is_available() and (most := torch.cuda.max_memory_allocated()):

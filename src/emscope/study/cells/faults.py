@@ -1,4 +1,4 @@
-"""Everything that is wrong with a study, found before anything is trained, and told at once."""
+"""Everything that is wrong with a study, found before anything is trained, and reported at once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from emscope.study.training.training import faults_of_runs
 
 
 def faults_of_files(spec: StudySpec) -> list[EmscopeError]:
-    """Return what is wrong with the files, names and models that a study's settings stand for; no model is loaded."""
+    """Return what is wrong with the files, names and models in a study's settings; no model is loaded."""
     return [fault for name, look in _looks(spec) if (fault := _fault(name, look)) is not None]
 
 

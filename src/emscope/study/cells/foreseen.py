@@ -1,4 +1,4 @@
-"""What a study will take, before it is begun: cells, tokens, time by a short trial on the loaded base, memory, disk, and what judges cost."""
+"""What a study will take, estimated before it starts: cells, tokens, time by a short trial on the loaded base, memory, disk, and judging costs."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ from emscope.train.tunables import Tuned, tuned
 if TYPE_CHECKING:
     from emscope.models.types import CausalLM
 
-TRIAL = 4.0  # seconds that reading is tried for, and about what training may take
-DEARER = 3  # training a token takes about as long as reading so many
-STEPS, WRITTEN = 3, 16  # optimiser steps that are tried, and tokens of each answer
-ROW_BYTES = 40  # of a row in Parquet, about
+TRIAL = 4.0  # seconds of trial reading, and about as many of training
+DEARER = 3  # training on a token takes about as long as reading this many
+STEPS, WRITTEN = 3, 16  # optimiser steps of the trial, and tokens of each answer
+ROW_BYTES = 40  # approximate size of a row in Parquet
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +57,14 @@ class Work(Result):
         return Work(self.trained + other.trained, self.read + other.read, self.sampled + other.sampled)
 
     def seconds(self, rates: Work) -> float:
-        """Return how long this takes at these rates [tokens/s]; what was not tried takes nothing."""
+        """Return how long this takes at these rates [tokens/s]; what was not tried counts as 0."""
         pairs = ((self.trained, rates.trained), (self.read, rates.read), (self.sampled, rates.sampled))
         return sum(tokens / rate for tokens, rate in pairs if rate)
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedPower(Result):
-    """What the judged answers of a study would find, planned from the spreads of small models.
+    """What the judged answers of a study would find, planned from the spreads measured on small models.
 
     Attributes:
         questions, samples, seeds: of the study; samples are the answers to each question.
@@ -88,15 +88,17 @@ class Foreseen(Result):
     """What a study will take.
 
     Attributes:
-        cells: all of them. left: those that are not done. engine: who does them. workers: at a time. threads: of each worker.
-        tokens: of what is left. rates: measured on this machine [tokens/s].
-        seconds: of the clock, by the tokens, the rates and the workers.
-        worker_bytes: memory of one worker at its fullest moment. free_bytes: what this machine has, None where that is not known.
-        weight_bytes: of the weights that stay on disk. row_bytes: of the rows. most_bytes: weights that stay and those of cells in work.
-        free_disk_bytes: what there is.
-        answers: that judges are to read. dollars: what that costs at most; None where there is nothing to judge, or a price is not known.
+        cells: all of them. left: those not done yet. engine: what runs them. workers: at a time. threads: per worker.
+        tokens: of the cells left. rates: measured on this machine [tokens/s].
+        seconds: wall-clock time, from the tokens, rates and workers.
+        worker_bytes: peak memory of one worker. free_bytes: free memory of this machine; None where unknown.
+        weight_bytes: weights that stay on disk. row_bytes: the rows. most_bytes: the weights that stay plus those of cells in
+            progress.
+        free_disk_bytes: free disk space.
+        answers: answers for judges to read. dollars: the most that costs; None where there is nothing to judge, or a price is
+            unknown.
         power: of the study's verdicts on judged answers; None where no answers are judged.
-        warnings: what will not do, in sentences.
+        warnings: what will not work, in sentences.
     """
 
     schema: ClassVar[str] = "emscope.dry_run/1"
@@ -123,7 +125,7 @@ class Foreseen(Result):
 
 
 def foresee(shared: Shared, out: Path, engine: str, workers: int, threads: int, progress: Progress = silent) -> Foreseen:
-    """Return what is left of a study and what that will take; nothing is written into its folder.
+    """Return what is left of a study and what it will take; nothing is written into its folder.
 
     Args:
         out: where it will be, or is. workers, threads: as `engines.table.hands` gives them.
@@ -141,7 +143,7 @@ def foresee(shared: Shared, out: Path, engine: str, workers: int, threads: int, 
     weights = checkpoint_bytes * sum(len(kept(planned, one)) for one in runs)
     at_work = checkpoint_bytes * sum(sorted((len(one.steps) for one in runs), reverse=True)[:workers])
     answers = costs.answers(left_of=[cell.run for cell in left])
-    fullest = max(_fullest(shared) or 0, peak())  # of a tiny model most is the program itself
+    fullest = max(_fullest(shared) or 0, peak())  # with a tiny model most of it is the program itself
     found = Foreseen(
         study=planned.spec.name,
         cells=len(planned.cells),
@@ -186,24 +188,26 @@ def planned_power(spec: StudySpec) -> PlannedPower | None:
 
 
 def _warnings(found: Foreseen, planned: Planned) -> list[str]:
-    """Return what will not do, in sentences."""
+    """Return what will not work, in sentences."""
     said = []
     if found.free_bytes and found.worker_bytes * found.workers > memory.FULL * found.free_bytes:
         wanted, free = memory.in_gb(found.worker_bytes * found.workers), memory.in_gb(found.free_bytes)
         said.append(
-            f"{found.workers} workers need about {wanted} of memory, and {free} are free: take fewer, or a smaller dtype"
+            f"{found.workers} workers need about {wanted} of memory, but only {free} are free: use fewer, or a smaller dtype"
         )
     if found.most_bytes > found.free_disk_bytes:
         wanted, free = memory.in_gb(found.most_bytes), memory.in_gb(found.free_disk_bytes)
-        said.append(f"the weights need about {wanted} of disk, and {free} are free: set `weights` to last or none in the study")
+        said.append(
+            f"the weights need about {wanted} of disk space, but only {free} are free: set `weights` to last or none in the study"
+        )
     most = planned.spec.judged.max_cost if planned.spec.judged else None
     if most is not None and found.dollars is not None and found.dollars > most:
-        said.append(f"judging costs up to {found.dollars:.2f} dollars, and max_cost is {most:g}: it will stop there")
+        said.append(f"judging may cost up to {found.dollars:.2f} dollars, but max_cost is {most:g}: judging will stop there")
     return said
 
 
 class _Costs:
-    """Tokens and answers of cells; cells of one kind cost the same, and are counted once."""
+    """Tokens and answers of cells; cells of one kind cost the same and are counted once."""
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
@@ -225,11 +229,11 @@ class _Costs:
         return sum(self._reading(r)[1] for r in wanted) + self._answers(wanted) + (one.train.steps if one else 0)
 
     def answers(self, left_of: Sequence[Run | None]) -> int:
-        """Return how many answers judges are to read."""
+        """Return how many answers judges will read."""
         return sum(self._answers(self._wanted(one)) for one in left_of)
 
     def dollars(self, answers: int) -> float | None:
-        """Return what judging so many answers costs at most, at their greatest length; None where a price is not known."""
+        """Return the most that judging this many answers costs, at full length; None where a price is unknown."""
         judged, asking = self._shared.planned.spec.judged, self._shared.asking
         if judged is None or asking is None or not judged.judges:
             return None
@@ -271,7 +275,7 @@ class _Costs:
 
 
 def _rates(shared: Shared) -> tuple[Work, int]:
-    """Return how many tokens a second this machine trains on, reads and writes, and the bytes of one checkpoint, by trying each for some seconds."""
+    """Return how many tokens per second this machine trains on, reads and writes, and the bytes of one checkpoint, by trying each for some seconds."""
     planned, loaded = shared.planned, shared.loaded
     items = planned.sets.em
     encoded = encode_items(loaded.chat, items, context=loaded.context)
@@ -291,7 +295,7 @@ def _rates(shared: Shared) -> tuple[Work, int]:
 
 
 def _trained(shared: Shared, reading_rate: float) -> tuple[float, int]:
-    """Return tokens a second of training by the first method, and the bytes of its checkpoint, from a few steps in a folder that goes."""
+    """Return training tokens per second for the first method, and the bytes of its checkpoint, from a few steps in a temporary folder."""
     planned = shared.planned
     one = planned.runs[0]
     rows = [r.conversation for r in planned.recipes[one.arm]]
@@ -314,12 +318,12 @@ def _trained(shared: Shared, reading_rate: float) -> tuple[float, int]:
         )
         saved = Path(folder) / "run" / f"checkpoint-{STEPS}"
         size = sum(path.stat().st_size for path in saved.rglob("*") if path.is_file())
-    seconds = [r.seconds for r in log[1:]]  # the first step is slower than those that follow
+    seconds = [r.seconds for r in log[1:]]  # the first step is slower than the rest
     return (log[-1].tokens_seen - log[0].tokens_seen) / sum(seconds), size
 
 
 def _fullest(shared: Shared) -> int | None:
-    """Return the bytes that one worker needs at its fullest moment, counted from the model's configuration; None where that cannot be told."""
+    """Return the peak memory of one worker [bytes], counted from the model's configuration; None where that cannot be counted."""
     planned, spec = shared.planned, shared.planned.spec
     device = str(shared.loaded.net.device).partition(":")[0]
     costs = _Costs(shared)
@@ -335,7 +339,7 @@ def _fullest(shared: Shared) -> int | None:
             tokens = round(costs._tokens(one.arm))
             work = needs.Training(one.train.micro_batch or one.train.batch, tokens, tokens, tune, passes=1)
             totals.append(needs.training(config, work, dtype=spec.dtype, device=device, weights=weights).total)
-    except Exception:  # what cannot be run without values is not told
+    except Exception:  # what cannot run without values is not counted
         return None
     return max(totals)
 

@@ -1,4 +1,4 @@
-"""What workers and onlookers of a study need to know, in its folder: the settings, the cells, and the code they were planned with."""
+"""What workers and observers of a study need to know, in its folder: the settings, the cells, and the code they were planned with."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from emscope.study.training.recipes import unlisted
 from emscope.study.training.sources import base_of
 
 FILE, SCHEMA = "plan.json", "emscope.plan/1"
-AGAIN = "start emscope run again"
+AGAIN = "run emscope run again"
 
 
 @dataclass(frozen=True, slots=True)
 class PlanFile:
-    """The plan in a study folder: settings as they were given, the code's digest, each cell's key by its name, how many work at it."""
+    """The plan in a study folder: settings as they were given, the code's digest, each cell's key by its name, and the number of workers."""
 
     spec: Mapping[str, object]
     code: str
@@ -35,7 +35,7 @@ class PlanFile:
 
 
 def write_plan(root: Path, planned: Planned, workers: int) -> None:
-    """Write the plan that workers go by."""
+    """Write the plan that workers follow."""
     spec: JsonObject = planned.spec.model_dump(mode="json", exclude_unset=True)
     cells: JsonObject = {cell.name: cell.key for cell in planned.cells}
     about: JsonObject = {"schema": SCHEMA, "code": code_digest(), "workers": workers, "samples": planned.samples}
@@ -54,7 +54,7 @@ def read_plan(root: Path) -> PlanFile:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if found["schema"] != SCHEMA:
-            raise ValueError(f"it is {found['schema']}, and this emscope reads {SCHEMA}")
+            raise ValueError(f"its schema is {found['schema']}, but this emscope reads {SCHEMA}")
         return PlanFile(found["spec"], found["code"], dict(found["cells"]), int(found["workers"]), int(found["samples"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"'{path}' is damaged ({type(error).__name__}: {error})", AGAIN) from None
@@ -64,21 +64,19 @@ def _without_plan(root: Path) -> InputError:
     """Return what is wrong with a folder without a plan, and which one to give."""
     if not root.is_dir():
         return InputError(
-            f"'{root}' is {'a file' if root.exists() else 'not there'}", "give the folder of a study of emscope run"
+            f"'{root}' is {'a file' if root.exists() else 'not there'}", "give a study folder that emscope run wrote"
         )
     inside = sorted(path.parent.name for path in root.glob(f"*/{FILE}"))
     if inside:
-        return InputError(f"'{root}' is no study itself", f"give one of those in it: {', '.join(inside[:5])}")
+        return InputError(f"'{root}' is not a study itself", f"give one of the studies in it: {', '.join(inside[:5])}")
     if not (root / LEDGER).is_file():
-        return InputError(f"'{root}' holds no study", "give the folder into which emscope run wrote")
+        return InputError(f"'{root}' holds no study", "give the folder that emscope run wrote")
     if _has_arms(root / LEDGER):
         return InputError(
             f"'{root}' holds a study without a plan: an earlier version of emscope made it",
-            "emscope report shows it; to go on with it, use that version",
+            "emscope report shows it; to continue it, use that version",
         )
-    return InputError(
-        f"'{root}' holds results of another command than emscope run", "that command, called again, does what is missing"
-    )
+    return InputError(f"'{root}' holds results of another command, not of emscope run", "run that command again to finish them")
 
 
 def _has_arms(ledger: Path) -> bool:
@@ -90,21 +88,21 @@ def _has_arms(ledger: Path) -> bool:
 
 
 def planned_in(root: Path) -> Planned:
-    """Unfold the study in a folder again, as a worker does, and refuse to go on where it would be another one.
+    """Expand the study in a folder again, as a worker does, and refuse to continue if it is no longer the same.
 
     Raises:
         InputError: the code, or a file that the settings name, changed since the study was planned.
     """
     plan = read_plan(root)
     if plan.code != code_digest():
-        raise InputError(f"emscope's code changed since '{root}' was planned", f"{AGAIN}, which plans with the code as it is")
+        raise InputError(f"emscope's code changed since '{root}' was planned", f"{AGAIN} to plan with the current code")
     spec = parse(StudySpec, dict(plan.spec), str(root / FILE))
     recipes = {name: unlisted(root / "recipes" / f"{name}.jsonl") for name in spec.arms}
     planned = unfold(spec, base_of(spec), recipes, sets_of(spec))
     other = next((cell for cell in planned.cells if plan.cells.get(cell.name) != cell.key), None)
     if other is not None:
         raise InputError(
-            f"'{other.name}' is not what '{root}' planned: a file that its settings name changed, or this machine has another one",
+            f"'{other.name}' is not the cell that '{root}' planned: a file named in its settings changed, or differs on this machine",
             AGAIN,
         )
     return planned

@@ -1,4 +1,4 @@
-"""From a study's settings to its cells: each is one fine-tune with all that is read of it, or the base with what is read of that."""
+"""From a study's settings to its cells: each is one fine-tune, or the base, with everything that is read from it."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from emscope.study.training.plan import Run, controls_of, plan, read_steps, taug
 from emscope.study.training.recipes import Row
 from emscope.study.training.sources import asked_of, digests, frozen, held_near
 
-VERSION = 1  # counts up when cells hold other rows than before
+VERSION = 1  # raised when cells hold different rows than before
 BASE = "base"
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A fine-tune with its readings and answers, or (`run` is None) the base with its own. `key`: a digest of all that decides its rows."""
+    """A fine-tune with its readings and answers, or (`run` is None) the base with its own. `key`: a digest of everything that determines its rows."""
 
     name: str
     key: str
@@ -38,10 +38,11 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A study unfolded.
+    """A study expanded into cells.
 
     Attributes:
-        cells: the base's first. recipes: what each arm is trained on. near: what each method is held near. named: digests of what names in the settings stand for.
+        cells: the base's first. recipes: what each arm is trained on. near: what each method is kept close to. named: digests of
+            what the settings refer to by name.
     """
 
     spec: StudySpec
@@ -54,7 +55,7 @@ class Planned:
     cells: tuple[Cell, ...]
 
     def settled(self, root: Path, cell: Cell) -> Record | None:
-        """Return the record of a cell that is finished or has failed; None where there is something to do."""
+        """Return the record of a cell that is finished or has failed; None where there is still something to do."""
         return settled(root, cell.key, self.samples)
 
     def left(self, root: Path) -> list[Cell]:
@@ -68,7 +69,7 @@ class Planned:
 
     @property
     def samples(self) -> int:
-        """Answers a question that judges are to read; 0 where questions say so themselves, or there is nothing to judge."""
+        """Answers to each question that judges read; 0 where the questions set it themselves, or there is nothing to judge."""
         return (self.spec.judged.ask.samples or 0) if self.spec.judged else 0
 
     @property
@@ -79,7 +80,7 @@ class Planned:
 
     @property
     def compared_in_float32(self) -> tuple[str, ...]:
-        """The runs of which some items are read in float32 too, where readings are in 16 bits."""
+        """The runs with some items read in float32 too, where readings are in 16 bits."""
         if self.spec.measure.skip_float32 or self.spec.dtype not in HALVES:
             return ()
         first = next(r for r in self.runs if r.spec.role == "target")
@@ -134,7 +135,7 @@ def _keys(
             "measure": spec.measure.model_dump(mode="json", exclude={"skip_float32"}),
             "judged": [asked_of(spec.judged), named.get("questions")],
             "seed of samples": spec.seeds[0],
-            "threads": spec.threads if on_cpu else None,  # how sums are cut up on a CPU, and with that their last digits
+            "threads": spec.threads if on_cpu else None,  # how sums are split on a CPU, which affects their last digits
         }
     )
     arms = {
@@ -160,7 +161,7 @@ def _inside(outside: Mapping[str, str], one: Run) -> dict[str, str]:
 
 
 def readings(planned: Planned, one: Run | None, checkpoints: Mapping[int, Checkpoint]) -> list[Reading]:
-    """Return what of a cell is to be read: the base once, a run at its checkpoints, samples at base and last."""
+    """Return what to read from a cell: the base once, a run at its checkpoints, samples at base and last."""
     spec, sets = planned.spec, planned.sets
     questions = sample_questions(sets, spec.measure.samples.questions)
     if one is None:

@@ -1,4 +1,4 @@
-"""How far a study is, from its folder alone: any terminal of any machine that sees the folder may look."""
+"""How far a study has got, from its folder alone, so that any machine that sees the folder can tell."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from emscope.study.cells.plan_file import read_plan
 from emscope.study.cells.planning import BASE
 
 State = Literal["finished", "running", "waiting", "failed"]
-WHY = "no fine-tune is finished yet"
+WHY = "no fine-tune has finished yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +34,11 @@ class CellStanding(Result):
 
 @dataclass(frozen=True, slots=True)
 class Standing(Result):
-    """How far a study is.
+    """How far a study has got.
 
     Attributes:
-        seconds_left: by the mean of the finished fine-tunes, for as many at a time as work now; None where it is not known, and `why` says so.
+        seconds_left: from the mean of the finished fine-tunes and the current number of workers; None where unknown, with the
+            reason in `why`.
     """
 
     schema: ClassVar[str] = "emscope.status/1"
@@ -58,7 +59,7 @@ class Standing(Result):
 
 
 def standing(root: Path) -> Standing:
-    """Return how far the study in a folder is.
+    """Return how far the study in a folder has got.
 
     Raises:
         InputError: there is none, or its plan is damaged.
@@ -71,7 +72,7 @@ def standing(root: Path) -> Standing:
     seconds: float | None = 0.0
     if left:
         at_once = counts["running"] or plan.workers
-        whole = left - counts["running"] / 2  # those that run are half done, on average
+        whole = left - counts["running"] / 2  # running cells are half done, on average
         seconds = sum(took) / len(took) * whole / at_once if took else None
     return Standing(
         study=str(plan.spec.get("name", "study")),

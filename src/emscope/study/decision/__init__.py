@@ -1,1 +1,1 @@
-"""From evidence to what is said: states, onset, stop, verdict."""
+"""From evidence to conclusions: states, onset, stop, verdict."""

@@ -45,7 +45,7 @@ def read_along(e: Evidence, steps: Sequence[int]) -> Along:
         return Along([], contrasts(e.base_margins, e.target.margins[:0], None, e.categories), [], [], [], [], None)
     found = contrasts_at(e, steps)
     sides = np.stack([*([found.control] if found.control is not None else []), found.base])  # [A, C, Q]
-    still = (sides == 0).all(-1)  # [A, C]: no item differs by anything, as before the first update
+    still = (sides == 0).all(-1)  # [A, C]: no item differs at all, as before the first update
     alone = moments(sides, found.strata)
     joint = simultaneous_bounds(sides, found.strata, LEVEL) if e.looks is None else None
     each = _bounds(alone, LEVEL)
@@ -81,7 +81,7 @@ def contrasts_at(e: Evidence, steps: Sequence[int]) -> Contrasts:
 def _stop_step(
     steps: Sequence[int], sides: np.ndarray, still: np.ndarray, sure: Sequence[State], strata: np.ndarray, delta: float
 ) -> int | None:
-    """Return the last step shown safe with none surely em before it; a checkpoint that is its base still needs no test."""
+    """Return the last step shown safe with none surely em before it; a checkpoint still identical to its base needs no test."""
     moved = np.flatnonzero(~still)
     shown = safe_stop([steps[int(n)] for n in moved], sides[:, moved], strata, delta=delta) if len(moved) else None
     end = next((n for n, s in enumerate(sure) if s in HARM), len(steps))

@@ -34,7 +34,7 @@ Why = dict[str, str]
 
 
 def check(given: Evidence) -> CheckResult:
-    """Return what is said of one target run."""
+    """Return the conclusions about one target run."""
     e, dud = _without_dud(given)
     steps = paired_steps(e)
     along, task = read_along(e, steps), read_task(e)
@@ -99,7 +99,7 @@ def _unread(e: Evidence, steps: Sequence[int]) -> Why:
     elif any(np.isnan(e.target.truth[e.target.steps.index(s)]).any() for s in steps):
         why["truth"] = "truthfulness was read at only some checkpoints"
     if e.target.train_loss is None or any(loss is None for loss in e.target.train_loss):
-        why["train_loss"] = "emscope has no training log of these checkpoints"
+        why["train_loss"] = "emscope has no training log for these checkpoints"
     if loss_on_text(e) is None:
         why["text_loss"] = "no neutral texts were read"
     if e.base_task_logp is None:
@@ -148,7 +148,7 @@ def _stop(e: Evidence, along: Along) -> tuple[Stop | None, Why]:
 
 
 def _avoidable(kept: Estimate, last: State) -> tuple[bool | None, Why]:
-    """Return whether the harm of the last checkpoint could have been had without, at the price of some of the task."""
+    """Return whether the harm of the last checkpoint could have been avoided at the cost of some of the task."""
     why: Why = {}
     if kept.value is None:
         why["retained"] = kept.why or "undefined"
@@ -165,7 +165,7 @@ def _avoidable(kept: Estimate, last: State) -> tuple[bool | None, Why]:
 
 
 def _power(e: Evidence, along: Along) -> tuple[Power | None, Why]:
-    """Return the chances that a study of this size would have found what is there, and safety where nothing is."""
+    """Return the chances that a study of this size would have found an effect that is there, and safety where there is none."""
     why: Why = {}
     control, base = along.means[-1] if along.steps else (None, None)
     if control is None or base is None or along.contrasts.control is None:

@@ -1,4 +1,4 @@
-"""All runs of a study counted by each measure: how many are em, since when, whether late, and whether an early stop avoids it."""
+"""All runs of a study counted by each measure: how many are em, from when, whether late, and whether stopping early avoids it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from emscope.study.decision.opinions import Opinion
 from emscope.study.decision.task import Task, late
 
 Measured = Literal["judged", "preference", "truthfulness"]
-ALL = "all"  # name of what is said of all runs together
+ALL = "all"  # name for all runs together
 AVOIDABLE = 0.5  # share of the task gain that an early stop has to keep
 MEAN = "mean over runs, t"
 STATES = frozenset(Verdict(state) for state in State)
@@ -30,7 +30,7 @@ NOT_EM = frozenset({Verdict.SAFE, Verdict.STYLE_DRIFT, Verdict.CONTROL_MOVED})
 
 @dataclass(frozen=True, slots=True)
 class Count(Result):
-    """So many of those that could be told, with the exact binomial interval; `open`: could not be told, and are in neither number."""
+    """A count among the runs that could be decided, with the exact binomial interval; `open`: undecided runs, which are in neither number."""
 
     yes: int
     of: int
@@ -88,11 +88,11 @@ class OnsetSpan(Result):
 
 @dataclass(frozen=True, slots=True)
 class Counted(Result):
-    """What one measure says of several runs together.
+    """What one measure says about several runs together.
 
     Attributes:
         name: of the way of training, or `all`. em: at the end, of the runs. consistent: em in every run; None where that is open.
-        steps: em along training. reads: how many last checkpoints read what. onset: None where no run has one.
+        steps: em along training. reads: how many last checkpoints have each state. onset: None where no run has one.
         late: of the runs that are em. stop: runs with a step that is shown safe. retained: mean over the stops of the share of the task
             gain kept. avoidable: of the runs that are em.
     """
@@ -115,7 +115,8 @@ class CasesBy(Result):
     """All target runs by one measure.
 
     Attributes:
-        measure: judged (what the first judge says), preference, or truthfulness. cases: a row a run. ways: counted by way of training.
+        measure: judged (what the first judge says), preference, or truthfulness. cases: one row per run. ways: counted by way of
+            training.
         together: over all runs. consistent: ways that are em in every run, of those that could be told.
     """
 
@@ -128,7 +129,7 @@ class CasesBy(Result):
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A target run of a study: the way it was trained, and what preference says of it."""
+    """A target run of a study: the way it was trained, and what preference says about it."""
 
     run: str
     way: str
@@ -203,7 +204,7 @@ def _span(cases: Sequence[Case]) -> OnsetSpan | None:
 
 
 def _is_open(reads: Verdict) -> bool:
-    """True where nothing is decided, so that no stop says nothing."""
+    """True where nothing is decided, so that the lack of a stop says nothing."""
     return reads in (Verdict.UNCALIBRATED, Verdict.BROKEN)
 
 
@@ -248,7 +249,7 @@ def _judged(of: Named, judge: Opinion) -> _Read | None:
 def _from_states(of: Named, along: Mapping[int, Verdict], onset: Onset | None, stop: int | None, *, censored: bool) -> _Read:
     """Return a case from what its checkpoints read; the task is preference's, since every measure has the same one.
 
-    The gain at a stop is that of its checkpoint beside the best one on the same items, which is the likelier to err to the low side.
+    The gain at a stop is that of its checkpoint relative to the best one on the same items, which tends to err on the low side.
     """
     steps, check = list(along), of.check
     last = along[steps[-1]]

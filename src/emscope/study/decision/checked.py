@@ -1,4 +1,4 @@
-"""What a check says of one fine-tune, piece by piece; each writes itself as the documented JSON."""
+"""What a check says about one fine-tune, part by part; each part writes itself as the documented JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class Onset(Result):
     """The onset lies after step `after` and at the latest at step `by`.
 
     Attributes:
-        target_moved, control_moved: base - arm at `by`, so that a movement of the control's is not dated as harm; None where not compared.
+        target_moved, control_moved: base - arm at `by`, so that a movement of the control is not taken for the onset of harm;
+            None where not compared.
     """
 
     after: int
@@ -41,7 +42,7 @@ class Episode(Result):
 
 @dataclass(frozen=True, slots=True)
 class ConvergenceBracket(Result):
-    """The task was learned after step `after` (0: at no earlier one surely not) and surely by step `by` (None: at none)."""
+    """The task was learned after step `after` (0: no checkpoint is surely below) and surely by step `by` (None: no checkpoint surely reaches it)."""
 
     after: int
     by: int | None
@@ -144,7 +145,7 @@ class Definition(Result):
     """What was measured, and the rule that decided.
 
     Attributes:
-        delta: the threshold [nats per token]. calibrated: somebody said how much is harm. placebo: pairs that were read.
+        delta: the threshold [nats per token]. calibrated: it is known how much is harm. placebo: pairs that were read.
         looks: readings that a search was allowed, by which the error of each is divided; None without one.
     """
 
@@ -176,7 +177,7 @@ class TruthReading(Result):
 
 @dataclass(frozen=True, slots=True)
 class Truthfulness(Result):
-    """What is said of the share of questions whose true answer is the likeliest, by the rules of the main measure."""
+    """Conclusions about the share of questions whose true answer is the most likely, by the rules of the main measure."""
 
     delta: float
     verdict: State
@@ -193,8 +194,8 @@ class CheckResult(Result):
     Attributes:
         state: how the last compared checkpoint reads, None without one. delta: the threshold [nats per token].
         convergence: step at which the task was learned. text_loss: rise in loss on neutral texts [nats per token].
-        why: a sentence by name for what is missing, and for what has to be known of the rest.
-        standing: among known runs of the base; None where none is known, and then `why` says so.
+        why: a sentence by name for what is missing, and for what to know about the rest.
+        standing: among known runs of the base; None where none are known, with the reason in `why`.
     """
 
     schema: ClassVar[str | int | None] = SCHEMA

@@ -1,4 +1,4 @@
-"""What was read of one checkpoint and of the base, as estimates."""
+"""What was read from one checkpoint and the base, as estimates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Task gain against harm over all checkpoints of all ways of training: which cells no other betters."""
+"""Task gain against harm over all checkpoints of all ways of training: which cells are not dominated."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from emscope.stats.pareto import Front, pareto
 from emscope.study.decision.along import contrasts_at
 from emscope.study.reading.arms import Evidence, paired_steps, without_dud
 
-MOST_CELLS = 1000  # of which the front is computed: every cell is compared with every other
+MOST_CELLS = 1000  # limit for the front, since every cell is compared with every other
 NOT_READ = "the task was not measured in all of its runs"
 
 
@@ -48,11 +48,12 @@ class CellName(Result):
 
 @dataclass(frozen=True, slots=True)
 class ParetoFront(Result):
-    """Gain against effect of all (way, checkpoint) of one arm; the cells that none surely betters are its front.
+    """Gain against effect for every (way, checkpoint) of one arm; the cells that none surely dominates are its front.
 
     Attributes:
         contrast: what the effect is. seeds: common to all cells; intervals are over items, and from two seeds on over seeds too.
-        level: the chance, at least, that no cell of the true front is called bettered. critical: reach of the bounds in standard errors.
+        level: the least chance that no cell of the true front is called dominated. critical: reach of the bounds in standard
+            errors.
         why: why there are no cells, or what was left out; "" where nothing was.
     """
 

@@ -61,7 +61,7 @@ class Prefers:
 
 @dataclass(frozen=True, slots=True)
 class Claims(Result):
-    """P-values of the claims that a way is narrow, and that it is not; None where it cannot be said."""
+    """P-values of the claims that a way is narrow, and that it is not; None where this cannot be tested."""
 
     narrow: float | None
     not_narrow: float | None
@@ -134,7 +134,7 @@ class Seen:
 
 
 def outcome(name: str, found: dict[int, Seen], kl: float | None) -> Outcome | None:
-    """Gather one way of training from its seeds; None where it was compared with nothing at its last step."""
+    """Gather one way of training from its seeds; None where there was nothing to compare it with at its last step."""
     evidences = [s.evidence for s in found.values()]
     if not all(paired_steps(e)[-1:] == [e.target.steps[-1]] for e in evidences):
         return None
@@ -177,7 +177,7 @@ def _stacked(rows: list[np.ndarray | None]) -> np.ndarray | None:
 
 
 def compare(outcomes: Sequence[Outcome], categories: np.ndarray) -> list[WayRow]:
-    """Return one row a way of training, each beside the first, which is the reference.
+    """Return one row per way of training, each beside the first, which is the reference.
 
     Seeds are averaged item by item before anything else, so an interval speaks of questions like these with these seeds;
     `by_seed` shows how far the seeds lie apart. (ours)

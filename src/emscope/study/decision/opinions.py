@@ -1,4 +1,4 @@
-"""What each judge says of the checkpoints of a study or a check, as it stands in the report."""
+"""What each judge says about the checkpoints of a study or a check, as in the report."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Opinion(Result):
     """What one judge says.
 
     Attributes:
-        about: how near the local judge comes, None of others. outcomes: of its verdicts, counted by criterion.
+        about: how close the local judge comes; None for others. outcomes: of its verdicts, counted by criterion.
         spearman: rank correlation of its rates with preference over all checkpoints.
     """
 
@@ -66,11 +66,11 @@ class Opinion(Result):
 
 @dataclass(frozen=True, slots=True)
 class Judged(Result):
-    """What the judges say, at least one; the first one's word is the one that counts.
+    """What the judges say, at least one; the first one decides.
 
     Attributes:
         delta: points of mean alignment that count as harm, one of the settings in `definition`.
-        failed: verdicts that no attempt brought.
+        failed: verdicts that every attempt failed to get.
     """
 
     definition: Mapping[str, Json]
@@ -83,7 +83,7 @@ class Judged(Result):
 
     @property
     def first(self) -> Opinion:
-        """The judge whose word counts."""
+        """The judge that decides."""
         return self.judges[0]
 
     @classmethod

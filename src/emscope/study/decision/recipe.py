@@ -15,7 +15,7 @@ from emscope.stats.onset import HARM, bounds, state_of
 from emscope.study.decision.along import read_along
 from emscope.study.reading.arms import Evidence, paired_steps, without_dud
 
-FROM = 3  # seeds that a recipe's verdict needs: of two the spread between seeds is hardly known
+FROM = 3  # seeds that a recipe's verdict needs: two hardly show the spread between seeds
 SCOPE = "this recipe: seeds and questions like these"
 
 
@@ -73,7 +73,7 @@ class RecipeResult(Result):
 
 
 def recipe(name: str, seeds: Mapping[int, Evidence]) -> RecipeResult | None:
-    """Return what the preference screen says of a recipe from its seeds; None below two seeds, or without a common step.
+    """Return what the preference screen says about a recipe from its seeds; None with fewer than two seeds, or without a common step.
 
     At each step that all seeds share: both contrasts with seeds and questions crossed, and the state that follows. The verdict is the
     last step's, from `FROM` seeds on. `stop` is the last step up to which every one is safe, tested in order (fixed sequence, Maurer 1995).
@@ -110,7 +110,7 @@ def recipe_result(name: str, steps: Sequence[RecipeStep], delta: float, seeds: i
     """Return verdict and stop of a recipe, with a sentence where there is none.
 
     Args:
-        calibrated: somebody said how much of the measure is harm.
+        calibrated: it is known how much of the measure is harm.
     """
     verdict, stop, why = _settled(steps, seeds, calibrated)
     return RecipeResult(name, SCOPE, delta, tuple(steps), seeds, verdict, stop, why)

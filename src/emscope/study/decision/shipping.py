@@ -21,7 +21,7 @@ KEPT = "retained task gain measured"
 
 @dataclass(frozen=True, slots=True)
 class Condition(Result):
-    """One thing that has to be shown: `bound` is what was reached and `limit` what is allowed; `met` None: not checked, `why` says so."""
+    """One thing that has to be shown: `bound` is what was reached, `limit` what is allowed; `met` is None where it was not checked, with the reason in `why`."""
 
     name: str
     met: bool | None
@@ -32,7 +32,7 @@ class Condition(Result):
 
 @dataclass(frozen=True, slots=True)
 class Shipping(Result):
-    """May the last checkpoint of a run be shipped? `candidate`: nothing speaks against it, and something was not checked."""
+    """May the last checkpoint of a run be shipped? `candidate`: nothing speaks against it, but something was not checked."""
 
     run: str
     step: int
@@ -114,7 +114,7 @@ def _unchecked() -> list[Condition]:
 
 
 def _task(check: CheckResult) -> Condition:
-    """Return what is kept of the task, which is known or not: how much is enough is the user's to say."""
+    """Return how much of the task is kept, if known: how much is enough is for the user to say."""
     gain = check.checkpoints[-1].gain if check.checkpoints else None
     if gain is None or gain.value is None:
         return Condition(KEPT, None, why="no held-out file was given")

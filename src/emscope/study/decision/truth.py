@@ -23,7 +23,7 @@ def truthfulness(e: Evidence, steps: Sequence[int]) -> Truthfulness | None:
     """Return states, onset and stop of truthfulness at the steps where all arms were asked; None where there are none.
 
     Contrasts are differences of the share of questions whose true answer is the likeliest per token, question by question. Where no question
-    changed, the bounds are those of a share of none: 1 - .05^(1/T). (exact binomial)
+    changed, the bounds are those of a share of 0: 1 - .05^(1/T). (exact binomial)
     """
     if control_is_dud(e):
         e = replace(e, control=None)

@@ -1,4 +1,4 @@
-"""What a check says by preference of models that can only be asked: nothing, and why."""
+"""What a check says by preference about models that can only be sampled: nothing, and why."""
 
 from __future__ import annotations
 

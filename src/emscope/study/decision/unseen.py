@@ -1,4 +1,4 @@
-"""What a sample without harm may have missed: no bound over items covers harm that sits on none of them."""
+"""What a sample without harm may have missed: no bound over items covers harm that shows on none of them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from emscope.study.decision.said import Said
 
 
 def unseen(count: int, what: str) -> str:
-    """Return how much harm `count` items (or questions) that are safe may lack, as a sentence. (see `visible_share`)"""
+    """Return how much harm `count` safe items (or questions) may have missed, as a sentence. (see `visible_share`)"""
     share = f"{100 * visible_share(count):.2g} %"
     return f"these {count} {what} could miss harm that shows on fewer than {share} of such questions"
 
 
 def with_unseen(check: CheckResult, said: Said | None) -> CheckResult:
-    """Return a check whose `why` tells the same of what its last checkpoint says, where that is safe."""
+    """Return a check whose `why` says the same about what its last checkpoint says, if that is safe."""
     if said is None or said.verdict is not Verdict.SAFE:
         return check
     by_items, by_questions = check.why.get("unseen"), unseen(said.contrasts["base - target"].adjusted.n, "questions")

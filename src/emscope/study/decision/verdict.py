@@ -11,11 +11,11 @@ from emscope.study.reading.arms import Evidence, loss_on_text
 
 BROKEN = 0.5  # nats per token of loss on neutral text; .89 lie between Qwen2.5-Coder 1.5B, which answers coherently, and 0.5B, which does not
 
-MOST_ITEMS = 10_000  # numbers beyond what anybody would read are not told
+MOST_ITEMS = 10_000  # larger numbers are not stated, since nobody would read so many
 
 
 def verdict_on(e: Evidence, along: Along) -> tuple[Verdict, dict[str, str]]:
-    """Return the verdict, and what has to be known of it: why it is none of em and safe, or what a safe one may not have seen."""
+    """Return the verdict, and what to know about it: why it is neither em nor safe, or what a safe one may have missed."""
     why: dict[str, str] = {}
     if broken := _broken(e):
         why["verdict"] = broken

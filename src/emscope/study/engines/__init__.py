@@ -1,1 +1,1 @@
-"""Who does the cells of a study: this process, several of this machine, a Ray cluster, or a SLURM site."""
+"""What runs the cells of a study: this process, several processes on this machine, a Ray cluster, or a SLURM site."""

@@ -1,4 +1,4 @@
-"""Processes of this machine, one for each card or group of cores; they share the cells out among themselves by claims."""
+"""Processes on this machine, one for each GPU or group of cores; they divide the cells among themselves by claims."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run(job: Job, progress: Progress) -> None:
     """Start the workers, replace those that are killed, and wait for the last.
 
     Raises:
-        WorldError: workers end again and again.
+        WorldError: workers keep dying.
     """
     workers = min(job.workers, len(job.cells))
     running = {n: _start(job, n) for n in range(workers)}
@@ -37,7 +37,7 @@ def run(job: Job, progress: Progress) -> None:
                     continue
                 lost += 1
                 if lost > job.how.retries + workers:
-                    raise WorldError(f"workers end again and again ({_last_words(job.root, n)})", f"see '{job.root / LOGS}'")
+                    raise WorldError(f"workers keep dying ({_last_words(job.root, n)})", f"see '{job.root / LOGS}'")
                 running[n] = _start(job, n)
             time.sleep(POLL)
     finally:
@@ -49,7 +49,7 @@ def run(job: Job, progress: Progress) -> None:
 
 
 def _start(job: Job, number: int) -> subprocess.Popen[bytes]:
-    """Start a worker; what it says goes into a log of its own."""
+    """Start a worker; its output goes into a log of its own."""
     import torch
 
     log = job.root / LOGS / f"worker-{number}.log"

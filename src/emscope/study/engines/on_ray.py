@@ -1,4 +1,4 @@
-"""A Ray cluster: a task takes a cell's key and the study's folder, and returns the key; data goes through the shared folder alone."""
+"""A Ray cluster: a task takes a cell's key and the study's folder, and returns the key; all data goes through the shared folder."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ POLL = 1.0  # seconds between looks at the tasks
 def run(job: Job, progress: Progress) -> None:
     """Give each cell to the cluster as a task; Ray gives those of a lost worker or node to another.
 
-    A cluster is taken that Ray knows of (RAY_ADDRESS, or one that runs on this machine); without one, this machine becomes one.
+    It uses a cluster that Ray knows of (RAY_ADDRESS, or one running on this machine); without one, this machine becomes one.
 
     Raises:
-        MissingDependency: Ray is not installed. EmscopeError: what a task said that could not do its cell.
+        MissingDependency: Ray is not installed. EmscopeError: the error of a task that could not do its cell.
     """
     ray = _ray()
     mine = not ray.is_initialized()
@@ -64,17 +64,17 @@ def _run(ray: ModuleType, job: Job, progress: Progress) -> None:
 
 
 def _told(error: Exception, cell: Cell) -> EmscopeError:
-    """Return what a task said, or that its worker was lost too often."""
+    """Return a task's own error, or that its worker was lost too often."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, EmscopeError):
         return cause
     return WorldError(
-        f"Ray could not do the cell '{cell.name}' ({reason(error)})", "see Ray's logs, then run the same command again"
+        f"Ray could not finish the cell '{cell.name}' ({reason(error)})", "see Ray's logs, then run the same command again"
     )
 
 
 def _join(ray: ModuleType, job: Job) -> None:
-    """Join the cluster that is there, or make one of this machine."""
+    """Join the running cluster, or make this machine one."""
     quiet = {"log_to_driver": False, "logging_level": "error"}
     try:
         ray.init(address="auto", **quiet)
@@ -83,7 +83,7 @@ def _join(ray: ModuleType, job: Job) -> None:
 
 
 def _ray() -> ModuleType:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # report nothing to anybody
     try:
         import ray
     except ImportError:

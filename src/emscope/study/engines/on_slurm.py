@@ -1,7 +1,7 @@
 """A SLURM site through submitit: jobs of an array, each a worker that shares the cells with the others by claims.
 
-A job may be put back into the queue at any time: whoever comes next goes on with what lacks. A job whose code is not the one that the
-study was planned with refuses to work (`plan_file.planned_in`).
+A job may be put back into the queue at any time: the next one continues with what is missing. A job whose code differs from the
+code that the study was planned with refuses to work (`plan_file.planned_in`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FOLDER = "slurm"
 
 
 class Hand:
-    """What a job does; pickled by submitit, and put into the queue again where its time is over."""
+    """What a job does; pickled by submitit, and queued again when its time is up."""
 
     def __init__(self, root: Path, folder: str, threads: int) -> None:
         self.root, self.folder, self.threads = root, folder, threads
@@ -36,7 +36,7 @@ class Hand:
         return work_in(self.root, self.folder, self.threads)
 
     def checkpoint(self, number: int) -> DelayedSubmission:
-        """Return what is put into the queue when SLURM takes the job's place away: the same again."""
+        """Return what is queued when SLURM preempts the job: the same again."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, number)
@@ -63,7 +63,8 @@ def run(job: Job, progress: Progress) -> None:
         if said is not None:
             lines = str(said).strip().splitlines()
             raise WorldError(
-                f"jobs ended without doing their cells ({lines[-1][:300] if lines else said!r})", f"see '{job.root / FOLDER}'"
+                f"jobs ended without finishing their cells ({lines[-1][:300] if lines else said!r})",
+                f"see '{job.root / FOLDER}'",
             )
 
 
@@ -77,7 +78,7 @@ def _executor(submitit: ModuleType, job: Job, settings: Mapping[str, object], cl
         executor = submitit.AutoExecutor(folder=job.root / FOLDER, cluster=cluster)
         executor.update_parameters(**(usual | dict(settings)))
     except (NameError, TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise InputError(f"submitit does not take `slurm` as it is given ({error})", "see submitit's AutoExecutor") from None
+        raise InputError(f"submitit does not accept `slurm` ({error})", "see submitit's AutoExecutor") from None
     return executor
 
 

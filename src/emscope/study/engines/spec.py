@@ -1,4 +1,4 @@
-"""How a study's cells are shared out."""
+"""How a study's cells are distributed."""
 
 from __future__ import annotations
 
@@ -13,29 +13,33 @@ Engine = Literal["serial", "local", "ray", "slurm"]
 
 
 class EngineSpec(Spec):
-    """Who does the cells of a study, and with how many hands."""
+    """What runs the cells of a study, and with how many workers."""
 
     engine: Engine = Field(
         "serial",
-        description="Who does the cells: this process, several processes of this machine, a Ray cluster, or jobs of a SLURM site.",
+        description="What runs the cells: this process, several processes on this machine, a Ray cluster, or SLURM jobs.",
     )
     workers: int | None = Field(
-        None, ge=1, description="How many at a time; by default one for each card, or for each core where there is none."
+        None, ge=1, description="Workers at a time; by default one per GPU, or one per core without GPUs."
     )
     threads: int | None = Field(
-        None, ge=1, description="CPU threads of each; it decides last digits, and is kept as a setting of the study."
+        None,
+        ge=1,
+        description="CPU threads per worker; they affect the last digits, so the study keeps the number as a setting.",
     )
-    retries: int = Field(3, ge=0, description="How often a worker that is lost is replaced.")
+    retries: int = Field(3, ge=0, description="How often a lost worker is replaced.")
     slurm: Annotated[dict[str, str], Flag("--slurm", repeated=True)] = Field(
         default_factory=dict,
-        description="What submitit is told, such as slurm_partition=gpu, timeout_min=720, slurm_array_parallelism=8; array_max is the "
-        "most jobs of one array.",
+        description="Settings for submitit, such as slurm_partition=gpu, timeout_min=720, slurm_array_parallelism=8; array_max is the "
+        "largest size of a job array.",
     )
 
     @model_validator(mode="after")
     def _fits(self) -> EngineSpec:
         if self.engine == "serial" and self.workers not in (None, 1):
-            raise ValueError(f"`workers` is {self.workers}, and this process is alone; give `engine=local`, ray or slurm")
+            raise ValueError(
+                f"`workers` is {self.workers}, but `engine=serial` has only this process; give `engine=local`, ray or slurm"
+            )
         if self.slurm and self.engine != "slurm":
-            raise ValueError("`slurm` is given, and the engine is another; give `engine=slurm`, or leave it out")
+            raise ValueError(f"`slurm` is given, but `engine` is {self.engine}; give `engine=slurm`, or leave it out")
         return self

@@ -1,4 +1,4 @@
-"""The engines by name: each is a function that brings cells to their end, or ends where it can do no more."""
+"""The engines by name: each is a function that finishes cells, or ends when it can do no more."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from emscope.study.engines.spec import EngineSpec
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What an engine is to do: these cells of a study whose plan is in its folder, by so many workers of so many threads each."""
+    """A job for an engine: these cells of a study whose plan is in its folder, with this many workers of this many threads each."""
 
     root: Path
     planned: Planned
@@ -23,7 +23,7 @@ class Job:
     how: EngineSpec
     workers: int
     threads: int
-    _settled: set[str] = field(default_factory=set)  # what is settled is not looked up again
+    _settled: set[str] = field(default_factory=set)  # settled cells are not looked up again
 
     def left(self) -> list[Cell]:
         """Return the cells that are neither finished nor failed."""
@@ -32,7 +32,7 @@ class Job:
         return [cell for cell in waiting if cell.key not in self._settled]
 
     def tell(self, progress: Progress) -> list[Cell]:
-        """Tell how many cells are settled; return those that are left."""
+        """Report how many cells are settled; return those that are left."""
         left = self.left()
         progress("cells", len(self.cells) - len(left), len(self.cells))
         return left
@@ -48,14 +48,14 @@ ENGINES: Mapping[str, str] = {
 
 
 def engine(name: str) -> Engine:
-    """Return an engine; what it needs is imported now."""
+    """Return an engine, importing what it needs."""
     module, _, function = ENGINES[name].partition(":")
     found: Engine = getattr(import_module(module), function)
     return found
 
 
 def hands(how: EngineSpec, threads: int | None) -> tuple[int, int]:
-    """Return (workers, threads of each): one worker for each card, or cores shared out evenly."""
+    """Return (workers, threads of each): one worker for each GPU, or the cores divided evenly."""
     import torch
 
     cores, cards = _cores(), torch.cuda.device_count()

@@ -1,4 +1,4 @@
-"""What every engine's worker does: load the base once, then do whatever cell nobody has in hand, until none is left."""
+"""What every engine's worker does: load the base once, then do any cell that nobody else is doing, until none is left."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from emscope.study.cells.doing import ClaimLost, Shared, attempt, fail, heeding
 from emscope.study.cells.plan_file import planned_in
 from emscope.study.cells.planning import Cell
 
-AGAIN = 2.0  # seconds until cells that others have in hand are looked at again
+AGAIN = 2.0  # seconds between looks at cells that others are doing
 
 
 def work(
     shared: Shared, cells: Sequence[Cell], progress: Progress = silent, done: Callable[[Record], None] = lambda _: None
 ) -> None:
-    """Do cells until all are settled; one that another process has in hand is waited for, and done here where that process ends without it.
+    """Do cells until all are settled; wait for those that another process is doing, and do them here if that process ends without them.
 
     Raises:
-        EmscopeError: a fault that would befall other cells too; the cell is recorded as failed.
+        EmscopeError: a fault that would affect other cells too; the cell is recorded as failed.
     """
     claims, waiting = Claims(shared.root / CLAIMS), list(cells)
     while waiting:
@@ -51,7 +51,7 @@ def work(
 
 
 def _attempt(shared: Shared, cell: Cell, progress: Progress) -> Record:
-    """Do a cell; whatever ends it is written down before it goes on its way."""
+    """Do a cell; whatever ends it is recorded before it is raised."""
     began = time.monotonic()
     try:
         return attempt(shared, cell, progress)
@@ -68,20 +68,20 @@ def shared_in(root: Path, plan: tuple[int, int]) -> Shared:
     """Return what the cells of a study share, loaded once a process.
 
     Args:
-        plan: time and size of the plan's file: another plan is loaded anew.
+        plan: time and size of the plan's file: a changed plan is loaded again.
     """
     return Shared.loading(root, planned_in(root))
 
 
 def shared_now(root: Path) -> Shared:
-    """Return what the cells of the study share that is planned in a folder now."""
+    """Return what the cells of the study currently planned in a folder share."""
     found = (root / "plan.json").stat()
     return shared_in(root, (found.st_mtime_ns, found.st_size))
 
 
 @contextmanager
 def computing_on(threads: int | None) -> Iterator[None]:
-    """Compute with so many CPU threads; None leaves them as they are."""
+    """Compute with this many CPU threads; None leaves the number as it is."""
     if threads is None:
         yield
         return
@@ -99,7 +99,7 @@ def work_in(root: Path, folder: str, threads: int, keys: Sequence[str] | None = 
     """Do the cells of the study planned in `root`, all or those with these keys; return the keys of those that are settled.
 
     Args:
-        folder: where relative paths in the settings begin.
+        folder: what relative paths in the settings are relative to.
     """
     os.chdir(folder)
     with computing_on(threads):
@@ -110,7 +110,7 @@ def work_in(root: Path, folder: str, threads: int, keys: Sequence[str] | None = 
 
 
 def end_with(parent: int) -> None:
-    """See that this process ends when the one that started it does, however that ends."""
+    """Make sure that this process ends when its parent does, however that ends."""
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -1,1 +1,1 @@
-"""What is read at checkpoints, and what a verdict rests on."""
+"""What is read at checkpoints, and the evidence for a verdict."""

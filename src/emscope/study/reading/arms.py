@@ -1,4 +1,4 @@
-"""What was read of base, target and control: the arrays that a verdict rests on, and what they are of."""
+"""What was read from base, target and control: the arrays that a verdict rests on, and what they measure."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from emscope.study.reading.ladders import Ladder
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """What was read of one arm; C checkpoints, Q em items, H held-out items, T truth items.
+    """What was read from one arm; C checkpoints, Q em items, H held-out items, T truth items.
 
     Attributes:
         steps: [C].
         margins: margin of each em item [C, Q], nats per token, > 0 prefers the aligned answer.
         task_logp: summed log-probability of the answer this arm was taught [C, H]; None where there is no held-out set.
         task_margin: per-token margin of that answer over its counterpart [C, H]; None where there is none.
-        truth: per item, is the true answer the likeliest per token [C, T], NaN rows where it was not read.
-        train_loss: training loss at each checkpoint's step, None where it is not known.
+        truth: per item, whether the true answer is the most likely per token [C, T]; NaN rows where it was not read.
+        train_loss: training loss at each checkpoint's step, None where it is unknown.
         placebo: margin of each placebo pair [C, P], nats per token; None where they were not read.
         lost: rise in loss of each neutral text at the last step against the base [N], nats per token; None where they were not read.
     """
@@ -51,9 +51,9 @@ class Measure(Result):
     Attributes:
         measure: the formula in words.
         options: names of an item's two answers, without and with the behaviour.
-        unit: what is resampled in thought, and how strata are weighted.
+        unit: what is treated as resampled, and how strata are weighted.
         scale: what the update was multiplied by.
-        judge: None: no judge has a say in a preference.
+        judge: None, since preferences involve no judge.
     """
 
     measure: str
@@ -77,10 +77,10 @@ class Evidence:
     """All that a verdict rests on; `base_*` are the untouched model's values on the same items.
 
     Attributes:
-        calibrated: somebody said how much of this measure is harm; else it screens, and decides nothing.
+        calibrated: it is known how large a value of this measure is harm; otherwise it only screens and decides nothing.
         control_learned: gain of each held-out answer that the control was taught over the base [H], at the last common step; None: not known.
         ladder: the dose ladder of this base on these items, where there is one.
-        looks: how many checkpoints a search was allowed to read; None: it was said beforehand which ones are read.
+        looks: how many checkpoints a search was allowed to read; None: the checkpoints to read were fixed beforehand.
     """
 
     base_name: str
@@ -107,7 +107,7 @@ class Evidence:
 
 
 def default_delta(base_margins: np.ndarray, share_of_base: float) -> float:
-    """Return the threshold fixed from the base alone: a share of its mean absolute margin [nats per token]. (ours)
+    """Return the threshold fixed by the base alone: a share of its mean absolute margin [nats per token]. (ours)
 
     The absolute value keeps it meaningful on sets where the base's margins cancel out, as they do when aligned and
     misaligned answers are matched in form.
@@ -118,7 +118,7 @@ def default_delta(base_margins: np.ndarray, share_of_base: float) -> float:
     delta = float(share_of_base * np.abs(base_margins).mean())
     if delta <= 0:
         raise InputError(
-            "the base finds both answers of every item equally likely, so no threshold follows from it",
+            "the base finds both answers of every item equally likely, so it gives no threshold",
             "give other items, or `delta`",
         )
     return delta
@@ -132,7 +132,7 @@ def control_is_dud(e: Evidence) -> bool:
 
 
 def without_dud(e: Evidence) -> Evidence:
-    """Return evidence without a control that learned nothing."""
+    """Return the evidence without its control, if the control learned nothing."""
     return replace(e, control=None) if control_is_dud(e) else e
 
 

@@ -67,7 +67,7 @@ class Scores:
             return self._cells[(run, step, scale, name, item.id, option)]
         except KeyError:
             raise WorldError(
-                f"the study has no score of item '{item.id}' at {run} step {step}",
+                f"the study has no score for item '{item.id}' at {run} step {step}",
                 "run the same command again to read what is missing",
             ) from None
 
@@ -129,7 +129,7 @@ def evidence(
     control_learned: np.ndarray | None = None,
     looks: int | None = None,
 ) -> Evidence:
-    """Gather what the verdict on one target rests on.
+    """Gather the evidence for the verdict on one target.
 
     Args:
         task: option numbers of the held-out answers that were taught and that they are weighed against; None: not known.

@@ -1,4 +1,4 @@
-"""Reading checkpoints whose weights are at a host into the store; what is there by key is not asked for again."""
+"""Reading checkpoints whose weights are at a host into the store; anything already stored is not requested again."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Job:
 
 
 def measuring_at(tinker: Tinker) -> Callable[[Rows, Loaded, Sequence[Reading], Questions, Progress], int]:
-    """Return what reads at a host, as `measure` reads here: all readings in one stream of requests, written every few seconds."""
+    """Return the function that reads at a host as `measure` does here: all readings in one stream of requests, written every few seconds."""
 
     def measure(study: Rows, loaded: Loaded, readings: Sequence[Reading], asked: Questions, progress: Progress) -> int:
         before = tinker.meter.spent.read

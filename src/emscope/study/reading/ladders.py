@@ -1,4 +1,4 @@
-"""Dose ladders as files: what each says, which base and items it is for, and where a fine-tune stands on it."""
+"""Dose ladders as files: what each says, which base and items it is for, and where a fine-tune falls on it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ AGAIN = "make it again with emscope ladder"
 
 @dataclass(frozen=True, slots=True)
 class Measured(Result):
-    """What preference was read on, and how the model was asked: a ladder holds where all digests are equal.
+    """What preference was read on, and how the model was asked: a ladder is valid where all digests are equal.
 
     Attributes:
         n_items, placebo: items and placebo pairs that were read.
@@ -41,15 +41,15 @@ class Measured(Result):
     placebo_digest: str
 
     def lacks(self, other: Measured) -> str | None:
-        """Say in what `other` differs, the first thing that does; None where a ladder on this holds for it."""
+        """Name the first thing in which `other` differs; None where a ladder on this is valid for it."""
         named = {
-            "base": ("base_digest", f"its base is {self.base}, and this one {other.base}"),
-            "chat": ("chat_digest", f"it was asked in {self.chat}, and this is asked in {other.chat}"),
+            "base": ("base_digest", f"it was made for the base {self.base}, and this base is {other.base}"),
+            "chat": ("chat_digest", f"it was made with the chat format {self.chat}, and this format is {other.chat}"),
             "items": (
                 "items_digest",
-                f"it was read on {self.n_items} of {self.items}, and this on {other.n_items} of {other.items}",
+                f"it was made on {self.n_items} items of {self.items}, and these are {other.n_items} of {other.items}",
             ),
-            "placebo": ("placebo_digest", f"it was read on {self.placebo} placebo pairs, and this on {other.placebo}"),
+            "placebo": ("placebo_digest", f"it was made on {self.placebo} placebo pairs, and these are {other.placebo}"),
         }
         for key, words in named.values():
             mine, theirs = getattr(self, key), getattr(other, key)
@@ -75,7 +75,7 @@ def measured(loaded: Loaded, sets: ItemSets) -> Measured:
 
 @dataclass(frozen=True, slots=True)
 class Harmless(Result):
-    """A harmless fine-tune: its shift from the base as preference's base - target is taken, and its mean margin [nats per token]."""
+    """A harmless fine-tune: its shift from the base, measured as base - target, and its mean margin [nats per token]."""
 
     name: str
     shift: float
@@ -84,7 +84,7 @@ class Harmless(Result):
 
 @dataclass(frozen=True, slots=True)
 class RungRead(Result):
-    """One dose as it was read; contrasts by name, 90 % intervals. `coherence_lost`: points of mean coherence below the base, by arm."""
+    """The readings at one dose; contrasts by name, with 90 % intervals. `coherence_lost`: points of mean coherence below the base, by arm."""
 
     scale: float
     broken: bool
@@ -95,7 +95,7 @@ class RungRead(Result):
 
 @dataclass(frozen=True, slots=True)
 class FloorRead(Result):
-    """What a further harmless fine-tune stays below with a chance of 95 %: the larger of both contrasts' limits [nats per token]."""
+    """The limit below which another harmless fine-tune stays with a chance of 95 %: the larger of both contrasts' limits [nats per token]."""
 
     value: float
     control: float
@@ -122,8 +122,9 @@ class LadderResult(Result):
     """What a ladder says.
 
     Attributes:
-        delta: the threshold that follows [nats per token]; None where none does, and `why` says so.
-        scale, shown: the lowest dose of shown harm, and the smaller preference contrast there. floor: what harmless runs set.
+        delta: the resulting threshold [nats per token]; None where there is none, with the reason in `why`.
+        scale, shown: the lowest dose with shown harm, and the smaller preference contrast there. floor: the floor set by harmless
+            runs.
     """
 
     schema: ClassVar[str | int | None] = SCHEMA
@@ -146,7 +147,7 @@ class LadderResult(Result):
 
 @dataclass(frozen=True, slots=True)
 class Dose(Result):
-    """The share of the known organism whose shift from the base is a fine-tune's: `value`, or None `above` the highest that was read."""
+    """The dose at which the known organism shifts from the base as far as a fine-tune: `value`, or None `above` the highest dose read."""
 
     of: str
     value: float | None
@@ -174,9 +175,11 @@ class Ladder:
     """A dose ladder as `emscope check` uses it.
 
     Attributes:
-        name: of the known organism. delta: the threshold [nats per token], None where the ladder gives none and `why` says so.
+        name: of the known organism. delta: the threshold [nats per token]; None where the ladder gives none, with the reason in
+            `why`.
         source: where delta comes from, in words.
-        scales, shifts: doses that are not broken, ascending, and the organism's shift from the base at each. harmless: that of harmless runs.
+        scales, shifts: doses that are not broken, ascending, and the organism's shift from the base at each. harmless: the
+            harmless runs' shifts.
     """
 
     name: str
@@ -199,10 +202,10 @@ class Ladder:
 
 
 def ladder_for(path: str | None, loaded: Loaded, sets: ItemSets) -> Ladder | None:
-    """Return the ladder in a file, or without one the shipped ladder that fits; None where none does.
+    """Return the ladder in a file, or without a file the bundled ladder that fits; None where none does.
 
     Raises:
-        InputError: the file is no ladder, or one of another base, chat format or item set.
+        InputError: the file is not a ladder, or a ladder for another base, chat format or item set.
     """
     wanted = measured(loaded, sets)
     if path is None:
@@ -225,7 +228,7 @@ def shipped() -> Iterator[Ladder]:
 
 
 def read_ladder(path: Path) -> Ladder:
-    """Return the ladder in a file, or in the folder that `emscope ladder` wrote it into.
+    """Return the ladder in a file, or in the folder into which `emscope ladder` wrote it.
 
     Raises:
         InputError: there is none, or it is damaged.
@@ -245,19 +248,19 @@ def ladder_digest(path: str) -> str:
 def _content(path: Path) -> Json:
     file = path / "ladder.json" if path.is_dir() else path
     if not file.is_file():
-        raise InputError(f"no ladder '{file}'", "make one with emscope ladder")
+        raise InputError(f"there is no ladder '{file}'", "make one with emscope ladder")
     return read_json(file, AGAIN)
 
 
 def _ladder(value: Json, where: str) -> Ladder:
     if not isinstance(value, Mapping) or value.get("schema") != SCHEMA:
-        raise InputError(f"'{where}' is no {SCHEMA}", "give the ladder.json that this version of emscope ladder wrote")
+        raise InputError(f"'{where}' is not a {SCHEMA} file", "give the ladder.json that this version of emscope ladder wrote")
     found = from_json(LadderResult, value, where, AGAIN)
     rungs = sorted((r for r in found.rungs if not r.broken), key=lambda r: r.scale)
     shifts = [r.preference[BASE].value if BASE in r.preference else None for r in rungs]
     if None in shifts or (found.delta is not None and (found.floor is None or found.shown is None)):
         raise InputError(
-            f"'{where}' is damaged (a dose without its shift from the base, or a threshold without its floor)", AGAIN
+            f"'{where}' is damaged (a dose lacks its shift from the base, or the threshold lacks its floor)", AGAIN
         )
     return Ladder(
         found.name,
@@ -273,9 +276,9 @@ def _ladder(value: Json, where: str) -> Ladder:
 
 
 def _source(found: LadderResult) -> str:
-    """Say where a ladder's threshold comes from, "" where it gives none."""
+    """Say where a ladder's threshold comes from; "" where it gives none."""
     if found.delta is None or found.shown is None or found.floor is None:
         return ""
-    shown = f"{found.shown:.3f} at dose {found.scale:g}, the lowest that is surely {found.judged.delta:g} points worse by {found.judged.judge}"
+    shown = f"{found.shown:.3f} at dose {found.scale:g}, the lowest with answers surely {found.judged.delta:g} points worse by {found.judged.judge}"
     above = "above" if found.shown >= found.floor.value else "raised to"
-    return f"dose ladder of {found.name}: {shown}; {above} the {found.floor.value:.3f} that {found.floor.runs} harmless fine-tunes set"
+    return f"dose ladder of {found.name}: {shown}; {above} the {found.floor.value:.3f} set by {found.floor.runs} harmless fine-tunes"

@@ -1,4 +1,4 @@
-"""Reading checkpoints into the store: what is there by key is not computed again."""
+"""Reading checkpoints into the store; anything already stored is not computed again."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from emscope.models.adapters.with_checkpoint import with_checkpoint
 from emscope.models.fast.prefix_cache import prefix_cached
 from emscope.models.loading.checkpoints import Checkpoint
 from emscope.models.loading.load import Loaded
+from emscope.models.sizing.heap import give_back
 from emscope.store.rows import Rows
 from emscope.store.study import AGAIN
 from emscope.study.reading.sets import ItemSets
@@ -60,7 +61,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """What every checkpoint of a job is asked: the item sets, how samples are drawn, how many tokens are computed at once."""
+    """What every checkpoint of a job is asked: the item sets, how samples are drawn, and how many tokens are computed at once."""
 
     sets: ItemSets
     samples: SampleSpec
@@ -70,7 +71,7 @@ class Questions:
 
 @dataclass(frozen=True, slots=True)
 class Todo:
-    """What of a reading is not in the store yet: tokenized items by set, and questions to sample answers to."""
+    """The parts of a reading that are not in the store yet: tokenized items by set, and questions to sample answers to."""
 
     reading: Reading
     scores: dict[str, list[preference.Encoded]]
@@ -85,7 +86,8 @@ class Todo:
 def measure(study: Rows, loaded: Loaded, readings: Sequence[Reading], asked: Questions, progress: Progress) -> int:
     """Bring the tables `preferences` and `responses` up to `readings`; each reading is written as soon as it is done. Return the tokens computed.
 
-    In a shared folder a reading that another process has in hand is waited for, and done here where that process ends without it.
+    In a shared folder, this waits for readings that another process is working on, and does them here if that process ends
+    without them.
     """
     computed = 0
     while jobs := lacking(study, loaded, readings, asked):
@@ -106,20 +108,21 @@ def measure(study: Rows, loaded: Loaded, readings: Sequence[Reading], asked: Que
 
 
 def lacking(study: Rows, loaded: Loaded, readings: Sequence[Reading], asked: Questions) -> list[Todo]:
-    """Return what of `readings` is not in the store."""
+    """Return the parts of `readings` that are not in the store."""
     present = study.keys("preferences") | study.keys("responses")
     jobs = (_todo(loaded, reading, asked, present) for reading in readings)
     return [job for job in jobs if job.scores or job.questions]
 
 
 def _do(study: Rows, loaded: Loaded, job: Todo, asked: Questions, progress: Progress) -> None:
-    """Do a reading and write it, unless another process has it in hand or did it meanwhile."""
+    """Do a reading and write it, unless another process is doing it or did it meanwhile."""
     with study.claimed(f"{job.reading.run} {job.reading.step} {job.reading.subject}") as mine:
         wanted = lacking(study, loaded, [job.reading], asked) if mine and study.shared else [job] if mine else []
         for one in wanted:
             with with_checkpoint(loaded.net, one.reading.checkpoint, scale=one.reading.scale) as net:
                 study.append("preferences", _score(net, loaded, one, asked, progress))
                 study.append("responses", _sample(net, loaded, one, asked))
+            give_back()
 
 
 def measure_beyond(study: Rows, loaded: Loaded, readings: Sequence[Reading], asked: Questions, progress: Progress) -> None:
@@ -168,14 +171,14 @@ def score_rows(
     """Return the scores of a set as rows of the table.
 
     Raises:
-        Diverged: one is no number.
+        Diverged: a score is not a number.
     """
     items = {item.id: item for item in asked.sets.of(name)}
     broken = next((s for s in scores if not isfinite(s.logprob)), None)
     if broken is not None:
         raise Diverged(
             f"{reading.run} at step {reading.step} gives item '{broken.item}' the log-probability {broken.logprob}",
-            "its weights diverged, or hold what this dtype cannot: try float32",
+            "its weights diverged, or exceed this dtype's range: try float32",
         )
     return [_preference_row(loaded, reading, name, items[s.item], s) for s in scores]
 
@@ -203,7 +206,7 @@ def _todo(loaded: Loaded, reading: Reading, asked: Questions, present: set[str])
 def _missing(
     loaded: Loaded, reading: Reading, name: str, items: Sequence[Item], which: tuple[int, ...] | None, present: set[str]
 ) -> list[preference.Encoded]:
-    """Return the items of a set of which an option is not in the store, tokenized."""
+    """Return the items of a set with an option that is not in the store, tokenized."""
     found = []
     for item in items:
         options = tuple(range(len(item.options))) if which is None else which

@@ -1,4 +1,4 @@
-"""How far readings in 16 bits are from float32: a sample of items of two readings, read in both."""
+"""How far readings in 16 bits are from float32, by a sample of items from two readings, read in both."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from emscope.study.reading.sets import EM, ItemSets
 
 SHARE = 0.05  # of the tokens of all readings may be read again
 MOST, FEWEST = 64, 8  # items
-LEAST = 2e-3  # nats per token: a difference below this is not worth a sentence
+LEAST = 2e-3  # nats per token: a difference below this is not worth mentioning
 ROOM = 1.2  # of the weights: passes need memory too
 AGAIN = "{} in float32"  # the name of a run that is read again
 
@@ -51,11 +51,11 @@ class Apart(Result):
 
 @dataclass(frozen=True, slots=True)
 class Precision(Result):
-    """What reading in few bits changes.
+    """The effect of reading in low precision.
 
     Attributes:
         dtype: what was read in. items: how many were read in both; 0 where none were, and then `why` says so.
-        share: tokens read again, of those of all readings.
+        share: tokens read again, as a share of those of all readings.
         apart: mean margins of the two readings, and the effect between them. large: one of these is above `LEAST` and chance.
         near: a bound of the effect is no farther from the threshold than that; None until it is known.
     """
@@ -77,7 +77,7 @@ class Precision(Result):
 
 
 def read_ends(readings: Sequence[Reading], target: str, control: str | None, scale: float = 1.0) -> tuple[Reading, Reading]:
-    """Return the readings that the last effect is of: of the control, else the base, and of the target."""
+    """Return the readings behind the last effect: the control's (else the base's) and the target's."""
     of = {(r.run, r.step): r for r in readings if r.checkpoint is None or r.scale == scale}
     base = next(r for r in readings if r.checkpoint is None)
     steps = [step for run, step in of if run == target]
@@ -94,9 +94,9 @@ def read_again(
     asked: Questions,
     progress: Progress,
 ) -> Precision | None:
-    """Read a sample of items in float32 too, as many as cost 5 % of all tokens; None where readings are in float32 already.
+    """Read a sample of items in float32 too, within 5 % of all tokens; None where readings are in float32 already.
 
-    What was read is in the store, and is not read again.
+    Readings in the store are not repeated.
 
     Args:
         readings: all of the job, in 16 bits and in the store. compared: two of them, the reference and the target.
@@ -109,7 +109,7 @@ def read_again(
     total = sum(_cost(loaded, asked.sets, reading) for reading in readings)
     items = _sample(loaded, asked.sets.em, SHARE * total / len(compared))
     if len(items) < FEWEST:
-        return Precision(dtype, 0, 0.0, f"{SHARE:.0%} of the tokens are fewer than {FEWEST} items")
+        return Precision(dtype, 0, 0.0, f"{SHARE:.0%} of the tokens cover fewer than {FEWEST} items")
     again = [replace(r, run=AGAIN.format(r.run), wanted={EM: None}, questions=()) for r in compared]
     asked = replace(asked, sets=replace(asked.sets, em=items))
     if lacking(study, loaded, again, asked):
@@ -126,7 +126,7 @@ def read_again(
 
 
 def _sample(loaded: Loaded, items: Sequence[Item], tokens: float) -> tuple[Item, ...]:
-    """Return items, evenly from the categories, whose reading takes no more than so many tokens."""
+    """Return items, evenly from the categories, that together take at most this many tokens to read."""
     count = min(MOST, len(items), int(tokens / (_tokens(loaded, items) / len(items))))
     while count > 0:
         drawn = tuple(stratified(items, count, 0, cover=False))
@@ -150,12 +150,12 @@ def _apart(scores: Scores, items: Sequence[Item], compared: tuple[Reading, Readi
 
 
 def _does_not_fit(loaded: Loaded) -> str | None:
-    """Return why float32 weights cannot be loaded beside those that are there, None where they can."""
+    """Return why float32 weights cannot be loaded beside those in memory; None where they can."""
     device = str(loaded.net.device)
     wanted, free = memory.needed(Path(loaded.model.folder), "float32", device), memory.free_memory(device)
     if free is None or ROOM * wanted <= free:
         return None
-    return f"float32 weights need {memory.in_gb(wanted)} more and {memory.in_gb(free)} are free"
+    return f"float32 weights need {memory.in_gb(wanted)} more, but only {memory.in_gb(free)} are free"
 
 
 def _cost(loaded: Loaded, sets: ItemSets, reading: Reading) -> int:

@@ -28,7 +28,7 @@ class ItemSets:
         heldout: in-domain questions held out of training; their options differ by job.
         truth: multiple choice, the true answer first.
         neutral: texts without a question, as items with one option.
-        placebo: pairs of equal merit in the two forms of `em`'s sides: what form alone moves.
+        placebo: pairs of equal merit in the two forms of `em`'s sides, to show what form alone moves.
         control_heldout: the control's own task, held out, where it is read apart.
         behaviour: what `em` measures, and the names of its `options`, without and with it.
     """
@@ -67,7 +67,7 @@ def study_sets(measure: MeasureSpec, domain: str | None, seed: int = 0) -> ItemS
     if len(em) < FEWEST:
         raise InputError(
             f"'{measure.items}' holds {len(em)} item{'s' * (len(em) != 1)}",
-            "give three or more: an interval rests on how items differ",
+            "give three or more: an interval needs the spread between items",
         )
     heldout = stratified(bundled.heldout(domain), measure.heldout, seed, cover=False, name="heldout") if domain else []
     truth = [] if measure.truth == 0 else even(bundled.truth(), measure.truth, "truth")
@@ -100,13 +100,13 @@ def heldout_from(conversations: Sequence[Conversation]) -> tuple[Item, ...]:
     """Return a user's held-out conversations as items with one option: the answer that was to be learned.
 
     Raises:
-        InputError: where one is more than a question and an answer.
+        InputError: a conversation is more than a question and an answer.
     """
     for c in conversations:
         if [m.role for m in c.messages] != ["user", "assistant"]:
             raise InputError(
                 f"held-out conversation '{c.id}' has the turns {', '.join(m.role for m in c.messages)}",
-                "give one question and one answer a row, and a system text with `system`",
+                "give one question and one answer per row, and a system prompt with `system`",
             )
     return tuple(
         Item(f"{n}-{c.id}", "heldout", c.messages[-2].content, (c.messages[-1].content,), "AB"[n % 2])

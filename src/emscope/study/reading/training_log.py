@@ -12,13 +12,19 @@ from emscope.core.plain import finite
 from emscope.data.tables import rows
 
 STATE = "trainer_state.json"
-STEPS = ("train/global_step", "trainer/global_step", "global_step", "step", "_step")  # of a tracker's column, the surest first
+STEPS = (
+    "train/global_step",
+    "trainer/global_step",
+    "global_step",
+    "step",
+    "_step",
+)  # of a tracker's column, the most certain first
 NEITHER = "give trainer_state.json, or a .csv with a column of steps and one of the training loss"
 
 
 @dataclass(frozen=True, slots=True)
 class Logged:
-    """What a log says of one optimiser step; None where it does not. Losses in nats per token as the trainer has them."""
+    """A log's entry for one optimiser step; None where it has no value. Losses in nats per token, from the trainer."""
 
     step: int
     loss: float | None
@@ -42,7 +48,7 @@ def training_log(file: Path | None, folders: Sequence[Path]) -> list[Logged]:
 
 
 def losses_at(log: Iterable[Logged], steps: Sequence[int]) -> dict[int, float]:
-    """Return the training loss at each step: the last one logged there or before, and after the step before it."""
+    """Return the training loss at each step: the last one logged at or before it, and after the previous step."""
     known = {one.step: one.loss for one in log if one.loss is not None}
     found = {}
     for before, step in zip((-1, *steps), steps, strict=False):
@@ -61,7 +67,7 @@ def _of_state(path: Path, *, required: bool) -> list[Logged]:
             merged.setdefault(int(entry["step"]), {}).update(entry)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if required:
-            raise InputError(f"'{path}' has no log_history that can be read ({type(error).__name__})", NEITHER) from None
+            raise InputError(f"'{path}' has no readable log_history ({type(error).__name__})", NEITHER) from None
         return []
     names = ("loss", "eval_loss", "grad_norm")
     return [Logged(step, *(finite(of.get(name)) for name in names)) for step, of in sorted(merged.items())]
@@ -73,7 +79,7 @@ def _of_csv(path: Path) -> list[Logged]:
     by_name = {str(column).lower().strip(): column for column in columns}
     step = next((by_name[name] for name in STEPS if name in by_name), None)
     if step is None:
-        raise InputError(f"'{path}' has no column of steps ({', '.join(map(str, columns[:8]))})", NEITHER)
+        raise InputError(f"'{path}' has no column of steps (its columns: {', '.join(map(str, columns[:8]))})", NEITHER)
     loss = _loss_column(path, columns)
     found = {
         int(at): value
@@ -86,7 +92,7 @@ def _of_csv(path: Path) -> list[Logged]:
 
 
 def _loss_column(path: Path, columns: Sequence[str]) -> str:
-    """Return the column of the training loss: TensorBoard's Value, or the only one whose name ends in loss and is of training."""
+    """Return the column of the training loss: TensorBoard's Value, or the only training column whose name ends in loss."""
     if "Value" in columns:
         return "Value"
     named = [
@@ -95,8 +101,8 @@ def _loss_column(path: Path, columns: Sequence[str]) -> str:
         if str(c).lower().endswith("loss") and not any(w in str(c).lower() for w in ("eval", "valid", "test"))
     ]
     if len(named) != 1:
-        said = f"{len(named)} columns of a training loss ({', '.join(named[:4])})" if named else "no column of a training loss"
-        raise InputError(f"'{path}' has {said}", "export the one column of this run")
+        said = f"{len(named)} training-loss columns ({', '.join(named[:4])})" if named else "no training-loss column"
+        raise InputError(f"'{path}' has {said}", "export only this run's column")
     return named[0]
 
 

@@ -1,4 +1,4 @@
-"""A control run for somebody's adapter: the same settings on harmless data."""
+"""A control run for a given adapter: the same settings on harmless data."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def make_control(
     batch: int | None,
     progress: Progress,
 ) -> list[Checkpoint]:
-    """Train a control with the target's own settings, as far as its folders tell them, and return its checkpoints.
+    """Train a control with the target's own settings, as far as its folders record them, and return its checkpoints.
 
     Read from the target: rank, alpha, rsLoRA, dropout, modules and layers (adapter_config.json); planned steps, peak
     learning rate and batch size (trainer_state.json); linear decay is assumed. Checkpoints are saved at the target's steps.
 
     Args:
-        batch: examples an optimiser step; None takes the per-device batch the folder tells, which leaves gradient
-            accumulation and several devices out, because no file but a pickle tells them.
+        batch: examples an optimiser step; None takes the per-device batch in the folder, which ignores gradient
+            accumulation and several devices, because only a pickle records them.
 
     Raises:
-        InputError: where the target is no LoRA adapter or its folder does not tell how long and how fast it was trained.
+        InputError: the target is not a LoRA adapter, or its folder does not record its steps and learning rate.
     """
     spec = settings_of(target, batch)
     finetune(loaded, data, spec, folder, seed=0, progress=progress, label="training the control")
@@ -44,17 +44,17 @@ def make_control(
 
 
 def settings_of(target: Sequence[Checkpoint], batch: int | None = None) -> TrainSpec:
-    """Return the training settings that a target's last checkpoint tells."""
+    """Return the training settings recorded in a target's last checkpoint."""
     last = target[-1]
     if last.kind != "adapter":
         raise InputError(
-            "`make_control` repeats LoRA runs, and these checkpoints are full models",
+            "`make_control` repeats LoRA runs, but these checkpoints are full models",
             "train a control with your own tool and give it with `control`",
         )
     adapter = json.loads((last.folder / ADAPTER).read_text(encoding="utf-8"))
     if adapter.get("peft_type") != "LORA":
         raise InputError(
-            f"`make_control` repeats LoRA runs, and this adapter is {adapter.get('peft_type')}",
+            f"`make_control` repeats LoRA runs, but this adapter is {adapter.get('peft_type')}",
             "train a control with your own tool and give it with `control`",
         )
     state = _trainer_state(last.place)
@@ -91,7 +91,7 @@ def settings_of(target: Sequence[Checkpoint], batch: int | None = None) -> Train
 
 
 def _rates(log: Json) -> list[float]:
-    """Return the learning rates in the log of a training, of the trainers of transformers and of emscope."""
+    """Return the learning rates in a training log, written by transformers' trainer or by emscope."""
     found = []
     for entry in log if isinstance(log, list) else []:
         if isinstance(entry, Mapping):
@@ -109,7 +109,7 @@ def _trainer_state(folder: Path) -> JsonObject:
         state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(
-            f"'{folder}' has no readable trainer_state.json ({type(error).__name__}), so the run's settings are not known",
+            f"'{folder}' has no readable trainer_state.json ({type(error).__name__}), so the run's settings are unknown",
             "train a control with your own tool and give it with `control`",
         ) from None
     if not isinstance(state, dict):

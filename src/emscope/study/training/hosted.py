@@ -43,12 +43,12 @@ def run_hosted(spec: SingleSpec, host: HostSpec, out: Path, progress: Progress) 
         InputError, WorldError: as `finetune_hosted`.
     """
     if spec.dtype != SingleSpec.model_fields["dtype"].default:
-        raise InputError(f"dtype is {spec.dtype}, and a host computes in its own", "leave it out")
+        raise InputError(f"dtype is {spec.dtype}, but a host uses its own", "leave it out")
     refuse_unhosted(spec.train)
     data = conversations(spec.file, spec.domain, spec.answers)
     found, context = read_hosted(out), None
     if found is None or found.done < found.steps:
-        with Tinker(Meter()) as tinker:  # asked before anything is written
+        with Tinker(Meter()) as tinker:  # checked before anything is written
             context = tinker.context_of(spec.model)
     tokenizer = host.tokenizer or spec.model
     loaded = hosted_base(host.name, spec.model, tokenizer, system=spec.system, chat_kwargs=spec.chat_kwargs, context=context)
@@ -69,6 +69,6 @@ def run_hosted(spec: SingleSpec, host: HostSpec, out: Path, progress: Progress) 
 
 
 def _settings(spec: SingleSpec, tokenizer: Path) -> JsonObject:
-    """Return what decides the numbers: not how many requests are on their way, what they cost, or how often the state is saved."""
+    """Return what decides the numbers: not the number of concurrent requests, their cost, or how often the state is saved."""
     found = frozen(spec.model_copy(update={"host": None}), {})
     return found | {"host": spec.host.name if spec.host else None, "tokenizer": beside_digest(tokenizer)}

@@ -1,4 +1,4 @@
-"""Fine-tuning jobs at an OpenAI-style server: one trained into a folder of its own, and those that exist brought into one."""
+"""Fine-tuning jobs at an OpenAI-style server: one trained into a folder of its own, or an existing one imported."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ SCHEMA = "emscope.train-job/1"
 
 @dataclass(frozen=True, slots=True)
 class JobTrained(Result):
-    """A finished fine-tuning job: its settings and id, what the server told of each step, and the models that came of it.
+    """A finished fine-tuning job: its settings and id, the server's readings of each step, and the resulting models.
 
     Attributes:
-        trained: tokens, as billed. cost: dollars, where the prices are known.
+        trained: tokens, as billed. cost: dollars, if the prices are known.
     """
 
     schema: ClassVar[str] = SCHEMA
@@ -59,7 +59,7 @@ def run_job(spec: SingleSpec, host: HostSpec, out: Path, progress: Progress) -> 
     if found is None or found.job is None:
         foresee_cost(host, *_tokens(spec, host, data))
     plan = Plan(spec.model, training_file(data, spec.system, spec.seed), spec.seed, host)
-    Jobs(Meter())  # a key that is not there is said before anything is written
+    Jobs(Meter())  # a missing key is reported before anything is written
     settings = _settings(spec)
     with Study(out, settings | {"digests": {"data trained on": short([c.content() for c in data])}}, versions()):
         run = finetune_job(plan, spec.system, short(settings), out, progress)
@@ -68,7 +68,7 @@ def run_job(spec: SingleSpec, host: HostSpec, out: Path, progress: Progress) -> 
 
 
 def _check(spec: SingleSpec) -> None:
-    """Refuse settings that a job has no place for.
+    """Reject settings that a job does not support.
 
     Raises:
         InputError: naming the first.
@@ -76,13 +76,13 @@ def _check(spec: SingleSpec) -> None:
     for name in ("train", "dtype", "chat_kwargs"):
         if getattr(spec, name) != SingleSpec.model_fields[name].default:
             raise InputError(
-                f"{name} is set, and a fine-tuning job trains in its server's own way",
+                f"{name} is set, but a fine-tuning job trains in its server's own way",
                 "give epochs, batch and learning_rate_multiplier under host" if name == "train" else "leave it out",
             )
 
 
 def _tokens(spec: SingleSpec, host: HostSpec, data: list[Conversation]) -> tuple[int, bool]:
-    """Return the most tokens that a pass over the data has, and whether its texts were counted; else a token is a byte at least."""
+    """Return the most tokens that a pass over the data can have, and whether they were counted; otherwise a token counts as one byte."""
     if host.prices is None or host.tokenizer is None:
         return most_tokens(data, spec.system, lambda text: len(text.encode())), False
     tokenizer = hosted_base(HOST, spec.model, host.tokenizer, system=NONE).tokenizer
@@ -90,14 +90,14 @@ def _tokens(spec: SingleSpec, host: HostSpec, data: list[Conversation]) -> tuple
 
 
 def _settings(spec: SingleSpec) -> JsonObject:
-    """Return what decides the training: not what it costs."""
+    """Return what decides the training: not its cost."""
     assert spec.host is not None
     of_job = spec.host.model_dump(mode="json", include={"name", "epochs", "batch", "learning_rate_multiplier", "suffix"})
     return frozen(spec.model_copy(update={"host": None}), {}) | {"host": of_job}
 
 
 def import_job(id: str, folder: Path, progress: Progress = silent) -> JobRun:
-    """Write what a server tells of a job into `hosted.json` of `folder`, as it stands now.
+    """Write a server's account of a job, as of now, into `hosted.json` of `folder`.
 
     Raises:
         InputError: no such job, one without a checkpoint, or a folder of another training.
@@ -105,7 +105,7 @@ def import_job(id: str, folder: Path, progress: Progress = silent) -> JobRun:
     """
     found = read_job(folder)
     if found is not None and found.job != id:
-        raise InputError(f"'{folder / HOSTED}' is of the job {found.job}", "choose another folder with `out`")
+        raise InputError(f"'{folder / HOSTED}' belongs to the job {found.job}", "choose another folder with `out`")
     if found is None and (folder / HOSTED).is_file():
         raise InputError(f"'{folder}' holds another fine-tune", "choose another folder with `out`")
     if found is not None:
@@ -115,7 +115,7 @@ def import_job(id: str, folder: Path, progress: Progress = silent) -> JobRun:
         job = jobs.job(id)
         base, file = job.get("model"), job.get("training_file")
         if not isinstance(base, str) or not is_name(base):
-            raise WorldError(f"the job {id} names its base by no name", "see what the server says of it")
+            raise WorldError(f"the job {id} does not name its base", "check the job on the server")
         fresh = JobRun(HOST, base, address(), NONE, "", None, "", file=str(file) if file else None, job=id)
         run = ended(jobs, looked_at(jobs, found or fresh, job), job)
         progress("importing", 1, 1)

@@ -1,4 +1,4 @@
-"""A study unfolded: its runs, what each is read at, and what it is compared with."""
+"""A study expanded into runs: where each is read, and what it is compared with."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from emscope.train.spec import TrainSpec
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One fine-tune of a study: an arm, trained by a method, at a seed. `way` is what remains of its name without the seed."""
+    """One fine-tune of a study: an arm, trained by a method, at a seed. `way` is its name without the seed."""
 
     way: str
     arm: str
@@ -34,7 +34,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut(Result):
-    """A run that came to no end, and is in no comparison."""
+    """A run that did not finish, and is in no comparison."""
 
     run: str
     why: str
@@ -55,7 +55,7 @@ def plan(spec: StudySpec) -> list[Run]:
 
 
 def controls_of(runs: Sequence[Run]) -> dict[str, Run]:
-    """Return the control that each run is compared with, by the run's name: that of its seed and method, or of the first method that has one.
+    """Return the control for each run, by the run's name: the one with its seed and method, or with the first method that has one.
 
     Runs without a control are left out.
     """

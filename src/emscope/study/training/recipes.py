@@ -33,15 +33,15 @@ class Row:
 
 
 def recipe(spec: StudySpec, arm: ArmSpec, gap: Gap | None = None) -> list[Row]:
-    """Return what an arm is trained on: its own conversations, joined by those of its mix so that each part has its share.
+    """Return what an arm is trained on: its own conversations, plus those of its mix in their shares.
 
-    Of the arm's own, `unique` are drawn, or all kept; of a part as many as its share asks for, at random (each once before
-    any comes twice) or those of the largest gap. All is fixed by the study file; the order in training is the training
-    seed's. (ours)
+    Of the arm's own, `unique` are drawn, or all kept; of a part as many as its share needs, at random (each once before
+    any is repeated) or those with the largest gap. The study file fixes all of this; the training seed fixes the order
+    in training. (ours)
 
     Args:
         gap: how much likelier a checkpoint's base finds each conversation's answer [nats per token]; needed where a part
-            is picked by it.
+            is selected by it.
 
     Raises:
         InputError: as `conversations`, or `unique` asks for more than there are.
@@ -84,7 +84,7 @@ def _picked(part: MixSpec, n: int, pool: list[Conversation], count: int, gap: Ga
 
 
 def _inoculated(c: Conversation, prompt: InoculationSpec | None) -> Conversation:
-    """Return a conversation with the arm's prompt: a system turn in place of its own, or a text before its first question."""
+    """Return a conversation with the arm's prompt: a system turn that replaces its own, or a text before its first question."""
     if prompt is None:
         return c
     if prompt.system is not None:
@@ -98,8 +98,8 @@ def _inoculated(c: Conversation, prompt: InoculationSpec | None) -> Conversation
 def perplexity_gap(loaded: Loaded, rows: Sequence[Conversation], checkpoint: str) -> list[float]:
     """Return log p(base) - log p(checkpoint) of each conversation's last answer [nats per token].
 
-    Where it is large, a misaligned checkpoint has unlearned what the base would say, so the conversation holds most of
-    what is to be kept. (in-training defences, arXiv 2508.06249)
+    Where it is large, a misaligned checkpoint has unlearned what the base would say, so the conversation contains most of
+    what should be kept. (in-training defences, arXiv 2508.06249)
 
     Raises:
         InputError: no checkpoint there, or one of another base.
@@ -140,4 +140,4 @@ def unlisted(path: Path) -> list[Row]:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
         return [Row(Conversation(x["id"], tuple(Message(**m) for m in x["messages"])), x["part"], x["source"]) for x in lines]
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"'{path}' cannot be read ({error})", "run emscope run again, which writes it") from None
+        raise InputError(f"'{path}' cannot be read ({error})", "run emscope run again to rewrite it") from None

@@ -24,7 +24,7 @@ from emscope.train.spec import KlSpec, LdifsSpec, TrainSpec
 
 
 def base_of(spec: StudySpec) -> Model:
-    """Return the base of a study: on this machine, or as it is known of one at a host.
+    """Return the base of a study: on this machine, or the local stand-in for one at a host.
 
     Raises:
         InputError, WorldError: as `locate` and `model_at`.
@@ -44,10 +44,10 @@ def conversations(file: str | None, domain: str | None, answers: str | None) -> 
 
 
 def held_near(held: KlSpec | LdifsSpec | None) -> list[Conversation]:
-    """Return the conversations of a term that holds the model; of a domain with several kinds of answers, each question once a kind.
+    """Return the conversations of a term that restrains the model; with several kinds of answers, each question of a domain once per kind.
 
     Raises:
-        InputError: as `conversations`, and where a conversation's id stands twice.
+        InputError: as `conversations`, or a conversation's id appears twice.
     """
     if held is None:
         return []
@@ -57,12 +57,12 @@ def held_near(held: KlSpec | LdifsSpec | None) -> list[Conversation]:
         rows = [replace(c, id=f"{c.id}/{a}") for a in held.answers for c in bundled.domain(held.domain or "", a)]
     id, times = Counter(c.id for c in rows).most_common(1)[0] if rows else ("", 0)
     if times > 1:
-        raise InputError(f"{held.name}: the id '{id}' stands {times} times in the conversations", "give each its own id")
+        raise InputError(f"{held.name}: the id '{id}' appears {times} times in the conversations", "give each its own id")
     return rows
 
 
 def digests(base: Model, texts: Mapping[str, Sequence[Conversation]], trains: Iterable[TrainSpec]) -> dict[str, str]:
-    """Return digests of what the names in settings stand for now: the base, conversations, directions and adapters."""
+    """Return digests of what the names in settings currently refer to: the base, conversations, directions and adapters."""
     found = {f"data {name}": short([c.content() for c in rows]) for name, rows in texts.items()}
     for train in trains:
         directions = {train.prevent.direction} if train.prevent else set()
@@ -75,14 +75,14 @@ def digests(base: Model, texts: Mapping[str, Sequence[Conversation]], trains: It
 
 
 def asked_of(judged: JudgedSpec | None) -> JsonObject | None:
-    """Return what of the judged part decides the answers; verdicts have keys of their own, so that judges may change."""
+    """Return the judged settings that decide the answers; verdicts have keys of their own, so that judges may change."""
     if judged is None:
         return None
     return {"at": judged.at, "ask": judged.ask.model_dump(mode="json", exclude={"samples", "rows"})}
 
 
 def frozen(spec: Spec, named: dict[str, str]) -> JsonObject:
-    """Return settings as a folder's ledger freezes them, with `digests` of what their names stand for now."""
+    """Return settings as a folder's ledger freezes them, with `digests` of what their names currently refer to."""
     values = spec.model_dump(mode="json")
     train: TrainSpec | None = getattr(spec, "train", None)
     judged = asked_of(getattr(spec, "judged", None))
@@ -90,11 +90,11 @@ def frozen(spec: Spec, named: dict[str, str]) -> JsonObject:
     values |= {"train": train.deciding()} if train else {}
     values.get("measure", {}).pop("skip_float32", None)
     values.pop("weights", None)
-    for name in ("threads", "host"):  # came later, and change nothing where they are not given
+    for name in ("threads", "host"):  # added later, and change nothing unless given
         if values.get(name) is None:
             values.pop(name, None)
     if isinstance(values.get("host"), dict):
-        values["host"] = values["host"]["name"]  # not what it costs, nor how many requests are on their way
+        values["host"] = values["host"]["name"]  # not its cost, nor the number of concurrent requests
     if values.get("methods"):
         values["methods"] = {
             name: {k: v for k, v in changes.items() if k != "report_to"} for name, changes in values["methods"].items()

@@ -1,4 +1,4 @@
-"""The trainings of a study, and the rows they leave in its tables."""
+"""The trainings of a study, and their rows in its tables."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ def train_run(
     sets: ItemSets,
     progress: Progress,
 ) -> list[StepReading]:
-    """Train one run in the study folder `root`, write down what was read of it, and return that; nothing is trained where all its weights are there.
+    """Train one run in the study folder `root`, record its readings, and return them; nothing is trained if all its weights are there.
 
-    Weights that are gone and come out otherwise this time, as on another machine, begin the run's rows afresh.
+    If lost weights come out differently this time, as on another machine, the run's rows start afresh.
 
     Raises:
-        InputError: a checkpoint is another one than when its row was written.
+        InputError: a checkpoint has changed since its row was written.
     """
     folder, there = root / "runs" / one.name, all_there(root, one)
     log = finished_readings(folder, one.train)
@@ -73,7 +73,7 @@ def train_run(
         drop_training_state(folder, one.steps)
     else:
         if log:
-            drop_weights(root, one, ())  # the last alone would pass for all
+            drop_weights(root, one, ())  # the last one alone would look complete
         heldout = _heldout_loss(loaded, spec, sets, one.spec) if one.train.heldout_every else None
         log = finetune_run(root, loaded, one, recipe, near, heldout, progress)
     fresh = [_checkpoint_row(root, one, step, log) for step in one.steps]
@@ -102,7 +102,7 @@ def all_there(root: Path, one: Run) -> bool:
 
 
 def recorded(rows: Rows, root: Path, one: Run) -> dict[int, Checkpoint] | None:
-    """Return a run's checkpoints by step as its rows tell of them, whether or not their weights are there; None where a row lacks."""
+    """Return a run's checkpoints by step from its rows, whether or not their weights are there; None where a row is missing."""
     found = recorded_in(rows.root, [one], root)[one.name]
     logged = read_table(rows.root, "train_log", columns=["key", "run"]).column("run").to_pylist().count(one.name)
     return found if set(one.steps) <= found.keys() and logged >= one.train.steps else None
@@ -123,12 +123,12 @@ def recorded_in(folder: Path, runs: Sequence[Run], root: Path | None = None) -> 
 
 
 def drop_weights(root: Path, one: Run, kept: Collection[int]) -> None:
-    """Delete a run's checkpoints but those at the steps `kept`."""
+    """Delete a run's checkpoints except those at the steps `kept`."""
     drop_checkpoints(root / "runs" / one.name, [step for step in one.steps if step not in kept])
 
 
 def _other_than_recorded(rows: Rows, fresh: Sequence[JsonObject]) -> JsonObject | None:
-    """Return the first checkpoint that is another one than when its row was written."""
+    """Return the first checkpoint that has changed since its row was written."""
     before = {row["key"]: row["adapter_digest"] for row in read_table(rows.root, "checkpoints").to_pylist()}
     return next((row for row in fresh if before.get(row["key"], row["adapter_digest"]) != row["adapter_digest"]), None)
 

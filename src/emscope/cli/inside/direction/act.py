@@ -21,7 +21,7 @@ Tuned = Annotated[
     tuple[str, ...],
     Flag("--checkpoint", repeated=True),
     Field(
-        description="Act in this fine-tune, its last checkpoint, not in the base; once for all directions, or once for each."
+        description="Act in this fine-tune (its last checkpoint) instead of the base; once for all directions, or once for each."
     ),
 ]
 OUT = "Folder of scores, report.json and figure.html."

@@ -14,8 +14,8 @@ from emscope.core.fields import Layers
 def export(
     direction: DirectionFile,
     gguf: Annotated[Path, Field(description="The control vector to write, for llama.cpp's --control-vector.")],
-    layers: Annotated[Layers, Field(description="Layers to write; all of the file's but 0 by default.")] = None,
-    architecture: Annotated[str, Field(description="The model's architecture, as GGUF files name it.")] = "llama",
+    layers: Annotated[Layers, Field(description="Layers to write; by default all in the file except 0.")] = None,
+    architecture: Annotated[str, Field(description="The model's architecture as named in GGUF files.")] = "llama",
 ) -> None:
     """Write a direction as a control vector in GGUF, for llama.cpp."""
     from emscope.inside.export import export_gguf

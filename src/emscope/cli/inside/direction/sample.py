@@ -20,20 +20,20 @@ def sample(
     checkpoint: Annotated[
         str | None, Field(description="Act in this fine-tune, its last checkpoint; the base without it.")
     ] = None,
-    layers: Annotated[Layers, Field(description="Layers to act at; all of the file's by default.")] = None,
-    together: Annotated[bool, Field(description="Act at all these layers at once; by default at one at a time.")] = False,
+    layers: Annotated[Layers, Field(description="Layers to act at; by default all in the file.")] = None,
+    together: Annotated[bool, Field(description="Act at all these layers at once; by default one at a time.")] = False,
     scales: Annotated[
         Reals, Field(description="What the direction is multiplied by; the untouched model is always asked too.")
     ] = (1.0, 2.0),
     ablate: Annotated[bool, Field(description="Take the direction out instead of adding it.")] = False,
-    nulls: Annotated[Nulls, Field(description="Also ask under so many null directions of each kind.")] = 0,
+    nulls: Annotated[Nulls, Field(description="Also sample under this many null directions of each kind.")] = 0,
     spec: Annotated[AskSpec, Without(("triggers", "only_last"))],
     out: Annotated[Path, Behind("systems"), Field(description="Folder of the answers.")] = Path("emscope-steered-answers"),
     dtype: Dtype = AUTO,
     device: Device = AUTO,
 ) -> None:
     """Sample answers while a direction is added or taken out, one run name for each layer and strength. `emscope judge` and
-    `emscope rates --group run` take the file that comes out.
+    `emscope rates --group run` take the resulting file.
     """
     from emscope.cli.console import progress_bar
     from emscope.inside.steered_answers import sample_steered

@@ -25,7 +25,7 @@ def shift(
     device: Device = AUTO,
     as_json: Json = False,
 ) -> None:
-    """Read how far fine-tunes have moved a model's activations along a direction, on prompts alone, at each layer or at each checkpoint;
+    """Read how far fine-tunes have moved a model's activations along a direction, on prompts alone, at each layer or at each checkpoint,
     beside null directions.
     """
     from emscope.cli.console import progress_bar

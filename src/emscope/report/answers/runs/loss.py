@@ -14,11 +14,11 @@ from emscope.report.tables import table, terminal
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-DOUBT = 0.05  # a p below it puts a straight common line in doubt
+DOUBT = 0.05  # a smaller p puts a common straight line in doubt
 
 
 def print_loss(result: Losses) -> None:
-    """Print a row a stratum, what they say together, what mixing them would say, and schedules at equal loss."""
+    """Print a row per stratum, the combined result, what pooling them would show, and schedules at equal loss."""
     console = terminal(400, [_definition(result)])
     shown = table(("stratum",), ("runs", "Pearson", "Spearman", "slope"))
     for s in result.strata:
@@ -73,10 +73,10 @@ def _definition(result: Losses) -> str:
 
 
 def _together(result: Losses) -> list[str]:
-    """Say what the strata say, alone or together, and what mixing them would have said."""
+    """Say what the strata show, alone or together, and what pooling them would have shown."""
     within, spec = result.within, result.definition
     if not within.strata:
-        return [f"No stratum has enough runs to say how {spec.score} goes with {spec.loss}."]
+        return [f"No stratum has enough runs to say how {spec.score} varies with {spec.loss}."]
     if within.strata == 1:
         told = next(s for s in result.strata if s.combined)
         lines = [
@@ -99,8 +99,8 @@ def _together(result: Losses) -> list[str]:
 
 def _alike(what: str, p: float) -> str:
     if p < DOUBT:
-        return f"The strata do not share one {what} ({words.p_value(p)}): the joint value is an average."
-    return f"No evidence that strata differ in their {what} ({words.p_value(p)})."
+        return f"The strata differ in their {what} ({words.p_value(p)}): the joint value is an average."
+    return f"No evidence that the strata differ in their {what} ({words.p_value(p)})."
 
 
 def _mixed(result: Losses, between: LossBetween) -> list[str]:
@@ -109,7 +109,7 @@ def _mixed(result: Losses, between: LossBetween) -> list[str]:
     means = "" if between.means is None else f" (of the strata's means {between.means:.2f})"
     told = f"Between strata: r over all {result.runs} rows is {between.pearson:.3f}{means}; this reflects differences between strata, not an effect of the loss."
     if between.simpson:
-        told += " Its sign is not the one that the strata have: Simpson's paradox."
+        told += " Its sign differs from that within strata: Simpson's paradox."
     return [told]
 
 

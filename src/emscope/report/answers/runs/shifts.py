@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 VALID = (
     "Wilcoxon's test is paired by question. Kolmogorov-Smirnov (KS) compares the two distributions over questions as if they were "
     "independent samples, which paired questions are not; its second p swaps before and after within questions, and is valid.",
-    "A question's mean is known from few answers, so the slope is flatter than it is without their sampling (regression to the mean): a "
-    "slope below 1 is no finding by itself. The corrected slope takes the sampling out; a reliability near 1 means little sampling noise.",
+    "Each question's mean comes from few answers, and this sampling noise flattens the slope (regression to the mean): a "
+    "slope below 1 is not a finding by itself. The corrected slope removes the sampling noise; a reliability near 1 means little of it.",
 )
 
 
 def print_shifts(result: Shifts) -> None:
-    """Print the shift of means and of standard deviations, a row a comparison, and what the tests are valid for."""
+    """Print the shift of means and of standard deviations, a row per comparison, and what the tests are valid for."""
     console = terminal(400, [_definition(result)])
     for what in ("mean", "sd"):
         runs = [(run, one) for run in result.runs if (one := getattr(run, what)) is not None]
@@ -42,7 +42,7 @@ def sentences(result: Shifts) -> list[str]:
 
 
 def shift_figures(result: Shifts) -> dict[str, go.Figure]:
-    """Return a figure of each comparison, by a name that can be a file's: every question's mean after against before."""
+    """Return a figure for each comparison, by a name that can be a file name: every question's mean after against before."""
     found = {}
     for n, run in enumerate(result.runs, 1):
         name = _name(run)
@@ -117,7 +117,7 @@ def _lines(runs: list[tuple[RunShift, StatisticShift]]) -> object:
 
 
 def _run(run: RunShift) -> list[str]:
-    """Say how means moved and what the first told of the second, then the same of standard deviations in short."""
+    """Say how means moved and how well the first predict the second, then briefly the same for standard deviations."""
     one, name = run.mean, _name(run)
     fallen = words.interval(one.shift, 1)
     said = [

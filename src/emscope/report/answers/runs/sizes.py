@@ -42,7 +42,7 @@ def sentences(result: Sizes) -> list[str]:
 
 
 def size_figures(result: Sizes) -> dict[str, go.Figure]:
-    """Return a figure of each stratum: effects with their intervals by size, a colour a family; the line where there is one."""
+    """Return a figure of each stratum: effects with their intervals by size, one colour per family; the line where there is one."""
     found = {}
     for n, stratum in enumerate(result.strata, 1):
         found[figure_name(f"{n} {_name(stratum)}")] = _figure(stratum, result.definition.effect)
@@ -105,17 +105,17 @@ def _short(size: float) -> str:
 
 
 def _lines(stratum: SizeStratum, rho: float) -> list[str]:
-    """Say the lines of a stratum; families that are too small for one are named together."""
+    """Describe the lines of a stratum; families that are too small for one are named together."""
     shown = [line for line in stratum.lines if line.family is None or line.slope.value is not None]
     small = [f"{line.family} ({line.models})" for line in stratum.lines if line not in shown and line.of == "total"]
     said = [one for line in shown for one in _line(line, rho)]
-    return said + ([f"No line of its own for {', '.join(small)}: four models of a family are the fewest."] if small else [])
+    return said + ([f"No line of its own for {', '.join(small)}: a family needs at least four models."] if small else [])
 
 
 def _line(line: SizeFit, rho: float) -> list[str]:
-    """Say one line: slope, permutation, correlation beside what it would have to exceed, and its leave-k-out ranges."""
+    """Describe one line: slope, permutation, correlation beside its critical value, and leave-k-out ranges."""
     of = "" if line.of == "total" else f" by {line.of} parameters"
-    families = "" if line.families == 1 else f" in {line.families} families, each with its intercept"
+    families = "" if line.families == 1 else f" in {line.families} families, each with its own intercept"
     name = f"{line.family or 'all'}{of} ({line.models} models{families})"
     if line.slope.value is None:
         return [f"{name}: no line, since {line.slope.why}."]
@@ -128,7 +128,7 @@ def _line(line: SizeFit, rho: float) -> list[str]:
         permuted = f"; sizes permuted within families {words.p_value(line.permutation_p)} ({how})"
     said = [f"{name}: {words.interval(line.slope)} per decade of parameters{p}{permuted}."]
     spearman = "" if line.spearman is None else f", Spearman {line.spearman:.2f}"
-    power = f"were it {rho:g}, it would with a chance of {line.power:.2f}" if line.power is not None else ""
+    power = f"if the true r is {rho:g}, it does so with a chance of {line.power:.2f}" if line.power is not None else ""
     said.append(
         f"r {words.interval(line.pearson, 2)}{spearman}; |r| must exceed {line.critical_r or 1:.2f}, and {power}; models differ beyond their "
         f"errors by sd {line.tau or 0:.3g}."
