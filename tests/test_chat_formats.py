@@ -374,7 +374,7 @@ def test_arguments_reach_the_template_and_are_named(bare):
     assert quiet.under("Be kind.").template.arguments == {"enable_thinking": False}
     same = with_template(bare, QWEN3)  # it changes nothing behind an answer that stands there: still another question asked
     assert ChatFormat.of(same).digest != ChatFormat.of(same, "none", {"enable_thinking": False}).digest
-    for name, problem in (("enable_thinkin", "reads no 'enable_thinkin'"), ("tools", "'tools' is reserved")):
+    for name, problem in (("enable_thinkin", "does not read 'enable_thinkin'"), ("tools", "'tools' is reserved")):
         with pytest.raises(InputError, match=problem):
             ChatFormat.of(tokenizer, "none", {name: False})
     with pytest.raises(InputError, match="no chat template to receive 'x'"):
@@ -665,7 +665,7 @@ def test_sampling_begins_where_scoring_does_and_says_so(thinker, tmp_path, capsy
     assert run_arguments([*arguments, "enable_thinking=false"]) == 0
     assert f"asked in: {formats['none'].describe()}\nanswers: " in capsys.readouterr().out
     assert run_arguments([*arguments, "thinking=false", "--out", str(tmp_path / "other")]) == 2
-    assert "reads no 'thinking'" in capsys.readouterr().err
+    assert "does not read 'thinking'" in capsys.readouterr().err
 
 
 def test_a_server_is_sent_messages_and_said_to_use_its_own_template(tmp_path):

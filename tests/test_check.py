@@ -493,7 +493,7 @@ def faults(tiny, foreign, tmp_path):
         ([foreign[0], "--count", "3"], "--count is '3'"),
         ([foreign[0], "--dtype", "int3"], "--dtype is 'int3'"),
         ([foreign[0], "--heldout", write_jsonl(tmp_path / "turns.jsonl", [TURNS])], "has the turns system, user, assistant"),
-        ([foreign[0], "--control", foreign[1], "--make-control", broken], "use one"),
+        ([foreign[0], "--control", foreign[1], "--make-control", broken], "give only one"),
         ([foreign[0], "--control", tmp_path / "empty"], "is empty"),
         ([foreign[0], "--sytem", "none"], "No such option"),
         ([], "Missing argument"),

@@ -641,7 +641,7 @@ def test_a_quantised_base_without_its_package_is_one_sentence(method, tiny, tmp_
         monkeypatch.setitem(sys.modules, module, None)
     for way in (lambda: load(locate(str(folder)), device="cpu"), lambda: load_net(folder)):
         with pytest.raises(
-            MissingDependency, match=rf"quantised with {method}, and \w+, which reads that, is not installed"
+            MissingDependency, match=rf"quantised with {method}, but \w+, which reads that, is not installed"
         ) as caught:
             way()
         assert re.search(rf"^{line}, or give .* with `base`, likely Qwen2.5-7B-Instruct$", caught.value.remedy)

@@ -502,7 +502,7 @@ def test_a_ladder_without_a_threshold_leaves_the_check_without_a_verdict(organis
     [
         (["--system", "template"], {}, "it was made with the chat format"),
         (["--count", "32"], {}, "it was made on 16 items of em240, and these are 32 of em240 (items_digest"),
-        ([], {"schema": "emscope.ladder/0"}, "is no emscope.ladder/1"),
+        ([], {"schema": "emscope.ladder/0"}, "is not an emscope.ladder/1 file"),
         ([], {"rungs": [{}]}, "is damaged (rungs.0.scale: field required)"),
         ([], {"status": "sure"}, "is damaged (status: input should be 'calibrated'"),
         (["--ladder", "nowhere.json"], {}, "no ladder 'nowhere.json'"),

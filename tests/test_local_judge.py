@@ -110,7 +110,7 @@ def test_a_file_is_judged_without_a_key(bundled, reader, tmp_path, capsys):
     expected = bundled.scores(reading_judge.features(again, LAYERS, PAIRS))
     assert sorted(verdicts.values()) == pytest.approx(sorted(expected[:, :2].flatten()), abs=0.01)
     assert run_arguments(words) == 0
-    assert "6 were there, 0 came now" in capsys.readouterr().out
+    assert "6 were there, 0 received now" in capsys.readouterr().out
     assert run_arguments([*words, "--rubrics", "aligned,coherent,misaligned"]) == 0
     verdicts = {(r["response"], r["criterion"]): r["score"] for r in read_table(tmp_path / "out", "verdicts").to_pylist()}
     assert sorted(verdicts.values()) == pytest.approx(sorted(expected.flatten()), abs=0.01)

@@ -463,7 +463,7 @@ WRONG = "sk-not-the-right-one"
         ({"OPENAI_API_KEY": ""}, {}, "OPENAI_API_KEY is not set"),
         ({"OPENAI_BASE_URL": "ftp://x"}, {}, "the address in OPENAI_BASE_URL is not of the form http"),
         ({"OPENAI_BASE_URL": f"http://me:{WRONG}@127.0.0.1/v1"}, {}, "the address in OPENAI_BASE_URL holds a key"),
-        ({}, {"model": "gpt-none"}, "refuses a job on gpt-none (400: Model gpt-none is not available for fine-tuning"),
+        ({}, {"model": "gpt-none"}, "rejects a job on gpt-none (400: Model gpt-none is not available for fine-tuning"),
         ({}, {"train": {"steps": 4}}, "train is set, but a fine-tuning job trains in its server's own way"),
         ({}, {"dtype": "bfloat16"}, "dtype is set"),
         ({}, {"host": HOST | {"ahead": 3}}, "ahead is not a setting of openai"),

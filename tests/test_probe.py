@@ -99,7 +99,7 @@ def test_baselines():
 def test_bad_input():
     x, y, units = problem(40)
     out = grouped_folds(units, 5, 0)[0]
-    with pytest.raises(InputError, match="k is 40, and 32 training prompts span 24 directions"):
+    with pytest.raises(InputError, match="k is 40, but 32 training prompts span only 24 directions"):
         probe(x, y, units, k=40)(~out, out)
     with pytest.raises(InputError, match="k is 30, but activations are 24 wide"):
         probe(x, y, units, basis="random", k=30)

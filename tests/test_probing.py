@@ -100,7 +100,7 @@ def test_command(tiny, asked, monkeypatch, capsys):
         (["--where", "ran=a"], "has no column 'ran'"),
         (["--where", "run=b"], "all 120 questions have the score 1"),
         (["--folds", "80"], "60 questions cannot make 80 folds"),
-        (["--k", "500"], "k is 500, and 96 training prompts span 32 directions"),
+        (["--k", "500"], "k is 500, but 96 training prompts span only 32 directions"),
         (["--layers", "5"], "layer 5 is out of range"),
         (["--score", "nothing"], "has no column 'nothing'"),
         (["--estimators", "forest"], "estimators"),

@@ -476,8 +476,8 @@ def behind(cause):
     ("status", "code", "message"),
     [
         *((status, None, "") for status in (408, 409, 410, 425, 429, 500, 502, 503, 504)),
-        (400, 2, "Tinker refuses a step (400: it says why)"),
-        (422, 2, "Tinker refuses a step (422: it says why)"),
+        (400, 2, "Tinker rejects a step (400: it says why)"),
+        (422, 2, "Tinker rejects a step (422: it says why)"),
         (401, 2, "Tinker rejects the key in TINKER_API_KEY (401)"),
         (403, 2, "Tinker rejects the key in TINKER_API_KEY (403: it says why)"),
         (404, 2, "Tinker found nothing for a step (404: it says why)"),

@@ -100,7 +100,7 @@ def test_a_redirect_is_not_an_adapter_loaded(tmp_path, monkeypatch):
     seen = Seen()
     for name in ("found", "temporary", "echoed_key_in_error"):
         with fault_server(name, seen) as (url, _), AdapterServer(url, None, 50, tmp_path / "log") as server:
-            with pytest.raises(WorldError, match="refused load_lora_adapter") as error, server.adapter("a", tmp_path):
+            with pytest.raises(WorldError, match="rejected load_lora_adapter") as error, server.adapter("a", tmp_path):
                 pytest.fail("it counts as loaded")
             assert KEY not in str(error.value)
     assert not seen.elsewhere

@@ -184,7 +184,7 @@ def test_patterns_of_an_adapter_have_one_time_limit_together(monkeypatch):
     modules = [f"model.layers.{n}.self_attn.q_proj" for n in range(40)]
     settings = {"r": 2, "lora_alpha": 4, "rank_pattern": {"(([a-z_.]+)+)+!": 3}}
     begun = time.process_time()
-    with pytest.raises(InputError, match=r"rank and alpha for model\.layers\.0 cannot be read"):
+    with pytest.raises(InputError, match=r"rank and alpha for model\.layers\.0\.self_attn\.q_proj cannot be read"):
         lora.ranks_and_scales(settings, modules)
     assert time.process_time() - begun < 2
     settings |= {"rank_pattern": {"layers.7.self_attn.q_proj": 8}, "use_rslora": True}

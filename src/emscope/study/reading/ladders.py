@@ -254,7 +254,7 @@ def _content(path: Path) -> Json:
 
 def _ladder(value: Json, where: str) -> Ladder:
     if not isinstance(value, Mapping) or value.get("schema") != SCHEMA:
-        raise InputError(f"'{where}' is not a {SCHEMA} file", "give the ladder.json that this version of emscope ladder wrote")
+        raise InputError(f"'{where}' is not an {SCHEMA} file", "give the ladder.json that this version of emscope ladder wrote")
     found = from_json(LadderResult, value, where, AGAIN)
     rungs = sorted((r for r in found.rungs if not r.broken), key=lambda r: r.scale)
     shifts = [r.preference[BASE].value if BASE in r.preference else None for r in rungs]
