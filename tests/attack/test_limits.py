@@ -221,8 +221,16 @@ def test_a_signal_to_end_is_an_interrupt_and_an_ignored_one_stays_ignored():
         signal.signal(signal.SIGHUP, held)
 
 
+@pytest.fixture
+def heard():
+    """A shell has what it starts in the background ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_that_arrives_while_python_clears_up_is_not_lost(name):
+def test_a_signal_that_arrives_while_python_clears_up_is_not_lost(name, heard):
     class Thing:
         pass
 
