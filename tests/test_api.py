@@ -57,6 +57,8 @@ def test_no_more_connections_than_allowed_are_open():
             open_now[0] -= 1
         return 200, completion("x")
 
+    with fake_api(lambda _: (200, completion("x"))) as url:
+        ask(ApiModel("m", url, connections=1), 1)  # a server's limit is not that of another one with a model of the same name
     with fake_api(answer) as url:
         assert len(ask(ApiModel("m", url, connections=3), 20)) == 20
     assert most[0] == 3

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
+from uuid import uuid4
 
 from emscope.core.errors import EmscopeError, InputError, MissingDependency, WorldError
 from emscope.core.records import Message, Reply
@@ -154,6 +155,9 @@ async def _opened(model: ApiModel) -> AsyncIterator[Ask]:
         opened = get_model(name, config=config, memoize=False, **more)
     except Exception as error:  # providers raise any error
         raise _not_opened(model, error) from None
+    # Inspect shares one pool among models of one name and key, at whatever address, and the first one's limit holds for all.
+    pool = uuid4().hex
+    setattr(opened.api, "connection_key", lambda: pool)  # noqa: B010 (a method of its class)
 
     async def ask(messages: Sequence[Message], seed: int | None) -> Reply:
         body: JsonObject = {"chat_template_kwargs": dict(model.chat_kwargs)} if model.chat_kwargs else {}
