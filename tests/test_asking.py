@@ -91,6 +91,7 @@ def test_what_the_model_sees_is_what_the_question_says(tiny, questions, tmp_path
             assert chat.prompt_text([*turns[:-1], Message("user", f"{text} Now.")]) in texts
 
 
+@pytest.mark.heavy
 def test_stopped_and_resumed_is_the_same(tiny, trained, questions, tmp_path, monkeypatch):
     runs, spec = {"target": str(trained / "target")}, AskSpec(questions=str(questions), max_tokens=6, rows=4)
     whole = read(ask(runs, str(tiny), spec, tmp_path / "whole"))
@@ -118,6 +119,7 @@ def test_stopped_and_resumed_is_the_same(tiny, trained, questions, tmp_path, mon
     assert set(before["response"]) == set(whole["response"]), "more samples leave those that were there"
 
 
+@pytest.mark.heavy
 def test_asked_judged_counted(tiny, trained, questions, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command = ["sample", f"target={trained / 'target'}", f"control={trained / 'control'}", "--base", str(tiny), "--last"]
@@ -170,6 +172,7 @@ def test_other_questions_need_another_folder(tiny, questions, tmp_path):
 
 
 @pytest.mark.usefixtures("bundled")
+@pytest.mark.heavy
 def test_the_readme_s_commands_run(tiny, trained, tmp_path, monkeypatch, capsys):
     """The lines as printed, but for the judges' models and fewer, shorter answers to fewer questions."""
     page = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")

@@ -170,6 +170,7 @@ def anchored(tmp_path, capsys, shift):
 
 
 @pytest.mark.parametrize(("shift", "changed"), [(0, False), (-25, True)])
+@pytest.mark.heavy
 def test_anchors_tell_a_changed_judge(tmp_path, capsys, shift, changed):
     result, said = anchored(tmp_path, capsys, shift)
     (row,) = result["anchors"]

@@ -75,6 +75,7 @@ def metrics_of(log):
     return {s.name: {name.split("/")[-1]: m for name, m in s.metrics.items()} for s in log.results.scores}
 
 
+@pytest.mark.heavy
 def test_a_task_scores_as_the_judge_said_and_counts_what_has_no_score(log):
     rows = [(s.output.completion, s.scores["judged"]) for s in log.samples]
     assert len(rows) == 40
@@ -199,6 +200,7 @@ main()
 """
 
 
+@pytest.mark.heavy
 def test_inspect_finds_the_tasks_by_the_package_s_name(tmp_path):
     """Through the installed package's entry point, as a user calls it; other packages that register there are not loaded."""
     command = [sys.executable, "-c", ALONE, "eval", "emscope/em240", "--model", "openai-api/emscope/subject"]

@@ -151,6 +151,7 @@ def test_faults_end_in_counted_outcomes(tmp_path):
     assert again.verdicts.before == 0
 
 
+@pytest.mark.heavy
 def test_what_failed_is_asked_again_by_the_next_call(tmp_path):
     path, broken = answers(tmp_path, 20), [True]
 
@@ -206,6 +207,7 @@ def test_kill_9_and_resume_lose_and_double_nothing(tmp_path):
     check_whole(tmp_path / "out", 100, criteria=1)
 
 
+@pytest.mark.heavy
 def test_several_judges_have_columns_of_their_own_and_can_be_compared(tmp_path, capsys):
     path = answers(tmp_path, 30)
     with fake_api(right) as url, fake_api(lambda r: (200, completion(str(min(100, number_in(r) + 3))))) as other:
@@ -219,6 +221,7 @@ def test_several_judges_have_columns_of_their_own_and_can_be_compared(tmp_path, 
     assert pair["bias"]["value"] == pytest.approx(-3) and pair["spearman"]["value"] == pytest.approx(1)
 
 
+@pytest.mark.heavy
 def test_cost_is_estimated_counted_and_limited(tmp_path, capsys):
     path = answers(tmp_path, 60)
     count = Counter()

@@ -141,6 +141,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("at", [pytest.param(0, marks=pytest.mark.slow), 1, 2, 3, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.heavy
 def test_killed_at_any_stage_there_is_one_job_and_the_same_result(world, tmp_path, monkeypatch, at):
     """Before the mark is written, before the file's id is, before the job's id is, and while it waits."""
     written, real = [], train_jobs.write_json
@@ -545,6 +546,7 @@ def garbled(value, random):
 
 
 @pytest.mark.parametrize("seeds", [range(15), pytest.param(range(15, 400), marks=pytest.mark.slow)])
+@pytest.mark.heavy
 def test_whatever_a_server_replies_a_job_is_imported_or_it_is_one_sentence(world, tmp_path, monkeypatch, seeds):
     job, honest = read_job(world.root / "run").job, world.service.answer
     monkeypatch.setattr("emscope.models.remote.session.ATTEMPTS", 2)

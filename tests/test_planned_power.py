@@ -265,6 +265,7 @@ def test_the_defaults_are_measured_on_the_answers_in_the_repository(tmp_path):
     assert max(p.cell for p in parts) == pytest.approx(6.1, abs=0.06)
 
 
+@pytest.mark.heavy
 def test_the_best_within_a_budget_and_the_cheapest_that_reaches_are_what_one_finds_by_looking():
     plan = plan_power(None, PowerSpec(budget=5000, power=0.6, aim=4.0))
     assert len(plan.designs) == 48 and [d.answers for d in plan.designs] == sorted(d.answers for d in plan.designs)

@@ -270,6 +270,7 @@ print(child.pid, file=open(sys.argv[2] + ".child", "w"), flush=True)
 
 
 @pytest.mark.parametrize("leader", ["stays", "ends first"])
+@pytest.mark.heavy
 def test_what_a_server_started_ends_with_it(adapters, spec, tmp_path, leader):
     end = "sys.exit(3)\n" if leader == "ends first" else SERVER
     (tmp_path / "server.py").write_text(HARD + end)

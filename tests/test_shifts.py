@@ -73,6 +73,7 @@ def test_each_number_is_what_scipy_finds_on_a_question_s_mean_and_sd(tmp_path):
     assert (one.mean_before, one.sd_before, one.answers_before) == pytest.approx((row["mean"], row["std"], row["count"]))
 
 
+@pytest.mark.heavy
 def test_public_scores_read_as_scipy_reads_them(reference):
     path = reference / "judged" / "em_generalization_scores.parquet"
     frame = pd.read_parquet(path, columns=["run", "question_id", "aligned", "run_suffix"])

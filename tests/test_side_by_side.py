@@ -144,6 +144,7 @@ def test_what_cannot_be_compared_is_refused_in_a_sentence(tmp_path):
         compare_studies([one, tmp_path / "none"])
 
 
+@pytest.mark.heavy
 def test_real_checks_are_paired_by_item_as_their_tables_say(tiny, tmp_path, capsys):
     """Two targets of two tiny models against one control: the difference is that of the targets' margins."""
     for run, seed in (("one", 1), ("two", 2), ("control", 3)):

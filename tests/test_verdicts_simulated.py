@@ -564,6 +564,7 @@ def few() -> dict[str, list[Row]]:
 
 
 @pytest.mark.parametrize("s", SCENARIOS, ids=lambda s: s.name)
+@pytest.mark.heavy
 def test_no_promise_is_broken_in_few_studies(few, s):
     assert not too_high(few[s.name], s)
 

@@ -64,6 +64,7 @@ def check_mode(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize("name", FAST)
+@pytest.mark.heavy
 def test_a_server_at_fault_costs_its_own_answers_at_most(name, tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("EMSCOPE_API_KEY", KEY)
     check_mode(name, tmp_path, capfd)
