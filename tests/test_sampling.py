@@ -12,7 +12,7 @@ from scipy import stats as sp
 from emscope.core.errors import InputError
 from emscope.core.outcomes import Finish
 from emscope.elicit import sampling
-from emscope.elicit.sampling import draw, sample
+from emscope.elicit.sampling import Job, draw, sample, sample_batches
 from emscope.models.fast.decoding import CachedDecoding, Decoding
 from emscope.models.fast.head import output_head
 from emscope.models.fast.packed import packed_attention
@@ -53,6 +53,17 @@ def test_logits_of_every_row_equal_plain_passes_while_rows_leave(way, which, req
                 text.append(token)
             rows.write(tokens)
             assert len(rows) == len(texts)
+
+
+def test_progress_comes_with_every_token_and_ends_with_all_answers(tiny):
+    loaded = fresh(tiny)
+    prompts = {q: loaded.chat.prompt_ids(q) for q in QUESTIONS}
+    wanted, told = [(q, n) for q in QUESTIONS for n in range(2)], []
+    job = Job(prompts, max_tokens=5, seed=0, rows=4)
+    lengths = [[a.tokens for a in batch] for batch in sample_batches(loaded.net, loaded.chat, job, wanted, told=told.append)]
+    assert list(map(len, lengths)) == [4, 2] and len(told) == sum(map(max, lengths))
+    assert told == sorted(told) and told[0] == pytest.approx(4 / 5) and told[-1] <= 6
+    assert told[max(lengths[0])] == pytest.approx(4 + 2 / 5)  # the second batch begins behind the first
 
 
 def test_an_answer_does_not_depend_on_what_is_drawn_beside_it(tiny):
