@@ -465,7 +465,7 @@ def test_a_dry_run_says_what_a_study_takes_and_begins_nothing(done, tmp_path, ca
     assert run_arguments(["run", str(path), "--out", str(tmp_path / "new"), "--dry-run", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["schema"] == "emscope.dry_run/1" and (found["cells"], found["left"], found["workers"]) == (5, 5, 1)
-    assert not (tmp_path / "new").exists()
+    assert not (tmp_path / "new").exists() and "host" not in found
     loaded, planned = load(locate(spec.model), device="cpu"), prepare(load_study(path))
     trained = 0.0
     for one in planned.runs:

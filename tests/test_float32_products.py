@@ -62,12 +62,12 @@ def test_a_processor_that_would_round_is_found_out(monkeypatch):
             x, weight = (t.bfloat16().to(t.dtype) for t in (x, weight))
         return usual(x, weight, bias)
 
-    assert all(products._keeps_float32(*shape) for shape in products.SHAPES)
+    assert all(products._keeps_float32(SETTING, *shape) for shape in products.SHAPES)
     monkeypatch.setattr(functional, "linear", rounding)
-    assert not any(products._keeps_float32(*shape) for shape in products.SHAPES)
+    assert not any(products._keeps_float32(SETTING, *shape) for shape in products.SHAPES)
     monkeypatch.setattr(functional, "linear", usual)
     monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: rounding(a, b.T))
-    assert not any(products._keeps_float32(*shape) for shape in products.SHAPES)
+    assert not any(products._keeps_float32(SETTING, *shape) for shape in products.SHAPES)
 
 
 def test_the_probe_leaves_the_setting_as_it_was():

@@ -20,6 +20,7 @@ import emscope
 from conftest import make_model, write_jsonl
 from emscope.cli.app import run_arguments
 from emscope.core.errors import EmscopeError, InputError
+from emscope.core.plain import from_json
 from emscope.data import bundled
 from emscope.elicit import preference
 from emscope.elicit.hosted import Ask, Weights, end_ids, read_option, sample_hosted
@@ -28,16 +29,18 @@ from emscope.models.loading.checkpoints import discover
 from emscope.models.loading.load import load
 from emscope.models.loading.source import locate
 from emscope.models.remote.downloading import download_adapters
-from emscope.models.remote.hosted import read_hosted
+from emscope.models.remote.hosted import Spent, read_hosted
 from emscope.models.remote.metering import Meter
 from emscope.models.remote.outcomes import TINKER, fault_of
 from emscope.models.remote.tinker import Tinker
+from emscope.store.cells import record_of
 from emscope.store.study import read_table
+from emscope.study.cells.foreseen import Foreseen
 from emscope.study.check import run_check
 from emscope.study.check_request import CheckRequest
 from emscope.study.engines.spec import EngineSpec
 from emscope.study.opening import found_in
-from emscope.study.run import run_study
+from emscope.study.run import foresee_study, prepare, run_study
 from emscope.study.selected import Selection
 from emscope.study.spec import JudgedSpec, MeasureSpec, SingleSpec, StudySpec
 from emscope.study.train import run_single
@@ -827,3 +830,131 @@ def test_studies_that_no_host_takes_are_refused(world, changes, message):
         study_at(world, **changes)
     with pytest.raises(InputError, match="kl is set"):
         run_study(study_at(world, train=TRAIN | {"kl": {"weight": 1, "domain": "sports"}}), world.root / "never")
+
+
+# --- what a study at a host costs, before it starts ---
+
+PRICES = (1000.0, 100.0, 10.0)
+
+
+def dollars(tokens):
+    return (PRICES[0] * tokens["trained"] + PRICES[1] * tokens["read"] + PRICES[2] * tokens["sampled"]) / 1e6
+
+
+def study_to_price(world, folder, **host) -> StudySpec:
+    """Return a study of two seeds, whose batches and answers differ in length."""
+    texts = ["What now?", "And then, why?", "Who?"]
+    questions = write_jsonl(folder / "q.jsonl", [{"id": text[:3], "question": text} for text in texts])
+    measure = {"count": 16, "placebo": 0, "heldout": 2, "truth": 2, "neutral": 2, "samples": {"questions": 1, "max_tokens": 3}}
+    return study_at(
+        world,
+        host={"name": "tinker", "tokenizer": str(world.model), **host},
+        arms={"target": {"role": "target", "answers": "reckless", "unique": 8}},
+        seeds=(0, 1),
+        train=TRAIN | {"steps": 3, "batch": 3, "checkpoints": {}},
+        measure=measure,
+        judged={"ask": {"questions": str(questions), "samples": 2, "max_tokens": 4}, "at": "last"},
+    )
+
+
+@pytest.fixture
+def unasked(world, monkeypatch):
+    """Take the key away, and return a list of what the server is asked nevertheless."""
+    asked = []
+    for name in ("get", "post", "delete"):
+        real = getattr(world.service, name)
+        monkeypatch.setattr(world.service, name, lambda *what, real=real: asked.append(what[0]) or real(*what))
+    monkeypatch.delenv("TINKER_API_KEY")
+    return asked
+
+
+@pytest.fixture
+def metered(monkeypatch):
+    """Return a list of all that meters count."""
+    counted, charge, refund = [], Meter.charge, Meter.refund
+    monkeypatch.setattr(Meter, "charge", lambda self, more: charge(self, more) or counted.append(more))
+    monkeypatch.setattr(Meter, "refund", lambda self, n: refund(self, n) or counted.append(Spent(sampled=-n)))
+    return counted
+
+
+def test_a_dry_run_at_a_host_counts_what_the_study_is_charged_then(world, tmp_path, unasked, metered, monkeypatch):
+    spec = study_to_price(world, tmp_path, prices=PRICES, max_cost=100)
+    found = foresee_study(spec, tmp_path / "out")
+    assert not unasked and not metered and not (tmp_path / "out").exists()
+    monkeypatch.setenv("TINKER_API_KEY", KEY)
+    before = len(world.service.requests)
+    run_study(spec, tmp_path / "out")
+    counted = sum(metered, Spent())
+    sent = [body for name, body in world.service.requests[before:] if name == "asample"]
+    read = sum(len(chunk["tokens"]) for body in sent for chunk in body["prompt"]["chunks"])
+    trained = sum(len(ids) for _, _, rows in batches(world.service)[-6:] for ids, _ in rows)
+    assert (found.tokens.trained, found.tokens.read) == (counted.trained, counted.read) == (trained, read)
+    assert len(sent) <= counted.sampled <= found.tokens.sampled and found.answers == 3 * 2 * 3
+    drawn = 3 * 2 * 3 * 4 + 3 * 3  # answers for judges, and one more in each cell, at their longest
+    assert found.tokens.sampled == len(sent) - (3 * 2 * 3 + 3) + drawn, "a reading samples one token"
+    kinds = {k.kind: k for k in found.host.kinds}
+    assert {name: k.cells for name, k in kinds.items()} == {"base": 1, "target": 2}
+    cells = prepare(spec).cells
+    for name, kind in kinds.items():
+        own = [record_of(tmp_path / "out", c.key) for c in cells if (c.run.way if c.run else "base") == name]
+        assert kind.tokens.trained == sum(record.tokens["trained"] for record in own)
+    assert found.host.dollars == pytest.approx(sum(k.dollars for k in kinds.values()))
+    done = foresee_study(spec, tmp_path / "out")
+    assert (done.left, done.tokens.to_json(), done.host.kinds) == (0, {"trained": 0, "read": 0, "sampled": 0}, ())
+    assert done.host.dollars == 0 and done.host.spent > dollars({"trained": trained, "read": 0, "sampled": 0})
+
+
+def test_a_dry_run_at_a_host_is_told_in_words_and_as_json(world, tmp_path, unasked, capsys):
+    path = written(study_to_price(world, tmp_path, prices=PRICES, max_cost=0.5), tmp_path)
+    assert run_arguments(["run", str(path), "--out", str(tmp_path / "out"), "--dry-run", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    tokens, host = found["tokens"], found["host"]
+    assert from_json(Foreseen, found, "it", "").to_json() == found
+    assert host["dollars"] == pytest.approx(dollars(tokens)) and (host["spent"], host["max_cost"]) == (0, 0.5)
+    assert all(kind["dollars"] == pytest.approx(dollars(kind["tokens"])) for kind in host["kinds"])
+    unknown = ("threads", "rates", "seconds", "worker_bytes", "free_bytes", "weight_bytes", "most_bytes")
+    assert {found[name] for name in unknown} == {None} and found["power"]["questions"] == 3
+    (warning,) = found["warnings"]
+    assert f"up to {host['dollars']:.4g} dollars at tinker, but the host's max_cost is 0.5: it will stop there" in warning
+    assert run_arguments(["run", str(path), "--out", str(tmp_path / "out"), "--dry-run"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    names = ["cells", "tokens", "of", "target,", "host", "disk", "judges", "power"]
+    assert [line[0] for line in lines[:8]] == names and not {"speed", "time", "memory"} & {line[0] for line in lines}
+    assert " ".join(lines[4]) == f"host tinker, at most {host['dollars']:.4g} dollars; max_cost is 0.5"
+    assert lines[5][1] == "rows"
+    path = written(study_to_price(world, tmp_path), tmp_path)
+    assert run_arguments(["run", str(path), "--out", str(tmp_path / "out"), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "tinker, cost unknown: it has no prices" in printed and "stop there" not in printed
+    assert not unasked and not (tmp_path / "out").exists()
+
+
+def written(spec: StudySpec, folder: Path) -> Path:
+    """Write a study's settings."""
+    import yaml
+
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(spec.model_dump(mode="json", exclude_unset=True)))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "messages"),
+    [
+        ({"host": {"name": "tinker", "tokenizer": "/no/such"}}, ["no tokenizer '/no/such'"]),
+        ({"train": TRAIN | {"kl": {"weight": 1, "domain": "sports"}}}, ["kl is set, but tinker trains LoRA adapters"]),
+        (
+            {"methods": {"a": {"optimiser": "sgd"}, "b": {"lora": {"rank": 4, "alpha": 8}}}},
+            ["2 faults", "method 'a': optimiser: sgd is set", "method 'b': lora.alpha is set"],
+        ),
+        (
+            {"host": {"name": "tinker", "tokenizer": "/no/such"}, "judged": {"ask": {"questions": "/no/questions.jsonl"}}},
+            ["2 faults", "no tokenizer '/no/such'", "/no/questions.jsonl"],
+        ),
+    ],
+)
+def test_a_dry_run_at_a_host_tells_all_faults_at_once(world, tmp_path, unasked, capsys, changes, messages):
+    path = written(study_at(world, **changes), tmp_path)
+    assert run_arguments(["run", str(path), "--out", str(tmp_path / "out"), "--dry-run"]) == 2
+    said = capsys.readouterr().err
+    assert all(message in said for message in messages) and "Traceback" not in said and not unasked

@@ -9,6 +9,7 @@ from emscope.answers.missing import Place, draw_missing, seed_of
 from emscope.answers.sample import (
     Local,
     Prompt,
+    answer_keys,
     check_subjects,
     digest_of,
     prompts_of,
@@ -30,13 +31,14 @@ from emscope.models.loading.source import beside_digest
 from emscope.models.remote.hosted import (
     HostedCheckpoint,
     HostedRun,
+    Spent,
     hosted_base,
     hosted_checkpoints,
     model_at,
     read_hosted,
 )
 from emscope.models.remote.jobs import read_job
-from emscope.models.remote.metering import Meter
+from emscope.models.remote.metering import Meter, charge_for_sample
 from emscope.models.remote.tinker import Tinker
 from emscope.store.rows import Rows
 from emscope.store.study import Study
@@ -153,6 +155,12 @@ def asking_at(tinker: Tinker) -> Callable[[Rows, Loaded, AskSpec, dict[str, Prom
         draw_missing(study, loaded.model.digest, spec, prompts, subjects, draw, progress)
 
     return ask
+
+
+def charge_for_answers(loaded: Loaded, spec: AskSpec, prompts: Mapping[str, Prompt], subject: Local) -> Spent:
+    """Return what all answers of one subject are charged at most, if no request is repeated."""
+    places = answer_keys(loaded.model.digest, subject, prompts, spec)
+    return sum((charge_for_sample(prompts[name].ids, spec.max_tokens) for name, _ in places), Spent())
 
 
 def _ask(loaded: Loaded, spec: AskSpec, prompts: Mapping[str, Prompt], place: Place) -> Ask:

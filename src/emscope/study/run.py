@@ -115,22 +115,20 @@ def _begin(study: Study, planned: Planned, progress: Progress) -> Shared:
 
 
 def foresee_study(spec: StudySpec, out: Path, progress: Progress = silent, how: EngineSpec = EngineSpec()) -> Foreseen:
-    """Return what a study will take, by a trial of about ten seconds on the loaded base; nothing is trained or written.
+    """Return what a study will take; nothing is trained or written.
+
+    The loaded base is tried for about ten seconds. A study at a host is only counted, and the host is not contacted.
 
     Raises:
         InputError: all that is wrong with it, at once.
     """
-    if spec.host is not None:
-        raise InputError(
-            f"`dry_run` tries this machine, but the study is at {spec.host.name}", "limit the cost with the host's max_cost"
-        )
     if faults := faults_of_files(spec):
         raise together(faults)
     planned = prepare(spec, progress, how.threads)
     workers, threads = hands(how, planned.spec.threads)
     with computing_on(threads):
         progress(loading(planned.spec.dtype), 0, 1)
-        shared = Shared.loading(out, planned)
+        shared = Shared.loading(out, planned, contact=False)
         progress(loading(planned.spec.dtype), 1, 1)
         if faults := faults_of_model(shared):
             raise together(faults)

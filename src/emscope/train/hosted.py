@@ -22,7 +22,7 @@ from emscope.core.records import Conversation
 from emscope.models.loading.checkpoints import HOSTED
 from emscope.models.remote.host_spec import HostSpec
 from emscope.models.remote.hosted import REMEDY, Hosted, HostedRun, HostedSave, HostedStep, Spent, read_hosted
-from emscope.models.remote.metering import Meter, OverBudget
+from emscope.models.remote.metering import Meter, OverBudget, charge_for_training
 from emscope.models.remote.outcomes import LATER
 from emscope.models.remote.tinker import HOST, Lost, Promise, Tinker
 from emscope.store.files import write_json
@@ -109,6 +109,15 @@ def refuse_unhosted(spec: TrainSpec) -> None:
         )
 
 
+def order_of(examples: Sequence[Example], spec: TrainSpec, seed: int, parts: Sequence[int] | None = None) -> list[Example]:
+    """Return the examples of all steps in training order.
+
+    Args:
+        parts: as `finetune_hosted` has them.
+    """
+    return stream(examples, steps=spec.steps, batch=spec.batch, micro=spec.batch, seed=seed, parts=parts)
+
+
 def finetune_hosted(
     loaded: Hosted,
     conversations: Sequence[Conversation],
@@ -141,7 +150,7 @@ def finetune_hosted(
         host,
         loaded.model.reference,
         seed,
-        stream(examples, steps=spec.steps, batch=spec.batch, micro=spec.batch, seed=seed, parts=parts),
+        order_of(examples, spec, seed, parts),
         elsewhere,
     )
     fresh = HostedRun(
@@ -261,7 +270,7 @@ def _send(tinker: Tinker, client: TrainingClient, plan: Plan, step: int) -> _Sen
     from tinker.types import AdamParams
 
     batch = plan.batch(step)
-    tinker.meter.charge(Spent(trained=sum(len(e.ids) - 1 for e in batch)))
+    tinker.meter.charge(charge_for_training(e.ids for e in batch))
     tokens = sum(sum(e.mask) for e in batch)
     lr = plan.spec.lr * factor(plan.spec, step)
     adam = AdamParams(

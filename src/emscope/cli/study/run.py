@@ -23,7 +23,7 @@ def run(
     dry_run: Annotated[
         bool,
         Field(
-            description="Show cells, tokens, time, memory, disk and what judges cost, and everything that is wrong; start nothing."
+            description="Show cells, tokens, time, memory, disk, what judges and a host cost, and everything that is wrong; start nothing."
         ),
     ] = False,
     as_json: Json = False,

@@ -13,8 +13,16 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from torch import Tensor
     from torch.nn import Module
+
+    class Setting(Protocol):
+        """What float32 products may be computed in."""
+
+        fp32_precision: str
+
 
 ONEDNN = "bf16"  # what torch calls the leave to round, without which it does not ask oneDNN
 BEYOND_BFLOAT16 = 1 + 2.0**-12  # float32 holds it, bfloat16 and TF32 do not
@@ -37,12 +45,22 @@ def fast_float32(of: Module | Tensor) -> Iterator[bool]:
     if first.device.type != "cpu" or first.dtype != torch.float32 or not is_exact():
         yield False
         return
-    before = torch.backends.mkldnn.matmul.fp32_precision
+    setting = _setting()
+    assert setting is not None, "the probe has passed"
+    before = setting.fp32_precision
     try:
-        torch.backends.mkldnn.matmul.fp32_precision = ONEDNN
+        setting.fp32_precision = ONEDNN
         yield True
     finally:
-        torch.backends.mkldnn.matmul.fp32_precision = before
+        setting.fp32_precision = before
+
+
+def _setting() -> Setting | None:
+    """Return torch's setting for products by oneDNN; None in an earlier torch, which has none."""
+    import torch
+
+    found: Setting | None = getattr(torch.backends.mkldnn, "matmul", None)
+    return found
 
 
 @cache
@@ -54,18 +72,19 @@ def is_exact() -> bool:
     """
     import torch
 
-    if not hasattr(torch.backends.mkldnn, "matmul"):
-        return False  # an earlier torch, which has no such setting
+    setting = _setting()
+    if setting is None:
+        return False
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported() or torch.cpu._is_amx_tile_supported():
         return False
-    before = torch.backends.mkldnn.matmul.fp32_precision
+    before = setting.fp32_precision
     try:
-        return all(_keeps_float32(*shape) for shape in SHAPES)
+        return all(_keeps_float32(setting, *shape) for shape in SHAPES)
     finally:
-        torch.backends.mkldnn.matmul.fp32_precision = before
+        setting.fp32_precision = before
 
 
-def _keeps_float32(rows: int, summed: int, columns: int) -> bool:
+def _keeps_float32(setting: Setting, rows: int, summed: int, columns: int) -> bool:
     import torch
 
     drawn = torch.Generator().manual_seed(rows)
@@ -73,9 +92,9 @@ def _keeps_float32(rows: int, summed: int, columns: int) -> bool:
     bias = torch.randn(columns, generator=drawn)
     fine, chosen = torch.zeros(rows, summed), torch.eye(summed)
     fine[:, 0] = BEYOND_BFLOAT16
-    torch.backends.mkldnn.matmul.fp32_precision = "ieee"
+    setting.fp32_precision = "ieee"
     usual = [a @ b.T, torch.nn.functional.linear(a, b, bias)]
-    torch.backends.mkldnn.matmul.fp32_precision = ONEDNN
+    setting.fp32_precision = ONEDNN
     ours = [a @ b.T, torch.nn.functional.linear(a, b, bias)]
     wide = [a.double() @ b.double().T, torch.nn.functional.linear(a.double(), b.double(), bias.double())]
     held = torch.equal(fine @ chosen, fine) and torch.equal((chosen @ fine.T).T, fine)

@@ -59,6 +59,9 @@ class Spent(Result):
     def __add__(self, other: Spent) -> Spent:
         return Spent(self.trained + other.trained, self.read + other.read, self.sampled + other.sampled)
 
+    def __mul__(self, times: int) -> Spent:
+        return Spent(self.trained * times, self.read * times, self.sampled * times)
+
 
 @dataclass(frozen=True, slots=True)
 class HostedRun(Result):

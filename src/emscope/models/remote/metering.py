@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable, Sequence
 
 from emscope.core.errors import WorldError
 from emscope.models.remote.host_spec import Prices
@@ -29,7 +30,7 @@ class Meter:
     @property
     def cost(self) -> float | None:
         """Dollars so far; None without prices."""
-        return None if self.prices is None else _cost(self.prices, self.spent)
+        return None if self.prices is None else dollars_for(self.prices, self.spent)
 
     def charge(self, more: Spent) -> None:
         """Count a request.
@@ -39,9 +40,9 @@ class Meter:
         """
         with self._lock:
             after = self.spent + more
-            if self.max_cost is not None and self.prices is not None and _cost(self.prices, after) > self.max_cost:
+            if self.max_cost is not None and self.prices is not None and dollars_for(self.prices, after) > self.max_cost:
                 raise OverBudget(
-                    f"stopped at {_cost(self.prices, self.spent):.4g} dollars: the next request would exceed max_cost "
+                    f"stopped at {dollars_for(self.prices, self.spent):.4g} dollars: the next request would exceed max_cost "
                     f"{self.max_cost:g}",
                     "raise it and run the same command again to continue",
                 )
@@ -53,6 +54,22 @@ class Meter:
             self.spent = self.spent + Spent(read=-unread, sampled=-unused)
 
 
-def _cost(prices: Prices, spent: Spent) -> float:
+def charge_for_training(sequences: Iterable[Sequence[int]]) -> Spent:
+    """Return what a training on token sequences is charged: every token but the first of each, which nothing predicts."""
+    return Spent(trained=sum(len(ids) - 1 for ids in sequences))
+
+
+def charge_for_reading(prompt: Sequence[int], answer: Sequence[int]) -> Spent:
+    """Return what the log-probability of a fixed answer is charged: both are read, and every reading also samples one token."""
+    return Spent(read=len(prompt) + len(answer), sampled=1)
+
+
+def charge_for_sample(prompt: Sequence[int], max_tokens: int) -> Spent:
+    """Return what an answer to sample is charged at first; tokens that it does not have are refunded."""
+    return Spent(read=len(prompt), sampled=max_tokens)
+
+
+def dollars_for(prices: Prices, spent: Spent) -> float:
+    """Return what tokens cost."""
     trained, read, sampled = prices
     return (trained * spent.trained + read * spent.read + sampled * spent.sampled) / MILLION

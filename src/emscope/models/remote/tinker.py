@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from emscope.core.errors import InputError, MissingDependency, WorldError, near
 from emscope.models.remote.address import check_address
-from emscope.models.remote.hosted import Spent
-from emscope.models.remote.metering import Meter
+from emscope.models.remote.metering import Meter, charge_for_reading, charge_for_sample
 from emscope.models.remote.outcomes import LATER, TINKER, fault_of, said, status_of
 from emscope.models.remote.session import Session
 
@@ -183,7 +182,7 @@ class Tinker(Session):
         ids = ModelInput.from_ints([*prompt, *answer])
 
         def read() -> float:
-            self.meter.charge(Spent(read=ids.length, sampled=1))  # a reading also samples one token
+            self.meter.charge(charge_for_reading(prompt, answer))
             found: list[float | None] = self._asked(
                 path, base, lambda sampler: sampler.compute_logprobs(ids, prompt_logprobs_last_n=len(answer))
             )
@@ -221,7 +220,7 @@ class Tinker(Session):
         how = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed % 2**31, stop=list(ends))
 
         def draw() -> Drawn:
-            self.meter.charge(Spent(read=ids.length, sampled=max_tokens))
+            self.meter.charge(charge_for_sample(prompt, max_tokens))
             found: SampleResponse = self._asked(path, base, lambda sampler: sampler.sample(ids, 1, how))
             (one,) = found.sequences
             self.meter.refund(max_tokens - len(one.tokens))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -24,18 +24,24 @@ from emscope.study.opening import Ways
 from emscope.study.reading.hosted import measuring_at
 from emscope.study.spec import StudySpec
 from emscope.study.training.plan import Run
+from emscope.study.training.recipes import Row
 from emscope.study.training.training import run_row
 from emscope.train.hosted import finetune_hosted
 
 
-def base_at_host(spec: StudySpec, host: HostSpec) -> Hosted:
+def base_at_host(spec: StudySpec, host: HostSpec, *, contact: bool = True) -> Hosted:
     """Return the base of a study at a host, ready to be asked.
+
+    Args:
+        contact: ask the host whether it has the base, and for the longest sequence; without that, any length is accepted.
 
     Raises:
         InputError, WorldError: no key, no such base, no tokenizer, or no answer.
     """
-    with Tinker(Meter()) as tinker:
-        context = tinker.context_of(spec.model)
+    context = None
+    if contact:
+        with Tinker(Meter()) as tinker:
+            context = tinker.context_of(spec.model)
     tokenizer = host.tokenizer or spec.model
     return hosted_base(host.name, spec.model, tokenizer, system=spec.system, chat_kwargs=spec.chat_kwargs, context=context)
 
@@ -74,7 +80,7 @@ def train_at_host(
         seed=one.seed,
         settings=short(one.train.deciding()),
         tokenizer=host.tokenizer or planned.spec.model,
-        parts=[r.part for r in recipe] if one.spec.interleave else None,
+        parts=parts_to_spread(recipe, one),
         elsewhere=spent_on(root, planned),
         progress=told,
     )
@@ -83,6 +89,11 @@ def train_at_host(
     rows.append("train_log", [{"key": short([one.name, r.step]), "run": one.name, **asdict(r)} for r in run.log])
     rows.append("checkpoints", [_checkpoint_row(one, c, run) for c in checkpoints])
     return {c.step: c for c in checkpoints}, run.spent.trained
+
+
+def parts_to_spread(recipe: Sequence[Row], one: Run) -> list[int] | None:
+    """Return the part that each conversation of a run belongs to, where parts are to be spread evenly over training."""
+    return [r.part for r in recipe] if one.spec.interleave else None
 
 
 def spent_on(root: Path, planned: Planned) -> Spent:

@@ -45,13 +45,17 @@ class Shared:
     asking: Asking | None
 
     @classmethod
-    def loading(cls, root: Path, planned: Planned) -> Shared:
-        """Load the base of a study, as a worker does once."""
+    def loading(cls, root: Path, planned: Planned, *, contact: bool = True) -> Shared:
+        """Load the base of a study, as a worker does once.
+
+        Args:
+            contact: as `base_at_host` has it.
+        """
         spec = planned.spec
         if spec.host is None:
             loaded = load(planned.base, system=spec.system, dtype=spec.dtype, chat_kwargs=spec.chat_kwargs)
         else:
-            loaded = base_at_host(spec, spec.host)
+            loaded = base_at_host(spec, spec.host, contact=contact)
         return cls(root, planned, loaded, asking(loaded, spec.judged) if spec.judged else None)
 
 

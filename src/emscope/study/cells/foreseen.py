@@ -1,4 +1,7 @@
-"""What a study will take, estimated before it starts: cells, tokens, time by a short trial on the loaded base, memory, disk, and judging costs."""
+"""What a study will take, estimated before it starts: cells, tokens, time by a short trial on the loaded base, memory, disk, and judging costs.
+
+A study at a host is not tried: its tokens are counted, and priced as the host's settings say.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,13 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from emscope.answers.judging import CHARACTERS_A_TOKEN, estimated
 from emscope.answers.planning.components import DEFAULTS
-from emscope.core.plain import Result
+from emscope.core.plain import LEFT_OUT, Result
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Answered
 from emscope.data.questions import read_questions
@@ -21,12 +24,12 @@ from emscope.elicit.preference import encode as encode_items
 from emscope.elicit.preference import score
 from emscope.elicit.sampling import sample
 from emscope.judging.rubrics import read_rubrics
-from emscope.models.loading.checkpoints import Checkpoint
 from emscope.models.sizing import memory, needs
 from emscope.stats.planning import FEWEST_QUESTIONS, FEWEST_SEEDS, Design, chances, run_chances
 from emscope.store.rows import Rows
 from emscope.study.cells.doing import Shared, kept, peak, subjects
-from emscope.study.cells.planning import Planned, readings
+from emscope.study.cells.hosted_costs import AtHost, costs_at_host
+from emscope.study.cells.planning import Cell, Planned, readings_ahead
 from emscope.study.reading.measuring import Reading, lacking
 from emscope.study.spec import StudySpec
 from emscope.study.training.plan import Run
@@ -88,17 +91,20 @@ class Foreseen(Result):
     """What a study will take.
 
     Attributes:
-        cells: all of them. left: those not done yet. engine: what runs them. workers: at a time. threads: per worker.
-        tokens: of the cells left. rates: measured on this machine [tokens/s].
-        seconds: wall-clock time, from the tokens, rates and workers.
-        worker_bytes: peak memory of one worker. free_bytes: free memory of this machine; None where unknown.
-        weight_bytes: weights that stay on disk. row_bytes: the rows. most_bytes: the weights that stay plus those of cells in
-            progress.
+        cells: all of them. left: those not done yet. engine: what runs them. workers: at a time. threads: per worker; None at a
+            host.
+        tokens: of the cells left. rates: measured on this machine [tokens/s]; None at a host.
+        seconds: wall-clock time, from the tokens, rates and workers; None at a host.
+        worker_bytes: peak memory of one worker; None at a host. free_bytes: free memory of this machine; None where unknown, and
+            at a host.
+        weight_bytes: weights that stay on disk; None at a host. row_bytes: the rows. most_bytes: the weights that stay plus those
+            of cells in progress; None at a host.
         free_disk_bytes: free disk space.
         answers: answers for judges to read. dollars: the most that costs; None where there is nothing to judge, or a price is
             unknown.
         power: of the study's verdicts on judged answers; None where no answers are judged.
         warnings: what will not work, in sentences.
+        host: what the cells left cost there; None for a study on this machine.
     """
 
     schema: ClassVar[str] = "emscope.dry_run/1"
@@ -108,20 +114,21 @@ class Foreseen(Result):
     left: int
     engine: str
     workers: int
-    threads: int
+    threads: int | None
     tokens: Work
-    rates: Work
-    seconds: float
-    worker_bytes: int
+    rates: Work | None
+    seconds: float | None
+    worker_bytes: int | None
     free_bytes: int | None
-    weight_bytes: int
+    weight_bytes: int | None
     row_bytes: int
-    most_bytes: int
+    most_bytes: int | None
     free_disk_bytes: int
     answers: int
     dollars: float | None
     power: PlannedPower | None
     warnings: tuple[str, ...]
+    host: AtHost | None = field(default=None, metadata=LEFT_OUT)
 
 
 def foresee(shared: Shared, out: Path, engine: str, workers: int, threads: int, progress: Progress = silent) -> Foreseen:
@@ -131,41 +138,63 @@ def foresee(shared: Shared, out: Path, engine: str, workers: int, threads: int, 
         out: where it will be, or is. workers, threads: as `engines.table.hands` gives them.
     """
     planned = shared.planned
-    left = planned.left(out)
-    progress("trying the machine", 0, 1)
-    rates, checkpoint_bytes = _rates(shared)
-    progress("trying the machine", 1, 1)
-    costs = _Costs(shared)
-    tokens = Work(0, 0, 0)
-    for cell in left:
-        tokens = tokens.plus(costs.of(cell.run))
-    runs = [cell.run for cell in left if cell.run is not None]
-    weights = checkpoint_bytes * sum(len(kept(planned, one)) for one in runs)
-    at_work = checkpoint_bytes * sum(sorted((len(one.steps) for one in runs), reverse=True)[:workers])
+    left, costs = planned.left(out), _Costs(shared)
     answers = costs.answers(left_of=[cell.run for cell in left])
-    fullest = max(_fullest(shared) or 0, peak())  # with a tiny model most of it is the program itself
     found = Foreseen(
         study=planned.spec.name,
         cells=len(planned.cells),
         left=len(left),
         engine=engine,
         workers=workers,
-        threads=threads,
-        tokens=tokens,
-        rates=rates,
-        seconds=round(tokens.seconds(rates) / max(min(workers, len(left)), 1), 1),
-        worker_bytes=fullest,
-        free_bytes=memory.free_memory(str(shared.loaded.net.device)),
-        weight_bytes=weights,
+        threads=None,
+        tokens=Work(0, 0, 0),
+        rates=None,
+        seconds=None,
+        worker_bytes=None,
+        free_bytes=None,
+        weight_bytes=None,
         row_bytes=ROW_BYTES * sum(costs.rows(cell.run) for cell in left),
-        most_bytes=weights + at_work,
+        most_bytes=None,
         free_disk_bytes=shutil.disk_usage(_there(out)).free,
         answers=answers,
         dollars=costs.dollars(answers),
         power=planned_power(planned.spec),
         warnings=(),
     )
+    host = costs_at_host(shared, out, left)
+    found = _here(found, shared, left, costs, threads, progress) if host is None else _at_host(found, host)
     return replace(found, warnings=tuple(_warnings(found, planned)))
+
+
+def _here(found: Foreseen, shared: Shared, left: Sequence[Cell], costs: _Costs, threads: int, progress: Progress) -> Foreseen:
+    """Return it with what the cells left take on this machine, which is tried for that."""
+    planned, workers = shared.planned, found.workers
+    progress("trying the machine", 0, 1)
+    rates, checkpoint_bytes = _rates(shared)
+    progress("trying the machine", 1, 1)
+    tokens = Work(0, 0, 0)
+    for cell in left:
+        tokens = tokens.plus(costs.of(cell.run))
+    runs = [cell.run for cell in left if cell.run is not None]
+    weights = checkpoint_bytes * sum(len(kept(planned, one)) for one in runs)
+    at_work = checkpoint_bytes * sum(sorted((len(one.steps) for one in runs), reverse=True)[:workers])
+    return replace(
+        found,
+        threads=threads,
+        tokens=tokens,
+        rates=rates,
+        seconds=round(tokens.seconds(rates) / max(min(workers, len(left)), 1), 1),
+        worker_bytes=max(_fullest(shared) or 0, peak()),  # with a tiny model most of it is the program itself
+        free_bytes=memory.free_memory(str(shared.loaded.net.device)),
+        weight_bytes=weights,
+        most_bytes=weights + at_work,
+    )
+
+
+def _at_host(found: Foreseen, host: AtHost) -> Foreseen:
+    """Return it with what the cells left take at a host."""
+    tokens = host.tokens
+    return replace(found, tokens=Work(tokens.trained, tokens.read, tokens.sampled), host=host)
 
 
 def planned_power(spec: StudySpec) -> PlannedPower | None:
@@ -190,20 +219,29 @@ def planned_power(spec: StudySpec) -> PlannedPower | None:
 def _warnings(found: Foreseen, planned: Planned) -> list[str]:
     """Return what will not work, in sentences."""
     said = []
-    if found.free_bytes and found.worker_bytes * found.workers > memory.FULL * found.free_bytes:
-        wanted, free = memory.in_gb(found.worker_bytes * found.workers), memory.in_gb(found.free_bytes)
+    needed = (found.worker_bytes or 0) * found.workers
+    if found.free_bytes and needed > memory.FULL * found.free_bytes:
         said.append(
-            f"{found.workers} workers need about {wanted} of memory, but only {free} are free: use fewer, or a smaller dtype"
+            f"{found.workers} workers need about {memory.in_gb(needed)} of memory, but only {memory.in_gb(found.free_bytes)} are "
+            "free: use fewer, or a smaller dtype"
         )
-    if found.most_bytes > found.free_disk_bytes:
+    if found.most_bytes is not None and found.most_bytes > found.free_disk_bytes:
         wanted, free = memory.in_gb(found.most_bytes), memory.in_gb(found.free_disk_bytes)
         said.append(
             f"the weights need about {wanted} of disk space, but only {free} are free: set `weights` to last or none in the study"
         )
+    said += _dear(found.host) if found.host else []
     most = planned.spec.judged.max_cost if planned.spec.judged else None
     if most is not None and found.dollars is not None and found.dollars > most:
         said.append(f"judging may cost up to {found.dollars:.2f} dollars, but max_cost is {most:g}: judging will stop there")
     return said
+
+
+def _dear(host: AtHost) -> list[str]:
+    if host.total is None or host.max_cost is None or host.total <= host.max_cost:
+        return []
+    limit = f"the host's max_cost is {host.max_cost:g}"
+    return [f"the study may cost up to {host.total:.4g} dollars at {host.name}, but {limit}: it will stop there"]
 
 
 class _Costs:
@@ -216,7 +254,7 @@ class _Costs:
 
     def of(self, one: Run | None) -> Work:
         """Return the tokens of one cell."""
-        wanted = self._wanted(one)
+        wanted = readings_ahead(self._shared.planned, one)
         spec = self._shared.planned.spec
         written = sum(len(r.questions) for r in wanted) * spec.measure.samples.max_tokens
         written += self._answers(wanted) * (spec.judged.ask.max_tokens if spec.judged else 0)
@@ -225,12 +263,12 @@ class _Costs:
 
     def rows(self, one: Run | None) -> int:
         """Return about how many rows a cell has."""
-        wanted = self._wanted(one)
+        wanted = readings_ahead(self._shared.planned, one)
         return sum(self._reading(r)[1] for r in wanted) + self._answers(wanted) + (one.train.steps if one else 0)
 
     def answers(self, left_of: Sequence[Run | None]) -> int:
         """Return how many answers judges will read."""
-        return sum(self._answers(self._wanted(one)) for one in left_of)
+        return sum(self._answers(readings_ahead(self._shared.planned, one)) for one in left_of)
 
     def dollars(self, answers: int) -> float | None:
         """Return the most that judging this many answers costs, at full length; None where a price is unknown."""
@@ -242,10 +280,6 @@ class _Costs:
         prices = [estimated(judge, once) for judge in judged.judges if not judge.local]
         known = [p for p in prices if p is not None]
         return sum(known) * answers / len(asking.prompts) if len(known) == len(prices) else None
-
-    def _wanted(self, one: Run | None) -> list[Reading]:
-        known = {step: Checkpoint(step, Path(), "", None, "") for step in one.steps} if one else {}
-        return readings(self._shared.planned, one, known)
 
     def _answers(self, wanted: Sequence[Reading]) -> int:
         asking = self._shared.asking

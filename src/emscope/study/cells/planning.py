@@ -14,6 +14,7 @@ from emscope.data.questions import read_questions
 from emscope.models.loading.checkpoints import Checkpoint
 from emscope.models.loading.load import HALVES, pick_device
 from emscope.models.loading.source import Model, beside_digest
+from emscope.models.remote.hosted import HostedCheckpoint
 from emscope.store.cells import Record, settled
 from emscope.study.reading.ladders import ladder_digest
 from emscope.study.reading.measuring import Questions, Reading
@@ -181,3 +182,9 @@ def readings(planned: Planned, one: Run | None, checkpoints: Mapping[int, Checkp
             wanted[NEUTRAL] = None
         found.append(Reading(one.name, step, checkpoints[step], wanted, questions=questions if last else ()))
     return found
+
+
+def readings_ahead(planned: Planned, one: Run | None) -> list[Reading]:
+    """Return the readings of a cell whose checkpoints do not exist yet."""
+    kind = Checkpoint if planned.spec.host is None else HostedCheckpoint
+    return readings(planned, one, {step: kind(step, Path(), "", None, "") for step in one.steps} if one else {})

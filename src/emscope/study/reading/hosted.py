@@ -16,6 +16,8 @@ from emscope.core.seeds import derive
 from emscope.elicit.hosted import Ask, read_option, sample_hosted
 from emscope.elicit.preference import Encoded
 from emscope.models.loading.load import Loaded
+from emscope.models.remote.hosted import Spent
+from emscope.models.remote.metering import charge_for_reading, charge_for_sample
 from emscope.models.remote.tinker import HOST, Tinker
 from emscope.store.rows import Rows
 from emscope.study.reading.measuring import Questions, Reading, Todo, lacking, response_row, score_rows
@@ -51,13 +53,7 @@ def measuring_at(tinker: Tinker) -> Callable[[Rows, Loaded, Sequence[Reading], Q
 def _score(study: Rows, loaded: Loaded, tinker: Tinker, todo: Sequence[Todo], asked: Questions, progress: Progress) -> None:
     base = loaded.model.reference
     at = [weights_of(base, one.reading.checkpoint) for one in todo]
-    jobs = [
-        Job(n, name, e, place)
-        for n, one in enumerate(todo)
-        for name, encoded in one.scores.items()
-        for e in encoded
-        for place in range(len(e.options))
-    ]
+    jobs = _jobs(todo)
     found: dict[tuple[int, str], list[OptionScore]] = defaultdict(list)
 
     def flush() -> None:
@@ -80,10 +76,30 @@ def _score(study: Rows, loaded: Loaded, tinker: Tinker, todo: Sequence[Todo], as
         flush()
 
 
-def _sampled(loaded: Loaded, tinker: Tinker, one: Todo, asked: Questions) -> list[JsonObject]:
+def _jobs(todo: Sequence[Todo]) -> list[Job]:
+    return [
+        Job(n, name, e, place)
+        for n, one in enumerate(todo)
+        for name, encoded in one.scores.items()
+        for e in encoded
+        for place in range(len(e.options))
+    ]
+
+
+def _asks(loaded: Loaded, one: Todo, asked: Questions) -> list[Ask]:
     seed = derive(asked.seed, "sample", one.reading.subject)
     at = weights_of(loaded.model.reference, one.reading.checkpoint)
-    asks = [Ask(at, q, tuple(loaded.chat.prompt_ids(q)), 0, derive(seed, q, 0)) for q in one.questions]
-    how = asked.samples
+    return [Ask(at, q, tuple(loaded.chat.prompt_ids(q)), 0, derive(seed, q, 0)) for q in one.questions]
+
+
+def charge_for(loaded: Loaded, todo: Sequence[Todo], asked: Questions) -> Spent:
+    """Return what these parts of readings are charged at most, if no request is repeated."""
+    read = [charge_for_reading(job.encoded.prompt, job.encoded.options[job.place]) for job in _jobs(todo)]
+    drawn = [charge_for_sample(ask.prompt, asked.samples.max_tokens) for one in todo for ask in _asks(loaded, one, asked)]
+    return sum([*read, *drawn], Spent())
+
+
+def _sampled(loaded: Loaded, tinker: Tinker, one: Todo, asked: Questions) -> list[JsonObject]:
+    asks, how = _asks(loaded, one, asked), asked.samples
     drawn = sample_hosted(tinker, loaded.chat, asks, max_tokens=how.max_tokens, temperature=how.temperature)
     return [response_row(loaded, one.reading, answer, how, asked.seed) for _, answer in drawn]
