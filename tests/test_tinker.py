@@ -853,7 +853,7 @@ def study_to_price(world, folder, **host) -> StudySpec:
         seeds=(0, 1),
         train=TRAIN | {"steps": 3, "batch": 3, "checkpoints": {}},
         measure=measure,
-        judged={"ask": {"questions": str(questions), "samples": 2, "max_tokens": 4}, "at": "last"},
+        judged={"ask": {"questions": str(questions), "samples": 2, "max_tokens": 4}, "at": "all"},
     )
 
 
@@ -889,9 +889,10 @@ def test_a_dry_run_at_a_host_counts_what_the_study_is_charged_then(world, tmp_pa
     read = sum(len(chunk["tokens"]) for body in sent for chunk in body["prompt"]["chunks"])
     trained = sum(len(ids) for _, _, rows in batches(world.service)[-6:] for ids, _ in rows)
     assert (found.tokens.trained, found.tokens.read) == (counted.trained, counted.read) == (trained, read)
-    assert len(sent) <= counted.sampled <= found.tokens.sampled and found.answers == 3 * 2 * 3
-    drawn = 3 * 2 * 3 * 4 + 3 * 3  # answers for judges, and one more in each cell, at their longest
-    assert found.tokens.sampled == len(sent) - (3 * 2 * 3 + 3) + drawn, "a reading samples one token"
+    steps = sum(len(cell.run.steps) for cell in prepare(spec).cells if cell.run)
+    judged, beside = 3 * 2 * (1 + steps), 3  # answers for judges, and one in each cell
+    assert steps > 2 and found.answers == judged and len(sent) <= counted.sampled <= found.tokens.sampled
+    assert found.tokens.sampled == 4 * judged + 3 * beside + (len(sent) - judged - beside), "a reading samples one token"
     kinds = {k.kind: k for k in found.host.kinds}
     assert {name: k.cells for name, k in kinds.items()} == {"base": 1, "target": 2}
     cells = prepare(spec).cells
