@@ -23,6 +23,12 @@ def completion(text: str, top: dict[str, float] | None = None, finish: str = "st
     return {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}
 
 
+class Waiting(ThreadingHTTPServer):
+    """As many connections as are allowed come at once; five may wait by default, and others are reset."""
+
+    request_queue_size = 128
+
+
 @contextmanager
 def fake_api(answer: Answer) -> Iterator[str]:
     """Yield the server's url; `answer` returns (status, body), or None to cut the connection."""
@@ -46,7 +52,7 @@ def fake_api(answer: Answer) -> Iterator[str]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = Waiting(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)  # seconds that a shutdown waits
     thread.start()
     try:

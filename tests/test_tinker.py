@@ -899,10 +899,12 @@ def test_a_dry_run_at_a_host_counts_what_the_study_is_charged_then(world, tmp_pa
     for name, kind in kinds.items():
         own = [record_of(tmp_path / "out", c.key) for c in cells if (c.run.way if c.run else "base") == name]
         assert kind.tokens.trained == sum(record.tokens["trained"] for record in own)
+    records = [record_of(tmp_path / "out", c.key).tokens for c in cells]
+    assert {name: sum(r[name] for r in records) for name in records[0]} == counted.to_json(), "max_cost holds over all cells"
     assert found.host.dollars == pytest.approx(sum(k.dollars for k in kinds.values()))
     done = foresee_study(spec, tmp_path / "out")
     assert (done.left, done.tokens.to_json(), done.host.kinds) == (0, {"trained": 0, "read": 0, "sampled": 0}, ())
-    assert done.host.dollars == 0 and done.host.spent > dollars({"trained": trained, "read": 0, "sampled": 0})
+    assert done.host.dollars == 0 and done.host.spent == pytest.approx(dollars(counted.to_json()))
 
 
 def test_a_dry_run_at_a_host_is_told_in_words_and_as_json(world, tmp_path, unasked, capsys):

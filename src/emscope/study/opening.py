@@ -20,7 +20,7 @@ from emscope.models.loading.checkpoints import HOSTED, Checkpoint, Found, find
 from emscope.models.loading.load import Loaded, load, loading
 from emscope.models.loading.source import Model
 from emscope.models.remote.host_spec import Prices
-from emscope.models.remote.hosted import HostedRun, hosted_base, hosted_checkpoints, read_hosted
+from emscope.models.remote.hosted import HostedRun, Spent, hosted_base, hosted_checkpoints, read_hosted
 from emscope.models.remote.listing import is_at_tinker, run_at_tinker
 from emscope.models.remote.metering import Meter
 from emscope.models.remote.tinker import Tinker
@@ -36,11 +36,16 @@ Asking = Callable[[Rows, Loaded, AskSpec, dict[str, Prompt], Sequence[Local], Pr
 
 @dataclass(frozen=True, slots=True)
 class Ways:
-    """How checkpoints are read and asked: on this machine, or at a host."""
+    """How checkpoints are read and asked: on this machine, or at a host.
+
+    Attributes:
+        charged: what the host has charged since; None on this machine.
+    """
 
     measure: Measuring = measure
     ask: Asking = ask_subjects
     here: bool = True
+    charged: Callable[[], Spent | None] = lambda: None
 
 
 def found_in(reference: str, tokenizer: str | None = None) -> tuple[Found, HostedRun | None]:

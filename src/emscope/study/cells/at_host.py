@@ -47,14 +47,20 @@ def base_at_host(spec: StudySpec, host: HostSpec, *, contact: bool = True) -> Ho
 
 
 @contextmanager
-def ways_of(root: Path, planned: Planned) -> Iterator[Ways]:
-    """Yield how the cells of a study are read and asked: here, or in a session at its host."""
+def ways_of(root: Path, planned: Planned, trained: int = 0) -> Iterator[Ways]:
+    """Yield how a cell of a study is read and asked: here, or in a session at its host.
+
+    Args:
+        trained: the tokens that this cell was trained on, which count against the study's budget too.
+    """
     host = planned.spec.host
     if host is None:
         yield Ways()
         return
-    with Tinker(Meter(host.prices, host.max_cost, spent_on(root, planned))) as tinker:
-        yield Ways(measuring_at(tinker), asking_at(tinker), here=False)
+    before = spent_on(root, planned) + Spent(trained=trained)
+    meter = Meter(host.prices, host.max_cost, before)
+    with Tinker(meter) as tinker:
+        yield Ways(measuring_at(tinker), asking_at(tinker), here=False, charged=lambda: meter.spent - before)
 
 
 def train_at_host(

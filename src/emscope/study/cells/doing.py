@@ -104,9 +104,11 @@ def do_cell(shared: Shared, cell: Cell, progress: Progress) -> Record:
     wanted = readings(shared.planned, cell.run, known)
     named = f"reading {cell.name}"
     told: Progress = lambda _, done, total: progress(named, done, total)  # noqa: E731
-    with ways_of(shared.root, shared.planned) as ways:
+    with ways_of(shared.root, shared.planned, spent["trained"]) as ways:
         spent["read"] = ways.measure(rows, shared.loaded, wanted, shared.planned.asked, told)
         spent["sampled"] = _ask(shared, rows, wanted, progress, ways) + _tokens(rows, "responses")
+        if (charged := ways.charged()) is not None:  # prompts of answers too, and the token that a reading samples
+            spent |= {"read": charged.read, "sampled": charged.sampled}
     record = Record(
         key=cell.key,
         name=cell.name,
