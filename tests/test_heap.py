@@ -26,8 +26,13 @@ def test_gaps_between_what_lasts_are_given_back():
     assert before - resident() > 150_000_000 and last
 
 
-def test_without_glibc_nothing_happens(monkeypatch):
+def test_it_is_asked_once_where_there_is_a_way_and_not_otherwise(monkeypatch):
     from emscope.models.sizing import heap
 
+    asked = []
+    monkeypatch.setattr(heap, "_trim", lambda: asked.append)
+    give_back()
+    assert asked == [0]
     monkeypatch.setattr(heap, "_trim", lambda: None)
     give_back()
+    assert asked == [0]
