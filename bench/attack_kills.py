@@ -4,6 +4,9 @@
     python bench/attack_kills.py OUT --jobs check,judge --every 7
     python bench/attack_kills.py OUT --jobs study --first 201 --last 400       some of its events, beside another process
 
+By default one run copies its folder right before each event, and each copy is gone on from; with --end a process is ended at each event, as
+slow as that is: both leave the same.
+
 OUT/kills.json holds the table: events, up to which they were taken, how many were ended there, refused when run again, and other in what
 they left.
 """
@@ -74,6 +77,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="take every n-th event")
     parser.add_argument("--first", type=int, default=1, help="the first event to end at")
     parser.add_argument("--last", type=int, default=1 << 30, help="the last one")
+    parser.add_argument("--end", action="store_true", help="end a process at each event, instead of copying one's folder there")
     parser.add_argument("--minutes", type=float, default=1e9)
     args = parser.parse_args()
     out = args.out.resolve()
@@ -87,22 +91,30 @@ def main() -> None:
     rows, begun = [], time.monotonic()
     for name in names:
         job, wanted = kills.Job(name, JOBS[name](material)), range(args.first, args.last + 1, args.every)
-        rows.append(one(job, out / name, wanted, begun + 60 * args.minutes))
+        rows.append(one(job, out / name, wanted, begun + 60 * args.minutes, end_each=args.end))
         (out / "kills.json").write_text(json.dumps(rows, indent=1) + "\n")
-        print(json.dumps({k: v for k, v in rows[-1].items() if k != "wrong"}), flush=True)
+        print(json.dumps({k: v for k, v in rows[-1].items() if k not in ("wrong", "left")}), flush=True)
 
 
-def one(job: kills.Job, folder: Path, wanted: range, end: float) -> dict[str, object]:
+def one(job: kills.Job, folder: Path, wanted: range, end: float, *, end_each: bool) -> dict[str, object]:
     """End one job at the events wanted, until the time ends."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    events, whole = kills.count_events(job, folder)
+    copies = None if end_each else folder / "copies"
+    events, whole = kills.followed(job, folder, copies, wanted)
     outcomes = []
     for n in (n for n in range(1, len(events) + 1) if n in wanted):
-        written = n > 1 and events[n - 2].partition(" ")[0] in ("open", "save", "fsync")  # else there is nothing to tear
-        for torn in (False, True) if written else (False,):
-            if time.monotonic() < end:
+        for torn in (False, True) if kills.written_before(events, n) else (False,):
+            if time.monotonic() > end:
+                break
+            if copies and torn and not (copies / str(n) / kills.TORN).exists():  # renamed since: nothing to tear
+                continue
+            if copies:
+                outcomes.append(kills.copied_at(job, folder, copies / str(n), whole, torn=torn))
+            else:
                 outcomes.append(kills.ended_at(job, folder, n, whole, torn=torn))
+        if copies:
+            shutil.rmtree(copies / str(n))
     wrong = [o for o in outcomes if o.refused or o.other]
     for o in wrong:
         print(
@@ -118,6 +130,7 @@ def one(job: kills.Job, folder: Path, wanted: range, end: float) -> dict[str, ob
         "ended": sum(o.ended for o in outcomes),
         "refused": sum(bool(o.refused) for o in outcomes),
         "other contents": sum(bool(o.other) for o in outcomes),
+        "left": [o.left for o in outcomes],
         "wrong": [[o.event, o.torn, events[o.event - 1], o.refused, list(o.other)] for o in wrong],
     }
 

@@ -3,16 +3,20 @@
 An event is a file opened for writing, a save by a library, a rename, a deletion, a folder made or removed, a flush to disk: whatever changes what
 the next start finds. The process ends right before the event takes place; with `torn`, the file that was written last is cut to a half as well.
 Jobs run in processes forked from this one, which has imported everything and run nothing.
+
+What a kill leaves is what lies on disk at that moment: one undisturbed run that copies its folder right before each event gives the same as
+a run ended there for each of them, and a job of n events is run n times instead of 2 n.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ ENDED = 77
 SECONDS = 300.0
 OTHERWISE = ("seconds",)  # columns that say how long something took
 LATER = ("versions", "created")
+WHOLE, TORN = "whole", "torn"
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 AUDITED = {"os.rename": 1, "os.remove": 0, "os.mkdir": 0, "os.rmdir": 0, "os.truncate": 0, "os.link": 1, "os.symlink": 1}
 
@@ -36,32 +41,65 @@ class Job:
         return [word.replace("OUT", str(out)) for word in self.words]
 
 
-class Events:
-    """Counts the events below a folder, and ends the process at one of them."""
+@dataclass(frozen=True)
+class At:
+    """What is done at events: the process ends at `stop` (0 for none), or the folder is copied below `copies` at those `wanted`."""
 
-    def __init__(self, root: Path, stop: int, *, torn: bool) -> None:
-        self.root, self.stop, self.torn = str(root), stop, torn
-        self.count = 0
-        self.last: str | None = None
+    stop: int = 0
+    torn: bool = False
+    copies: Path | None = None
+    wanted: range = range(0)
+
+
+def tear(path: Path | None) -> None:
+    """Cut a file to a half, as a write that was under way leaves it."""
+    if path and path.is_file():
+        os.truncate(path, path.stat().st_size // 2)
+
+
+def written_before(events: Sequence[str], n: int) -> bool:
+    """Return whether the event before the n-th, counted from 1, wrote a file; else there is nothing to tear."""
+    return n > 1 and events[n - 2].partition(" ")[0] in ("open", "save", "fsync")
+
+
+class Events:
+    """Counts the events below a folder, and ends the process at one of them or copies the folder at some."""
+
+    def __init__(self, root: Path, at: At) -> None:
+        self.root, self.at = root, at
         self.log: list[str] = []
+        self.last: Path | None = None
+        self.busy = False
 
     def note(self, what: str, path: Any, *, writes: bool = False) -> None:
         """Count an event on a path below the folder."""
         try:
-            name = str(Path(os.fsdecode(path)).absolute())
+            name = Path(os.fsdecode(path)).absolute()
         except (TypeError, ValueError):
             return
-        if not name.startswith(self.root):
+        if self.busy or not name.is_relative_to(self.root):
             return
-        self.count += 1
-        self.log.append(f"{what} {name.removeprefix(self.root)}")
-        if self.count == self.stop:
-            last = Path(self.last or os.devnull)
-            if self.torn and last.is_file():
-                os.truncate(last, last.stat().st_size // 2)
+        self.log.append(f"{what} /{name.relative_to(self.root)}")
+        if len(self.log) == self.at.stop:
+            if self.at.torn:
+                tear(self.last)
             os._exit(ENDED)
+        if self.at.copies and len(self.log) in self.at.wanted:
+            self.busy = True
+            self._copy(self.at.copies / str(len(self.log)))
+            self.busy = False
         if writes:
             self.last = name
+
+    def _copy(self, place: Path) -> None:
+        """Keep what lies in the folder now, and the same with its last file torn."""
+        place.mkdir(parents=True)
+        if not self.root.exists():
+            return
+        shutil.copytree(self.root, place / WHOLE)
+        if self.last and self.last.is_file() and written_before(self.log, len(self.log)):
+            shutil.copytree(self.root, place / TORN)
+            tear(place / TORN / self.last.relative_to(self.root))
 
     def watch(self) -> None:
         """Begin to count in this process, for good."""
@@ -128,19 +166,19 @@ def forked(run: Callable[[], int]) -> int:
     return 124
 
 
-def run(job: Job, out: Path, said: Path, stop: int = 0, *, torn: bool = False, log: Path | None = None) -> int:
+def run(job: Job, out: Path, said: Path, at: At = At(), *, log: Path | None = None) -> int:
     """Run a job in a forked process; return its exit code, `ENDED` where it was ended.
 
     Args:
-        said: file for what it prints. stop: the event to end at, 0 for none. log: file for the names of all events.
+        said: file for what it prints. log: file for the names of all events.
     """
 
     def work() -> int:
         from emscope.cli.app import run_arguments
 
-        events = Events(out, stop, torn=torn)
+        events = Events(out, at)
         sys.stdout = sys.stderr = said.open("w", encoding="utf-8")
-        if stop or log:
+        if at.stop or log:
             events.watch()
         code = run_arguments(job.into(out))
         if log:
@@ -175,35 +213,51 @@ def contents(out: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of ending a job at one event: refused when run again, or other contents, and which."""
+    """What came of ending a job at one event: the files it left, whether it was refused when run again, and which contents were other."""
 
     event: int
     torn: bool
     ended: bool
+    left: tuple[str, ...] = ()
     refused: str = ""
     other: tuple[str, ...] = ()
 
 
-def count_events(job: Job, folder: Path) -> tuple[list[str], dict[str, Any]]:
-    """Return the events of an undisturbed job and what it leaves."""
-    out, log, said = folder / "whole", folder / "events.txt", folder / "whole.txt"
-    code = run(job, out, said, log=log)
+def followed(job: Job, folder: Path, copies: Path | None = None, wanted: range = range(0)) -> tuple[list[str], dict[str, Any]]:
+    """Return the events of an undisturbed job and what it leaves; copies of its folder at the events wanted are kept."""
+    out, log, said = folder / "out", folder / "events.txt", folder / "whole.txt"
+    code = run(job, out, said, At(copies=copies, wanted=wanted), log=log)
     assert code == 0, said.read_text()
-    return log.read_text().split("\n"), contents(out)
+    found = contents(out)
+    shutil.rmtree(out)
+    return log.read_text().split("\n"), found
 
 
 def ended_at(job: Job, folder: Path, event: int, whole: dict[str, Any], *, torn: bool) -> Outcome:
     """End a job at one event, run it again, and compare."""
-    import shutil
+    ended = run(job, folder / "out", folder / "said.txt", At(event, torn)) == ENDED
+    return gone_on(job, folder, whole, Outcome(event, torn, ended))
 
+
+def copied_at(job: Job, folder: Path, copy: Path, whole: dict[str, Any], *, torn: bool) -> Outcome:
+    """Take up a copy of a job's folder where the job was, run it again, and compare."""
+    if (state := copy / (TORN if torn else WHOLE)).exists():
+        state.rename(folder / "out")
+    return gone_on(job, folder, whole, Outcome(int(copy.name), torn, ended=True))
+
+
+def gone_on(job: Job, folder: Path, whole: dict[str, Any], outcome: Outcome) -> Outcome:
+    """Return the outcome of running an ended job again; its folder is gone then."""
     out, said = folder / "out", folder / "said.txt"
-    shutil.rmtree(out, ignore_errors=True)
-    ended = run(job, out, said, event, torn=torn) == ENDED
+    outcome = replace(outcome, left=tuple(sorted(str(p.relative_to(out)) for p in out.rglob("*"))))
     code = run(job, out, said)
     if code != 0:
-        return Outcome(event, torn, ended, said.read_text()[-400:] or f"exit code {code}")
-    found = contents(out)
-    return Outcome(event, torn, ended, other=tuple(k for k in whole.keys() | found.keys() if whole.get(k) != found.get(k)))
+        outcome = replace(outcome, refused=said.read_text()[-400:] or f"exit code {code}")
+    else:
+        found = contents(out)
+        outcome = replace(outcome, other=tuple(k for k in whole.keys() | found.keys() if whole.get(k) != found.get(k)))
+    shutil.rmtree(out, ignore_errors=True)
+    return outcome
 
 
 def warm(modules: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,9 @@ pytestmark = pytest.mark.models
 BENCH = Path(__file__).parents[2] / "bench" / "attack_kills.py"
 
 
-def table(out: Path, jobs: str, every: int) -> list[dict]:
+def table(out: Path, jobs: str, every: int, *more: str) -> list[dict]:
     done = subprocess.run(
-        [sys.executable, str(BENCH), str(out), "--jobs", jobs, "--every", str(every)],
+        [sys.executable, str(BENCH), str(out), "--jobs", jobs, "--every", str(every), *more],
         capture_output=True,
         text=True,
         check=False,
@@ -29,8 +30,16 @@ def check(rows: list[dict]) -> None:
         assert row["ended"] == row["runs"] > 0 and row["refused"] == row["other contents"] == 0, row
 
 
-def test_a_judging_goes_on(tmp_path):
-    check(table(tmp_path, "judge", 14))
+def test_a_judging_goes_on_from_what_a_kill_leaves_and_from_a_copy_of_it(tmp_path):
+    """Ended processes are the slow twin of copies of the folder: both leave the same files, and both go on."""
+    (ended,), (copied,) = table(tmp_path / "ended", "judge", 14, "--end"), table(tmp_path / "copied", "judge", 14)
+    check([ended, copied])
+    assert named(ended) == named(copied) and len(max(named(ended), key=len)) > 5
+
+
+def named(row: dict) -> list[list[str]]:
+    """Return the names of what was left each time, without the random part in those of temporary files."""
+    return [[re.sub(r"\.[a-z0-9_]{8}\.(?=[0-9a-f]{16}\.part)", ".*.", name) for name in left] for left in row["left"]]
 
 
 @pytest.mark.slow
