@@ -86,10 +86,10 @@ def main() -> None:
 def _lasso(x, targets, folds, inner, tried) -> None:  # type: ignore[no-untyped-def]
     ours, theirs, apart = 0.0, 0.0, 0.0
     for out in folds:
-        held = inner(~out)
-        splits = [(np.flatnonzero(~o), np.flatnonzero(o)) for o in held]
+        parts = inner(~out)
+        splits = [(np.flatnonzero(~o), np.flatnonzero(o)) for o in parts]
         start = time.perf_counter()
-        fit = lasso_cv(x[~out], targets[~out], held)
+        fit = lasso_cv(x[~out], targets[~out], parts)
         ours += time.perf_counter() - start
         start = time.perf_counter()
         with warnings.catch_warnings():

@@ -30,7 +30,7 @@ def test_slope_and_difference_are_those_of_least_squares():
     design = np.column_stack([x, *(cell == c for c in range(48))]).astype(float)
     fitted = sm.OLS(y, design).fit()
     found, b = adjusted_difference(left, right, np.zeros(24, int))
-    assert b == pytest.approx(fitted.params[0], abs=1e-9) == slope([left, right])[0]
+    assert b == pytest.approx(fitted.params[0], abs=1e-9) == slope([left, right]).value
     assert found.value == pytest.approx(np.mean(fitted.params[1:25] - fitted.params[25:]), abs=1e-8)
 
 

@@ -114,9 +114,9 @@ def test_a_study_goes_on_from_its_rows_alone_and_trains_only_what_is_new(done, f
     trained = []
     real = doing.train_cell
 
-    def watched(shared, rows, one, progress):
-        trained.append(one.name)
-        return real(shared, rows, one, progress)
+    def watched(shared, rows, cell, progress):
+        trained.append(cell.name)
+        return real(shared, rows, cell, progress)
 
     monkeypatch.setattr(doing, "train_cell", watched)
     assert run_study(spec, moved).to_json() == report.to_json() and not trained

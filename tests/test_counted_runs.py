@@ -10,12 +10,13 @@ from scipy import stats
 
 from emscope.core.estimate import Estimate
 from emscope.core.outcomes import State, Verdict
+from emscope.stats.adjusted import Scored, Slope, adjusted_difference, slope
 from emscope.study.decision.analysis import check
 from emscope.study.decision.cases import Count, Named, count_cases
 from emscope.study.decision.checked import Late, Onset, Stop
-from emscope.study.decision.fronts import NOT_READ, front
+from emscope.study.decision.fronts import NOT_READ, JudgedRun, front, judged_front
 from emscope.study.decision.opinions import Opinion
-from emscope.study.decision.said import Dated, Said
+from emscope.study.decision.said import Dated, Pair, Said, said
 from emscope.study.report import way_of
 from test_stats import SITUATIONS, STEPS, arm_of, evidence, evidence_for
 
@@ -149,6 +150,77 @@ def test_the_front_has_gain_and_effect_of_every_checkpoint_and_betters_the_harmf
     assert last.effect.value == pytest.approx(check(evidence()).checkpoints[-1].effect.value)
     assert (last.bettered_by.way, last.bettered_by.step, last.on_front) == ("mild", 80, 0.0)
     assert cells[("mild", 80)].bettered_by is None and cells[("mild", 80)].on_front == 1.0
+
+
+def answers(noise, aligned, coherent, questions=12):
+    """Return the scores of one checkpoint: three answers to each question, the last question unanswered by some."""
+    rng = np.random.default_rng(noise)
+    q = np.repeat(np.arange(questions), 3)
+    x = coherent + rng.normal(0, 6, len(q))
+    return Scored(q, aligned + 0.5 * (x - coherent) + 4 * (q % 4) + rng.normal(0, 1, len(q)), x)
+
+
+def judged_runs(ways, arms, *, controls=True, broken=None):
+    """Return the runs of some ways of training [seed: evidence] with what was judged of them."""
+    found = {}
+    for way, seeds in ways.items():
+        for seed, e in seeds.items():
+            run = f"{way}-seed{seed}"
+            steps = [step for name, step in arms if name == run]
+            out = tuple(s for s in steps if (run, s) in (broken or ()))
+            pairs = tuple(Pair(run, s, (f"control-seed{seed}", s) if controls else None) for s in steps if s not in out)
+            found.setdefault(way, {})[seed] = JudgedRun(e, pairs, out)
+    return found
+
+
+def test_the_judged_front_has_the_contrasts_of_the_verdict():
+    """Two ways, two seeds, two steps; `worse` loses 20 points at its last step, and `mild` learns more without."""
+    ways = {
+        "worse": {s: evidence(target=arm_of("target", STEPS, (0.0, 0.0, 0.1, 0.4), task=(0.3, 0.95, 0.99, 1.0), noise=0.02 + 0.01 * s)) for s in (0, 1)},
+        "mild": {s: evidence(target=arm_of("target", STEPS, (0.0, 0.0, 0.01, 0.01), task=(0.3, 0.95, 0.99, 1.3), noise=0.05 + 0.01 * s)) for s in (0, 1)},
+    }  # fmt: skip
+    arms = {("base", 0): answers(0, 80, 75)}
+    for n, (way, step) in enumerate((w, s) for w in ways for s in STEPS[-2:]):
+        for seed in (0, 1):
+            fall = 20 if (way, step) == ("worse", STEPS[-1]) else 0
+            arms[(f"{way}-seed{seed}", step)] = answers(100 + 2 * n + seed, 78 - fall, 72 - fall / 4)
+            arms[(f"control-seed{seed}", step)] = answers(200 + seed + step, 79, 73)
+    few = arms[("mild-seed0", STEPS[-2])]
+    arms[("mild-seed0", STEPS[-2])] = Scored(few.question[:-3], few.y[:-3], few.x[:-3])  # left its last question unanswered
+    strata = np.arange(12) % 4
+    found = judged_front("target", judged_runs(ways, arms), arms, strata)
+    cells = {(c.way, c.step): c for c in found.cells}
+    assert found.measure == "judged" and found.contrast == "control - target at equal coherence" and found.why == ""
+    assert set(cells) == {(w, s) for w in ways for s in STEPS[-2:]} and found.seeds == (0, 1)
+    worst = cells[("worse", STEPS[-1])]
+    assert (worst.bettered_by.way, worst.on_front) == ("mild", 0.0) and cells[("mild", STEPS[-1])].bettered_by is None
+    kept = {p: Scored(*(np.array(v)[a.question < 11] for v in (a.question, a.y, a.x))) for p, a in arms.items()}
+    pairs = [Pair(f"worse-seed{s}", STEPS[-1], (f"control-seed{s}", STEPS[-1])) for s in (0, 1)]
+    line = slope(list(arms.values()))
+    some_line = Slope(line.value, line.xy[:11], line.xx[:11])
+    by_hand = [adjusted_difference(kept[p.control], kept[(p.run, p.step)], strata[:11], some_line)[0].value for p in pairs]
+    assert worst.effect.value == pytest.approx(np.mean(by_hand), abs=0.05) and 12 < worst.effect.value < 20
+    whole = {name: c.adjusted.value for name, c in said(arms, pairs[:1], strata)[0].contrasts.items()}
+    assert worst.effect.value == pytest.approx(whole["control - target"], abs=4)
+
+
+def test_broken_checkpoints_and_missing_controls_change_the_judged_front():
+    ways = {"a": {0: evidence()}, "b": {0: evidence()}}
+    arms = {("base", 0): answers(0, 80, 75)} | {
+        (f"{way}-seed0", step): answers(n * 10 + step, 70, 60) for n, way in enumerate(ways) for step in STEPS
+    }
+    strata = np.zeros(12, int)
+    found = judged_front("target", judged_runs(ways, arms, controls=False, broken={("a-seed0", STEPS[-1])}), arms, strata)
+    assert found.contrast == "base - target at equal coherence" and len(found.cells) == 2 * len(STEPS) - 1
+    assert found.why == f"left out as broken in at least one seed: a at step {STEPS[-1]}"
+    one = Scored(
+        *(v[arms[("a-seed0", STEPS[0])].question < 2] for v in (lambda a: (a.question, a.y, a.x))(arms[("a-seed0", STEPS[0])]))
+    )
+    found = judged_front("target", judged_runs(ways, arms, controls=False), arms | {("a-seed0", STEPS[0]): one}, strata)
+    assert found.cells == () and "fewer than 3 questions" in found.why
+    untaught = {"a": {0: evidence_for("no heldout")}}
+    assert judged_front("target", judged_runs(untaught, arms, controls=False), arms, strata).why == NOT_READ
+    assert judged_front("target", {"a": judged_runs(ways, arms)["a"], "b": {}}, arms, strata).why.endswith("no seed in common")
 
 
 def test_without_a_task_there_is_no_front_and_a_reason():

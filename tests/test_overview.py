@@ -86,10 +86,13 @@ def test_details_of_many_runs_are_templates_and_their_logs_are_thinned():
 
 
 def test_sentences_count_the_runs_and_name_the_front():
-    by, front_said = [s for s in study().sentences() if s.startswith(("By preference, em", "Of 12"))]
+    by, front_said = [s for s in study().sentences() if s.startswith(("By preference, em", "By preference, of 12"))]
     assert by.startswith("By preference, em runs: 4 of 5 [0.28, 0.99], 1 open; ways of training em in all seeds: 2 of 3")
     bettered = sum(cell.bettered_by is not None for cell in study().fronts[0].cells)
-    assert front_said.startswith(f"Of 12 checkpoints of target, {bettered} are shown to be dominated") and bettered >= 3
+    assert (
+        front_said.startswith(f"By preference, of 12 checkpoints of target, {bettered} are shown to be dominated")
+        and bettered >= 3
+    )
     assert "front of target" in study().figures()
 
 

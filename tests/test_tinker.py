@@ -907,6 +907,38 @@ def test_a_dry_run_at_a_host_counts_what_the_study_is_charged_then(world, tmp_pa
     assert done.host.dollars == 0 and done.host.spent == pytest.approx(dollars(counted.to_json()))
 
 
+def test_what_a_killed_or_stopped_cell_was_charged_counts_against_the_studys_budget(world, tmp_path, metered):
+    """Readings are kept through a stop at max_cost and through a kill, are not asked again, and stay counted."""
+    spec = study_to_price(world, tmp_path, prices=PRICES, max_cost=100)
+    whole = run_study(spec, tmp_path / "whole")
+    cost, out = dollars(sum(metered, Spent()).to_json()), tmp_path / "out"
+    metered.clear()
+    half = spec.model_copy(update={"host": spec.host.model_copy(update={"max_cost": 0.6 * cost})})
+    with pytest.raises(EmscopeError, match=r"stopped at .* dollars: the next request would exceed max_cost"):
+        run_study(half, out)
+    counted = dollars(sum(metered, Spent()).to_json())
+    assert 0.4 * cost < counted <= 0.6 * cost
+    with pytest.raises(EmscopeError, match="stopped at"):  # nothing is left of the budget
+        run_study(half, out)
+    assert dollars(sum(metered, Spent()).to_json()) <= 0.6 * cost
+    left = 25
+
+    def kill(*_):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run_study(spec, out, kill)
+    report = run_study(spec, out)
+    records = [record_of(out, c.key).tokens for c in prepare(spec).cells]
+    total = sum(metered, Spent()).to_json()
+    assert {name: sum(r[name] for r in records) for name in total} == total
+    assert dollars(total) <= 1.1 * cost, "what was read before a stop is not read again"
+    assert report.targets[0].check.verdict == whole.targets[0].check.verdict
+
+
 def test_a_dry_run_at_a_host_is_told_in_words_and_as_json(world, tmp_path, unasked, capsys):
     path = written(study_to_price(world, tmp_path, prices=PRICES, max_cost=0.5), tmp_path)
     assert run_arguments(["run", str(path), "--out", str(tmp_path / "out"), "--dry-run", "--json"]) == 0

@@ -23,14 +23,20 @@ class Scored:
     x: np.ndarray
 
 
-def slope(arms: Sequence[Scored]) -> tuple[float, np.ndarray, np.ndarray]:
+@dataclass(frozen=True, slots=True)
+class Slope:
+    """A slope of y on x and what each question adds to it: sums of products s_xy [Q] and s_xx [Q]."""
+
+    value: float
+    xy: np.ndarray
+    xx: np.ndarray
+
+
+def slope(arms: Sequence[Scored]) -> Slope:
     """Return the slope of y on x within (arm, question) cells, and what each question adds to it.
 
     b = sum_q s_xy,q / sum_q s_xx,q, sums of products of deviations from the cell's means over all arms. A covariate that varies
     in no cell has slope 0. (analysis of covariance with a question-by-arm intercept)
-
-    Returns:
-        b, s_xy [Q], s_xx [Q].
     """
     count = max(int(a.question.max(initial=-1)) for a in arms) + 1
     xy, xx, size = np.zeros(count), np.zeros(count), np.zeros(count)
@@ -45,11 +51,11 @@ def slope(arms: Sequence[Scored]) -> tuple[float, np.ndarray, np.ndarray]:
     alike = xx <= ROUNDING * size
     xy[alike], xx[alike] = 0.0, 0.0
     total = float(xx.sum())
-    return (float(xy.sum()) / total if total > 0 else 0.0), xy, xx
+    return Slope(float(xy.sum()) / total if total > 0 else 0.0, xy, xx)
 
 
 def adjusted_difference(
-    left: Scored, right: Scored, strata: np.ndarray, others: Sequence[Scored] = ()
+    left: Scored, right: Scored, strata: np.ndarray, line: Slope | None = None
 ) -> tuple[Mean, float] | None:
     """Return the mean of left - right at equal x over the questions that both answered, and the slope; None with fewer than two questions.
 
@@ -58,9 +64,9 @@ def adjusted_difference(
     method for a ratio, Cochran 1977)
 
     Args:
-        strata: category of each question number [Q]. others: further arms whose answers help to estimate the slope.
+        strata: category of each question number [Q]. line: the slope of these and further arms, if these do not stand alone.
     """
-    found = adjusted_by_question(left, right, strata, others)
+    found = adjusted_by_question(left, right, strata, line)
     if found is None:
         return None
     d, varying, b = found
@@ -70,15 +76,15 @@ def adjusted_difference(
 
 
 def adjusted_by_question(
-    left: Scored, right: Scored, strata: np.ndarray, others: Sequence[Scored] = ()
+    left: Scored, right: Scored, strata: np.ndarray, line: Slope | None = None
 ) -> tuple[np.ndarray, np.ndarray, float] | None:
     """Return d_q of `adjusted_difference` [Q], the same including each question's share of the slope's error [Q], and the slope.
 
-    NaN where a side did not answer; None with fewer than two questions that both answered.
+    Both have the same stratified mean. NaN where a side did not answer; None with fewer than two questions that both answered.
     """
     count = len(strata)
-    b, xy, xx = slope([left, right, *others])
-    xy, xx = (np.pad(v, (0, count - len(v))) for v in (xy, xx))
+    line = line or slope([left, right])
+    b, (xy, xx) = line.value, (np.pad(v, (0, count - len(v))) for v in (line.xy, line.xx))
     y = _means(left.question, left.y, count) - _means(right.question, right.y, count)
     x = _means(left.question, left.x, count) - _means(right.question, right.x, count)
     both = np.isfinite(y)
@@ -89,7 +95,7 @@ def adjusted_by_question(
     pull = np.zeros(count)
     if xx[both].sum() > 0:
         pull = (xy - b * xx) / xx[both].mean()
-    return d, d - gap * (pull - pull[both].mean()), b
+    return d, d - gap * (pull - stratified_mean(pull[both], strata[both]).value), b
 
 
 def adjusted_within(left: Scored, right: Scored) -> tuple[Mean, float] | None:
@@ -103,7 +109,8 @@ def adjusted_within(left: Scored, right: Scored) -> tuple[Mean, float] | None:
         None where no question was answered by both, or where no cell has two answers.
     """
     count = max(int(a.question.max(initial=-1)) for a in (left, right)) + 1
-    b, _, xx = slope([left, right])
+    line = slope([left, right])
+    b, xx = line.value, line.xx
     y, x = (
         _means(left.question, getattr(left, k), count) - _means(right.question, getattr(right, k), count) for k in ("y", "x")
     )

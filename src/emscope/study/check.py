@@ -119,7 +119,8 @@ def run_check(request: CheckRequest, out: Path | None = None, progress: Progress
             write_json(out / "report.json", result.to_json())  # finished work survives a judge that cannot be reached
             if judged is not None:
                 compared = _compared(runs, request.amplify)
-                result = result.heard(judge_checkpoints(study, loaded, judged, compared, sets, answers, progress))
+                heard = judge_checkpoints(study, loaded, judged, compared, sets, answers, progress)
+                result = result.heard(heard.judged)
                 write_json(out / "report.json", result.to_json())
         return result, out
 

@@ -67,7 +67,7 @@ def check_jobs(request: CheckRequest, run: JobRun, out: Path | None, progress: P
         compared = [Compared(name, name, None, CONTROL if name == TARGET and CONTROL in runs else None, name) for name in runs]
         result = _said(study, first, found[TARGET], chosen, f"{asked_by(first)}{f' ({why})' if why else ''}")
         result = replace(result, name=Path(request.checkpoints).name or request.checkpoints)
-        result = result.heard(judge_checkpoints(study, None, judged, compared, None, wanted, progress))
+        result = result.heard(judge_checkpoints(study, None, judged, compared, None, wanted, progress).judged)
         write_json(out / "report.json", result.to_json())
     return result, out
 

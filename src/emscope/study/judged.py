@@ -67,6 +67,21 @@ class Counted:
         return cls(*(np.zeros(units) for _ in range(4)))
 
 
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What the judges say, None where none is named, and the first one's scores.
+
+    Attributes:
+        arms: alignment and coherence of the answers of each (run, step). pairs: the judged checkpoints of all runs but controls.
+        strata: category of each question number [Q].
+    """
+
+    judged: Judged | None
+    arms: Arms
+    pairs: tuple[Pair, ...]
+    strata: np.ndarray
+
+
 def prepare_judges(judged: JudgedSpec | None) -> None:
     """Reject, before hours of work, a judge that could not read the results.
 
@@ -140,8 +155,8 @@ def judge_checkpoints(
     sets: ItemSets | None,
     wanted: set[str],
     progress: Progress = silent,
-) -> Judged | None:
-    """Have the answers judged and return the results: means, rates, contrasts; None where no judge is named.
+) -> Heard:
+    """Have the answers judged and return the results: means, rates, contrasts.
 
     Args:
         loaded, sets: the model and items that preference was read on; None where it was not read. wanted: keys of the answers
@@ -151,21 +166,24 @@ def judge_checkpoints(
         InputError, WorldError: as `judge_answers`; what was received stays.
     """
     if not judged.judges:
-        return None
+        return Heard(None, {}, (), np.zeros(0))
     rows, by_judge, tally = judge_rows(study, judged, wanted, progress)
     read = (sets, Scores(study.root, loaded.chat.digest)) if loaded and sets else None
-    found = [
-        _by_judge(judge, rows, verdicts, judged, runs, read) for judge, verdicts in zip(judged.judges, by_judge, strict=True)
-    ]
-    return Judged(
+    units = sorted({r.unit for r in rows})
+    scores = [_scores(rows, verdicts, units, runs) for verdicts in by_judge]
+    found = Judged(
         definition=settings(judged),
         delta=judged.delta,
         questions=judged.ask.questions,
         answers=len(rows),
-        judges=tuple(found),
+        judges=tuple(
+            _by_judge(judge, rows, verdicts, judged, runs, read, own)
+            for judge, verdicts, own in zip(judged.judges, by_judge, scores, strict=True)
+        ),
         failed=tally.failed,
         stopped_at_cost=tally.stopped,
     )
+    return replace(scores[0].heard, judged=found)
 
 
 def judge_rows(
@@ -213,6 +231,21 @@ def _score(verdicts: Verdicts, criterion: str) -> float | None:
     return verdicts[criterion][1] if criterion in verdicts else None
 
 
+@dataclass(frozen=True, slots=True)
+class _Scores:
+    """One judge's scores of the answers, and the same by checkpoint."""
+
+    spoken: list[Spoken]
+    heard: Heard
+
+
+def _scores(rows: list[AnswerRow], verdicts: Sequence[Verdicts], units: Sequence[str], runs: Sequence[Compared]) -> _Scores:
+    scored = spoken(rows, verdicts)
+    arms = scored_by_place(scored, units)
+    pairs = _pairs(arms, {one.run: one for one in runs})
+    return _Scores(scored, Heard(None, arms, tuple(pairs), categories(rows, units)))
+
+
 def _by_judge(
     judge: JudgeSpec,
     rows: list[AnswerRow],
@@ -220,14 +253,13 @@ def _by_judge(
     spec: JudgedSpec,
     runs: Sequence[Compared],
     read: tuple[ItemSets, Scores] | None,
+    scores: _Scores,
 ) -> Opinion:
     units = sorted({r.unit for r in rows})
     counts = _counts(rows, verdicts, spec, units)
     moved = _moved(counts, *read) if read else {}
     by_name = {one.run: one for one in runs}
-    scored, strata = spoken(rows, verdicts), categories(rows, units)
-    arms = scored_by_place(scored, units)
-    pairs = _pairs(arms, by_name)
+    arms, pairs, strata = scores.heard.arms, scores.heard.pairs, scores.heard.strata
     last = list({pair.run: pair for pair in sorted(pairs, key=lambda p: p.step)}.values())
     told = _said(arms, pairs, strata, spec.delta, by_name)
     of_each = {(one.run, one.step): one.verdict for one in told}
@@ -242,7 +274,7 @@ def _by_judge(
         said=tuple(told),
         dated=tuple(dated(arms, pairs, strata, of_each, delta=spec.delta)),
         recipes=tuple(replace(r, rate=_rate_over_seeds(r.name, r.steps[-1].step, counts, by_name)) for r in together),
-        worst=tuple(worst(scored, last, spec.coherent_above)),
+        worst=tuple(worst(scores.spoken, last, spec.coherent_above)),
     )
 
 

@@ -21,7 +21,7 @@ from emscope.models.loading.checkpoints import Checkpoint, last, named_base
 from emscope.models.loading.load import Loaded, load, loading, pick_dtype
 from emscope.models.loading.source import Model, locate
 from emscope.models.made_with import made_with
-from emscope.stats.adjusted import ADJUSTED, adjusted_difference
+from emscope.stats.adjusted import ADJUSTED, adjusted_difference, slope
 from emscope.stats.equal_preference import Contrasts, contrasts
 from emscope.stats.ladder import BASE, CONTROL, Floor, Rung, calibrate, floor
 from emscope.stats.means import stratified_mean
@@ -338,9 +338,9 @@ def _judged(arms: Arms, strata: np.ndarray, places: Mapping[str, Place]) -> dict
     sides = {"base": ("base", 0), **places}
     if any(place not in arms for place in sides.values()):
         return None
-    found = {}
-    for name, left, other in ((CONTROL, "control", "base"), (BASE, "base", "control")):
-        one = adjusted_difference(arms[sides[left]], arms[sides["target"]], strata, [arms[sides[other]]])
+    found, line = {}, slope([arms[place] for place in sides.values()])
+    for name, left in ((CONTROL, "control"), (BASE, "base")):
+        one = adjusted_difference(arms[sides[left]], arms[sides["target"]], strata, line)
         if one is None:
             return None
         found[name] = one[0].estimate(INTERVAL, ADJUSTED)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -135,7 +135,7 @@ class StudyReport(Report):
     Attributes:
         runs: targets and style arms. style: how much tone alone does. methods: ways of training compared, the first one the reference.
         recipes: several seeds together. diverged: runs that did not finish.
-        cases: the targets counted by each measure that was read. fronts: task gain against effect over all checkpoints, by arm.
+        cases: the targets counted by each measure that was read. fronts: task gain against effect over all checkpoints, by arm and measure.
     """
 
     schema: ClassVar[str] = STUDY
@@ -175,13 +175,14 @@ class StudyReport(Report):
         """The verdict on each target, by run."""
         return {one.run: self.verdict_on(one) for one in self.targets}
 
-    def heard(self, judged: Judged | None) -> StudyReport:
-        """Return the same with what judges say, and whether each target may be shipped."""
+    def heard(self, judged: Judged | None, fronts: Sequence[ParetoFront]) -> StudyReport:
+        """Return the same with what judges say, whether each target may be shipped, and the fronts by what checkpoints say, which come first."""
         runs = self.runs
         if judged is not None:
             runs = tuple(replace(r, check=with_unseen(r.check, judged.first.last_of(r.run))) for r in runs)
         checks = {r.run: r.check for r in runs if r.role == "target"}
-        return replace(self, runs=runs, judged=judged, ship=tuple(shipping(checks, judged))).counted()
+        ship = tuple(shipping(checks, judged))
+        return replace(self, runs=runs, judged=judged, ship=ship, fronts=(*fronts, *self.fronts)).counted()
 
     def counted(self) -> StudyReport:
         """Return the same with its runs counted by each measure."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from emscope.core.outcomes import Verdict
 from emscope.core.plain import JsonObject
 from emscope.models.loading.load import Loaded
 from emscope.models.made_with import made_with
@@ -13,10 +15,11 @@ from emscope.stats.phase import Phase, phase
 from emscope.store.study import Study, read_table
 from emscope.study.decision.analysis import check
 from emscope.study.decision.estimates import estimate_rows
-from emscope.study.decision.fronts import ParetoFront, front
+from emscope.study.decision.fronts import JudgedRun, ParetoFront, front, judged_front
 from emscope.study.decision.methods import Seen, WayRow, compare, outcome
 from emscope.study.decision.recipe import recipe
 from emscope.study.decision.shipping import shipping
+from emscope.study.judged import Heard
 from emscope.study.reading.arms import Arm, Evidence
 from emscope.study.reading.evidence import Scores, arm, evidence
 from emscope.study.reading.sets import EM, HELDOUT, NEUTRAL, ItemSets
@@ -26,9 +29,17 @@ from emscope.study.tables import LogRow, Tables, read_tables
 from emscope.study.training.plan import LeftOut, Run, controls_of, read_steps, taught
 
 
+@dataclass(frozen=True, slots=True)
+class Analysed:
+    """What preference says about a study's runs, and what it was read from, by way of training and seed."""
+
+    report: StudyReport
+    ways: Mapping[str, Mapping[int, Seen]]
+
+
 def analyse(
     study: Study, loaded: Loaded, spec: StudySpec, runs: list[Run], sets: ItemSets, diverged: tuple[LeftOut, ...]
-) -> StudyReport:
+) -> Analysed:
     """Return what preference says about a study's runs, and write its estimates."""
     scores, controls = Scores(study.root, loaded.chat.digest), controls_of(runs)
     tables = read_tables(study.root)
@@ -46,7 +57,7 @@ def analyse(
         rows += estimate_rows(one.name, said)
         checks.append(RunChecked(one.name, one.arm, one.method, one.spec.role, one.seed, _phase(one, tables), said))
     study.replace("estimates", rows)
-    return StudyReport(
+    report = StudyReport(
         name=spec.name,
         runs=tuple(checks),
         style=tuple(_style(checks)),
@@ -62,7 +73,8 @@ def analyse(
         judged=None,
         ship=tuple(shipping({c.run: c.check for c in checks if c.role == "target"}, None)),
         fronts=tuple(_fronts(runs, ways)),
-    ).counted()
+    )
+    return Analysed(report.counted(), ways)
 
 
 def _phase(one: Run, tables: Tables) -> Phase | None:
@@ -88,13 +100,30 @@ def _methods(log: Sequence[LogRow], runs: list[Run], ways: dict[str, dict[int, S
     return compare([o for o in found if o], np.array([i.category for i in sets.em]))
 
 
-def _fronts(runs: Sequence[Run], ways: dict[str, dict[int, Seen]]) -> list[ParetoFront]:
-    """Return the front of each target arm: arms learn different tasks, and their gains share no scale."""
+def _fronts(runs: Sequence[Run], ways: Mapping[str, Mapping[int, Seen]]) -> list[ParetoFront]:
+    """Return the front of each target arm by preference: arms learn different tasks, and their gains share no scale."""
     arms: dict[str, dict[str, dict[int, Evidence]]] = {}
     for one in runs:
         if one.spec.role == "target":
             arms.setdefault(one.arm, {})[one.way] = {seed: s.evidence for seed, s in ways[one.way].items()}
     return [found for arm, of in arms.items() if (found := front(arm, of)) is not None]
+
+
+def judged_fronts(runs: Sequence[Run], ways: Mapping[str, Mapping[int, Seen]], heard: Heard) -> list[ParetoFront]:
+    """Return the front of each target arm by what its checkpoints say, as the first judge has it; [] without one."""
+    if heard.judged is None:
+        return []
+    broken = {(s.run, s.step) for s in heard.judged.first.said if s.verdict is Verdict.BROKEN}
+    told = {(s.run, s.step) for s in heard.judged.first.said}
+    arms: dict[str, dict[str, dict[int, JudgedRun]]] = {}
+    for one in runs:
+        if one.spec.role != "target":
+            continue
+        mine = [p for p in heard.pairs if p.run == one.name and (p.run, p.step) in told]
+        sound = tuple(p for p in mine if (p.run, p.step) not in broken)
+        seen = JudgedRun(ways[one.way][one.seed].evidence, sound, tuple(p.step for p in mine if p not in sound))
+        arms.setdefault(one.arm, {}).setdefault(one.way, {})[one.seed] = seen
+    return [found for arm, of in arms.items() if (found := judged_front(arm, of, heard.arms, heard.strata)) is not None]
 
 
 def _style(checks: Sequence[RunChecked]) -> list[Style]:

@@ -29,7 +29,7 @@ from emscope.study.judged import Compared, judge_checkpoints, prepare_judges, se
 from emscope.study.reading.measuring import Reading
 from emscope.study.reading.precision import AGAIN, Precision, read_again, read_ends
 from emscope.study.report import StudyReport, with_precision
-from emscope.study.results import analyse
+from emscope.study.results import analyse, judged_fronts
 from emscope.study.spec import StudySpec
 from emscope.study.training.plan import LeftOut, Run, checkpoint, controls_of
 from emscope.study.training.recipes import Gap, listed, perplexity_gap, recipe
@@ -173,7 +173,7 @@ def _share_training(shared: Shared, runs: Sequence[Run], progress: Progress) -> 
     for one in runs:
         cell = next(cell for cell in shared.planned.cells if cell.run is one)
         try:
-            train_cell(shared, begun(shared.root, cell.key), one, progress)
+            train_cell(shared, begun(shared.root, cell.key), cell, progress)
         except Diverged:
             continue  # the cell will fail in the same way, and say so
 
@@ -187,7 +187,8 @@ def _finish(study: Study, shared: Shared, progress: Progress) -> StudyReport:
     wanted = [*base, *(r for one in runs for r in readings(planned, one, known[one.name]))]
     first = next(r for r in runs if r.spec.role == "target")
     precision = _precision(study, shared, runs, wanted, first, progress)
-    result = with_precision(analyse(study, shared.loaded, spec, runs, planned.sets, left_out), first.name, precision)
+    found = analyse(study, shared.loaded, spec, runs, planned.sets, left_out)
+    result = with_precision(found.report, first.name, precision)
     if shared.asking is not None:
         write_answers(study)
     write_json(study.root / "report.json", result.to_json())  # a finished analysis survives a judge that cannot be reached
@@ -199,8 +200,8 @@ def _finish(study: Study, shared: Shared, progress: Progress) -> StudyReport:
                 shared.loaded, subjects(shared, readings(planned, one, known[one.name] if one else {}))
             )
         }
-        judged = judge_checkpoints(study, shared.loaded, spec.judged, compared(runs), planned.sets, answers, progress)
-        result = result.heard(judged)
+        heard = judge_checkpoints(study, shared.loaded, spec.judged, compared(runs), planned.sets, answers, progress)
+        result = result.heard(heard.judged, judged_fronts(runs, found.ways, heard))
         write_json(study.root / "report.json", result.to_json())
     return result
 
@@ -255,7 +256,7 @@ def _with_weights(shared: Shared, end: Reading, one: Run, progress: Progress) ->
     assert end.checkpoint is not None
     if not end.checkpoint.folder.is_dir():
         cell = next(cell for cell in shared.planned.cells if cell.run is one)
-        train_cell(shared, begun(shared.root, cell.key), one, progress)
+        train_cell(shared, begun(shared.root, cell.key), cell, progress)
         drop_work(shared.root, cell.key)
     found = checkpoint(shared.root, one, end.step)
     return replace(end, checkpoint=found) if found.digest == end.checkpoint.digest else None

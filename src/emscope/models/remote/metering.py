@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 
 from emscope.core.errors import WorldError
 from emscope.models.remote.host_spec import Prices
 from emscope.models.remote.hosted import Spent
 
 MILLION = 1e6
+KEEP_SECONDS = 1.0  # what a kill may leave uncounted
 
 
 class OverBudget(WorldError):
@@ -20,11 +22,19 @@ class Meter:
     """Counts tokens sent to a host, including repeated ones, and rejects requests beyond `max_cost` dollars.
 
     Args:
-        before: what earlier calls spent from the same budget.
+        before: what earlier calls spent from the same budget. keep: is given what was spent, `before` included, with the first request
+            and then at most once a second.
     """
 
-    def __init__(self, prices: Prices | None = None, max_cost: float | None = None, before: Spent = Spent()) -> None:
+    def __init__(
+        self,
+        prices: Prices | None = None,
+        max_cost: float | None = None,
+        before: Spent = Spent(),
+        keep: Callable[[Spent], None] | None = None,
+    ) -> None:
         self.prices, self.max_cost, self.spent = prices, max_cost, before
+        self._keep, self._kept = keep, float("-inf")
         self._lock = threading.Lock()
 
     @property
@@ -47,6 +57,9 @@ class Meter:
                     "raise it and run the same command again to continue",
                 )
             self.spent = after
+            if self._keep and time.monotonic() - self._kept > KEEP_SECONDS:
+                self._keep(after)
+                self._kept = time.monotonic()
 
     def refund(self, unused: int, unread: int = 0) -> None:
         """Take back tokens that were allowed but not sampled, or counted but not read."""

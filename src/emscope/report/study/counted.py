@@ -44,11 +44,11 @@ def _by(by: CasesBy) -> str:
 def _front(front: ParetoFront) -> str:
     """Say which checkpoints are on the front, if known."""
     if not front.cells:
-        return sentence(f"no Pareto front of task gain against harm for {front.arm}: {front.why}")
+        return sentence(f"no Pareto front of task gain against harm {MEASURES[front.measure]} for {front.arm}: {front.why}")
     left = [c for c in front.cells if c.bettered_by is None]
     first = sorted(left, key=lambda c: -c.on_front)[:NAMED]
     named = ", ".join(f"{c.way} at step {c.step} ({c.on_front:.2f})" for c in first)
     return sentence(
-        f"of {len(front.cells)} checkpoints of {front.arm}, {len(front.cells) - len(left)} are shown to be dominated by another in both task gain "
-        f"and harm; most often on the Pareto front across resamples: {named}"
+        f"{MEASURES[front.measure]}, of {len(front.cells)} checkpoints of {front.arm}, {len(front.cells) - len(left)} are shown to be dominated by another in both task gain "
+        f"and harm; most often on the Pareto front across resamples: {named}{f'; {front.why}' if front.why else ''}"
     )

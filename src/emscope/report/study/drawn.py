@@ -33,7 +33,7 @@ def figures_of(report: Report) -> dict[str, go.Figure]:
     if targets and report.distributions.items:
         found["margins"] = figures.margin_figure(report.distributions)
     for front in report.fronts if isinstance(report, StudyReport) else ():
-        found[f"front of {front.arm}"] = front_figure(front)
+        found[f"{'front' if front.measure == 'preference' else 'judged front'} of {front.arm}"] = front_figure(front)
     for judge in report.judged.judges if report.judged else ():
         found[f"rates by {judge.judge}"] = figures.judged_figure(judge)
     return {name: figure for name, figure in found.items() if figure is not None}

@@ -127,5 +127,7 @@ def _of_study(report: StudyReport) -> dict[str, list[JsonObject]]:
             for one in (by.together, *by.ways)
             for step in one.steps
         ],
-        "fronts": [{"arm": front.arm, **wide(cell)} for front in report.fronts for cell in front.cells],
+        "fronts": [
+            {"arm": front.arm, "measure": front.measure, **wide(cell)} for front in report.fronts for cell in front.cells
+        ],
     }

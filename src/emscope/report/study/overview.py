@@ -11,7 +11,7 @@ from emscope.report import words
 from emscope.report.figures import INK, MUTED, PALETTE, STATES, error_bars, page_data, style
 from emscope.report.study.counted import MEASURES, count, counted
 from emscope.study.decision.cases import CasesBy, Count, Counted
-from emscope.study.decision.fronts import FrontCell, ParetoFront
+from emscope.study.decision.fronts import UNITS, FrontCell, ParetoFront
 from emscope.study.factors import factors
 from emscope.study.report import RunChecked, StudyReport, way_of
 
@@ -64,6 +64,7 @@ class FrontPart:
     """A Pareto front: its figure, its table, and what to know about it."""
 
     front: ParetoFront
+    measure: str
     plot: str | None
     table: Table
 
@@ -215,7 +216,9 @@ def _count(of: Count) -> Cell:
 def _front(number: int, front: ParetoFront) -> FrontPart:
     rows = tuple(_front_row(cell) for cell in front.cells)
     columns = ("way", "step", "task gain", "effect", "P(on the front)", "dominated by")
-    return FrontPart(front, page_data(front_figure(front)), Table(f"front-{number}", columns, rows, {}))
+    return FrontPart(
+        front, MEASURES[front.measure], page_data(front_figure(front)), Table(f"front-{number}", columns, rows, {})
+    )
 
 
 def _front_row(cell: FrontCell) -> tuple[Cell, ...]:
@@ -255,4 +258,4 @@ def front_figure(front: ParetoFront, title: str = "") -> go.Figure | None:
             + "</extra>",
         )
     figure.add_hline(y=0, line={"color": INK, "width": 1})
-    return style(figure, title, "task gain [nats per token]", f"effect: {front.contrast} [nats per token]")
+    return style(figure, title, "task gain [nats per token]", f"effect: {front.contrast} [{UNITS[front.measure]}]")

@@ -9,17 +9,26 @@ from pathlib import Path
 
 from emscope.answers.sample_hosted import asking_at
 from emscope.core.digest import short
-from emscope.core.plain import JsonObject
+from emscope.core.plain import JsonObject, from_json, read_json
 from emscope.core.progress import Progress
 from emscope.models.loading.checkpoints import Checkpoint
 from emscope.models.loading.load import Loaded
 from emscope.models.remote.host_spec import HostSpec
-from emscope.models.remote.hosted import Hosted, HostedCheckpoint, HostedRun, Spent, hosted_base, hosted_checkpoints
+from emscope.models.remote.hosted import (
+    Hosted,
+    HostedCheckpoint,
+    HostedRun,
+    Spent,
+    hosted_base,
+    hosted_checkpoints,
+    read_hosted,
+)
 from emscope.models.remote.metering import Meter
 from emscope.models.remote.tinker import Tinker
-from emscope.store.cells import record_of
+from emscope.store.cells import WORK, record_of
+from emscope.store.files import write_json
 from emscope.store.rows import Rows
-from emscope.study.cells.planning import Planned
+from emscope.study.cells.planning import Cell, Planned
 from emscope.study.opening import Ways
 from emscope.study.reading.hosted import measuring_at
 from emscope.study.spec import StudySpec
@@ -27,6 +36,9 @@ from emscope.study.training.plan import Run
 from emscope.study.training.recipes import Row
 from emscope.study.training.training import run_row
 from emscope.train.hosted import finetune_hosted
+
+SPENT = "spent.json"  # beside the rows of a cell's work
+AGAIN = "delete it; what it counted is then no longer part of max_cost"
 
 
 def base_at_host(spec: StudySpec, host: HostSpec, *, contact: bool = True) -> Hosted:
@@ -47,32 +59,38 @@ def base_at_host(spec: StudySpec, host: HostSpec, *, contact: bool = True) -> Ho
 
 
 @contextmanager
-def ways_of(root: Path, planned: Planned, trained: int = 0) -> Iterator[Ways]:
+def ways_of(root: Path, planned: Planned, cell: Cell) -> Iterator[Ways]:
     """Yield how a cell of a study is read and asked: here, or in a session at its host.
 
-    Args:
-        trained: the tokens that this cell was trained on, which count against the study's budget too.
+    What a session was charged is kept beside the cell's rows, so that it counts after a kill, and for other workers.
     """
     host = planned.spec.host
     if host is None:
         yield Ways()
         return
-    before = spent_on(root, planned) + Spent(trained=trained)
-    meter = Meter(host.prices, host.max_cost, before)
-    with Tinker(meter) as tinker:
-        yield Ways(measuring_at(tinker), asking_at(tinker), here=False, charged=lambda: meter.spent - before)
+    file, others, own = root / WORK / cell.key / SPENT, spent_on(root, planned, but=cell), spent_so_far(root, cell)
+    trained = Spent(trained=own.trained)
+    meter = Meter(
+        host.prices, host.max_cost, others + own, lambda spent: write_json(file, (spent - others - trained).to_json())
+    )
+    try:
+        with Tinker(meter) as tinker:
+            yield Ways(measuring_at(tinker), asking_at(tinker), here=False, charged=lambda: meter.spent - others)
+    finally:
+        write_json(file, (meter.spent - others - trained).to_json())
 
 
 def train_at_host(
-    root: Path, planned: Planned, loaded: Loaded, rows: Rows, one: Run, progress: Progress
+    root: Path, planned: Planned, loaded: Loaded, rows: Rows, cell: Cell, progress: Progress
 ) -> tuple[dict[int, Checkpoint], int]:
     """Train a run at a host, write what was read from it, and return its checkpoints and the tokens trained on.
 
     Raises:
         InputError, WorldError: as `finetune_hosted`.
     """
-    host, recipe, folder = planned.spec.host, planned.recipes[one.arm], root / "runs" / one.name
-    assert host is not None and isinstance(loaded, Hosted)
+    host, one = planned.spec.host, cell.run
+    assert host is not None and one is not None and isinstance(loaded, Hosted)
+    recipe, folder = planned.recipes[one.arm], root / "runs" / one.name
 
     def told(_: str, done: float, total: float) -> None:
         progress(f"training {one.name}", done, total)
@@ -87,7 +105,7 @@ def train_at_host(
         settings=short(one.train.deciding()),
         tokenizer=host.tokenizer or planned.spec.model,
         parts=parts_to_spread(recipe, one),
-        elsewhere=spent_on(root, planned),
+        elsewhere=spent_on(root, planned, but=cell),
         progress=told,
     )
     checkpoints = hosted_checkpoints(folder, run)
@@ -102,15 +120,31 @@ def parts_to_spread(recipe: Sequence[Row], one: Run) -> list[int] | None:
     return [r.part for r in recipe] if one.spec.interleave else None
 
 
-def spent_on(root: Path, planned: Planned) -> Spent:
-    """Return what the finished cells of a study have cost at its host."""
+def spent_on(root: Path, planned: Planned, but: Cell | None = None) -> Spent:
+    """Return what the cells of a study have cost at its host so far, without one of them."""
     found = Spent()
     for cell in planned.cells:
         record = record_of(root, cell.key)
-        if record is not None:
+        if cell == but:
+            continue
+        if record is None:
+            found += spent_so_far(root, cell)
+        else:
             tokens = record.tokens
             found += Spent(tokens.get("trained", 0), tokens.get("read", 0), tokens.get("sampled", 0))
     return found
+
+
+def spent_so_far(root: Path, cell: Cell) -> Spent:
+    """Return what a cell that has not ended has cost at its host: its training, and the sessions that read and asked it.
+
+    Raises:
+        InputError: the record of its training is damaged.
+    """
+    run = read_hosted(root / "runs" / cell.run.name) if cell.run else None
+    file = root / WORK / cell.key / SPENT
+    read = from_json(Spent, read_json(file, AGAIN), str(file), AGAIN) if file.is_file() else Spent()
+    return read + Spent(trained=run.spent.trained if run else 0)
 
 
 def _checkpoint_row(one: Run, checkpoint: HostedCheckpoint, run: HostedRun) -> JsonObject:

@@ -6,7 +6,7 @@ import gc
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from emscope.answers.sample import Local
@@ -15,11 +15,12 @@ from emscope.core.limits import reason
 from emscope.core.progress import Progress
 from emscope.models.loading.checkpoints import Checkpoint
 from emscope.models.loading.load import Loaded, load
+from emscope.models.remote.hosted import Spent
 from emscope.store.cells import Fault, Record, begun, drop_work, land, write_record
 from emscope.store.claims import Claim
 from emscope.store.host import this_host
 from emscope.store.rows import Rows, read_table
-from emscope.study.cells.at_host import base_at_host, train_at_host, ways_of
+from emscope.study.cells.at_host import base_at_host, spent_so_far, train_at_host, ways_of
 from emscope.study.cells.planning import Cell, Planned, readings
 from emscope.study.judged import Asking, asking, judged_subjects
 from emscope.study.opening import Ways
@@ -80,9 +81,12 @@ def attempt(shared: Shared, cell: Cell, progress: Progress) -> Record:
 
 
 def fail(root: Path, cell: Cell, why: str, fault: Fault, seconds: float, threads: int | None) -> Record:
-    """Write that a cell has failed, and return its record."""
-    record = Record(cell.key, cell.name, {}, 0, seconds, {}, _host(), threads or 0, peak(), why, fault)
-    drop_work(root, cell.key)
+    """Write that a cell has failed, and what it has cost at a host, and return its record."""
+    spent = spent_so_far(root, cell)
+    tokens = asdict(spent) if spent != Spent() else {}
+    record = Record(cell.key, cell.name, {}, 0, seconds, tokens, _host(), threads or 0, peak(), why, fault)
+    if fault == FAULTS[0]:  # else the next run continues with its rows, which may have been paid for
+        drop_work(root, cell.key)
     write_record(root, record)
     return record
 
@@ -99,16 +103,16 @@ def do_cell(shared: Shared, cell: Cell, progress: Progress) -> Record:
     rows, spent = begun(shared.root, cell.key), {"trained": 0, "read": 0, "sampled": 0}
     known = recorded(rows, shared.root, cell.run) if cell.run else {}
     if cell.run is not None and (known is None or _lacks(shared, rows, readings(shared.planned, cell.run, known))):
-        known, spent["trained"] = train_cell(shared, rows, cell.run, progress)
+        known, spent["trained"] = train_cell(shared, rows, cell, progress)
     assert known is not None
     wanted = readings(shared.planned, cell.run, known)
     named = f"reading {cell.name}"
     told: Progress = lambda _, done, total: progress(named, done, total)  # noqa: E731
-    with ways_of(shared.root, shared.planned, spent["trained"]) as ways:
+    with ways_of(shared.root, shared.planned, cell) as ways:
         spent["read"] = ways.measure(rows, shared.loaded, wanted, shared.planned.asked, told)
         spent["sampled"] = _ask(shared, rows, wanted, progress, ways) + _tokens(rows, "responses")
         if (charged := ways.charged()) is not None:  # prompts of answers too, and the token that a reading samples
-            spent |= {"read": charged.read, "sampled": charged.sampled}
+            spent = asdict(charged)
     record = Record(
         key=cell.key,
         name=cell.name,
@@ -127,11 +131,12 @@ def do_cell(shared: Shared, cell: Cell, progress: Progress) -> Record:
     return record
 
 
-def train_cell(shared: Shared, rows: Rows, one: Run, progress: Progress) -> tuple[dict[int, Checkpoint], int]:
-    """Train a run unless its weights are there, write what was read from it, and return its checkpoints and the tokens it saw."""
-    p = shared.planned
+def train_cell(shared: Shared, rows: Rows, cell: Cell, progress: Progress) -> tuple[dict[int, Checkpoint], int]:
+    """Train a cell's run unless its weights are there, write what was read from it, and return its checkpoints and the tokens it saw."""
+    p, one = shared.planned, cell.run
+    assert one is not None
     if p.spec.host is not None:
-        return train_at_host(shared.root, p, shared.loaded, rows, one, progress)
+        return train_at_host(shared.root, p, shared.loaded, rows, cell, progress)
     log = train_run(rows, shared.root, shared.loaded, p.spec, one, p.recipes[one.arm], p.near[one.method], p.sets, progress)
     known = recorded(rows, shared.root, one)
     assert known is not None

@@ -10,7 +10,7 @@ import numpy as np
 from emscope.core.estimate import Estimate
 from emscope.core.outcomes import State, Verdict
 from emscope.core.plain import LEFT_OUT, Result
-from emscope.stats.adjusted import ADJUSTED, Scored, adjusted_by_question, adjusted_difference
+from emscope.stats.adjusted import ADJUSTED, Scored, Slope, adjusted_by_question, adjusted_difference, slope
 from emscope.stats.crossed import Crossed, crossed_mean
 from emscope.stats.means import Mean, mean_estimate, stratified_mean
 from emscope.stats.onset import LEVEL, episodes, last_safe, onset, state, state_of_both, states_along
@@ -135,14 +135,17 @@ def said(arms: Arms, pairs: Sequence[Pair], strata: np.ndarray, *, delta: float 
         delta: points of mean alignment that count as harm; fixed before the run.
     """
     found = []
+    line = slope(list(arms.values())) if arms else None
     for pair in pairs:
         here = (pair.run, pair.step)
         sides = {"base": ("base", 0), **({"control": pair.control} if pair.control else {})}
         sides = {name: place for name, place in sides.items() if place in arms}
         if here not in arms or "base" not in sides:
             continue
-        mine = {name: _difference(arms, place, here, strata) for name, place in sides.items()}
-        between = {"base - control": _difference(arms, sides["base"], sides["control"], strata)} if "control" in sides else {}
+        mine = {name: _difference(arms, place, here, strata, line) for name, place in sides.items()}
+        between = {}
+        if "control" in sides:
+            between = {"base - control": _difference(arms, sides["base"], sides["control"], strata, line)}
         named = {f"{name} - target": d for name, d in reversed(mine.items())} | between
         verdict, why = _verdict(arms, here, mine, strata, delta)
         found.append(
@@ -240,10 +243,8 @@ def recipes(
 
 def _crossed(sides: Sequence[tuple[Scored, Scored]], strata: np.ndarray) -> Crossed | None:
     """Return left - right at equal coherence over seeds and the questions that all of them answered."""
-    rows = [
-        adjusted_by_question(left, right, strata, [a for pair in sides for a in pair if a is not left and a is not right])
-        for left, right in sides
-    ]
+    line = slope(list({id(arm): arm for pair in sides for arm in pair}.values()))
+    rows = [adjusted_by_question(left, right, strata, line) for left, right in sides]
     values = np.array([row[1] for row in rows if row is not None])
     both = np.isfinite(values).all(0) if len(values) == len(sides) else np.zeros(0, bool)
     return crossed_mean(values[:, both], strata[both]) if both.sum() > 2 else None
@@ -275,12 +276,11 @@ class _Difference:
     mean: Mean
 
 
-def _difference(arms: Arms, left: Place, right: Place, strata: np.ndarray) -> _Difference | None:
-    others = [a for place, a in arms.items() if place not in (left, right)]
-    adjusted = adjusted_difference(arms[left], arms[right], strata, others)
+def _difference(arms: Arms, left: Place, right: Place, strata: np.ndarray, line: Slope | None) -> _Difference | None:
+    adjusted = adjusted_difference(arms[left], arms[right], strata, line)
     if adjusted is None:
         return None
-    mean, slope = adjusted
+    mean, per_point = adjusted
     plain, coherence = (
         _by_question(arms[left], len(strata), what) - _by_question(arms[right], len(strata), what) for what in ("y", "x")
     )
@@ -290,7 +290,7 @@ def _difference(arms: Arms, left: Place, right: Place, strata: np.ndarray) -> _D
             mean.estimate(0.95, ADJUSTED),
             mean_estimate(plain[both], strata[both]),
             mean_estimate(coherence[both], strata[both]),
-            slope,
+            per_point,
         ),
         mean,
     )
