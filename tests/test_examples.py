@@ -37,6 +37,7 @@ def test_it_unfolds_into_runs(path, small):
 def test_there_are_those_that_the_papers_need():
     names = {p.stem for p in EXAMPLES}
     assert names >= {
+        "p1_small",
         "p2_lr_grid",
         "p2_schedules",
         "p3_general",
@@ -44,6 +45,7 @@ def test_there_are_those_that_the_papers_need():
         "p3_drift",
         "p3_mixture",
         "p3_technical",
+        "p3_small",
         "mo_rank1",
         "defences",
     }
