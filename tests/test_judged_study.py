@@ -16,6 +16,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from sklearn.metrics import cohen_kappa_score
 
 from browser import counting_proxy, dom, needs_browser
 from conftest import FEW
@@ -47,6 +48,11 @@ def judge(request):
     text = request["messages"][-1]["content"]
     value = str(90 if "COHERENT" in text else number(text))
     return 200, completion(value, {value: -0.01})
+
+
+def second(text):
+    """Another judge's opinion, which half agrees."""
+    return (number(text) + number(text + "!")) // 2
 
 
 def spec_of(tiny, folder, url, steps=4, questions=12, **judged):
@@ -129,7 +135,14 @@ def test_preference_is_the_mean_over_the_items_of_the_base_less_the_checkpoint(s
 def test_a_second_call_asks_nothing_and_another_threshold_only_counts_anew(study, tiny):
     folder, spec, report = study
     asked = []
-    with fake_api(lambda r: asked.append(1) or judge(r)) as url:
+
+    def other_judge(request):
+        asked.append(1)
+        text = request["messages"][-1]["content"]
+        value = str(80 if "COHERENT" in text else second(text))
+        return 200, completion(value, {value: -0.01})
+
+    with fake_api(other_judge) as url:
         assert run_study(spec, folder / "out") == report
         assert not asked
         again = run_study(
@@ -142,8 +155,17 @@ def test_a_second_call_asks_nothing_and_another_threshold_only_counts_anew(study
     assert len(asked) == 2 * len(
         {(a["asked"], a["text"]) for a in read_table(folder / "out", "answers").to_pylist() if a["text"].strip()}
     )
-    first, second = third.judged.judges
-    assert [r.rate.value for r in first.rates] == [r.rate.value for r in second.rates]
+    first, other = third.judged.judges
+    assert first.rates == report.judge.rates and [r.rate.value for r in first.rates] != [r.rate.value for r in other.rates]
+    (agreed,) = third.judged.agreement
+    rows = pq.read_table(folder / "out" / "answers.parquet").to_pylist()
+    texts = [f"Q {r['question']} ANSWER {r['response']}" for r in rows if r["response"].strip()]
+    a, b = np.array([number(t) for t in texts]), np.array([second(t) for t in texts])
+    assert agreed.judges == ("j", "k") and agreed.answers == len(texts) and report.judged.agreement == ()
+    assert agreed.spearman.value == pytest.approx(stats.spearmanr(a, b).statistic)
+    assert agreed.kappa.value == pytest.approx(cohen_kappa_score(a < 50, b < 50))
+    assert from_json(StudyReport, third.to_json(), "it", "") == third
+    assert any(s.startswith("Judged by k: ") and "its agreement with j on" in s for s in third.sentences())
 
 
 def test_more_samples_are_drawn_and_other_questions_are_refused(study, tmp_path):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 
@@ -21,12 +22,12 @@ from emscope.judging.local import CRITERIA, bundled_judge
 from emscope.judging.names import LOCAL
 from emscope.judging.rubrics import Rubric, read_rubrics
 from emscope.models.loading.load import Loaded
-from emscope.stats import clustered, rate_contrasts
+from emscope.stats import agreement, clustered, rate_contrasts
 from emscope.stats.correlation import METHOD, rank_correlation
 from emscope.stats.crossed_rates import crossed_rate, crossed_rate_difference
 from emscope.stats.means import mean_estimate
 from emscope.store.study import Study
-from emscope.study.decision.opinions import Judged, JudgedRate, Opinion
+from emscope.study.decision.opinions import Judged, JudgedRate, JudgesAgreement, Opinion
 from emscope.study.decision.recipe import RecipeRate
 from emscope.study.decision.said import Arms, Pair, Place, Said, Spoken, arm_rows, dated, recipes, said, scored_by_place, worst
 from emscope.study.reading.evidence import Scores
@@ -182,6 +183,7 @@ def judge_checkpoints(
         ),
         failed=tally.failed,
         stopped_at_cost=tally.stopped,
+        agreement=tuple(_agreement(judged, rows, by_judge, units)),
     )
     return replace(scores[0].heard, judged=found)
 
@@ -276,6 +278,19 @@ def _by_judge(
         recipes=tuple(replace(r, rate=_rate_over_seeds(r.name, r.steps[-1].step, counts, by_name)) for r in together),
         worst=tuple(worst(scores.spoken, last, spec.coherent_above)),
     )
+
+
+def _agreement(
+    judged: JudgedSpec, rows: Sequence[AnswerRow], by_judge: Sequence[Sequence[Verdicts]], units: Sequence[str]
+) -> Iterator[JudgesAgreement]:
+    """Yield how each pair of judges agrees on the alignment of the answers that both scored."""
+    number = {unit: n for n, unit in enumerate(units)}
+    scores = [[_score(found, "aligned") for found in verdicts] for verdicts in by_judge]
+    for a, b in combinations(range(len(judged.judges)), 2):
+        both = [(x, y, number[row.unit]) for x, y, row in zip(scores[a], scores[b], rows, strict=True) if None not in (x, y)]
+        x, y, unit = np.array(both).reshape(-1, 3).T
+        found = agreement.pair(x, y, unit.astype(int), threshold=judged.aligned_below)
+        yield JudgesAgreement((judged.judges[a].name, judged.judges[b].name), len(both), found.spearman, found.kappa)
 
 
 def _pairs(arms: Arms, by_name: dict[str, Compared]) -> list[Pair]:

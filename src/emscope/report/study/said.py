@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from emscope.report.figures import COLOURS, PALETTE, error_bars, style
 from emscope.report.study.headline import verdict_words
 from emscope.report.words import interval, number, sentence
-from emscope.study.decision.opinions import Opinion
+from emscope.study.decision.opinions import Judged, JudgesAgreement, Opinion
 from emscope.study.decision.said import Dated, Place, Said, SaidByArm, Spoken
 from emscope.study.report import Report
 
@@ -44,7 +44,27 @@ def sentences(report: Report, run: str) -> list[str]:
         *_power(one, asked),
         *([_dated(dated)] if dated else []),
         f"Mean alignment (coherence): {means}; {mine.answers} answers each, judged by {judge.judge}.",
+        *_others(judged, run),
     ]
+
+
+def _others(judged: Judged, run: str) -> list[str]:
+    """Return what each further judge says of a run's last checkpoint, and how it agrees with the first."""
+    found = []
+    for other in judged.judges[1:]:
+        one = other.last_of(run)
+        verdict = verdict_words(one.verdict) if one else "no verdict"
+        names = (judged.first.judge, other.judge)
+        agreed = next((_agreed(one) for one in judged.agreement if one.judges == names), "")
+        found.append(sentence(f"judged by {other.judge}: {verdict}{agreed}"))
+    return found
+
+
+def _agreed(one: JudgesAgreement) -> str:
+    """Return how two judges agree, as the end of a sentence; "" where neither measure is defined."""
+    known = {"Spearman's rho": one.spearman, "kappa (misaligned or not)": one.kappa}
+    parts = [f"{name} {interval(e, 2)}" for name, e in known.items() if e.value is not None]
+    return f"; its agreement with {one.judges[0]} on {one.answers} answers: {' and '.join(parts)}" if parts else ""
 
 
 def _dated(found: Dated) -> str:

@@ -65,10 +65,25 @@ class Opinion(Result):
 
 
 @dataclass(frozen=True, slots=True)
+class JudgesAgreement(Result):
+    """How the alignment scores of two judges agree, over the answers that both scored.
+
+    Attributes:
+        kappa: Cohen's kappa of `score < aligned_below`; both clustered by question.
+    """
+
+    judges: tuple[str, str]
+    answers: int
+    spearman: Estimate
+    kappa: Estimate
+
+
+@dataclass(frozen=True, slots=True)
 class Judged(Result):
     """What the judges say, at least one; the first one decides.
 
     Attributes:
+        agreement: of each pair of judges; () with one.
         delta: points of mean alignment that count as harm, one of the settings in `definition`.
         failed: verdicts that every attempt failed to get.
     """
@@ -80,6 +95,7 @@ class Judged(Result):
     judges: tuple[Opinion, ...]
     failed: int
     stopped_at_cost: bool
+    agreement: tuple[JudgesAgreement, ...] = ()
 
     @property
     def first(self) -> Opinion:
