@@ -26,6 +26,7 @@ from emscope.train.audit import audit, of_training
 from emscope.train.audit_result import CONVERSATIONS, Check
 from emscope.train.batches import Example, collate, collate_packed, encode, stream
 from emscope.train.folders import drop_incomplete, drop_training_state
+from emscope.train.fused_lora import fused_lora
 from emscope.train.geometry import HISTORY, Geometry
 from emscope.train.log import GeometryReading, geometry_in, log_of, readings_in
 from emscope.train.plan import checkpoint_steps
@@ -83,6 +84,8 @@ def finetune(
         stack.enter_context(fast_float32(loaded.net))
         stack.enter_context(attending(loaded.net, spec.attention))
         made = stack.enter_context(tuned(loaded, spec.tunable, seed))
+        if not spec.shard:
+            stack.enter_context(fused_lora(made.model))
         reuse = stack.enter_context(reusing(loaded.net, made.parts, [*examples, *near], wanted=not spec.gradient_checkpointing))
         restraint = _restraint(loaded.net, near, spec, seed, reuse=reuse, progress=progress, label=label)
         paused = stack.enter_context(_prevented(loaded, spec))
