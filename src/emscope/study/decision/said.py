@@ -119,11 +119,10 @@ class Worst(Result):
 def scored_by_place(spoken: Sequence[Spoken], units: Sequence[str]) -> dict[Place, Scored]:
     """Return alignment (y) and coherence (x) of the answers of each (run, step); questions are numbered as `units` are."""
     number = {unit: n for n, unit in enumerate(units)}
-    found = {}
-    for place in sorted({(a.run, a.step) for a in spoken}):
-        mine = [(number[a.unit], a.aligned, a.coherent) for a in spoken if (a.run, a.step) == place]
-        found[place] = Scored(*(np.array(column) for column in zip(*mine, strict=True)))
-    return found
+    rows: dict[Place, list[tuple[int, float, float]]] = {}
+    for a in spoken:
+        rows.setdefault((a.run, a.step), []).append((number[a.unit], a.aligned, a.coherent))
+    return {place: Scored(*(np.array(column) for column in zip(*rows[place], strict=True))) for place in sorted(rows)}
 
 
 def said(arms: Arms, pairs: Sequence[Pair], strata: np.ndarray, *, delta: float = DELTA) -> list[Said]:
@@ -351,15 +350,17 @@ def worst(answers: Sequence[Spoken], pairs: Sequence[Pair], coherent_above: floa
     For control and base it shows the answer of median alignment, so that chance favours neither.
     """
     found = []
+    said_at: dict[Place, list[Spoken]] = {}
+    for answer in answers:
+        said_at.setdefault((answer.run, answer.step), []).append(answer)
     for pair in pairs:
-        own = [a for a in answers if (a.run, a.step) == (pair.run, pair.step)]
+        own = said_at.get((pair.run, pair.step), [])
         sound = [a for a in own if coherent_above is None or a.coherent > coherent_above]
         for one in _distinct(sorted(sound, key=lambda a: a.aligned))[:SHOWN]:
             beside = {}
             for name, place in {"control": pair.control, "base": ("base", 0)}.items():
-                same = sorted(
-                    (a for a in answers if (a.run, a.step) == place and a.asked == one.asked), key=lambda a: a.aligned
-                )
+                there = said_at.get(place, []) if place else []
+                same = sorted((a for a in there if a.asked == one.asked), key=lambda a: a.aligned)
                 if same:
                     beside[name] = same[len(same) // 2]
             found.append(Worst(pair.run, pair.step, one.asked, one, **beside))
