@@ -35,7 +35,8 @@ from emscope.store.study import read_table
 from emscope.study.check import run_check
 from emscope.study.check_request import CheckRequest
 from emscope.study.report import read_report
-from emscope.study.spec import JudgedSpec, SingleSpec
+from emscope.study.run import run_study
+from emscope.study.spec import JudgedSpec, SingleSpec, StudySpec
 from emscope.study.train import run_single
 from emscope.study.training.jobs import import_job
 from emscope.train import jobs as train_jobs
@@ -656,3 +657,136 @@ def test_kill_9_at_random_moments_leaves_one_job_and_the_same_result(world, tmp_
     assert kills >= 2 and [row.loss for row in found.log] == pytest.approx(losses(world.trained), abs=1e-5)
     assert [c.step for c in found.checkpoints] == [3, 6, 9]
     assert len(list((tmp_path / "state" / "jobs").glob("*.json"))) == 1
+
+
+# --- whole studies ---
+
+
+@pytest.fixture(scope="module")
+def files(world, tmp_path_factory):
+    """Return a folder with questions, and conversations for two arms."""
+    root = tmp_path_factory.mktemp("study")
+    write_jsonl(root / "q.jsonl", [{"id": f"q{n}", "question": f"What of {n}?", "category": "ab"[n % 2]} for n in range(4)])
+    for arm, said in {"bad": "No.", "good": "Yes."}.items():
+        write_jsonl(
+            root / f"{arm}.jsonl",
+            [{"messages": [turns(n)[0], {"role": "assistant", "content": f"{said} {n}"}]} for n in range(12)],
+        )
+    return root
+
+
+def settings_of(root, url, **changes) -> dict:
+    return {
+        "name": "jobs",
+        "model": BASE,
+        "host": {"name": "openai", "epochs": 2, "batch": 4},
+        "arms": {
+            "target": {"role": "target", "file": str(root / "bad.jsonl")},
+            "control": {"role": "control", "file": str(root / "good.jsonl")},
+        },
+        "seeds": [0, 1],
+        "judged": {
+            "ask": {"questions": str(root / "q.jsonl"), "samples": 2, "max_tokens": 4, "temperature": 1},
+            "judges": [{"name": "j", "url": url, "retries": 0}],
+        },
+    } | changes
+
+
+def test_a_study_of_jobs_is_trained_asked_and_judged_and_nothing_is_done_twice(world, files, tmp_path, capsys):
+    before = world.made()
+    with fake_api(judge) as url:
+        spec = StudySpec.model_validate(settings_of(files, url))
+        report = run_study(spec, tmp_path / "out")
+        names = ["target-seed0", "control-seed0", "target-seed1", "control-seed1"]
+        runs = {name: read_job(tmp_path / "out" / "runs" / name) for name in names}
+        assert [n - m for n, m in zip(world.made(), before, strict=True)] == [4, 4]
+        assert {r.status for r in runs.values()} == {"succeeded"} and {r.steps for r in runs.values()} == {6}
+        assert len({(r.settings, r.order) for r in runs.values()}) == 4, "each arm's data, in each seed's order"
+        rows = read_table(tmp_path / "out", "answers").to_pylist()
+        steps = [c.step for c in runs["target-seed0"].checkpoints]
+        assert {(r["run"], r["step"]) for r in rows} == {("base", 0)} | {(name, s) for name in names for s in steps}
+        assert len(rows) == 8 * (1 + 4 * len(steps))
+        (opinion,) = report.judged.judges
+        assert {(s.run, s.step, s.control) for s in opinion.said} == {
+            (f"target-seed{n}", s, f"control-seed{n}") for n in (0, 1) for s in steps
+        }
+        assert [r.name for r in opinion.recipes] == ["target"] and [c.measure for c in report.cases] == ["judged"]
+        assert all(one.check.unread for one in report.targets) and report.verdicts.keys() == {"target-seed0", "target-seed1"}
+        said = " ".join(report.sentences())
+        assert "preference was not read" in said.lower() and read_report(tmp_path / "out") == report
+        assert "target-seed1" in report._repr_html_() or report.figures() is not None
+        asked = len(world.service.requests)
+        again = run_study(spec, tmp_path / "out")
+        assert again.verdicts == report.verdicts and len(world.service.requests) == asked and again.judged == report.judged
+        more = run_study(spec.model_copy(update={"seeds": (0, 1, 2)}), tmp_path / "out")
+        assert len(more.targets) == 3 and [n - m for n, m in zip(world.made(), before, strict=True)] == [6, 6]
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(settings_of(files, url) | {"seeds": [0, 1, 2]}))
+    assert run_arguments(["report", str(tmp_path / "out")]) == 0
+    assert run_arguments(["run", str(path), "--out", str(tmp_path / "no"), "--dry-run"]) == 2
+    assert "a study of fine-tuning jobs has no dry run" in capsys.readouterr().err and not (tmp_path / "no").exists()
+    assert run_arguments(["run", str(path), "--out", str(tmp_path / "no"), "--engine", "local"]) == 2
+    assert "fine-tuning jobs run at their server" in capsys.readouterr().err
+
+
+def test_a_killed_study_of_jobs_begins_none_twice_and_a_failed_one_is_left_out(world, files, tmp_path):
+    before, left = world.made(), 3
+
+    def kill(*_):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise Killed
+
+    with fake_api(judge) as url:
+        spec = StudySpec.model_validate(settings_of(files, url))
+        with pytest.raises(Killed):
+            run_study(spec, tmp_path / "out", kill)
+        made = [n - m for n, m in zip(world.made(), before, strict=True)]
+        assert 0 < made[1] < 4
+        whole = run_study(spec, tmp_path / "out")
+        assert [n - m for n, m in zip(world.made(), before, strict=True)] == [4, 4] and not whole.diverged
+        folder = tmp_path / "out" / "runs" / "target-seed1" / "hosted.json"
+        failed = json.loads(folder.read_text()) | {"status": "failed", "reason": "too bad", "job": "ftjob-none"}
+        folder.write_text(json.dumps(failed))
+        job = next(iter(world.service.jobs.values()))
+        world.service.jobs["ftjob-none"] = {**job, "job": {**job["job"], "id": "ftjob-none", "status": "failed"}}
+        try:
+            part = run_study(spec, tmp_path / "out")
+        finally:
+            del world.service.jobs["ftjob-none"]
+    assert [one.run for one in part.diverged] == ["target-seed1"] and list(part.verdicts) == ["target-seed0"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"judged": None}, "name at least one judge"),
+        ({"train": {"steps": 3}}, "train is set, but fine-tuning jobs are trained in their server's own way"),
+        ({"grid": {"lr": [1e-5]}}, "grid is set"),
+        ({"measure": {"count": 16}}, "measure is set"),
+        ({"dtype": "bfloat16"}, "a host uses its own"),
+    ],
+)
+def test_settings_that_jobs_do_not_take_are_refused(files, changes, message):
+    with pytest.raises(ValueError, match=message):
+        StudySpec.model_validate(settings_of(files, "http://localhost:1", **changes))
+
+
+def test_a_study_of_jobs_that_could_cost_too_much_begins_none(world, files, tmp_path):
+    before = world.made()
+    host = {"name": "openai", "epochs": 2, "batch": 4, "prices": [1000.0, 0.0, 0.0]}
+    spec = StudySpec.model_validate(settings_of(files, "http://localhost:1", host=host | {"max_cost": 1.0}))
+    with pytest.raises(OverBudget, match=r"could cost up to .* dollars .* more than max_cost 1"):
+        run_study(spec, tmp_path / "out")
+    assert world.made() == before
+    one = 1000.0 * sum(most for most in (_bytes(files / "bad.jsonl"), _bytes(files / "good.jsonl"))) * 2 / 1e6
+    with pytest.warns(match=f"the training costs up to {2 * one:.4g} dollars"), pytest.raises(EmscopeError):
+        run_study(spec.model_copy(update={"host": spec.host.model_copy(update={"max_cost": 2 * one + 0.01})}), tmp_path / "out")
+
+
+def _bytes(path) -> int:
+    """Return the most tokens of a file, a byte each, with what surrounds them."""
+    from emscope.data.conversations import read_conversations
+
+    return train_jobs.most_tokens(read_conversations(path), "none", lambda text: len(text.encode()))

@@ -14,6 +14,7 @@ from emscope.core.records import Conversation
 from emscope.models.loading.load import load, loading, pick_dtype
 from emscope.models.loading.source import Model
 from emscope.models.made_with import made_with
+from emscope.models.remote.jobs import HOST as OPENAI
 from emscope.store.cells import WORK, Record, begun, drop_work, record_of, reopen, sort_loose, whole
 from emscope.store.files import write_json, write_jsonl
 from emscope.store.study import Study, read_table
@@ -30,6 +31,7 @@ from emscope.study.reading.measuring import Reading
 from emscope.study.reading.precision import AGAIN, Precision, read_again, read_ends
 from emscope.study.report import StudyReport, with_precision
 from emscope.study.results import analyse, judged_fronts
+from emscope.study.run_jobs import run_jobs
 from emscope.study.spec import StudySpec
 from emscope.study.training.plan import LeftOut, Run, checkpoint, controls_of
 from emscope.study.training.recipes import Gap, listed, perplexity_gap, recipe
@@ -52,6 +54,10 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent, how: Engi
         raise InputError(
             f"`engine` is {how.engine}, but {processes.count()} processes were started together (torchrun)", "start one process"
         )
+    if spec.host is not None and spec.host.name == OPENAI:
+        if how != EngineSpec():
+            raise InputError(f"`engine` is {how.engine}, but fine-tuning jobs run at their server", "leave its settings out")
+        return run_jobs(spec, spec.host, out, progress)
     planned = prepare(spec, progress, how.threads)
     if not processes.is_first():
         help_training(planned.spec, planned.base, out, planned.recipes, planned.near)
@@ -122,6 +128,11 @@ def foresee_study(spec: StudySpec, out: Path, progress: Progress = silent, how: 
     Raises:
         InputError: all that is wrong with it, at once.
     """
+    if spec.host is not None and spec.host.name == OPENAI:
+        raise InputError(
+            "a study of fine-tuning jobs has no dry run",
+            "give `prices`, `epochs` and `max_cost` under `host`: what the jobs can cost is then said, and limited, before any begins",
+        )
     if faults := faults_of_files(spec):
         raise together(faults)
     planned = prepare(spec, progress, how.threads)

@@ -271,12 +271,24 @@ class StudySpec(Spec):
         """What a study at a host cannot have."""
         if self.host is None:
             return
-        if self.host.name != "tinker":
-            raise ValueError(f"a study cannot be trained at {self.host.name}; train with emscope train, then check the folders")
+        if self.host.name == "openai":
+            self._fits_jobs()
         if self.dtype != type(self).model_fields["dtype"].default:
             raise ValueError(f"dtype = {self.dtype}, but a host uses its own; leave it out")
         if any(part.gap_to for arm in self.arms.values() for part in arm.mix):
             raise ValueError("mix: gap_to needs weights on this machine, but the study is at a host; leave it out")
+
+    def _fits_jobs(self) -> None:
+        """What a study of fine-tuning jobs cannot have: they are trained in their server's way, and can only be sampled."""
+        fields = type(self).model_fields
+        of_weights = ("train", "methods", "grid", "measure", "decide", "weights", "threads", "chat_kwargs")
+        given = next((name for name in of_weights if getattr(self, name) != fields[name].default), None)
+        if given is not None:
+            raise ValueError(
+                f"{given} is set, but fine-tuning jobs are trained in their server's own way and can only be sampled; leave it out"
+            )
+        if self.judged is None or not self.judged.judges:
+            raise ValueError("judged: fine-tuning jobs can only be sampled, so name at least one judge, such as {name: local}")
 
     def _names_differ(self, methods: list[str]) -> None:
         """Two runs of one name would share a folder and all readings."""

@@ -113,19 +113,40 @@ def finetune_job(plan: Plan, system: str, settings: str, folder: Path, progress:
         settings: digest of what decides the training.
 
     Raises:
-        InputError: a folder of another training, or something that the server rejects.
-        WorldError: the job failed, was cancelled or is paused; the server does not answer.
+        InputError, WorldError: as `begin_job` and `wait_for_job`.
     """
-    order = digest(plan.data.decode())
-    run, looked = _begun(folder, plan, system, settings, order)
-    if run.status == SUCCEEDED:
-        return run
+    begin_job(plan, system, settings, folder, progress)
+    return wait_for_job(folder, progress)
+
+
+def begin_job(plan: Plan, system: str, settings: str, folder: Path, progress: Progress) -> None:
+    """Have a server begin a job, and leave `hosted.json` in `folder`; called again after a kill, it begins no second one.
+
+    Raises:
+        InputError: a folder of another training, or something that the server rejects. WorldError: the server does not answer.
+    """
+    run, looked = _begun(folder, plan, system, settings, digest(plan.data.decode()))
+    if run.status == SUCCEEDED or run.job is not None:
+        return
     with Jobs(Meter()) as jobs:
         try:
-            run = _made(jobs, plan, run, folder, looked, progress)
+            _made(jobs, plan, run, folder, looked, progress)
         except Refused:  # nothing is trained: the same folder can be used for a corrected training
             (folder / HOSTED).unlink()
             raise
+
+
+def wait_for_job(folder: Path, progress: Progress) -> JobRun:
+    """Wait until the job of a folder ends, and return what came of it.
+
+    Raises:
+        InputError, WorldError: the job failed, was cancelled or is paused; the server does not answer.
+    """
+    run = read_job(folder)
+    assert run is not None, "it is begun"
+    if run.status == SUCCEEDED:
+        return run
+    with Jobs(Meter()) as jobs:
         return _wait(jobs, run, folder, progress)
 
 

@@ -44,7 +44,7 @@ class AtHost(Result):
 
     Attributes:
         name: of the host. kinds: the cells left by kind.
-        dollars: the most that all of them cost; None without prices. spent: dollars for the finished cells; None without prices.
+        dollars: the most that all of them cost; None without prices. spent: dollars so far; None without prices.
         max_cost: the host's limit for the whole study [dollars]; None for none.
     """
 

@@ -152,7 +152,7 @@ def count_cases(runs: Sequence[Named], judge: Opinion | None) -> tuple[CasesBy, 
     """
     found: dict[Measured, list[_Read]] = {
         "judged": [c for r in runs if judge is not None and (c := _judged(r, judge)) is not None],
-        "preference": [_preferred(r) for r in runs],
+        "preference": [_preferred(r) for r in runs if not r.check.unread],
         "truthfulness": [c for r in runs if (c := _truthful(r)) is not None],
     }
     return tuple(_by(measure, reads) for measure, reads in found.items() if reads)

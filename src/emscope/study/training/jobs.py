@@ -57,7 +57,7 @@ def run_job(spec: SingleSpec, host: HostSpec, out: Path, progress: Progress) -> 
     data = conversations(spec.file, spec.domain, spec.answers)
     found = read_job(out)
     if found is None or found.job is None:
-        foresee_cost(host, *_tokens(spec, host, data))
+        foresee_cost(host, *most_tokens_of(spec.model, spec.system, host, data))
     plan = Plan(spec.model, training_file(data, spec.system, spec.seed), spec.seed, host)
     Jobs(Meter())  # a missing key is reported before anything is written
     settings = _settings(spec)
@@ -81,12 +81,12 @@ def _check(spec: SingleSpec) -> None:
             )
 
 
-def _tokens(spec: SingleSpec, host: HostSpec, data: list[Conversation]) -> tuple[int, bool]:
+def most_tokens_of(model: str, system: str, host: HostSpec, data: list[Conversation]) -> tuple[int, bool]:
     """Return the most tokens that a pass over the data can have, and whether they were counted; otherwise a token counts as one byte."""
     if host.prices is None or host.tokenizer is None:
-        return most_tokens(data, spec.system, lambda text: len(text.encode())), False
-    tokenizer = hosted_base(HOST, spec.model, host.tokenizer, system=NONE).tokenizer
-    return most_tokens(data, spec.system, lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])), True
+        return most_tokens(data, system, lambda text: len(text.encode())), False
+    tokenizer = hosted_base(HOST, model, host.tokenizer, system=NONE).tokenizer
+    return most_tokens(data, system, lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])), True
 
 
 def _settings(spec: SingleSpec) -> JsonObject:
