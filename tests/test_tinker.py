@@ -821,7 +821,7 @@ def test_workers_of_an_engine_share_a_study_at_a_host(world, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"host": "openai"}, "a study cannot be trained at openai"),
+        ({"host": "openai"}, "fine-tuning jobs are trained in their server"),
         ({"dtype": "bfloat16"}, "a host uses its own"),
     ],
 )
