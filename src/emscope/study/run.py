@@ -66,6 +66,7 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent, how: Engi
         finished = _finished(out, planned)
         if finished is not None:
             processes.from_first(list)  # no training begins
+            _tidy(study, planned)  # the process that finished it may have been killed before it did
             return finished
         with computing_on(planned.spec.threads if how.engine == "serial" else None):
             ready: list[Shared] = []
