@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from contextlib import redirect_stdout
+from dataclasses import replace
 from io import StringIO
 
 import numpy as np
@@ -252,3 +253,27 @@ def test_it_reads_the_base_once(runs, compared, tmp_path, monkeypatch):
 def test_bad_input(runs, tmp_path, capsys, options, said):
     assert run_arguments(["diff", runs["lora"], "--out", str(tmp_path), *options]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_fine_tune_whose_predictions_are_not_numbers_is_named(runs, tmp_path, capsys, monkeypatch):
+    from emscope.inside import diff as diffing
+
+    compare = diffing.compare_streams
+    monkeypatch.setattr(
+        diffing, "compare_streams", lambda *given: (c := compare(*given)) and replace(c, kl=c.kl * float("nan"))
+    )
+    assert run_arguments(["diff", runs["lora"], "--count", "4", "--out", str(tmp_path / "out")]) == 1
+    assert "gives predictions that are not numbers; its weights diverged" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "diff.json").exists()
+
+
+@pytest.mark.parametrize("setting", ["rms_norm_eps", "rope_parameters.rope_theta"])
+def test_a_fine_tune_whose_configuration_is_not_a_number_is_refused(tiny, runs, tmp_path, capsys, setting):
+    shutil.copytree(runs["full"], tmp_path / "run")
+    path = sorted((tmp_path / "run").glob("checkpoint-*"))[-1] / "config.json"
+    config, place = json.loads(path.read_text()), setting.split(".")
+    (config if len(place) == 1 else config[place[0]])[place[-1]] = float("nan")
+    path.write_text(json.dumps(config))
+    words = ["diff", str(tmp_path / "run"), "--model", str(tiny), "--count", "4", "--out", str(tmp_path / "out")]
+    assert run_arguments(words) == 2
+    assert f"config.json' says that {setting} is NaN; fix config.json" in capsys.readouterr().err

@@ -21,7 +21,7 @@ from emscope.report.study.terminal import print_report
 from emscope.study.decision.analysis import check
 from emscope.study.decision.checked import CheckResult, Episode, Flattening, Onset, Power, Stop
 from emscope.study.decision.shipping import Condition, Shipping
-from emscope.study.report import Distributions, FolderChecked, FolderRead, StudyReport, read_report
+from emscope.study.report import BaseModel, Distributions, FolderChecked, FolderRead, StudyReport, read_report
 from emscope.study.tables import Tables
 from test_stats import SITUATIONS, evidence_for
 
@@ -58,7 +58,7 @@ def report_of(shipping):
     """Return the report of a folder of checkpoints that no judge has read."""
     return FolderChecked(
         name="run", distributions=Distributions((), {}), spec={}, versions={"emscope": "0"},
-        base={"reference": "toy", "chat": "plain"}, judged=None,
+        base=BaseModel("toy", "plain"), judged=None,
         ship=(shipping,), check=check_of(), read=None, amplified=(), unpaired={},
     )  # fmt: skip
 

@@ -11,13 +11,14 @@ from functools import cache
 import pytest
 
 from browser import dom, needs_browser
+from emscope.cli.app import run_arguments
 from emscope.core.spec import parse
 from emscope.report.study.overview import overview
 from emscope.report.study.page import render
 from emscope.study.decision.analysis import check
 from emscope.study.decision.fronts import front
 from emscope.study.factors import factors
-from emscope.study.report import Distributions, RunChecked, StudyReport
+from emscope.study.report import BaseModel, Distributions, RunChecked, StudyReport
 from emscope.study.spec import StudySpec
 from emscope.study.tables import LogRow, Tables
 from test_stats import STEPS, arm_of, evidence
@@ -40,7 +41,7 @@ def study():
             runs.append(RunChecked(f"{name}-target-seed{seed}", "target", name, "target", seed, None, check(e)))
     made = StudyReport(
         name="grid", distributions=Distributions(("a", "b"), {"base": (0.1, 0.2)}), spec=spec.model_dump(mode="json"),
-        versions={"emscope": "0"}, base={"reference": "toy", "chat": "plain"}, judged=None, ship=(), runs=tuple(runs),
+        versions={"emscope": "0"}, base=BaseModel("toy", "plain"), judged=None, ship=(), runs=tuple(runs),
         fronts=(front("target", ways),),
     )  # fmt: skip
     return made.counted()
@@ -121,3 +122,14 @@ def test_a_run_s_details_are_made_and_drawn_where_it_is_asked_for(tmp_path):
     assert found.count("<template>") == 5 and 'class="main-svg"' in found
     part = found.split('id="run-lr0.001-target-seed1"')[1].split("</details>")[0]
     assert "Checkpoint by checkpoint" in part and part.index("open") < 20
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [({"base": {"chat": "plain"}}, "damaged (base.reference"), ({"base": None}, "damaged (base"), ({"versions": {}}, "")],
+)
+def test_a_report_without_its_base_is_refused_and_without_versions_is_drawn(tmp_path, capsys, change, told):
+    (tmp_path / "report.json").write_text(json.dumps(study().to_json() | change))
+    assert run_arguments(["report", str(tmp_path)]) == (2 if told else 0)
+    said = capsys.readouterr()
+    assert told in said.err and ("of an unknown version" in (tmp_path / "report.html").read_text() if not told else True)

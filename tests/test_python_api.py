@@ -112,7 +112,7 @@ def test_a_model_in_memory_is_read_as_its_folder_is_and_given_back(tiny, runs, t
     held = emscope.check(runs[0], base=(net, tokenizer), out=tmp_path / "held", **FAST)
     named = emscope.check(runs[0], base=tiny, out=tmp_path / "named", **FAST)
     assert held.check.to_json()["checkpoints"] == named.check.to_json()["checkpoints"]
-    assert "in memory" in held.base["reference"]
+    assert "in memory" in held.base.reference
     assert [m.training for m in net.modules()] == modes and len(set(modes)) == 2
     assert [p.requires_grad for p in net.parameters()] == trainable and len(set(trainable)) == 2
     assert all(torch.equal(before[name], p) for name, p in net.named_parameters())

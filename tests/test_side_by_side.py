@@ -19,7 +19,7 @@ from emscope.store.rows import Rows, read_table
 from emscope.study.compare import compare_studies
 from emscope.study.decision.analysis import check
 from emscope.study.decision.recipe import recipe
-from emscope.study.report import Distributions, RunChecked, StudyReport
+from emscope.study.report import BaseModel, Distributions, RunChecked, StudyReport
 from emscope.study.spec import StudySpec
 from test_checkpoints import make_adapter
 from test_overview import STUDY
@@ -45,7 +45,7 @@ def write(root, drift, seeds=1, *, noise=0.03, measure=MEASURE, **settings):
             preferences(rows, f"{name}-seed{seed}", arm.margins[-1])
     report = StudyReport(
         name=root.name, distributions=Distributions((), {}), spec=spec.model_dump(mode="json"), versions={"emscope": "0"},
-        base={"reference": "toy", "chat": "plain"}, judged=None, ship=(), runs=tuple(runs),
+        base=BaseModel("toy", "plain"), judged=None, ship=(), runs=tuple(runs),
         recipes=tuple(r for r in [recipe("target", seen)] if r),
     )  # fmt: skip
     write_json(root / "report.json", report.counted().to_json())

@@ -224,7 +224,7 @@ def test_readings_and_verdict_equal_those_of_the_same_adapters_here(world, here,
     apart = [abs(there[k][0] - mine[k][0]) / mine[k][1] for k in mine]
     assert max(apart) < EXACT and all(there[k][1] == mine[k][1] for k in mine)
     assert numbers(hosted.check.to_json()) == pytest.approx(numbers(local.check.to_json()), abs=1e-4, rel=1e-3)
-    assert hosted.check.verdict == local.check.verdict and hosted.base["reference"] == BASE
+    assert hosted.check.verdict == local.check.verdict and hosted.base.reference == BASE
     (said,) = (r for r in read_table(tmp_path / "hosted", "responses").to_pylist() if r["step"] == 4)
     assert said["tokens"] <= 3
     drawn = read_table(tmp_path / "hosted", "answers").to_pylist()

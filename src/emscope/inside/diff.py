@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from emscope.core.digest import digest, short
+from emscope.core.errors import WorldError
 from emscope.core.estimate import Estimate
 from emscope.core.fields import FLOAT32
 from emscope.core.progress import Progress, silent
@@ -136,6 +137,11 @@ def _compare(
                 before = torch.from_numpy(np.array(file.values[starts[n] : ends[n]]))[rows]
                 ids = [*texts[n].prompt, *texts[n].answer][rows.start :]
                 found[n] = compare_streams(before_lens, after_lens, before, values[rows], ids, net.device)
+                if not torch.isfinite(found[n].kl).all():
+                    raise WorldError(
+                        f"'{tuned.folder}' gives predictions that are not numbers",
+                        "its weights diverged, or exceed this dtype's range: try float32",
+                    )
 
             read_tokens(net, texts, places, compare, progress=progress, what="reading the fine-tune")
     return [found[n] for n in range(len(texts))]

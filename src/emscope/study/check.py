@@ -55,7 +55,7 @@ from emscope.study.reading.sets import (
     study_sets,
 )
 from emscope.study.reading.training_log import Logged, as_rows, losses_at, training_log
-from emscope.study.report import TARGET, Amplified, FolderChecked, FolderRead, Unreadable, with_precision
+from emscope.study.report import TARGET, Amplified, BaseModel, FolderChecked, FolderRead, Unreadable, with_precision
 from emscope.study.results import distributions
 from emscope.study.selected import Runs, searched
 from emscope.study.spec import MeasureSpec
@@ -315,7 +315,7 @@ def _analyse(
         distributions=distributions(scores, sets, {n: (n, cs[-1].step) for n, cs in runs.items()}),
         spec=study.spec,
         versions=made_with(),
-        base={"reference": loaded.model.reference, "digest": loaded.model.digest, "chat": loaded.chat.describe()},
+        base=BaseModel(loaded.model.reference, loaded.chat.describe(), loaded.model.digest),
         judged=None,
         ship=tuple(shipping({TARGET: main}, None)),
     )

@@ -24,7 +24,7 @@ from emscope.store.study import Study
 from emscope.study.check_request import CheckRequest, own_folder
 from emscope.study.decision.unread import unread
 from emscope.study.judged import Compared, judge_checkpoints, prepare_judges
-from emscope.study.report import TARGET, Distributions, FolderChecked, FolderRead
+from emscope.study.report import TARGET, BaseModel, Distributions, FolderChecked, FolderRead
 from emscope.study.spec import JudgedSpec
 from emscope.study.training.sources import asked_of
 
@@ -112,7 +112,7 @@ def _said(
         distributions=Distributions((), {}),
         spec=study.spec,
         versions=versions(),
-        base={"reference": run.base, "digest": digest_at(run, run.base), "chat": chat},
+        base=BaseModel(run.base, chat, digest_at(run, run.base)),
         judged=None,
         ship=(),
     )

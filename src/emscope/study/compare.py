@@ -119,7 +119,7 @@ def _summary(one: _Study, first: _Study) -> Compared:
     return Compared(
         label=one.label,
         name=report.name,
-        base=report.base["reference"],
+        base=report.base.reference,
         runs=len(report.targets),
         judge=report.judge.judge if report.judge else None,
         differs=changed(_settings(first.report), _settings(report)),
@@ -127,7 +127,7 @@ def _summary(one: _Study, first: _Study) -> Compared:
 
 
 def _settings(report: Report) -> JsonObject:
-    return {name: value for name, value in report.spec.items() if name != "name"} | {"base": dict(report.base)}
+    return {name: value for name, value in report.spec.items() if name != "name"} | {"base": report.base.to_json()}
 
 
 def _way(studies: Sequence[_Study], runs: tuple[list[RunChecked] | None, ...], *, judged: bool) -> WayCompared:

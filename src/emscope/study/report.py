@@ -33,6 +33,15 @@ AGAIN = "delete it and run the same command again"
 
 
 @dataclass(frozen=True, slots=True)
+class BaseModel(Result):
+    """The untouched model: how it was named, a digest of its weights ("" where there is none), and how it was asked."""
+
+    reference: str
+    chat: str
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class RunChecked(Result):
     """A run of a study and the conclusions about it; `phase`: whether the trained vectors turned, None where that was not read."""
 
@@ -88,7 +97,7 @@ class Report(Shown):
     """What the reports of a study and of a folder of checkpoints have in common.
 
     Attributes:
-        spec: the settings. base: its reference and digest, and how it was asked. judged: None until judges have read the answers.
+        spec: the settings. judged: None until judges have read the answers.
         ship: whether the last checkpoint of each target may be shipped. precision: the effect of reading in low precision; None
             where it was read in float32.
     """
@@ -100,7 +109,7 @@ class Report(Shown):
     distributions: Distributions
     spec: Mapping[str, Json]
     versions: Mapping[str, str]
-    base: Mapping[str, str]
+    base: BaseModel
     judged: Judged | None
     ship: tuple[Shipping, ...]
     precision: Precision | None = field(default=None, kw_only=True, metadata=LEFT_OUT)

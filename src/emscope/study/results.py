@@ -23,7 +23,7 @@ from emscope.study.judged import Heard
 from emscope.study.reading.arms import Arm, Evidence
 from emscope.study.reading.evidence import Scores, arm, evidence
 from emscope.study.reading.sets import EM, HELDOUT, NEUTRAL, ItemSets
-from emscope.study.report import Distributions, RunChecked, StudyReport, Style
+from emscope.study.report import BaseModel, Distributions, RunChecked, StudyReport, Style
 from emscope.study.spec import StudySpec
 from emscope.study.tables import LogRow, Tables, read_tables
 from emscope.study.training.plan import LeftOut, Run, controls_of, read_steps, taught
@@ -68,7 +68,7 @@ def analyse(
         ),
         spec=spec.model_dump(mode="json"),
         versions=made_with(),
-        base={"reference": loaded.model.reference, "digest": loaded.model.digest, "chat": loaded.chat.describe()},
+        base=BaseModel(loaded.model.reference, loaded.chat.describe(), loaded.model.digest),
         diverged=diverged,
         judged=None,
         ship=tuple(shipping({c.run: c.check for c in checks if c.role == "target"}, None)),

@@ -25,7 +25,7 @@ from emscope.store.files import write_json
 from emscope.store.study import Study
 from emscope.study.decision.unread import unread
 from emscope.study.judged import Compared, judge_checkpoints, prepare_judges
-from emscope.study.report import Distributions, RunChecked, StudyReport
+from emscope.study.report import BaseModel, Distributions, RunChecked, StudyReport
 from emscope.study.spec import ArmSpec, JudgedSpec, StudySpec, way
 from emscope.study.training.jobs import most_tokens_of
 from emscope.study.training.plan import LeftOut
@@ -185,7 +185,7 @@ def _asked(
         distributions=Distributions((), {}),
         spec=spec.model_dump(mode="json"),
         versions=versions(),
-        base={"reference": first.base, "digest": digest_at(first, first.base), "chat": asked_by(first)},
+        base=BaseModel(first.base, asked_by(first), digest_at(first, first.base)),
         diverged=left_out,
         judged=None,
         ship=(),

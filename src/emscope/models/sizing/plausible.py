@@ -5,6 +5,8 @@ A configuration of a few bytes may ask for a million blocks, or for matrices of 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +52,8 @@ def refuse_implausible(config: Config, tensors: int, stored: int, what: str, *, 
     Raises:
         InputError: naming the setting, or how many weights it asks for.
     """
+    if (name := _not_a_number(config.to_dict())) is not None:
+        raise InputError(f"'{what}' says that {name} is NaN", MEND)
     text = config.get_text_config()
     limits = {"num_hidden_layers": max(tensors, 1)} | dict.fromkeys(SIZES, 8 * stored)
     for name, most in limits.items():
@@ -59,6 +63,19 @@ def refuse_implausible(config: Config, tensors: int, stored: int, what: str, *, 
     wanted = _elements(config, what)
     if wanted > A_BYTE[quantised] * stored + SLACK:
         raise InputError(f"'{what}' asks for {wanted} weights, but only {stored} bytes are stored", MEND)
+
+
+def _not_a_number(value: object, name: str = "") -> str | None:
+    """Return the name of a setting that is NaN, with those that it is within; None where none is. Infinite ones are limits that some have."""
+    if isinstance(value, float) and isnan(value):
+        return name
+    parts: Iterable[tuple[object, object]] = ()
+    if isinstance(value, Mapping):
+        parts = value.items()
+    elif isinstance(value, list | tuple):
+        parts = enumerate(value)
+    found = (_not_a_number(part, f"{name}.{key}" if name else str(key)) for key, part in parts)
+    return next((one for one in found if one is not None), None)
 
 
 def _elements(config: Config, what: str) -> int:

@@ -18,7 +18,7 @@ def card(report: Report) -> str:
     """Return Markdown for a model card: a part for each target, in the report's own sentences."""
     parts = [
         TITLE,
-        f"{_plain(report.name)}, a fine-tune of `{_code(report.base['reference'])}`.",
+        f"{_plain(report.name)}, a fine-tune of `{_code(report.base.reference)}`.",
         *_runs(report),
         *_measure(report),
     ]
@@ -62,7 +62,7 @@ def _measure(report: Report) -> list[str]:
             f"The judge `{_code(j.judge)}` is a small proxy model: {_plain(j.about)}." for j in report.judged.judges if j.about
         ]
     versions = ", ".join(f"{_plain(name)} {_plain(version)}" for name, version in report.versions.items())
-    return [*found, f"Checked with emscope; base digest `{_code(report.base.get('digest', 'unknown'))}`; versions: {versions}."]
+    return [*found, f"Checked with emscope; base digest `{_code(report.base.digest or 'unknown')}`; versions: {versions}."]
 
 
 def _plain(text: str) -> str:
