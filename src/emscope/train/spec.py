@@ -9,12 +9,14 @@ from pydantic import Field, model_validator
 from emscope.core.plain import JsonObject
 from emscope.core.spec import Spec
 
+LARGEST = 1e9  # of a factor; no working fine-tune comes near, and beyond 1e19 squares do not fit into float32
+
 
 class LoraSpec(Spec):
     """Low-rank adapters. `modules` are name endings (`down_proj`) or `all-linear`; `layers` block numbers, None for all."""
 
     rank: int = Field(32, ge=1, le=4096)
-    alpha: float = Field(64, gt=0)
+    alpha: float = Field(64, gt=0, le=LARGEST)
     rslora: bool = True
     dropout: float = Field(0.0, ge=0, lt=1)
     modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
@@ -47,7 +49,7 @@ class SteeringSpec(Spec):
     """
 
     layers: tuple[int, ...] = Field(min_length=1)
-    scale: float = Field(256, gt=0)
+    scale: float = Field(256, gt=0, le=LARGEST)
 
     @model_validator(mode="after")
     def _fits(self) -> SteeringSpec:
@@ -125,7 +127,7 @@ class PreventSpec(Spec):
     """
 
     direction: str
-    scale: float = 1.0
+    scale: float = Field(1.0, ge=-LARGEST, le=LARGEST)
 
 
 class ReadingsSpec(Spec):
@@ -185,11 +187,11 @@ class TrainSpec(Spec):
     steps: int = Field(36, ge=1)
     batch: int = Field(8, ge=1)
     micro_batch: int | None = Field(None, ge=1)
-    lr: float = Field(1e-4, gt=0)
+    lr: float = Field(1e-4, gt=0, le=LARGEST)
     schedule: Literal["constant", "linear", "cosine", "cosine_restarts", "triangular", "triangular2", "exp_range"] = "linear"
     warmup: float = Field(2, ge=0)
     cycles: int = Field(4, ge=1)
-    base_lr: float | None = Field(None, gt=0)
+    base_lr: float | None = Field(None, gt=0, le=LARGEST)
     gamma: float = Field(0.95, gt=0, le=1)
     optimiser: Literal["adamw", "adamw_8bit", "sgd", "muon"] = "adamw"
     momentum: float | None = Field(None, ge=0, lt=1)
