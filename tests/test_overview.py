@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
+from jinja2 import UndefinedError
 
 from browser import dom, needs_browser
 from emscope.cli.app import run_arguments
@@ -133,3 +134,21 @@ def test_a_report_without_its_base_is_refused_and_without_versions_is_drawn(tmp_
     assert run_arguments(["report", str(tmp_path)]) == (2 if told else 0)
     said = capsys.readouterr()
     assert told in said.err and ("of an unknown version" in (tmp_path / "report.html").read_text() if not told else True)
+
+
+def test_a_report_whose_parts_do_not_fit_together_is_refused_by_report_and_compare(tmp_path, capsys, monkeypatch):
+    """What a template or a comparison raises over such a report is one sentence."""
+    (tmp_path / "report.json").write_text(json.dumps(study().to_json()))
+
+    def undefined(*_):
+        raise UndefinedError("no attribute 'x'")
+
+    def missing(*_):
+        raise KeyError("base - target")
+
+    monkeypatch.setattr("emscope.report.study.page.overview", undefined)
+    monkeypatch.setattr("emscope.study.compare._summary", missing)
+    assert run_arguments(["report", str(tmp_path)]) == 2
+    assert "report.json' is inconsistent (UndefinedError: " in capsys.readouterr().err
+    assert run_arguments(["compare", str(tmp_path), str(tmp_path)]) == 2
+    assert f"the report of '{tmp_path}' or '{tmp_path}' is inconsistent (KeyError: " in capsys.readouterr().err

@@ -39,18 +39,19 @@ def strangers(what: str, remedy: str) -> Iterator[None]:
 
 
 @contextmanager
-def consistent(what: str, remedy: str) -> Iterator[None]:
+def consistent(what: str, remedy: str, *also: type[Exception]) -> Iterator[None]:
     """Turn faults of values that are valid one by one but not together into one sentence.
 
     Args:
-        what: was read from a file. remedy: what to do.
+        what: was read from a file. remedy: what to do. also: what a library raises over such values.
 
     Raises:
         InputError: with the class of the fault.
     """
+    kinds: tuple[type[Exception], ...] = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, *also)
     try:
         yield
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except kinds as error:
         raise InputError(f"{what} is inconsistent ({type(error).__name__}: {reason(error)})", remedy) from None
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from emscope.core.errors import InputError
 from emscope.core.estimate import Estimate, undefined
+from emscope.core.limits import consistent
 from emscope.core.plain import JsonObject
 from emscope.data import bundled
 from emscope.stats.means import Mean, stratified_mean
@@ -20,7 +21,7 @@ from emscope.study.compare_result import Change, Compared, Comparison, Differenc
 from emscope.study.decision.along import AGAINST_CONTROL
 from emscope.study.reading.arms import Measure
 from emscope.study.reading.sets import EM
-from emscope.study.report import FolderChecked, Report, RunChecked, StudyReport, read_report, way_of
+from emscope.study.report import AGAIN, FolderChecked, Report, RunChecked, StudyReport, read_report, way_of
 
 LEVEL = 0.95
 SUMMARISED = "from the report's interval"
@@ -58,6 +59,11 @@ def compare_studies(folders: Sequence[str | Path]) -> Comparison:
     if len(folders) < FEWEST:
         raise InputError(f"{len(folders)} stud{'ies' if len(folders) != 1 else 'y'} to compare", "give two or more folders")
     studies = [_opened(Path(folder), n, [Path(f).name for f in folders]) for n, folder in enumerate(folders)]
+    with consistent(f"the report of {' or '.join(repr(str(one.folder)) for one in studies)}", AGAIN):
+        return _compared(studies)
+
+
+def _compared(studies: Sequence[_Study]) -> Comparison:
     first, *others = studies
     for other in others:
         _same_measure(first, other)

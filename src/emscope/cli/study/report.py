@@ -24,13 +24,15 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write report.html of a finished study or check again and print its tables."""
+    from jinja2 import TemplateError
+
     from emscope.core.limits import consistent
     from emscope.study.report import AGAIN, read_report
 
     if card and as_json:
         raise InputError("`card` prints Markdown and `as_json` JSON", "give one of them")
     found = read_report(study)
-    with consistent(f"'{study / 'report.json'}'", AGAIN):
+    with consistent(f"'{study / 'report.json'}'", AGAIN, TemplateError):
         _told(found, study, tables, card, as_json)
 
 
