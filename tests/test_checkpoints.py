@@ -155,6 +155,18 @@ def test_faults_are_named(tiny, tmp_path):
         discover(str(tmp_path / "other"))
 
 
+@pytest.mark.parametrize("tokens", ["x", 5, ["a"], [[1]], {"embed_tokens": "xy"}])
+def test_tokens_of_a_wrong_type_are_refused_and_the_base_stays(tiny, tmp_path, tokens):
+    folder = make_adapter(tiny, tmp_path / "checkpoint-1")
+    settings = json.loads((folder / "adapter_config.json").read_text()) | {"trainable_token_indices": tokens}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    net = load_net(tiny)
+    keys = list(net.state_dict())
+    with pytest.raises(InputError), with_checkpoint(net, discover(str(folder))[0]):
+        pass
+    assert list(net.state_dict()) == keys
+
+
 def test_damaged_pickled_and_foreign_weights_are_refused(tiny, tmp_path):
     folder = make_adapter(tiny, tmp_path / "checkpoint-1")
     whole = (folder / WEIGHTS).read_bytes()

@@ -249,10 +249,10 @@ def check_vocabulary(net: CausalLM, checkpoint: Checkpoint, shapes: Mapping[str,
 
 
 def _highest_token(config: PeftSettings) -> int:
-    """Return the highest token that an adapter trains by itself; -1 where there is none."""
+    """Return the highest token that an adapter trains by itself; -1 where there is none, or what stands there are no tokens."""
     told = getattr(config, "trainable_token_indices", None) or getattr(config, "token_indices", None) or []
     lists = told.values() if isinstance(told, dict) else [told]
-    return max((token for one in lists for token in one), default=-1)
+    return max((token for one in lists if isinstance(one, list) for token in one if isinstance(token, int)), default=-1)
 
 
 def _written(net: CausalLM, checkpoint: Checkpoint) -> set[str]:
