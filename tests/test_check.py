@@ -222,7 +222,18 @@ def test_settings_of_a_run_are_read_from_its_files(copied):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"rank_pattern": {"q_proj": 2}}, {"target_modules": r".*\.q_proj"}, {"peft_type": "IA3"}, {"log_history": []}]
+    "changes",
+    [
+        {"rank_pattern": {"q_proj": 2}},
+        {"target_modules": r".*\.q_proj"},
+        {"peft_type": "IA3"},
+        {"log_history": []},
+        {"log_history": [{"learning_rate": 1e30}]},
+        {"r": "x"},
+        {"lora_alpha": [1]},
+        {"lora_dropout": "much"},
+        {"layers_to_transform": ["a"]},
+    ],
 )
 def test_settings_that_cannot_be_repeated_are_refused(copied, changes):
     from emscope.core.errors import InputError

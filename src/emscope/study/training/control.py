@@ -8,6 +8,7 @@ from math import isfinite
 from pathlib import Path
 
 from emscope.core.errors import InputError
+from emscope.core.limits import consistent
 from emscope.core.plain import Json, JsonObject
 from emscope.core.progress import Progress
 from emscope.core.records import Conversation
@@ -73,21 +74,24 @@ def settings_of(target: Sequence[Checkpoint], batch: int | None = None) -> Train
             f"the adapter uses {special[0]}, which `make_control` cannot repeat",
             "train a control with your own tool and give it with `control`",
         )
-    return TrainSpec(
-        steps=max(last.step, int(_number(state.get("max_steps")) or 0)),
-        batch=batch or int(_number(state.get("train_batch_size")) or 8),
-        lr=max(rates),
-        warmup=0,
-        lora=LoraSpec(
-            rank=adapter["r"],
-            alpha=adapter["lora_alpha"],
-            rslora=bool(adapter.get("use_rslora")),
-            dropout=float(adapter.get("lora_dropout") or 0),
-            modules=tuple(sorted(modules)) if isinstance(modules, list) else "all-linear",
-            layers=None if layers is None else (layers,) if isinstance(layers, int) else tuple(layers),
-        ),
-        checkpoints=PlanSpec(at=tuple(c.step for c in target)),
-    )
+    with consistent(
+        f"what '{last.folder}' records of its training", "train a control with your own tool and give it with `control`"
+    ):
+        return TrainSpec(
+            steps=max(last.step, int(_number(state.get("max_steps")) or 0)),
+            batch=batch or int(_number(state.get("train_batch_size")) or 8),
+            lr=max(rates),
+            warmup=0,
+            lora=LoraSpec(
+                rank=adapter["r"],
+                alpha=adapter["lora_alpha"],
+                rslora=bool(adapter.get("use_rslora")),
+                dropout=float(adapter.get("lora_dropout") or 0),
+                modules=tuple(sorted(modules)) if isinstance(modules, list) else "all-linear",
+                layers=None if layers is None else (layers,) if isinstance(layers, int) else tuple(layers),
+            ),
+            checkpoints=PlanSpec(at=tuple(c.step for c in target)),
+        )
 
 
 def _rates(log: Json) -> list[float]:
