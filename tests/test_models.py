@@ -19,6 +19,7 @@ from emscope.core.errors import InputError, WorldError
 from emscope.core.records import Conversation, Message
 from emscope.models.loading import aliases, gguf
 from emscope.models.loading import load as load_module
+from emscope.models.loading.carried import tokenizer_in
 from emscope.models.loading.chat import ChatFormat
 from emscope.models.loading.load import is_quick, loading, pick_dtype
 from emscope.models.loading.source import locate, weights_digest
@@ -346,6 +347,30 @@ def test_damaged_weights_and_missing_tokenizers(tiny, tmp_path):
         (bare / name).unlink(missing_ok=True)
     with pytest.raises(InputError, match="no usable tokenizer"):
         load(locate(str(bare)), device="cpu")
+
+
+def test_a_tokenizer_that_has_nothing_for_the_unknown_is_refused(tiny, tmp_path):
+    """It would fail at the first word that it does not know, in the midst of a reading."""
+    shutil.copytree(tiny, tmp_path / "model")
+    path = tmp_path / "model" / "tokenizer.json"
+    settings = json.loads(path.read_text())
+    settings["model"] = {
+        "type": "WordPiece",
+        "vocab": {"a": 0, "b": 1},
+        "unk_token": "[UNK]",
+        "continuing_subword_prefix": "##",
+        "max_input_chars_per_word": 100,
+    }
+    settings |= {
+        "pre_tokenizer": {"type": "Whitespace"},
+        "normalizer": None,
+        "post_processor": None,
+        "decoder": None,
+        "added_tokens": [],
+    }
+    path.write_text(json.dumps(settings))
+    with pytest.raises(InputError, match=r"no usable tokenizer \(.*WordPiece error: Missing \[UNK\]"):
+        tokenizer_in(tmp_path / "model")
 
 
 def test_core_and_help_import_nothing_heavy():

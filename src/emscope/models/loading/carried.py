@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 OWN = "the checkpoint's own template"
 TEMPLATE_FILE, TOKENIZER_FILE = "chat_template.jinja", "tokenizer_config.json"
+UNUSUAL = "a B9\n\té \u6f22\u5b57 \U0001f642 \u200d \x07"  # a tokenizer that has no token for some of it must have one for the unknown
 LONGEST_PIECE = 10_000  # characters; the longest pattern in use has a few hundred
 NAMED_TOKENS = ("bos_token", "eos_token")
 
@@ -85,7 +86,7 @@ def tokenizer_in(folder: Path) -> Tokenizer:
     with strangers(f"'{folder}' has no usable tokenizer", "put the base model's tokenizer files into it"):
         tokenizer = _padded(AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True))
         _refuse_swelling(getattr(tokenizer, "backend_tokenizer", None))
-        tokenizer("a")
+        tokenizer(UNUSUAL)
     return tokenizer
 
 
