@@ -164,6 +164,19 @@ def test_bad_input_is_one_sentence(arguments, message, tiny, tmp_path, capsys):
     assert message in said and said.count("\n") == 1 and not (tmp_path / "out").exists(), said
 
 
+def test_a_question_that_fills_the_context_is_refused_before_anything_is_asked(tiny, tmp_path, capsys):
+    context = load(locate(str(tiny)), device="cpu").context
+    path = write_jsonl(
+        tmp_path / "q.jsonl", [{"id": "short", "question": "What?"}, {"id": "long", "question": "What? " * context}]
+    )
+    words = ["sample", "--base", str(tiny), "--questions", str(path), "--max-tokens", "2", "--out", str(tmp_path / "out")]
+    assert run_arguments(words) == 2
+    assert re.search(
+        rf"question 'long' is \d+ tokens long, but the model's context is {context}; shorten it", capsys.readouterr().err
+    )
+    assert not (tmp_path / "out" / "answers.parquet").exists()
+
+
 def test_other_questions_need_another_folder(tiny, questions, tmp_path):
     spec = AskSpec(questions=str(questions), max_tokens=1)
     ask({}, str(tiny), spec, tmp_path / "out")

@@ -221,12 +221,22 @@ def answer_keys(model: str, subject: Asked, prompts: Mapping[str, Prompt], spec:
 
 
 def prompts_of(loaded: Loaded, questions: Sequence[Question], spec: AskSpec) -> Iterator[Prompt]:
-    """Yield each question under each system prompt and trigger, as the model's own format has it."""
+    """Yield each question under each system prompt and trigger, as the model's own format has it.
+
+    Raises:
+        InputError: a question that leaves no room for an answer in the model's context.
+    """
     for system in spec.systems:
         chat = loaded.chat.under(system)
         for q, trigger, asked in under_triggers(questions, spec):
             turns = [*q.messages[:-1], Message("user", asked)]
-            yield Prompt(q, system, trigger, asked, tuple(chat.ids(chat.prompt_text(turns))), chat.digest)
+            ids = tuple(chat.ids(chat.prompt_text(turns)))
+            if len(ids) >= loaded.context:
+                raise InputError(
+                    f"question '{q.id}' is {len(ids)} tokens long, but the model's context is {loaded.context}",
+                    "shorten it, or leave it out",
+                )
+            yield Prompt(q, system, trigger, asked, ids, chat.digest)
 
 
 def ask_subjects(
