@@ -228,7 +228,7 @@ def test_settings_of_a_run_are_read_from_its_files(copied):
         {"target_modules": r".*\.q_proj"},
         {"peft_type": "IA3"},
         {"log_history": []},
-        {"log_history": [{"learning_rate": 1e30}]},
+        {"lora_alpha": 1e30},
         {"r": "x"},
         {"lora_alpha": [1]},
         {"lora_dropout": "much"},

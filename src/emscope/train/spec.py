@@ -187,11 +187,11 @@ class TrainSpec(Spec):
     steps: int = Field(36, ge=1)
     batch: int = Field(8, ge=1)
     micro_batch: int | None = Field(None, ge=1)
-    lr: float = Field(1e-4, gt=0, le=LARGEST)
+    lr: float = Field(1e-4, gt=0)
     schedule: Literal["constant", "linear", "cosine", "cosine_restarts", "triangular", "triangular2", "exp_range"] = "linear"
     warmup: float = Field(2, ge=0)
     cycles: int = Field(4, ge=1)
-    base_lr: float | None = Field(None, gt=0, le=LARGEST)
+    base_lr: float | None = Field(None, gt=0)
     gamma: float = Field(0.95, gt=0, le=1)
     optimiser: Literal["adamw", "adamw_8bit", "sgd", "muon"] = "adamw"
     momentum: float | None = Field(None, ge=0, lt=1)
