@@ -92,7 +92,7 @@ def test_a_layer_that_is_trained_itself_and_two_adapters_keep_pefts_steps():
         assert layers == 0
 
 
-@pytest.mark.parametrize("change", ["disabled", "merged", "hook", "autocast", "wider matrix"])
+@pytest.mark.parametrize("change", ["disabled", "merged", "hook", "own forward", "autocast", "wider matrix"])
 def test_what_looks_into_a_layer_or_changes_it_gets_pefts_steps(change, monkeypatch):
     net, x = adapted(torch.float32), torch.randn(4, 12, generator=torch.Generator().manual_seed(3))
     calls, seen = counted(monkeypatch), []
@@ -114,6 +114,9 @@ def test_what_looks_into_a_layer_or_changes_it_gets_pefts_steps(change, monkeypa
     if change == "hook":
         for module in (net.base_model.model.up.lora_A["default"], net.base_model.model.down.base_layer):
             module.register_forward_hook(lambda *_: seen.append(1))
+    if change == "own forward":  # as accelerate's hooks do
+        for module in (net.base_model.model.up.base_layer, net.base_model.model.down.lora_B["default"]):
+            module.forward = lambda x, forward=module.forward: 2 * forward(x)
     if change == "wider matrix":
         net.base_model.model.up.base_layer.double()
         net.base_model.model.down.base_layer.double()

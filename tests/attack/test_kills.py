@@ -44,4 +44,6 @@ def named(row: dict) -> list[list[str]]:
 
 @pytest.mark.slow
 def test_all_jobs_go_on(tmp_path):
-    check(table(tmp_path, "judge,sample,check,train,study", 5))
+    rows = table(tmp_path, "judge,sample,check,train,study", 5)
+    assert [row["job"] for row in rows] == ["judge", "sample", "check", "train", "study"]
+    check(rows)

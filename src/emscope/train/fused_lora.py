@@ -39,7 +39,7 @@ def fused_lora(model: torch.nn.Module) -> Iterator[int]:
     """
     from peft.tuners.lora.layer import Linear
 
-    found = [m for m in model.modules() if type(m) is Linear and _is_plain(m)]
+    found = [m for m in model.modules() if type(m) is Linear and "forward" not in vars(m) and _is_plain(m)]
     for module in found:
         module.forward = partial(_forward, module)
     try:
@@ -66,7 +66,8 @@ def _forward(module: Linear, x: Tensor, *args: object, **kwargs: object) -> Tens
     (name,) = module.lora_A
     a, b, base = module.lora_A[name], module.lora_B[name], module.base_layer
     changed = module.disable_adapters or module.merged or args or kwargs or list(module.active_adapters) != [name]
-    watched = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in (a, b, base))
+    # accelerate, which moves weights in when they are needed, puts a forward of its own on the module
+    watched = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or "forward" in vars(m) for m in (a, b, base))
     narrower = torch.promote_types(a.weight.dtype, x.dtype) != a.weight.dtype
     if changed or watched or narrower or x.dtype != base.weight.dtype or torch.is_autocast_enabled(x.device.type):
         return type(module).forward(module, x, *args, **kwargs)
