@@ -785,6 +785,23 @@ def test_a_study_of_jobs_that_could_cost_too_much_begins_none(world, files, tmp_
         run_study(spec.model_copy(update={"host": spec.host.model_copy(update={"max_cost": 2 * one + 0.01})}), tmp_path / "out")
 
 
+def test_answers_of_a_study_of_jobs_stop_at_max_cost_and_stay_counted(world, files, tmp_path):
+    host = {"name": "openai", "epochs": 2, "batch": 4, "prices": [0.0, 0.0, 1000.0], "max_cost": 0.05}
+    with fake_api(judge) as url:
+        spec = StudySpec.model_validate(settings_of(files, url, host=host))
+        with pytest.raises(OverBudget):
+            run_study(spec, tmp_path / "out")
+        some = len(read_table(tmp_path / "out", "answers"))
+        with pytest.raises(OverBudget):  # nothing is left of it
+            run_study(spec, tmp_path / "out")
+        assert 0 < some == len(read_table(tmp_path / "out", "answers"))
+        more = spec.model_copy(update={"host": spec.host.model_copy(update={"max_cost": 5.0})})
+        rows = run_study(more, tmp_path / "out").judged.answers
+    spent = json.loads((tmp_path / "out" / "spent.json").read_text())
+    tokens = sum(r["tokens"] for r in read_table(tmp_path / "out", "answers").to_pylist())
+    assert rows > some and tokens <= spent["sampled"] <= 1.5 * tokens + 20
+
+
 def _bytes(path) -> int:
     """Return the most tokens of a file, a byte each, with what surrounds them."""
     from emscope.data.conversations import read_conversations

@@ -23,6 +23,7 @@ from emscope.models.remote.jobs import CANCELLED, FAILED, JobRun, digest_at, job
 from emscope.models.remote.metering import Meter, dollars_for
 from emscope.store.files import write_json
 from emscope.store.study import Study
+from emscope.study.cells.at_host import SPENT, spent_in
 from emscope.study.decision.unread import unread
 from emscope.study.judged import Compared, judge_checkpoints, prepare_judges
 from emscope.study.report import BaseModel, Distributions, RunChecked, StudyReport
@@ -72,7 +73,7 @@ def run_jobs(spec: StudySpec, host: HostSpec, out: Path, progress: Progress) -> 
     with Study(out, frozen, versions(), may_grow=("seeds",)) as study:
         _foresee(spec, host, ones)
         ended, left_out = _train(spec, host, ones, progress)
-        report = _asked(study, spec, host, judged, ended, left_out, progress)
+        report = _asked(study, spec, host, judged, ended, left_out, _trained(ones), progress)
         write_json(out / "report.json", report.to_json())
     return report
 
@@ -161,18 +162,28 @@ def _asked(
     judged: JudgedSpec,
     jobs: Mapping[One, JobRun],
     left_out: tuple[LeftOut, ...],
+    trained: Spent,
     progress: Progress,
 ) -> StudyReport:
-    """Have the checkpoints asked and judged, and return the report."""
+    """Have the checkpoints asked and judged, and return the report.
+
+    What the answers were charged is kept, so that it counts against `max_cost` after a stop or a kill.
+    """
     first = alike({one.name: job for one, job in jobs.items()})
     asking = judged.ask.model_copy(update={"systems": (spec.system,)})
     prompts = {p.name: p for p in chat_prompts(read_questions(asking.questions), asking)}
     subjects = [Local("base", None)]
     for one, job in jobs.items():
         subjects += [Local(one.name, c) for c in _checkpoints(one, job, judged)]
-    meter = Meter(host.prices, host.max_cost, _trained(list(jobs)))
-    with Jobs(meter) as served:
-        ask_models(study, served, first, asking, prompts, subjects, progress)
+    file = study.root / SPENT
+    before = trained + spent_in(file)
+    meter = Meter(host.prices, host.max_cost, before, lambda spent: write_json(file, (spent - trained).to_json()))
+    try:
+        with Jobs(meter) as served:
+            ask_models(study, served, first, asking, prompts, subjects, progress)
+    finally:
+        if meter.spent != before:
+            write_json(file, (meter.spent - trained).to_json())
     write_answers(study)
     wanted = {key for s in subjects for key in answer_keys(digest_at(first, first.base), s, prompts, asking).values()}
     report = StudyReport(

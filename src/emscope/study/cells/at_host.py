@@ -142,9 +142,16 @@ def spent_so_far(root: Path, cell: Cell) -> Spent:
         InputError: the record of its training is damaged.
     """
     run = read_hosted(root / "runs" / cell.run.name) if cell.run else None
-    file = root / WORK / cell.key / SPENT
-    read = from_json(Spent, read_json(file, AGAIN), str(file), AGAIN) if file.is_file() else Spent()
-    return read + Spent(trained=run.spent.trained if run else 0)
+    return spent_in(root / WORK / cell.key / SPENT) + Spent(trained=run.spent.trained if run else 0)
+
+
+def spent_in(file: Path) -> Spent:
+    """Return what a file says that sessions were charged; nothing where there is none.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    return from_json(Spent, read_json(file, AGAIN), str(file), AGAIN) if file.is_file() else Spent()
 
 
 def _checkpoint_row(one: Run, checkpoint: HostedCheckpoint, run: HostedRun) -> JsonObject:
