@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 
@@ -97,6 +98,27 @@ def test_packing_is_refused_where_examples_see_each_other(name, dtype, examples)
     with pytest.raises(InputError, match=r"train\.packing: packed examples see each other"):
         check_attention(net, PACKED, examples)
     check_attention(net, SPEC, examples)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "qwen3_moe", "mistral, short window", "gemma2", "olmo2"])
+@pytest.mark.parametrize("lay", [collate, collate_packed])
+def test_sdpa_of_16_bits_is_trained_in_float32_on_a_cpu_and_nearer_to_the_exact_gradients(name, lay, examples):
+    """Against the same model in float32; layers that another attention computes are left as they are."""
+    net = architecture(name, torch.bfloat16)
+    before, batch = net.config._attn_implementation, lay(examples)
+    _, exact = loss_and_gradients(copy.deepcopy(net).float(), batch)
+    _, plain = loss_and_gradients(net, batch)
+    with attending(net, "as_loaded"):
+        within = net.config._attn_implementation
+        _, found = loss_and_gradients(net, batch)
+    assert net.config._attn_implementation == before
+    assert (within == attention.SDPA_FLOAT32) is (before == "sdpa")
+
+    def apart(gradients):
+        return sum(float((gradients[n].double() - g).square().sum()) for n, g in exact.items()) ** 0.5
+
+    assert apart(found) <= 1.1 * apart(plain)
+    assert apart(found) < 0.2 * sum(float(g.square().sum()) for g in exact.values()) ** 0.5
 
 
 def example(prompt, answer):
