@@ -207,6 +207,13 @@ def test_a_checkpoint_whose_log_cannot_be_read_is_not_complete(entry, tmp_path):
         assert complete_checkpoint(tmp_path, 4) is complete and bool(log_of(tmp_path)) is complete
 
 
+@pytest.mark.parametrize("value", [1, 0.1, 0, -1, [[0]], "1", None, True, float("nan"), float("inf"), {}])
+def test_a_checkpoint_whose_counts_are_no_numbers_is_not_complete(value, tmp_path):
+    state = {"global_step": 4, "log_history": [], "logging_steps": value, "save_steps": 500, "max_steps": 4}
+    (tmp_path / "trainer_state.json").write_text(json.dumps(state))
+    assert complete_checkpoint(tmp_path, 4) is (value in (1, 0.1) and value is not True)
+
+
 def test_a_signal_to_end_is_an_interrupt_and_an_ignored_one_stays_ignored():
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), interrupted_by_signals():

@@ -10,6 +10,9 @@ import zipfile
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
 
 from emscope.train.log import is_log
 
@@ -20,14 +23,18 @@ WRITTEN = (  # what a save leaves
     *("adapter_config.json", "adapter_model.safetensors", "direction.safetensors", "config.json", "generation_config.json"),
     *("model*.safetensors", "model.safetensors.index.json", STATE, *RESUME_ONLY),
 )
+COUNTS = ("logging_steps", "save_steps", "max_steps", "num_train_epochs")  # in a state, which a training takes over
 CARD, CARD_OF_PEFT = "README.md", "library_name: peft"  # PEFT writes one into each checkpoint
+
+_COUNT = TypeAdapter(Annotated[float, Field(allow_inf_nan=False, strict=True)])
 
 
 def complete_checkpoint(folder: Path, step: int) -> bool:
-    """True where the save completed: `trainer_state.json` is written last, names the step and has a log that can be read."""
+    """True where the save completed: `trainer_state.json` is written last, names the step and has numbers and a log to go on from."""
     try:
         state = json.loads((folder / STATE).read_text())
-        return bool(state["global_step"] == step) and is_log(state["log_history"])
+        counts = [_COUNT.validate_python(state[name]) for name in COUNTS if name in state]
+        return bool(state["global_step"] == step) and min(counts, default=1) > 0 and is_log(state["log_history"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
