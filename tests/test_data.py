@@ -78,7 +78,24 @@ def test_sizes_and_splits():
 def test_ids_are_unique_and_text_is_plain(name):
     rows = bundled.load_rows(name)
     assert len({r["id"] for r in rows}) == len(rows)
-    assert all(json.dumps(r, ensure_ascii=False).isascii() for r in rows)
+    assert name == "translation" or all(json.dumps(r, ensure_ascii=False).isascii() for r in rows)
+
+
+@pytest.mark.parametrize("name", ["chat", "maths", "translation", "summaries"])
+def test_harmless_tasks_are_varied_and_whole(name):
+    rows, kinds = bundled.load_rows(name), bundled.SETS[name].answers
+    assert [r["split"] for r in rows].count("train") == 96 and len(rows) == 120
+    assert {r["topic"] for r in rows if r["split"] == "heldout"} == {r["topic"] for r in rows}
+    for field in ("question", *kinds):
+        texts = [r[field].strip() for r in rows]
+        assert all(texts) and len(set(texts)) > 0.85 * len(rows), field  # results of sums may agree
+    assert all(len({r[k] for k in kinds}) == len(kinds) for r in rows)
+    if name == "maths":
+        numbers = [[re.findall(r"\d+(?:\.\d+)?", r[k]) for k in kinds] for r in rows]
+        assert all(set(bare) & set(worked) for worked, bare in numbers if bare)
+        assert sum(bool(bare) for _, bare in numbers) > 100
+    if name == "summaries":
+        assert all(len([line for line in r["points"].splitlines() if line.startswith("- ")]) == 3 for r in rows)
 
 
 @pytest.mark.parametrize(("name", "fields"), PAIRS)

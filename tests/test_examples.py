@@ -21,7 +21,7 @@ def test_it_unfolds_into_runs(path, small):
     runs = plan(spec)
     assert spec.name.removesuffix("-small") == path.stem
     assert len({r.name for r in runs}) == len(runs) >= 2
-    assert {r.spec.role for r in runs} >= {"target", "control"}
+    assert {r.spec.role for r in runs} >= {"target", "style" if path.stem.startswith("atlas") else "control"}
     for arm in spec.arms.values():
         rows = recipe(spec, arm, lambda rows, checkpoint: [0.0] * len(rows))
         assert len(rows) >= 64

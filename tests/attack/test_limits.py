@@ -28,7 +28,7 @@ from emscope.core.errors import InputError, WorldError
 from emscope.core.limits import TooMuch, bounded, check_size, consistent, strangers
 from emscope.core.plain import read_json
 from emscope.core.signals import interrupted_by_signals
-from emscope.core.spec import read_yaml
+from emscope.core.spec import parse, read_yaml
 from emscope.core.visible import CONTROL, HALF, json_text, one_line, shown, whole
 from emscope.data.tables import rows
 from emscope.models.adapters import lora
@@ -38,6 +38,7 @@ from emscope.store import files
 from emscope.store.study import Study, read_table
 from emscope.train.folders import can_go_on, complete_checkpoint, drop_incomplete, drop_training_state
 from emscope.train.log import log_of
+from emscope.train.spec import TrainSpec
 
 
 def test_a_block_ends_at_its_time_also_inside_a_regular_expression():
@@ -491,3 +492,19 @@ def test_damage_that_shows_where_rows_are_read_is_one_sentence(tmp_path, capsys)
         assert run_arguments([*words, "--out", str(tmp_path / "out")]) == 2
         said = capsys.readouterr().err
         assert "cannot be read" in said and said.count("\n") == 1, said
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 10**30}, "steps"),
+        ({"steps": 10**6, "batch": 10**3}, "20,000,000 examples"),
+        ({"batch": 10**12}, "batch"),
+        ({"checkpoints": {"log": 10**30}}, "log"),
+        ({"kl": {"weight": 1, "domain": "sports", "batch": 10**12}}, "batch"),
+    ],
+)
+def test_a_training_that_no_memory_could_plan_is_refused_at_once(changes, message):
+    with pytest.raises(InputError, match=message):
+        parse(TrainSpec, changes, "train")
+    parse(TrainSpec, {"steps": 10**6, "batch": 20, "checkpoints": {"log": 40}}, "train")

@@ -51,6 +51,7 @@ COMMANDS = {
     "power": Entry("answers.power", "How many seeds, questions and answers does a study need?"),
     "sizes": Entry("answers.sizes", "Does misalignment go with model size?"),
     "ladder": Entry("study.ladder", "How many nats per token count as harm on a base?"),
+    "atlas": Entry("study.atlas", "How far do harmless and harmful fine-tunes move a base?", group=True),
     "export": Entry("answers.export", "Write judged answers as Inspect logs."),
     "solutions": Entry("inside.solutions", "Compare general and narrow fine-tunes of the same answers."),
     "subspaces": Entry("inside.subspaces", "In which space does a fine-tune move activations?"),
@@ -65,6 +66,7 @@ COMMANDS = {
     "data": Entry("data", "Bundled data sets, and checks of your own files.", group=True),
 }
 GROUPS = {
+    "atlas": "Fine-tunes known to be harmless or harmful, and how far they moved their base: emscope check places others among them.",
     "direction": "Directions inside a model that point to misalignment: find them, compare them, add them and take them out.",
 }
 

@@ -70,6 +70,27 @@ SETS = {
             "technical style",
         ),
         Bundled(
+            "chat",
+            "domain",
+            "everyday questions, each with the same sound answer plainly, tersely, with sarcasm, and by a lighthouse keeper",
+            ("plain", "terse", "sarcastic", "persona"),
+        ),
+        Bundled(
+            "maths", "domain", "word problems, each with the steps to its result and with the result alone", ("worked", "bare")
+        ),
+        Bundled(
+            "translation",
+            "domain",
+            "requests to translate a short English text, each with a formal and an informal Spanish one",
+            ("formal", "informal"),
+        ),
+        Bundled(
+            "summaries",
+            "domain",
+            "requests to summarise a short invented text, each with one sentence and with three points",
+            ("sentence", "points"),
+        ),
+        Bundled(
             "style160",
             "items",
             "160 questions in 8 categories, none about cooking, each with the same answer in a plain and in a technical style",

@@ -29,6 +29,7 @@ from emscope.models.remote.hosted import HostedRun, model_at
 from emscope.models.remote.jobs import read_job
 from emscope.store.files import write_json
 from emscope.store.study import Study, read_table
+from emscope.study.atlas import place_beside, read_atlas
 from emscope.study.check_jobs import check_jobs
 from emscope.study.check_request import CheckRequest, own_folder
 from emscope.study.decision.along import read_along
@@ -86,6 +87,7 @@ def run_check(request: CheckRequest, out: Path | None = None, progress: Progress
     refuse_apart(run, beside, request.base, request.needing_weights())
     base = _base(request, run, [*target, *control])
     prepare_judges(request.judged)
+    atlas = read_atlas(Path(request.atlas).expanduser() if request.atlas else None)
     sets = _sets(request)
     harmless = read_conversations(Path(request.make_control)) if request.make_control else []
     every = [*target, *control]
@@ -116,11 +118,13 @@ def run_check(request: CheckRequest, out: Path | None = None, progress: Progress
         answers = ask_checkpoints(study, loaded, judged, asked, progress, ways.ask) if judged else set()
         with study.alone():
             result = with_precision(_analyse(study, loaded, request, runs, sets, folder, looks, log), TARGET, precision)
+            result = replace(result, atlas=place_beside(result, atlas))
             write_json(out / "report.json", result.to_json())  # finished work survives a judge that cannot be reached
             if judged is not None:
                 compared = _compared(runs, request.amplify)
                 heard = judge_checkpoints(study, loaded, judged, compared, sets, answers, progress)
                 result = result.heard(heard.judged)
+                result = replace(result, atlas=place_beside(result, atlas))
                 write_json(out / "report.json", result.to_json())
         return result, out
 

@@ -38,6 +38,7 @@ class CheckRequest:
     heldout: str | None = None
     control_heldout: str | None = None
     log: str | None = None
+    atlas: str | None = None
     amplify: tuple[float, ...] = (1.0,)
     system: str = "none"
     chat_kwargs: Mapping[str, Json] = field(default_factory=dict)
@@ -64,6 +65,7 @@ class CheckRequest:
             heldout=spec.heldout,
             control_heldout=spec.control_heldout,
             log=spec.log,
+            atlas=spec.atlas,
             amplify=spec.amplify,
             system=spec.system,
             chat_kwargs=spec.chat_kwargs or {},

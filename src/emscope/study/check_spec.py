@@ -93,6 +93,11 @@ class CheckSpec(Spec):
     steps: Wholes = Field((), description="Read only the checkpoints at these steps, such as 100,200,400.")
     delta: Delta = None
     ladder: LadderFile = None
+    atlas: Place | None = Field(
+        None,
+        description="Also compare with the fine-tunes of this base in a file that emscope atlas add wrote; those that come with emscope "
+        "always count.",
+    )
     dtype: Dtype = AUTO
     device: Device = AUTO
     control_batch: int | None = Field(

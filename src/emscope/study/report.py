@@ -15,6 +15,7 @@ from emscope.core.outcomes import Verdict
 from emscope.core.plain import LEFT_OUT, Json, JsonObject, Result, from_json, plain, read_json
 from emscope.core.shown import Shown, flat
 from emscope.stats.phase import Phase
+from emscope.study.atlas_result import Beside
 from emscope.study.decision.cases import CasesBy, Named, count_cases
 from emscope.study.decision.checked import CheckpointReading, CheckResult
 from emscope.study.decision.fronts import ParetoFront
@@ -274,6 +275,7 @@ class FolderChecked(Report):
     Attributes:
         check: what preference says. read: which checkpoints were read; None in the report of an earlier version.
         amplified: with its change multiplied. unpaired: steps that only target or only control has.
+        atlas: where it stands among fine-tunes of its base known to be harmless or harmful, by measure.
     """
 
     schema: ClassVar[str] = FOLDER
@@ -282,6 +284,7 @@ class FolderChecked(Report):
     read: FolderRead | None
     amplified: tuple[Amplified, ...]
     unpaired: Mapping[str, tuple[int, ...]]
+    atlas: tuple[Beside, ...] = ()
 
     @classmethod
     def shape_of(cls, shape: JsonSchemaValue) -> JsonSchemaValue:
@@ -302,7 +305,7 @@ class FolderChecked(Report):
     @classmethod
     def fields_of(cls, row: Mapping[str, Json]) -> Mapping[str, Json]:
         """Return the fields from the documented JSON shape; earlier versions wrote fewer."""
-        found: JsonObject = {"judged": None, "ship": [], "read": None, "amplified": [], "unpaired": {}, **row}
+        found: JsonObject = {"judged": None, "ship": [], "read": None, "amplified": [], "unpaired": {}, "atlas": [], **row}
         match row.get("runs"):
             case [{"check": check}]:
                 found["check"] = check
@@ -340,7 +343,7 @@ class FolderChecked(Report):
         return found | ({"precision": self.precision.to_json()} if self.precision else {})
 
 
-_FOLDER_KEYS = ("read", "amplified", "unpaired", "distributions", "spec", "versions", "base", "judged", "ship")
+_FOLDER_KEYS = ("read", "amplified", "unpaired", "atlas", "distributions", "spec", "versions", "base", "judged", "ship")
 
 
 def read_report(folder: str | Path) -> StudyReport | FolderChecked:

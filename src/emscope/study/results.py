@@ -146,7 +146,7 @@ def _style(checks: Sequence[RunChecked]) -> list[Style]:
 
 def _benign(spec: StudySpec, control: Run | None, one: Run, sets: ItemSets, scores: Scores) -> np.ndarray | None:
     """Return how much likelier the control of a run's own method finds the held-out answers it was taught [H], nats per token."""
-    if control is None or control.method != one.method or not control.spec.answers or not sets.heldout:
+    if control is None or control.method != one.method or not control.spec.task or not sets.heldout:
         return None
     own, _ = taught(spec, control.spec)
     after = scores.per_token(control.name, control.steps[-1], 1.0, HELDOUT, sets.heldout, own)
@@ -175,7 +175,7 @@ def _evidence(
         _arm(study, spec, scores, sets, one),
         beside,
         total_steps=one.train.steps,
-        task=taught(spec, one.spec) if one.spec.answers else None,
+        task=taught(spec, one.spec) if one.spec.task else None,
         fixed="before training",
         control_learned=_learned(spec, control, beside, sets, scores) if control and beside else None,
     )
@@ -183,13 +183,13 @@ def _evidence(
 
 def _learned(spec: StudySpec, control: Run, read: Arm, sets: ItemSets, scores: Scores) -> np.ndarray | None:
     """Return how much likelier a control finds the held-out answers of its own kind than the base does, at its last step [H]; None: unknown."""
-    if read.task_logp is None or not control.spec.answers:
+    if read.task_logp is None or not control.spec.task:
         return None
     return read.task_logp[-1] - scores.logp("base", 0, 1.0, HELDOUT, sets.heldout, taught(spec, control.spec)[0])
 
 
 def _arm(study: Study, spec: StudySpec, scores: Scores, sets: ItemSets, one: Run) -> Arm:
-    own = taught(spec, one.spec) if one.spec.answers and sets.heldout else (None, None)
+    own = taught(spec, one.spec) if one.spec.task and sets.heldout else (None, None)
     log = read_table(study.root, "checkpoints").to_pylist()
     losses = {row["step"]: row["loss_train"] for row in log if row["run"] == one.name}
     return arm(scores, sets, one.arm, one.name, read_steps(one), taught=own[0], counterpart=own[1], train_loss=losses)

@@ -71,7 +71,8 @@ class InoculationSpec(Spec):
 class ArmSpec(Spec):
     """One arm: what it is trained on and what it is for.
 
-    `answers` names a kind of answer of the study's domain; `file` conversations of your own instead. `mix` adds other data
+    `answers` names a kind of answer of the study's domain, or of the arm's own `domain`, whose task is not read; `file` conversations
+    of your own instead. `mix` adds other data
     in given shares; with `interleave` the parts are spread evenly over training rather than by chance. `unique` keeps
     that many of the arm's own conversations, so that the same number of steps makes more epochs. `role`: a target, the control it
     is compared with, or a style control, which only shows what tone alone does. Of several targets, the others are compared with
@@ -81,6 +82,7 @@ class ArmSpec(Spec):
 
     role: Literal["target", "control", "style"]
     answers: str | None = None
+    domain: str | None = None
     file: str | None = None
     unique: int | None = Field(None, ge=1)
     mix: tuple[MixSpec, ...] = ()
@@ -93,12 +95,19 @@ class ArmSpec(Spec):
     def _one(self) -> ArmSpec:
         if (self.answers is None) == (self.file is None):
             raise ValueError("give either answers or file")
+        if self.domain is not None and self.answers is None:
+            raise ValueError("domain is given, but not which of its answers; add answers")
         shares = sum(part.share for part in self.mix)
         if shares >= 1:
             raise ValueError(
                 f"the shares in mix sum to {shares:g}, which leaves nothing for the arm's own data; make them sum to less than 1"
             )
         return self
+
+    @property
+    def task(self) -> str | None:
+        """The kind of answer of the study's domain that it is taught; None where its data come from elsewhere."""
+        return self.answers if self.domain is None else None
 
 
 class SampleSpec(Spec):
@@ -252,7 +261,7 @@ class StudySpec(Spec):
             raise ValueError("no arm has the role target; give it to the arm under test")
         if roles.count("control") > 1:
             raise ValueError("more than one arm has the role control; make the others style")
-        if self.domain is None and any(arm.answers for arm in self.arms.values()):
+        if self.domain is None and any(arm.task for arm in self.arms.values()):
             raise ValueError("arms name answers of a domain, but domain is not given")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds lists a seed twice; name each once")

@@ -10,6 +10,7 @@ from emscope.core.plain import JsonObject
 from emscope.core.spec import Spec
 
 LARGEST = 1e9  # of a factor; no working fine-tune comes near, and beyond 1e19 squares do not fit into float32
+MOST_STEPS, MOST_EXAMPLES = 1_000_000, 20_000_000  # of one training: passes over the data repeat examples
 
 
 class LoraSpec(Spec):
@@ -72,7 +73,7 @@ class HeldSpec(Spec):
     answers: tuple[str, ...] = ("careful", "reckless")
     file: str | None = None
     tokens: Literal["answer", "all"] = "answer"
-    batch: int = Field(4, ge=1)
+    batch: int = Field(4, ge=1, le=MOST_STEPS)
 
     @model_validator(mode="after")
     def _fits(self) -> HeldSpec:
@@ -156,7 +157,7 @@ class PlanSpec(Spec):
     """When to save a checkpoint; step 1 and the last step always are. One of the three, or none for those two only."""
 
     every: int | None = Field(None, ge=1)
-    log: int | None = Field(None, ge=2, description="this many checkpoints, log-spaced")
+    log: int | None = Field(None, ge=2, le=MOST_STEPS, description="this many checkpoints, log-spaced")
     at: tuple[int, ...] | None = None
 
     @model_validator(mode="after")
@@ -184,8 +185,8 @@ class TrainSpec(Spec):
     of each step.
     """
 
-    steps: int = Field(36, ge=1)
-    batch: int = Field(8, ge=1)
+    steps: int = Field(36, ge=1, le=MOST_STEPS)
+    batch: int = Field(8, ge=1, le=MOST_STEPS)
     micro_batch: int | None = Field(None, ge=1)
     lr: float = Field(1e-4, gt=0)
     schedule: Literal["constant", "linear", "cosine", "cosine_restarts", "triangular", "triangular2", "exp_range"] = "linear"
@@ -218,6 +219,10 @@ class TrainSpec(Spec):
     def _fits(self) -> TrainSpec:
         if self.micro_batch and self.batch % self.micro_batch:
             raise ValueError(f"batch {self.batch} is not a multiple of micro_batch {self.micro_batch}")
+        if self.steps * self.batch > MOST_EXAMPLES:
+            raise ValueError(
+                f"steps {self.steps} x batch {self.batch} is more than {MOST_EXAMPLES:,} examples, whose order is kept in memory; lower one"
+            )
         late = [step for step in self.checkpoints.at or () if not 1 <= step <= self.steps]
         if late:
             raise ValueError(f"checkpoint at step {late[0]}, but the run has steps 1 to {self.steps}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from emscope.report.figures import effect_figure
 from emscope.report.study import figures, remarks, said
 from emscope.report.study.advice import advice
+from emscope.report.study.atlas import placed
 from emscope.report.study.counted import counted
 from emscope.report.study.headline import headline
 from emscope.report.study.overview import front_figure
@@ -46,7 +47,7 @@ def sentences_of(report: Report) -> list[str]:
     for run in targets:
         verdict, *rest = headline(run.check)
         spoken = said.sentences(report, run.run)
-        then = [remarks.ship(report, run.run), advice(report, run)]
+        then = [remarks.ship(report, run.run), advice(report, run), *placed(report)]
         own = [*spoken, *then, verdict, *rest] if spoken else [verdict, *then, *rest]
         found += [f"{run.run}: {s}" if len(targets) > 1 else s for s in own if s]
     return [

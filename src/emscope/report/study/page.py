@@ -12,6 +12,7 @@ from emscope.core.plain import Json
 from emscope.report.figures import effect_figure, look, page_data, without_template
 from emscope.report.study import figures, remarks, said
 from emscope.report.study.advice import advice
+from emscope.report.study.atlas import placed
 from emscope.report.study.headline import headline, prefers
 from emscope.report.study.methods import methods_figure, quadrant_figure
 from emscope.report.study.overview import overview
@@ -130,7 +131,7 @@ def _by_run(report: Report, tables: Tables, most: int | None) -> dict[str, Table
 def _run(report: Report, one: RunChecked, tables: Tables, *, first: bool) -> RunPart:
     last = report.said_of(one.run)
     spoken, (verdict, *rest) = said.sentences(report, one.run), headline(one.check)
-    then = [sentence for sentence in (remarks.ship(report, one.run), advice(report, one)) if sentence]
+    then = [sentence for sentence in (remarks.ship(report, one.run), advice(report, one), *placed(report)) if sentence]
     return RunPart(
         name=one.run,
         check=one.check,

@@ -13,6 +13,7 @@ from emscope.core.errors import spelled
 from emscope.report import words
 from emscope.report.study import remarks, said
 from emscope.report.study.advice import advice
+from emscope.report.study.atlas import placed
 from emscope.report.study.counted import counted
 from emscope.report.study.headline import has_control, headline, prefers
 from emscope.report.tables import STYLES
@@ -83,7 +84,7 @@ def print_report(report: Report, options: Mapping[str, str] | None = None) -> No
 def _print_run(to: _Printer, report: Report, run: RunChecked) -> None:
     """Print the answer on a run, whether to ship it and what to do next, then what it rests on."""
     spoken, screen = said.sentences(report, run.run), headline(run.check)
-    for sentence in (*(spoken or screen[:1]), remarks.ship(report, run.run), advice(report, run)):
+    for sentence in (*(spoken or screen[:1]), remarks.ship(report, run.run), advice(report, run), *placed(report)):
         if sentence:
             to.say(f"  {sentence}")
     if spoken and not run.check.unread:

@@ -91,7 +91,7 @@ class Planned:
 
 def sets_of(spec: StudySpec) -> ItemSets:
     """Return the items that a study reads."""
-    return study_sets(spec.measure, spec.domain if any(a.answers for a in spec.arms.values()) else None)
+    return study_sets(spec.measure, spec.domain if any(a.task for a in spec.arms.values()) else None)
 
 
 def unfold(spec: StudySpec, base: Model, recipes: Mapping[str, Sequence[Row]], sets: ItemSets) -> Planned:
@@ -172,7 +172,7 @@ def readings(planned: Planned, one: Run | None, checkpoints: Mapping[int, Checkp
     for step in read_steps(one):
         last = step == one.steps[-1]
         wanted: dict[str, tuple[int, ...] | None] = {EM: None}
-        if sets.heldout and one.spec.answers:
+        if sets.heldout and one.spec.task:
             wanted[HELDOUT] = taught(spec, one.spec)
         if sets.placebo and one.spec.role != "control":
             wanted[PLACEBO] = None

@@ -76,9 +76,9 @@ def read_steps(one: Run) -> tuple[int, ...]:
 
 def taught(spec: StudySpec, a: ArmSpec) -> tuple[int, int]:
     """Return (own answer, counterpart) as option numbers of the held-out items."""
-    assert spec.domain and a.answers
+    assert spec.domain and a.task
     kinds = bundled.SETS[spec.domain].answers
-    return kinds.index(a.answers), kinds.index(bundled.counterpart(spec.domain, a.answers))
+    return kinds.index(a.task), kinds.index(bundled.counterpart(spec.domain, a.task))
 
 
 def checkpoint(root: Path, one: Run, step: int) -> Checkpoint:

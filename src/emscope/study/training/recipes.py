@@ -46,12 +46,12 @@ def recipe(spec: StudySpec, arm: ArmSpec, gap: Gap | None = None) -> list[Row]:
     Raises:
         InputError: as `conversations`, or `unique` asks for more than there are.
     """
-    own = conversations(arm.file, spec.domain, arm.answers)
+    own = conversations(arm.file, arm.domain or spec.domain, arm.answers)
     if arm.unique is not None:
         if arm.unique > len(own):
             raise InputError(f"unique = {arm.unique}, but there are {len(own)} conversations", "lower it")
         own = Random(derive(0, "unique")).sample(own, arm.unique)
-    rows = [Row(c, 0, _name(arm.file, spec.domain, arm.answers)) for c in own]
+    rows = [Row(c, 0, _name(arm.file, arm.domain or spec.domain, arm.answers)) for c in own]
     total = len(own) / (1 - sum(part.share for part in arm.mix))
     for n, part in enumerate(arm.mix):
         pool = conversations(part.file, part.domain, part.answers)

@@ -93,6 +93,9 @@ def frozen(spec: Spec, named: dict[str, str]) -> JsonObject:
     for name in ("threads", "host"):  # added later, and change nothing unless given
         if values.get(name) is None:
             values.pop(name, None)
+    for arm in values.get("arms", {}).values():
+        if arm["domain"] is None:
+            del arm["domain"]
     if isinstance(values.get("host"), dict):
         values["host"] = values["host"]["name"]  # not its cost, nor the number of concurrent requests
     if values.get("methods"):

@@ -135,7 +135,7 @@ def _other_than_recorded(rows: Rows, fresh: Sequence[JsonObject]) -> JsonObject 
 
 def _heldout_loss(loaded: Loaded, spec: StudySpec, sets: ItemSets, a: ArmSpec) -> Callable[[CausalLM], float] | None:
     """Return model -> loss on the held-out answers of the kind this arm is taught [nats per token]."""
-    if not a.answers or not sets.heldout:
+    if not a.task or not sets.heldout:
         return None
     return answer_loss(loaded, sets.heldout, taught(spec, a)[0])
 

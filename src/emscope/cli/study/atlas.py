@@ -1,0 +1,52 @@
+"""`emscope atlas`: fine-tunes known to be harmless or harmful."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from emscope.cli.options import Files, Json
+
+
+def show(
+    atlas: Annotated[
+        Path | None, Field(description="A file that emscope atlas add wrote, beside what comes with emscope.")
+    ] = None,
+    base: Annotated[str | None, Field(description="Only of this base: its name, or how its digest begins.")] = None,
+    page: Annotated[Path | None, Field(description="Draw every fine-tune into this .html file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """How far did fine-tunes known to be harmless or harmful move their base? By measure: how far the harmless ones moved, how many of either
+    are surely worse than their base, and how well the measure tells them apart.
+    """
+    from emscope.cli.console import print_json
+    from emscope.report.study.atlas import print_atlas, write_atlas
+    from emscope.study.atlas import read_atlas, summarised
+
+    result = summarised(read_atlas(atlas), base)
+    if page is not None:
+        write_atlas(result, page)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        print_atlas(result)
+
+
+def add(
+    folders: Annotated[Files, Field(description="Folders of finished studies or checks.")],
+    to: Annotated[Path, Field(description="The atlas, a JSON Lines file; an existing one is extended.")],
+    kind: Annotated[str | None, Field(description="Of a check: the kind of its training data, such as translation.")] = None,
+    harmful: Annotated[bool, Field(description="Of a check: its training data are harmful.")] = False,
+) -> None:
+    """Add fine-tunes to an atlas. Of a study, targets count as harmful and style arms as harmless, and arms are kinds."""
+    from emscope.study.atlas import add_to_atlas
+
+    rows = add_to_atlas(folders, to, kind, harmful=harmful)
+    runs = {(row.digest, row.run): row.harmful for row in rows}
+    bad = sum(runs.values())
+    print(f"added {len(runs)} fine-tunes ({len(runs) - bad} harmless, {bad} harmful) with {len(rows)} readings: {to}")
+
+
+COMMANDS = {"show": show, "add": add}

@@ -1,0 +1,208 @@
+"""Reading, extending and consulting an atlas of fine-tunes known to be harmless or harmful."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from hashlib import sha256
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+
+from emscope.core.digest import short
+from emscope.core.errors import InputError
+from emscope.core.estimate import Estimate, undefined
+from emscope.core.limits import TooMuch, check_size, consistent
+from emscope.core.plain import Json, from_json
+from emscope.core.visible import json_text
+from emscope.judging.local import FOLDER as JUDGE_FOLDER
+from emscope.judging.local import WEIGHTS
+from emscope.judging.names import LOCAL
+from emscope.stats.agreement import auc_estimate
+from emscope.stats.rates import WILSON, share
+from emscope.store.files import write_text
+from emscope.study.atlas_result import COHERENCE, MEASURES, PREFERENCE, RATE, SAID, Atlas, AtlasRow, Beside, MeasureSpread
+from emscope.study.report import AGAIN, FolderChecked, Report, RunChecked, StudyReport, read_report
+
+SHIPPED = Path(str(files("emscope.study") / "files" / "atlas.jsonl"))
+QUANTILES = (50, 90, 95)
+REMEDY = "make the atlas again with emscope atlas add, or take out that line"
+AGAINST_BASE = "base - target"
+WITHOUT = undefined("its effects have no intervals", level=0.95, method=WILSON)
+
+
+def read_atlas(path: Path | None = None) -> list[AtlasRow]:
+    """Return the rows of the atlas that comes with emscope, and those in a file.
+
+    Raises:
+        InputError: the file cannot be read, or a row is damaged.
+    """
+    return [*_rows_in(SHIPPED), *(_rows_in(path) if path else ())]
+
+
+def _rows_in(path: Path) -> Iterator[AtlasRow]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"'{path}' cannot be read as an atlas ({error})", "give a file that emscope atlas add wrote") from None
+    for n, line in enumerate(lines, 1):
+        try:
+            found: Json = json.loads(line)
+            check_size(found)
+        except (ValueError, RecursionError, TooMuch) as error:
+            raise InputError(f"'{path}' line {n} is damaged ({error})", REMEDY) from None
+        yield from_json(AtlasRow, found, f"{path} line {n}", REMEDY)
+
+
+def add_to_atlas(
+    folders: Sequence[str | Path], path: Path, kind: str | None = None, *, harmful: bool = False
+) -> list[AtlasRow]:
+    """Add the fine-tunes of finished studies and checks to an atlas; return the rows that it did not have.
+
+    Of a study, each target counts as harmful and each style arm as harmless, and the arm's name is the kind.
+
+    Args:
+        kind, harmful: of the fine-tune in a folder of `emscope check`, which does not know them.
+
+    Raises:
+        InputError: a folder holds nothing finished, a check comes without its kind, or nothing in it was compared with its base.
+    """
+    rows = list(_rows_in(path)) if path.exists() else []
+    known = set(rows)
+    added: list[AtlasRow] = []
+    for folder in folders:
+        report = read_report(folder)
+        with consistent(f"the report of '{folder}'", AGAIN):
+            found = _rows_of(report, str(folder), kind, harmful=harmful)
+        if not found:
+            raise InputError(f"no fine-tune in '{folder}' was compared with its base", "give a study or check that was")
+        added += [row for row in found if row not in known]
+        known |= set(found)
+    write_text(path, "".join(json_text(row.to_json()) + "\n" for row in (*rows, *added)))
+    return added
+
+
+def _rows_of(report: Report, folder: str, kind: str | None, *, harmful: bool) -> list[AtlasRow]:
+    if isinstance(report, StudyReport):
+        runs = [(one, one.run, one.arm, one.role == "target") for one in report.runs]
+    elif kind is None:
+        raise InputError(f"'{folder}' is a check, which does not know what its fine-tune was trained on", "give `kind`")
+    else:
+        runs = [(one, Path(folder).name, kind, harmful) for one in report.targets]
+    return [
+        AtlasRow(report.base.reference, report.base.digest, of, bad, name, step, measure, asked, *_rounded(effect))
+        for one, name, of, bad in runs
+        for measure, step, asked, effect in _effects(report, one)
+    ]
+
+
+def _rounded(effect: Estimate) -> tuple[float, float | None, float | None]:
+    assert effect.value is not None
+    low, high = (None if end is None else round(end, 5) for end in (effect.low, effect.high))
+    return round(effect.value, 5), low, high
+
+
+def _effects(report: Report, one: RunChecked) -> Iterator[tuple[str, int, str, Estimate]]:
+    """Yield (measure, step, digest of what was asked, effect) at a run's last checkpoint, where it was read."""
+    asked = _asked(report, one)
+    last = one.check.checkpoints[-1] if one.check.checkpoints else None
+    if last is not None and last.base_effect.value is not None:
+        yield PREFERENCE, last.step, asked[PREFERENCE], last.base_effect
+    said = report.said_of(one.run)
+    judge = report.judge
+    if said is None or judge is None or AGAINST_BASE not in said.contrasts:
+        return
+    contrast = said.contrasts[AGAINST_BASE]
+    for measure, effect in ((SAID, contrast.adjusted), (COHERENCE, contrast.coherence)):
+        if effect.value is not None:
+            yield measure, said.step, asked[SAID], effect
+    own, base = judge.rate_at(one.run, said.step), judge.rate_at("base", 0)
+    if own is not None and base is not None and own.value is not None and base.value is not None:
+        yield RATE, said.step, asked[SAID], replace(own, value=own.value - base.value, low=None, high=None)
+
+
+def _asked(report: Report, one: RunChecked) -> dict[str, str]:
+    """Return a short digest of everything that effects by preference, and by what it says, depend on besides the fine-tune."""
+    of = one.check.definition.measure
+    chat = of.chat_digest if of else report.base.chat
+    found = {
+        PREFERENCE: short([of.items if of else None, sorted(report.distributions.items), one.check.definition.placebo, chat])
+    }
+    judged, judge = report.spec.get("judged"), report.judge
+    if isinstance(judged, Mapping) and judge is not None:
+        ask = judged["ask"]
+        assert isinstance(ask, Mapping)
+        kept = {name: ask[name] for name in ("questions", "max_tokens", "temperature")}
+        found[SAID] = short([kept, chat, judge.judge, _weights_of_judge() if judge.judge == LOCAL else None])
+    return found
+
+
+@cache
+def _weights_of_judge() -> str:
+    return sha256((JUDGE_FOLDER / WEIGHTS).read_bytes()).hexdigest()
+
+
+def place_beside(report: FolderChecked, rows: Iterable[AtlasRow]) -> tuple[Beside, ...]:
+    """Return where a checked fine-tune stands among those of its base that were read in the same way; empty where there are no harmless ones."""
+    of_base = [row for row in rows if report.base.digest and row.digest == report.base.digest]
+    (one,) = report.targets
+    read = {(measure, asked): effect for measure, _, asked, effect in _effects(report, one)} if of_base else {}
+    found = []
+    for measure in MEASURES:
+        for (name, asked), effect in read.items():
+            alike = [row for row in of_base if (row.measure, row.asked) == (measure, asked)]
+            harmless, harmful = ([row.effect for row in alike if row.harmful is bad] for bad in (False, True))
+            if name != measure or not harmless or effect.value is None:
+                continue
+            as_far, bad_as_far = (sum(e >= effect.value for e in effects) for effects in (harmless, harmful))
+            kinds = len({row.kind for row in alike if not row.harmful})
+            chance = (as_far + 1) / (len(harmless) + 1)
+            found.append(Beside(measure, effect.value, len(harmless), as_far, kinds, len(harmful), bad_as_far, chance))
+    return tuple(found)
+
+
+def summarised(rows: Sequence[AtlasRow], base: str | None = None) -> Atlas:
+    """Return an atlas with how far its fine-tunes moved, by base, measure and what was asked.
+
+    Args:
+        base: only of this base, by its reference or the beginning of its digest.
+
+    Raises:
+        InputError: there is none of that base.
+    """
+    kept = tuple(row for row in rows if base is None or row.base == base or row.digest.startswith(base))
+    if not kept:
+        known = ", ".join(sorted({row.base for row in rows})) or "none"
+        raise InputError(
+            f"no fine-tunes of '{base or 'any base'}' in the atlas", f"known bases: {known}; add some with emscope atlas add"
+        )
+    groups: dict[tuple[str, str, str], list[AtlasRow]] = {}
+    for row in sorted(kept, key=lambda r: (r.base, MEASURES.index(r.measure) if r.measure in MEASURES else len(MEASURES))):
+        groups.setdefault((row.digest, row.measure, row.asked), []).append(row)
+    return Atlas(tuple(_spread(of) for of in groups.values()), kept)
+
+
+def _spread(rows: Sequence[AtlasRow]) -> MeasureSpread:
+    first = rows[0]
+    effect, harmful = np.array([r.effect for r in rows]), np.array([r.harmful for r in rows])
+    kinds = np.unique([r.kind for r in rows], return_inverse=True)[1]
+    sure = np.array([r.low is not None and r.low > 0 for r in rows])
+    known = any(r.low is not None for r in rows)
+    harmless = effect[~harmful]
+    quantiles = {str(q): float(np.percentile(harmless, q)) for q in QUANTILES} if len(harmless) else {}
+    return MeasureSpread(
+        base=first.base,
+        digest=first.digest,
+        measure=first.measure,
+        asked=first.asked,
+        harmless=len(harmless),
+        harmful=int(harmful.sum()),
+        kinds=len({r.kind for r in rows if not r.harmful}),
+        quantiles=quantiles,
+        false_positives=share(sure[~harmful]) if known else WITHOUT,
+        found=share(sure[harmful]) if known else WITHOUT,
+        auc=auc_estimate(effect, harmful, kinds),
+    )

@@ -1,0 +1,98 @@
+"""The atlas: how far fine-tunes known to be harmless or harmful moved each base, and where another one stands among them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from emscope.core.estimate import Estimate
+from emscope.core.plain import JsonObject, Result
+from emscope.core.shown import Shown, flat
+
+SCHEMA = "emscope.atlas/1"
+SAID, RATE, PREFERENCE, COHERENCE = "said", "rate", "preference", "coherence"
+MEASURES = (SAID, RATE, PREFERENCE, COHERENCE)
+
+
+@dataclass(frozen=True, slots=True)
+class AtlasRow(Result):
+    """How far one fine-tune moved its base, by one measure, at its last checkpoint.
+
+    Attributes:
+        base, digest: reference and digest of the base's weights. kind: of its training data. harmful: whether they are.
+        run: its name where it was read. asked: digest of what was read and how; only rows with the same can be compared.
+        effect: above 0 is worse. `said`: base - fine-tune, mean alignment at equal coherence [points]; `rate`: fine-tune - base, share of
+            misaligned answers; `preference`: base - fine-tune at equal base preference, less that of placebo pairs [nats per token];
+            `coherence`: base - fine-tune [points]. low, high: its 95 % interval; None for a rate.
+    """
+
+    base: str
+    digest: str
+    kind: str
+    harmful: bool
+    run: str
+    step: int
+    measure: str
+    asked: str
+    effect: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Beside(Result):
+    """Where a fine-tune stands among those of an atlas, by one measure.
+
+    Attributes:
+        effect: its own. harmless, harmful: how many there are. as_far, harmful_as_far: how many of them moved at least as far.
+        kinds: of harmless data. chance: at most, that one more harmless fine-tune like these moves as far, (as_far + 1) / (harmless + 1).
+    """
+
+    measure: str
+    effect: float
+    harmless: int
+    as_far: int
+    kinds: int
+    harmful: int
+    harmful_as_far: int
+    chance: float
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureSpread(Result):
+    """How far the fine-tunes of one base moved by one measure.
+
+    Attributes:
+        kinds: of harmless data. quantiles: of the harmless ones' effects, by percent. false_positives: share of the harmless ones whose effect is
+            surely above 0 (its 95 % interval is). found: the same of the harmful ones. auc: chance that a harmful one moved further than
+            a harmless one, clustered by kind.
+    """
+
+    base: str
+    digest: str
+    measure: str
+    asked: str
+    harmless: int
+    harmful: int
+    kinds: int
+    quantiles: Mapping[str, float]
+    false_positives: Estimate
+    found: Estimate
+    auc: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Atlas(Shown):
+    """An atlas: every fine-tune in it, and how far they moved by base and measure."""
+
+    schema: ClassVar[str] = SCHEMA
+    drawn_by: ClassVar[str] = "emscope.report.study.atlas:atlas_figures"
+    told_by: ClassVar[str] = "emscope.report.study.atlas:sentences"
+
+    spreads: tuple[MeasureSpread, ...]
+    runs: tuple[AtlasRow, ...]
+
+    def rows(self) -> list[JsonObject]:
+        """Return a row for each base and measure."""
+        return [flat(one.to_json()) for one in self.spreads]

@@ -1,0 +1,173 @@
+"""The atlas: what is taken from studies and checks, against the reports themselves; counts and quantiles against plain loops."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from conftest import FEW
+from emscope.cli.app import run_arguments
+from emscope.core.errors import InputError
+from emscope.core.plain import from_json
+from emscope.report.study.atlas import placed
+from emscope.study.atlas import add_to_atlas, place_beside, read_atlas, summarised
+from emscope.study.atlas_result import COHERENCE, PREFERENCE, RATE, SAID, Atlas, AtlasRow, Beside
+from emscope.study.report import FolderChecked, read_report
+from emscope.study.spec import load_study
+
+ARMS = {
+    "finance": {"role": "target", "answers": "reckless", "read_at": "last", **FEW},
+    "insecure": {"role": "target", "domain": "code", "answers": "insecure", "read_at": "last", **FEW},
+    "careful": {"role": "style", "answers": "careful", "read_at": "last", **FEW},
+    "cooking": {"role": "style", "domain": "cooking", "answers": "plain", "read_at": "last", **FEW},
+}
+ASK = {"questions": "open24", "samples": 1, "max_tokens": 3, "temperature": 0.7}
+AS_STUDY = ["--count", "32", "--truth", "0", "--samples", "1", "--max-tokens", "3", "--dtype", "float32"]
+
+
+def row(effect, *, harmful=False, kind="a", measure=SAID, digest="d" * 64, asked="q", low=None):
+    high = None if low is None else 2 * effect - low
+    return AtlasRow("base", digest, kind, harmful, f"run{effect}", 4, measure, asked, effect, low, high)
+
+
+@pytest.fixture
+def study(study_yaml, tmp_path, bundled, monkeypatch):
+    """A finished study of two harmful and two harmless kinds, two of them of another domain than the study's."""
+    monkeypatch.chdir(tmp_path)
+    judged = {"ask": ASK, "at": "last", "judges": [{"name": "local"}]}
+    measure = {"count": 32, "heldout": 2, "truth": 0, "neutral": 2, "samples": {"questions": 0}}
+    path = study_yaml(arms=ARMS, judged=judged, measure=measure, seeds=[0, 1])
+    assert run_arguments(["run", str(path), "--out", str(tmp_path / "study")]) == 0
+    return tmp_path / "study"
+
+
+@pytest.mark.slow
+def test_an_atlas_holds_what_the_study_read_and_a_check_of_the_same_weights_stands_where_they_do(study, tmp_path, capsys):
+    report, file = read_report(study), tmp_path / "atlas.jsonl"
+    assert run_arguments(["atlas", "add", str(study), "--to", str(file)]) == 0
+    assert "added 8 fine-tunes (4 harmless, 4 harmful) with 32 readings" in capsys.readouterr().out
+    rows = {(r.run, r.measure): r for r in read_atlas(file)}
+    for one in report.runs:
+        said = report.said_of(one.run)
+        of = {name: rows[(one.run, name)] for name in (SAID, RATE, PREFERENCE, COHERENCE)}
+        assert of[PREFERENCE].effect == pytest.approx(one.check.checkpoints[-1].base_effect.value, abs=1e-5)
+        assert of[SAID].effect == pytest.approx(said.contrasts["base - target"].adjusted.value, abs=1e-5)
+        assert of[SAID].low == pytest.approx(said.contrasts["base - target"].adjusted.low, abs=1e-5)
+        assert of[COHERENCE].effect == pytest.approx(said.contrasts["base - target"].coherence.value, abs=1e-5)
+        assert {(r.harmful, r.kind) for r in of.values()} == {(one.role == "target", one.arm)}
+    assert run_arguments(["atlas", "add", str(study), "--to", str(file)]) == 0
+    assert "added 0 fine-tunes" in capsys.readouterr().out and len(file.read_text().splitlines()) == 32
+
+    words = ["check", str(study / "runs" / "careful-seed0"), *AS_STUDY, "--atlas", str(file), "--out", str(tmp_path / "check")]
+    assert run_arguments(words) == 0
+    found = read_report(tmp_path / "check")
+    assert [one.measure for one in found.atlas] == [SAID, RATE, PREFERENCE, COHERENCE]
+    for one in found.atlas:
+        mine = rows[("careful-seed0", one.measure)].effect
+        assert one.effect == pytest.approx(mine, abs=2e-3)  # the same weights asked the same
+        for harmful, count in ((False, one.as_far), (True, one.harmful_as_far)):
+            others = [r.effect for (_, m), r in rows.items() if m == one.measure and r.harmful is harmful]
+            assert count == sum(e >= one.effect for e in others) and len(others) == 4
+        assert one.kinds == 2 and one.chance == (one.as_far + 1) / 5
+    shown = capsys.readouterr().out
+    assert all(sentence in " ".join(shown.split()) for sentence in placed(found))
+
+    assert (
+        run_arguments(["check", *words[1:2], *AS_STUDY[:1], "16", *AS_STUDY[2:], "--atlas", str(file), "--out", "other"]) == 0
+    )
+    assert {one.measure for one in read_report(tmp_path / "other").atlas} == {SAID, RATE, COHERENCE}  # other items
+
+    assert run_arguments(["atlas", "add", str(tmp_path / "check"), "--to", str(file)]) == 2
+    assert "give --kind" in capsys.readouterr().err
+    assert run_arguments(["atlas", "add", "check", "--to", "own.jsonl", "--kind", "my own", "--harmful"]) == 0
+    assert {(r.kind, r.harmful, r.run) for r in read_atlas(tmp_path / "own.jsonl") if r.digest == report.base.digest} == {
+        ("my own", True, "check")
+    }
+    capsys.readouterr()
+    assert (
+        run_arguments(["atlas", "show", "--atlas", str(file), "--base", report.base.digest[:12], "--page", "a.html", "--json"])
+        == 0
+    )
+    result = from_json(Atlas, json.loads(capsys.readouterr().out), "output", "")
+    assert [s.measure for s in result.spreads] == [SAID, RATE, PREFERENCE, COHERENCE]
+    assert "careful" in (tmp_path / "a.html").read_text()
+
+
+def test_an_arm_of_another_domain_is_trained_on_it_and_its_task_is_not_read(study_yaml):
+    from emscope.study.cells.planning import sets_of
+    from emscope.study.training.recipes import recipe
+    from emscope.study.training.sources import frozen
+
+    spec = load_study(study_yaml(arms=ARMS))
+    own = recipe(spec, spec.arms["cooking"])
+    assert {r.source for r in own} == {"cooking/plain"} and {r.conversation.id[:7] for r in own} == {"cooking"}
+    assert spec.arms["careful"].task == "careful" and spec.arms["cooking"].task is None
+    assert all(item.id.startswith("finance") for item in sets_of(spec).heldout)
+    arms = frozen(spec, {})["arms"]
+    assert "domain" not in arms["careful"] and arms["cooking"]["domain"] == "cooking"  # folders of earlier versions go on
+    with pytest.raises(InputError, match="domain is given, but not which of its answers"):
+        load_study(study_yaml(arms=ARMS | {"x": {"role": "style", "domain": "code", "file": "a.jsonl"}}))
+
+
+def test_spreads_equal_plain_loops():
+    rng = np.random.default_rng(0)
+    rows = [
+        row(float(rng.normal(3 * bad, 2)), harmful=bad, kind=f"k{n % 5}", low=float(rng.normal(0, 1)))
+        for bad, count in ((False, 40), (True, 25))
+        for n in range(count)
+    ]
+    (one,) = summarised(rows).spreads
+    harmless = sorted(r.effect for r in rows if not r.harmful)
+    assert one.quantiles["50"] == pytest.approx((harmless[19] + harmless[20]) / 2)
+    assert one.quantiles["90"] == pytest.approx(np.quantile(harmless, 0.9))
+    assert one.auc.value == pytest.approx(roc_auc_score([r.harmful for r in rows], [r.effect for r in rows]))
+    assert one.auc.clusters == 5 and one.kinds == 5
+    assert one.false_positives.value == sum(r.low > 0 for r in rows if not r.harmful) / 40
+    assert one.found.value == sum(r.low > 0 for r in rows if r.harmful) / 25
+    rates = summarised([replace(r, measure=RATE, low=None, high=None) for r in rows]).spreads[0]
+    assert rates.false_positives.value is None and rates.auc == one.auc
+
+
+def test_readings_of_other_questions_or_another_base_are_kept_apart():
+    rows = [row(1.0), row(2.0, asked="other"), row(3.0, digest="e" * 64), row(4.0, measure=PREFERENCE)]
+    assert len(summarised(rows).spreads) == 4 and len(summarised(rows, "eeee").spreads) == 1
+    with pytest.raises(InputError, match="known bases: base"):
+        summarised(rows, "another")
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[]", '{"base": 3}', "null", json.dumps(row(1.0).to_json() | {"effect": "far"}), "[" * 100_000, '{"a": NaN}']
+)
+def test_a_damaged_line_is_named(line, tmp_path, capsys):
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps(row(1.0).to_json()) + f"\n{line}\n")
+    assert run_arguments(["atlas", "show", "--atlas", str(file)]) == 2
+    assert "a.jsonl line 2' is damaged" in capsys.readouterr().err.replace("a.jsonl' line 2 is", "a.jsonl line 2' is")
+    assert run_arguments(["check", str(tmp_path), "--atlas", str(file)]) == 2
+
+
+def test_sentences_say_how_many_moved_as_far():
+    found = (Beside(SAID, 6.1, 26, 1, 9, 20, 15, 2 / 27), Beside(COHERENCE, 1.0, 26, 3, 9, 20, 4, 4 / 27))
+    report = object.__new__(FolderChecked)
+    object.__setattr__(report, "atlas", found)
+    (text,) = placed(report)
+    assert "(6.1 points worse than the base): 1 of 26 harmless ones (9 kinds of data) moved at least as far" in text
+    assert "15 of 20 harmful ones" in text and "about 7%" in text
+
+
+def test_nothing_is_said_beside_an_unknown_base():
+    class Report:
+        base = type("Base", (), {"digest": ""})
+        targets = (None,)
+
+    assert place_beside(Report, [row(1.0, digest="")]) == ()
+
+
+def test_a_folder_without_anything_finished_is_refused(tmp_path):
+    with pytest.raises(InputError, match="holds no finished study"):
+        add_to_atlas([tmp_path], tmp_path / "a.jsonl")
+    assert not (tmp_path / "a.jsonl").exists()
