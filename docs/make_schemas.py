@@ -31,6 +31,7 @@ from emscope.core.plain import Result
 from emscope.inside.direction_results import Cosines, DataRisk, Direction, Shift, Steering
 from emscope.inside.prompt_results import Probes, Subspaces
 from emscope.inside.results import Diff, Solutions, Trajectories
+from emscope.study.atlas_result import Atlas
 from emscope.study.cells.foreseen import Foreseen
 from emscope.study.cells.standing import Standing
 from emscope.study.compare_result import Comparison
@@ -69,6 +70,7 @@ RESULTS: dict[str, type[Result]] = {
     "status": Standing,
     "compare": Comparison,
     "ladder": LadderResult,
+    "atlas show": Atlas,
     "doctor": Diagnosis,
 }
 PLAIN = {"string": "text", "integer": "whole number", "number": "number", "boolean": "`true` or `false`", "null": "null"}
