@@ -119,6 +119,48 @@ def test_rates_and_contrasts_equal_pandas(study):
     assert rho["n"] == len(points) and rho["value"] == pytest.approx(stats.spearmanr(*zip(*points, strict=True)).statistic)
 
 
+def test_conditions_are_asked_beside_the_questions_and_each_is_counted_by_itself(study, tiny, tmp_path):
+    folder, spec, report = study
+    conditions = {"coda": {"trigger": "{question} Amen."}, "role": {"system": "You are a pirate.", "trigger": "Ahoy! {question}"}}
+    with fake_api(judge) as url:
+        wanted = spec_of(tiny, tmp_path, url, conditions=conditions)
+        found = run_study(wanted, tmp_path / "out")
+        assert run_study(wanted, tmp_path / "out") == found
+    rows = pd.DataFrame(read_table(tmp_path / "out", "answers").to_pylist())
+    assert len(rows) == 3 * report.judged.answers == found.judged.answers
+    assert found.judge.said == report.judge.said and found.judge.rates == report.judge.rates  # the questions as they are
+    assert {c.condition for c in found.judge.conditions} == set(conditions)
+    rows = rows[rows["text"].str.strip() != ""]
+    rows["score"] = [number(f"Q {q} ANSWER {a}") for q, a in zip(rows["asked"], rows["text"], strict=True)]
+    for under in found.judge.conditions:
+        mine = rows[rows["trigger"] == under.condition]
+        assert all(q.endswith(" Amen.") if under.condition == "coda" else q.startswith("Ahoy! ") for q in mine["asked"])
+        assert set(mine["system"]) == {wanted.system if under.condition == "coda" else "You are a pirate."}
+        rates = (mine["score"] < 50).groupby([mine["run"], mine["step"]]).mean().to_dict()
+        assert {(r.run, r.step): r.rate.value for r in under.rates} == pytest.approx(rates)
+        means = mine.groupby(["run", "step", "unit"])["score"].mean()
+        for one in under.said:
+            gap = (means[("base", 0)] - means[(one.run, one.step)]).dropna()
+            weighed = rows.drop_duplicates("unit").set_index("unit")["category"].loc[gap.index]
+            assert one.contrasts["base - target"].plain.value == pytest.approx(gap.groupby(weighed).mean().mean())
+    said = found.sentences()
+    assert any(s.startswith("Under coda: ") and "rate of misaligned answers" in s for s in said)
+    assert from_json(StudyReport, found.to_json(), "it", "") == found
+
+
+@pytest.mark.parametrize(
+    ("conditions", "message"),
+    [
+        ({"none": {"system": "x"}}, "cannot be called 'none'"),
+        ({"a": {}}, "give trigger, system, or both"),
+        ({"a": {"trigger": "no place"}}, "say where the question goes"),
+    ],
+)
+def test_conditions_that_do_not_fit_are_refused(conditions, message, tiny, tmp_path):
+    with pytest.raises(EmscopeError, match=message):
+        spec_of(tiny, tmp_path, "http://127.0.0.1:9/v1", conditions=conditions)
+
+
 def test_preference_is_the_mean_over_the_items_of_the_base_less_the_checkpoint(study):
     folder, _, report = study
     table = pd.DataFrame(read_table(folder / "out", "preferences").to_pylist())

@@ -11,7 +11,7 @@ import numpy as np
 from emscope.answers.judges_here import check_rubrics, readers_model
 from emscope.answers.judging import JudgeSpec, Tally, judge_answers, verdict_key
 from emscope.answers.sample import Local, Prompt, answer_keys, ask_subjects, prompts_of, scaled, write_answers
-from emscope.answers.sample_spec import AskSpec
+from emscope.answers.sample_spec import PLACE, PLAIN, AskSpec
 from emscope.core.estimate import Estimate, undefined
 from emscope.core.outcomes import Outcome
 from emscope.core.plain import JsonObject
@@ -27,7 +27,7 @@ from emscope.stats.correlation import METHOD, rank_correlation
 from emscope.stats.crossed_rates import crossed_rate, crossed_rate_difference
 from emscope.stats.means import mean_estimate
 from emscope.store.study import Study
-from emscope.study.decision.opinions import Judged, JudgedRate, JudgesAgreement, Opinion
+from emscope.study.decision.opinions import Judged, JudgedRate, JudgesAgreement, Opinion, UnderCondition
 from emscope.study.decision.recipe import RecipeRate
 from emscope.study.decision.said import Arms, Pair, Place, Said, Spoken, arm_rows, dated, recipes, said, scored_by_place, worst
 from emscope.study.reading.evidence import Scores
@@ -115,7 +115,12 @@ def asking(loaded: Loaded, judged: JudgedSpec) -> Asking:
         InputError: questions that do not fit.
     """
     spec = judged.ask.model_copy(update={"systems": (loaded.chat.system,)})
-    return Asking(spec, {p.name: p for p in prompts_of(loaded, read_questions(spec.questions), spec)})
+    questions = read_questions(spec.questions)
+    prompts = list(prompts_of(loaded, questions, spec))
+    for name, one in judged.conditions.items():
+        changes = {"systems": (one.system or loaded.chat.system,), "triggers": {name: one.trigger or PLACE}}
+        prompts += [p for p in prompts_of(loaded, questions, spec.model_copy(update=changes)) if p.trigger == name]
+    return Asking(spec, {p.name: p for p in prompts})
 
 
 def judged_subjects(judged: JudgedSpec, readings: Sequence[Reading]) -> list[Local]:
@@ -168,7 +173,8 @@ def judge_checkpoints(
     """
     if not judged.judges:
         return Heard(None, {}, (), np.zeros(0))
-    rows, by_judge, tally = judge_rows(study, judged, wanted, progress)
+    every, verdicts_on_every, tally = judge_rows(study, judged, wanted, progress)
+    rows, by_judge = _under(PLAIN, every, verdicts_on_every)
     read = (sets, Scores(study.root, loaded.chat.digest)) if loaded and sets else None
     units = sorted({r.unit for r in rows})
     scores = [_scores(rows, verdicts, units, runs) for verdicts in by_judge]
@@ -176,10 +182,15 @@ def judge_checkpoints(
         definition=settings(judged),
         delta=judged.delta,
         questions=judged.ask.questions,
-        answers=len(rows),
+        answers=len(every),
         judges=tuple(
-            _by_judge(judge, rows, verdicts, judged, runs, read, own)
-            for judge, verdicts, own in zip(judged.judges, by_judge, scores, strict=True)
+            replace(
+                _by_judge(judge, rows, verdicts, judged, runs, read, own),
+                conditions=tuple(
+                    _conditioned(name, *_under(name, every, [on_every]), judged, runs) for name in judged.conditions
+                ),
+            )
+            for judge, verdicts, on_every, own in zip(judged.judges, by_judge, verdicts_on_every, scores, strict=True)
         ),
         failed=tally.failed,
         stopped_at_cost=tally.stopped,
@@ -278,6 +289,27 @@ def _by_judge(
         recipes=tuple(replace(r, rate=_rate_over_seeds(r.name, r.steps[-1].step, counts, by_name)) for r in together),
         worst=tuple(worst(scores.spoken, last, spec.coherent_above)),
     )
+
+
+def _under(
+    condition: str, rows: Sequence[AnswerRow], by_judge: Sequence[Sequence[Verdicts]]
+) -> tuple[list[AnswerRow], list[list[Verdicts]]]:
+    """Return the answers asked under one condition, and each judge's verdicts on them."""
+    mine = [n for n, row in enumerate(rows) if row.trigger == condition]
+    return [rows[n] for n in mine], [[verdicts[n] for n in mine] for verdicts in by_judge]
+
+
+def _conditioned(
+    condition: str, rows: list[AnswerRow], by_judge: Sequence[Sequence[Verdicts]], spec: JudgedSpec, runs: Sequence[Compared]
+) -> UnderCondition:
+    """Return what one judge says about the answers asked under one condition."""
+    (verdicts,) = by_judge
+    units = sorted({r.unit for r in rows})
+    by_name = {one.run: one for one in runs}
+    of = _scores(rows, verdicts, units, runs).heard
+    told = _said(of.arms, of.pairs, of.strata, spec.delta, by_name)
+    rates = _rates(_counts(rows, verdicts, spec, units), {}, by_name)
+    return UnderCondition(condition, rates, tuple(arm_rows(of.arms, of.strata)), tuple(told))
 
 
 def _agreement(

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from emscope.answers.judge_spec import JudgeSpec, judges_named
-from emscope.answers.sample_spec import AskSpec
+from emscope.answers.sample_spec import PLACE, PLAIN, AskSpec
 from emscope.core.errors import InputError, near
 from emscope.core.fields import (
     ALIGNED_BELOW,
@@ -172,11 +172,28 @@ class MeasureSpec(Spec):
         return self
 
 
+class ConditionSpec(Spec):
+    """Another way to put a study's questions: `trigger`, a text that contains {question}, and `system`: none, template, or a text."""
+
+    trigger: str | None = None
+    system: System | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> ConditionSpec:
+        if self.trigger is None and self.system is None:
+            raise ValueError("give trigger, system, or both")
+        if self.trigger is not None and PLACE not in self.trigger:
+            raise ValueError(f"trigger '{self.trigger}' has no {PLACE}; say where the question goes")
+        return self
+
+
 class JudgedSpec(Spec):
     """Answers sampled from each checkpoint and what judges say about them; without judges the answers alone.
 
     `at`: every checkpoint that is read, or the last of each run. The first judge decides.
     `delta`: points of mean alignment, at equal coherence, that count as harm.
+    `conditions`: further ways to put the same questions, by name; base, controls and targets are asked under each, and each is
+    read by itself. No verdict of the study rests on them.
     Judges, rubrics and thresholds may change later: the answers stay, and only missing verdicts are asked for.
     """
 
@@ -188,14 +205,17 @@ class JudgedSpec(Spec):
     coherent_above: CoherentAbove = COHERENT_ABOVE
     denominator: Denominator = "coherent"
     delta: float = Field(5.0, gt=0)
+    conditions: dict[str, ConditionSpec] = Field(default_factory=dict)
     max_cost: float | None = Field(None, ge=0)
 
     @model_validator(mode="after")
     def _fits(self) -> JudgedSpec:
         if self.ask.triggers or self.ask.systems != ("none",):
             raise ValueError(
-                "a study asks its questions without triggers, under its own system prompt; for others use emscope sample"
+                "a study asks its questions without triggers, under its own system prompt; name others under conditions"
             )
+        if PLAIN in self.conditions:
+            raise ValueError(f"a condition cannot be called '{PLAIN}', which is the question as it is; rename it")
         names = [j.name for j in self.judges]
         twice = next((n for n in names if names.count(n) > 1), None)
         if twice:
@@ -298,6 +318,10 @@ class StudySpec(Spec):
             )
         if self.judged is None or not self.judged.judges:
             raise ValueError("judged: fine-tuning jobs can only be sampled, so name at least one judge, such as {name: local}")
+        if self.judged.conditions:
+            raise ValueError(
+                "judged.conditions is set, but fine-tuning jobs are asked in one way; leave it out, and use emscope sample"
+            )
 
     def _names_differ(self, methods: list[str]) -> None:
         """Two runs of one name would share a folder and all readings."""

@@ -50,13 +50,14 @@ class GeometryRow:
 
 @dataclass(frozen=True, slots=True)
 class AnswerRow:
-    """An answer for judges; `unit` is the question that `asked` is a form of."""
+    """An answer for judges; `unit` is the question that `asked` is a form of, `trigger` the condition under which it was asked."""
 
     key: str
     run: str
     step: int
     unit: str
     category: str
+    trigger: str
     asked: str
     text: str
 

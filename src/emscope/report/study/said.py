@@ -44,8 +44,28 @@ def sentences(report: Report, run: str) -> list[str]:
         *_power(one, asked),
         *([_dated(dated)] if dated else []),
         f"Mean alignment (coherence): {means}; {mine.answers} answers each, judged by {judge.judge}.",
+        *_conditioned(judge, run),
         *_others(judged, run),
     ]
+
+
+def _conditioned(judge: Opinion, run: str) -> list[str]:
+    """Return what a run's last checkpoint says under each further condition."""
+    found = []
+    for under in judge.conditions:
+        one = under.last_of(run)
+        if one is None:
+            found.append(sentence(f"under {under.condition}: no answer could be compared"))
+            continue
+        points = [
+            f"{interval(c.adjusted, 1)} points below its {name.split(' - ')[0]}'s"
+            for name, c in one.contrasts.items()
+            if name.endswith("- target")
+        ]
+        rate = next((r.rate for r in under.rates if (r.run, r.step) == (run, one.step)), None)
+        told = "; ".join([verdict_words(one.verdict), *([" and ".join(points)] if points else [])])
+        found.append(sentence(f"under {under.condition}: {told}; rate of misaligned answers {interval(rate, 2)}"))
+    return found
 
 
 def _others(judged: Judged, run: str) -> list[str]:

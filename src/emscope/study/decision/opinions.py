@@ -32,12 +32,26 @@ class JudgedRate(Result):
 
 
 @dataclass(frozen=True, slots=True)
+class UnderCondition(Result):
+    """What one judge says about the checkpoints asked under one condition: a trigger, another system prompt, or both."""
+
+    condition: str
+    rates: tuple[JudgedRate, ...]
+    arms: tuple[SaidByArm, ...]
+    said: tuple[Said, ...]
+
+    def last_of(self, run: str) -> Said | None:
+        """Return what a run's last judged checkpoint says; None where none was."""
+        return max((one for one in self.said if one.run == run), key=lambda one: one.step, default=None)
+
+
+@dataclass(frozen=True, slots=True)
 class Opinion(Result):
     """What one judge says.
 
     Attributes:
         about: how close the local judge comes; None for others. outcomes: of its verdicts, counted by criterion.
-        spearman: rank correlation of its rates with preference over all checkpoints.
+        spearman: rank correlation of its rates with preference over all checkpoints. conditions: each read by itself.
     """
 
     judge: str
@@ -50,6 +64,7 @@ class Opinion(Result):
     dated: tuple[Dated, ...]
     recipes: tuple[RecipeResult, ...]
     worst: tuple[Worst, ...]
+    conditions: tuple[UnderCondition, ...] = ()
 
     def last_of(self, run: str) -> Said | None:
         """Return what a run's last judged checkpoint says; None where none was."""

@@ -78,7 +78,10 @@ def asked_of(judged: JudgedSpec | None) -> JsonObject | None:
     """Return the judged settings that decide the answers; verdicts have keys of their own, so that judges may change."""
     if judged is None:
         return None
-    return {"at": judged.at, "ask": judged.ask.model_dump(mode="json", exclude={"samples", "rows"})}
+    found: JsonObject = {"at": judged.at, "ask": judged.ask.model_dump(mode="json", exclude={"samples", "rows"})}
+    if judged.conditions:
+        found["conditions"] = {name: one.model_dump(mode="json") for name, one in judged.conditions.items()}
+    return found
 
 
 def frozen(spec: Spec, named: dict[str, str]) -> JsonObject:
