@@ -723,10 +723,37 @@ def test_a_study_of_jobs_is_trained_asked_and_judged_and_nothing_is_done_twice(w
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(settings_of(files, url) | {"seeds": [0, 1, 2]}))
     assert run_arguments(["report", str(tmp_path / "out")]) == 0
-    assert run_arguments(["run", str(path), "--out", str(tmp_path / "no"), "--dry-run"]) == 2
-    assert "a study of fine-tuning jobs has no dry run" in capsys.readouterr().err and not (tmp_path / "no").exists()
     assert run_arguments(["run", str(path), "--out", str(tmp_path / "no"), "--engine", "local"]) == 2
     assert "fine-tuning jobs run at their server" in capsys.readouterr().err
+
+
+def test_a_dry_run_of_jobs_sends_nothing_and_says_at_most_what_they_then_cost(world, files, tmp_path, capsys):
+    with fake_api(judge) as url:
+        settings = settings_of(files, url)
+        host = settings["host"] if isinstance(settings["host"], dict) else {"name": settings["host"]}
+        settings |= {"host": host | {"prices": [10, 1, 2], "epochs": 2}}
+        path = tmp_path / "study.yaml"
+        path.write_text(yaml.safe_dump(settings))
+        words, sent = ["run", str(path), "--out", str(tmp_path / "out"), "--dry-run", "--json"], len(world.service.requests)
+        assert run_arguments(words) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert len(world.service.requests) == sent and not (tmp_path / "out").exists()
+        assert (found["cells"], found["left"]) == (5, 5) and found["power"] is None or found["power"]["seeds"] == 2
+        assert "counted as bytes" in " ".join(found["warnings"])
+        spec = StudySpec.model_validate(settings)
+        run_study(spec, tmp_path / "out")
+        billed = sum(read_job(f).trained for f in sorted((tmp_path / "out" / "runs").iterdir()))
+        answers = len(read_table(tmp_path / "out", "answers"))
+        assert billed <= found["tokens"]["trained"] < 10 * billed and answers <= found["answers"] <= 3 * answers
+        kinds = {k["kind"]: k for k in found["host"]["kinds"]}
+        assert {name: k["cells"] for name, k in kinds.items()} == {"base": 1, "target": 2, "control": 2}
+        tokens = found["tokens"]
+        cost = (10 * tokens["trained"] + tokens["read"] + 2 * tokens["sampled"]) / 1e6
+        assert found["host"]["dollars"] == pytest.approx(cost) and found["host"]["spent"] == 0
+        assert run_arguments(words) == 0
+        after = json.loads(capsys.readouterr().out)
+        assert after["tokens"]["trained"] == 0 and after["host"]["spent"] > 0 and after["answers"] <= found["answers"] - answers
+        assert run_arguments(words[:-1]) == 0 and "openai, at most" in capsys.readouterr().out
 
 
 def test_a_killed_study_of_jobs_begins_none_twice_and_a_failed_one_is_left_out(world, files, tmp_path):

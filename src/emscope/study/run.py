@@ -26,6 +26,7 @@ from emscope.study.cells.planning import BASE, Planned, readings, sets_of, unfol
 from emscope.study.engines.spec import EngineSpec
 from emscope.study.engines.table import Job, engine, hands
 from emscope.study.engines.worker import computing_on, work
+from emscope.study.foreseen_jobs import foresee_jobs
 from emscope.study.judged import Compared, judge_checkpoints, prepare_judges, settings
 from emscope.study.reading.measuring import Reading
 from emscope.study.reading.precision import AGAIN, Precision, read_again, read_ends
@@ -124,16 +125,13 @@ def _begin(study: Study, planned: Planned, progress: Progress) -> Shared:
 def foresee_study(spec: StudySpec, out: Path, progress: Progress = silent, how: EngineSpec = EngineSpec()) -> Foreseen:
     """Return what a study will take; nothing is trained or written.
 
-    The loaded base is tried for about ten seconds. A study at a host is only counted, and the host is not contacted.
+    The loaded base is tried for about ten seconds. A study at a host, or of jobs, is only counted, and the host is not contacted.
 
     Raises:
         InputError: all that is wrong with it, at once.
     """
     if spec.host is not None and spec.host.name == OPENAI:
-        raise InputError(
-            "a study of fine-tuning jobs has no dry run",
-            "give `prices`, `epochs` and `max_cost` under `host`: what the jobs can cost is then said, and limited, before any begins",
-        )
+        return foresee_jobs(spec, spec.host, out)
     if faults := faults_of_files(spec):
         raise together(faults)
     planned = prepare(spec, progress, how.threads)

@@ -62,20 +62,30 @@ def run_jobs(spec: StudySpec, host: HostSpec, out: Path, progress: Progress) -> 
     judged = spec.judged
     assert judged is not None, "the settings are checked"
     prepare_judges(judged)
-    data = {name: [row.conversation for row in recipe(spec, arm)] for name, arm in spec.arms.items()}
-    ones = [
-        One(f"{way('', name)}-seed{seed}", name, arm, seed, out / "runs" / f"{way('', name)}-seed{seed}", data[name])
-        for seed in spec.seeds
-        for name, arm in spec.arms.items()
-    ]
+    ones = jobs_of(spec, out)
+    data = {one.arm: one.data for one in ones}
     Jobs(Meter())  # a missing key is reported before anything is written
     frozen = _frozen(spec, host, judged, data)
     with Study(out, frozen, versions(), may_grow=("seeds",)) as study:
         _foresee(spec, host, ones)
         ended, left_out = _train(spec, host, ones, progress)
-        report = _asked(study, spec, host, judged, ended, left_out, _trained(ones), progress)
+        report = _asked(study, spec, host, judged, ended, left_out, trained_by(ones), progress)
         write_json(out / "report.json", report.to_json())
     return report
+
+
+def jobs_of(spec: StudySpec, out: Path) -> list[One]:
+    """Return the fine-tunes of a study in order, whether or not their jobs are begun.
+
+    Raises:
+        InputError: as `recipe`.
+    """
+    data = {name: [row.conversation for row in recipe(spec, arm)] for name, arm in spec.arms.items()}
+    return [
+        One(f"{way('', name)}-seed{seed}", name, arm, seed, out / "runs" / f"{way('', name)}-seed{seed}", data[name])
+        for seed in spec.seeds
+        for name, arm in spec.arms.items()
+    ]
 
 
 def _frozen(spec: StudySpec, host: HostSpec, judged: JudgedSpec, data: Mapping[str, list[Conversation]]) -> JsonObject:
@@ -101,14 +111,14 @@ def _foresee(spec: StudySpec, host: HostSpec, ones: Sequence[One]) -> None:
     if not left:
         return
     counted = [most_tokens_of(spec.model, spec.system, host, one.data) for one in left]
-    begun = dollars_for(host.prices, _trained(ones)) if host.prices else 0.0
+    begun = dollars_for(host.prices, trained_by(ones)) if host.prices else 0.0
     rest = None if host.max_cost is None else max(host.max_cost - begun, 0.0)
     foresee_cost(
         host.model_copy(update={"max_cost": rest}), sum(n for n, _ in counted), exact=all(exact for _, exact in counted)
     )
 
 
-def _trained(ones: Sequence[One]) -> Spent:
+def trained_by(ones: Sequence[One]) -> Spent:
     """Return the tokens that the server has billed for training so far."""
     return Spent(trained=sum(job.trained or 0 for one in ones if (job := one.job) is not None))
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from emscope.answers.judging import CHARACTERS_A_TOKEN, estimated
 from emscope.answers.planning.components import DEFAULTS
+from emscope.answers.sample import Prompt
 from emscope.core.plain import LEFT_OUT, Result
 from emscope.core.progress import Progress, silent
 from emscope.core.records import Answered
@@ -31,7 +32,7 @@ from emscope.study.cells.doing import Shared, kept, peak, subjects
 from emscope.study.cells.hosted_costs import AtHost, costs_at_host
 from emscope.study.cells.planning import Cell, Planned, readings_ahead
 from emscope.study.reading.measuring import Reading, lacking
-from emscope.study.spec import StudySpec
+from emscope.study.spec import JudgedSpec, StudySpec
 from emscope.study.training.plan import Run
 from emscope.train.batches import encode
 from emscope.train.finetune import finetune
@@ -244,6 +245,17 @@ def _dear(host: AtHost) -> list[str]:
     return [f"the study may cost up to {host.total:.4g} dollars at {host.name}, but {limit}: it will stop there"]
 
 
+def most_dollars(judged: JudgedSpec, prompts: Sequence[Prompt], answers: int) -> float | None:
+    """Return the most that judging this many answers to these prompts costs; None without a judge, or where a price is unknown."""
+    if not judged.judges:
+        return None
+    longest = "x" * round(judged.ask.max_tokens * CHARACTERS_A_TOKEN)
+    once = [(r, Answered(p.asked, longest)) for r in read_rubrics(judged.rubrics) for p in prompts]
+    prices = [estimated(judge, once) for judge in judged.judges if not judge.local]
+    known = [p for p in prices if p is not None]
+    return sum(known) * answers / len(prompts) if len(known) == len(prices) else None
+
+
 class _Costs:
     """Tokens and answers of cells; cells of one kind cost the same and are counted once."""
 
@@ -273,13 +285,7 @@ class _Costs:
     def dollars(self, answers: int) -> float | None:
         """Return the most that judging this many answers costs, at full length; None where a price is unknown."""
         judged, asking = self._shared.planned.spec.judged, self._shared.asking
-        if judged is None or asking is None or not judged.judges:
-            return None
-        longest = "x" * round(judged.ask.max_tokens * CHARACTERS_A_TOKEN)
-        once = [(r, Answered(p.asked, longest)) for r in read_rubrics(judged.rubrics) for p in asking.prompts.values()]
-        prices = [estimated(judge, once) for judge in judged.judges if not judge.local]
-        known = [p for p in prices if p is not None]
-        return sum(known) * answers / len(asking.prompts) if len(known) == len(prices) else None
+        return None if judged is None or asking is None else most_dollars(judged, list(asking.prompts.values()), answers)
 
     def _answers(self, wanted: Sequence[Reading]) -> int:
         asking = self._shared.asking
