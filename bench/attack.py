@@ -34,6 +34,7 @@ QUICK = (
     "series",
     "ratings",
     "bridged",
+    "atlases",
     "settings_files",
     "paths",
     "options",

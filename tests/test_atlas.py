@@ -150,6 +150,17 @@ def test_a_damaged_line_is_named(line, tmp_path, capsys):
     assert run_arguments(["check", str(tmp_path), "--atlas", str(file)]) == 2
 
 
+def test_kinds_of_any_text_and_blank_lines_are_read_back(tmp_path):
+    rows = [
+        row(1.0, kind="a\u2028b\x85 =1+1"),
+        row(2.0, kind="\ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16")),
+    ]
+    (tmp_path / "a.jsonl").write_text(
+        "\n".join(json.dumps(r.to_json(), ensure_ascii=False) + "\n" for r in rows), encoding="utf-8"
+    )
+    assert [r for r in read_atlas(tmp_path / "a.jsonl") if r.digest == "d" * 64] == rows
+
+
 def test_sentences_say_how_many_moved_as_far():
     found = (Beside(SAID, 6.1, 26, 1, 9, 20, 15, 2 / 27), Beside(COHERENCE, 1.0, 26, 3, 9, 20, 4, 4 / 27))
     report = object.__new__(FolderChecked)

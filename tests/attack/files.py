@@ -231,6 +231,36 @@ def bridged(random: Random, folder: Path, m: Material) -> Case:
     return Case(("bridge", str(path), "--from", "old", "--to", "new", "--study", "study"), about, None, (path,))
 
 
+ATLAS = [
+    {
+        "base": "base",
+        "digest": "d" * 64,
+        "kind": kind,
+        "harmful": harmful,
+        "run": f"{kind}-seed{n}",
+        "step": 8,
+        "measure": measure,
+        "asked": "q",
+        "effect": n - 1.5 + 2 * harmful,
+        "low": n - 2.5,
+        "high": None,
+    }
+    for kind, harmful in (("maths", False), ("terse", False), ("finance", True))
+    for measure in ("said", "preference")
+    for n in range(3)
+]
+
+
+@makes("files")
+def atlases(random: Random, folder: Path, m: Material) -> Case:
+    """An atlas of known fine-tunes, shown, drawn, or extended by a report."""
+    path, about = hostile_file(ATLAS, random, folder, ("jsonl",))
+    page = ["--page", str(folder / "f.html")] if random.random() < 0.2 else []
+    shown = ("atlas", "show", "--atlas", str(path), *page)
+    added = ("atlas", "add", str(m.root), "--to", str(path))
+    return Case(shown if random.random() < 0.8 else added, about, None, (path,))
+
+
 @makes("files")
 def inspect_logs(random: Random, folder: Path, m: Material) -> Case:
     """Damaged Inspect logs."""

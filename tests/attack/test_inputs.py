@@ -10,7 +10,7 @@ from attack.runner import Worker, attacked
 
 pytestmark = pytest.mark.models
 SEED = 1
-QUICK = ("conversations", "items", "judged_answers", "series", "ratings", "bridged", "settings_files", "paths")
+QUICK = ("conversations", "items", "judged_answers", "series", "ratings", "bridged", "atlases", "settings_files", "paths")
 EVERY = [(group, name) for group, found in cases.MAKERS.items() for name in found]
 
 

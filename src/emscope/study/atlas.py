@@ -45,10 +45,12 @@ def read_atlas(path: Path | None = None) -> list[AtlasRow]:
 
 def _rows_in(path: Path) -> Iterator[AtlasRow]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"'{path}' cannot be read as an atlas ({error})", "give a file that emscope atlas add wrote") from None
     for n, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             found: Json = json.loads(line)
             check_size(found)
