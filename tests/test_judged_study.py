@@ -120,7 +120,7 @@ def test_rates_and_contrasts_equal_pandas(study):
 
 
 def test_conditions_are_asked_beside_the_questions_and_each_is_counted_by_itself(study, tiny, tmp_path):
-    folder, spec, report = study
+    _, _, report = study
     conditions = {
         "coda": {"trigger": "{question} Amen."},
         "role": {"system": "You are a pirate.", "trigger": "Ahoy! {question}"},
