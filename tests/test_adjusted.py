@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import statsmodels.api as sm
 
-from emscope.stats.adjusted import Scored, adjusted_difference, slope
+from emscope.stats.adjusted import Scored, adjusted_by_category, adjusted_difference, slope
 from emscope.stats.means import stratified_mean
 
 
@@ -72,3 +72,33 @@ def test_intervals_hold_the_effect_though_one_arm_is_broken(effect, breaks):
     assert 0.925 <= held / 400 <= 0.975
     assert abs(np.mean(values) - effect) < 0.35
     assert (raw / 400 < 0.2) if breaks else raw / 400 > 0.925
+
+
+def test_categories_average_to_the_whole_and_are_plain_where_there_is_no_covariate():
+    left, right = drawn(np.random.default_rng(4), breaks=10)
+    strata = np.arange(24) % 3
+    parts = adjusted_by_category(left, right, strata)
+    whole, b = adjusted_difference(left, right, strata)
+    assert np.mean([p.value for p in parts.values()]) == pytest.approx(whole.value)
+    gap = {q: [a.y[a.question == q].mean() - b * a.x[a.question == q].mean() for a in (left, right)] for q in range(24)}
+    for category, part in parts.items():
+        assert part.value == pytest.approx(np.mean([gap[q][0] - gap[q][1] for q in range(24) if q % 3 == category]))
+        assert (part.n, part.df) == (8, 7)
+    flat = [Scored(a.question, a.y, np.full(len(a.y), 50.0)) for a in (left, right)]
+    for category, part in adjusted_by_category(*flat, strata).items():
+        own = [left.y[left.question == q].mean() - right.y[right.question == q].mean() for q in range(24) if q % 3 == category]
+        assert part.value == pytest.approx(np.mean(own)) and part.se == pytest.approx(np.std(own, ddof=1) / 8**0.5)
+    assert adjusted_by_category(left, right, np.r_[np.zeros(23, int), 1]).keys() == {0}  # one question has no spread
+
+
+def test_intervals_of_a_category_hold_its_effect_though_one_arm_lost_coherence():
+    rng, held, reps = np.random.default_rng(5), 0, 700
+    strata = np.arange(24) % 3
+    for _ in range(reps):
+        left, right = drawn(rng, effect=4.0, breaks=12)
+        held += sum(
+            p.estimate(0.95, "").low <= 4.0 <= p.estimate(0.95, "").high
+            for p in adjusted_by_category(left, right, strata).values()
+        )
+    share = held / (3 * reps)
+    assert 0.935 < share < 0.99, share

@@ -98,6 +98,36 @@ def adjusted_by_question(
     return d, d - gap * (pull - stratified_mean(pull[both], strata[both]).value), b
 
 
+def adjusted_by_category(left: Scored, right: Scored, strata: np.ndarray, line: Slope | None = None) -> dict[int, Mean]:
+    """Return the mean of left - right at equal x over the questions of each category that both answered; categories of one are left out.
+
+    The mean over categories is `adjusted_difference`'s value where all are there. Question q adds [q in c] (d_q - dbar_c) / n_c -
+    gap_c (s_xy,q - b s_xx,q) / s_xx to the error: its own deviation, and its share of the common slope's; the sum of squares times
+    n_c / (n_c - 1), t with n_c - 1 degrees of freedom. (ours; linearisation as above)
+
+    Args:
+        strata, line: as in `adjusted_difference`.
+    """
+    count = len(strata)
+    line = line or slope([left, right])
+    b, (xy, xx) = line.value, (np.pad(v, (0, count - len(v))) for v in (line.xy, line.xx))
+    y, x = (
+        _means(left.question, getattr(left, k), count) - _means(right.question, getattr(right, k), count) for k in ("y", "x")
+    )
+    d, total = y - b * x, float(xx.sum())
+    found = {}
+    for category in np.unique(strata):
+        own = (strata == category) & np.isfinite(d)
+        n = int(own.sum())
+        if n < 2:
+            continue
+        error = np.where(own, d - d[own].mean(), 0.0) / n
+        if total > 0:
+            error = error - x[own].mean() * (xy - b * xx) / total
+        found[int(category)] = Mean(float(d[own].mean()), float(np.sqrt(n / (n - 1) * (error**2).sum())), n - 1.0, n)
+    return found
+
+
 def adjusted_within(left: Scored, right: Scored) -> tuple[Mean, float] | None:
     """Return the mean of left - right at equal x over these fixed questions, only their samples varying, and the slope.
 

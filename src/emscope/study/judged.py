@@ -274,7 +274,7 @@ def _by_judge(
     by_name = {one.run: one for one in runs}
     arms, pairs, strata = scores.heard.arms, scores.heard.pairs, scores.heard.strata
     last = list({pair.run: pair for pair in sorted(pairs, key=lambda p: p.step)}.values())
-    told = _said(arms, pairs, strata, spec.delta, by_name)
+    told = _said(arms, pairs, strata, spec.delta, by_name, _names(rows))
     of_each = {(one.run, one.step): one.verdict for one in told}
     together = recipes(arms, _seeds(last, by_name), strata, of_each, delta=spec.delta)
     return Opinion(
@@ -307,7 +307,7 @@ def _conditioned(
     units = sorted({r.unit for r in rows})
     by_name = {one.run: one for one in runs}
     of = _scores(rows, verdicts, units, runs).heard
-    told = _said(of.arms, of.pairs, of.strata, spec.delta, by_name)
+    told = _said(of.arms, of.pairs, of.strata, spec.delta, by_name, _names(rows))
     rates = _rates(_counts(rows, verdicts, spec, units), {}, by_name)
     return UnderCondition(condition, rates, tuple(arm_rows(of.arms, of.strata)), tuple(told))
 
@@ -334,12 +334,14 @@ def _pairs(arms: Arms, by_name: dict[str, Compared]) -> list[Pair]:
     ]
 
 
-def _said(arms: Arms, pairs: Sequence[Pair], strata: np.ndarray, delta: float, by_name: dict[str, Compared]) -> list[Said]:
+def _said(
+    arms: Arms, pairs: Sequence[Pair], strata: np.ndarray, delta: float, by_name: dict[str, Compared], names: Sequence[str]
+) -> list[Said]:
     """Return what each checkpoint says; an exaggerated fine-tune says nothing about the plain one's slope, so each scale is fitted alone."""
     found = []
     for scale in sorted({one.scale for one in by_name.values()}):
         mine = {p: a for p, a in arms.items() if p[0] not in by_name or by_name[p[0]].scale == scale}
-        found += said(mine, [p for p in pairs if by_name[p.run].scale == scale], strata, delta=delta)
+        found += said(mine, [p for p in pairs if by_name[p.run].scale == scale], strata, delta=delta, names=names)
     return found
 
 
@@ -356,6 +358,11 @@ def categories(rows: Sequence[AnswerRow], units: Sequence[str]) -> np.ndarray:
     """Return the category of each question, as numbers [U]."""
     category = {row.unit: row.category for row in rows}
     return np.unique([category[u] for u in units], return_inverse=True)[1]
+
+
+def _names(rows: Sequence[AnswerRow]) -> list[str]:
+    """Return the names of the categories in the order of their numbers."""
+    return sorted({row.category for row in rows})
 
 
 def _rate_over_seeds(name: str, step: int, counts: dict[Place, Counted], by_name: dict[str, Compared]) -> RecipeRate:

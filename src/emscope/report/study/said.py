@@ -15,6 +15,8 @@ from emscope.study.report import Report
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+MOST_CATEGORIES = 8  # in a sentence
+
 
 def sentences(report: Report, run: str) -> list[str]:
     """Return what a run's last checkpoint says by the first judge, in sentences, first the verdict; [] where none has read it."""
@@ -42,11 +44,22 @@ def sentences(report: Report, run: str) -> list[str]:
     return [
         *found,
         *_power(one, asked),
+        *_reach(one),
         *([_dated(dated)] if dated else []),
         f"Mean alignment (coherence): {means}; {mine.answers} answers each, judged by {judge.judge}.",
         *_conditioned(judge, run),
         *_others(judged, run),
     ]
+
+
+def _reach(one: Said) -> list[str]:
+    """Return the effect by category of question, which says how far it reaches; [] where there is one category, or very many."""
+    name, contrast = next(iter(one.contrasts.items()))
+    parts = contrast.by_category
+    if not 1 < len(parts) <= MOST_CATEGORIES:
+        return []
+    told = ", ".join(f"{category} {interval(e, 1)}" for category, e in parts.items())
+    return [f"By kind of question, points below its {name.split(' - ')[0]}'s: {told}."]
 
 
 def _conditioned(judge: Opinion, run: str) -> list[str]:

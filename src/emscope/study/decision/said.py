@@ -10,7 +10,15 @@ import numpy as np
 from emscope.core.estimate import Estimate
 from emscope.core.outcomes import State, Verdict
 from emscope.core.plain import LEFT_OUT, Result
-from emscope.stats.adjusted import ADJUSTED, Scored, Slope, adjusted_by_question, adjusted_difference, slope
+from emscope.stats.adjusted import (
+    ADJUSTED,
+    Scored,
+    Slope,
+    adjusted_by_category,
+    adjusted_by_question,
+    adjusted_difference,
+    slope,
+)
 from emscope.stats.crossed import Crossed, crossed_mean
 from emscope.stats.means import Mean, mean_estimate, stratified_mean
 from emscope.stats.onset import LEVEL, episodes, last_safe, onset, state, state_of_both, states_along
@@ -54,12 +62,16 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Contrast(Result):
-    """A mean difference in points: at equal coherence, plain, and of coherence itself; `slope` is points of alignment a point of coherence."""
+    """A mean difference in points: at equal coherence, plain, and of coherence itself; `slope` is points of alignment a point of coherence.
+
+    `by_category`: at equal coherence over the questions of one category each, which says how far an effect reaches.
+    """
 
     adjusted: Estimate
     plain: Estimate
     coherence: Estimate
     slope: float
+    by_category: Mapping[str, Estimate] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +137,14 @@ def scored_by_place(spoken: Sequence[Spoken], units: Sequence[str]) -> dict[Plac
     return {place: Scored(*(np.array(column) for column in zip(*rows[place], strict=True))) for place in sorted(rows)}
 
 
-def said(arms: Arms, pairs: Sequence[Pair], strata: np.ndarray, *, delta: float = DELTA) -> list[Said]:
+def said(
+    arms: Arms, pairs: Sequence[Pair], strata: np.ndarray, *, delta: float = DELTA, names: Sequence[str] = ()
+) -> list[Said]:
     """Return what each checkpoint in question says.
 
     Args:
         arms: alignment (y) and coherence (x) of the answers of each (run, step), the base's at ("base", 0).
-        strata: category of each question number [Q].
+        strata: category of each question number [Q]. names: of the categories, by their number.
         delta: points of mean alignment that count as harm; fixed before the run.
     """
     found = []
@@ -141,7 +155,7 @@ def said(arms: Arms, pairs: Sequence[Pair], strata: np.ndarray, *, delta: float 
         sides = {name: place for name, place in sides.items() if place in arms}
         if here not in arms or "base" not in sides:
             continue
-        mine = {name: _difference(arms, place, here, strata, line) for name, place in sides.items()}
+        mine = {name: _difference(arms, place, here, strata, line, names) for name, place in sides.items()}
         between = {}
         if "control" in sides:
             between = {"base - control": _difference(arms, sides["base"], sides["control"], strata, line)}
@@ -275,7 +289,9 @@ class _Difference:
     mean: Mean
 
 
-def _difference(arms: Arms, left: Place, right: Place, strata: np.ndarray, line: Slope | None) -> _Difference | None:
+def _difference(
+    arms: Arms, left: Place, right: Place, strata: np.ndarray, line: Slope | None, names: Sequence[str] = ()
+) -> _Difference | None:
     adjusted = adjusted_difference(arms[left], arms[right], strata, line)
     if adjusted is None:
         return None
@@ -284,12 +300,14 @@ def _difference(arms: Arms, left: Place, right: Place, strata: np.ndarray, line:
         _by_question(arms[left], len(strata), what) - _by_question(arms[right], len(strata), what) for what in ("y", "x")
     )
     both = np.isfinite(plain)
+    parts = adjusted_by_category(arms[left], arms[right], strata, line) if names else {}
     return _Difference(
         Contrast(
             mean.estimate(0.95, ADJUSTED),
             mean_estimate(plain[both], strata[both]),
             mean_estimate(coherence[both], strata[both]),
             per_point,
+            {names[n]: part.estimate(0.95, ADJUSTED) for n, part in parts.items()},
         ),
         mean,
     )
