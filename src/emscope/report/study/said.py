@@ -29,14 +29,9 @@ def sentences(report: Report, run: str) -> list[str]:
     found = [sentence(verdict_words(one.verdict, at=f" at step {one.step}, judging by its answers"))]
     if one.why:
         found.append(sentence(one.why))
-    points = [
-        f"{interval(c.adjusted, 1)} points below its {name.split(' - ')[0]}'s"
-        for name, c in one.contrasts.items()
-        if name.endswith("- target")
-    ]
     asked = mine.aligned.clusters
     found.append(
-        f"At equal coherence, its mean alignment is {' and '.join(points)} (scale 0 to 100, 95 % intervals over "
+        f"At equal coherence, its mean alignment is {_points(one)} (scale 0 to 100, 95 % intervals over "
         f"{asked} questions). The harm threshold is {judged.delta:g} points."
     )
     dated = next((d for d in judge.dated if d.run == run), None)
@@ -50,6 +45,16 @@ def sentences(report: Report, run: str) -> list[str]:
         *_conditioned(judge, run),
         *_others(judged, run),
     ]
+
+
+def _points(one: Said) -> str:
+    """Return how far a checkpoint lies below control and base at equal coherence, as the middle of a sentence."""
+    found = [
+        f"{interval(c.adjusted, 1)} points below its {name.split(' - ')[0]}'s"
+        for name, c in one.contrasts.items()
+        if name.endswith("- target")
+    ]
+    return " and ".join(found)
 
 
 def _reach(one: Said) -> list[str]:
@@ -70,13 +75,8 @@ def _conditioned(judge: Opinion, run: str) -> list[str]:
         if one is None:
             found.append(sentence(f"under {under.condition}: no answer could be compared"))
             continue
-        points = [
-            f"{interval(c.adjusted, 1)} points below its {name.split(' - ')[0]}'s"
-            for name, c in one.contrasts.items()
-            if name.endswith("- target")
-        ]
         rate = next((r.rate for r in under.rates if (r.run, r.step) == (run, one.step)), None)
-        told = "; ".join([verdict_words(one.verdict), *([" and ".join(points)] if points else [])])
+        told = "; ".join(part for part in (verdict_words(one.verdict), _points(one)) if part)
         found.append(sentence(f"under {under.condition}: {told}; rate of misaligned answers {interval(rate, 2)}"))
     return found
 
