@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from emscope.core.outcomes import State, Verdict
+from emscope.report.study.said import _reach
 from emscope.stats.adjusted import Scored
 from emscope.stats.means import Mean, stratified_mean
 from emscope.stats.onset import state_of_both
@@ -202,3 +203,22 @@ def test_the_printed_power_is_what_is_found_and_an_unmoved_model_is_as_often_saf
     printed = np.mean([s.power for s in harmed])
     assert np.mean([s.verdict is Verdict.EM for s in harmed]) == pytest.approx(printed, abs=0.1)
     assert np.mean([s.verdict is Verdict.SAFE for s in still]) == pytest.approx(printed, abs=0.1)
+
+
+def test_how_far_an_effect_reaches_is_said_by_category_and_nothing_where_nothing_was_compared():
+    found, *_ = said(
+        scored_by_place(answers({"base": 80, "control": 76, "target": 60}), UNITS),
+        [PAIR],
+        STRATA,
+        names=["far", "first", "near"],
+    )
+    contrast = found.contrasts["control - target"]
+    assert list(contrast.by_category) == ["far", "first", "near"]
+    assert np.mean([e.value for e in contrast.by_category.values()]) == pytest.approx(contrast.adjusted.value)
+    assert all(e.high - e.low > contrast.adjusted.high - contrast.adjusted.low for e in contrast.by_category.values())
+    (text,) = _reach(found)
+    assert text.startswith("By kind of question, points below its control's: far ") and ", near " in text
+    assert _reach(replace(found, contrasts={})) == []
+    assert (
+        _reach(said(scored_by_place(answers({"base": 80, "target": 60}), UNITS), [Pair("target", 32, None)], STRATA)[0]) == []
+    )

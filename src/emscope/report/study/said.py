@@ -59,8 +59,8 @@ def _points(one: Said) -> str:
 
 def _reach(one: Said) -> list[str]:
     """Return the effect by category of question, which says how far it reaches; [] where there is one category, or very many."""
-    name, contrast = next(iter(one.contrasts.items()))
-    parts = contrast.by_category
+    name, contrast = next(iter(one.contrasts.items()), ("", None))
+    parts = contrast.by_category if contrast else {}
     if not 1 < len(parts) <= MOST_CATEGORIES:
         return []
     told = ", ".join(f"{category} {interval(e, 1)}" for category, e in parts.items())
