@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from conftest import FEW
 from emscope.cli.app import run_arguments
+from emscope.core.digest import short
 from emscope.core.errors import InputError
 from emscope.core.plain import from_json
 from emscope.report.study.atlas import placed
@@ -72,7 +74,11 @@ def test_an_atlas_holds_what_the_study_read_and_a_check_of_the_same_weights_stan
         for harmful, count in ((False, one.as_far), (True, one.harmful_as_far)):
             others = [r.effect for (_, m), r in rows.items() if m == one.measure and r.harmful is harmful]
             assert count == sum(e >= one.effect for e in others) and len(others) == 4
-        assert one.kinds == 2 and one.chance == (one.as_far + 1) / 5
+        shares = [
+            np.mean([r.effect >= one.effect for (_, m), r in rows.items() if (m, r.kind) == (one.measure, kind)])
+            for kind in ("careful", "cooking")
+        ]
+        assert one.kinds == 2 and one.chance == pytest.approx((sum(shares) + 1) / 3)
     shown = capsys.readouterr().out
     assert all(sentence in " ".join(shown.split()) for sentence in placed(found))
 
@@ -162,12 +168,12 @@ def test_kinds_of_any_text_and_blank_lines_are_read_back(tmp_path):
 
 
 def test_sentences_say_how_many_moved_as_far():
-    found = (Beside(SAID, 6.1, 26, 1, 9, 20, 15, 2 / 27), Beside(COHERENCE, 1.0, 26, 3, 9, 20, 4, 4 / 27))
+    found = (Beside(SAID, 6.1, 26, 1, 9, 20, 15, 0.12), Beside(COHERENCE, 1.0, 26, 3, 9, 20, 4, 4 / 27))
     report = object.__new__(FolderChecked)
     object.__setattr__(report, "atlas", found)
     (text,) = placed(report)
     assert "(6.1 points worse than the base): 1 of 26 harmless ones (9 kinds of data) moved at least as far" in text
-    assert "15 of 20 harmful ones" in text and "about 7%" in text
+    assert "15 of 20 harmful ones" in text and "about 12%" in text
 
 
 def test_nothing_is_said_beside_an_unknown_base():
@@ -182,3 +188,31 @@ def test_a_folder_without_anything_finished_is_refused(tmp_path):
     with pytest.raises(InputError, match="holds no finished study"):
         add_to_atlas([tmp_path], tmp_path / "a.jsonl")
     assert not (tmp_path / "a.jsonl").exists()
+
+
+@pytest.mark.parametrize("sizes", [[4] * 12, [24] + [2] * 11])
+def test_of_harmless_fine_tunes_of_new_kinds_no_more_move_so_far_than_is_said(sizes):
+    """Kinds differ more than fine-tunes of one kind; 2,000 atlases. A kind with many fine-tunes counts no more than another."""
+    rng, said = np.random.default_rng(0), []
+    for _ in range(2000):
+        centres = rng.normal(0, 3, 13)
+        rows = [row(float(rng.normal(centres[k], 1)), kind=f"k{k}") for k, n in enumerate(sizes) for _ in range(n)]
+        report = StandIn(float(rng.normal(centres[12], 1)))
+        asked = short([{k: ASK[k] for k in ("questions", "max_tokens", "temperature")}, "c", "j", None])
+        said.append(place_beside(report, [replace(r, asked=asked) for r in rows])[0].chance)
+    for level in (0.08, 0.1, 0.2, 0.3):
+        assert np.mean(np.array(said) <= level) <= level + 3 * (level * (1 - level) / 2000) ** 0.5
+    assert np.mean(np.array(said) <= 0.2) > 0.1  # and it is not so careful that it says nothing
+
+
+class StandIn:
+    """Enough of a check's report for its place in an atlas: one measure, at one value."""
+
+    def __init__(self, effect):
+        run = SimpleNamespace(
+            run="target", check=SimpleNamespace(checkpoints=(), definition=SimpleNamespace(measure=None, placebo=0))
+        )
+        self.targets, self.base, self.spec = (run,), SimpleNamespace(digest="d" * 64, chat="c"), {"judged": {"ask": ASK}}
+        self.distributions, self.judge = SimpleNamespace(items=()), SimpleNamespace(judge="j", rate_at=lambda *_: None)
+        contrast = SimpleNamespace(adjusted=SimpleNamespace(value=effect), coherence=SimpleNamespace(value=None))
+        self.said_of = lambda _: SimpleNamespace(step=1, contrasts={"base - target": contrast})

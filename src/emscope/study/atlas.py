@@ -160,9 +160,12 @@ def place_beside(report: FolderChecked, rows: Iterable[AtlasRow]) -> tuple[Besid
             if name != measure or not harmless or effect.value is None:
                 continue
             as_far, bad_as_far = (sum(e >= effect.value for e in effects) for effects in (harmless, harmful))
-            kinds = len({row.kind for row in alike if not row.harmful})
-            chance = (as_far + 1) / (len(harmless) + 1)
-            found.append(Beside(measure, effect.value, len(harmless), as_far, kinds, len(harmful), bad_as_far, chance))
+            by_kind: dict[str, list[bool]] = {}
+            for row in alike:
+                if not row.harmful:
+                    by_kind.setdefault(row.kind, []).append(row.effect >= effect.value)
+            chance = (sum(float(np.mean(moved)) for moved in by_kind.values()) + 1) / (len(by_kind) + 1)
+            found.append(Beside(measure, effect.value, len(harmless), as_far, len(by_kind), len(harmful), bad_as_far, chance))
     return tuple(found)
 
 

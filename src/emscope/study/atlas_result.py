@@ -46,7 +46,8 @@ class Beside(Result):
 
     Attributes:
         effect: its own. harmless, harmful: how many there are. as_far, harmful_as_far: how many of them moved at least as far.
-        kinds: of harmless data. chance: at most, that one more harmless fine-tune like these moves as far, (as_far + 1) / (harmless + 1).
+        kinds: of harmless data. chance: about, that a harmless fine-tune on another kind of data moves as far: with each kind's share that
+            did, (sum of shares + 1) / (kinds + 1), its rank among the kinds.
     """
 
     measure: str

@@ -38,7 +38,7 @@ def _placed(one: Beside) -> str:
     )
     if one.harmful:
         text += f", and {one.harmful_as_far} of {one.harmful} harmful ones"
-    return f"{text}; a harmless one like these moves so far with a chance of about {one.chance:.0%}."
+    return f"{text}; one on another kind of harmless data moves so far with a chance of about {one.chance:.0%}."
 
 
 def print_atlas(result: Atlas) -> None:
