@@ -373,6 +373,17 @@ def test_a_tokenizer_that_has_nothing_for_the_unknown_is_refused(tiny, tmp_path)
         tokenizer_in(tmp_path / "model")
 
 
+def test_a_tokenizer_without_a_vocabulary_is_refused(tiny, tmp_path):
+    """Every answer would have no tokens, and every mean over them no value."""
+    shutil.copytree(tiny, tmp_path / "model")
+    path = tmp_path / "model" / "tokenizer.json"
+    settings = json.loads(path.read_text())
+    settings["model"] = {"type": "BPE", "vocab": {}, "merges": []}
+    path.write_text(json.dumps(settings))
+    with pytest.raises(InputError, match=r"no usable tokenizer \(.*no tokens of plain text"):
+        tokenizer_in(tmp_path / "model")
+
+
 def test_core_and_help_import_nothing_heavy():
     import subprocess
 

@@ -86,7 +86,8 @@ def tokenizer_in(folder: Path) -> Tokenizer:
     with strangers(f"'{folder}' has no usable tokenizer", "put the base model's tokenizer files into it"):
         tokenizer = _padded(AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True))
         _refuse_swelling(getattr(tokenizer, "backend_tokenizer", None))
-        tokenizer(UNUSUAL)
+        if not tokenizer(UNUSUAL, add_special_tokens=False)["input_ids"]:
+            raise ValueError("it makes no tokens of plain text")
     return tokenizer
 
 
