@@ -32,6 +32,8 @@ from emscope.core.spec import parse, read_yaml
 from emscope.core.visible import CONTROL, HALF, json_text, one_line, shown, whole
 from emscope.data.tables import rows
 from emscope.models.adapters import lora
+from emscope.models.fast.head import output_head
+from emscope.models.fast.packed import packed_attention
 from emscope.models.loading import templates
 from emscope.models.remote.address import check_address, scrubbed
 from emscope.store import files
@@ -508,3 +510,16 @@ def test_a_training_that_no_memory_could_plan_is_refused_at_once(changes, messag
     with pytest.raises(InputError, match=message):
         parse(TrainSpec, changes, "train")
     parse(TrainSpec, {"steps": 10**6, "batch": 20, "checkpoints": {"log": 40}}, "train")
+
+
+@pytest.mark.models
+def test_a_model_whose_first_pass_fails_is_refused_in_one_sentence(loaded, monkeypatch):
+    def fails(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr(loaded.net.model.layers[0].mlp, "forward", fails)
+    message = r"LlamaForCausalLM cannot be computed with \(AssertionError\)"
+    with pytest.raises(InputError, match=message), packed_attention(loaded.net, 8):
+        pass
+    with pytest.raises(InputError, match=message):
+        output_head(loaded.net)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 from emscope.core.errors import InputError
@@ -18,6 +18,15 @@ if TYPE_CHECKING:
     from emscope.models.types import CausalLM, Head, Logits, Stream
 
 ROWS = 256
+
+
+def first_pass(net: CausalLM) -> AbstractContextManager[None]:
+    """Return a context for the first pass of a model: what fails in it is what the model's files say, in one sentence.
+
+    Raises:
+        InputError: the pass failed.
+    """
+    return strangers(f"{type(net).__name__} cannot be computed with", "give a model whose weights fit its configuration")
 
 
 def output_head(net: CausalLM, *, frozen: bool = False) -> Head:
@@ -37,8 +46,7 @@ def output_head(net: CausalLM, *, frozen: bool = False) -> Head:
     if frozen:
         matrix = copy.deepcopy(matrix).requires_grad_(False)
     probe = torch.arange(1, 5, device=net.device)[None]
-    named = f"{type(net).__name__} cannot be computed with"
-    with strangers(named, "give a model whose weights fit its configuration"), torch.inference_mode():
+    with first_pass(net), torch.inference_mode():
         hidden = net.base_model(input_ids=probe, use_cache=False).last_hidden_state
         full, mine = net(input_ids=probe, use_cache=False).logits, matrix(hidden)
     size = float(full.abs().max())

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from emscope.models.fast.cpu_kernels import cpu_kernels, is_known
+from emscope.models.fast.head import first_pass
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -140,7 +141,8 @@ def packed_attention(net: CausalLM, longest: int) -> Iterator[bool]:
     if not _only_attention_mixes(net) or not _heeds_positions(net) or not turns_alike(net, longest):
         yield False
         return
-    plain = [net.base_model(input_ids=torch.tensor([s], device=net.device), use_cache=False) for s in PROBE]
+    with first_pass(net):
+        plain = [net.base_model(input_ids=torch.tensor([s], device=net.device), use_cache=False) for s in PROBE]
     expected = [out.last_hidden_state[0] for out in plain]
     with ExitStack() as stack:
         switched = stack.enter_context(_attention_of_ours(net))
