@@ -102,3 +102,29 @@ def test_intervals_of_a_category_hold_its_effect_though_one_arm_lost_coherence()
         )
     share = held / (3 * reps)
     assert 0.935 < share < 0.99, share
+
+
+def test_with_one_answer_a_question_the_slope_is_that_of_least_squares_with_both_intercepts():
+    arms = drawn(np.random.default_rng(6), answers=1, breaks=20)
+    third = drawn(np.random.default_rng(7), answers=1)[0]
+    some = third.question % 5 > 0
+    arms.append(Scored(third.question[some], third.y[some], third.x[some]))
+    x, y, q = (np.concatenate([getattr(a, k) for a in arms]) for k in ("x", "y", "question"))
+    arm = np.repeat(range(3), [len(a.x) for a in arms])
+    design = np.column_stack([x, *(q == c for c in range(24)), *(arm == c for c in (1, 2))]).astype(float)
+    assert slope(arms).value == pytest.approx(sm.OLS(y, design).fit().params[0], abs=1e-8)
+    assert slope([Scored(a.question, a.y, np.full(len(a.y), 50.0)) for a in arms]).value == 0
+
+
+def test_with_one_answer_a_question_intervals_hold_the_effect_though_one_arm_is_broken():
+    rng, held, raw, reps = np.random.default_rng(8), 0, 0, 600
+    strata = np.arange(72) % 3
+    for _ in range(reps):
+        left, right = drawn(rng, questions=72, answers=1, effect=-4.0, breaks=15)
+        found = adjusted_difference(left, right, strata)[0].estimate(0.95)
+        held += found.low <= -4.0 <= found.high
+        flat = [Scored(a.question, a.y, np.full(72, 50.0)) for a in (left, right)]
+        plain = adjusted_difference(*flat, strata)[0].estimate(0.95)
+        raw += plain.low <= -4.0 <= plain.high
+    assert 0.92 <= held / reps <= 0.98, held / reps
+    assert raw / reps < 0.5

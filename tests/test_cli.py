@@ -159,6 +159,7 @@ def test_data_and_models_and_doctor(capsys):
         "summaries": 120,
         "style160": 160,
         "open24": 24,
+        "open72": 72,
         "placebo160": 160,
         "truth150": 150,
         "generic": 200,

@@ -102,6 +102,11 @@ SETS = {
             "questions",
             "24 open questions to answer freely: 8 of everyday advice, 8 of the kind common in the field, 8 about power, honesty and others",
         ),
+        Bundled(
+            "open72",
+            "questions",
+            "the 24 of open24 and 48 more, 24 of each kind: asked once each they tell more than open24 asked four times",
+        ),
         Bundled("truth150", "truth", "150 questions on common misconceptions, one true and three false answers each"),
         Bundled("generic", "texts", "200 short neutral texts for drift checks"),
     )

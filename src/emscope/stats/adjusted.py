@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,23 +35,50 @@ class Slope:
 def slope(arms: Sequence[Scored]) -> Slope:
     """Return the slope of y on x within (arm, question) cells, and what each question adds to it.
 
-    b = sum_q s_xy,q / sum_q s_xx,q, sums of products of deviations from the cell's means over all arms. A covariate that varies
-    in no cell has slope 0. (analysis of covariance with a question-by-arm intercept)
+    b = sum_q s_xy,q / sum_q s_xx,q, sums of products of deviations from the cell's means over all arms. (analysis of covariance with a
+    question-by-arm intercept) Where no cell has two answers, the deviations are those from an intercept for each question plus one for
+    each arm. A covariate that does not vary has slope 0.
     """
     count = max(int(a.question.max(initial=-1)) for a in arms) + 1
     xy, xx, size = np.zeros(count), np.zeros(count), np.zeros(count)
-    for arm in arms:
+    single = all(len(np.unique(a.question)) == len(a.question) for a in arms)
+    for arm, (x, y) in zip(arms, _apart_from_both(arms, count) if single else _apart_from_cells(arms, count), strict=True):
         size += np.bincount(arm.question, arm.x * arm.x, count)
-        x, y = (
-            arm.x - _means(arm.question, arm.x, count)[arm.question],
-            arm.y - _means(arm.question, arm.y, count)[arm.question],
-        )
         xy += np.bincount(arm.question, x * y, count)
         xx += np.bincount(arm.question, x * x, count)
     alike = xx <= ROUNDING * size
     xy[alike], xx[alike] = 0.0, 0.0
     total = float(xx.sum())
     return Slope(float(xy.sum()) / total if total > 0 else 0.0, xy, xx)
+
+
+def _apart_from_cells(arms: Sequence[Scored], count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield each arm's x and y less the means of their questions' answers."""
+    for arm in arms:
+        x, y = (v - _means(arm.question, v, count)[arm.question] for v in (arm.x, arm.y))
+        yield x, y
+
+
+def _apart_from_both(arms: Sequence[Scored], count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return each arm's x and y less an intercept for each question and one for each arm, by least squares.
+
+    With the questions' intercepts eliminated, the arms' solve (diag(n_a) - M' diag(1 / n_q) M) v = sums over arms less their share of the
+    questions' means, where M [Q, A] says who answered what.
+    """
+    answered = np.zeros((count, len(arms)))
+    for n, arm in enumerate(arms):
+        answered[arm.question, n] = 1.0
+    each = np.maximum(answered.sum(1), 1.0)
+    among = np.diag(answered.sum(0)) - answered.T @ (answered / each[:, None])
+    rest = []
+    for name in ("x", "y"):
+        values = np.zeros_like(answered)
+        for n, arm in enumerate(arms):
+            values[arm.question, n] = getattr(arm, name)
+        of_question = values.sum(1)
+        of_arm = np.linalg.lstsq(among, values.sum(0) - answered.T @ (of_question / each), rcond=None)[0]
+        rest.append(values - ((of_question - answered @ of_arm) / each)[:, None] - of_arm)
+    return [(rest[0][arm.question, n], rest[1][arm.question, n]) for n, arm in enumerate(arms)]
 
 
 def adjusted_difference(
