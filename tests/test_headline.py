@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from html import escape
+from types import SimpleNamespace
 
 import pytest
 
@@ -247,3 +248,15 @@ def test_numbers_of_items_beyond_reason_are_not_told(value, said):
     from emscope.study.decision.verdict import _settle
 
     assert _settle("it", Mean(value, 0.02, 79.0, 80), 0.04).startswith(said)
+
+
+@pytest.mark.parametrize(("questions", "named"), [("open24", True), ("my.jsonl", False)])
+def test_where_too_few_questions_were_asked_the_larger_set_is_named(questions, named):
+    arms = (SimpleNamespace(aligned=SimpleNamespace(clusters=24)),)
+    report = SimpleNamespace(
+        said_of=lambda _: SimpleNamespace(enough=70),
+        judged=SimpleNamespace(questions=questions, first=SimpleNamespace(arms=arms)),
+        verdict_on=lambda _: Verdict.UNDETERMINED,
+    )
+    text = advice(report, SimpleNamespace(run="target"))
+    assert "about 70 would detect" in text and "24 were asked" in text and ("(open72 has 72)" in text) is named
