@@ -105,7 +105,7 @@ def _figure(result: Atlas, one: MeasureSpread) -> go.Figure:
     rows = [r for r in result.runs if (r.digest, r.measure, r.asked) == (one.digest, one.measure, one.asked)]
     name, unit, _ = NAMES.get(one.measure, (one.measure, "", 3))
     figure = go.Figure()
-    for harmful, colour in ((False, PALETTE[0]), (True, PALETTE[1])):
+    for harmful, colour in ((False, PALETTE[1]), (True, PALETTE[0])):
         mine = sorted((r for r in rows if r.harmful is harmful), key=lambda r: r.effect)
         figure.add_scatter(
             x=[r.effect for r in mine],
