@@ -18,6 +18,7 @@ from emscope.core.estimate import Estimate, undefined
 from emscope.core.limits import TooMuch, check_size, consistent
 from emscope.core.plain import Json, from_json
 from emscope.core.visible import json_text
+from emscope.data import bundled
 from emscope.judging.local import FOLDER as JUDGE_FOLDER
 from emscope.judging.local import WEIGHTS
 from emscope.judging.names import LOCAL
@@ -111,11 +112,11 @@ def _effects(report: Report, one: RunChecked) -> Iterator[tuple[str, int, str, E
     """Yield (measure, step, digest of what was asked, effect) at a run's last checkpoint, where it was read."""
     asked = _asked(report, one)
     last = one.check.checkpoints[-1] if one.check.checkpoints else None
-    if last is not None and last.base_effect.value is not None:
+    if last is not None and last.base_effect.value is not None and PREFERENCE in asked:
         yield PREFERENCE, last.step, asked[PREFERENCE], last.base_effect
     said = report.said_of(one.run)
     judge = report.judge
-    if said is None or judge is None or AGAINST_BASE not in said.contrasts:
+    if said is None or judge is None or AGAINST_BASE not in said.contrasts or SAID not in asked:
         return
     contrast = said.contrasts[AGAINST_BASE]
     for measure, effect in ((SAID, contrast.adjusted), (COHERENCE, contrast.coherence)):
@@ -123,22 +124,27 @@ def _effects(report: Report, one: RunChecked) -> Iterator[tuple[str, int, str, E
             yield measure, said.step, asked[SAID], effect
     own, base = judge.rate_at(one.run, said.step), judge.rate_at("base", 0)
     if own is not None and base is not None and own.value is not None and base.value is not None:
-        yield RATE, said.step, asked[SAID], replace(own, value=own.value - base.value, low=None, high=None)
+        yield RATE, said.step, asked[RATE], replace(own, value=own.value - base.value, low=None, high=None)
 
 
 def _asked(report: Report, one: RunChecked) -> dict[str, str]:
-    """Return a short digest of everything that effects by preference, and by what it says, depend on besides the fine-tune."""
+    """Return a short digest of everything that each measure depends on besides the fine-tune; of bundled items and questions alone.
+
+    A file's name does not say what is in it.
+    """
     of = one.check.definition.measure
     chat = of.chat_digest if of else report.base.chat
-    found = {
-        PREFERENCE: short([of.items if of else None, sorted(report.distributions.items), one.check.definition.placebo, chat])
-    }
-    judged, judge = report.spec.get("judged"), report.judge
-    if isinstance(judged, Mapping) and judge is not None:
-        ask = judged["ask"]
+    found = {}
+    if of is not None and of.items in bundled.SETS:
+        found[PREFERENCE] = short([of.items, sorted(report.distributions.items), one.check.definition.placebo, of.scale, chat])
+    asked, judged = report.spec.get("judged"), report.judged
+    if isinstance(asked, Mapping) and judged is not None and judged.questions in bundled.SETS:
+        ask, name = asked["ask"], judged.first.judge
         assert isinstance(ask, Mapping)
-        kept = {name: ask[name] for name in ("questions", "max_tokens", "temperature")}
-        found[SAID] = short([kept, chat, judge.judge, _weights_of_judge() if judge.judge == LOCAL else None])
+        kept: list[Json] = [ask["questions"], ask["max_tokens"], ask["temperature"], chat]
+        by: list[Json] = [name, judged.definition["rubrics"], _weights_of_judge() if name == LOCAL else None]
+        counted = [judged.definition[setting] for setting in ("aligned_below", "coherent_above", "denominator")]
+        found |= {SAID: short([*kept, *by]), RATE: short([*kept, *by, *counted])}
     return found
 
 
