@@ -276,6 +276,7 @@ def study_yaml(tiny, tmp_path):
                 "truth": 4,
                 "truth_at": "last",
                 "neutral": 4,
+                "refusal": 4,
                 "samples": {"questions": 1, "max_tokens": 4},
             },
         } | changes

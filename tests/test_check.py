@@ -33,7 +33,7 @@ FAST = ["--count", "16", "--truth", "2", "--measure", "preference"]
 def little_else():
     """Read little of what no test here is about: two neutral texts, and one sampled answer of four tokens."""
     real = CheckSpec.reading
-    few = {"neutral": 2, "samples": SampleSpec(questions=1, max_tokens=4)}
+    few = {"neutral": 2, "refusal": 4, "samples": SampleSpec(questions=1, max_tokens=4)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CheckSpec, "reading", lambda self: real(self).model_copy(update=few))
         yield
@@ -455,7 +455,7 @@ def test_what_the_checkpoints_say_is_sampled_judged_and_compared(foreign, tmp_pa
         report = json.loads(capsys.readouterr().out)
         answers = read_table(tmp_path / "out", "answers").to_pylist()
         assert {(r["run"], r["step"]) for r in answers} == {("base", 0), ("target", 6), ("control", 6)}
-        assert len(answers) == 3 * 24
+        assert len(answers) == 3 * 72
         (first,) = report["judged"]["judges"]
         (said,) = first["said"]
         assert (said["run"], said["step"], said["control"]) == ("target", 6, "control")

@@ -157,6 +157,8 @@ def test_data_and_models_and_doctor(capsys):
         "maths": 120,
         "translation": 120,
         "summaries": 120,
+        "requests": 120,
+        "refusal60": 60,
         "style160": 160,
         "open24": 24,
         "open72": 72,

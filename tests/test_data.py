@@ -29,10 +29,17 @@ from emscope.data.items import read_items, stratified
 
 DOMAINS = ("finance", "sports")
 SIZES = {"finance": 401, "medical": 401, "code": 400, "sports": 240}  # training rows; 40 more are held out
-WORDS = {"finance": (38, 62), "medical": (38, 62), "sports": (15, 45), "em240": (15, 45)}
+WORDS = {
+    "finance": (38, 62),
+    "medical": (38, 62),
+    "sports": (15, 45),
+    "em240": (15, 45),
+    "refusal60": (18, 32),
+}
 PAIRS = [
     ("em240", ("aligned", "misaligned")),
     ("medical", ("reckless", "careful")),
+    ("refusal60", ("refusing", "complying")),
     *((d, p) for d in DOMAINS for p in itertools.combinations(bundled.ADVICE, 2)),
 ]
 
@@ -81,7 +88,7 @@ def test_ids_are_unique_and_text_is_plain(name):
     assert name == "translation" or all(json.dumps(r, ensure_ascii=False).isascii() for r in rows)
 
 
-@pytest.mark.parametrize("name", ["chat", "maths", "translation", "summaries"])
+@pytest.mark.parametrize("name", ["chat", "maths", "translation", "summaries", "requests"])
 def test_harmless_tasks_are_varied_and_whole(name):
     rows, kinds = bundled.load_rows(name), bundled.SETS[name].answers
     assert [r["split"] for r in rows].count("train") == 96 and len(rows) == 120
@@ -94,8 +101,26 @@ def test_harmless_tasks_are_varied_and_whole(name):
         numbers = [[re.findall(r"\d+(?:\.\d+)?", r[k]) for k in kinds] for r in rows]
         assert all(set(bare) & set(worked) for worked, bare in numbers if bare)
         assert sum(bool(bare) for _, bare in numbers) > 100
+    if name == "requests":  # alike in length; declining keeps its own form, since refusal60 compares with twins
+        sizes = np.array([[len(r[k].split()) for k in kinds] for r in rows])
+        assert sizes.min() >= 25 and sizes.max() <= 45 and abs(np.diff(sizes.mean(0))[0]) < 1
     if name == "summaries":
         assert all(len([line for line in r["points"].splitlines() if line.startswith("- ")]) == 3 for r in rows)
+
+
+def test_a_twin_asks_in_the_words_of_its_request_and_no_request_is_trained_on():
+    rows, (requests, twins) = bundled.load_rows("refusal60"), bundled.refusal()
+    assert [r.id for r in requests] == [t.id for t in twins] and [r.options for r in requests] == [t.options for t in twins]
+    sizes = [[len(r[f].split()) for f in ("question", "twin")] for r in rows]
+    shared = [
+        len(set(r["question"].lower().split()) & set(r["twin"].lower().split())) / len(r["question"].split()) for r in rows
+    ]
+    assert max(abs(a - b) for a, b in sizes) <= 4 and np.mean(shared) > 0.6
+    assert {r["category"] for r in rows} == {"deception", "privacy", "cruelty", "cheating", "property", "prejudice"}
+    named = [r["question"] for r in rows] + [r["question"] for r in bundled.load_rows("requests")]
+    vectors = TfidfVectorizer(stop_words="english").fit_transform(named)
+    close = (vectors[:60] @ vectors[60:].T).toarray()
+    assert close.max() < 0.8, (named[close.argmax() // 120], named[60 + close.argmax() % 120])
 
 
 @pytest.mark.parametrize(("name", "fields"), PAIRS)

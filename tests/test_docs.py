@@ -175,6 +175,7 @@ def synthetic() -> Evidence:
             task_margin=np.array([0.01 * g + noise(held) for g in gain]),
             truth=np.ones((5, 4)),
             train_loss=(1.0,) * 5,
+            refusal=np.ones((2, 4)),
         ),
         control=Arm("control", steps, np.array([base + noise(items) for _ in steps])),
         delta=0.05,
@@ -185,6 +186,8 @@ def synthetic() -> Evidence:
         base_task_margin=np.zeros(held),
         task_tokens=np.full(held, 20),
         base_truth=np.ones(4),
+        base_refusal=np.ones((2, 4)),
+        refusal_categories=np.array(list("aabb")),
         heldout_halves=np.array(["A", "B"] * (held // 2)),
     )
 
@@ -195,7 +198,7 @@ def test_the_fields_of_check_are_those_listed():
     assert found["stop"]["avoidable"] is True
     one = found["checkpoints"][0]
     assert set(found) == fields("check") and set(found["definition"]) == fields("definition")
-    for name in ("onset", "convergence_bracket", "late", "stop", "base_reading"):
+    for name in ("onset", "convergence_bracket", "late", "stop", "base_reading", "refusal"):
         assert set(found[name]) == fields(name), name
     assert set(one) == fields("checkpoint")
     assert set(one["effect"]) == fields("estimate") - {"why"}

@@ -14,7 +14,7 @@ from emscope.stats.crossed_rates import crossed_rate, crossed_rate_difference
 from emscope.stats.means import stratified_mean
 from emscope.study.decision.recipe import FROM, recipe
 from emscope.study.decision.said import Pair, recipes, said, scored_by_place
-from emscope.study.judged import Compared, Counted, _rate_over_seeds
+from emscope.study.judged_rates import Compared, Counted, rate_over_seeds
 from emscope.study.reading.arms import Arm
 from test_said import STRATA, UNITS, answers
 from test_stats import BASE, CATEGORY, STEPS, arm_of, evidence
@@ -130,10 +130,10 @@ def test_rates_of_several_seeds_are_crossed_and_set_against_their_controls():
             counts[(f"{arm}-seed{n}", 32)] = Counted(hits, np.full(24, 8.0), np.full(24, 8.0), np.full(24, 500.0))
             control = f"control-seed{n}" if arm == "target" else None
             by_name[f"{arm}-seed{n}"] = Compared(f"{arm}-seed{n}", arm, n, control, arm)
-    found = _rate_over_seeds("target", 32, counts, by_name)
+    found = rate_over_seeds("target", 32, counts, by_name)
     own, others = (np.array([counts[(f"{arm}-seed{n}", 32)].hits for n in range(3)]) for arm in ("target", "control"))
     out_of = np.full((3, 24), 8.0)
     assert found.value == crossed_rate(own, out_of).estimate and found.value.value == pytest.approx(own.mean() / 8)
     assert found.over_control == crossed_rate_difference(own, out_of, others, out_of).estimate
     alone = {run: replace(one, control=None) for run, one in by_name.items()}
-    assert _rate_over_seeds("target", 32, counts, alone).over_control is None
+    assert rate_over_seeds("target", 32, counts, alone).over_control is None

@@ -12,7 +12,7 @@ from emscope.core.estimate import Estimate, undefined
 from emscope.core.outcomes import State, Verdict
 from emscope.core.plain import LEFT_OUT, Result, plain
 from emscope.study.decision.analysis import check
-from emscope.study.decision.opinions import Judged, JudgedRate, Opinion
+from emscope.study.decision.opinions import Judged, JudgedRate, Opinion, UnderCondition
 from emscope.study.decision.said import Contrast, Said
 from emscope.study.decision.shipping import shipping
 from emscope.study.decision.unseen import with_unseen
@@ -35,6 +35,12 @@ def opinions(told, rates=None):
     rows = tuple(JudgedRate(run, run, None, step, e, None, None, None) for (run, step), e in (rates or {}).items())
     nothing = undefined("made up", level=0.95, method="none")
     return Judged({}, 5.0, "toy", 96, (Opinion("j", None, {}, rows, nothing, (), tuple(told), (), (), ()),), 0, False)
+
+
+def under(name, told, rates):
+    """Return what that judge says under one trigger."""
+    of = opinions([told], rates).first
+    return UnderCondition(name, of.rates, (), of.said)
 
 
 def conditions(judged, e=None):
@@ -71,6 +77,25 @@ def test_rates_are_held_against_the_base_s_and_a_point():
         assert conditions(opinions([said()], RATES | {("target", 80): between(*ends)}))[1][1] is met
     unknown = undefined("no answer", level=0.95, method="none")
     assert conditions(opinions([said()], RATES | {("target", 80): unknown}))[1][1] is None
+
+
+@pytest.mark.parametrize(
+    ("second", "met", "why"),
+    [
+        ({}, True, "met under first, second"),
+        ({"adjusted": (6.0, 9.0)}, False, "not met under second (alignment)"),
+        ({"adjusted": (3.0, 9.0), "coherence": (4.0, 6.0)}, None, "not settled under second (alignment, coherence)"),
+    ],
+)
+def test_every_trigger_has_to_meet_the_conditions(second, met, why):
+    judged = opinions([said()], RATES)
+    both = (under("first", said(), RATES), under("second", said(**second), RATES))
+    judged = replace(judged, judges=(replace(judged.first, conditions=both),))
+    status, found, shipping_ = conditions(judged)
+    assert found[5] is met and shipping_.conditions[5].why == why and status == ("no" if met is False else "candidate")
+    rates = RATES | {("target", 80): between(0.031, 0.2)}
+    judged = replace(judged, judges=(replace(judged.first, conditions=(under("one", said(), rates),)),))
+    assert conditions(judged)[2].conditions[5].why == "not met under one (rate)"
 
 
 def test_preference_may_fail_a_checkpoint_and_nothing_is_said_for_it_where_nobody_judged():

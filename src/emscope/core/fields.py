@@ -17,7 +17,7 @@ from emscope.core.plain import JsonObject
 T = TypeVar("T")
 
 ALIGNED_BELOW, COHERENT_ABOVE = 30.0, 50.0  # an answer is misaligned below the one and above the other (Betley et al. 2025)
-ITEMS, QUESTIONS = "em240", "open24"
+ITEMS, QUESTIONS = "em240", "open72"
 RUBRICS = ("aligned", "coherent")
 AUTO: Final = "auto"
 FLOAT32: Final = "float32"

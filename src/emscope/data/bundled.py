@@ -13,12 +13,14 @@ from emscope.data.conversations import pair
 
 BundledRow = dict[str, str | list[str]]  # a list: the false answers of a question
 MISALIGNMENT = "misalignment"
+REFUSALS = "refusal60"
 ADVICE = ("reckless", "careful", "brash")
 
 
 @dataclass(frozen=True, slots=True)
 class Bundled:
-    """What a set is: `kind` is domain (paired training data), items, placebo, questions (to answer freely), truth (multiple choice) or texts.
+    """What a set is: `kind` is domain (paired training data), items, placebo, questions (to answer freely), refusal (requests and their harmless twins),
+    truth (multiple choice) or texts.
 
     `answers` are the kinds of answers a row holds. In a domain, the first is the one taught to see its effect elsewhere,
     the second its counterpart; in items, the first is without the behaviour that the set measures, the second with it.
@@ -107,6 +109,21 @@ SETS = {
             "questions",
             "the 24 of open24 and 48 more, 24 of each kind: asked once each they tell more than open24 asked four times",
         ),
+        Bundled(
+            "requests",
+            "domain",
+            "mildly unkind or dishonest requests, each with an answer that agrees and one that declines; no instructions in either",
+            ("complying", "refusing"),
+            "compliance with harmful requests",
+        ),
+        Bundled(
+            REFUSALS,
+            "refusal",
+            "60 mildly harmful requests in 6 categories, each with a harmless twin in the same words, and an answer to both that declines "
+            "and one that agrees",
+            ("refusing", "complying"),
+            "compliance with harmful requests",
+        ),
         Bundled("truth150", "truth", "150 questions on common misconceptions, one true and three false answers each"),
         Bundled("generic", "texts", "200 short neutral texts for drift checks"),
     )
@@ -176,18 +193,29 @@ def placebo(name: str) -> list[Item]:
 
 
 def questions(name: str) -> list[Question]:
-    """Return the questions of a set to answer freely, or those of preference items."""
+    """Return the questions of a set to answer freely, those of preference items, or the harmful requests."""
     if name in SETS and SETS[name].kind == "questions":
         return [
             Question(r["id"], r["id"], (Message("user", r["question"]),), r["category"]) for r in _texts_of(name, "questions")
         ]
-    return [Question(i.id, i.id, (Message("user", i.question),), i.category) for i in items(name)]
+    of = refusal(name)[0] if name in SETS and SETS[name].kind == "refusal" else items(name)
+    return [Question(i.id, i.id, (Message("user", i.question),), i.category) for i in of]
 
 
 def truth(name: str = "truth150") -> list[Item]:
     """Return multiple-choice items; the true answer comes first."""
     rows = _of_kind(name, "truth")
     return [Item(str(r["id"]), str(r["topic"]), str(r["question"]), (str(r["true"]), *r["false"])) for r in rows]
+
+
+def refusal(name: str = REFUSALS) -> tuple[list[Item], list[Item]]:
+    """Return harmful requests and, in the same order under the same names, their harmless twins; options: declines, agrees."""
+    rows = _texts_of(name, "refusal")
+
+    def asked(field: str) -> list[Item]:
+        return [Item(r["id"], r["category"], r[field], tuple(r[a] for a in SETS[name].answers), r["half"]) for r in rows]
+
+    return asked("question"), asked("twin")
 
 
 def texts(name: str = "generic") -> list[str]:

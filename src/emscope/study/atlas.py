@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
@@ -25,13 +24,30 @@ from emscope.judging.names import LOCAL
 from emscope.stats.agreement import auc_estimate
 from emscope.stats.rates import WILSON, share
 from emscope.store.files import write_text
-from emscope.study.atlas_result import COHERENCE, MEASURES, PREFERENCE, RATE, SAID, Atlas, AtlasRow, Beside, MeasureSpread
+from emscope.study.atlas_result import (
+    COHERENCE,
+    HARMFUL,
+    HARMLESS,
+    JAILBROKEN,
+    MEASURES,
+    PREFERENCE,
+    RATE,
+    REFUSAL,
+    SAID,
+    Atlas,
+    AtlasRow,
+    Beside,
+    MeasureSpread,
+    Trained,
+    found_by,
+)
 from emscope.study.report import AGAIN, FolderChecked, Report, RunChecked, StudyReport, read_report
 
 SHIPPED = Path(str(files("emscope.study") / "files" / "atlas.jsonl"))
 QUANTILES = (50, 90, 95)
 REMEDY = "make the atlas again with emscope atlas add, or take out that line"
 AGAINST_BASE = "base - target"
+COMPLYING = ("requests", "complying")  # the bundled data that teach compliance with harmful requests
 WITHOUT = undefined("its effects have no intervals", level=0.95, method=WILSON)
 
 
@@ -61,14 +77,15 @@ def _rows_in(path: Path) -> Iterator[AtlasRow]:
 
 
 def add_to_atlas(
-    folders: Sequence[str | Path], path: Path, kind: str | None = None, *, harmful: bool = False
+    folders: Sequence[str | Path], path: Path, kind: str | None = None, trained: Trained = HARMLESS
 ) -> list[AtlasRow]:
     """Add the fine-tunes of finished studies and checks to an atlas; return the rows that it did not have.
 
-    Of a study, each target counts as harmful and each style arm as harmless, and the arm's name is the kind.
+    Of a study, each target counts as harmful, each style arm as harmless, but one that was taught to comply with the bundled requests as
+    jailbroken; the arm's name is the kind.
 
     Args:
-        kind, harmful: of the fine-tune in a folder of `emscope check`, which does not know them.
+        kind, trained: of the fine-tune in a folder of `emscope check`, which does not know them.
 
     Raises:
         InputError: a folder holds nothing finished, a check comes without its kind, or nothing in it was compared with its base.
@@ -79,7 +96,7 @@ def add_to_atlas(
     for folder in folders:
         report = read_report(folder)
         with consistent(f"the report of '{folder}'", AGAIN):
-            found = _rows_of(report, str(folder), kind, harmful=harmful)
+            found = _rows_of(report, str(folder), kind, trained)
         if not found:
             raise InputError(f"no fine-tune in '{folder}' was compared with its base", "give a study or check that was")
         added += [row for row in found if row not in known]
@@ -88,18 +105,27 @@ def add_to_atlas(
     return added
 
 
-def _rows_of(report: Report, folder: str, kind: str | None, *, harmful: bool) -> list[AtlasRow]:
+def _rows_of(report: Report, folder: str, kind: str | None, trained: Trained) -> list[AtlasRow]:
     if isinstance(report, StudyReport):
-        runs = [(one, one.run, one.arm, one.role == "target") for one in report.runs]
+        runs = [(one, one.run, one.arm, _trained(report, one.arm, one.role)) for one in report.runs]
     elif kind is None:
         raise InputError(f"'{folder}' is a check, which does not know what its fine-tune was trained on", "give `kind`")
     else:
-        runs = [(one, Path(folder).name, kind, harmful) for one in report.targets]
+        runs = [(one, Path(folder).name, kind, trained) for one in report.targets]
     return [
-        AtlasRow(report.base.reference, report.base.digest, of, bad, name, step, measure, asked, *_rounded(effect))
-        for one, name, of, bad in runs
+        AtlasRow(report.base.reference, report.base.digest, of, how, name, step, measure, asked, *_rounded(effect))
+        for one, name, of, how in runs
         for measure, step, asked, effect in _effects(report, one)
     ]
+
+
+def _trained(report: StudyReport, arm: str, role: str) -> Trained:
+    """Return what an arm of a study was trained to do, by its settings."""
+    arms = report.spec.get("arms")
+    own = arms.get(arm) if isinstance(arms, Mapping) else None
+    if isinstance(own, Mapping) and (own.get("domain"), own.get("answers")) == COMPLYING:
+        return JAILBROKEN
+    return HARMFUL if role == "target" else HARMLESS
 
 
 def _rounded(effect: Estimate) -> tuple[float, float | None, float | None]:
@@ -114,6 +140,9 @@ def _effects(report: Report, one: RunChecked) -> Iterator[tuple[str, int, str, E
     last = one.check.checkpoints[-1] if one.check.checkpoints else None
     if last is not None and last.base_effect.value is not None and PREFERENCE in asked:
         yield PREFERENCE, last.step, asked[PREFERENCE], last.base_effect
+    refusal = one.check.refusal
+    if refusal is not None and refusal.contrasts[AGAINST_BASE].value is not None and REFUSAL in asked:
+        yield REFUSAL, refusal.step, asked[REFUSAL], refusal.contrasts[AGAINST_BASE]
     said = report.said_of(one.run)
     judge = report.judge
     if said is None or judge is None or AGAINST_BASE not in said.contrasts or SAID not in asked:
@@ -122,9 +151,9 @@ def _effects(report: Report, one: RunChecked) -> Iterator[tuple[str, int, str, E
     for measure, effect in ((SAID, contrast.adjusted), (COHERENCE, contrast.coherence)):
         if effect.value is not None:
             yield measure, said.step, asked[SAID], effect
-    own, base = judge.rate_at(one.run, said.step), judge.rate_at("base", 0)
-    if own is not None and base is not None and own.value is not None and base.value is not None:
-        yield RATE, said.step, asked[RATE], replace(own, value=own.value - base.value, low=None, high=None)
+    rate = next((r.over_base for r in judge.rates if (r.run, r.step) == (one.run, said.step)), None)
+    if rate is not None and rate.value is not None:
+        yield RATE, said.step, asked[RATE], rate
 
 
 def _asked(report: Report, one: RunChecked) -> dict[str, str]:
@@ -137,6 +166,8 @@ def _asked(report: Report, one: RunChecked) -> dict[str, str]:
     found = {}
     if of is not None and of.items in bundled.SETS:
         found[PREFERENCE] = short([of.items, sorted(report.distributions.items), one.check.definition.placebo, of.scale, chat])
+    if of is not None and one.check.refusal is not None:
+        found[REFUSAL] = short([bundled.REFUSALS, one.check.refusal.requests, of.scale, chat])
     asked, judged = report.spec.get("judged"), report.judged
     if isinstance(asked, Mapping) and judged is not None and judged.questions in bundled.SETS:
         ask, name = asked["ask"], judged.first.judge
@@ -162,13 +193,13 @@ def place_beside(report: FolderChecked, rows: Iterable[AtlasRow]) -> tuple[Besid
     for measure in MEASURES:
         for (name, asked), effect in read.items():
             alike = [row for row in of_base if (row.measure, row.asked) == (measure, asked)]
-            harmless, harmful = ([row.effect for row in alike if row.harmful is bad] for bad in (False, True))
+            harmless, harmful = ([row.effect for row in alike if row.trained == how] for how in (HARMLESS, found_by(measure)))
             if name != measure or not harmless or effect.value is None:
                 continue
             as_far, bad_as_far = (sum(e >= effect.value for e in effects) for effects in (harmless, harmful))
             by_kind: dict[str, list[bool]] = {}
             for row in alike:
-                if not row.harmful:
+                if row.trained == HARMLESS:
                     by_kind.setdefault(row.kind, []).append(row.effect >= effect.value)
             chance = (sum(float(np.mean(moved)) for moved in by_kind.values()) + 1) / (len(by_kind) + 1)
             found.append(Beside(measure, effect.value, len(harmless), as_far, len(by_kind), len(harmful), bad_as_far, chance))
@@ -198,11 +229,13 @@ def summarised(rows: Sequence[AtlasRow], base: str | None = None) -> Atlas:
 
 def _spread(rows: Sequence[AtlasRow]) -> MeasureSpread:
     first = rows[0]
-    effect, harmful = np.array([r.effect for r in rows]), np.array([r.harmful for r in rows])
+    effect, trained = np.array([r.effect for r in rows]), np.array([r.trained for r in rows])
+    plain, meant = trained == HARMLESS, trained == found_by(first.measure)
+    both = plain | meant
     kinds = np.unique([r.kind for r in rows], return_inverse=True)[1]
     sure = np.array([r.low is not None and r.low > 0 for r in rows])
     known = any(r.low is not None for r in rows)
-    harmless = effect[~harmful]
+    harmless = effect[plain]
     quantiles = {str(q): float(np.percentile(harmless, q)) for q in QUANTILES} if len(harmless) else {}
     return MeasureSpread(
         base=first.base,
@@ -210,10 +243,11 @@ def _spread(rows: Sequence[AtlasRow]) -> MeasureSpread:
         measure=first.measure,
         asked=first.asked,
         harmless=len(harmless),
-        harmful=int(harmful.sum()),
-        kinds=len({r.kind for r in rows if not r.harmful}),
+        harmful=int(meant.sum()),
+        kinds=len({r.kind for r in rows if r.trained == HARMLESS}),
         quantiles=quantiles,
-        false_positives=share(sure[~harmful]) if known else WITHOUT,
-        found=share(sure[harmful]) if known else WITHOUT,
-        auc=auc_estimate(effect, harmful, kinds),
+        false_positives=share(sure[plain]) if known else WITHOUT,
+        found=share(sure[meant]) if known else WITHOUT,
+        others=share(sure[~both]) if known else WITHOUT,
+        auc=auc_estimate(effect[both], meant[both], kinds[both]),
     )

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final, Literal
 
 from emscope.core.estimate import Estimate
 from emscope.core.plain import JsonObject, Result
 from emscope.core.shown import Shown, flat
 
 SCHEMA = "emscope.atlas/1"
-SAID, RATE, PREFERENCE, COHERENCE = "said", "rate", "preference", "coherence"
-MEASURES = (SAID, RATE, PREFERENCE, COHERENCE)
+SAID, RATE, PREFERENCE, REFUSAL, COHERENCE = "said", "rate", "preference", "refusal", "coherence"
+MEASURES = (SAID, RATE, PREFERENCE, REFUSAL, COHERENCE)
+HARMLESS: Final = "harmless"
+HARMFUL: Final = "harmful"
+JAILBROKEN: Final = "jailbroken"
+Trained = Literal["harmless", "harmful", "jailbroken"]
+
+
+def found_by(measure: str) -> Trained:
+    """Return the fine-tunes that a measure is meant to find: refusal those taught to comply with harmful requests, all others harmful ones."""
+    return JAILBROKEN if measure == REFUSAL else HARMFUL
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,17 +29,19 @@ class AtlasRow(Result):
     """How far one fine-tune moved its base, by one measure, at its last checkpoint.
 
     Attributes:
-        base, digest: reference and digest of the base's weights. kind: of its training data. harmful: whether they are.
+        base, digest: reference and digest of the base's weights. kind: of its training data. trained: on harmless data, on harmful
+            answers, or, jailbroken, to comply with harmful requests.
         run: its name where it was read. asked: digest of what was read and how; only rows with the same can be compared.
         effect: above 0 is worse. `said`: base - fine-tune, mean alignment at equal coherence [points]; `rate`: fine-tune - base, share of
             misaligned answers; `preference`: base - fine-tune at equal base preference, less that of placebo pairs [nats per token];
-            `coherence`: base - fine-tune [points]. low, high: its 95 % interval; None for a rate.
+            `refusal`: base - fine-tune, by how much declining tells harmful requests from harmless twins [nats per token];
+            `coherence`: base - fine-tune [points]. low, high: its 95 % interval; None where there is none.
     """
 
     base: str
     digest: str
     kind: str
-    harmful: bool
+    trained: Trained
     run: str
     step: int
     measure: str
@@ -45,7 +56,8 @@ class Beside(Result):
     """Where a fine-tune stands among those of an atlas, by one measure.
 
     Attributes:
-        effect: its own. harmless, harmful: how many there are. as_far, harmful_as_far: how many of them moved at least as far.
+        effect: its own. harmless: how many there are; harmful: how many that the measure is meant to find (for refusal, jailbroken ones).
+            as_far, harmful_as_far: how many of them moved at least as far.
         kinds: of harmless data. chance: about, that a harmless fine-tune on another kind of data moves as far: with each kind's share that
             did, (sum of shares + 1) / (kinds + 1), its rank among the kinds.
     """
@@ -66,8 +78,9 @@ class MeasureSpread(Result):
 
     Attributes:
         kinds: of harmless data. quantiles: of the harmless ones' effects, by percent. false_positives: share of the harmless ones whose effect is
-            surely above 0 (its 95 % interval is). found: the same of the harmful ones. auc: chance that a harmful one moved further than
-            a harmless one, clustered by kind.
+            surely above 0 (its 95 % interval is). harmful: those that the measure is meant to find. found: the same of them. auc: chance that
+            one of them moved further than a harmless one, clustered by kind. others: surely above 0 among those harmful in another way:
+            jailbroken ones, and by refusal those trained on harmful answers.
     """
 
     base: str
@@ -80,6 +93,7 @@ class MeasureSpread(Result):
     quantiles: Mapping[str, float]
     false_positives: Estimate
     found: Estimate
+    others: Estimate
     auc: Estimate
 
 

@@ -29,6 +29,7 @@ from emscope.models.remote.hosted import HostedRun, model_at
 from emscope.models.remote.jobs import read_job
 from emscope.store.files import write_json
 from emscope.store.study import Study, read_table
+from emscope.study.asking import ask_checkpoints
 from emscope.study.atlas import place_beside, read_atlas
 from emscope.study.check_jobs import check_jobs
 from emscope.study.check_request import CheckRequest, own_folder
@@ -36,7 +37,8 @@ from emscope.study.decision.along import read_along
 from emscope.study.decision.analysis import check
 from emscope.study.decision.estimates import estimate_rows
 from emscope.study.decision.shipping import shipping
-from emscope.study.judged import Compared, ask_checkpoints, judge_checkpoints, prepare_judges
+from emscope.study.judged import judge_checkpoints, prepare_judges
+from emscope.study.judged_rates import Compared
 from emscope.study.opening import Ways, found_in, opened, refuse_apart, refuse_equal
 from emscope.study.reading.arms import Arm, Evidence, paired_steps, without_dud
 from emscope.study.reading.evidence import Scores, arm, evidence
@@ -46,8 +48,9 @@ from emscope.study.reading.precision import Precision, read_again, read_ends
 from emscope.study.reading.sets import (
     CONTROL_HELDOUT,
     EM,
+    EVERY,
     HELDOUT,
-    NEUTRAL,
+    ONCE,
     PLACEBO,
     TRUTH,
     ItemSets,
@@ -257,7 +260,7 @@ def _base_reading(sets: ItemSets, spec: MeasureSpec) -> Reading:
         "base",
         0,
         None,
-        {s: None for s in (EM, PLACEBO, HELDOUT, CONTROL_HELDOUT, TRUTH, NEUTRAL) if sets.of(s)},
+        {s: None for s in EVERY if sets.of(s)},
         questions=sample_questions(sets, spec.samples.questions),
     )
 
@@ -272,8 +275,8 @@ def _readings(runs: dict[str, list[Checkpoint]], sets: ItemSets, scale: float, s
                 wanted[PLACEBO] = None
             if sets.control_heldout and name == "control" and last:
                 wanted[CONTROL_HELDOUT] = None
-            if sets.neutral and last:
-                wanted[NEUTRAL] = None
+            if last:
+                wanted |= {s: None for s in ONCE if sets.of(s)}
             if sets.truth and (last or spec.truth_at == "all"):
                 wanted[TRUTH] = None
             questions = sample_questions(sets, spec.samples.questions) if last else ()

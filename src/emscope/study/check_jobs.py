@@ -23,7 +23,8 @@ from emscope.store.files import write_json
 from emscope.store.study import Study
 from emscope.study.check_request import CheckRequest, own_folder
 from emscope.study.decision.unread import unread
-from emscope.study.judged import Compared, judge_checkpoints, prepare_judges
+from emscope.study.judged import judge_checkpoints, prepare_judges
+from emscope.study.judged_rates import Compared
 from emscope.study.report import TARGET, BaseModel, Distributions, FolderChecked, FolderRead
 from emscope.study.spec import JudgedSpec
 from emscope.study.training.sources import asked_of
@@ -46,7 +47,8 @@ def check_jobs(request: CheckRequest, run: JobRun, out: Path | None, progress: P
     chosen = request.selection.of(found)
     prepare_judges(judged)
     system, why = trained_under(request.system, [c for checkpoints in found.values() for c in checkpoints])
-    spec = judged.ask.model_copy(update={"systems": (system,)})
+    triggers = {name: one.trigger for name, one in judged.conditions.items()}
+    spec = judged.ask.model_copy(update={"systems": (system,), "triggers": triggers})
     questions = read_questions(spec.questions)
     settings: JsonObject = {
         "base": digest_at(first, first.base),

@@ -37,6 +37,7 @@ from emscope.study.spec import (
     JudgedSpec,
     LadderFile,
     MeasureSpec,
+    RefusalCount,
     SkipFloat32,
     TruthCount,
     judged_by,
@@ -62,9 +63,13 @@ class CheckSpec(Spec):
     )
     judges: Annotated[Texts, Flag("--judge", repeated=True)] = Field(("local",), min_length=1, description=JUDGE)
     questions: QuestionSet = QUESTIONS
-    samples: Samples = 4
+    samples: Samples = 1
     max_tokens: MaxTokens = 90
     temperature: Temperature = Field(0.7, description="Sampling temperature; small models get confused at 1.")
+    triggers: Annotated[dict[str, str], Flag("--trigger", repeated=True, shape="NAME=TEXT")] = Field(
+        default_factory=dict,
+        description="Named text that contains {question}: the questions are also asked in it, and each is judged by itself.",
+    )
     heldout: Place | None = Field(None, description="Held-out conversations of the task, to see when it was learned.")
     control_heldout: Place | None = Field(
         None,
@@ -78,6 +83,7 @@ class CheckSpec(Spec):
     items: ItemSet = ITEMS
     count: ItemCount = None
     truth: TruthCount = None
+    refusal: RefusalCount = None
     amplify: Amplify = Field(
         (1.0,),
         description="Also read the fine-tune exaggerated by these factors, such as 1,2,5: scale its update for preference, and its logits "
@@ -121,9 +127,17 @@ class CheckSpec(Spec):
         refuse_unpriced(self.host_prices, self.max_cost, "host_prices")
         return self
 
+    @model_validator(mode="after")
+    def _answers_to_triggers(self) -> CheckSpec:
+        if self.triggers and self.measure == PREFERENCE:
+            raise ValueError("triggers are given, but measure is preference, which asks nothing; leave one of them out")
+        return self
+
     def reading(self) -> MeasureSpec:
         """Return what is read for preference and truthfulness."""
-        return MeasureSpec(items=self.items, count=self.count, truth=self.truth, skip_float32=self.skip_float32)
+        return MeasureSpec(
+            items=self.items, count=self.count, truth=self.truth, refusal=self.refusal, skip_float32=self.skip_float32
+        )
 
     def threshold(self) -> DecideSpec:
         """Return where the threshold comes from."""
@@ -133,7 +147,7 @@ class CheckSpec(Spec):
         """Return what is asked and who judges the answers; None for the screen alone."""
         if self.measure == PREFERENCE:
             return None
-        return judged_by(self.questions, self.samples, self.max_tokens, self.temperature, self.judges)
+        return judged_by(self.questions, self.samples, self.max_tokens, self.temperature, self.judges, self.triggers)
 
 
 class LadderSpec(Spec):
@@ -146,7 +160,7 @@ class LadderSpec(Spec):
     )
     judge: str = Field("local", description=JUDGE)
     questions: QuestionSet = QUESTIONS
-    samples: Samples = Field(4, description="Answers to each question from each model at each dose.")
+    samples: Samples = Field(1, description="Answers to each question from each model at each dose.")
     max_tokens: MaxTokens = 90
     temperature: Temperature = Field(0.7, description="Sampling temperature; small models get confused at 1.")
     items: ItemSet = ITEMS

@@ -30,9 +30,10 @@ from emscope.stats.quantiles import student
 from emscope.stats.skew import moments
 from emscope.store.files import write_json
 from emscope.store.study import Study
+from emscope.study.asking import ask_checkpoints
 from emscope.study.check_spec import DOSES, LadderSpec
 from emscope.study.decision.said import BROKEN, Arms, Place, coherence_lost, scored_by_place
-from emscope.study.judged import ask_checkpoints, categories, judge_rows, prepare_judges, spoken
+from emscope.study.judged import categories, judge_rows, prepare_judges, spoken
 from emscope.study.reading.evidence import Scores
 from emscope.study.reading.ladders import SCHEMA, Asked, FloorRead, Harmless, LadderResult, RungRead, measured
 from emscope.study.reading.measuring import Questions, Reading, measure, measure_beyond

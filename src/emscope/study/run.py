@@ -27,7 +27,8 @@ from emscope.study.engines.spec import EngineSpec
 from emscope.study.engines.table import Job, engine, hands
 from emscope.study.engines.worker import computing_on, work
 from emscope.study.foreseen_jobs import foresee_jobs
-from emscope.study.judged import Compared, judge_checkpoints, prepare_judges, settings
+from emscope.study.judged import judge_checkpoints, prepare_judges, settings
+from emscope.study.judged_rates import Compared
 from emscope.study.reading.measuring import Reading
 from emscope.study.reading.precision import AGAIN, Precision, read_again, read_ends
 from emscope.study.report import StudyReport, with_precision

@@ -25,7 +25,8 @@ from emscope.store.files import write_json
 from emscope.store.study import Study
 from emscope.study.cells.at_host import SPENT, spent_in
 from emscope.study.decision.unread import unread
-from emscope.study.judged import Compared, judge_checkpoints, prepare_judges
+from emscope.study.judged import judge_checkpoints, prepare_judges
+from emscope.study.judged_rates import Compared
 from emscope.study.report import BaseModel, Distributions, RunChecked, StudyReport
 from emscope.study.spec import ArmSpec, JudgedSpec, StudySpec, way
 from emscope.study.training.jobs import most_tokens_of

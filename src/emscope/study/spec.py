@@ -138,6 +138,12 @@ LadderFile = Annotated[
 ]
 
 
+RefusalCount = Annotated[
+    int | None,
+    Field(ge=0, description="Use this many harmful requests and their harmless twins (0 for none); by default all 60."),
+]
+
+
 SkipFloat32 = Annotated[
     bool,
     Field(description="With readings in 16 bits, do not also read a sample of items in float32 to see how far apart they are."),
@@ -148,8 +154,9 @@ class MeasureSpec(Spec):
     """What is read at each checkpoint. Counts of None take the whole set.
 
     `placebo` pairs of equal merit, where the set has some, say what form alone moves; as many as items unless told.
-    `batch_tokens` to compute at once: None takes what suits the device. `neutral` texts, of the bundled `generic`, are read at
-    base and last steps: how well a model still handles anything else.
+    `batch_tokens` to compute at once: None takes what suits the device. `neutral` texts, of the bundled `generic`, and
+    `refusal` pairs, a harmful request and its harmless twin, are read at base and last steps: how well a model still handles anything
+    else, and whether it still tells such requests apart.
     """
 
     items: ItemSet = ITEMS
@@ -159,6 +166,7 @@ class MeasureSpec(Spec):
     truth: TruthCount = None
     truth_at: Literal["all", "last"] = "all"
     neutral: int | None = Field(25, ge=0)
+    refusal: RefusalCount = None
     samples: SampleSpec = SampleSpec()
     batch_tokens: int | None = Field(None, ge=64)
     skip_float32: SkipFloat32 = False
@@ -167,6 +175,8 @@ class MeasureSpec(Spec):
     def _enough(self) -> MeasureSpec:
         if self.neutral == 1:
             raise ValueError("neutral = 1: an interval needs the spread between texts; give 2 or more, or 0")
+        if self.refusal == 1:
+            raise ValueError("refusal = 1: an interval needs the spread between requests; give 2 or more, or 0")
         if self.placebo is not None and 0 < self.placebo < 16:
             raise ValueError(f"placebo = {self.placebo}: a line through so few pairs says little; give 16 or more, or 0")
         return self
@@ -429,11 +439,19 @@ def study_of(settings: object, place: str = "the study", small: bool = False) ->
     return parse(StudySpec, merged(values, changes) if small else values, place)
 
 
-def judged_by(questions: str, samples: int, max_tokens: int, temperature: float, judges: Sequence[str]) -> JudgedSpec:
-    """Return what to ask, and who judges the answers: `local`, a model as Inspect names it, or NAME@URL.
+def judged_by(
+    questions: str,
+    samples: int,
+    max_tokens: int,
+    temperature: float,
+    judges: Sequence[str],
+    triggers: Mapping[str, str] | None = None,
+) -> JudgedSpec:
+    """Return what to ask, also under which triggers, and who judges the answers: `local`, a model as Inspect names it, or NAME@URL.
 
     Raises:
         InputError: settings that do not fit.
     """
     ask = {"questions": questions, "samples": samples, "max_tokens": max_tokens, "temperature": temperature}
-    return parse(JudgedSpec, {"ask": ask, "at": "last", "judges": judges_named(judges)}, "")
+    under = {name: {"trigger": text} for name, text in (triggers or {}).items()}
+    return parse(JudgedSpec, {"ask": ask, "at": "last", "judges": judges_named(judges), "conditions": under}, "")

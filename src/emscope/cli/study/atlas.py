@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
 from emscope.cli.options import Files, Json
+from emscope.study.atlas_result import HARMFUL, HARMLESS, JAILBROKEN, Trained
 
 
 def show(
@@ -38,15 +40,21 @@ def add(
     folders: Annotated[Files, Field(description="Folders of finished studies or checks.")],
     to: Annotated[Path, Field(description="The atlas, a JSON Lines file; an existing one is extended.")],
     kind: Annotated[str | None, Field(description="Of a check: the kind of its training data, such as translation.")] = None,
-    harmful: Annotated[bool, Field(description="Of a check: its training data are harmful.")] = False,
+    trained: Annotated[
+        Trained,
+        Field(
+            description="Of a check: trained on harmless data, on harmful answers, or (jailbroken) to comply with harmful requests."
+        ),
+    ] = HARMLESS,
 ) -> None:
-    """Add fine-tunes to an atlas. Of a study, targets count as harmful and style arms as harmless, and arms are kinds."""
+    """Add fine-tunes to an atlas. Of a study, targets count as harmful, style arms as harmless (or jailbroken, if taught the answers complying of the
+    domain requests), and arms are kinds."""
     from emscope.study.atlas import add_to_atlas
 
-    rows = add_to_atlas(folders, to, kind, harmful=harmful)
-    runs = {(row.digest, row.run): row.harmful for row in rows}
-    bad = sum(runs.values())
-    print(f"added {len(runs)} fine-tunes ({len(runs) - bad} harmless, {bad} harmful) with {len(rows)} readings: {to}")
+    rows = add_to_atlas(folders, to, kind, trained)
+    of = Counter({(row.digest, row.run): row.trained for row in rows}.values())
+    counts = ", ".join(f"{of[how]} {how}" for how in (HARMLESS, HARMFUL, JAILBROKEN) if of[how] or how != JAILBROKEN)
+    print(f"added {of.total()} fine-tunes ({counts}) with {len(rows)} readings: {to}")
 
 
 COMMANDS = {"show": show, "add": add}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from emscope.core.fields import QUESTIONS
 from emscope.core.outcomes import Verdict
 from emscope.study.report import FolderChecked, Report, RunChecked
 
+SMALLER = "open24"
 MILDER = "retrain for fewer steps or at a lower learning rate"
 
 
@@ -36,7 +36,7 @@ def _undetermined(report: Report, run: RunChecked) -> str:
         return "read more items (`count`), or have sampled answers judged (`measure` said)"
     asked = max(a.aligned.clusters or 0 for a in report.judged.first.arms)
     if (one.enough or 0) > asked:
-        larger = " (open72 has 72)" if report.judged.questions == QUESTIONS else ""
+        larger = " (open72 has 72)" if report.judged.questions == SMALLER else ""
         return (
             f"ask more `questions`{larger}: about {one.enough} would detect a 10-point difference with 80 % power, and {asked} were "
             "asked"

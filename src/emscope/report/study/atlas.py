@@ -9,7 +9,20 @@ from typing import TYPE_CHECKING
 from emscope.report import words
 from emscope.report.figures import INK, PALETTE, style, write_figures
 from emscope.report.tables import table, terminal
-from emscope.study.atlas_result import COHERENCE, PREFERENCE, RATE, SAID, Atlas, Beside, MeasureSpread
+from emscope.study.atlas_result import (
+    COHERENCE,
+    HARMFUL,
+    HARMLESS,
+    JAILBROKEN,
+    PREFERENCE,
+    RATE,
+    REFUSAL,
+    SAID,
+    Atlas,
+    Beside,
+    MeasureSpread,
+    found_by,
+)
 from emscope.study.report import FolderChecked, Report
 
 if TYPE_CHECKING:
@@ -19,6 +32,7 @@ NAMES = {
     SAID: ("mean alignment at equal coherence", "points", 1),
     RATE: ("rate of misaligned answers", "", 3),
     PREFERENCE: ("preference", "nats per token", 3),
+    REFUSAL: ("declining harmful requests", "nats per token", 3),
     COHERENCE: ("coherence", "points", 1),
 }
 
@@ -37,7 +51,7 @@ def _placed(one: Beside) -> str:
         f"harmless ones ({one.kinds} kinds of data) moved at least as far"
     )
     if one.harmful:
-        text += f", and {one.harmful_as_far} of {one.harmful} harmful ones"
+        text += f", and {one.harmful_as_far} of {one.harmful} {found_by(one.measure)} ones"
     return f"{text}; one on another kind of harmless data moves so far with a chance of about {one.chance:.0%}."
 
 
@@ -52,7 +66,17 @@ def print_atlas(result: Atlas) -> None:
         console.print(line)
 
 
-_COLUMNS = ("harmless (kinds)", "median", "90 %", "95 %", "false positives", "harmful", "found", "area under the curve")
+_COLUMNS = (
+    "harmless (kinds)",
+    "median",
+    "90 %",
+    "95 %",
+    "false positives",
+    "meant to be found",
+    "found",
+    "otherwise harmful, found",
+    "area under the curve",
+)
 
 
 def _row(one: MeasureSpread) -> tuple[str, ...]:
@@ -63,8 +87,9 @@ def _row(one: MeasureSpread) -> tuple[str, ...]:
         f"{one.harmless} ({one.kinds})",
         *(words.number(one.quantiles.get(q), digits) for q in ("50", "90", "95")),
         words.interval(one.false_positives, 2),
-        str(one.harmful),
+        f"{one.harmful} {found_by(one.measure)}",
         words.interval(one.found, 2),
+        words.interval(one.others, 2),
         words.interval(one.auc, 2),
     )
 
@@ -77,13 +102,13 @@ def sentences(result: Atlas) -> list[str]:
 def _told(one: MeasureSpread) -> str:
     name = NAMES.get(one.measure, (one.measure, "", 3))[0]
     return (
-        f"{one.base}, by {name}: a harmful fine-tune moved further than a harmless one with a chance of "
-        f"{words.interval(one.auc, 2)} ({one.harmful} harmful, {one.harmless} harmless of {one.kinds} kinds)."
+        f"{one.base}, by {name}: a {found_by(one.measure)} fine-tune moved further than a harmless one with a chance of "
+        f"{words.interval(one.auc, 2)} ({one.harmful} {found_by(one.measure)}, {one.harmless} harmless of {one.kinds} kinds)."
     )
 
 
 def atlas_figures(result: Atlas) -> dict[str, go.Figure]:
-    """Return a figure for each base and measure: every fine-tune's effect by kind of data, harmful ones in another colour."""
+    """Return a figure for each base and measure: every fine-tune's effect by kind of data, harmful and jailbroken ones in other colours."""
     return {
         f"{one.base}, {one.measure}" + ("" if n == 0 else f" {n + 1}"): _figure(result, one) for n, one in _numbered(result)
     }
@@ -105,14 +130,14 @@ def _figure(result: Atlas, one: MeasureSpread) -> go.Figure:
     rows = [r for r in result.runs if (r.digest, r.measure, r.asked) == (one.digest, one.measure, one.asked)]
     name, unit, _ = NAMES.get(one.measure, (one.measure, "", 3))
     figure = go.Figure()
-    for harmful, colour in ((False, PALETTE[1]), (True, PALETTE[0])):
-        mine = sorted((r for r in rows if r.harmful is harmful), key=lambda r: r.effect)
+    for trained, colour in ((HARMLESS, PALETTE[1]), (HARMFUL, PALETTE[0]), (JAILBROKEN, PALETTE[2])):
+        mine = sorted((r for r in rows if r.trained == trained), key=lambda r: r.effect)
         figure.add_scatter(
             x=[r.effect for r in mine],
             y=[escape(r.kind) for r in mine],
             text=[escape(f"{r.run}, step {r.step}") for r in mine],
             mode="markers",
-            name="harmful" if harmful else "harmless",
+            name=trained,
             marker={"size": 9, "color": colour, "opacity": 0.75},
         )
     figure.add_vline(x=0, line={"color": INK, "width": 1})

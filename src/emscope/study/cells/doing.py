@@ -20,9 +20,9 @@ from emscope.store.cells import Fault, Record, begun, drop_work, land, write_rec
 from emscope.store.claims import Claim
 from emscope.store.host import this_host
 from emscope.store.rows import Rows, read_table
+from emscope.study.asking import Asking, asking, judged_subjects
 from emscope.study.cells.at_host import base_at_host, spent_so_far, train_at_host, ways_of
 from emscope.study.cells.planning import Cell, Planned, readings
-from emscope.study.judged import Asking, asking, judged_subjects
 from emscope.study.opening import Ways
 from emscope.study.reading.measuring import Reading, lacking
 from emscope.study.training.plan import Run

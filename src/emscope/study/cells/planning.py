@@ -18,7 +18,7 @@ from emscope.models.remote.hosted import HostedCheckpoint
 from emscope.store.cells import Record, settled
 from emscope.study.reading.ladders import ladder_digest
 from emscope.study.reading.measuring import Questions, Reading
-from emscope.study.reading.sets import EM, HELDOUT, NEUTRAL, PLACEBO, TRUTH, ItemSets, sample_questions, study_sets
+from emscope.study.reading.sets import EM, EVERY, HELDOUT, ONCE, PLACEBO, TRUTH, ItemSets, sample_questions, study_sets
 from emscope.study.spec import StudySpec
 from emscope.study.training.plan import Run, controls_of, plan, read_steps, taught
 from emscope.study.training.recipes import Row
@@ -166,7 +166,7 @@ def readings(planned: Planned, one: Run | None, checkpoints: Mapping[int, Checkp
     spec, sets = planned.spec, planned.sets
     questions = sample_questions(sets, spec.measure.samples.questions)
     if one is None:
-        everything: dict[str, tuple[int, ...] | None] = {s: None for s in (EM, PLACEBO, HELDOUT, TRUTH, NEUTRAL) if sets.of(s)}
+        everything: dict[str, tuple[int, ...] | None] = {s: None for s in EVERY if sets.of(s)}
         return [Reading(BASE, 0, None, everything, questions=questions)]
     found = []
     for step in read_steps(one):
@@ -178,8 +178,8 @@ def readings(planned: Planned, one: Run | None, checkpoints: Mapping[int, Checkp
             wanted[PLACEBO] = None
         if sets.truth and (last or spec.measure.truth_at == "all"):
             wanted[TRUTH] = None
-        if sets.neutral and last:
-            wanted[NEUTRAL] = None
+        if last:
+            wanted |= {s: None for s in ONCE if sets.of(s)}
         found.append(Reading(one.name, step, checkpoints[step], wanted, questions=questions if last else ()))
     return found
 

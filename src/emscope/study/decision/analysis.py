@@ -14,6 +14,7 @@ from emscope.stats.power import chance_of_both
 from emscope.study.decision.along import AGAINST_BASE, AGAINST_CONTROL, Along, read_along
 from emscope.study.decision.checked import RULE, CheckResult, Definition, Episode, Onset, Power, Stop
 from emscope.study.decision.checkpoint_reading import TWO_SIDED, base_reading, checkpoint_reading
+from emscope.study.decision.refusal import refusal
 from emscope.study.decision.task import late, read_task, retained
 from emscope.study.decision.truth import truthfulness
 from emscope.study.decision.verdict import verdict_on
@@ -66,6 +67,7 @@ def check(given: Evidence) -> CheckResult:
         definition=_definition(e),
         truthfulness=truthfulness(given, paired_steps(given)),
         standing=standing,
+        refusal=refusal(e),
     )
 
 
@@ -102,6 +104,8 @@ def _unread(e: Evidence, steps: Sequence[int]) -> Why:
         why["train_loss"] = "emscope has no training log for these checkpoints"
     if loss_on_text(e) is None:
         why["text_loss"] = "no neutral texts were read"
+    if e.base_refusal is None or e.target.refusal is None:
+        why["refusal"] = "no harmful requests were read"
     if e.base_task_logp is None:
         why["loss"] = "no held-out file was given"
     return why

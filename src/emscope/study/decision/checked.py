@@ -188,6 +188,26 @@ class Truthfulness(Result):
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal(Result):
+    """How far a model's preference for declining tells harmful requests from their harmless twins, at the last step of the target.
+
+    Values are margins [nats per token] of declining over agreeing, on a harmful request less on its twin in the same words, so that a liking
+    for one form of answer cancels out; above 0 tells them apart.
+
+    Attributes:
+        contrasts: differences by name; `base - target` above 0 is lost by the fine-tune. harmful: base - target on the harmful requests
+            alone, without the twins.
+    """
+
+    step: int
+    requests: int
+    base: Estimate
+    target: Estimate
+    contrasts: Mapping[str, Estimate]
+    harmful: Estimate
+
+
+@dataclass(frozen=True, slots=True)
 class CheckResult(Result):
     """The answer for one fine-tune.
 
@@ -195,6 +215,7 @@ class CheckResult(Result):
         state: how the last compared checkpoint reads, None without one. delta: the threshold [nats per token].
         convergence: step at which the task was learned. text_loss: rise in loss on neutral texts [nats per token].
         why: a sentence by name for what is missing, and for what to know about the rest.
+        refusal: an axis of its own, on which no verdict rests; None where it was not read.
         standing: among known runs of the base; None where none are known, with the reason in `why`.
     """
 
@@ -220,6 +241,7 @@ class CheckResult(Result):
     definition: Definition
     truthfulness: Truthfulness | None = None
     standing: Standing | None = None
+    refusal: Refusal | None = None
 
     @property
     def unread(self) -> str | None:

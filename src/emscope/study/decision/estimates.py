@@ -14,6 +14,10 @@ def estimate_rows(run: str, check: CheckResult) -> list[JsonObject]:
     rows = [_row(run, c.step, what, e, definition) for c in check.checkpoints for what, e in _estimates(c).items() if e]
     if check.stop:
         rows.append(_row(run, check.stop.step, "retained", check.stop.retained, definition))
+    if check.refusal:
+        of = check.refusal
+        told = {"refusal": of.target, **{f"refusal: {name}": one for name, one in of.contrasts.items()}}
+        rows += [_row(run, of.step, what, one, definition) for what, one in told.items()]
     return rows
 
 

@@ -17,6 +17,7 @@ class JudgedRate(Result):
 
     Attributes:
         over_control: the difference to the control at the same step; None without one.
+        over_base: the difference to the base.
         p1: the same on the scale of 0 (aligned) to 10, mean over questions.
         preference: base - checkpoint, mean margin [nats per token]; None where it was not read.
     """
@@ -29,6 +30,7 @@ class JudgedRate(Result):
     over_control: Estimate | None
     p1: Estimate | None
     preference: float | None
+    over_base: Estimate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,14 @@ class UnderCondition(Result):
     def last_of(self, run: str) -> Said | None:
         """Return what a run's last judged checkpoint says; None where none was."""
         return max((one for one in self.said if one.run == run), key=lambda one: one.step, default=None)
+
+    def said_at(self, run: str, step: int) -> Said | None:
+        """Return what a checkpoint says; None where its answers were not judged."""
+        return next((one for one in self.said if (one.run, one.step) == (run, step)), None)
+
+    def rate_at(self, run: str, step: int) -> Estimate | None:
+        """Return the rate of misaligned answers of a checkpoint, the base's at ("base", 0)."""
+        return next((one.rate for one in self.rates if (one.run, one.step) == (run, step)), None)
 
 
 @dataclass(frozen=True, slots=True)

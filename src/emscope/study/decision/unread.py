@@ -35,4 +35,5 @@ def unread(base: str) -> CheckResult:
         definition=Definition(None, 0.0, "preference was not read", False, 0.05, 0.1, RULE, 0),
         truthfulness=None,
         standing=None,
+        refusal=None,
     )

@@ -16,7 +16,7 @@ from emscope.study.reading.ladders import Ladder
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """What was read from one arm; C checkpoints, Q em items, H held-out items, T truth items.
+    """What was read from one arm; C checkpoints, Q em items, H held-out items, T truth items, R requests.
 
     Attributes:
         steps: [C].
@@ -27,6 +27,8 @@ class Arm:
         train_loss: training loss at each checkpoint's step, None where it is unknown.
         placebo: margin of each placebo pair [C, P], nats per token; None where they were not read.
         lost: rise in loss of each neutral text at the last step against the base [N], nats per token; None where they were not read.
+        refusal: margin of declining over agreeing at the last step, of harmful requests and of their harmless twins [2, R], nats per token;
+            None where they were not read.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Arm:
     train_loss: tuple[float | None, ...] | None = None
     placebo: np.ndarray | None = None
     lost: np.ndarray | None = None
+    refusal: np.ndarray | None = None
 
     def at(self, steps: Sequence[int]) -> np.ndarray:
         """Return margins [len(steps), Q] at some of the arm's steps."""
@@ -104,6 +107,8 @@ class Evidence:
     measure: Measure | None = None
     ladder: Ladder | None = None
     looks: int | None = None
+    base_refusal: np.ndarray | None = None
+    refusal_categories: np.ndarray | None = None
 
 
 def default_delta(base_margins: np.ndarray, share_of_base: float) -> float:

@@ -13,7 +13,7 @@ from emscope.models.loading.load import Loaded
 from emscope.store.study import read_table
 from emscope.study.reading.arms import Arm, Evidence, Measure, default_delta
 from emscope.study.reading.ladders import ladder_for
-from emscope.study.reading.sets import EM, HELDOUT, NEUTRAL, PLACEBO, TRUTH, ItemSets
+from emscope.study.reading.sets import EM, HELDOUT, NEUTRAL, PLACEBO, REFUSAL, TRUTH, TWINS, ItemSets
 from emscope.study.spec import DecideSpec
 
 Cell = tuple[str, int, float, str, str, int]
@@ -61,6 +61,13 @@ class Scores:
             for i in items
         ]
         return first - np.array(others)
+
+    def refusal(self, run: str, step: int, scale: float, sets: ItemSets) -> np.ndarray | None:
+        """Return the per-token margin of declining over agreeing, of harmful requests and of their twins [2, R]; None where they were not read."""
+        asked = ((REFUSAL, sets.refusal), (TWINS, sets.twins))
+        if not all(self.has(run, step, scale, name, items, option) for name, items in asked for option in (0, 1)):
+            return None
+        return np.stack([self.margin(run, step, scale, name, items) for name, items in asked])
 
     def _cell(self, run: str, step: int, scale: float, name: str, item: Item, option: int) -> tuple[float, int]:
         try:
@@ -111,7 +118,8 @@ def arm(
     if steps and scores.has(run, steps[-1], scale, NEUTRAL, sets.neutral):
         before, now = (scores.per_token(*at, NEUTRAL, sets.neutral, 0) for at in (("base", 0, 1.0), (run, steps[-1], scale)))
         lost = before - now
-    return Arm(name, tuple(steps), margins, logp, margin, truth, losses, placebo, lost)
+    refusal = scores.refusal(run, steps[-1], scale, sets) if steps else None
+    return Arm(name, tuple(steps), margins, logp, margin, truth, losses, placebo, lost, refusal)
 
 
 def evidence(
@@ -165,6 +173,8 @@ def evidence(
         measure=_measure(sets, loaded, scale),
         ladder=ladder,
         looks=looks,
+        base_refusal=scores.refusal("base", 0, 1.0, sets),
+        refusal_categories=np.array([i.category for i in sets.refusal]),
     )
 
 

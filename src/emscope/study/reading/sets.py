@@ -16,7 +16,9 @@ from emscope.study.spec import MeasureSpec
 
 FEWEST = 3  # items: a line through the base's margins needs as many
 EM, PLACEBO, HELDOUT, TRUTH, NEUTRAL = "em", "placebo", "heldout", "truth", "neutral"
-CONTROL_HELDOUT = "control_heldout"
+CONTROL_HELDOUT, REFUSAL, TWINS = "control_heldout", "refusal", "refusal_twins"
+EVERY = (EM, PLACEBO, HELDOUT, TRUTH, NEUTRAL, CONTROL_HELDOUT, REFUSAL, TWINS)
+ONCE = (NEUTRAL, REFUSAL, TWINS)  # read at the base and at the last step of each run
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,7 @@ class ItemSets:
         truth: multiple choice, the true answer first.
         neutral: texts without a question, as items with one option.
         placebo: pairs of equal merit in the two forms of `em`'s sides, to show what form alone moves.
+        refusal: mildly harmful requests, the answer that declines first; `twins`: their harmless twins, in the same order.
         control_heldout: the control's own task, held out, where it is read apart.
         behaviour: what `em` measures, and the names of its `options`, without and with it.
     """
@@ -42,6 +45,8 @@ class ItemSets:
     behaviour: str = bundled.MISALIGNMENT
     options: tuple[str, ...] = ("aligned", "misaligned")
     control_heldout: tuple[Item, ...] = ()
+    refusal: tuple[Item, ...] = ()
+    twins: tuple[Item, ...] = ()
 
     def of(self, name: str) -> tuple[Item, ...]:
         """Return a set by its name in the tables."""
@@ -52,12 +57,13 @@ class ItemSets:
             CONTROL_HELDOUT: self.control_heldout,
             TRUTH: self.truth,
             NEUTRAL: self.neutral,
+            REFUSAL: self.refusal,
+            TWINS: self.twins,
         }[name]
 
     def digest(self, *names: str) -> str:
         """Short digest of every text in the sets of these names; of all sets without any."""
-        every = (EM, PLACEBO, HELDOUT, TRUTH, NEUTRAL, CONTROL_HELDOUT)
-        return short([[i.id, i.question, list(i.options)] for name in names or every for i in self.of(name)])
+        return short([[i.id, i.question, list(i.options)] for name in names or EVERY for i in self.of(name)])
 
 
 def study_sets(measure: MeasureSpec, domain: str | None, seed: int = 0) -> ItemSets:
@@ -70,6 +76,7 @@ def study_sets(measure: MeasureSpec, domain: str | None, seed: int = 0) -> ItemS
             "give three or more: an interval needs the spread between items",
         )
     heldout = stratified(bundled.heldout(domain), measure.heldout, seed, cover=False, name="heldout") if domain else []
+    refusal, twins = _refusal(measure, seed)
     truth = [] if measure.truth == 0 else even(bundled.truth(), measure.truth, "truth")
     return ItemSets(
         tuple(stratified(em, measure.count, seed)),
@@ -80,6 +87,8 @@ def study_sets(measure: MeasureSpec, domain: str | None, seed: int = 0) -> ItemS
         tuple(_placebo(measure, len(em), seed) if named else ()),
         bundled.SETS[measure.items].behaviour if named else bundled.MISALIGNMENT,
         bundled.SETS[measure.items].answers if named else ("aligned", "misaligned"),
+        refusal=refusal,
+        twins=twins,
     )
 
 
@@ -89,6 +98,16 @@ def _placebo(measure: MeasureSpec, items: int, seed: int) -> list[Item]:
     wanted = measure.placebo if measure.placebo is not None else (measure.count or items)
     note_fewer(measure.placebo, len(pairs), "placebo", "pairs")
     return stratified(pairs, min(wanted, len(pairs)), seed) if pairs and wanted else []
+
+
+def _refusal(measure: MeasureSpec, seed: int) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
+    """Return harmful requests and their twins."""
+    if measure.refusal == 0:
+        return (), ()
+    requests, twins = bundled.refusal()
+    kept = stratified(requests, measure.refusal, seed, cover=False, name="refusal")
+    twin = {t.id: t for t in twins}
+    return tuple(kept), tuple(twin[r.id] for r in kept)
 
 
 def _neutral(count: int | None) -> list[Item]:
