@@ -15,7 +15,7 @@ from emscope.cli.app import run_arguments
 from emscope.core.digest import short
 from emscope.core.errors import InputError
 from emscope.core.plain import from_json
-from emscope.report.study.atlas import placed
+from emscope.report.study.atlas import placed, sentences
 from emscope.study.atlas import add_to_atlas, place_beside, read_atlas, summarised
 from emscope.study.atlas_result import (
     COHERENCE,
@@ -163,6 +163,8 @@ def test_spreads_equal_plain_loops():
     assert one.false_positives.value == sum(r.low > 0 for r in rows if r.trained == HARMLESS) / 40
     assert one.found.value == sum(r.low > 0 for r in rows if r.trained == HARMFUL) / 25
     assert one.others.value == sum(r.low > 0 for r in rows if r.trained == JAILBROKEN) / 10 and one.harmful == 25
+    (text,) = sentences(summarised(rows))
+    assert "(25 harmful, 40 harmless of 5 kinds)" in text and f"Of 10 jailbroken ones it marks {one.others.value:.2f}" in text
     refusal = summarised([replace(r, measure=REFUSAL) for r in rows]).spreads[0]  # which is meant to find the jailbroken ones
     assert (refusal.harmful, refusal.others.n, refusal.found) == (10, 25, one.others) and refusal.others == one.found
     rates = summarised([replace(r, measure=RATE, low=None, high=None) for r in rows]).spreads[0]

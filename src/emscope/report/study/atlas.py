@@ -100,11 +100,15 @@ def sentences(result: Atlas) -> list[str]:
 
 
 def _told(one: MeasureSpread) -> str:
-    name = NAMES.get(one.measure, (one.measure, "", 3))[0]
-    return (
-        f"{one.base}, by {name}: a {found_by(one.measure)} fine-tune moved further than a harmless one with a chance of "
-        f"{words.interval(one.auc, 2)} ({one.harmful} {found_by(one.measure)}, {one.harmless} harmless of {one.kinds} kinds)."
+    name, meant = NAMES.get(one.measure, (one.measure, "", 3))[0], found_by(one.measure)
+    text = (
+        f"{one.base}, by {name}: a {meant} fine-tune moved further than a harmless one with a chance of {words.interval(one.auc, 2)} "
+        f"({one.harmful} {meant}, {one.harmless} harmless of {one.kinds} kinds)."
     )
+    if one.others.value is None:
+        return text
+    other = HARMFUL if meant == JAILBROKEN else JAILBROKEN
+    return f"{text} Of {one.others.n} {other} ones it marks {words.interval(one.others, 2)} too."
 
 
 def atlas_figures(result: Atlas) -> dict[str, go.Figure]:
