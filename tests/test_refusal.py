@@ -128,4 +128,6 @@ def test_base_and_last_steps_are_read_and_nothing_else(study_yaml, tmp_path, cap
 
 def test_one_pair_is_refused(study_yaml, tmp_path, capsys):
     assert run_arguments(["run", str(study_yaml(measure={"refusal": 1})), "--out", str(tmp_path / "out")]) == 2
-    assert "refusal = 1" in capsys.readouterr().err
+    assert "interval needs the spread between requests" in capsys.readouterr().err
+    assert run_arguments(["check", str(tmp_path), "--refusal", "1"]) == 2
+    assert "--refusal is '1'" in capsys.readouterr().err

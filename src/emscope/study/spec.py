@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from emscope.answers.judge_spec import JudgeSpec, judges_named
 from emscope.answers.sample_spec import PLACE, PLAIN, AskSpec
@@ -138,8 +138,15 @@ LadderFile = Annotated[
 ]
 
 
+def _several(count: int | None) -> int | None:
+    if count == 1:
+        raise ValueError("an interval needs the spread between requests; give 2 or more, or 0")
+    return count
+
+
 RefusalCount = Annotated[
     int | None,
+    AfterValidator(_several),
     Field(ge=0, description="Use this many harmful requests and their harmless twins (0 for none); by default all 60."),
 ]
 
@@ -175,8 +182,6 @@ class MeasureSpec(Spec):
     def _enough(self) -> MeasureSpec:
         if self.neutral == 1:
             raise ValueError("neutral = 1: an interval needs the spread between texts; give 2 or more, or 0")
-        if self.refusal == 1:
-            raise ValueError("refusal = 1: an interval needs the spread between requests; give 2 or more, or 0")
         if self.placebo is not None and 0 < self.placebo < 16:
             raise ValueError(f"placebo = {self.placebo}: a line through so few pairs says little; give 16 or more, or 0")
         return self
