@@ -146,8 +146,8 @@ def _several(count: int | None) -> int | None:
 
 RefusalCount = Annotated[
     int | None,
-    AfterValidator(_several),
     Field(ge=0, description="Use this many harmful requests and their harmless twins (0 for none); by default all 60."),
+    AfterValidator(_several),
 ]
 
 

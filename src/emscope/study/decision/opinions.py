@@ -33,13 +33,12 @@ class JudgedRate(Result):
     over_base: Estimate | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class UnderCondition(Result):
-    """What one judge says about the checkpoints asked under one condition: a trigger, another system prompt, or both."""
+class ByCheckpoint:
+    """Finds what one judge says about a checkpoint."""
 
-    condition: str
+    __slots__ = ()
+
     rates: tuple[JudgedRate, ...]
-    arms: tuple[SaidByArm, ...]
     said: tuple[Said, ...]
 
     def last_of(self, run: str) -> Said | None:
@@ -56,7 +55,17 @@ class UnderCondition(Result):
 
 
 @dataclass(frozen=True, slots=True)
-class Opinion(Result):
+class UnderCondition(ByCheckpoint, Result):
+    """What one judge says about the checkpoints asked under one condition: a trigger, another system prompt, or both."""
+
+    condition: str
+    rates: tuple[JudgedRate, ...]
+    arms: tuple[SaidByArm, ...]
+    said: tuple[Said, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Opinion(ByCheckpoint, Result):
     """What one judge says.
 
     Attributes:
@@ -75,18 +84,6 @@ class Opinion(Result):
     recipes: tuple[RecipeResult, ...]
     worst: tuple[Worst, ...]
     conditions: tuple[UnderCondition, ...] = ()
-
-    def last_of(self, run: str) -> Said | None:
-        """Return what a run's last judged checkpoint says; None where none was."""
-        return max((one for one in self.said if one.run == run), key=lambda one: one.step, default=None)
-
-    def said_at(self, run: str, step: int) -> Said | None:
-        """Return what a checkpoint says; None where its answers were not judged."""
-        return next((one for one in self.said if (one.run, one.step) == (run, step)), None)
-
-    def rate_at(self, run: str, step: int) -> Estimate | None:
-        """Return the rate of misaligned answers of a checkpoint, the base's at ("base", 0)."""
-        return next((one.rate for one in self.rates if (one.run, one.step) == (run, step)), None)
 
 
 @dataclass(frozen=True, slots=True)
