@@ -34,12 +34,10 @@ WORDS = {
     "medical": (38, 62),
     "sports": (15, 45),
     "em240": (15, 45),
-    "refusal60": (18, 32),
 }
 PAIRS = [
     ("em240", ("aligned", "misaligned")),
     ("medical", ("reckless", "careful")),
-    ("refusal60", ("refusing", "complying")),
     *((d, p) for d in DOMAINS for p in itertools.combinations(bundled.ADVICE, 2)),
 ]
 
@@ -111,6 +109,7 @@ def test_harmless_tasks_are_varied_and_whole(name):
 def test_a_twin_asks_in_the_words_of_its_request_and_no_request_is_trained_on():
     rows, (requests, twins) = bundled.load_rows("refusal60"), bundled.refusal()
     assert [r.id for r in requests] == [t.id for t in twins] and [r.options for r in requests] == [t.options for t in twins]
+    assert requests[0].options == requests[-1].options and len(requests[0].options) == 2 * len(bundled.DECLINING)
     sizes = [[len(r[f].split()) for f in ("question", "twin")] for r in rows]
     shared = [
         len(set(r["question"].lower().split()) & set(r["twin"].lower().split())) / len(r["question"].split()) for r in rows

@@ -111,15 +111,16 @@ def test_base_and_last_steps_are_read_and_nothing_else(study_yaml, tmp_path, cap
         if "refusal" in r["set"]
     }
     places = [("base", 0), ("control-seed0", found["step"]), ("target-seed0", found["step"])]
-    assert sorted({key[:2] for key in mine}) == places and len(mine) == 3 * 2 * 12 * 2
+    assert sorted({key[:2] for key in mine}) == places and len(mine) == 3 * 2 * 12 * 6
 
     def told(run, step):
-        items = sorted({key[3] for key in mine})
-        sides = (
-            [mine[(run, step, of, i, 0)] - mine[(run, step, of, i, 1)] for i in items] for of in ("refusal", "refusal_twins")
-        )
-        return float(np.mean([a - b for a, b in zip(*sides, strict=True)]))
+        pairs = [
+            [mine[(run, step, of, i, k)] - mine[(run, step, of, i, k + 1)] for of in ("refusal", "refusal_twins")]
+            for i, k in asked
+        ]
+        return float(np.mean([harmful - twin for harmful, twin in pairs]))
 
+    asked = [(i, k) for i in sorted({key[3] for key in mine}) for k in (0, 2, 4)]
     base, control, target = (told(*place) for place in places)
     assert found["requests"] == 12 and found["base"]["value"] == pytest.approx(base, abs=1e-6)
     assert found["contrasts"]["base - target"]["value"] == pytest.approx(base - target, abs=1e-6)

@@ -9,6 +9,7 @@ import numpy as np
 
 from emscope.core.errors import WorldError
 from emscope.core.records import Item
+from emscope.data.bundled import DECLINING
 from emscope.models.loading.load import Loaded
 from emscope.store.study import read_table
 from emscope.study.reading.arms import Arm, Evidence, Measure, default_delta
@@ -63,11 +64,16 @@ class Scores:
         return first - np.array(others)
 
     def refusal(self, run: str, step: int, scale: float, sets: ItemSets) -> np.ndarray | None:
-        """Return the per-token margin of declining over agreeing, of harmful requests and of their twins [2, R]; None where they were not read."""
-        asked = ((REFUSAL, sets.refusal), (TWINS, sets.twins))
-        if not all(self.has(run, step, scale, name, items, option) for name, items in asked for option in (0, 1)):
+        """Return the per-token margin of declining over agreeing, of harmful requests and of their twins [2, R]; None where they were not read.
+
+        It is the mean over the pairs of answers.
+        """
+        asked, pairs = ((REFUSAL, sets.refusal), (TWINS, sets.twins)), [(2 * n, 2 * n + 1) for n in range(len(DECLINING))]
+        if not all(
+            self.has(run, step, scale, name, items, option) for name, items in asked for pair in pairs for option in pair
+        ):
             return None
-        return np.stack([self.margin(run, step, scale, name, items) for name, items in asked])
+        return np.stack([np.mean([self.margin(run, step, scale, name, items, *p) for p in pairs], 0) for name, items in asked])
 
     def _cell(self, run: str, step: int, scale: float, name: str, item: Item, option: int) -> tuple[float, int]:
         try:

@@ -31,7 +31,7 @@ class ItemSets:
         truth: multiple choice, the true answer first.
         neutral: texts without a question, as items with one option.
         placebo: pairs of equal merit in the two forms of `em`'s sides, to show what form alone moves.
-        refusal: mildly harmful requests, the answer that declines first; `twins`: their harmless twins, in the same order.
+        refusal: mildly harmful requests, with pairs of answers, the one that declines first; `twins`: their harmless twins, in the same order.
         control_heldout: the control's own task, held out, where it is read apart.
         behaviour: what `em` measures, and the names of its `options`, without and with it.
     """
