@@ -138,6 +138,39 @@ def test_seeds_may_be_added_to_a_finished_study_and_what_is_there_stays(done, fr
         run_study(spec.model_copy(update={"seeds": (1,)}), grown)
 
 
+def test_arms_and_methods_may_be_added_and_give_what_a_new_study_gives(done, tmp_path, monkeypatch):
+    trained, real = [], doing.train_cell
+    plain = {"name": "small", "model": done[0].model, "domain": "finance"} | SMALL
+    arms = {"other": {"role": "style", "answers": "brash", **FEW}, **SMALL["arms"]}
+    careful = arms | {"other": {**arms["other"], "answers": "careful"}}
+    named, more, other = (
+        parse(StudySpec, plain | {"arms": of, "methods": methods}, "study")
+        for of, methods in (
+            (SMALL["arms"], {"usual": {}}),
+            (arms, {"long": {"steps": 3}, "usual": {}}),
+            (careful, {"long": {"steps": 3}, "usual": {}}),
+        )
+    )
+    run_study(named, tmp_path / "grown")
+
+    def watched(shared, folder, cell, *rest, **options):
+        trained.append(cell.name)
+        return real(shared, folder, cell, *rest, **options)
+
+    monkeypatch.setattr(doing, "train_cell", watched)
+    report = run_study(more, tmp_path / "grown")
+    assert sorted(trained) == ["long-control-seed0", "long-other-seed0", "long-target-seed0", "usual-other-seed0"]
+    anew = run_study(more, tmp_path / "anew")
+    assert [r.to_json() for r in report.runs] == [r.to_json() for r in anew.runs]
+    same(contents(tmp_path / "anew"), contents(tmp_path / "grown"), tolerance=1e-5)
+    trained.clear()
+    assert run_study(more, tmp_path / "grown").to_json() == report.to_json() and not trained
+    with pytest.raises(InputError, match="holds a study with other settings"):
+        run_study(named, tmp_path / "grown")
+    with pytest.raises(InputError, match="holds a study with other settings"):
+        run_study(other, tmp_path / "grown")
+
+
 def test_a_lost_or_cut_off_part_is_made_again_and_the_rest_is_not(done, tmp_path, monkeypatch):
     """As on a shared folder that loses a write."""
     spec, out, _ = done

@@ -33,7 +33,7 @@ class Study(Rows):
         root: the folder; made where it does not exist.
         spec: the settings as plain values; frozen in the ledger. A folder with other settings is rejected.
         versions: of the packages used, for the record.
-        may_grow: settings that are lists and may grow later (seeds); what is there stays.
+        may_grow: settings that may grow later, lists (seeds) at their end and objects (arms) by further names; what is there stays.
         shared: other processes work on the same folder: the lock is held while the ledger is opened and in `alone`, and each piece of work is
             done by whoever claims it first (`claimed`).
 
@@ -149,7 +149,7 @@ class Study(Rows):
                 f"'{self.root}' has tables of version {version}, but this emscope writes version {VERSION}",
                 "choose a new folder with `out`",
             )
-        grown = frozen | {k: self.spec[k] for k in self._may_grow if begins_with(self.spec.get(k), frozen.get(k))}
+        grown = frozen | {k: self.spec[k] for k in self._may_grow if extends(self.spec.get(k), frozen.get(k))}
         differing = changed(grown, self.spec)
         if differing and self._begun():
             raise InputError(
@@ -164,8 +164,10 @@ def _cut_off(path: Path) -> bool:
     return path.name.startswith(OURS) and path.name.endswith(CUT_OFF)
 
 
-def begins_with(new: object, old: object) -> bool:
-    """True where both are lists and the new one extends the old one."""
+def extends(new: object, old: object) -> bool:
+    """True where both are lists and the new one begins with the old one, or both are objects and the new one has all of an old one that names something."""
+    if isinstance(new, dict) and isinstance(old, dict):
+        return bool(old) and all(name in new and new[name] == value for name, value in old.items())
     return isinstance(new, list) and isinstance(old, list) and new[: len(old)] == old
 
 

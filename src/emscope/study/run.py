@@ -42,6 +42,8 @@ from emscope.study.training.training import drop_weights, help_training, recorde
 from emscope.train import processes
 from emscope.version import __version__
 
+GROW = ("seeds", "arms", "methods")  # what may be added to a study that has begun: no cell depends on the others
+
 
 def run_study(spec: StudySpec, out: Path, progress: Progress = silent, how: EngineSpec = EngineSpec()) -> StudyReport | None:
     """Run or continue a study in `out`; return its report (also written to `report.json`).
@@ -64,7 +66,7 @@ def run_study(spec: StudySpec, out: Path, progress: Progress = silent, how: Engi
     if not processes.is_first():
         help_training(planned.spec, planned.base, out, planned.recipes, planned.near)
         return None
-    with Study(out, planned.frozen, made_with(), may_grow=("seeds",)) as study:
+    with Study(out, planned.frozen, made_with(), may_grow=(*GROW, "digests")) as study:
         finished = _finished(out, planned)
         if finished is not None:
             processes.from_first(list)  # no training begins
@@ -309,7 +311,8 @@ def _finished(out: Path, planned: Planned) -> StudyReport | None:
         report = StudyReport.in_folder(out)
     except InputError:
         return None
-    same = report.versions.get("emscope") == __version__ and report.spec.get("seeds") == list(spec.seeds)
+    now = spec.model_dump(mode="json")
+    same = report.versions.get("emscope") == __version__ and all(report.spec.get(name) == now[name] for name in GROW)
     records = [record_of(out, cell.key) for cell in planned.cells]
     if not same or any(r is not None and r.why is not None and r.fault != "diverged" for r in records):
         return None
