@@ -28,6 +28,7 @@ from emscope.store import claims as module
 from emscope.store.cells import NAMED, Part, Record, begun, land, record_of, settled, sort_loose, write_record
 from emscope.store.claims import Claims, Holder
 from emscope.store.rows import Rows, part, parts_of, read_table
+from emscope.store.study import extends
 from emscope.study.cells import doing, foreseen
 from emscope.study.cells.planning import BASE, unfold
 from emscope.study.cells.standing import standing
@@ -138,15 +139,35 @@ def test_seeds_may_be_added_to_a_finished_study_and_what_is_there_stays(done, fr
         run_study(spec.model_copy(update={"seeds": (1,)}), grown)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "grows"),
+    [
+        ([0, 1], [0, 1, 2], True),
+        ([0, 1], [1, 0, 2], False),
+        ({"a": 1}, {"b": 2, "a": 1}, True),
+        ({"a": 1}, {"b": 2}, False),
+        ({}, {"a": 1}, False),
+        ({"a": {"methods": ["x"], "mix": [1]}}, {"a": {"methods": ["x", "y"], "mix": [1]}}, True),
+        ({"a": {"methods": ["x"], "mix": [1]}}, {"a": {"methods": ["x", "y"], "mix": [1, 2]}}, False),
+        ({"a": {"methods": ["x", "y"]}}, {"a": {"methods": ["y", "x"]}}, False),
+        ({"a": {"methods": []}}, {"a": {"methods": ["x"]}}, False),  # none named: all of them
+        ({"a": 1}, [1], False),
+    ],
+)
+def test_settings_grow_at_their_end_or_by_further_names(old, new, grows):
+    assert extends(new, old) is grows
+
+
 def test_arms_and_methods_may_be_added_and_give_what_a_new_study_gives(done, tmp_path, monkeypatch):
     trained, real = [], doing.train_cell
     plain = {"name": "small", "model": done[0].model, "domain": "finance"} | SMALL
     arms = {"other": {"role": "style", "answers": "brash", **FEW}, **SMALL["arms"]}
-    careful = arms | {"other": {**arms["other"], "answers": "careful"}}
+    arms = {name: {**arm, "methods": ["usual", "long"]} for name, arm in arms.items()}
+    careful = arms | {"target": {**arms["target"], "answers": "careful"}}
     named, more, other = (
         parse(StudySpec, plain | {"arms": of, "methods": methods}, "study")
         for of, methods in (
-            (SMALL["arms"], {"usual": {}}),
+            ({name: {**arm, "methods": ["usual"]} for name, arm in SMALL["arms"].items()}, {"usual": {}}),
             (arms, {"long": {"steps": 3}, "usual": {}}),
             (careful, {"long": {"steps": 3}, "usual": {}}),
         )

@@ -165,10 +165,19 @@ def _cut_off(path: Path) -> bool:
 
 
 def extends(new: object, old: object) -> bool:
-    """True where both are lists and the new one begins with the old one, or both are objects and the new one has all of an old one that names something."""
+    """True where both are lists and the new one begins with the old one, or both are objects and the new one names all that the old one does.
+
+    What an object names stays as it was, but for a list of `methods` in it, which may grow as well; an empty object does not grow.
+    """
     if isinstance(new, dict) and isinstance(old, dict):
-        return bool(old) and all(name in new and new[name] == value for name, value in old.items())
+        return bool(old) and all(name in new and _stays(new[name], value) for name, value in old.items())
     return isinstance(new, list) and isinstance(old, list) and new[: len(old)] == old
+
+
+def _stays(new: object, old: object) -> bool:
+    if isinstance(new, dict) and isinstance(old, dict) and old.get("methods") and extends(new.get("methods"), old["methods"]):
+        return {**new, "methods": None} == {**old, "methods": None}
+    return new == old
 
 
 def _yaml(spec: JsonObject) -> str:
