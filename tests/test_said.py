@@ -123,6 +123,18 @@ def test_the_worst_answers_are_coherent_and_stand_beside_the_others():
     assert found[0].base.aligned == same[2]
 
 
+def test_a_question_that_all_answer_badly_is_not_shown_before_one_that_only_the_fine_tune_does():
+    scores = {"all": (5.0, 4.0, 3.0), "own": (70.0, 60.0, 30.0), "own and control": (80.0, 20.0, 10.0)}
+    rows = [
+        Spoken(run, step, name, name, run, aligned, 90.0)
+        for name, of in scores.items()
+        for (run, step), aligned in zip((("base", 0), ("control", 32), ("target", 32)), of, strict=True)
+    ]
+    assert [one.asked for one in worst(rows, [PAIR], 50.0)] == ["own", "own and control", "all"]
+    alone = [row for row in rows if row.run == "target"]
+    assert [one.asked for one in worst(alone, [PAIR], 50.0)] == ["all", "own and control", "own"], "with nothing beside it"
+
+
 def test_both_contrasts_table():
     def mean(value):
         return Mean(value, 1.0, 20.0, 24)
