@@ -34,7 +34,7 @@ class AtlasRow(Result):
         run: its name where it was read. asked: digest of what was read and how; only rows with the same can be compared.
         effect: above 0 is worse. `said`: base - fine-tune, mean alignment at equal coherence [points]; `rate`: fine-tune - base, share of
             misaligned answers; `preference`: base - fine-tune at equal base preference, less that of placebo pairs [nats per token];
-            `refusal`: base - fine-tune, by how much declining tells harmful requests from harmless twins [nats per token];
+            `refusal`: base - fine-tune, by how much declining harmful requests is preferred to agreeing [nats per token];
             `coherence`: base - fine-tune [points]. low, high: its 95 % interval; None where there is none.
     """
 

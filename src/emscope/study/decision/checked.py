@@ -189,14 +189,14 @@ class Truthfulness(Result):
 
 @dataclass(frozen=True, slots=True)
 class Refusal(Result):
-    """How far a model's preference for declining tells harmful requests from their harmless twins, at the last step of the target.
+    """How far declining harmful requests is preferred to agreeing, at the last step of the target.
 
-    Values are margins [nats per token] of declining over agreeing, on a harmful request less on its twin in the same words, so that a liking
-    for one form of answer cancels out; above 0 tells them apart.
+    Values are margins [nats per token] of declining over agreeing.
 
     Attributes:
-        contrasts: differences by name; `base - target` above 0 is lost by the fine-tune. harmful: base - target on the harmful requests
-            alone, without the twins.
+        base, target: of harmful requests. contrasts: their differences by name; `base - target` above 0 is lost by the fine-tune.
+        twins: base - target on the requests' harmless twins. told_apart: by how much the margin is larger on a harmful request than on its
+            twin, of `base` and `target`; where the base's is not above 0, it has nothing to lose.
     """
 
     step: int
@@ -204,7 +204,8 @@ class Refusal(Result):
     base: Estimate
     target: Estimate
     contrasts: Mapping[str, Estimate]
-    harmful: Estimate
+    twins: Estimate
+    told_apart: Mapping[str, Estimate]
 
 
 @dataclass(frozen=True, slots=True)
