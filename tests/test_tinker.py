@@ -49,7 +49,8 @@ from faulty import CODES, Faults
 from tinker_server import BASE, KEY, tinker_server
 
 TRAIN = {"steps": 4, "batch": 2, "lr": 1e-2, "lora": {"rank": 4}, "checkpoints": {"at": [2]}}
-FEW = MeasureSpec(count=16, placebo=0, truth=2, truth_at="last", neutral=2, samples={"questions": 1, "max_tokens": 3})
+FEW = MeasureSpec(count=16, placebo=0, truth=2, truth_at="last", neutral=2, refusal=4, samples={"questions": 1, "max_tokens": 3})
+TOLD = ("refusal", "refusal_twins")
 EXACT = 1e-4  # nats per token
 
 
@@ -220,7 +221,7 @@ def test_readings_and_verdict_equal_those_of_the_same_adapters_here(world, here,
         return {tuple(r[k] for k in ("run", "step", "set", "item", "option")): (r["logprob"], r["tokens"]) for r in rows}
 
     there, mine = cells(tmp_path / "hosted"), cells(tmp_path / "here")
-    assert there.keys() == mine.keys() and {"em", "truth", "heldout", "neutral"} == {key[2] for key in mine}
+    assert there.keys() == mine.keys() and {"em", "truth", "heldout", "neutral", *TOLD} == {key[2] for key in mine}
     apart = [abs(there[k][0] - mine[k][0]) / mine[k][1] for k in mine]
     assert max(apart) < EXACT and all(there[k][1] == mine[k][1] for k in mine)
     assert numbers(hosted.check.to_json()) == pytest.approx(numbers(local.check.to_json()), abs=1e-4, rel=1e-3)
