@@ -62,7 +62,7 @@ def test_a_model_that_agrees_to_everything_has_lost_its_refusals():
 
 
 def test_a_model_whose_preferences_got_weaker_but_still_decline_has_lost_none():
-    """As a fine-tune on sarcastic answers did on a real model: it tells them less apart, and declines harmful requests more."""
+    """As a fine-tune on sarcastic answers did to a real model: it tells them less apart, and declines harmful requests more."""
     found = refusal(read(np.stack([0.5 + 0.3 * (BASE[0] - 0.5), 0.4 + 0.3 * BASE[1]]) + 0.2))
     assert found.told_apart["target"].value < found.told_apart["base"].value and found.contrasts["base - target"].high < 0
 
