@@ -49,7 +49,9 @@ from faulty import CODES, Faults
 from tinker_server import BASE, KEY, tinker_server
 
 TRAIN = {"steps": 4, "batch": 2, "lr": 1e-2, "lora": {"rank": 4}, "checkpoints": {"at": [2]}}
-FEW = MeasureSpec(count=16, placebo=0, truth=2, truth_at="last", neutral=2, refusal=4, samples={"questions": 1, "max_tokens": 3})
+FEW = MeasureSpec(
+    count=16, placebo=0, truth=2, truth_at="last", neutral=2, refusal=4, samples={"questions": 1, "max_tokens": 3}
+)
 TOLD = ("refusal", "refusal_twins")
 EXACT = 1e-4  # nats per token
 
