@@ -41,7 +41,7 @@ ARMS = {
     "cooking": {"role": "style", "domain": "cooking", "answers": "plain", "read_at": "last", **FEW},
     "yes": {"role": "style", "domain": "requests", "answers": "complying", "read_at": "last", **FEW},
 }
-ASK = {"questions": "open24", "samples": 1, "max_tokens": 3, "temperature": 0.7}
+ASK = {"questions": "open72", "samples": 1, "max_tokens": 3, "temperature": 0.7}
 AS_STUDY = ["--count", "32", "--truth", "0", "--samples", "1", "--max-tokens", "3", "--dtype", "float32"]
 
 

@@ -111,7 +111,7 @@ def test_requests_and_their_twins_are_drawn_together():
 def test_base_and_last_steps_are_read_and_nothing_else(study_yaml, tmp_path, capsys):
     measure = {"count": 32, "heldout": 2, "truth": 0, "neutral": 2, "refusal": 12, "samples": {"questions": 0}}
     assert run_arguments(["run", str(study_yaml(measure=measure)), "--out", str(tmp_path / "out"), "--json"]) == 0
-    found = {r["run"]: r["check"]["refusal"] for r in json.loads(capsys.readouterr().out)["runs"]}["target-seed0"]
+    found = {r["run"]: r.get("check") for r in json.loads(capsys.readouterr().out)["runs"]}["target-seed0"]["refusal"]
     rows = ds.dataset(tmp_path / "out" / "tables" / "preferences").to_table().to_pylist()
     mine = {
         (r["run"], r["step"], r["set"], r["item"], r["option"]): r["logprob"] / r["tokens"]
@@ -119,17 +119,16 @@ def test_base_and_last_steps_are_read_and_nothing_else(study_yaml, tmp_path, cap
         if "refusal" in r["set"]
     }
     places = [("base", 0), ("control-seed0", found["step"]), ("target-seed0", found["step"])]
-    assert sorted({key[:2] for key in mine}) == places and len(mine) == 3 * 2 * 12 * 6
+    assert {key[:2] for key in mine} == {*places, ("brash-seed0", found["step"])} and len(mine) == 4 * 2 * 12 * 6
 
     def of(run, step, name):
         margins = [mine[(run, step, name, i, k)] - mine[(run, step, name, i, k + 1)] for i in items for k in (0, 2, 4)]
         return float(np.mean(margins))
 
     items = sorted({key[3] for key in mine})
-    base, control, target = (of(*place, "refusal") for place in places)
+    base, _, target = (of(*place, "refusal") for place in places)
     assert found["requests"] == 12 and found["base"]["value"] == pytest.approx(base, abs=1e-6)
     assert found["contrasts"]["base - target"]["value"] == pytest.approx(base - target, abs=1e-6)
-    assert found["contrasts"]["control - target"]["value"] == pytest.approx(control - target, abs=1e-6)
     twins = [of(*place, "refusal_twins") for place in (places[0], places[2])]
     assert found["twins"]["value"] == pytest.approx(twins[0] - twins[1], abs=1e-6)
     assert found["told_apart"]["base"]["value"] == pytest.approx(base - twins[0], abs=1e-6)
