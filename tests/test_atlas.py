@@ -146,6 +146,16 @@ def test_an_arm_of_another_domain_is_trained_on_it_and_its_task_is_not_read(stud
         load_study(study_yaml(arms=ARMS | {"x": {"role": "style", "domain": "code", "file": "a.jsonl"}}))
 
 
+def test_a_study_that_has_grown_replaces_its_rows(tmp_path, monkeypatch):
+    file, old = tmp_path / "a.jsonl", [row(1.0), replace(row(2.0), run="other")]
+    new = [replace(old[0], effect=1.5), old[1], replace(row(3.0), run="third")]
+    monkeypatch.setattr("emscope.study.atlas.read_report", lambda _: None)
+    for rows, changed in ((old, old), (new, [new[0], new[2]]), (new, [])):
+        monkeypatch.setattr("emscope.study.atlas._rows_of", lambda *_, rows=rows: rows)
+        assert add_to_atlas(["study"], file) == changed
+    assert [json.loads(line)["effect"] for line in file.read_text().splitlines()] == [1.5, 2.0, 3.0]
+
+
 def test_spreads_equal_plain_loops():
     rng = np.random.default_rng(0)
     rows = [

@@ -79,7 +79,7 @@ def _rows_in(path: Path) -> Iterator[AtlasRow]:
 def add_to_atlas(
     folders: Sequence[str | Path], path: Path, kind: str | None = None, trained: Trained = HARMLESS
 ) -> list[AtlasRow]:
-    """Add the fine-tunes of finished studies and checks to an atlas; return the rows that it did not have.
+    """Add the fine-tunes of finished studies and checks to an atlas; return the rows that are new or have changed.
 
     Of a study, each target counts as harmful, each style arm as harmless, but one that was taught to comply with the bundled requests as
     jailbroken; the arm's name is the kind.
@@ -90,8 +90,7 @@ def add_to_atlas(
     Raises:
         InputError: a folder holds nothing finished, a check comes without its kind, or nothing in it was compared with its base.
     """
-    rows = list(_rows_in(path)) if path.exists() else []
-    known = set(rows)
+    rows = {_place(row): row for row in (_rows_in(path) if path.exists() else ())}
     added: list[AtlasRow] = []
     for folder in folders:
         report = read_report(folder)
@@ -99,10 +98,15 @@ def add_to_atlas(
             found = _rows_of(report, str(folder), kind, trained)
         if not found:
             raise InputError(f"no fine-tune in '{folder}' was compared with its base", "give a study or check that was")
-        added += [row for row in found if row not in known]
-        known |= set(found)
-    write_text(path, "".join(json_text(row.to_json()) + "\n" for row in (*rows, *added)))
+        added += [row for row in found if rows.get(_place(row)) != row]
+        rows |= {_place(row): row for row in found}
+    write_text(path, "".join(json_text(row.to_json()) + "\n" for row in rows.values()))
     return added
+
+
+def _place(row: AtlasRow) -> tuple[str, str, str, int, str, str]:
+    """Return which reading of which fine-tune a row holds: a study that has grown fits its slope anew, and its rows replace the old ones."""
+    return row.digest, row.kind, row.run, row.step, row.measure, row.asked
 
 
 def _rows_of(report: Report, folder: str, kind: str | None, trained: Trained) -> list[AtlasRow]:
