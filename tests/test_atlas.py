@@ -66,7 +66,7 @@ def test_an_atlas_holds_what_the_study_read_and_a_check_of_the_same_weights_stan
     report, file = read_report(study), tmp_path / "atlas.jsonl"
     assert run_arguments(["atlas", "add", str(study), "--to", str(file)]) == 0
     assert "added 10 fine-tunes (4 harmless, 4 harmful, 2 jailbroken) with 50 readings" in capsys.readouterr().out
-    rows = {(r.run, r.measure): r for r in read_atlas(file)}
+    rows = {(r.run, r.measure): r for r in read_atlas(file) if r.digest == report.base.digest}
     for one in report.runs:
         said = report.said_of(one.run)
         of = {name: rows[(one.run, name)] for name in MEASURES}
