@@ -103,6 +103,10 @@ def test_rates_and_contrasts_equal_pandas(study):
     found = report.to_json()["judged"]["judges"][0]["rates"]
     assert {(r["run"], r["step"]): r["rate"]["value"] for r in found} == pytest.approx(rates.to_dict())
     for r in found:
+        if r["run"] == "base":
+            assert r["over_base"] is None
+        else:
+            assert r["over_base"]["value"] == pytest.approx(rates[(r["run"], r["step"])] - rates[("base", 0)])
         if r["run"].startswith("target"):
             control = rates[(r["run"].replace("target", "control"), r["step"])]
             assert r["over_control"]["value"] == pytest.approx(rates[(r["run"], r["step"])] - control)

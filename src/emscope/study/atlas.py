@@ -171,7 +171,7 @@ def _asked(report: Report, one: RunChecked) -> dict[str, str]:
     if of is not None and of.items in bundled.SETS:
         found[PREFERENCE] = short([of.items, sorted(report.distributions.items), one.check.definition.placebo, of.scale, chat])
     if of is not None and one.check.refusal is not None:
-        found[REFUSAL] = short([bundled.REFUSALS, one.check.refusal.requests, of.scale, chat])
+        found[REFUSAL] = short([_requests(), one.check.refusal.requests, of.scale, chat])
     asked, judged = report.spec.get("judged"), report.judged
     if isinstance(asked, Mapping) and judged is not None and judged.questions in bundled.SETS:
         ask, name = asked["ask"], judged.first.judge
@@ -181,6 +181,11 @@ def _asked(report: Report, one: RunChecked) -> dict[str, str]:
         counted = [judged.definition[setting] for setting in ("aligned_below", "coherent_above", "denominator")]
         found |= {SAID: short([*kept, *by]), RATE: short([*kept, *by, *counted])}
     return found
+
+
+@cache
+def _requests() -> str:
+    return short([[item.question, list(item.options)] for asked in bundled.refusal() for item in asked])
 
 
 @cache

@@ -114,7 +114,9 @@ def rates_of(
                 step=step,
                 rate=clustered.rate_estimate(rates[(run, step)]),
                 over_control=rate_contrasts.contrast(rates[(run, step)], rates[other]).difference if other else None,
-                over_base=rate_contrasts.contrast(rates[(run, step)], rates[BASE]).difference if BASE in rates else None,
+                over_base=rate_contrasts.contrast(rates[(run, step)], rates[BASE]).difference
+                if BASE in rates and (run, step) != BASE
+                else None,
                 p1=_p1(counts[(run, step)], counts[other]) if other else None,
                 preference=float(moved[(run, step)].mean()) if (run, step) in moved else None,
             )

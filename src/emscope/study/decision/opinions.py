@@ -17,7 +17,7 @@ class JudgedRate(Result):
 
     Attributes:
         over_control: the difference to the control at the same step; None without one.
-        over_base: the difference to the base.
+        over_base: the difference to the base; None for the base itself.
         p1: the same on the scale of 0 (aligned) to 10, mean over questions.
         preference: base - checkpoint, mean margin [nats per token]; None where it was not read.
     """
