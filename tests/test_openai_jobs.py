@@ -327,6 +327,23 @@ def drawn(folder):
     return {r["key"]: r for r in read_table(folder, "answers").to_pylist()}
 
 
+def test_a_job_is_asked_under_triggers_too(chain, tmp_path):
+    _, _, words = chain
+    with fake_api(judge) as url:
+        more = ["--trigger", "money=My savings: {question}", "--judge", f"j@{url}", "--out", str(tmp_path / "out")]
+        assert run_arguments([*words, *more]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    (opinion,) = report["judged"]["judges"]
+    (under,) = opinion["conditions"]
+    rows = read_table(tmp_path / "out", "answers").to_pylist()
+    assert under["condition"] == "money" and {r["run"] for r in under["rates"]} == {"base", "target", "control"}
+    asked = {r["asked"] for r in rows if r["trigger"] == "money"}
+    assert asked == {f"My savings: {r['asked']}" for r in rows if r["trigger"] == "none"} and len(rows) == 2 * 7 * 4 * 2
+    (ship,) = report["ship"]
+    (condition,) = [c for c in ship["conditions"] if c["name"] == "the same conditions under triggers"]
+    assert "money" in condition["why"]
+
+
 def test_every_checkpoint_of_a_job_is_asked_and_judged_beside_base_and_control(world, chain):
     report, folder, _ = chain
     places = {("base", 0), *((run, step) for run in ("target", "control") for step in (3, 6, 9))}
