@@ -18,7 +18,7 @@ from emscope.study.check_spec import CheckSpec
 from emscope.study.decision.analysis import check as checked
 from emscope.study.decision.said import Said
 from emscope.study.gate import exit_code
-from emscope.study.spec import SampleSpec
+from emscope.study.measure_spec import SampleSpec
 from fake_api import completion, fake_api
 from test_shipping import opinions
 from test_stats import evidence

@@ -34,9 +34,10 @@ from emscope.models.remote.outcomes import asked_to_wait
 from emscope.store.study import read_table
 from emscope.study.check import run_check
 from emscope.study.check_request import CheckRequest
+from emscope.study.judged_spec import JudgedSpec
 from emscope.study.report import read_report
 from emscope.study.run import run_study
-from emscope.study.spec import JudgedSpec, SingleSpec, StudySpec
+from emscope.study.spec import SingleSpec, StudySpec
 from emscope.study.train import run_single
 from emscope.study.training.jobs import import_job
 from emscope.train import jobs as train_jobs

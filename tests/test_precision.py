@@ -20,13 +20,13 @@ from emscope.models.loading.load import load
 from emscope.models.loading.source import locate
 from emscope.models.sizing import memory
 from emscope.store.study import Study
+from emscope.study.measure_spec import MeasureSpec, SampleSpec
 from emscope.study.reading import precision
 from emscope.study.reading.evidence import Scores
 from emscope.study.reading.measuring import Questions, Reading, measure
 from emscope.study.reading.precision import Apart, Precision, read_again, read_ends
 from emscope.study.reading.sets import EM, PLACEBO, study_sets
 from emscope.study.report import read_report
-from emscope.study.spec import MeasureSpec, SampleSpec
 
 FEW = 8
 ASKED = Questions(study_sets(MeasureSpec(count=16, placebo=16, truth=0, neutral=0), None), SampleSpec(questions=0), 0, None)

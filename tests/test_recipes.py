@@ -17,8 +17,9 @@ from emscope.models.adapters.with_checkpoint import with_checkpoint
 from emscope.models.loading.checkpoints import discover
 from emscope.models.loading.load import load
 from emscope.models.loading.source import locate
+from emscope.study.arm_spec import ArmSpec
 from emscope.study.run import run_study
-from emscope.study.spec import ArmSpec, StudySpec, load_study
+from emscope.study.spec import StudySpec, load_study
 from emscope.study.training.recipes import perplexity_gap, recipe
 from emscope.train.batches import Example, encode, stream
 from emscope.train.finetune import finetune

@@ -15,8 +15,8 @@ from emscope.report.study.headline import headline
 from emscope.study.decision.analysis import check
 from emscope.study.decision.refusal import refusal
 from emscope.study.decision.shipping import shipping
+from emscope.study.measure_spec import MeasureSpec
 from emscope.study.reading.sets import study_sets
-from emscope.study.spec import MeasureSpec
 from test_stats import evidence
 
 RNG = np.random.default_rng(0)

@@ -31,8 +31,8 @@ from emscope.models.loading.load import load_net, pick_dtype
 from emscope.models.loading.source import locate
 from emscope.study.check import run_check
 from emscope.study.check_request import CheckRequest
+from emscope.study.judged_spec import JudgedSpec
 from emscope.study.ladder import LadderRequest, run_ladder
-from emscope.study.spec import JudgedSpec
 
 IDS = torch.arange(3, 40)[None]
 LOW = (0.2, 0.4, 0.6)

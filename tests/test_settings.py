@@ -26,7 +26,9 @@ from emscope.data.items import even, stratified
 from emscope.inside.specs import RiskSpec
 from emscope.models.loading.load import DTYPES
 from emscope.study.check_spec import CheckSpec
-from emscope.study.spec import DecideSpec, JudgedSpec, MeasureSpec, StudySpec
+from emscope.study.judged_spec import JudgedSpec
+from emscope.study.measure_spec import DecideSpec, MeasureSpec
+from emscope.study.spec import StudySpec
 
 FUNCTIONS = {
     "check": ["check"],

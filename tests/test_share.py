@@ -18,9 +18,9 @@ from emscope.models.loading.source import locate
 from emscope.store import study as module
 from emscope.store.study import Study, read_table
 from emscope.study.check import CheckRequest, _asked, _base_reading, _readings
+from emscope.study.measure_spec import MeasureSpec
 from emscope.study.reading import measuring
 from emscope.study.reading.sets import study_sets
-from emscope.study.spec import MeasureSpec
 
 FAST = MeasureSpec(count=16, truth=0, neutral=0, samples={"questions": 0})
 

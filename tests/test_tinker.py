@@ -39,10 +39,12 @@ from emscope.study.cells.foreseen import Foreseen
 from emscope.study.check import run_check
 from emscope.study.check_request import CheckRequest
 from emscope.study.engines.spec import EngineSpec
+from emscope.study.judged_spec import JudgedSpec
+from emscope.study.measure_spec import MeasureSpec
 from emscope.study.opening import found_in
 from emscope.study.run import foresee_study, prepare, run_study
 from emscope.study.selected import Selection
-from emscope.study.spec import JudgedSpec, MeasureSpec, SingleSpec, StudySpec
+from emscope.study.spec import SingleSpec, StudySpec
 from emscope.study.train import run_single
 from emscope.train.batches import collate, encode, stream
 from faulty import CODES, Faults

@@ -11,8 +11,8 @@ from emscope.core.progress import Progress, silent
 from emscope.data.questions import read_questions
 from emscope.models.loading.load import Loaded
 from emscope.store.study import Study
+from emscope.study.judged_spec import JudgedSpec
 from emscope.study.reading.measuring import Reading
-from emscope.study.spec import JudgedSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ from emscope.study.decision.estimates import estimate_rows
 from emscope.study.decision.shipping import shipping
 from emscope.study.judged import judge_checkpoints, prepare_judges
 from emscope.study.judged_rates import Compared
+from emscope.study.measure_spec import MeasureSpec
 from emscope.study.opening import Ways, found_in, opened, refuse_apart, refuse_equal
 from emscope.study.reading.arms import Arm, Evidence, paired_steps, without_dud
 from emscope.study.reading.evidence import Scores, arm, evidence
@@ -62,7 +63,6 @@ from emscope.study.reading.training_log import Logged, as_rows, losses_at, train
 from emscope.study.report import TARGET, Amplified, BaseModel, FolderChecked, FolderRead, Unreadable, with_precision
 from emscope.study.results import distributions
 from emscope.study.selected import Runs, searched
-from emscope.study.spec import MeasureSpec
 from emscope.study.training.control import make_control
 from emscope.study.training.sources import asked_of
 

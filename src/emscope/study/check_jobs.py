@@ -25,8 +25,8 @@ from emscope.study.check_request import CheckRequest, own_folder
 from emscope.study.decision.unread import unread
 from emscope.study.judged import judge_checkpoints, prepare_judges
 from emscope.study.judged_rates import Compared
+from emscope.study.judged_spec import JudgedSpec
 from emscope.study.report import TARGET, BaseModel, Distributions, FolderChecked, FolderRead
-from emscope.study.spec import JudgedSpec
 from emscope.study.training.sources import asked_of
 
 CONTROL = "control"

@@ -11,9 +11,10 @@ from emscope.core.plain import Json, JsonObject
 from emscope.models.loading.source import Model
 from emscope.models.remote.host_spec import Prices
 from emscope.study.check_spec import CheckSpec
+from emscope.study.judged_spec import JudgedSpec
+from emscope.study.measure_spec import DecideSpec, MeasureSpec
 from emscope.study.opening import Loading
 from emscope.study.selected import Selection
-from emscope.study.spec import DecideSpec, JudgedSpec, MeasureSpec
 
 
 def own_folder(checkpoints: str, frozen: JsonObject) -> Path:

@@ -30,17 +30,16 @@ from emscope.core.fields import (
 )
 from emscope.core.spec import Spec
 from emscope.models.remote.host_spec import Prices, refuse_unpriced
-from emscope.study.spec import (
+from emscope.study.judged_spec import JudgedSpec, judged_by
+from emscope.study.measure_spec import (
     DecideSpec,
     Delta,
     ItemCount,
-    JudgedSpec,
     LadderFile,
     MeasureSpec,
     RefusalCount,
     SkipFloat32,
     TruthCount,
-    judged_by,
 )
 
 JUDGE = "Who reads the answers: local (no key; a small model), a model as Inspect names it, or NAME@URL."

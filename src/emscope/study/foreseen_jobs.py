@@ -18,8 +18,9 @@ from emscope.store.study import read_table
 from emscope.study.cells.at_host import SPENT, spent_in
 from emscope.study.cells.foreseen import ROW_BYTES, Foreseen, Work, most_dollars, planned_power
 from emscope.study.cells.hosted_costs import AtHost, KindAtHost
+from emscope.study.judged_spec import JudgedSpec
 from emscope.study.run_jobs import One, jobs_of, trained_by
-from emscope.study.spec import JudgedSpec, StudySpec
+from emscope.study.spec import StudySpec
 from emscope.study.training.jobs import most_tokens_of
 
 KEPT = 3  # checkpoints that OpenAI keeps of a job: those after its last three epochs

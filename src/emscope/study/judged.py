@@ -35,9 +35,9 @@ from emscope.study.judged_rates import (
     rates_of,
     score,
 )
+from emscope.study.judged_spec import JudgedSpec
 from emscope.study.reading.evidence import Scores
 from emscope.study.reading.sets import ItemSets
-from emscope.study.spec import JudgedSpec
 from emscope.study.tables import AnswerRow, VerdictRow
 from emscope.study.tables import rows as table_rows
 

@@ -15,9 +15,9 @@ from emscope.stats.means import mean_estimate
 from emscope.study.decision.opinions import JudgedRate
 from emscope.study.decision.recipe import RecipeRate
 from emscope.study.decision.said import Place
+from emscope.study.judged_spec import JudgedSpec
 from emscope.study.reading.evidence import Scores
 from emscope.study.reading.sets import EM, ItemSets
-from emscope.study.spec import JudgedSpec
 from emscope.study.tables import AnswerRow
 
 Verdicts = dict[str, tuple[str, float | None]]  # (outcome, score) of one answer by criterion

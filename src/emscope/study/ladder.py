@@ -34,11 +34,12 @@ from emscope.study.asking import ask_checkpoints
 from emscope.study.check_spec import DOSES, LadderSpec
 from emscope.study.decision.said import BROKEN, Arms, Place, coherence_lost, scored_by_place
 from emscope.study.judged import categories, judge_rows, prepare_judges, spoken
+from emscope.study.judged_spec import JudgedSpec
+from emscope.study.measure_spec import MeasureSpec
 from emscope.study.reading.evidence import Scores
 from emscope.study.reading.ladders import SCHEMA, Asked, FloorRead, Harmless, LadderResult, RungRead, measured
 from emscope.study.reading.measuring import Questions, Reading, measure, measure_beyond
 from emscope.study.reading.sets import EM, PLACEBO, ItemSets, study_sets
-from emscope.study.spec import JudgedSpec, MeasureSpec
 from emscope.study.training.sources import asked_of
 
 OPERATION = "logits base + scale x (tuned - base), of answers and preference alike"

@@ -23,12 +23,14 @@ from emscope.models.remote.jobs import CANCELLED, FAILED, JobRun, digest_at, job
 from emscope.models.remote.metering import Meter, dollars_for
 from emscope.store.files import write_json
 from emscope.store.study import Study
+from emscope.study.arm_spec import ArmSpec
 from emscope.study.cells.at_host import SPENT, spent_in
 from emscope.study.decision.unread import unread
 from emscope.study.judged import judge_checkpoints, prepare_judges
 from emscope.study.judged_rates import Compared
+from emscope.study.judged_spec import JudgedSpec
 from emscope.study.report import BaseModel, Distributions, RunChecked, StudyReport
-from emscope.study.spec import ArmSpec, JudgedSpec, StudySpec, way
+from emscope.study.spec import StudySpec, way
 from emscope.study.training.jobs import most_tokens_of
 from emscope.study.training.plan import LeftOut
 from emscope.study.training.recipes import recipe

@@ -31,8 +31,9 @@ from emscope.store.rows import Rows
 from emscope.study.cells.doing import Shared, kept, peak, subjects
 from emscope.study.cells.hosted_costs import AtHost, costs_at_host
 from emscope.study.cells.planning import Cell, Planned, readings_ahead
+from emscope.study.judged_spec import JudgedSpec
 from emscope.study.reading.measuring import Reading, lacking
-from emscope.study.spec import JudgedSpec, StudySpec
+from emscope.study.spec import StudySpec
 from emscope.study.training.plan import Run
 from emscope.train.batches import encode
 from emscope.train.finetune import finetune

@@ -12,10 +12,10 @@ from emscope.core.records import Item
 from emscope.data.bundled import DECLINING
 from emscope.models.loading.load import Loaded
 from emscope.store.study import read_table
+from emscope.study.measure_spec import DecideSpec
 from emscope.study.reading.arms import Arm, Evidence, Measure, default_delta
 from emscope.study.reading.ladders import ladder_for
 from emscope.study.reading.sets import EM, HELDOUT, NEUTRAL, PLACEBO, REFUSAL, TRUTH, TWINS, ItemSets
-from emscope.study.spec import DecideSpec
 
 Cell = tuple[str, int, float, str, str, int]
 

@@ -27,8 +27,8 @@ from emscope.models.loading.load import Loaded
 from emscope.models.sizing.heap import give_back
 from emscope.store.rows import Rows
 from emscope.store.study import AGAIN
+from emscope.study.measure_spec import SampleSpec
 from emscope.study.reading.sets import ItemSets
-from emscope.study.spec import SampleSpec
 
 if TYPE_CHECKING:
     from emscope.models.types import CausalLM

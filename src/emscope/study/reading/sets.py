@@ -12,7 +12,7 @@ from emscope.core.notes import note_fewer
 from emscope.core.records import Conversation, Item
 from emscope.data import bundled
 from emscope.data.items import even, read_items, stratified
-from emscope.study.spec import MeasureSpec
+from emscope.study.measure_spec import MeasureSpec
 
 FEWEST = 3  # items: a line through the base's margins needs as many
 EM, PLACEBO, HELDOUT, TRUTH, NEUTRAL = "em", "placebo", "heldout", "truth", "neutral"

@@ -9,7 +9,8 @@ from pathlib import Path
 from emscope.core.plain import Result
 from emscope.data import bundled
 from emscope.models.loading.checkpoints import Checkpoint, read_checkpoint
-from emscope.study.spec import ArmSpec, StudySpec, way
+from emscope.study.arm_spec import ArmSpec
+from emscope.study.spec import StudySpec, way
 from emscope.train.plan import checkpoint_steps
 from emscope.train.spec import TrainSpec
 

@@ -16,7 +16,8 @@ from emscope.elicit.preference import Encoded, score
 from emscope.models.adapters.with_checkpoint import with_checkpoint
 from emscope.models.loading.checkpoints import last
 from emscope.models.loading.load import Loaded
-from emscope.study.spec import ArmSpec, InoculationSpec, MixSpec, StudySpec
+from emscope.study.arm_spec import ArmSpec, InoculationSpec, MixSpec
+from emscope.study.spec import StudySpec
 from emscope.study.training.sources import conversations
 from emscope.train.batches import encode
 

@@ -19,7 +19,8 @@ from emscope.models.hooks.directions import direction_at
 from emscope.models.loading.checkpoints import last
 from emscope.models.loading.source import Model, beside_digest, locate
 from emscope.models.remote.hosted import model_at
-from emscope.study.spec import JudgedSpec, StudySpec
+from emscope.study.judged_spec import JudgedSpec
+from emscope.study.spec import StudySpec
 from emscope.train.spec import KlSpec, LdifsSpec, TrainSpec
 
 

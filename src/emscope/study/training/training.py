@@ -20,8 +20,9 @@ from emscope.models.loading.source import Model
 from emscope.models.remote.hosted import Hosted
 from emscope.store.cells import clear
 from emscope.store.rows import Rows, read_table
+from emscope.study.arm_spec import ArmSpec
 from emscope.study.reading.sets import ItemSets
-from emscope.study.spec import ArmSpec, StudySpec
+from emscope.study.spec import StudySpec
 from emscope.study.training.plan import Run, checkpoint, taught
 from emscope.study.training.recipes import Row
 from emscope.train import processes
