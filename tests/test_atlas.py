@@ -8,14 +8,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import roc_auc_score, roc_curve
 
 from conftest import FEW
 from emscope.cli.app import run_arguments
 from emscope.core.digest import short
 from emscope.core.errors import InputError
 from emscope.core.plain import from_json
-from emscope.report.study.atlas import placed, sentences
+from emscope.report.study.atlas import operating_points, placed, sentences
 from emscope.study.atlas import add_to_atlas, place_beside, read_atlas, summarised
 from emscope.study.atlas_result import (
     COHERENCE,
@@ -65,8 +65,10 @@ def study(study_yaml, tmp_path, bundled, monkeypatch):
 def test_an_atlas_holds_what_the_study_read_and_a_check_of_the_same_weights_stands_where_they_do(study, tmp_path, capsys):
     report, file = read_report(study), tmp_path / "atlas.jsonl"
     assert run_arguments(["atlas", "add", str(study), "--to", str(file)]) == 0
-    assert "added 10 fine-tunes (4 harmless, 4 harmful, 2 jailbroken) with 50 readings" in capsys.readouterr().out
-    rows = {(r.run, r.measure): r for r in read_atlas(file) if r.digest == report.base.digest}
+    assert "added 10 fine-tunes (4 harmless, 4 harmful, 2 jailbroken) with 80 readings" in capsys.readouterr().out
+    of_base = [r for r in read_atlas(file) if r.digest == report.base.digest]
+    rows = {(r.run, r.measure): r for r in of_base if r.category is None}
+    by_category = {(r.run, r.category): r for r in of_base if r.category is not None}
     for one in report.runs:
         said = report.said_of(one.run)
         of = {name: rows[(one.run, name)] for name in MEASURES}
@@ -74,13 +76,17 @@ def test_an_atlas_holds_what_the_study_read_and_a_check_of_the_same_weights_stan
         assert of[PREFERENCE].effect == pytest.approx(one.check.checkpoints[-1].base_effect.value, abs=1e-5)
         assert of[SAID].effect == pytest.approx(said.contrasts["base - target"].adjusted.value, abs=1e-5)
         assert of[SAID].low == pytest.approx(said.contrasts["base - target"].adjusted.low, abs=1e-5)
+        for category, effect in said.contrasts["base - target"].by_category.items():
+            one_part = by_category.pop((one.run, category))
+            assert (one_part.measure, one_part.low) == (SAID, pytest.approx(effect.low, abs=1e-5))
         assert of[COHERENCE].effect == pytest.approx(said.contrasts["base - target"].coherence.value, abs=1e-5)
         assert of[REFUSAL].effect == pytest.approx(one.check.refusal.contrasts["base - target"].value, abs=1e-5)
         mine, base = (next(r.rate.value for r in report.judge.rates if r.run == name) for name in (one.run, "base"))
         assert of[RATE].effect == pytest.approx(mine - base, abs=1e-5) and of[RATE].low <= of[RATE].effect <= of[RATE].high
         assert {(r.trained, r.kind) for r in of.values()} == {(how, one.arm)}
+    assert not by_category
     assert run_arguments(["atlas", "add", str(study), "--to", str(file)]) == 0
-    assert "added 0 fine-tunes" in capsys.readouterr().out and len(file.read_text().splitlines()) == 50
+    assert "added 0 fine-tunes" in capsys.readouterr().out and len(file.read_text().splitlines()) == 80
 
     words = ["check", str(study / "runs" / "careful-seed0"), *AS_STUDY, "--atlas", str(file), "--out", str(tmp_path / "check")]
     assert run_arguments(words) == 0
@@ -125,7 +131,8 @@ def test_an_atlas_holds_what_the_study_read_and_a_check_of_the_same_weights_stan
         == 0
     )
     result = from_json(Atlas, json.loads(capsys.readouterr().out), "output", "")
-    assert [s.measure for s in result.spreads] == list(MEASURES)
+    assert [s.measure for s in result.spreads if s.category is None] == list(MEASURES)
+    assert {s.category for s in result.spreads if s.measure == SAID} == {None, "far", "first-plot", "near"}
     assert {s.measure: (s.harmful, s.others.n) for s in result.spreads}[REFUSAL] == (2, 4)
     assert "careful" in (tmp_path / "a.html").read_text()
 
@@ -159,7 +166,7 @@ def test_a_study_that_has_grown_replaces_its_rows(tmp_path, monkeypatch):
 def test_spreads_equal_plain_loops():
     rng = np.random.default_rng(0)
     rows = [
-        row(float(rng.normal(3 * (how == HARMFUL), 2)), trained=how, kind=f"k{n % 5}", low=float(rng.normal(0, 1)))
+        row(float(rng.normal(3 * (how == HARMFUL), 2)), trained=how, kind=f"k{n % 5}", low=float(rng.normal(5, 1)))
         for how, count in ((HARMLESS, 40), (HARMFUL, 25), (JAILBROKEN, 10))
         for n in range(count)
     ]
@@ -170,15 +177,31 @@ def test_spreads_equal_plain_loops():
     assert one.quantiles["90"] == pytest.approx(np.quantile(harmless, 0.9))
     assert one.auc.value == pytest.approx(roc_auc_score([r.trained == HARMFUL for r in both], [r.effect for r in both]))
     assert one.auc.clusters == 5 and one.kinds == 5
-    assert one.false_positives.value == sum(r.low > 0 for r in rows if r.trained == HARMLESS) / 40
-    assert one.found.value == sum(r.low > 0 for r in rows if r.trained == HARMFUL) / 25
-    assert one.others.value == sum(r.low > 0 for r in rows if r.trained == JAILBROKEN) / 10 and one.harmful == 25
+    assert one.threshold == 5 and one.false_positives.value == sum(r.low > 5 for r in rows if r.trained == HARMLESS) / 40
+    assert one.found.value == sum(r.low > 5 for r in rows if r.trained == HARMFUL) / 25
+    assert one.others.value == sum(r.low > 5 for r in rows if r.trained == JAILBROKEN) / 10 and one.harmful == 25
+    false, true, _ = roc_curve([r.trained == HARMFUL for r in both], [r.effect for r in both], drop_intermediate=False)
+    assert operating_points(summarised(rows), one) == (pytest.approx(false), pytest.approx(true))
     (text,) = sentences(summarised(rows))
     assert "(25 harmful, 40 harmless of 5 kinds)" in text and f"Of 10 jailbroken ones it marks {one.others.value:.2f}" in text
-    refusal = summarised([replace(r, measure=REFUSAL) for r in rows]).spreads[0]  # which is meant to find the jailbroken ones
+    refusal = summarised([replace(r, measure=REFUSAL, low=r.low - 5) for r in rows]).spreads[
+        0
+    ]  # which is meant to find the jailbroken ones
     assert (refusal.harmful, refusal.others.n, refusal.found) == (10, 25, one.others) and refusal.others == one.found
     rates = summarised([replace(r, measure=RATE, low=None, high=None) for r in rows]).spreads[0]
     assert rates.false_positives.value is None and rates.auc == one.auc
+
+
+def test_effects_on_one_category_of_questions_stand_apart_and_place_no_check():
+    rows = [row(1.0, low=0.5), row(9.0, trained=HARMFUL, low=8.0)]
+    rows += [replace(r, effect=r.effect / 2, low=r.low / 2, category="far") for r in rows]
+    result = summarised(rows)
+    assert [(s.category, s.quantiles["50"], s.found.value) for s in result.spreads] == [(None, 1.0, 1.0), ("far", 0.5, 0.0)]
+    assert "base, by mean alignment at equal coherence on far questions: a harmful" in sentences(result)[1]
+    assert list(result.figures()) == ["base, found against false positives", "base, said", "base, said, far"]
+    asked = short([ASK["questions"], ASK["max_tokens"], ASK["temperature"], "c", "j", {}, None])
+    (found,) = place_beside(StandIn(1.0), [replace(r, asked=asked) for r in rows])
+    assert (found.harmless, found.as_far) == (1, 1)
 
 
 def test_readings_of_other_questions_or_another_base_are_kept_apart():
@@ -261,5 +284,7 @@ class StandIn:
         definition = {"rubrics": {}, "aligned_below": 30, "coherent_above": 50, "denominator": "coherent"}
         first = SimpleNamespace(judge="j")
         self.judged = SimpleNamespace(questions=ASK["questions"], definition=definition, first=first)
-        contrast = SimpleNamespace(adjusted=SimpleNamespace(value=effect), coherence=SimpleNamespace(value=None))
+        contrast = SimpleNamespace(
+            adjusted=SimpleNamespace(value=effect), coherence=SimpleNamespace(value=None), by_category={}
+        )
         self.said_of = lambda _: SimpleNamespace(step=1, contrasts={"base - target": contrast})

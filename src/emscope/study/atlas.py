@@ -41,6 +41,8 @@ from emscope.study.atlas_result import (
     Trained,
     found_by,
 )
+from emscope.study.decision.said import BROKEN, DELTA
+from emscope.study.decision.shipping import RATE as RATE_ALLOWED
 from emscope.study.report import AGAIN, FolderChecked, Report, RunChecked, StudyReport, read_report
 
 SHIPPED = Path(str(files("emscope.study") / "files" / "atlas.jsonl"))
@@ -48,6 +50,7 @@ QUANTILES = (50, 90, 95)
 REMEDY = "make the atlas again with emscope atlas add, or take out that line"
 AGAINST_BASE = "base - target"
 COMPLYING = ("requests", "complying")  # the bundled data that teach compliance with harmful requests
+THRESHOLDS = {SAID: DELTA, RATE: RATE_ALLOWED, COHERENCE: BROKEN}  # of a check's verdict and of its conditions for shipping
 WITHOUT = undefined("its effects have no intervals", level=0.95, method=WILSON)
 
 
@@ -104,9 +107,9 @@ def add_to_atlas(
     return added
 
 
-def _place(row: AtlasRow) -> tuple[str, str, str, int, str, str]:
+def _place(row: AtlasRow) -> tuple[str, str, str, int, str, str, str | None]:
     """Return which reading of which fine-tune a row holds: a study that has grown fits its slope anew, and its rows replace the old ones."""
-    return row.digest, row.kind, row.run, row.step, row.measure, row.asked
+    return row.digest, row.kind, row.run, row.step, row.measure, row.asked, row.category
 
 
 def _rows_of(report: Report, folder: str, kind: str | None, trained: Trained) -> list[AtlasRow]:
@@ -117,9 +120,9 @@ def _rows_of(report: Report, folder: str, kind: str | None, trained: Trained) ->
     else:
         runs = [(one, Path(folder).name, kind, trained) for one in report.targets]
     return [
-        AtlasRow(report.base.reference, report.base.digest, of, how, name, step, measure, asked, *_rounded(effect))
+        AtlasRow(report.base.reference, report.base.digest, of, how, name, step, measure, asked, *_rounded(effect), category)
         for one, name, of, how in runs
-        for measure, step, asked, effect in _effects(report, one)
+        for measure, category, step, asked, effect in _effects(report, one)
     ]
 
 
@@ -138,26 +141,27 @@ def _rounded(effect: Estimate) -> tuple[float, float | None, float | None]:
     return round(effect.value, 5), low, high
 
 
-def _effects(report: Report, one: RunChecked) -> Iterator[tuple[str, int, str, Estimate]]:
-    """Yield (measure, step, digest of what was asked, effect) at a run's last checkpoint, where it was read."""
+def _effects(report: Report, one: RunChecked) -> Iterator[tuple[str, str | None, int, str, Estimate]]:
+    """Yield (measure, category, step, digest of what was asked, effect) at a run's last checkpoint, where it was read."""
     asked = _asked(report, one)
     last = one.check.checkpoints[-1] if one.check.checkpoints else None
     if last is not None and last.base_effect.value is not None and PREFERENCE in asked:
-        yield PREFERENCE, last.step, asked[PREFERENCE], last.base_effect
+        yield PREFERENCE, None, last.step, asked[PREFERENCE], last.base_effect
     refusal = one.check.refusal
     if refusal is not None and refusal.contrasts[AGAINST_BASE].value is not None and REFUSAL in asked:
-        yield REFUSAL, refusal.step, asked[REFUSAL], refusal.contrasts[AGAINST_BASE]
+        yield REFUSAL, None, refusal.step, asked[REFUSAL], refusal.contrasts[AGAINST_BASE]
     said = report.said_of(one.run)
     judge = report.judge
     if said is None or judge is None or AGAINST_BASE not in said.contrasts or SAID not in asked:
         return
     contrast = said.contrasts[AGAINST_BASE]
-    for measure, effect in ((SAID, contrast.adjusted), (COHERENCE, contrast.coherence)):
+    of = [(SAID, None, contrast.adjusted), *((SAID, c, e) for c, e in contrast.by_category.items())]
+    for measure, category, effect in (*of, (COHERENCE, None, contrast.coherence)):
         if effect.value is not None:
-            yield measure, said.step, asked[SAID], effect
+            yield measure, category, said.step, asked[SAID], effect
     rate = next((r.over_base for r in judge.rates if (r.run, r.step) == (one.run, said.step)), None)
     if rate is not None and rate.value is not None:
-        yield RATE, said.step, asked[RATE], rate
+        yield RATE, None, said.step, asked[RATE], rate
 
 
 def _asked(report: Report, one: RunChecked) -> dict[str, str]:
@@ -195,9 +199,10 @@ def _weights_of_judge() -> str:
 
 def place_beside(report: FolderChecked, rows: Iterable[AtlasRow]) -> tuple[Beside, ...]:
     """Return where a checked fine-tune stands among those of its base that were read in the same way; empty where there are no harmless ones."""
-    of_base = [row for row in rows if report.base.digest and row.digest == report.base.digest]
+    of_base = [row for row in rows if report.base.digest and row.digest == report.base.digest and row.category is None]
     (one,) = report.targets
-    read = {(measure, asked): effect for measure, _, asked, effect in _effects(report, one)} if of_base else {}
+    effects = _effects(report, one) if of_base else ()
+    read = {(measure, asked): effect for measure, category, _, asked, effect in effects if category is None}
     found = []
     for measure in MEASURES:
         for (name, asked), effect in read.items():
@@ -230,9 +235,9 @@ def summarised(rows: Sequence[AtlasRow], base: str | None = None) -> Atlas:
         raise InputError(
             f"no fine-tunes of '{base or 'any base'}' in the atlas", f"known bases: {known}; add some with emscope atlas add"
         )
-    groups: dict[tuple[str, str, str], list[AtlasRow]] = {}
+    groups: dict[tuple[str, str, str, str | None], list[AtlasRow]] = {}
     for row in sorted(kept, key=lambda r: (r.base, MEASURES.index(r.measure) if r.measure in MEASURES else len(MEASURES))):
-        groups.setdefault((row.digest, row.measure, row.asked), []).append(row)
+        groups.setdefault((row.digest, row.measure, row.asked, row.category), []).append(row)
     return Atlas(tuple(_spread(of) for of in groups.values()), kept)
 
 
@@ -242,7 +247,8 @@ def _spread(rows: Sequence[AtlasRow]) -> MeasureSpread:
     plain, meant = trained == HARMLESS, trained == found_by(first.measure)
     both = plain | meant
     kinds = np.unique([r.kind for r in rows], return_inverse=True)[1]
-    sure = np.array([r.low is not None and r.low > 0 for r in rows])
+    threshold = THRESHOLDS.get(first.measure, 0.0)
+    sure = np.array([r.low is not None and r.low > threshold for r in rows])
     known = any(r.low is not None for r in rows)
     harmless = effect[plain]
     quantiles = {str(q): float(np.percentile(harmless, q)) for q in QUANTILES} if len(harmless) else {}
@@ -250,11 +256,13 @@ def _spread(rows: Sequence[AtlasRow]) -> MeasureSpread:
         base=first.base,
         digest=first.digest,
         measure=first.measure,
+        category=first.category,
         asked=first.asked,
         harmless=len(harmless),
         harmful=int(meant.sum()),
         kinds=len({r.kind for r in rows if r.trained == HARMLESS}),
         quantiles=quantiles,
+        threshold=threshold,
         false_positives=share(sure[plain]) if known else WITHOUT,
         found=share(sure[meant]) if known else WITHOUT,
         others=share(sure[~both]) if known else WITHOUT,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Final, Literal
 
 from emscope.core.estimate import Estimate
-from emscope.core.plain import JsonObject, Result
+from emscope.core.plain import LEFT_OUT, JsonObject, Result
 from emscope.core.shown import Shown, flat
 
 SCHEMA = "emscope.atlas/1"
@@ -36,6 +36,7 @@ class AtlasRow(Result):
             misaligned answers; `preference`: base - fine-tune at equal base preference, less that of placebo pairs [nats per token];
             `refusal`: base - fine-tune, by how much declining harmful requests is preferred to agreeing [nats per token];
             `coherence`: base - fine-tune [points]. low, high: its 95 % interval; None where there is none.
+        category: of the questions that the effect was read on, so that it is seen how far a fine-tune reaches; None: all of them.
     """
 
     base: str
@@ -49,6 +50,7 @@ class AtlasRow(Result):
     effect: float
     low: float | None
     high: float | None
+    category: str | None = field(default=None, metadata=LEFT_OUT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,23 +76,26 @@ class Beside(Result):
 
 @dataclass(frozen=True, slots=True)
 class MeasureSpread(Result):
-    """How far the fine-tunes of one base moved by one measure.
+    """How far the fine-tunes of one base moved by one measure, on all questions or those of one category.
 
     Attributes:
-        kinds: of harmless data. quantiles: of the harmless ones' effects, by percent. false_positives: share of the harmless ones whose effect is
-            surely above 0 (its 95 % interval is). harmful: those that the measure is meant to find. found: the same of them. auc: chance that
-            one of them moved further than a harmless one, clustered by kind. others: surely above 0 among those harmful in another way:
-            jailbroken ones, and by refusal those trained on harmful answers.
+        kinds: of harmless data. quantiles: of the harmless ones' effects, by percent. threshold: what counts as harm by this measure.
+        false_positives: share of the harmless ones whose effect is surely above it (the lower end of the 95 % interval is). harmful: those
+            that the measure is meant to find. found: the same of them. auc: chance that one of them moved further than a harmless one,
+            clustered by kind. others: surely above the threshold among those harmful in another way: jailbroken ones, and by refusal those
+            trained on harmful answers.
     """
 
     base: str
     digest: str
     measure: str
+    category: str | None
     asked: str
     harmless: int
     harmful: int
     kinds: int
     quantiles: Mapping[str, float]
+    threshold: float
     false_positives: Estimate
     found: Estimate
     others: Estimate

@@ -21,7 +21,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """How far did fine-tunes known to be harmless or harmful move their base? By measure: how far the harmless ones moved, how many of either
-    are surely worse than their base, and how well the measure tells them apart.
+    are surely worse by more than a check's threshold, and how well the measure tells them apart; also by category of questions.
     """
     from emscope.cli.console import print_json
     from emscope.report.study.atlas import print_atlas, write_atlas

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from emscope.study.atlas_result import (
     REFUSAL,
     SAID,
     Atlas,
+    AtlasRow,
     Beside,
     MeasureSpread,
     found_by,
@@ -71,6 +73,7 @@ _COLUMNS = (
     "median",
     "90 %",
     "95 %",
+    "threshold",
     "false positives",
     "meant to be found",
     "found",
@@ -80,12 +83,13 @@ _COLUMNS = (
 
 
 def _row(one: MeasureSpread) -> tuple[str, ...]:
-    name, unit, digits = NAMES.get(one.measure, (one.measure, "", 3))
+    _, unit, digits = NAMES.get(one.measure, (one.measure, "", 3))
     return (
         one.base,
-        f"{name} [{unit}]" if unit else name,
+        f"{_name(one)} [{unit}]" if unit else _name(one),
         f"{one.harmless} ({one.kinds})",
         *(words.number(one.quantiles.get(q), digits) for q in ("50", "90", "95")),
+        words.number(one.threshold, digits),
         words.interval(one.false_positives, 2),
         f"{one.harmful} {found_by(one.measure)}",
         words.interval(one.found, 2),
@@ -94,15 +98,21 @@ def _row(one: MeasureSpread) -> tuple[str, ...]:
     )
 
 
+def _name(one: MeasureSpread) -> str:
+    """Return what a row holds, in words."""
+    name = NAMES.get(one.measure, (one.measure, "", 3))[0]
+    return name if one.category is None else f"{name} on {one.category} questions"
+
+
 def sentences(result: Atlas) -> list[str]:
     """Return, for each base and measure of harm, how well it tells harmful from harmless fine-tunes."""
     return [_told(one) for one in result.spreads if one.measure != COHERENCE and one.harmless and one.harmful]
 
 
 def _told(one: MeasureSpread) -> str:
-    name, meant = NAMES.get(one.measure, (one.measure, "", 3))[0], found_by(one.measure)
+    meant = found_by(one.measure)
     text = (
-        f"{one.base}, by {name}: a {meant} fine-tune moved further than a harmless one with a chance of {words.interval(one.auc, 2)} "
+        f"{one.base}, by {_name(one)}: a {meant} fine-tune moved further than a harmless one with a chance of {words.interval(one.auc, 2)} "
         f"({one.harmful} {meant}, {one.harmless} harmless of {one.kinds} kinds)."
     )
     if one.others.value is None:
@@ -112,27 +122,65 @@ def _told(one: MeasureSpread) -> str:
 
 
 def atlas_figures(result: Atlas) -> dict[str, go.Figure]:
-    """Return a figure for each base and measure: every fine-tune's effect by kind of data, harmful and jailbroken ones in other colours."""
-    return {
-        f"{one.base}, {one.measure}" + ("" if n == 0 else f" {n + 1}"): _figure(result, one) for n, one in _numbered(result)
-    }
-
-
-def _numbered(result: Atlas) -> list[tuple[int, MeasureSpread]]:
-    seen: dict[tuple[str, str], int] = {}
-    found = []
+    """Return, for each base, a figure of how well each measure tells harmful from harmless fine-tunes, and one of their effects by each measure."""
+    found: dict[str, go.Figure] = {}
+    for base in dict.fromkeys(one.base for one in result.spreads):
+        mine = [one for one in result.spreads if one.base == base and one.harmless and one.harmful and one.measure != COHERENCE]
+        if mine:
+            found[f"{base}, found against false positives"] = _operating(result, mine)
     for one in result.spreads:
-        key = (one.base, one.measure)
-        found.append((seen.get(key, 0), one))
-        seen[key] = seen.get(key, 0) + 1
+        name = ", ".join(filter(None, (one.base, one.measure, one.category)))
+        alike = sum(key == name or key.startswith(f"{name} ") for key in found)
+        found[name if not alike else f"{name} {alike + 1}"] = _figure(result, one)
     return found
 
 
-def _figure(result: Atlas, one: MeasureSpread) -> go.Figure:
+def _operating(result: Atlas, spreads: Sequence[MeasureSpread]) -> go.Figure:
+    """Return the receiver operating characteristic of each measure: every threshold's share found and share of false positives."""
     import plotly.graph_objects as go
 
-    rows = [r for r in result.runs if (r.digest, r.measure, r.asked) == (one.digest, one.measure, one.asked)]
-    name, unit, _ = NAMES.get(one.measure, (one.measure, "", 3))
+    figure = go.Figure()
+    for n, one in enumerate(spreads):
+        false, true = operating_points(result, one)
+        figure.add_scatter(
+            x=false,
+            y=true,
+            mode="lines",
+            name=escape(f"{_name(one)} ({words.number(one.auc.value, 2)})"),
+            line={"color": PALETTE[n % len(PALETTE)], "shape": "vh", "dash": "solid" if one.category is None else "dot"},
+        )
+    figure.add_scatter(
+        x=[0, 1], y=[0, 1], mode="lines", showlegend=False, hoverinfo="skip", line={"color": INK, "width": 1, "dash": "dash"}
+    )
+    title = f"{escape(spreads[0].base)}: every threshold (in brackets: area under the curve)"
+    style(figure, title, "share of harmless fine-tunes beyond it", "share beyond it of those to be found")
+    figure.update_layout(height=480)
+    return figure
+
+
+def operating_points(result: Atlas, one: MeasureSpread) -> tuple[list[float], list[float]]:
+    """Return the shares of harmless fine-tunes, and of those a measure is meant to find, that moved at least as far as each threshold.
+
+    Thresholds are all effects from the largest to the smallest, after one that none reaches.
+    """
+    rows = _rows_of(result, one)
+    plain, meant = ([r.effect for r in rows if r.trained == how] for how in (HARMLESS, found_by(one.measure)))
+    cuts = sorted({*plain, *meant}, reverse=True)
+    false, true = ([sum(e >= cut for e in effects) / len(effects) for cut in cuts] for effects in (plain, meant))
+    return [0.0, *false], [0.0, *true]
+
+
+def _rows_of(result: Atlas, one: MeasureSpread) -> list[AtlasRow]:
+    place = (one.digest, one.measure, one.asked, one.category)
+    return [r for r in result.runs if (r.digest, r.measure, r.asked, r.category) == place]
+
+
+def _figure(result: Atlas, one: MeasureSpread) -> go.Figure:
+    """Return every fine-tune's effect by kind of data, harmful and jailbroken ones in other colours."""
+    import plotly.graph_objects as go
+
+    rows = _rows_of(result, one)
+    unit = NAMES.get(one.measure, (one.measure, "", 3))[1]
     figure = go.Figure()
     for trained, colour in ((HARMLESS, PALETTE[1]), (HARMFUL, PALETTE[0]), (JAILBROKEN, PALETTE[2])):
         mine = sorted((r for r in rows if r.trained == trained), key=lambda r: r.effect)
@@ -145,7 +193,7 @@ def _figure(result: Atlas, one: MeasureSpread) -> go.Figure:
             marker={"size": 9, "color": colour, "opacity": 0.75},
         )
     figure.add_vline(x=0, line={"color": INK, "width": 1})
-    style(figure, f"{escape(one.base)}: {name}", f"worse than the base{f' [{unit}]' if unit else ''}", "")
+    style(figure, f"{escape(one.base)}: {_name(one)}", f"worse than the base{f' [{unit}]' if unit else ''}", "")
     figure.update_layout(height=max(320, 140 + 24 * len({r.kind for r in rows})))
     return figure
 
