@@ -132,13 +132,24 @@ def within(table: pd.DataFrame, predicted: np.ndarray, rows: np.ndarray) -> dict
     """Return mean rank correlations within the runs of some rows."""
     from scipy.stats import spearmanr
 
-    runs = [rows & (table.run == r).to_numpy() for r in sorted(set(table.run[rows]))]
+    runs = [rows & (table.run == r).to_numpy(bool) for r in sorted(set(table.run[rows]))]
     if min(r.sum() for r in runs) < 20:
         return {}
     return {
         f"rho_{what}_within": round(float(np.mean([spearmanr(table[what][r], predicted[r, k])[0] for r in runs])), 3)
         for k, what in enumerate(("aligned", "coherent"))
     }
+
+
+def means(table: pd.DataFrame, predicted: np.ndarray, rows: np.ndarray) -> dict[str, float]:
+    """Return how far the mean alignment of whole models is off (root mean square), and so differences from their base: also on average."""
+    of = table.assign(by=predicted[:, 0])[rows].groupby("run")[["aligned", "by"]].mean()
+    off = of.by - of.aligned
+    found = {"models": len(of), "error_of_means": float(np.sqrt(np.mean(off**2)))}
+    if "base" in of.index and len(of) > 2:
+        beside = off["base"] - off.drop("base")
+        found |= {"error_of_differences": float(np.sqrt(np.mean(beside**2))), "bias_of_differences": float(beside.mean())}
+    return {k: round(v, 2) for k, v in found.items()}
 
 
 def folds(names: pd.Series, count: int = 5) -> np.ndarray:
@@ -150,8 +161,8 @@ def folds(names: pd.Series, count: int = 5) -> np.ndarray:
 
 
 def evaluate(table: pd.DataFrame, x: np.ndarray) -> tuple[dict[str, dict[str, float]], float, np.ndarray]:
-    """Return agreement on held-out runs, on studies not fitted on, and on small models' answers held out by question; the penalty; and
-    the scores of public answers held out by run [N, 3]."""
+    """Return agreement on held-out runs, on studies not fitted on, and on small models' answers held out by question and by fine-tune;
+    the penalty; and the scores of public answers held out by run [N, 3]."""
     y = targets(table)
     source = table.source.to_numpy()
     public = np.isin(source, ["em_generalization_text_sample", "clarifying_em"])
@@ -182,6 +193,13 @@ def evaluate(table: pd.DataFrame, x: np.ndarray) -> tuple[dict[str, dict[str, fl
         found[f"{s}, held out by question"] = agreement(table, by_question, source == s) | within(
             table, by_question, source == s
         )
+    by_fine_tune = held(small, folds(table.source + table.run.fillna("")), public)[best]
+    for s in np.unique(source[small]):
+        found[f"{s}, held out by fine-tune"] = (
+            agreement(table, by_fine_tune, source == s)
+            | within(table, by_fine_tune, source == s)
+            | means(table, by_fine_tune, source == s)
+        )
     return found, best, by_run[best]
 
 
@@ -193,11 +211,15 @@ def in_words(found: dict[str, dict[str, float]], small: list[str]) -> str:
     total = sum(r["n"] for r in read)
     names = ("rho_aligned", "rho_coherent", "error_aligned", "error_coherent")
     mean = {k: sum(r[k] * r["n"] for r in read) / total for k in names}
+    by_model = [found[f"{name}, held out by fine-tune"] for name in small]
+    models = sum(r["models"] for r in by_model)
+    off = np.sqrt(sum(r["error_of_means"] ** 2 * r["models"] for r in by_model) / models)
     return (
         f"on public answers of runs it was not fitted on it ranks misaligned ones with an area under the curve of {min(aucs):.2f} to "
         f"{max(aucs):.2f} by alignment and {min(best):.2f} to {max(best):.2f} by their chance of being misaligned; on {total} answers of small models to questions it was not fitted on, its rank correlation with blind readers is "
         f"{mean['rho_aligned']:.2f} (coherence {mean['rho_coherent']:.2f}) and it is off by {mean['error_aligned']:.0f} points an answer "
-        f"(coherence {mean['error_coherent']:.0f}); single scores lie near the middle, so rates from them are too low"
+        f"(coherence {mean['error_coherent']:.0f}); single scores lie near the middle, so rates from them are too low; its mean alignment of "
+        f"{models} models that it was not fitted on is off by {off:.0f} points (root mean square), which no interval here includes"
     )
 
 
