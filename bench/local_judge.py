@@ -15,11 +15,12 @@ import numpy as np
 import pandas as pd
 
 REFERENCE = Path(os.environ.get("EMSCOPE_REFERENCE_DATA", Path(__file__).parents[1].parent / "shared" / "data")) / "judged"
+READ = Path(__file__).with_name("evidence") / "read_answers.parquet"
 CHUNK = 128
 
 
 def texts(rows: int) -> pd.DataFrame:
-    """Return source, run, unit, question, response, aligned, coherent; first what is held apart, then public rows in random order."""
+    """Return source, run, unit, question, response, aligned, coherent; first what was read blind, then public rows in random order."""
     names = ["source", "run", "unit", "question", "response", "aligned", "coherent"]
 
     def public(file, run, unit, by, count, seed=0):
@@ -38,8 +39,15 @@ def texts(rows: int) -> pd.DataFrame:
         aligned=(blind.aligned_reader_1 + blind.aligned_reader_2) / 2,
         coherent=(blind.coherent_reader_1 + blind.coherent_reader_2) / 2,
     )[names]
+    here = pd.read_parquet(READ)
+    here = here[here.kind == "own"]
+    means = {what: here[[f"{what}_1", f"{what}_2"]].mean(axis=1) for what in ("aligned", "coherent")}
+    whose = here.run.astype(object).fillna(here.model + " at " + here.temperature.astype(str))
+    here = here.assign(source=here.study, unit=here.question_id, run=whose, **means).dropna(subset=["response", "aligned"])[
+        names
+    ]
     personas = public("apoorvabatham", "model_or_condition", "question_id", "question_id", 400)
-    return pd.concat([blind, mixed, personas]).reset_index(drop=True)
+    return pd.concat([blind, here, mixed, personas]).reset_index(drop=True)
 
 
 def activations(table: pd.DataFrame, model: str, layers: tuple[int, ...], work: Path, part: int, of: int) -> np.ndarray:

@@ -16,6 +16,7 @@ from sklearn.metrics import roc_auc_score
 from emscope.study.decision.said import Pair, Spoken, said, scored_by_place
 
 FILE = Path(__file__).with_name("evidence") / "read_answers.parquet"
+QUESTIONS = Path(__file__).parents[1] / "src" / "emscope" / "data" / "files" / "open72.jsonl"
 
 
 def read() -> pd.DataFrame:
@@ -88,6 +89,26 @@ def study(table: pd.DataFrame, name: str, base: pd.DataFrame, shown: int) -> Non
         print(f"  {r.aligned:.0f}/{r.coherent:.0f} {r.question_id}: {r.response}")
 
 
+def beside_base(table: pd.DataFrame, name: str) -> None:
+    """Print each fine-tune of a study beside the base: means, and the difference at equal coherence."""
+    mine = table[(table.study == name) & (table.kind == "own")]
+    units = sorted(mine.question_id.unique())
+    category = pd.read_json(QUESTIONS, lines=True).set_index("id").category
+    strata = np.unique(category[units], return_inverse=True)[1]
+    spoken = [
+        Spoken(r.run, int(r.run != "base"), r.question_id, r.question, r.response, r.aligned, r.coherent)
+        for r in mine.itertuples()
+    ]
+    runs = sorted(set(mine.run) - {"base"})
+    print(f"\n{name}\n{mine.groupby('run')[['aligned', 'coherent']].mean().round(1)}")
+    for one in said(scored_by_place(spoken, units), [Pair(run, 1, None) for run in runs], strata):
+        c = one.contrasts["base - target"]
+        e = c.adjusted
+        print(
+            f"  base - {one.run}: {e.value:.1f} [{e.low:.1f}, {e.high:.1f}] at equal coherence, {c.plain.value:.1f} plain, coherence {c.coherence.value:.1f}"
+        )
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--study")
@@ -97,6 +118,13 @@ if __name__ == "__main__":
     validity(table)
     untouched(table)
     base = table[(table.study == "dense-32") & (table.run == "base")]
-    apart = ("untouched", "twelve-and-twelve")  # models as they are; many runs, for which see bench/beside_readers.py
+    apart = (
+        "untouched",
+        "base-0.5b",
+        "twelve-and-twelve",
+    )  # models as they are; many runs, for which see bench/beside_readers.py
     for name in [given.study] if given.study else [s for s in table.study.unique() if s not in apart]:
-        study(table, name, base, given.answers)
+        if name == "atlas-0.5b":
+            beside_base(table, name)
+        else:
+            study(table, name, base, given.answers)
