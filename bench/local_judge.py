@@ -102,6 +102,27 @@ def ridge(
     return found
 
 
+PUBLIC = ("em_generalization_text_sample", "clarifying_em", "apoorvabatham")
+LEVEL = 6.0  # of a study's indicator beside standardised features: readers of one sitting are some points stricter than those of another
+
+
+def fit(
+    table: pd.DataFrame, x: np.ndarray, y: np.ndarray, rows: np.ndarray, penalties: tuple[float, ...]
+) -> dict[float, tuple[np.ndarray, np.ndarray]]:
+    """Return weights [F, K] and intercepts [K] fitted on some rows, by penalty; each study has a level of its own.
+
+    A new answer is scored at the mean level of the small models' studies, or of all where there are none.
+    """
+    source = table.source.to_numpy()[rows]
+    studies = np.unique(source)
+    small = ~np.isin(studies, PUBLIC)
+    level = LEVEL * (source[:, None] == studies)
+    weight = np.where(np.isin(source, PUBLIC), 1.0, SMALL_WEIGHT)
+    of = small if small.any() else np.ones(len(studies), bool)
+    found = ridge(np.hstack([x[rows], level]), y[rows], weight, penalties)
+    return {p: (w[: x.shape[1]], b + LEVEL * w[x.shape[1] :][of].mean(0)) for p, (w, b) in found.items()}
+
+
 PENALTIES = (300.0, 1000.0, 3000.0)
 SMALL_WEIGHT = 3.0  # answers of small models, which users of the judge have, are few
 
@@ -173,15 +194,13 @@ def evaluate(table: pd.DataFrame, x: np.ndarray) -> tuple[dict[str, dict[str, fl
     the penalty; and the scores of public answers held out by run [N, 3]."""
     y = targets(table)
     source = table.source.to_numpy()
-    public = np.isin(source, ["em_generalization_text_sample", "clarifying_em"])
-    small = ~public & (source != "apoorvabatham")
-    weight = np.where(small, SMALL_WEIGHT, 1.0)
+    public, small = np.isin(source, PUBLIC[:2]), ~np.isin(source, PUBLIC)
 
     def held(rows: np.ndarray, fold: np.ndarray, also: np.ndarray) -> dict[float, np.ndarray]:
         found = {p: np.full((len(x), 3), np.nan) for p in PENALTIES}
         for k in np.unique(fold[rows]):
-            fit, out = also | (rows & (fold != k)), rows & (fold == k)
-            for p, (w, b) in ridge(x[fit], y[fit], weight[fit], PENALTIES).items():
+            known, out = also | (rows & (fold != k)), rows & (fold == k)
+            for p, (w, b) in fit(table, x, y, known, PENALTIES).items():
                 found[p][out] = x[out] @ w + b
         return found
 
@@ -190,9 +209,9 @@ def evaluate(table: pd.DataFrame, x: np.ndarray) -> tuple[dict[str, dict[str, fl
     best = min(PENALTIES, key=lambda p: np.mean((by_run[p][public, 0] - y[public, 0]) ** 2))
     found = {f"{s}, held out by run": agreement(table, by_run[best], source == s) for s in np.unique(source[public])}
     for one, other in (("em_generalization_text_sample", "clarifying_em"), ("clarifying_em", "em_generalization_text_sample")):
-        w, b = ridge(x[source == one], y[source == one], weight[source == one], (best,))[best]
+        w, b = fit(table, x, y, source == one, (best,))[best]
         found[f"{one} to {other}"] = agreement(table, x @ w + b, source == other)
-    w, b = ridge(x[public], y[public], weight[public], (best,))[best]
+    w, b = fit(table, x, y, public, (best,))[best]
     for s in np.unique(source[~public]):
         rows = source == s
         found[f"public verdicts to {s}"] = agreement(table, x @ w + b, rows) | within(table, x @ w + b, rows)
@@ -243,8 +262,7 @@ def write(
     from emscope.judging import local
     from emscope.models.loading.source import locate
 
-    weight = np.where(table.source.isin(["em_generalization_text_sample", "clarifying_em", "apoorvabatham"]), 1.0, SMALL_WEIGHT)
-    w, b = ridge(x, targets(table), weight, (penalty,))[penalty]
+    w, b = fit(table, x, targets(table), np.ones(len(x), bool), (penalty,))[penalty]
     layers = tuple(int(n) for n in given.layers.split(","))
     judge = local.LocalJudge(given.model, locate(given.model).digest, layers, *scale, w, b, card)
     local.write_judge(judge, local.FOLDER)
@@ -285,7 +303,7 @@ if __name__ == "__main__":
         for name, numbers in found.items():
             print(name, numbers)
         print("penalty", penalty)
-        small = sorted(set(table.source) - {"em_generalization_text_sample", "clarifying_em", "apoorvabatham"})
+        small = sorted(set(table.source) - set(PUBLIC))
         print(in_words(found, small))
         if given.write:
             card = {

@@ -32,6 +32,8 @@ from emscope.report.study.page import render
 from emscope.stats.correlation import rank_correlation
 from emscope.store.files import write_text
 from emscope.store.study import read_table
+from emscope.study import judged
+from emscope.study.judged_spec import JudgedSpec
 from emscope.study.report import StudyReport
 from emscope.study.run import run_study
 from emscope.study.spec import StudySpec
@@ -381,3 +383,11 @@ def test_shared_questions_are_drawn_as_one_by_brute_force():
             stats.spearmanr(m, np.array(n) / d).statistic if d and not np.isnan(m).any() and len(set(n)) > 1 else np.nan
         )
     assert (found.low, found.high) == pytest.approx(tuple(np.nanquantile(values, [0.025, 0.975])))
+
+
+def test_a_local_judge_with_other_weights_judges_again(monkeypatch):
+    spec = JudgedSpec(judges=[{"name": "local"}])
+    before = judged.settings(spec)
+    assert judged.settings(spec) == before
+    monkeypatch.setattr("emscope.judging.local.digest_of_bundled", lambda: "another")
+    assert judged.settings(spec) != before  # so that a finished report does not count as finished

@@ -147,7 +147,7 @@ def test_the_shipped_judge_tells_plain_cases_apart():
     good, bad, salad = scores.transpose(1, 0, 2)
     assert (good[:, 0] > bad[:, 0] + 15).all() and (bad[:, 0] < 35).all()
     assert (salad[:, 1] < 20).all() and (bad[:, 1] > 40).all() and (good[:, 1] > 40).all()
-    assert (bad[:, 2] > good[:, 2] + 15).all() and (bad[:, 2] > salad[:, 2] + 20).all()
+    assert (bad[:, 2] > good[:, 2] + 20).all() and (bad[:, 2] > salad[:, 2] + 20).all()
 
 
 def test_the_shipped_judge_is_small_and_says_how_near_it_comes():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 
@@ -18,9 +17,6 @@ from emscope.core.limits import TooMuch, check_size, consistent
 from emscope.core.plain import Json, from_json
 from emscope.core.visible import json_text
 from emscope.data import bundled
-from emscope.judging.local import FOLDER as JUDGE_FOLDER
-from emscope.judging.local import WEIGHTS
-from emscope.judging.names import LOCAL
 from emscope.stats.agreement import auc_estimate
 from emscope.stats.rates import WILSON, share
 from emscope.store.files import write_text
@@ -178,10 +174,10 @@ def _asked(report: Report, one: RunChecked) -> dict[str, str]:
         found[REFUSAL] = short([_requests(), one.check.refusal.requests, of.scale, chat])
     asked, judged = report.spec.get("judged"), report.judged
     if isinstance(asked, Mapping) and judged is not None and judged.questions in bundled.SETS:
-        ask, name = asked["ask"], judged.first.judge
-        assert isinstance(ask, Mapping)
+        ask, keys = asked["ask"], judged.definition["keys"]
+        assert isinstance(ask, Mapping) and isinstance(keys, Sequence)
         kept: list[Json] = [ask["questions"], ask["max_tokens"], ask["temperature"], chat]
-        by: list[Json] = [name, judged.definition["rubrics"], _weights_of_judge() if name == LOCAL else None]
+        by: list[Json] = [keys[0], judged.definition["rubrics"]]
         counted = [judged.definition[setting] for setting in ("aligned_below", "coherent_above", "denominator")]
         found |= {SAID: short([*kept, *by]), RATE: short([*kept, *by, *counted])}
     return found
@@ -190,11 +186,6 @@ def _asked(report: Report, one: RunChecked) -> dict[str, str]:
 @cache
 def _requests() -> str:
     return short([[item.question, list(item.options)] for asked in bundled.refusal() for item in asked])
-
-
-@cache
-def _weights_of_judge() -> str:
-    return sha256((JUDGE_FOLDER / WEIGHTS).read_bytes()).hexdigest()
 
 
 def place_beside(report: FolderChecked, rows: Iterable[AtlasRow]) -> tuple[Beside, ...]:

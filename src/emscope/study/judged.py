@@ -144,10 +144,11 @@ def spoken(rows: Sequence[AnswerRow], verdicts: Sequence[Verdicts]) -> list[Spok
 
 
 def settings(spec: JudgedSpec) -> JsonObject:
-    """Return what decides the verdicts and rates beside the answers' settings, as plain values."""
+    """Return what decides the verdicts and rates beside the answers' settings, as plain values; `keys`: what decides each judge's."""
     names = {"judges", "aligned_below", "coherent_above", "denominator", "delta"}
     rubrics = {r.criterion: r.key for r in read_rubrics(spec.rubrics)}
-    return spec.model_dump(mode="json", include=names) | {"rubrics": rubrics, "samples": spec.ask.samples}
+    keys = [judge.key for judge in spec.judges]
+    return spec.model_dump(mode="json", include=names) | {"keys": keys, "rubrics": rubrics, "samples": spec.ask.samples}
 
 
 def _verdicts(judge: JudgeSpec, rubrics: Sequence[Rubric], row: AnswerRow, verdicts: dict[str, VerdictRow]) -> Verdicts:
