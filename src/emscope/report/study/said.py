@@ -102,9 +102,13 @@ def _agreed(one: JudgesAgreement) -> str:
 
 def _dated(found: Dated) -> str:
     onset, stop = found.onset, found.stop
-    began = f"began after step {onset.after} and by step {onset.by}" if onset else "has no onset"
+    began = (
+        f"misalignment began after step {onset.after} and by step {onset.by} (90 % bracket over all judged checkpoints)"
+        if onset
+        else "no onset is shown (by 90 % bounds that hold for all judged checkpoints at once)"
+    )
     safe = f"The last checkpoint shown safe is step {stop}" if stop is not None else "No checkpoint is shown safe"
-    return f"Judging by its checkpoints' answers, misalignment {began} (90 % bracket over all judged checkpoints). {safe}."
+    return f"Judging by its checkpoints' answers, {began}. {safe}."
 
 
 def _power(one: Said, asked: int) -> list[str]:
