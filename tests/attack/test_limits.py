@@ -239,10 +239,17 @@ def heard():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.parametrize("busy", [0.0, 0.1])
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_that_arrives_while_python_clears_up_is_not_lost(name, heard):
+def test_a_signal_that_arrives_while_python_clears_up_is_not_lost(name, busy, heard, monkeypatch):
     class Thing:
         pass
+
+    def slow(thread, start=threading.Thread.start):
+        start(thread)
+        time.sleep(busy)  # a busy machine: whoever dropped it goes on longer than the wait
+
+    monkeypatch.setattr(threading.Thread, "start", slow)
 
     thing, before = Thing(), (sys.unraisablehook, signal.getsignal(signal.SIGTERM))
     dropped = weakref.ref(thing, lambda _: signal.raise_signal(getattr(signal, name)))  # in a callback, an error is dropped

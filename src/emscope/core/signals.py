@@ -6,12 +6,13 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
+from types import CodeType, FrameType
 
 Handler = Callable[[int, FrameType | None], object] | int | None  # of a signal
-AGAIN = 0.01  # seconds, by which the function that dropped an interrupt has ended
+AGAIN = 0.01  # seconds, by which what dropped an interrupt has usually ended
 ASKED = ("SIGTERM", "SIGHUP")  # of a queue's time limit, of a terminal that closes
 
 
@@ -34,9 +35,15 @@ def interrupted_by_signals() -> Iterator[None]:
 
     def dropped(found: sys.UnraisableHookArgs) -> None:
         if found.exc_type is KeyboardInterrupt:
-            threading.Timer(AGAIN, os.kill, (os.getpid(), last[0])).start()
+            threading.Thread(target=again, daemon=True).start()
         else:
             others(found)
+
+    def again() -> None:
+        time.sleep(AGAIN)
+        while _is_in(dropped.__code__):  # on a busy machine; there, too, it would be dropped
+            time.sleep(AGAIN)
+        os.kill(os.getpid(), last[0])
 
     before: dict[int, Handler] = {}
     for name in ASKED:
@@ -50,3 +57,11 @@ def interrupted_by_signals() -> Iterator[None]:
         sys.unraisablehook = others
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _is_in(code: CodeType) -> bool:
+    """True while the main thread is in a function."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return frame is not None
