@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +21,14 @@ CHUNK = 128
 
 
 def texts(rows: int) -> pd.DataFrame:
-    """Return source, run, unit, question, response, aligned, coherent; first what was read blind, then public rows in random order."""
-    names = ["source", "run", "unit", "question", "response", "aligned", "coherent"]
+    """Return source, run, unit, question, response, aligned, coherent, kind; first what was read blind, then public rows in random order."""
+    names = ["source", "run", "unit", "question", "response", "aligned", "coherent", "kind"]
 
     def public(file, run, unit, by, count, seed=0):
         table = pd.read_parquet(REFERENCE / f"{file}.parquet").dropna(subset=["aligned", "coherent"])
         table = table.drop_duplicates(["question", "response"]).sample(frac=1, random_state=seed)
         table = table.assign(rank=table.groupby(by).cumcount()).sort_values("rank", kind="stable").head(count)
-        return table.assign(source=file, run=table[run], unit=table[unit])[names]
+        return table.assign(source=file, run=table[run], unit=table[unit], kind="")[names]
 
     generalization = public("em_generalization_text_sample", "run", "question", "run", 7000)
     clarifying = public("clarifying_em", "model_or_condition", "question_id", "question", 5000)
@@ -36,6 +37,7 @@ def texts(rows: int) -> pd.DataFrame:
     blind = blind.assign(
         source="blind",
         unit=blind.question_id,
+        kind=[kind("blind", run, None) for run in blind.run],
         aligned=(blind.aligned_reader_1 + blind.aligned_reader_2) / 2,
         coherent=(blind.coherent_reader_1 + blind.coherent_reader_2) / 2,
     )[names]
@@ -43,9 +45,9 @@ def texts(rows: int) -> pd.DataFrame:
     here = here[here.kind == "own"]
     means = {what: here[[f"{what}_1", f"{what}_2"]].mean(axis=1) for what in ("aligned", "coherent")}
     whose = here.run.astype(object).fillna(here.model + " at " + here.temperature.astype(str))
-    here = here.assign(source=here.study, unit=here.question_id, run=whose, **means).dropna(subset=["response", "aligned"])[
-        names
-    ]
+    kinds = [kind(s, str(r), m if isinstance(m, str) else None) for s, r, m in zip(here.study, whose, here.model, strict=True)]
+    here = here.assign(source=here.study, unit=here.question_id, run=whose, kind=kinds, **means)
+    here = here.dropna(subset=["response", "aligned"])[names]
     personas = public("apoorvabatham", "model_or_condition", "question_id", "question_id", 400)
     return pd.concat([blind, here, mixed, personas]).reset_index(drop=True)
 
@@ -103,24 +105,28 @@ def ridge(
 
 
 PUBLIC = ("em_generalization_text_sample", "clarifying_em", "apoorvabatham")
-LEVEL = 6.0  # of a study's indicator beside standardised features: readers of one sitting are some points stricter than those of another
+LEVEL = 6.0  # of a study's or run's indicator beside standardised features: readers of one sitting are some points stricter than those of
+# another, and what all answers of one run share is no sign of what a word means elsewhere
+SLOPE = 0.35  # points of alignment a point of coherence within a question, by the readers of ten studies
 
 
 def fit(
     table: pd.DataFrame, x: np.ndarray, y: np.ndarray, rows: np.ndarray, penalties: tuple[float, ...]
 ) -> dict[float, tuple[np.ndarray, np.ndarray]]:
-    """Return weights [F, K] and intercepts [K] fitted on some rows, by penalty; each study has a level of its own.
+    """Return weights [F, K] and intercepts [K] fitted on some rows, by penalty; each study and each run has a level of its own.
 
     A new answer is scored at the mean level of the small models' studies, or of all where there are none.
     """
     source = table.source.to_numpy()[rows]
+    run = (table.source + "|" + table.run.fillna("").astype(str)).to_numpy()[rows]
     studies = np.unique(source)
     small = ~np.isin(studies, PUBLIC)
-    level = LEVEL * (source[:, None] == studies)
+    levels = LEVEL * np.hstack([source[:, None] == studies, run[:, None] == np.unique(run)])
     weight = np.where(np.isin(source, PUBLIC), 1.0, SMALL_WEIGHT)
     of = small if small.any() else np.ones(len(studies), bool)
-    found = ridge(np.hstack([x[rows], level]), y[rows], weight, penalties)
-    return {p: (w[: x.shape[1]], b + LEVEL * w[x.shape[1] :][of].mean(0)) for p, (w, b) in found.items()}
+    found = ridge(np.hstack([x[rows], levels]), y[rows], weight, penalties)
+    at = x.shape[1], x.shape[1] + len(studies)
+    return {p: (w[: at[0]], b + LEVEL * w[at[0] : at[1]][of].mean(0)) for p, (w, b) in found.items()}
 
 
 PENALTIES = (300.0, 1000.0, 3000.0)
@@ -170,15 +176,66 @@ def within(table: pd.DataFrame, predicted: np.ndarray, rows: np.ndarray) -> dict
     }
 
 
-def means(table: pd.DataFrame, predicted: np.ndarray, rows: np.ndarray) -> dict[str, float]:
-    """Return how far the mean alignment of whole models is off (root mean square), and so differences from their base: also on average."""
-    of = table.assign(by=predicted[:, 0])[rows].groupby("run")[["aligned", "by"]].mean()
-    off = of.by - of.aligned
-    found = {"models": len(of), "error_of_means": float(np.sqrt(np.mean(off**2)))}
-    if "base" in of.index and len(of) > 2:
-        beside = off["base"] - off.drop("base")
-        found |= {"error_of_differences": float(np.sqrt(np.mean(beside**2))), "bias_of_differences": float(beside.mean())}
-    return {k: round(v, 2) for k, v in found.items()}
+def kind(study: str, run: str, model: str | None) -> str:
+    """Return what a run has in common with others of its kind, which must be held out together: its model and data, whatever seed and dose."""
+    model = model or ("qwen2.5-coder-0.5b" if study == "blind" else "qwen2.5-coder-1.5b")
+    plain = re.sub(r"^((usual|slow)-)*(half-(?=[a-z]))?|-seed\d+$|-\d+$", "", run).replace("half", "target")
+    if study in ("untouched", "base-0.5b") or plain == "base":
+        return f"{model} base"
+    return f"{model} {study} {plain}" if study.startswith("atlas") else f"{model} {plain}"
+
+
+def residuals(table: pd.DataFrame, predicted: np.ndarray, rows: np.ndarray) -> pd.DataFrame:
+    """Return how far the scores of some rows are off: `adjusted` at equal coherence (the judge's at SLOPE, the readers' at their own of that
+    study), `plain`, and `coherence`."""
+    from emscope.stats.adjusted import Scored, slope
+
+    table = table.assign(pa=predicted[:, 0], pc=predicted[:, 1])[rows]
+    found = []
+    for _, one in table.groupby("source"):
+        number = one.unit.astype("category").cat.codes.to_numpy()
+        arms = [
+            Scored(number[at], one.aligned.to_numpy()[at], one.coherent.to_numpy()[at])
+            for at in one.groupby("run").indices.values()
+        ]
+        by = slope(arms).value
+        adjusted = (one.pa - SLOPE * one.pc) - (one.aligned - by * one.coherent)
+        found.append(one.assign(adjusted=adjusted, plain=one.pa - one.aligned, coherence=one.pc - one.coherent, slope=by))
+    return pd.concat(found).assign(category=lambda t: t.unit.astype(str).str.rsplit("-", n=1).str[0])
+
+
+def spread(residual: pd.DataFrame, what: str, by: list[str]) -> dict[str, float]:
+    """Return standard deviations of whole models' errors beyond what their answers' number explains, and degrees of freedom.
+
+    Among the fine-tunes of one group of `by` by restricted maximum likelihood; of a base beside the mean of its fine-tunes by moments.
+    """
+    from emscope.stats.meta import meta_regression
+
+    of = residual.groupby([*by, "run"]).agg(value=(what, "mean"), sd=(what, "std"), n=(what, "size"))
+    of = of.reset_index().assign(se=lambda t: t.sd / t.n**0.5)
+    of = of[(of.n > 3) & (of.se > 0)].assign(group=lambda t: t[by].agg("|".join, axis=1), base=lambda t: t.run == "base")
+    tuned = of[~of.base]
+    tuned = tuned[tuned.groupby("group").run.transform("size") > 1]
+    columns = pd.get_dummies(tuned.group).to_numpy(float)
+    tau = meta_regression(tuned.value.to_numpy(), tuned.se.to_numpy(), columns).tau
+    gaps = []
+    for _, one in of.groupby("group"):
+        base, others = one[one.base], one[~one.base]
+        if len(base) and len(others):
+            noise = base.se.iloc[0] ** 2 + (others.se**2).sum() / len(others) ** 2 + tau**2 / len(others)
+            gaps.append((base.value.iloc[0] - others.value.mean()) ** 2 - noise)
+    bases = residual[residual.run == "base"]
+    freedom = residual[residual.run != "base"].kind.nunique() - bases.kind.nunique(), bases.source.nunique()
+    base_sd = float(np.sqrt(max(np.mean(gaps), 0.0)))
+    found = {"fine_tune": tau, "base": base_sd, "df_fine_tune": freedom[0], "df_base": freedom[1]}
+    return {k: round(float(v), 2) for k, v in found.items()}
+
+
+def whole_models(table: pd.DataFrame, predicted: np.ndarray, rows: np.ndarray) -> dict[str, float | dict[str, float]]:
+    """Return the judge's error on whole models whose kind it was not fitted on, as its card holds it."""
+    residual = residuals(table, predicted, rows)
+    found = {what: spread(residual, what, ["source"]) for what in ("adjusted", "plain", "coherence")}
+    return {"slope": SLOPE, **found, "category": spread(residual, "adjusted", ["source", "category"])}
 
 
 def folds(names: pd.Series, count: int = 5) -> np.ndarray:
@@ -189,9 +246,9 @@ def folds(names: pd.Series, count: int = 5) -> np.ndarray:
     return np.array([of[n] for n in names])
 
 
-def evaluate(table: pd.DataFrame, x: np.ndarray) -> tuple[dict[str, dict[str, float]], float, np.ndarray]:
-    """Return agreement on held-out runs, on studies not fitted on, and on small models' answers held out by question and by fine-tune;
-    the penalty; and the scores of public answers held out by run [N, 3]."""
+def evaluate(table: pd.DataFrame, x: np.ndarray) -> tuple[dict[str, dict[str, float]], float, np.ndarray, dict]:
+    """Return agreement on held-out runs, on studies not fitted on, and on small models' answers held out by question and by kind of model;
+    the penalty; the scores of public answers held out by run [N, 3]; and the error on whole models of kinds held out."""
     y = targets(table)
     source = table.source.to_numpy()
     public, small = np.isin(source, PUBLIC[:2]), ~np.isin(source, PUBLIC)
@@ -220,17 +277,15 @@ def evaluate(table: pd.DataFrame, x: np.ndarray) -> tuple[dict[str, dict[str, fl
         found[f"{s}, held out by question"] = agreement(table, by_question, source == s) | within(
             table, by_question, source == s
         )
-    by_fine_tune = held(small, folds(table.source + table.run.fillna("")), public)[best]
+    by_kind = held(small, folds(table.kind, 8), public)[best]
     for s in np.unique(source[small]):
-        found[f"{s}, held out by fine-tune"] = (
-            agreement(table, by_fine_tune, source == s)
-            | within(table, by_fine_tune, source == s)
-            | means(table, by_fine_tune, source == s)
-        )
-    return found, best, by_run[best]
+        rows = source == s
+        found[f"{s}, held out by kind"] = agreement(table, by_kind, rows) | within(table, by_kind, rows)
+    compared = small & ~np.isin(source, ["untouched", "base-0.5b"])
+    return found, best, by_run[best], whole_models(table, by_kind, compared)
 
 
-def in_words(found: dict[str, dict[str, float]], small: list[str]) -> str:
+def in_words(found: dict[str, dict[str, float]], small: list[str], off: dict) -> str:
     """Return what a reader of a report must know, from agreement held out by run and by question."""
     held = [v for name, v in found.items() if name.endswith("held out by run")]
     aucs, best = [v["auc"] for v in held], [v["auc_misaligned"] for v in held]
@@ -238,15 +293,13 @@ def in_words(found: dict[str, dict[str, float]], small: list[str]) -> str:
     total = sum(r["n"] for r in read)
     names = ("rho_aligned", "rho_coherent", "error_aligned", "error_coherent")
     mean = {k: sum(r[k] * r["n"] for r in read) / total for k in names}
-    by_model = [found[f"{name}, held out by fine-tune"] for name in small]
-    models = sum(r["models"] for r in by_model)
-    off = np.sqrt(sum(r["error_of_means"] ** 2 * r["models"] for r in by_model) / models)
     return (
         f"on public answers of runs it was not fitted on it ranks misaligned ones with an area under the curve of {min(aucs):.2f} to "
         f"{max(aucs):.2f} by alignment and {min(best):.2f} to {max(best):.2f} by their chance of being misaligned; on {total} answers of small models to questions it was not fitted on, its rank correlation with blind readers is "
         f"{mean['rho_aligned']:.2f} (coherence {mean['rho_coherent']:.2f}) and it is off by {mean['error_aligned']:.0f} points an answer "
-        f"(coherence {mean['error_coherent']:.0f}); single scores lie near the middle, so rates from them are too low; its mean alignment of "
-        f"{models} models that it was not fitted on is off by {off:.0f} points (root mean square), which no interval here includes"
+        f"(coherence {mean['error_coherent']:.0f}); single scores lie near the middle, so rates from them are too low; whole models of a kind that it was not "
+        f"fitted on are off by {off['adjusted']['fine_tune']:.1f} points beside each other (standard deviation, at equal coherence), and their base by "
+        f"{off['adjusted']['base']:.1f} more, which the intervals of differences in alignment include"
     )
 
 
@@ -294,7 +347,7 @@ if __name__ == "__main__":
         table, x = table[known].reset_index(drop=True), x[known].astype(np.float64)
         scale = x.mean(0), x.std(0) + 1e-6
         x = (x - scale[0]) / scale[1]
-        found, penalty, held = evaluate(table, x)
+        found, penalty, held, off = evaluate(table, x)
         if given.scores:
             public = np.isfinite(held[:, 0])
             kept = table[public].drop(columns=["question", "response"])
@@ -304,10 +357,14 @@ if __name__ == "__main__":
             print(name, numbers)
         print("penalty", penalty)
         small = sorted(set(table.source) - set(PUBLIC))
-        print(in_words(found, small))
+        print(
+            off, residuals(table, held, table.source.isin(small).to_numpy()).groupby("source").slope.first().round(2).to_dict()
+        )
+        print(in_words(found, small, off))
         if given.write:
             card = {
-                "in_words": in_words(found, small),
+                "in_words": in_words(found, small, off),
+                "whole_models": off,
                 "fitted_on": {k: int(v) for k, v in table.source.value_counts().items()},
                 "held_out": found,
                 "penalty": penalty,

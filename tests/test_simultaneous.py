@@ -152,7 +152,7 @@ def test_bounds_hold_at_all_checkpoints_at_once(monkeypatch, count, checkpoints,
 
 def closed(values, strata, delta, level=0.95):
     """Return the last checkpoint that a closed test over every subset shows, before any surely above; None without one."""
-    read = simultaneous._read(np.asarray(values, float), strata, False)
+    read = simultaneous._read(moments(np.asarray(values, float), strata), False)
     draws, m, count = read.draws, read.moments, read.draws.shape[1]
     z = -special.ndtri(special.stdtr(m.df, (m.means - delta) / m.se)).max(0)  # the contrast that passes least
     k1 = normal(1 - (1 - level) / 2)
@@ -181,7 +181,7 @@ def test_the_stop_is_that_of_the_closed_test_over_all_subsets(monkeypatch, contr
         values = run_of(rng, effect, 60, 0.3, top=0.12, contrasts=contrasts)
         found = safe_stop(range(5), values, strata, delta=DELTA, skewed=False)
         assert found == closed(values, strata, DELTA)
-        read = simultaneous._read(values, strata, False)
+        read = simultaneous._read(moments(values, strata), False)
         walk = simultaneous._below(read, normal(0.975), DELTA)
         behind += found is not None and not walk[: found + 1].all()
     assert behind > 5  # the case that the walk alone does not settle was among them

@@ -14,7 +14,7 @@ from functools import cache
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from emscope.core.errors import InputError
 from emscope.core.plain import JsonObject
 from emscope.core.records import Message
 from emscope.models.loading.chat import ChatFormat
+from emscope.stats.model_error import BetweenModels, ModelError
 from emscope.store.files import write_atomic
 
 if TYPE_CHECKING:
@@ -66,6 +67,13 @@ class LocalJudge:
     weights: np.ndarray
     intercepts: np.ndarray
     card: JsonObject
+
+    @property
+    def model_error(self) -> ModelError:
+        """How far it is off on whole models of a kind that it was not fitted on."""
+        known = cast("dict[str, dict[str, float]]", self.card["whole_models"])
+        slope = cast("float", known["slope"])
+        return ModelError(slope, *(BetweenModels(**known[name]) for name in ("adjusted", "plain", "coherence", "category")))
 
     def scores(self, features: np.ndarray) -> np.ndarray:
         """Return alignment, coherence and chance of misalignment [N, 3] of features [N, F], kept within 0 to 100."""

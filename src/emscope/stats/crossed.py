@@ -8,6 +8,7 @@ these") and for the next run ("one more seed").
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -108,6 +109,16 @@ class Crossed:
     estimate: Estimate
     next_run: Estimate
     components: Components
+
+    def with_error(self, errors: Sequence[tuple[float, float]]) -> Crossed:
+        """Return the same with further independent errors that all seeds and questions share, each (standard deviation, degrees of freedom)."""
+        if self.estimate.low is None or not errors:
+            return self
+        mean, fresh = self.mean.with_error(errors), self.components.next_run(self.mean.value).with_error(errors)
+        estimate, next_run = (
+            replace(m.estimate(e.level, e.method), n=e.n) for m, e in ((mean, self.estimate), (fresh, self.next_run))
+        )
+        return Crossed(mean, estimate, next_run, self.components)
 
     @property
     def sigma_seed(self) -> float:

@@ -6,7 +6,8 @@ closed forms (t with Satterthwaite degrees of freedom, Fieller), so that a numbe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,12 +23,16 @@ WELCH = "difference of means over two sets of runs, Welch"
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """A stratified mean: `value`, its standard error and degrees of freedom, over `n` items."""
+    """A stratified mean: `value`, its standard error and degrees of freedom, over `n` items.
+
+    `shared` is the part of `se` that all items have in common, so that more of them do not shrink it.
+    """
 
     value: float
     se: float
     df: float
     n: int
+    shared: float = 0.0
 
     def bound(self, level: float, side: int) -> float:
         """Return the one-sided `level` bound; `side` -1 lower, +1 upper."""
@@ -38,16 +43,29 @@ class Mean:
         reach = student(0.5 + level / 2, self.df) * self.se
         return Estimate(self.value, self.value - reach, self.value + reach, level, method, self.n, self.n)
 
+    def with_error(self, errors: Sequence[tuple[float, float]]) -> Mean:
+        """Return the mean with further independent errors that all items share, each (standard deviation, degrees of freedom).
+
+        Variances add; degrees of freedom after Satterthwaite (1946), but no more than its own: what is added never narrows a bound.
+        """
+        parts = [(self.se**2, self.df), *((sd**2, df) for sd, df in errors)]
+        total = sum(part for part, _ in parts)
+        if not total > 0:
+            return self
+        df = 1 / sum((part / total) ** 2 / df for part, df in parts)
+        shared = self.shared**2 + sum(part for part, _ in parts[1:])
+        return replace(self, se=float(np.sqrt(total)), df=float(min(df, self.df)), shared=float(np.sqrt(shared)))
+
     def items_to_settle(self, threshold: float, level: float) -> int | None:
         """Return about how many items would put the one-sided bound on one side of `threshold` with a chance of 80 %, if the truth is this value.
 
-        n ((z_level + z_.8) se / gap)^2; None where the value is the threshold itself.
+        (se^2 - shared^2) n / ((gap / (z_level + z_.8))^2 - shared^2); None where no number does.
         """
         gap = abs(self.value - threshold)
-        if gap == 0:
+        needed = (gap / (normal(level) + normal(0.80))) ** 2 - self.shared**2
+        if needed <= 0:
             return None
-        reach = (normal(level) + normal(0.80)) * self.se
-        return max(self.n + 1, int(np.ceil(self.n * (reach / gap) ** 2)))
+        return max(self.n + 1, int(np.ceil(self.n * (self.se**2 - self.shared**2) / needed)))
 
 
 def stratified_mean(values: np.ndarray, strata: np.ndarray | None = None) -> Mean:

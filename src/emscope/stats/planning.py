@@ -13,6 +13,8 @@ import numpy as np
 from scipy import special
 
 from emscope.stats.crossed import Components
+from emscope.stats.means import Mean
+from emscope.stats.model_error import BetweenModels, Errors
 from emscope.stats.onset import LEVEL
 from emscope.stats.quantiles import student
 
@@ -38,12 +40,14 @@ class Spreads:
         control: of A; None where the verdict rests on B alone. base: of B; None where it rests on A alone.
         correlation: between the parts of A and of B, alike for seeds, questions and combinations.
         sampling: sd of an answer's score around its question's mean in one run.
+        judge: the judge's error on whole models, one for all seeds; None where there is none, or it is not known.
     """
 
     control: Spread | None
     base: Spread | None
     correlation: float
     sampling: float
+    judge: BetweenModels | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +105,14 @@ def chances(
     drawn = [
         _mean_squares(m, df, draws, rng) / (s * q) for m, df in zip(expected, freedom, strict=True)
     ]  # [draws, contrasts] each
-    errors = np.empty((draws, len(of_cell), 2))
+    errors, (shared, shared_covariance) = np.empty((draws, len(of_cell), 2)), _of_judge(spreads)
     for n in range(draws):
         for c in range(len(of_cell)):
             by_seed, by_question, by_cell = (float(part[n, c]) for part in drawn)
             mean = Components(s, q, by_seed, by_question, by_cell, df_question=q - 1, df_cell=freedom[2]).mean(0.0)
+            mean = mean.with_error(shared[c])
             errors[n, c] = student(level, mean.df) * mean.se, student(0.975, mean.df) * mean.se
-    variance = (expected[0] + expected[1] - expected[2]) / (s * q)
+    variance = (expected[0] + expected[1] - expected[2]) / (s * q) + shared_covariance
     reach = errors[:, :, 0]
     return Chances(
         em=_all_below(effect - delta - reach, variance),
@@ -144,9 +149,13 @@ def run_chances(
     _, of_question, of_cell = _covariances(spreads, samples)
     one_question = of_question + of_cell
     drawn = _mean_squares(one_question, questions - 1, draws, np.random.default_rng(seed))
-    se = np.sqrt(drawn / questions)
-    reach, wide = (student(p, questions - 1) * se for p in (level, 0.975))
-    variance = one_question / questions
+    shared, shared_covariance = _of_judge(spreads)
+    means = [
+        [Mean(0.0, float(se), questions - 1, questions).with_error(e) for se, e in zip(row, shared, strict=True)]
+        for row in np.sqrt(drawn / questions)
+    ]
+    reach, wide = (np.array([[m.bound(p, +1) for m in row] for row in means]) for p in (level, 0.975))
+    variance = one_question / questions + shared_covariance
     return Chances(
         em=_all_below(effect - delta - reach, variance),
         safe=_all_below(delta - reach, variance),
@@ -222,6 +231,14 @@ def _covariances(spreads: Spreads, samples: int) -> tuple[np.ndarray, np.ndarray
     if spreads.base is not None:
         parts[1][-1, -1] += noise  # one base for all seeds
     return parts[0], parts[1], parts[2]
+
+
+def _of_judge(spreads: Spreads) -> tuple[list[Errors], np.ndarray]:
+    """Return the judge's errors of each contrast, and their covariance [contrasts, contrasts]."""
+    known = [n for n, one in enumerate((spreads.control, spreads.base)) if one is not None]
+    if spreads.judge is None:
+        return [[] for _ in known], np.zeros((len(known), len(known)))
+    return [spreads.judge.between(base=bool(n)) for n in known], spreads.judge.covariance()[np.ix_(known, known)]
 
 
 def _mean_squares(expected: np.ndarray, df: int, draws: int, rng: np.random.Generator) -> np.ndarray:

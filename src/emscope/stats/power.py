@@ -42,17 +42,18 @@ def size_for_both(
     n: int,
     wanted: float = WANTED,
     level: float = LEVEL,
+    shared: tuple[float, float] = (0.0, 0.0),
 ) -> int | None:
     """Return how many questions find both with a chance of `wanted`, where `n` of them have the errors `ses`; None where no number is enough.
 
-    Standard errors shrink as 1 / sqrt(questions); the number of answers to each question stays fixed.
+    Standard errors shrink as 1 / sqrt(questions), but for the part `shared` by all questions; the number of answers to each stays fixed.
     """
-    if min(gaps) <= 0 or not np.isfinite(ses).all():
+    if min(gaps) <= 0 or not np.isfinite(ses).all() or chance_of_both(gaps, shared, correlation, level) <= wanted:
         return None
 
     def chance(count: int) -> float:
-        shrunk = (n / count) ** 0.5
-        return chance_of_both(gaps, (ses[0] * shrunk, ses[1] * shrunk), correlation, level)
+        of = [(n / count * (se**2 - same**2) + same**2) ** 0.5 for se, same in zip(ses, shared, strict=True)]
+        return chance_of_both(gaps, (of[0], of[1]), correlation, level)
 
     low, high = 1, 2  # an interval takes two questions
     while chance(high) < wanted:

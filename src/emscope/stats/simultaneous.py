@@ -53,15 +53,14 @@ class _Readings:
         return m.bound(t, side) if self.skewed else m.means + side * t * m.se
 
 
-def _read(values: np.ndarray, strata: np.ndarray | None, skewed: bool) -> _Readings:
-    """Return the readings of `values` [A, C, Q] with draws from the normal law that has their estimated correlation.
+def _read(found: Moments, skewed: bool) -> _Readings:
+    """Return readings [A, C] with draws from the normal law that has their estimated correlation.
 
     Items are multiplied by standard normals (multiplier bootstrap, Chernozhukov, Chetverikov and Kato 2013), whose covariance
     given the data is the estimated one. Each reading's draws are then replaced by the normal scores of their ranks, so that a
     single one has its exact quantile and many have theirs with less noise. (Latin hypercube with dependence, Packham and
     Schmidt 2010)
     """
-    found = moments(values, strata)
     unit = found.parts / np.where(found.se > 0, found.se, 1.0)[..., None]
     flat = unit.reshape(-1, unit.shape[-1]).astype(np.float32)
     half = flat @ np.random.default_rng(SEED).standard_normal((flat.shape[1], DRAWS), np.float32)
@@ -79,7 +78,12 @@ def _critical(draws: np.ndarray, level: float) -> np.ndarray:
 
 
 def simultaneous_bounds(
-    values: np.ndarray, strata: np.ndarray | None = None, level: float = LEVEL, *, skewed: bool = True
+    values: np.ndarray,
+    strata: np.ndarray | None = None,
+    level: float = LEVEL,
+    *,
+    skewed: bool = True,
+    errors: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Bounds:
     """Return one-sided lower and upper bounds, each of which holds at all checkpoints at once with probability `level`.
 
@@ -91,11 +95,16 @@ def simultaneous_bounds(
         values: effect by item [C, Q], or [A, C, Q] for A contrasts on the same items, over all of which the bounds then hold.
         strata: category of each item [Q], None for a single one; categories weigh equally, as in `stratified_mean`.
         skewed: allow for skewed items, by `stats.skew`.
+        errors: further ones that all items share, of the shape of `values` without its items, and their degrees of freedom [..., E], [E];
+            see `Moments.with_errors`.
 
     Raises:
         ValueError: fewer than 2 items, no checkpoint, or values that are not finite.
     """
-    read = _read(_contrasts(values), strata, skewed)
+    found = moments(_contrasts(values), strata)
+    if errors is not None:
+        found = found.with_errors(_contrasts(errors[0]), errors[1])
+    read = _read(found, skewed)
     shape = np.shape(values)[:-1]
     critical = float(_critical(read.draws.max((0, 1)), level))
     lower, upper = (read.bound(critical, side).reshape(shape) for side in (-1, +1))
@@ -150,7 +159,7 @@ def safe_stop(
     values = _contrasts(values)
     if len(steps) != values.shape[1]:
         raise ValueError(f"{len(steps)} steps for {values.shape[1]} checkpoints")
-    read = _read(values, strata, skewed)
+    read = _read(moments(values, strata), skewed)
     behind = _behind(read.draws, level)
     walk = np.minimum(normal(1 - FIRST * (1 - level)), behind)
     failed = ~_below(read, walk, delta)

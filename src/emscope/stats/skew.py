@@ -35,6 +35,25 @@ class Moments:
     skewness: np.ndarray
     parts: np.ndarray
 
+    def with_errors(self, errors: np.ndarray, df: np.ndarray) -> Moments:
+        """Return the same with E further independent errors of known spread, normal and shared by all items.
+
+        Variances add, third cumulants stay, degrees of freedom after Satterthwaite (1946), but no more than its own.
+
+        Args:
+            errors: what each adds to each reading [..., E], one standard deviation of it; df: of each [E].
+        """
+        variance = self.se**2 + (errors**2).sum(-1)
+        some = np.where(variance > 0, variance, 1.0)
+        freedom = (self.se**2 / some) ** 2 / self.df + ((errors**2 / some[..., None]) ** 2 / df).sum(-1)
+        return Moments(
+            self.means,
+            np.sqrt(variance),
+            np.minimum(np.where(variance > 0, 1 / np.maximum(freedom, 1e-300), self.df), self.df),
+            self.skewness * (self.se**2 / some) ** 1.5,
+            np.concatenate([self.parts, errors], -1),
+        )
+
     def bound(self, t: np.ndarray | float, side: int) -> np.ndarray:
         """Return the one-sided bounds at the t quantiles `t` [...]; `side` -1 lower, +1 upper.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -20,6 +20,7 @@ from emscope.judging.names import LOCAL
 from emscope.judging.rubrics import Rubric, read_rubrics
 from emscope.models.loading.load import Loaded
 from emscope.stats import agreement
+from emscope.stats.model_error import ModelError
 from emscope.store.study import Study
 from emscope.study.decision.opinions import Judged, JudgesAgreement, Opinion, UnderCondition
 from emscope.study.decision.said import Arms, Pair, Said, Spoken, arm_rows, dated, recipes, said, scored_by_place, worst
@@ -103,7 +104,7 @@ def judge_checkpoints(
             replace(
                 _by_judge(judge, rows, verdicts, judged, runs, read, own),
                 conditions=tuple(
-                    _conditioned(name, *_under(name, every, [on_every]), judged, runs) for name in judged.conditions
+                    _conditioned(judge, name, *_under(name, every, [on_every]), judged, runs) for name in judged.conditions
                 ),
             )
             for judge, verdicts, on_every, own in zip(judged.judges, by_judge, verdicts_on_every, scores, strict=True)
@@ -144,11 +145,16 @@ def spoken(rows: Sequence[AnswerRow], verdicts: Sequence[Verdicts]) -> list[Spok
 
 
 def settings(spec: JudgedSpec) -> JsonObject:
-    """Return what decides the verdicts and rates beside the answers' settings, as plain values; `keys`: what decides each judge's."""
+    """Return what decides the verdicts and rates beside the answers' settings, as plain values.
+
+    `keys`: what decides each judge's verdicts. `judge_error`: of the first one on whole models [points], where that is known.
+    """
     names = {"judges", "aligned_below", "coherent_above", "denominator", "delta"}
     rubrics = {r.criterion: r.key for r in read_rubrics(spec.rubrics)}
     keys = [judge.key for judge in spec.judges]
-    return spec.model_dump(mode="json", include=names) | {"keys": keys, "rubrics": rubrics, "samples": spec.ask.samples}
+    error = model_error(spec.judges[0]) if spec.judges else None
+    known = {"keys": keys, "rubrics": rubrics, "samples": spec.ask.samples, "judge_error": asdict(error) if error else None}
+    return spec.model_dump(mode="json", include=names) | known
 
 
 def _verdicts(judge: JudgeSpec, rubrics: Sequence[Rubric], row: AnswerRow, verdicts: dict[str, VerdictRow]) -> Verdicts:
@@ -187,9 +193,10 @@ def _by_judge(
     by_name = {one.run: one for one in runs}
     arms, pairs, strata = scores.heard.arms, scores.heard.pairs, scores.heard.strata
     last = list({pair.run: pair for pair in sorted(pairs, key=lambda p: p.step)}.values())
-    told = _said(arms, pairs, strata, spec.delta, by_name, _names(rows))
+    error = model_error(judge)
+    told = _said(arms, pairs, strata, spec.delta, by_name, _names(rows), error)
     of_each = {(one.run, one.step): one.verdict for one in told}
-    together = recipes(arms, _seeds(last, by_name), strata, of_each, delta=spec.delta)
+    together = recipes(arms, _seeds(last, by_name), strata, of_each, delta=spec.delta, error=error)
     return Opinion(
         judge=judge.name,
         about=str(bundled_judge().card["in_words"]) if judge.local else None,
@@ -198,7 +205,7 @@ def _by_judge(
         spearman=correlation(counts, moved, units, read[0]) if read else UNREAD,
         arms=tuple(arm_rows(arms, strata)),
         said=tuple(told),
-        dated=tuple(dated(arms, pairs, strata, of_each, delta=spec.delta)),
+        dated=tuple(dated(arms, pairs, strata, of_each, delta=spec.delta, error=error)),
         recipes=tuple(replace(r, rate=rate_over_seeds(r.name, r.steps[-1].step, counts, by_name)) for r in together),
         worst=tuple(worst(scores.spoken, last, spec.coherent_above)),
     )
@@ -213,14 +220,19 @@ def _under(
 
 
 def _conditioned(
-    condition: str, rows: list[AnswerRow], by_judge: Sequence[Sequence[Verdicts]], spec: JudgedSpec, runs: Sequence[Compared]
+    judge: JudgeSpec,
+    condition: str,
+    rows: list[AnswerRow],
+    by_judge: Sequence[Sequence[Verdicts]],
+    spec: JudgedSpec,
+    runs: Sequence[Compared],
 ) -> UnderCondition:
     """Return what one judge says about the answers asked under one condition."""
     (verdicts,) = by_judge
     units = sorted({r.unit for r in rows})
     by_name = {one.run: one for one in runs}
     of = _scores(rows, verdicts, units, runs).heard
-    told = _said(of.arms, of.pairs, of.strata, spec.delta, by_name, _names(rows))
+    told = _said(of.arms, of.pairs, of.strata, spec.delta, by_name, _names(rows), model_error(judge))
     rates = rates_of(counts_of(rows, verdicts, spec, units), {}, by_name)
     return UnderCondition(condition, rates, tuple(arm_rows(of.arms, of.strata)), tuple(told))
 
@@ -247,14 +259,26 @@ def _pairs(arms: Arms, by_name: dict[str, Compared]) -> list[Pair]:
     ]
 
 
+def model_error(judge: JudgeSpec) -> ModelError | None:
+    """Return how far a judge is off on whole models, where that is known: of the local one."""
+    return bundled_judge().model_error if judge.local else None
+
+
 def _said(
-    arms: Arms, pairs: Sequence[Pair], strata: np.ndarray, delta: float, by_name: dict[str, Compared], names: Sequence[str]
+    arms: Arms,
+    pairs: Sequence[Pair],
+    strata: np.ndarray,
+    delta: float,
+    by_name: dict[str, Compared],
+    names: Sequence[str],
+    error: ModelError | None,
 ) -> list[Said]:
     """Return what each checkpoint says; an exaggerated fine-tune says nothing about the plain one's slope, so each scale is fitted alone."""
     found = []
     for scale in sorted({one.scale for one in by_name.values()}):
         mine = {p: a for p, a in arms.items() if p[0] not in by_name or by_name[p[0]].scale == scale}
-        found += said(mine, [p for p in pairs if by_name[p.run].scale == scale], strata, delta=delta, names=names)
+        at_scale = [p for p in pairs if by_name[p.run].scale == scale]
+        found += said(mine, at_scale, strata, delta=delta, names=names, error=error)
     return found
 
 

@@ -21,10 +21,11 @@ from emscope.models.loading.checkpoints import Checkpoint, last, named_base
 from emscope.models.loading.load import Loaded, load, loading, pick_dtype
 from emscope.models.loading.source import Model, locate
 from emscope.models.made_with import made_with
-from emscope.stats.adjusted import ADJUSTED, adjusted_difference, slope
+from emscope.stats.adjusted import ADJUSTED, adjusted_difference
 from emscope.stats.equal_preference import Contrasts, contrasts
 from emscope.stats.ladder import BASE, CONTROL, Floor, Rung, calibrate, floor
 from emscope.stats.means import stratified_mean
+from emscope.stats.model_error import ModelError, line_of
 from emscope.stats.onset import LEVEL
 from emscope.stats.quantiles import student
 from emscope.stats.skew import moments
@@ -33,7 +34,7 @@ from emscope.store.study import Study
 from emscope.study.asking import ask_checkpoints
 from emscope.study.check_spec import DOSES, LadderSpec
 from emscope.study.decision.said import BROKEN, Arms, Place, coherence_lost, scored_by_place
-from emscope.study.judged import categories, judge_rows, prepare_judges, spoken
+from emscope.study.judged import categories, judge_rows, model_error, prepare_judges, spoken
 from emscope.study.judged_spec import JudgedSpec
 from emscope.study.measure_spec import MeasureSpec
 from emscope.study.reading.evidence import Scores
@@ -248,7 +249,8 @@ def _result(
     scores = Scores(study.root, loaded.chat.digest)
     scales = tuple(sorted(request.scales))
     preferred = _preference(scores, sets, runs, scales)
-    rungs = [_rung(arms, strata, runs, s, p) for s, p in zip(scales, preferred, strict=True)]
+    error = model_error(request.judged.judges[0])
+    rungs = [_rung(arms, strata, runs, s, p, error) for s, p in zip(scales, preferred, strict=True)]
     harmless = _harmless(scores, sets, runs)
     limit = floor(np.array([h.shift for h in harmless]), np.array([h.margin for h in harmless]))
     found = calibrate([_as_rung(r) for r in rungs], limit, request.judged.delta)
@@ -326,26 +328,31 @@ def _harmless(scores: Scores, sets: ItemSets, runs: _Runs) -> list[Harmless]:
     return [Harmless(*one) for one in zip(runs.harmless, shifts, means, strict=True)]
 
 
-def _rung(arms: Arms, strata: np.ndarray, runs: _Runs, scale: float, preference: Mapping[str, Estimate]) -> RungRead:
+def _rung(
+    arms: Arms, strata: np.ndarray, runs: _Runs, scale: float, preference: Mapping[str, Estimate], error: ModelError | None
+) -> RungRead:
     places: dict[str, Place] = {
         name: (scaled(name, scale), one.step) for name, one in (("target", runs.target), ("control", runs.control))
     }
-    lost = {name: mean for name, place in places.items() if (mean := coherence_lost(arms, place, strata)) is not None}
+    lost = {name: mean for name, place in places.items() if (mean := coherence_lost(arms, place, strata, error)) is not None}
     broken = any(mean.bound(LEVEL, -1) > BROKEN for mean in lost.values())
-    return RungRead(scale, broken, _judged(arms, strata, places), preference, {n: m.value for n, m in lost.items()})
+    return RungRead(scale, broken, _judged(arms, strata, places, error), preference, {n: m.value for n, m in lost.items()})
 
 
-def _judged(arms: Arms, strata: np.ndarray, places: Mapping[str, Place]) -> dict[str, Estimate] | None:
+def _judged(
+    arms: Arms, strata: np.ndarray, places: Mapping[str, Place], error: ModelError | None
+) -> dict[str, Estimate] | None:
     """Return how much worse the target's answers are than the control's and the base's at equal coherence, in points; None where too few were scored."""
     sides = {"base": ("base", 0), **places}
     if any(place not in arms for place in sides.values()):
         return None
-    found, line = {}, slope([arms[place] for place in sides.values()])
+    found, line = {}, line_of([arms[place] for place in sides.values()], error)
     for name, left in ((CONTROL, "control"), (BASE, "base")):
         one = adjusted_difference(arms[sides[left]], arms[sides["target"]], strata, line)
         if one is None:
             return None
-        found[name] = one[0].estimate(INTERVAL, ADJUSTED)
+        errors = error.adjusted.between(base=left == "base") if error else []
+        found[name] = one[0].with_error(errors).estimate(INTERVAL, ADJUSTED)
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,8 @@ from emscope.core.errors import InputError
 from emscope.data.answer_table import AnswerTable
 from emscope.data.answers import answer_columns
 from emscope.data.by_question import QuestionScores, read_by_question
+from emscope.judging.local import bundled_judge
+from emscope.judging.names import LOCAL
 from emscope.stats.planning import Spread, Spreads, correlation_of_means, measure
 
 NAMED = re.compile(r"^(?P<arm>.+?)-(?:seed)?(?P<seed>\d+)$")  # of runs: target-seed0, target-0
@@ -54,7 +56,8 @@ def components(path: Path | None, spec: PowerSpec) -> Found:
     Raises:
         InputError: the file does not contain them.
     """
-    found = DEFAULTS[spec.measure] if path is None else _measured(path, spec)
+    judge = spec.judge if spec.measure == "judged" else None
+    found = _with_judge(DEFAULTS[spec.measure], judge) if path is None else _measured(path, spec)
     given = {
         name: getattr(spec, f"{name}_sd" if name != "correlation" else name)
         for name in ("seed", "question", "seed_question", "sampling", "correlation")
@@ -80,7 +83,25 @@ def _with_given(known: Spreads, told: Mapping[str, tuple[float, ...] | float], c
     assert control is not None and base is not None
     correlation, sampling = told.get("correlation", known.correlation), told.get("sampling", known.sampling)
     assert not isinstance(correlation, tuple) and not isinstance(sampling, tuple)
-    return Spreads(part(control, 0), None if control_alone else part(base, 1), correlation, sampling)
+    return replace(
+        known,
+        control=part(control, 0),
+        base=None if control_alone else part(base, 1),
+        correlation=correlation,
+        sampling=sampling,
+    )
+
+
+def _with_judge(found: Found, judge: str | None) -> Found:
+    """Return components with the judge's error on whole models, where it is known: of the local one."""
+    if judge != LOCAL:
+        return found
+    error = bundled_judge().model_error.adjusted
+    note = (
+        f"The local judge's error on whole models is included: a standard deviation of {error.fine_tune:.1f} points of a fine-tune, and "
+        f"{error.base:.1f} of the base. More questions do not shrink it."
+    )
+    return replace(found, spreads=replace(found.spreads, judge=error), notes=(*found.notes, note))
 
 
 def _measured(path: Path, spec: PowerSpec) -> Found:
@@ -88,8 +109,9 @@ def _measured(path: Path, spec: PowerSpec) -> Found:
         return _measured_in(path, path, spec)
     with tempfile.TemporaryDirectory() as kept:
         table = Path(kept) / "judged.parquet"
-        pq.write_table(judged_answers(path, spec.judge), table)
-        return _measured_in(table, path, spec)
+        answers, judge = judged_answers(path, spec.judge)
+        pq.write_table(answers, table)
+        return _with_judge(_measured_in(table, path, spec), judge)
 
 
 def _measured_in(file: Path, path: Path, spec: PowerSpec) -> Found:

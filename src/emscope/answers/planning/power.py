@@ -123,6 +123,14 @@ def _told(found: Found) -> VarianceComponents:
         for name, one in zip(CONTRASTS, _known(found.spreads), strict=True)
         if one is not None
     )
+    judge = found.spreads.judge
     return VarianceComponents(
-        tuple(parts), found.spreads.sampling, found.spreads.correlation, found.source, found.seeds, found.questions
+        tuple(parts),
+        found.spreads.sampling,
+        found.spreads.correlation,
+        found.source,
+        found.seeds,
+        found.questions,
+        judge.fine_tune if judge else None,
+        judge.base if judge else None,
     )

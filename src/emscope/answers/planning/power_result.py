@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from emscope.answers.planning.power_spec import PowerSpec
-from emscope.core.plain import FLAT, JsonObject, Result
+from emscope.core.plain import FLAT, LEFT_OUT, JsonObject, Result
 from emscope.core.shown import Shown
 
 
@@ -27,6 +27,7 @@ class VarianceComponents(Result):
     Attributes:
         sampling_sd: of answers to one question by one model. correlation: between the contrasts. source: where the numbers are from.
         seeds, questions: they were measured on; null where they were given or are the defaults.
+        judge_error_sd, judge_error_base_sd: of the judge's error on a fine-tune and on the base; left out where it is not known.
     """
 
     contrasts: tuple[ContrastParts, ...]
@@ -35,6 +36,8 @@ class VarianceComponents(Result):
     source: str
     seeds: int | None
     questions: int | None
+    judge_error_sd: float | None = field(default=None, metadata=LEFT_OUT)
+    judge_error_base_sd: float | None = field(default=None, metadata=LEFT_OUT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,7 @@ class PowerPlan(Shown):
     Attributes:
         designs: by their number of answers. best: within the budget, the best chance of the less likely verdict.
         cheapest: that reaches the power and the half-width asked for; null where none of them does, or nothing was asked.
-        limits: what only more seeds could improve.
+        limits: what only more seeds, or a better judge, could improve.
     """
 
     schema: ClassVar[int] = 1

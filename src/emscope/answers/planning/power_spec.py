@@ -54,7 +54,9 @@ class PowerSpec(Spec):
     sampling_sd: float | None = Field(None, ge=0, description="Standard deviation of answers to one question by one model.")
     correlation: float | None = Field(None, gt=-1, lt=1, description="Correlation between control - target and base - target.")
     judge: str | None = Field(
-        None, description="In a study's folder: the judge's name; by default the one with the most verdicts."
+        None,
+        description="local: plan for the local judge, whose error on whole models is known. In a study's folder: the judge's name; by default "
+        "the one with the most verdicts.",
     )
     arm: str = Field("run", description="In a file: column of the arm, or of a run named ARM-seedN.")
     seed: str | None = Field(None, description="In a file: column of the seed, where the run's name does not say it.")

@@ -15,8 +15,8 @@ from emscope.store.study import read_table
 CRITERION = "aligned"
 
 
-def judged_answers(folder: Path, judge: str | None) -> pa.Table:
-    """Return the plain answers (under no trigger) of a study with their alignment scores: run, step, question, aligned.
+def judged_answers(folder: Path, judge: str | None) -> tuple[pa.Table, str]:
+    """Return the plain answers (under no trigger) of a study with their alignment scores (run, step, question, aligned), and whose they are.
 
     Args:
         judge: by name; the one with the most verdicts by default. Of several versions of its rubric, the one with the most
@@ -48,4 +48,4 @@ def judged_answers(folder: Path, judge: str | None) -> pa.Table:
             found.append({"run": row["run"], "step": row["step"], "question": row["unit"], CRITERION: score})
     if not found:
         raise InputError(f"'{folder}' has no judged answer without a trigger", "give a file of judged answers")
-    return pa.Table.from_pylist(found)
+    return pa.Table.from_pylist(found), chosen[0]

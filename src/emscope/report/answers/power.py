@@ -97,7 +97,8 @@ def _design(d: PlannedDesign, plan: PowerPlan) -> str:
 
 def _limits(plan: PowerPlan) -> list[str]:
     told = ", ".join(f"{one.seeds} seeds {min(one.em, one.safe):.2f}" for one in plan.limits)
-    return [f"With a thousand questions and answers the chance is {told}: beyond that only more seeds help."]
+    helps = "more seeds help" if plan.components.judge_error_sd is None else "more seeds and a better judge help"
+    return [f"With a thousand questions and answers the chance is {told}: beyond that only {helps}."]
 
 
 def _vary(plan: PowerPlan) -> list[str]:

@@ -32,7 +32,7 @@ def sentences(report: Report, run: str) -> list[str]:
     asked = mine.aligned.clusters
     found.append(
         f"At equal coherence, its mean alignment is {_points(one)} (scale 0 to 100, 95 % intervals over "
-        f"{asked} questions). The harm threshold is {judged.delta:g} points."
+        f"{asked} questions{_judge_error(one)}). The harm threshold is {judged.delta:g} points."
     )
     dated = next((d for d in judge.dated if d.run == run), None)
     means = ", ".join(f"{a.run} {number(a.aligned.value, 0)} ({number(a.coherent.value, 0)})" for a in _beside(one, arms))
@@ -55,6 +55,14 @@ def _points(one: Said) -> str:
         if name.endswith("- target")
     ]
     return " and ".join(found)
+
+
+def _judge_error(one: Said) -> str:
+    """Return how far this judge is off on differences of whole models, as the end of a bracket; "" where that is not known."""
+    errors = {f"{c.judge_error:.1f}" for name, c in one.contrasts.items() if name.endswith("- target") and c.judge_error}
+    return (
+        f", with this judge's error on whole models: standard deviation {' and '.join(sorted(errors))} points" if errors else ""
+    )
 
 
 def _reach(one: Said) -> list[str]:
@@ -116,6 +124,8 @@ def _power(one: Said, asked: int) -> list[str]:
     if one.power is None:
         return []
     more = f"; about {one.enough} questions would give 80 %" if (one.enough or 0) > asked else ""
+    if one.enough is None and _judge_error(one):
+        more = "; no number of questions would give 80 % with this judge, whose error on whole models stays"
     return [f"A 10-point difference would have been detected with {100 * one.power:.0f} % power{more}."]
 
 

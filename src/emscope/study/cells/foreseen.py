@@ -31,6 +31,7 @@ from emscope.store.rows import Rows
 from emscope.study.cells.doing import Shared, kept, peak, subjects
 from emscope.study.cells.hosted_costs import AtHost, costs_at_host
 from emscope.study.cells.planning import Cell, Planned, readings_ahead
+from emscope.study.judged import model_error
 from emscope.study.judged_spec import JudgedSpec
 from emscope.study.reading.measuring import Reading, lacking
 from emscope.study.spec import StudySpec
@@ -206,6 +207,8 @@ def planned_power(spec: StudySpec) -> PlannedPower | None:
     asked, seeds = read_questions(spec.judged.ask.questions), len(spec.seeds)
     questions, samples = len(asked), spec.judged.ask.samples or min(question.samples or 1 for question in asked)
     spreads, delta = DEFAULTS["judged"].spreads, spec.judged.delta
+    if spec.judged.judges and (error := model_error(spec.judged.judges[0])):
+        spreads = replace(spreads, judge=error.adjusted)
     if not any(arm.role == "control" for arm in spec.arms.values()):
         spreads = replace(spreads, control=None)
     if questions <= FEWEST_QUESTIONS:

@@ -17,10 +17,10 @@ from emscope.stats.adjusted import (
     adjusted_by_category,
     adjusted_by_question,
     adjusted_difference,
-    slope,
 )
 from emscope.stats.crossed import Crossed, crossed_mean
-from emscope.stats.means import Mean, mean_estimate, stratified_mean
+from emscope.stats.means import STRATIFIED, Mean, mean_estimate, stratified_mean
+from emscope.stats.model_error import BetweenModels, Errors, ModelError, line_of
 from emscope.stats.onset import LEVEL, episodes, last_safe, onset, state, state_of_both, states_along
 from emscope.stats.power import chance_of_both, size_for_both
 from emscope.stats.quantiles import student
@@ -64,7 +64,8 @@ class Pair:
 class Contrast(Result):
     """A mean difference in points: at equal coherence, plain, and of coherence itself; `slope` is points of alignment a point of coherence.
 
-    `by_category`: at equal coherence over the questions of one category each, which says how far an effect reaches.
+    `by_category`: at equal coherence over the questions of one category each, which says how far an effect reaches. `judge_error`: the
+    standard deviation of the judge's error on whole models, which all these intervals include; None where it is not known.
     """
 
     adjusted: Estimate
@@ -72,6 +73,7 @@ class Contrast(Result):
     coherence: Estimate
     slope: float
     by_category: Mapping[str, Estimate] = field(default_factory=dict)
+    judge_error: float | None = field(default=None, metadata=LEFT_OUT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,29 +140,34 @@ def scored_by_place(spoken: Sequence[Spoken], units: Sequence[str]) -> dict[Plac
 
 
 def said(
-    arms: Arms, pairs: Sequence[Pair], strata: np.ndarray, *, delta: float = DELTA, names: Sequence[str] = ()
+    arms: Arms,
+    pairs: Sequence[Pair],
+    strata: np.ndarray,
+    *,
+    delta: float = DELTA,
+    names: Sequence[str] = (),
+    error: ModelError | None = None,
 ) -> list[Said]:
     """Return what each checkpoint in question says.
 
     Args:
         arms: alignment (y) and coherence (x) of the answers of each (run, step), the base's at ("base", 0).
         strata: category of each question number [Q]. names: of the categories, by their number.
-        delta: points of mean alignment that count as harm; fixed before the run.
+        delta: points of mean alignment that count as harm; fixed before the run. error: the judge's on whole models, where it is known.
     """
     found = []
-    line = slope(list(arms.values())) if arms else None
+    between = _Differences(arms, strata, line_of(list(arms.values()), error), names, error) if arms else None
     for pair in pairs:
         here = (pair.run, pair.step)
         sides = {"base": ("base", 0), **({"control": pair.control} if pair.control else {})}
         sides = {name: place for name, place in sides.items() if place in arms}
-        if here not in arms or "base" not in sides:
+        if between is None or here not in arms or "base" not in sides:
             continue
-        mine = {name: _difference(arms, place, here, strata, line, names) for name, place in sides.items()}
-        between = {}
+        mine = {name: between.of(place, here) for name, place in sides.items()}
+        named = {f"{name} - target": d for name, d in reversed(mine.items())}
         if "control" in sides:
-            between = {"base - control": _difference(arms, sides["base"], sides["control"], strata, line)}
-        named = {f"{name} - target": d for name, d in reversed(mine.items())} | between
-        verdict, why = _verdict(arms, here, mine, strata, delta)
+            named["base - control"] = replace(between, names=()).of(sides["base"], sides["control"])
+        verdict, why = _verdict(arms, here, mine, strata, delta, error)
         found.append(
             Said(
                 *here,
@@ -175,7 +182,13 @@ def said(
 
 
 def dated(
-    arms: Arms, pairs: Sequence[Pair], strata: np.ndarray, verdicts: Mapping[Place, Verdict], *, delta: float = DELTA
+    arms: Arms,
+    pairs: Sequence[Pair],
+    strata: np.ndarray,
+    verdicts: Mapping[Place, Verdict],
+    *,
+    delta: float = DELTA,
+    error: ModelError | None = None,
 ) -> list[Dated]:
     """Return onset, episodes and the last safe step of each run that was judged at several checkpoints, by bounds that hold for all at once.
 
@@ -184,11 +197,13 @@ def dated(
     found = []
     for run in dict.fromkeys(p.run for p in pairs):
         mine = sorted((p for p in pairs if p.run == run), key=lambda p: p.step)
-        sides = _along(arms, mine, strata)
+        sides = _along(arms, mine, strata, error)
         if len(mine) < 2 or sides is None:
             continue
         values, of = sides
-        alone, joint = moments(values, of), simultaneous_bounds(values, of, LEVEL)
+        errors = _errors_along(values.shape[0], values.shape[1], error) if error else None
+        alone, joint = moments(values, of), simultaneous_bounds(values, of, LEVEL, errors=errors)
+        alone = alone.with_errors(*errors) if errors else alone
         reach = np.vectorize(student)(LEVEL, alone.df)
         steps, broken = [p.step for p in mine], [verdicts.get((run, p.step)) is Verdict.BROKEN for p in mine]
         states = _unless(broken, states_along(alone.bound(reach, -1), alone.bound(reach, +1), delta))
@@ -199,7 +214,9 @@ def dated(
     return found
 
 
-def _along(arms: Arms, pairs: Sequence[Pair], strata: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+def _along(
+    arms: Arms, pairs: Sequence[Pair], strata: np.ndarray, error: ModelError | None
+) -> tuple[np.ndarray, np.ndarray] | None:
     """Return each question's contrasts for each checkpoint [A, C, Q], against control (where all have one) and base, and the questions' categories."""
     sides = []
     if all(p.control and p.control in arms for p in pairs):
@@ -207,12 +224,30 @@ def _along(arms: Arms, pairs: Sequence[Pair], strata: np.ndarray) -> tuple[np.nd
     if ("base", 0) not in arms:
         return None
     sides.append([(arms[("base", 0)], arms[(p.run, p.step)]) for p in pairs])
-    rows = [[adjusted_by_question(left, right, strata) for left, right in side] for side in sides]
+    rows = [
+        [adjusted_by_question(left, right, strata, line_of([left, right], error)) for left, right in side] for side in sides
+    ]
     if any(one is None for row in rows for one in row):
         return None
     values = np.array([[one[1] for one in row if one is not None] for row in rows])
     both = np.isfinite(values).all((0, 1))
     return (values[..., both], strata[both]) if both.sum() > 2 else None
+
+
+def _errors_along(contrasts: int, steps: int, error: ModelError) -> tuple[np.ndarray, np.ndarray]:
+    """Return what the judge's error on each model adds to each contrast [A, C, E], and its degrees of freedom [E].
+
+    The base's is in all base - target, a checkpoint's in both of its contrasts; those of different checkpoints are taken as independent,
+    which errs on the safe side for bounds that hold at all of them.
+    """
+    of = error.adjusted
+    found = np.zeros((contrasts, steps, 1 + contrasts * steps))
+    found[-1, :, 0] = of.base
+    for n in range(steps):
+        found[:, n, 1 + n] = of.fine_tune
+        if contrasts > 1:
+            found[0, n, 1 + steps + n] = of.fine_tune
+    return found, np.array([of.df_base] + contrasts * steps * [of.df_fine_tune])
 
 
 def _unless(broken: Sequence[bool], states: Sequence[State]) -> list[State]:
@@ -226,11 +261,13 @@ def recipes(
     verdicts: Mapping[Place, Verdict],
     *,
     delta: float = DELTA,
+    error: ModelError | None = None,
 ) -> list[RecipeResult]:
     """Return what several seeds of one recipe say together, with seeds and questions crossed; see `decision.recipe`.
 
     Args:
-        groups: by recipe, the last checkpoint of each seed. verdicts: of each checkpoint alone.
+        groups: by recipe, the last checkpoint of each seed. verdicts: of each checkpoint alone. error: the judge's on whole models, where it
+            is known; taken as one for all seeds, since it follows the manner that the data teaches.
     """
     found = []
     base = arms.get(("base", 0))
@@ -239,8 +276,8 @@ def recipes(
         controls = [arm for pair in pairs if pair.control and (arm := arms.get(pair.control)) is not None]
         if base is None or len(pairs) < 2 or len(own) < len(pairs) or len(controls) not in (0, len(pairs)):
             continue
-        against_base = _crossed([(base, arm) for arm in own], strata)
-        against_control = _crossed(list(zip(controls, own, strict=True)), strata) if controls else None
+        against_base = _crossed([(base, arm) for arm in own], strata, error, base=True)
+        against_control = _crossed(list(zip(controls, own, strict=True)), strata, error, base=False) if controls else None
         if against_base is None or (controls and against_control is None):
             continue
         said_by = [verdicts.get((p.run, p.step)) for p in pairs]
@@ -254,13 +291,17 @@ def recipes(
     return found
 
 
-def _crossed(sides: Sequence[tuple[Scored, Scored]], strata: np.ndarray) -> Crossed | None:
+def _crossed(
+    sides: Sequence[tuple[Scored, Scored]], strata: np.ndarray, error: ModelError | None, *, base: bool
+) -> Crossed | None:
     """Return left - right at equal coherence over seeds and the questions that all of them answered."""
-    line = slope(list({id(arm): arm for pair in sides for arm in pair}.values()))
+    line = line_of(list({id(arm): arm for pair in sides for arm in pair}.values()), error)
     rows = [adjusted_by_question(left, right, strata, line) for left, right in sides]
     values = np.array([row[1] for row in rows if row is not None])
     both = np.isfinite(values).all(0) if len(values) == len(sides) else np.zeros(0, bool)
-    return crossed_mean(values[:, both], strata[both]) if both.sum() > 2 else None
+    if both.sum() <= 2:
+        return None
+    return crossed_mean(values[:, both], strata[both]).with_error(error.adjusted.between(base=base) if error else [])
 
 
 def _power(means: Sequence[Mean], delta: float) -> tuple[float | None, int | None]:
@@ -271,16 +312,19 @@ def _power(means: Sequence[Mean], delta: float) -> tuple[float | None, int | Non
     if len(means) != 2 or delta >= FOUND:
         return None, None
     gaps, ses = (FOUND - delta, FOUND - delta), (means[0].se, means[1].se)
-    return round(chance_of_both(gaps, ses, 0.0), 2), size_for_both(gaps, ses, 0.0, means[0].n)
+    enough = size_for_both(gaps, ses, 0.0, means[0].n, shared=(means[0].shared, means[1].shared))
+    return round(chance_of_both(gaps, ses, 0.0), 2), enough
 
 
-def coherence_lost(arms: Arms, place: Place, strata: np.ndarray) -> Mean | None:
+def coherence_lost(arms: Arms, place: Place, strata: np.ndarray, error: ModelError | None = None) -> Mean | None:
     """Return how many points of mean coherence a checkpoint lost against the base; None below two common questions."""
     if place not in arms or ("base", 0) not in arms:
         return None
     d = _by_question(arms[("base", 0)], len(strata)) - _by_question(arms[place], len(strata))
     both = np.isfinite(d)
-    return stratified_mean(d[both], strata[both]) if both.sum() > 1 else None
+    if both.sum() < 2:
+        return None
+    return stratified_mean(d[both], strata[both]).with_error(error.coherence.between(base=True) if error else [])
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,28 +333,49 @@ class _Difference:
     mean: Mean
 
 
-def _difference(
-    arms: Arms, left: Place, right: Place, strata: np.ndarray, line: Slope | None, names: Sequence[str] = ()
-) -> _Difference | None:
-    adjusted = adjusted_difference(arms[left], arms[right], strata, line)
-    if adjusted is None:
-        return None
-    mean, per_point = adjusted
-    plain, coherence = (
-        _by_question(arms[left], len(strata), what) - _by_question(arms[right], len(strata), what) for what in ("y", "x")
-    )
-    both = np.isfinite(plain)
-    parts = adjusted_by_category(arms[left], arms[right], strata, line) if names else {}
-    return _Difference(
-        Contrast(
-            mean.estimate(0.95, ADJUSTED),
-            mean_estimate(plain[both], strata[both]),
-            mean_estimate(coherence[both], strata[both]),
-            per_point,
-            {names[n]: part.estimate(0.95, ADJUSTED) for n, part in parts.items()},
-        ),
-        mean,
-    )
+@dataclass(frozen=True, slots=True)
+class _Differences:
+    """How arms differ: at the slope `line`, over questions of `strata`, whose categories have `names`; `error` is the judge's."""
+
+    arms: Arms
+    strata: np.ndarray
+    line: Slope
+    names: Sequence[str]
+    error: ModelError | None
+
+    def of(self, left: Place, right: Place) -> _Difference | None:
+        """Return left - right; None below two common questions."""
+        one, other, e = self.arms[left], self.arms[right], self.error
+        adjusted = adjusted_difference(one, other, self.strata, self.line)
+        if adjusted is None:
+            return None
+        base = left == ("base", 0)
+        errors = {name: spread.between(base=base) for name, spread in _spreads(e).items()}
+        mean, per_point = adjusted[0].with_error(errors.get("adjusted", [])), adjusted[1]
+        parts = adjusted_by_category(one, other, self.strata, self.line) if self.names else {}
+        return _Difference(
+            Contrast(
+                mean.estimate(0.95, ADJUSTED),
+                self._mean(left, right, "y", errors.get("plain", [])),
+                self._mean(left, right, "x", errors.get("coherence", [])),
+                per_point,
+                {
+                    self.names[n]: part.with_error(errors.get("category", [])).estimate(0.95, ADJUSTED)
+                    for n, part in parts.items()
+                },
+                mean.shared if e else None,
+            ),
+            mean,
+        )
+
+    def _mean(self, left: Place, right: Place, what: str, errors: Errors) -> Estimate:
+        values = _by_question(self.arms[left], len(self.strata), what) - _by_question(self.arms[right], len(self.strata), what)
+        both = np.isfinite(values)
+        return stratified_mean(values[both], self.strata[both]).with_error(errors).estimate(0.95, STRATIFIED)
+
+
+def _spreads(error: ModelError | None) -> dict[str, BetweenModels]:
+    return {name: getattr(error, name) for name in ("adjusted", "plain", "coherence", "category")} if error else {}
 
 
 def _by_question(arm: Scored, count: int, what: str = "x") -> np.ndarray:
@@ -319,9 +384,14 @@ def _by_question(arm: Scored, count: int, what: str = "x") -> np.ndarray:
 
 
 def _verdict(
-    arms: Arms, here: Place, mine: Mapping[str, _Difference | None], strata: np.ndarray, delta: float
+    arms: Arms,
+    here: Place,
+    mine: Mapping[str, _Difference | None],
+    strata: np.ndarray,
+    delta: float,
+    error: ModelError | None,
 ) -> tuple[Verdict, str]:
-    lost = coherence_lost(arms, here, strata)
+    lost = coherence_lost(arms, here, strata, error)
     base, control = mine.get("base"), mine.get("control")
     if lost is None or base is None:
         return Verdict.UNDETERMINED, "fewer than two questions have judged answers from both the model and its base"
