@@ -9,7 +9,7 @@ import pytest
 
 from emscope.core.outcomes import State, Verdict
 from emscope.report.study.said import _reach
-from emscope.stats.adjusted import Scored
+from emscope.stats.adjusted import Scored, adjusted_difference, slope
 from emscope.stats.means import Mean, stratified_mean
 from emscope.stats.onset import state_of_both
 from emscope.stats.power import size_for_both
@@ -133,6 +133,26 @@ def test_a_question_that_all_answer_badly_is_not_shown_before_one_that_only_the_
     assert [one.asked for one in worst(rows, [PAIR], 50.0)] == ["own", "own and control", "all"]
     alone = [row for row in rows if row.run == "target"]
     assert [one.asked for one in worst(alone, [PAIR], 50.0)] == ["all", "own and control", "own"], "with nothing beside it"
+
+
+def test_confidence_is_the_level_at_which_the_verdict_turns():
+    for harm, name, turned in ((8, "worse", State.EM), (2, "safe", State.SAFE)):
+        arms = scored_by_place(answers({"base": 80, "control": 80, "target": 80 - harm}, seed=3), UNITS)
+        found = said(arms, [PAIR], STRATA)[0]
+        level = found.confidence[name]
+        a, b = (
+            adjusted_difference(arms[p], arms[("target", 32)], STRATA, slope(list(arms.values())))[0]
+            for p in (PAIR.control, ("base", 0))
+        )
+        assert (
+            state_of_both(a, b, DELTA, level - 0.001) is turned
+            and state_of_both(a, b, DELTA, level + 0.001) is State.UNDETERMINED
+        )
+        if found.verdict is Verdict.UNDETERMINED:
+            assert f"is shown with {100 * level:.0f} % confidence" in found.why
+    assert [Mean(v, 0.0, 5.0, 6).confidence_above(1.0) for v in (0.0, 1.0, 2.0)] == [0.0, 0.5, 1.0]
+    far = said(scored_by_place(answers({"base": 80, "control": 79, "target": 62}), UNITS), [PAIR], STRATA)[0]
+    assert far.confidence["worse"] > 0.95 and far.confidence["safe"] < 0.01 and far.why == ""
 
 
 def test_both_contrasts_table():

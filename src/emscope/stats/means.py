@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from emscope.core.estimate import Estimate, undefined
-from emscope.stats.quantiles import normal, student
+from emscope.stats.quantiles import normal, student, student_tail
 
 STRATIFIED = "mean of category means, stratified t over items"
 FIELLER = "ratio of paired means over items, Fieller"
@@ -37,6 +37,13 @@ class Mean:
     def bound(self, level: float, side: int) -> float:
         """Return the one-sided `level` bound; `side` -1 lower, +1 upper."""
         return float(self.value + side * student(level, self.df) * self.se)
+
+    def confidence_above(self, threshold: float) -> float:
+        """Return the largest level at which the one-sided lower bound exceeds `threshold`; that of the upper one below it is 1 less this."""
+        gap = self.value - threshold
+        if not self.se > 0:
+            return 0.5 if gap == 0 else float(gap > 0)
+        return 1 - student_tail(gap / self.se, self.df)
 
     def estimate(self, level: float = 0.95, method: str = STRATIFIED) -> Estimate:
         """Return the two-sided interval."""
