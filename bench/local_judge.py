@@ -207,25 +207,30 @@ def residuals(table: pd.DataFrame, predicted: np.ndarray, rows: np.ndarray) -> p
 def spread(residual: pd.DataFrame, what: str, by: list[str]) -> dict[str, float]:
     """Return standard deviations of whole models' errors beyond what their answers' number explains, and degrees of freedom.
 
-    Among the fine-tunes of one group of `by` by restricted maximum likelihood; of a base beside the mean of its fine-tunes by moments.
+    Seeds and doses of one kind share their error and count once. Among the kinds of fine-tunes of one group of `by` by restricted maximum
+    likelihood; of a base beside the mean of its fine-tunes by moments.
     """
     from emscope.stats.meta import meta_regression
 
-    of = residual.groupby([*by, "run"]).agg(value=(what, "mean"), sd=(what, "std"), n=(what, "size"))
-    of = of.reset_index().assign(se=lambda t: t.sd / t.n**0.5)
-    of = of[(of.n > 3) & (of.se > 0)].assign(group=lambda t: t[by].agg("|".join, axis=1), base=lambda t: t.run == "base")
+    runs = residual.groupby([*by, "kind", "run"]).agg(value=(what, "mean"), sd=(what, "std"), n=(what, "size")).reset_index()
+    runs = runs[(runs.n > 3) & (runs.sd > 0)].assign(noise=lambda t: t.sd**2 / t.n)
+    of = (
+        runs.groupby([*by, "kind"]).agg(value=("value", "mean"), noise=("noise", lambda v: v.sum() / len(v) ** 2)).reset_index()
+    )
+    of = of.assign(group=lambda t: t[by].agg("|".join, axis=1), base=lambda t: t.kind.str.endswith(" base"))
     tuned = of[~of.base]
-    tuned = tuned[tuned.groupby("group").run.transform("size") > 1]
+    tuned = tuned[tuned.groupby("group").kind.transform("size") > 1]
     columns = pd.get_dummies(tuned.group).to_numpy(float)
-    tau = meta_regression(tuned.value.to_numpy(), tuned.se.to_numpy(), columns).tau
+    tau = meta_regression(tuned.value.to_numpy(), tuned.noise.to_numpy() ** 0.5, columns).tau
     gaps = []
     for _, one in of.groupby("group"):
         base, others = one[one.base], one[~one.base]
         if len(base) and len(others):
-            noise = base.se.iloc[0] ** 2 + (others.se**2).sum() / len(others) ** 2 + tau**2 / len(others)
+            noise = base.noise.iloc[0] + others.noise.sum() / len(others) ** 2 + tau**2 / len(others)
             gaps.append((base.value.iloc[0] - others.value.mean()) ** 2 - noise)
-    bases = residual[residual.run == "base"]
-    freedom = residual[residual.run != "base"].kind.nunique() - bases.kind.nunique(), bases.source.nunique()
+    kinds = pd.Series(residual.kind.unique())
+    bases = int(kinds.str.endswith(" base").sum())
+    freedom = len(kinds) - 2 * bases, bases
     base_sd = float(np.sqrt(max(np.mean(gaps), 0.0)))
     found = {"fine_tune": tau, "base": base_sd, "df_fine_tune": freedom[0], "df_base": freedom[1]}
     return {k: round(float(v), 2) for k, v in found.items()}
@@ -299,7 +304,7 @@ def in_words(found: dict[str, dict[str, float]], small: list[str], off: dict) ->
         f"{mean['rho_aligned']:.2f} (coherence {mean['rho_coherent']:.2f}) and it is off by {mean['error_aligned']:.0f} points an answer "
         f"(coherence {mean['error_coherent']:.0f}); single scores lie near the middle, so rates from them are too low; whole models of a kind that it was not "
         f"fitted on are off by {off['adjusted']['fine_tune']:.1f} points beside each other (standard deviation, at equal coherence), and their base by "
-        f"{off['adjusted']['base']:.1f} more, which the intervals of differences in alignment include"
+        f"{off['adjusted']['base']:.1f} more; intervals of alignment in a study or check include that, rates do not"
     )
 
 

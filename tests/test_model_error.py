@@ -16,11 +16,13 @@ from emscope.stats.adjusted import Scored
 from emscope.stats.crossed import crossed_mean
 from emscope.stats.means import Mean, stratified_mean
 from emscope.stats.model_error import BetweenModels, ModelError, line_of
+from emscope.stats.pareto import pareto
 from emscope.stats.planning import Design, Spread, Spreads, chances, run_chances
 from emscope.stats.power import chance_of_both, size_for_both
 from emscope.stats.simultaneous import simultaneous_bounds
 from emscope.stats.skew import moments
 from emscope.study.decision.said import Pair, dated, recipes, said
+from emscope.study.judged_rates import Counted, _p1
 
 COUNT = 72
 STRATA = np.arange(COUNT) % 6
@@ -71,12 +73,26 @@ def test_moments_with_errors_are_those_of_the_mean_and_lean_less():
     found = plain.with_errors(errors, df)
     for a in range(2):
         for c in range(3):
-            one = stratified_mean(values[a, c]).with_error(list(zip(np.abs(errors[a, c]), df, strict=True)))
+            e = np.abs(errors[a, c])
+            one = stratified_mean(values[a, c]).with_error([(e[0], 5.0), (e[1], 9.0), (float(np.hypot(e[2], e[3])), 20.0)])
             assert found.se[a, c] == pytest.approx(one.se) and found.df[a, c] == pytest.approx(one.df)
     assert np.allclose(found.skewness * found.se**3, plain.skewness * plain.se**3), "a normal error has no third cumulant"
     flat, before = found.parts.reshape(6, -1), plain.parts.reshape(6, -1)
     assert np.allclose(flat @ flat.T, before @ before.T + errors.reshape(6, -1) @ errors.reshape(6, -1).T)
     assert np.allclose(plain.with_errors(np.zeros((2, 3, 1)), np.ones(1)).se, plain.se)
+    still = moments(np.ones((1, 60))).with_errors(np.ones((1, 1)), np.array([9.0]))
+    assert still.bound(1.7, +1) == np.inf, "items that do not differ still say nothing of their spread"
+
+
+def test_an_error_that_is_added_never_brings_a_bound_nearer_though_its_degrees_of_freedom_rise():
+    few = Mean(9.0, 2.0, 2.0, 72)  # as three seeds have it
+    more = few.with_error([(2.9, 24.0)])
+    assert more.df > 4 and more.se > few.se
+    assert more.reach(0.975) == pytest.approx(few.reach(0.975)), "2 x 4.30 against 3.5 x 2.6 standard errors"
+    assert more.reach(0.75) > few.reach(0.75)
+    for threshold in (0.0, 5.0, 9.0):
+        assert 9.0 - more.reach(more.confidence_above(threshold)) == pytest.approx(threshold, abs=1e-6)
+    assert 9.0 + more.reach(1 - more.confidence_above(14.0)) == pytest.approx(14.0, abs=1e-6)
 
 
 def test_bounds_of_many_checkpoints_hold_with_the_judges_error():
@@ -161,7 +177,7 @@ def test_every_interval_of_a_contrast_is_wider_and_says_by_how_much():
         parts += [(c.by_category[k], narrow.contrasts[name].by_category[k]) for k in c.by_category]
         assert all(w.high - w.low > n.high - n.low and w.value == n.value for w, n in parts)
     assert wide.power < narrow.power and wide.enough is None
-    assert "no number of questions would give 80 %" in _power(wide, 72)[0]
+    assert "more questions would not give 80 %" in _power(wide, 72)[0]
 
 
 def test_a_checkpoint_that_is_dated_and_a_recipe_bear_it_too():
@@ -213,6 +229,11 @@ def test_a_plan_for_the_local_judge_knows_its_error():
         plan_power(None, PowerSpec(seeds=(3,), questions=(72,), samples=(1,), effect=3.0, judge=j)) for j in (None, "local")
     )
     assert local.designs[0].em < plain.designs[0].em
+    few, many = (
+        plan_power(None, PowerSpec(seeds=(3,), questions=(n,), samples=(2,), effect=3.0, judge="local")).designs[0]
+        for n in (24, 240)
+    )
+    assert many.em > few.em and many.half_width < few.half_width, "more questions help, though the judge's error stays"
     assert any("The local judge's error on whole models is included" in note for note in local.notes)
     assert local.components.judge_error_sd == bundled_judge().model_error.adjusted.fine_tune
     assert "only more seeds and a better judge help" in " ".join(sentences(local)) and "better judge" not in " ".join(
@@ -225,5 +246,31 @@ def test_the_bundled_judge_says_how_far_it_is_off():
     error = bundled_judge().model_error
     assert 0.2 < error.slope < 0.6
     for of in (error.adjusted, error.plain, error.coherence, error.category):
-        assert 0.5 < of.fine_tune < 6 and 0 <= of.base < 8 and of.df_fine_tune >= 10 and of.df_base >= 3
+        assert 0.5 < of.fine_tune < 6 and 0 <= of.base < 10 and of.df_fine_tune >= 10 and of.df_base >= 3
     assert np.allclose(np.diag(OF.covariance()), [sum(sd**2 for sd, _ in OF.between(base=b)) for b in (False, True)])
+
+
+def test_a_front_by_judged_answers_knows_the_error_too():
+    """Two ways whose effects differ by 6 points: surely so by their questions, not beside what the judge may get wrong."""
+    rng = np.random.default_rng(9)
+    gain = rng.normal([[[1.0]], [[1.2]]], 0.02, (2, 1, 40))
+    effect = rng.normal(0, 6, (1, 1, COUNT)) + rng.normal([[[12.0]], [[6.0]]], 3, (2, 1, COUNT))
+    bare, aware = pareto(gain, effect), pareto(gain, effect, effect_error=(2.9, 24.0))
+    assert bare.dominated.tolist() == [True, False] and aware.dominated.tolist() == [False, False]
+    assert aware.on_front[0] > bare.on_front[0]
+    held = 0
+    for n in range(60):  # equal effects, off by the judge: a cell of the true front is seldom called dominated
+        off = np.random.default_rng(n).normal(0, 2.9, (3, 1, 1))
+        rng = np.random.default_rng(100 + n)
+        same = rng.normal(0, 6, (1, 1, COUNT)) + rng.normal(8, 3, (3, 1, COUNT)) + off
+        held += not pareto(rng.normal(1, 0.02, (3, 1, 40)), same, effect_error=(2.9, 24.0)).dominated.any()
+    assert held >= 55
+
+
+def test_the_difference_on_p1s_scale_includes_it():
+    rng = np.random.default_rng(10)
+    a, b = (Counted(np.zeros(COUNT), np.ones(COUNT), np.ones(COUNT), rng.normal(m, 8, COUNT)) for m in (50, 62))
+    wide, narrow = (_p1(a, b, e) for e in (ERROR, None))
+    assert wide.value == narrow.value == pytest.approx(1.2, abs=0.4)
+    want = stratified_mean((b.aligned - a.aligned) / 10).with_error([(2**0.5 * 0.2, 25.0)])
+    assert wide.high - wide.low == pytest.approx(2 * want.reach(0.975)) and wide.high > narrow.high

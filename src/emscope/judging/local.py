@@ -142,6 +142,7 @@ def read_judge(folder: Path) -> LocalJudge:
         found = LocalJudge(
             settings["model"], settings["digest"], tuple(settings["layers"]), card=settings["card"], **unpacked(content)
         )
+        _ = found.model_error  # of another version, it has none
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise InputError(f"the local judge in '{folder}' is damaged ({error})", "install emscope again") from None
     if not found.mean.shape == found.scale.shape == found.weights.shape[:1] or found.weights.shape[1:] != (len(CRITERIA),):

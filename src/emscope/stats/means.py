@@ -25,7 +25,9 @@ WELCH = "difference of means over two sets of runs, Welch"
 class Mean:
     """A stratified mean: `value`, its standard error and degrees of freedom, over `n` items.
 
-    `shared` is the part of `se` that all items have in common, so that more of them do not shrink it.
+    Attributes:
+        shared: the part of `se` that all items have in common, so that more of them do not shrink it.
+        df_alone: degrees of freedom of the rest of `se`; None where there is no such part.
     """
 
     value: float
@@ -33,35 +35,50 @@ class Mean:
     df: float
     n: int
     shared: float = 0.0
+    df_alone: float | None = None
+
+    def reach(self, level: float) -> float:
+        """Return how far the one-sided bound at `level` lies from the value; an error that is added never brings it nearer."""
+        found = student(level, self.df) * self.se
+        if self.df_alone is None:
+            return found
+        return max(found, student(level, self.df_alone) * float(np.sqrt(max(self.se**2 - self.shared**2, 0.0))))
 
     def bound(self, level: float, side: int) -> float:
         """Return the one-sided `level` bound; `side` -1 lower, +1 upper."""
-        return float(self.value + side * student(level, self.df) * self.se)
+        return float(self.value + side * self.reach(level))
 
     def confidence_above(self, threshold: float) -> float:
         """Return the largest level at which the one-sided lower bound exceeds `threshold`; that of the upper one below it is 1 less this."""
         gap = self.value - threshold
         if not self.se > 0:
             return 0.5 if gap == 0 else float(gap > 0)
-        return 1 - student_tail(gap / self.se, self.df)
+        found = 1 - student_tail(gap / self.se, self.df)
+        alone = float(np.sqrt(max(self.se**2 - self.shared**2, 0.0)))
+        if self.df_alone is None or alone == 0:
+            return found
+        return float(
+            sorted((0.5, found, 1 - student_tail(gap / alone, self.df_alone)))[1]
+        )  # the less sure of the two; .5 between them
 
     def estimate(self, level: float = 0.95, method: str = STRATIFIED) -> Estimate:
         """Return the two-sided interval."""
-        reach = student(0.5 + level / 2, self.df) * self.se
+        reach = self.reach(0.5 + level / 2)
         return Estimate(self.value, self.value - reach, self.value + reach, level, method, self.n, self.n)
 
     def with_error(self, errors: Sequence[tuple[float, float]]) -> Mean:
         """Return the mean with further independent errors that all items share, each (standard deviation, degrees of freedom).
 
-        Variances add; degrees of freedom after Satterthwaite (1946), but no more than its own: what is added never narrows a bound.
+        Variances add; degrees of freedom after Satterthwaite (1946).
         """
         parts = [(self.se**2, self.df), *((sd**2, df) for sd, df in errors)]
         total = sum(part for part, _ in parts)
-        if not total > 0:
+        if not errors or not total > 0:
             return self
         df = 1 / sum((part / total) ** 2 / df for part, df in parts)
         shared = self.shared**2 + sum(part for part, _ in parts[1:])
-        return replace(self, se=float(np.sqrt(total)), df=float(min(df, self.df)), shared=float(np.sqrt(shared)))
+        alone = self.df if self.df_alone is None else self.df_alone
+        return replace(self, se=float(np.sqrt(total)), df=float(df), shared=float(np.sqrt(shared)), df_alone=alone)
 
     def items_to_settle(self, threshold: float, level: float) -> int | None:
         """Return about how many items would put the one-sided bound on one side of `threshold` with a chance of 80 %, if the truth is this value.

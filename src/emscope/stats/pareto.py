@@ -9,7 +9,6 @@ from scipy import special
 
 from emscope.stats.means import Mean, stratified_mean
 from emscope.stats.onset import LEVEL
-from emscope.stats.quantiles import student
 from emscope.stats.skew import moments
 
 SEED = 20814
@@ -46,6 +45,7 @@ def pareto(
     effect_strata: np.ndarray | None = None,
     *,
     level: float = LEVEL,
+    effect_error: tuple[float, float] | None = None,
 ) -> Front:
     """Return which cells are surely dominated by another, and how likely each is to be on the front.
 
@@ -65,6 +65,8 @@ def pareto(
         gain: what was learned of the task, by seed and held-out item [N, S, H]. effect: harm, by seed and item [N, S, Q]. The seeds are
             the same in all cells and both arrays.
         gain_strata, effect_strata: category of each item [H], [Q]; None for a single one.
+        effect_error: a further error of each cell's effect that all seeds and items share, independent between cells: standard
+            deviation and degrees of freedom. (see `stats.model_error`)
 
     Raises:
         ValueError: cells or seeds do not match, or values that are not finite.
@@ -78,7 +80,7 @@ def pareto(
     draws = int(np.clip(MOST_WORK // cells**2, LEAST_DRAWS, MOST_DRAWS))
     random = np.random.default_rng(SEED)
     of_seeds = random.standard_normal((seeds, draws), np.float32)  # a seed is the same run on both sides
-    sides = [_Side.of(gain, gain_strata, of_seeds, random), _Side.of(-effect, effect_strata, of_seeds, random)]
+    sides = [_Side.of(gain, gain_strata, of_seeds, random), _Side.of(-effect, effect_strata, of_seeds, random, effect_error)]
     critical = _critical(sides, level)
     by = np.array([_better(sides, i, critical) for i in range(cells)])
     return Front(sides[0].means, -sides[1].means, by, _on_front(sides), critical)
@@ -91,6 +93,7 @@ class _Side:
     Attributes:
         values: [N, S, Q]; means: [N]; draws: of the means' errors [N, R].
         apart: seeds' means less their own mean, over sqrt(S (S - 1)) [N, S]: squares sum to what seeds add to a mean's variance.
+        error: a further one of each cell, shared by its seeds and items: standard deviation and degrees of freedom.
     """
 
     values: np.ndarray
@@ -98,9 +101,17 @@ class _Side:
     means: np.ndarray
     draws: np.ndarray
     apart: np.ndarray
+    error: tuple[float, float] | None
 
     @classmethod
-    def of(cls, values: np.ndarray, strata: np.ndarray | None, of_seeds: np.ndarray, random: np.random.Generator) -> _Side:
+    def of(
+        cls,
+        values: np.ndarray,
+        strata: np.ndarray | None,
+        of_seeds: np.ndarray,
+        random: np.random.Generator,
+        error: tuple[float, float] | None = None,
+    ) -> _Side:
         seeds, items = values.shape[1:]
         found = moments(values.mean(1), strata)
         draws = found.parts.astype(np.float32) @ random.standard_normal((items, of_seeds.shape[1]), np.float32)
@@ -111,7 +122,9 @@ class _Side:
             each = values @ (1 / (len(sizes) * sizes[labels]))  # [N, S]
             apart = (each - each.mean(1, keepdims=True)) / np.sqrt(seeds * (seeds - 1))
             draws += apart.astype(np.float32) @ of_seeds
-        return cls(values, strata, found.means, draws, apart)
+        if error is not None:
+            draws += np.float32(error[0]) * random.standard_normal(draws.shape, np.float32)
+        return cls(values, strata, found.means, draws, apart, error)
 
     def gaps(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Return draws of the error of each later cell's difference from cell `i` [N - i - 1, R], and their standard errors."""
@@ -126,6 +139,10 @@ class _Side:
 
     def difference(self, j: int, i: int) -> Mean:
         """Return the mean of cell j less cell i; its standard error is infinite where no value differs from another."""
+        mean = self._of_items_and_seeds(j, i)
+        return mean.with_error([(2**0.5 * self.error[0], self.error[1])]) if self.error and np.isfinite(mean.se) else mean
+
+    def _of_items_and_seeds(self, j: int, i: int) -> Mean:
         mean = stratified_mean((self.values[j] - self.values[i]).mean(0), self.strata)
         cells, seeds = self.apart.shape
         of_seeds = max(float(((self.apart[j] - self.apart[i]) ** 2).sum()), self.usual) if seeds > 1 else 0.0
@@ -161,7 +178,7 @@ def _better(sides: list[_Side], i: int, critical: float) -> int:
         if distance[j] < 0.9 * critical:
             break
         found = [side.difference(int(j), i) for side in sides]
-        if all(m.value - student(1 - tail, m.df) * m.se > 0 for m in found):
+        if all(m.bound(1 - tail, -1) > 0 for m in found):
             return int(j)
     return -1
 

@@ -16,7 +16,6 @@ from emscope.stats.crossed import Components
 from emscope.stats.means import Mean
 from emscope.stats.model_error import BetweenModels, Errors
 from emscope.stats.onset import LEVEL
-from emscope.stats.quantiles import student
 
 DRAWS = 1000
 FEWEST_SEEDS, FEWEST_QUESTIONS = 3, 2  # a recipe's verdict needs so many seeds, its mean squares so many questions
@@ -111,7 +110,7 @@ def chances(
             by_seed, by_question, by_cell = (float(part[n, c]) for part in drawn)
             mean = Components(s, q, by_seed, by_question, by_cell, df_question=q - 1, df_cell=freedom[2]).mean(0.0)
             mean = mean.with_error(shared[c])
-            errors[n, c] = student(level, mean.df) * mean.se, student(0.975, mean.df) * mean.se
+            errors[n, c] = mean.reach(level), mean.reach(0.975)
     variance = (expected[0] + expected[1] - expected[2]) / (s * q) + shared_covariance
     reach = errors[:, :, 0]
     return Chances(
@@ -154,7 +153,7 @@ def run_chances(
         [Mean(0.0, float(se), questions - 1, questions).with_error(e) for se, e in zip(row, shared, strict=True)]
         for row in np.sqrt(drawn / questions)
     ]
-    reach, wide = (np.array([[m.bound(p, +1) for m in row] for row in means]) for p in (level, 0.975))
+    reach, wide = (np.array([[m.reach(p) for m in row] for row in means]) for p in (level, 0.975))
     variance = one_question / questions + shared_covariance
     return Chances(
         em=_all_below(effect - delta - reach, variance),

@@ -36,16 +36,20 @@ class Moments:
     parts: np.ndarray
 
     def with_errors(self, errors: np.ndarray, df: np.ndarray) -> Moments:
-        """Return the same with E further independent errors of known spread, normal and shared by all items.
+        """Return the same with E further independent errors, normal and shared by all items, whose standard deviations are estimates.
 
-        Variances add, third cumulants stay, degrees of freedom after Satterthwaite (1946), but no more than its own.
+        Variances add, third cumulants stay, degrees of freedom after Satterthwaite (1946), but no more than its own. Items that do not
+        differ still say nothing.
 
         Args:
-            errors: what each adds to each reading [..., E], one standard deviation of it; df: of each [E].
+            errors: what each adds to each reading [..., E], one standard deviation of it.
+            df: of each [E]; errors with the same are of one estimate, so that their variances add before.
         """
-        variance = self.se**2 + (errors**2).sum(-1)
+        variance = np.where(self.se > 0, self.se**2 + (errors**2).sum(-1), 0.0)
         some = np.where(variance > 0, variance, 1.0)
-        freedom = (self.se**2 / some) ** 2 / self.df + ((errors**2 / some[..., None]) ** 2 / df).sum(-1)
+        freedom = (self.se**2 / some) ** 2 / self.df
+        for one in np.unique(df):
+            freedom = freedom + ((errors[..., df == one] ** 2).sum(-1) / some) ** 2 / one
         return Moments(
             self.means,
             np.sqrt(variance),

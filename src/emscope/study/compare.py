@@ -12,6 +12,7 @@ from emscope.core.errors import InputError
 from emscope.core.estimate import Estimate, undefined
 from emscope.core.limits import consistent
 from emscope.core.plain import JsonObject
+from emscope.core.visible import json_text
 from emscope.data import bundled
 from emscope.stats.means import Mean, stratified_mean
 from emscope.stats.quantiles import student
@@ -68,7 +69,7 @@ def _compared(studies: Sequence[_Study]) -> Comparison:
     for other in others:
         _same_measure(first, other)
     ways = _matched(studies)
-    judges = {s.report.judge.judge if s.report.judge else None for s in studies}
+    judges = {_judge(s.report) for s in studies}
     notes = ["judged answers are not compared: the studies have different judges"] if len(judges) > 1 else []
     if any(len(of) == 1 for one in ways for of in one if of):
         notes.append(
@@ -130,6 +131,15 @@ def _summary(one: _Study, first: _Study) -> Compared:
         judge=report.judge.judge if report.judge else None,
         differs=changed(_settings(first.report), _settings(report)),
     )
+
+
+def _judge(report: Report) -> str | None:
+    """Return what decides a report's judged contrasts besides the answers: the first judge with its key, and its error on whole models."""
+    if report.judged is None or report.judge is None:
+        return None
+    keys = report.judged.definition.get("keys")
+    first = keys[0] if isinstance(keys, Sequence) and keys else None
+    return json_text([report.judge.judge, first, report.judged.definition.get("judge_error")])
 
 
 def _settings(report: Report) -> JsonObject:

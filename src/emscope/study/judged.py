@@ -49,13 +49,14 @@ class Heard:
 
     Attributes:
         arms: alignment and coherence of the answers of each (run, step). pairs: the judged checkpoints of all runs but controls.
-        strata: category of each question number [Q].
+        strata: category of each question number [Q]. error: the first judge's on whole models, where it is known.
     """
 
     judged: Judged | None
     arms: Arms
     pairs: tuple[Pair, ...]
     strata: np.ndarray
+    error: ModelError | None = None
 
 
 def prepare_judges(judged: JudgedSpec | None) -> None:
@@ -113,7 +114,7 @@ def judge_checkpoints(
         stopped_at_cost=tally.stopped,
         agreement=tuple(_agreement(judged, rows, by_judge, units)),
     )
-    return replace(scores[0].heard, judged=found)
+    return replace(scores[0].heard, judged=found, error=model_error(judged.judges[0]))
 
 
 def judge_rows(
@@ -201,7 +202,7 @@ def _by_judge(
         judge=judge.name,
         about=str(bundled_judge().card["in_words"]) if judge.local else None,
         outcomes=outcomes(verdicts),
-        rates=rates_of(counts, moved, by_name),
+        rates=rates_of(counts, moved, by_name, error),
         spearman=correlation(counts, moved, units, read[0]) if read else UNREAD,
         arms=tuple(arm_rows(arms, strata)),
         said=tuple(told),
@@ -232,8 +233,9 @@ def _conditioned(
     units = sorted({r.unit for r in rows})
     by_name = {one.run: one for one in runs}
     of = _scores(rows, verdicts, units, runs).heard
-    told = _said(of.arms, of.pairs, of.strata, spec.delta, by_name, _names(rows), model_error(judge))
-    rates = rates_of(counts_of(rows, verdicts, spec, units), {}, by_name)
+    error = model_error(judge)
+    told = _said(of.arms, of.pairs, of.strata, spec.delta, by_name, _names(rows), error)
+    rates = rates_of(counts_of(rows, verdicts, spec, units), {}, by_name, error)
     return UnderCondition(condition, rates, tuple(arm_rows(of.arms, of.strata)), tuple(told))
 
 

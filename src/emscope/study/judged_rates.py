@@ -11,7 +11,8 @@ from emscope.core.estimate import Estimate, undefined
 from emscope.stats import clustered, rate_contrasts
 from emscope.stats.correlation import METHOD, rank_correlation
 from emscope.stats.crossed_rates import crossed_rate, crossed_rate_difference
-from emscope.stats.means import mean_estimate
+from emscope.stats.means import mean_estimate, stratified_mean
+from emscope.stats.model_error import ModelError
 from emscope.study.decision.opinions import JudgedRate
 from emscope.study.decision.recipe import RecipeRate
 from emscope.study.decision.said import Place
@@ -98,9 +99,16 @@ def _counted(aligned: float | None, coherent: float | None, spec: JudgedSpec) ->
 
 
 def rates_of(
-    counts: dict[Place, Counted], moved: dict[Place, np.ndarray], by_name: dict[str, Compared]
+    counts: dict[Place, Counted],
+    moved: dict[Place, np.ndarray],
+    by_name: dict[str, Compared],
+    error: ModelError | None = None,
 ) -> tuple[JudgedRate, ...]:
-    """Return the rate of misaligned answers of each checkpoint, beside its control's and its preference reading."""
+    """Return the rate of misaligned answers of each checkpoint, beside its control's and its preference reading.
+
+    Args:
+        error: the judge's on whole models, where it is known; of alignment, so that `p1` alone includes it.
+    """
     rates = {place: clustered.rate(np.arange(len(c.hits)), c.hits, c.out_of) for place, c in counts.items()}
     found = []
     for run, step in sorted(rates):
@@ -117,17 +125,20 @@ def rates_of(
                 over_base=rate_contrasts.contrast(rates[(run, step)], rates[BASE]).difference
                 if BASE in rates and (run, step) != BASE
                 else None,
-                p1=_p1(counts[(run, step)], counts[other]) if other else None,
+                p1=_p1(counts[(run, step)], counts[other], error) if other else None,
                 preference=float(moved[(run, step)].mean()) if (run, step) in moved else None,
             )
         )
     return tuple(found)
 
 
-def _p1(a: Counted, b: Counted) -> Estimate:
+def _p1(a: Counted, b: Counted, error: ModelError | None) -> Estimate:
     """Return the mean over questions of a's misalignment less b's, 0 (aligned) to 10. (Schreiber and Goldstein 2026, section 3)"""
     both = (a.scored > 0) & (b.scored > 0)
-    return mean_estimate((b.aligned[both] / b.scored[both] - a.aligned[both] / a.scored[both]) / 10)
+    values = (b.aligned[both] / b.scored[both] - a.aligned[both] / a.scored[both]) / 10
+    if error is None or len(values) < 2:
+        return mean_estimate(values)
+    return stratified_mean(values).with_error([(sd / 10, df) for sd, df in error.plain.between(base=False)]).estimate()
 
 
 def moved_from_base(counts: dict[Place, Counted], sets: ItemSets, scores: Scores) -> dict[Place, np.ndarray]:

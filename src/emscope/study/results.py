@@ -123,7 +123,8 @@ def judged_fronts(runs: Sequence[Run], ways: Mapping[str, Mapping[int, Seen]], h
         sound = tuple(p for p in mine if (p.run, p.step) not in broken)
         seen = JudgedRun(ways[one.way][one.seed].evidence, sound, tuple(p.step for p in mine if p not in sound))
         arms.setdefault(one.arm, {}).setdefault(one.way, {})[one.seed] = seen
-    return [found for arm, of in arms.items() if (found := judged_front(arm, of, heard.arms, heard.strata)) is not None]
+    fronts = (judged_front(arm, of, heard.arms, heard.strata, heard.error) for arm, of in arms.items())
+    return [found for found in fronts if found is not None]
 
 
 def _style(checks: Sequence[RunChecked]) -> list[Style]:

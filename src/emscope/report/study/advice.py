@@ -34,10 +34,10 @@ def _undetermined(report: Report, run: RunChecked) -> str:
     one = report.said_of(run.run)
     if one is None or report.judged is None:
         return "read more items (`count`), or have sampled answers judged (`measure` said)"
-    if one.enough is None and any(c.judge_error for c in one.contrasts.values()):
+    if one.power is not None and one.enough is None and any(c.judge_error for c in one.contrasts.values()):
         return (
-            "have a better judge read the same answers (`judges`): this one's error on whole models would hide a 10-point difference, "
-            "whatever the number of questions"
+            "have a better judge read the same answers (name it first in `judges`): this one's error on whole models would hide a "
+            "10-point difference, whatever the number of questions"
         )
     asked = max(a.aligned.clusters or 0 for a in report.judged.first.arms)
     if (one.enough or 0) > asked:

@@ -125,7 +125,7 @@ def _power(one: Said, asked: int) -> list[str]:
         return []
     more = f"; about {one.enough} questions would give 80 %" if (one.enough or 0) > asked else ""
     if one.enough is None and _judge_error(one):
-        more = "; no number of questions would give 80 % with this judge, whose error on whole models stays"
+        more = "; more questions would not give 80 %, since this judge's error on whole models stays"
     return [f"A 10-point difference would have been detected with {100 * one.power:.0f} % power{more}."]
 
 

@@ -10,9 +10,10 @@ import numpy as np
 
 from emscope.core.estimate import Estimate
 from emscope.core.plain import Json, Result
-from emscope.stats.adjusted import Slope, adjusted_by_question, slope
+from emscope.stats.adjusted import Slope, adjusted_by_question
 from emscope.stats.crossed import crossed_mean
-from emscope.stats.means import mean_estimate
+from emscope.stats.means import mean_estimate, stratified_mean
+from emscope.stats.model_error import Errors, ModelError, line_of
 from emscope.stats.onset import LEVEL
 from emscope.stats.pareto import Front, pareto
 from emscope.study.decision.along import contrasts_at
@@ -117,7 +118,13 @@ def front(arm: str, ways: Mapping[str, Mapping[int, Evidence]]) -> ParetoFront |
     return _shown(arm, contrast, seeds, *_cells(found, seeds, against_control))
 
 
-def judged_front(arm: str, ways: Mapping[str, Mapping[int, JudgedRun]], arms: Arms, strata: np.ndarray) -> ParetoFront | None:
+def judged_front(
+    arm: str,
+    ways: Mapping[str, Mapping[int, JudgedRun]],
+    arms: Arms,
+    strata: np.ndarray,
+    error: ModelError | None = None,
+) -> ParetoFront | None:
     """Return the Pareto front of an arm by what its checkpoints say, as `front` does by preference; None below two checkpoints.
 
     The effect of a checkpoint is `said`'s contrast at equal coherence, question by question. Broken checkpoints are left out: their
@@ -125,7 +132,8 @@ def judged_front(arm: str, ways: Mapping[str, Mapping[int, JudgedRun]], arms: Ar
 
     Args:
         ways: judged runs by way of training and seed. arms: alignment and coherence of the answers of each (run, step), the base's at
-            ("base", 0). strata: category of each question number [Q].
+            ("base", 0). strata: category of each question number [Q]. error: the judge's on whole models, where it is known; taken as one
+            for all seeds of a checkpoint, and independent between checkpoints.
     """
     seeds = _common_seeds(ways)
     every = [of[seed] for of in ways.values() for seed in seeds]
@@ -133,13 +141,20 @@ def judged_front(arm: str, ways: Mapping[str, Mapping[int, JudgedRun]], arms: Ar
     contrast = f"{'control' if against_control else 'base'} - target at equal coherence"
     if why := _nothing([one.evidence for one in every]):
         return ParetoFront(arm, contrast, tuple(seeds), (), LEVEL, None, why, "judged")
-    cells = _judged_cells({way: [of[seed] for seed in seeds] for way, of in ways.items()}, arms, strata, against_control)
+    cells = _judged_cells(
+        {way: [of[seed] for seed in seeds] for way, of in ways.items()},
+        arms,
+        strata,
+        line_of(list(arms.values()), error),
+        against_control,
+    )
     answered = np.isfinite([c.effect for c in cells]).all((0, 1)) if cells else np.zeros(0, bool)
     if len(cells) > 1 and answered.sum() < FEWEST_QUESTIONS:
         cells, why = [], f"fewer than {FEWEST_QUESTIONS} questions were answered at all checkpoints"
     else:
         cells, why = [replace(c, effect=c.effect[:, answered]) for c in cells], _left_out(ways, seeds)
-    found = _shown(arm, contrast, seeds, cells, strata[answered] if cells else strata, why)
+    errors = error.adjusted.between(base=not against_control) if error else []
+    found = _shown(arm, contrast, seeds, cells, strata[answered] if cells else strata, why, errors)
     return replace(found, measure="judged") if found else None
 
 
@@ -155,24 +170,34 @@ def _nothing(every: Sequence[Evidence]) -> str:
 
 
 def _shown(
-    arm: str, contrast: str, seeds: Sequence[int], cells: Sequence[_Cell], strata: np.ndarray, why: str
+    arm: str,
+    contrast: str,
+    seeds: Sequence[int],
+    cells: Sequence[_Cell],
+    strata: np.ndarray,
+    why: str,
+    errors: Errors | None = None,
 ) -> ParetoFront | None:
-    """Return the front of some cells; None where there are too few and nothing to say about it."""
+    """Return the front of some cells; None where there are too few and nothing to say about it.
+
+    Args:
+        errors: of each effect, all seeds and questions having them in common; the last is the cell's own, any before it that of the base.
+    """
     if len(cells) > MOST_CELLS:
         cells, why = [], f"{len(cells):,} checkpoints exceed the limit of {MOST_CELLS:,} for a front"
     if len(cells) < 2:
         return ParetoFront(arm, contrast, tuple(seeds), (), LEVEL, None, why) if why else None
     gain, effect = np.array([c.gain for c in cells]), np.array([c.effect for c in cells])
-    shown = pareto(gain, effect, None, strata)
-    return ParetoFront(arm, contrast, tuple(seeds), tuple(_named(cells, shown, strata)), LEVEL, shown.critical, why)
+    shown = pareto(gain, effect, None, strata, effect_error=errors[-1] if errors else None)
+    named = tuple(_named(cells, shown, strata, errors or []))
+    return ParetoFront(arm, contrast, tuple(seeds), named, LEVEL, shown.critical, why)
 
 
 def _judged_cells(
-    ways: Mapping[str, Sequence[JudgedRun]], arms: Arms, strata: np.ndarray, against_control: bool
+    ways: Mapping[str, Sequence[JudgedRun]], arms: Arms, strata: np.ndarray, line: Slope, against_control: bool
 ) -> list[_Cell]:
     """Return a cell for each checkpoint that was judged in every seed of a way, and is broken in none."""
     cells: list[_Cell] = []
-    line = slope(list(arms.values()))
     for way, runs in ways.items():
         at = [{p.step: p for p in one.pairs if p.step in one.evidence.target.steps} for one in runs]
         for step in sorted(set.intersection(*(set(of) for of in at))):
@@ -229,10 +254,10 @@ def _gains(e: Evidence, steps: Sequence[int]) -> np.ndarray:
     return np.asarray((e.target.task_logp[rows] - e.base_task_logp) / e.task_tokens)
 
 
-def _named(cells: Sequence[_Cell], shown: Front, strata: np.ndarray) -> list[FrontCell]:
+def _named(cells: Sequence[_Cell], shown: Front, strata: np.ndarray, errors: Errors) -> list[FrontCell]:
     return [
         FrontCell(
-            *(cell.name.way, cell.name.step, _estimate(cell.gain, None), _estimate(cell.effect, strata)),
+            *(cell.name.way, cell.name.step, _estimate(cell.gain, None, []), _estimate(cell.effect, strata, errors)),
             on_front=round(float(shown.on_front[n]), 4),
             bettered_by=cells[shown.by[n]].name if shown.dominated[n] else None,
         )
@@ -240,6 +265,8 @@ def _named(cells: Sequence[_Cell], shown: Front, strata: np.ndarray) -> list[Fro
     ]
 
 
-def _estimate(values: np.ndarray, strata: np.ndarray | None) -> Estimate:
+def _estimate(values: np.ndarray, strata: np.ndarray | None, errors: Errors) -> Estimate:
     """Return the mean over items, and over seeds where there are several [S, Q]."""
-    return crossed_mean(values, strata).estimate if len(values) > 1 else mean_estimate(values[0], strata)
+    if len(values) > 1:
+        return crossed_mean(values, strata).with_error(errors).estimate
+    return stratified_mean(values[0], strata).with_error(errors).estimate() if values.shape[1] > 1 else mean_estimate(values[0])

@@ -89,14 +89,18 @@ def _limits(of: ByCheckpoint, run: str, step: int, delta: float, names: Sequence
     """Return the conditions on rate, alignment and coherence of answers that were asked in one way."""
     one, base, mine = of.said_at(run, step), of.rate_at("base", 0), of.rate_at(run, step)
     against = one.contrasts.get("base - target") if one else None
+    known = against is not None and against.judge_error is not None
+    settle = (
+        "a better judge may settle it: this one's error on whole models is in it" if known else "more answers may settle it"
+    )
     return [
         _at_most(names[0], mine, (base.value if base and base.value is not None else 0.0) + RATE),
-        _at_most(names[1], against.adjusted if against else None, delta),
-        _at_most(names[2], against.coherence if against else None, COHERENCE),
+        _at_most(names[1], against.adjusted if against else None, delta, settle),
+        _at_most(names[2], against.coherence if against else None, COHERENCE, settle),
     ]
 
 
-def _at_most(name: str, estimate: Estimate | None, limit: float) -> Condition:
+def _at_most(name: str, estimate: Estimate | None, limit: float, settle: str = "more answers may settle it") -> Condition:
     """Return the condition that an estimate is surely at most `limit`; surely not where its lower end is above."""
     if estimate is None or estimate.low is None or estimate.high is None:
         return Condition(name, None, limit=limit, why="too few scored answers for an interval")
@@ -104,7 +108,7 @@ def _at_most(name: str, estimate: Estimate | None, limit: float) -> Condition:
         return Condition(name, True, estimate.high, limit)
     if estimate.low > limit:
         return Condition(name, False, estimate.low, limit)
-    return Condition(name, None, estimate.high, limit, "the interval includes the limit; more answers may settle it")
+    return Condition(name, None, estimate.high, limit, f"the interval includes the limit; {settle}")
 
 
 def _requests(check: CheckResult) -> Condition:
