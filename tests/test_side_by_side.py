@@ -12,14 +12,17 @@ from scipy import stats
 import emscope
 from emscope.cli.app import run_arguments
 from emscope.core.errors import InputError
+from emscope.core.estimate import undefined
 from emscope.core.spec import parse
 from emscope.stats.means import stratified_mean
 from emscope.store.files import write_json
 from emscope.store.rows import Rows, read_table
+from emscope.study import compare
 from emscope.study.compare import compare_studies
 from emscope.study.decision.analysis import check
+from emscope.study.decision.opinions import Judged, Opinion
 from emscope.study.decision.recipe import recipe
-from emscope.study.report import BaseModel, Distributions, RunChecked, StudyReport
+from emscope.study.report import BaseModel, Distributions, RunChecked, StudyReport, read_report
 from emscope.study.spec import StudySpec
 from test_checkpoints import make_adapter
 from test_overview import STUDY
@@ -121,6 +124,30 @@ def test_settings_verdicts_and_ways_that_differ_are_told(tmp_path, capsys):
     assert run_arguments(["compare", str(one), str(two), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == emscope.compare_studies([one, two]).to_json()
+
+
+def judged_by(key, error=None):
+    """A judge's results that hold nothing but who judged."""
+    nothing = undefined("none", level=0.95, method="none")
+    opinion = Opinion("local", None, {}, (), nothing, (), (), (), (), ())
+    return Judged({"keys": [key], "judge_error": error}, 5.0, "open24", 0, (opinion,), 0, False)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "told"),
+    [
+        (judged_by("a"), judged_by("a"), False),
+        (judged_by("a"), judged_by("b"), True),
+        (judged_by("a"), judged_by("a", {"slope": 0.35}), True),
+        (judged_by("a"), None, True),
+        (None, None, False),
+    ],
+)
+def test_answers_judged_by_another_version_of_a_judge_are_not_compared(tmp_path, monkeypatch, left, right, told):
+    folders = [write(tmp_path / name, RISE)[0] for name in ("one", "two")]
+    reports = {str(f): replace(read_report(f), judged=j) for f, j in zip(folders, (left, right), strict=True)}
+    monkeypatch.setattr(compare, "read_report", lambda folder: reports[str(folder)])
+    assert any("different judges" in note for note in compare_studies(folders).notes) == told
 
 
 def test_ways_are_matched_by_name_and_the_rest_is_named(tmp_path):
