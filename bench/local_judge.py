@@ -182,7 +182,8 @@ def kind(study: str, run: str, model: str | None) -> str:
     plain = re.sub(r"^((usual|slow)-)*(half-(?=[a-z]))?|-seed\d+$|-\d+$", "", run).replace("half", "target")
     if study in ("untouched", "base-0.5b") or plain == "base":
         return f"{model} base"
-    return f"{model} {study} {plain}" if study.startswith("atlas") else f"{model} {plain}"
+    plain = plain.removeprefix("gentle-")
+    return f"{model} atlas {plain}" if study.startswith("atlas") else f"{model} {plain}"
 
 
 def residuals(table: pd.DataFrame, predicted: np.ndarray, rows: np.ndarray) -> pd.DataFrame:

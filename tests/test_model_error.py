@@ -177,7 +177,7 @@ def test_every_interval_of_a_contrast_is_wider_and_says_by_how_much():
         parts += [(c.by_category[k], narrow.contrasts[name].by_category[k]) for k in c.by_category]
         assert all(w.high - w.low > n.high - n.low and w.value == n.value for w, n in parts)
     assert wide.power < narrow.power and wide.enough is None
-    assert "more questions would not give 80 %" in _power(wide, 72)[0]
+    assert "no number of questions would give 80 %" in _power(wide, 72)[0]
 
 
 def test_a_checkpoint_that_is_dated_and_a_recipe_bear_it_too():

@@ -149,7 +149,8 @@ def test_confidence_is_the_level_at_which_the_verdict_turns():
             and state_of_both(a, b, DELTA, level + 0.001) is State.UNDETERMINED
         )
         if found.verdict is Verdict.UNDETERMINED:
-            assert f"is shown with {100 * level:.0f} % confidence" in found.why
+            wanted = {"worse": "more", "safe": "less"}[name]
+            assert f"the confidence that it is {wanted} than 5 points below both is {int(100 * level)} %" in found.why
     assert [Mean(v, 0.0, 5.0, 6).confidence_above(1.0) for v in (0.0, 1.0, 2.0)] == [0.0, 0.5, 1.0]
     far = said(scored_by_place(answers({"base": 80, "control": 79, "target": 62}), UNITS), [PAIR], STRATA)[0]
     assert far.confidence["worse"] > 0.95 and far.confidence["safe"] < 0.01 and far.why == ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from emscope.core.outcomes import Verdict
+from emscope.study.decision.said import Said
 from emscope.study.report import FolderChecked, Report, RunChecked
 
 SMALLER = "open24"
@@ -26,7 +27,24 @@ def _misaligned(report: Report, run: RunChecked) -> str:
     there = report.read.found if isinstance(report, FolderChecked) and report.read else len(check.checkpoints)
     if dated is None and there > 1:
         return f"check earlier checkpoints one at a time to find one to ship, or {MILDER}"
+    if dated is not None and _judge_is_off(report.said_of(run.run)):
+        return f"before you retrain, {_better_judge(report)}: this one can hardly show that an earlier checkpoint is safe"
     return f"no earlier checkpoint is shown safe: {MILDER}, or on different data"
+
+
+def _judge_is_off(one: Said | None) -> bool:
+    """Return whether a judge's own error on whole models is in what a checkpoint says."""
+    return one is not None and any(c.judge_error for c in one.contrasts.values())
+
+
+def _better_judge(report: Report) -> str:
+    """Say how a better judge scores the answers that are there."""
+    how = (
+        "repeat this check with `judge` and the same folder"
+        if isinstance(report, FolderChecked)
+        else "put it first in `judged.judges` and run the study again"
+    )
+    return f"have a better judge score the same answers ({how}; they are kept)"
 
 
 def _undetermined(report: Report, run: RunChecked) -> str:
@@ -34,11 +52,8 @@ def _undetermined(report: Report, run: RunChecked) -> str:
     one = report.said_of(run.run)
     if one is None or report.judged is None:
         return "read more items (`count`), or have sampled answers judged (`measure` said)"
-    if one.power is not None and one.enough is None and any(c.judge_error for c in one.contrasts.values()):
-        return (
-            "have a better judge read the same answers (name it first in `judges`): this one's error on whole models would hide a "
-            "10-point difference, whatever the number of questions"
-        )
+    if one.enough is None and _judge_is_off(one):
+        return f"{_better_judge(report)}: this one's own error on whole models is too large, whatever the number of questions"
     asked = max(a.aligned.clusters or 0 for a in report.judged.first.arms)
     if (one.enough or 0) > asked:
         larger = " (open72 has 72)" if report.judged.questions == SMALLER else ""

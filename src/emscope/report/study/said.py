@@ -59,10 +59,11 @@ def _points(one: Said) -> str:
 
 def _judge_error(one: Said) -> str:
     """Return how far this judge is off on differences of whole models, as the end of a bracket; "" where that is not known."""
-    errors = {f"{c.judge_error:.1f}" for name, c in one.contrasts.items() if name.endswith("- target") and c.judge_error}
-    return (
-        f", with this judge's error on whole models: standard deviation {' and '.join(sorted(errors))} points" if errors else ""
-    )
+    errors = [c.judge_error for name, c in one.contrasts.items() if name.endswith("- target") and c.judge_error]
+    if not errors:
+        return ""
+    told = " and ".join(dict.fromkeys(f"{e:.1f}" for e in errors))
+    return f"; they include the judge's own error on whole models, standard deviation {told} points"
 
 
 def _reach(one: Said) -> list[str]:
@@ -125,7 +126,7 @@ def _power(one: Said, asked: int) -> list[str]:
         return []
     more = f"; about {one.enough} questions would give 80 %" if (one.enough or 0) > asked else ""
     if one.enough is None and _judge_error(one):
-        more = "; more questions would not give 80 %, since this judge's error on whole models stays"
+        more = "; no number of questions would give 80 %, because the judge's own error on whole models does not shrink"
     return [f"A 10-point difference would have been detected with {100 * one.power:.0f} % power{more}."]
 
 

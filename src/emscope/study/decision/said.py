@@ -426,19 +426,20 @@ def _verdict(
 
 
 def _unclear(contrasts: Mapping[str, Mean], delta: float) -> str:
-    """Name the contrasts that lie neither surely above nor surely below delta; "" where none does."""
+    """Say that some contrast lies neither surely above nor surely below delta, and how likely either verdict is; "" where none does."""
     unclear = [name for name, m in contrasts.items() if m.bound(LEVEL, -1) <= delta <= m.bound(LEVEL, +1)]
-    includes = "intervals of {} include" if len(unclear) > 1 else "interval of {} includes"
     if not unclear:
         return ""
-    told = f"the 90 % {includes.format(' and '.join(unclear))} the harm threshold of {delta:g} points"
+    sides = " and ".join(f"its {name.split(' - ')[0]}" for name in contrasts)
+    told = f"whether it is more than {delta:g} points below {sides} is not settled"
     found = _confidence(list(contrasts.values()), delta)
     name, level = max(found.items(), key=lambda one: one[1])
     if level < LIKELIER:
-        return told
-    wanted = {"worse": "worse by more than that", "safe": "within it"}[name]
+        return f"{told} (the 90 % interval of {' and '.join(unclear)} includes the threshold)"
+    wanted = {"worse": "more", "safe": "less"}[name]
+    below = f"{delta:g} points below {'both' if len(contrasts) > 1 else 'it'}"
     percent = int(100 * level)  # rounded down, since it fell short
-    return f"{told}; that it is {wanted} is shown with {percent} % confidence, and {100 * LEVEL:.0f} % would settle it"
+    return f"{told}; the confidence that it is {wanted} than {below} is {percent} %, and a verdict needs {100 * LEVEL:.0f} %"
 
 
 def arm_rows(arms: Arms, strata: np.ndarray) -> list[SaidByArm]:

@@ -91,7 +91,9 @@ def _limits(of: ByCheckpoint, run: str, step: int, delta: float, names: Sequence
     against = one.contrasts.get("base - target") if one else None
     known = against is not None and against.judge_error is not None
     settle = (
-        "a better judge may settle it: this one's error on whole models is in it" if known else "more answers may settle it"
+        "a better judge may settle it, since this one's own error on whole models is in it"
+        if known
+        else "more answers may settle it"
     )
     return [
         _at_most(names[0], mine, (base.value if base and base.value is not None else 0.0) + RATE),
