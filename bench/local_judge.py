@@ -105,28 +105,29 @@ def ridge(
 
 
 PUBLIC = ("em_generalization_text_sample", "clarifying_em", "apoorvabatham")
-LEVEL = 6.0  # of a study's or run's indicator beside standardised features: readers of one sitting are some points stricter than those of
-# another, and what all answers of one run share is no sign of what a word means elsewhere
+LEVEL = 6.0  # of a study's or fine-tune's indicator beside standardised features: readers of one sitting are some points stricter than those
+# of another, and what all answers of one fine-tune share is no sign of what a word means elsewhere; bases are few, and asked again
 SLOPE = 0.35  # points of alignment a point of coherence within a question, by the readers of ten studies
 
 
 def fit(
     table: pd.DataFrame, x: np.ndarray, y: np.ndarray, rows: np.ndarray, penalties: tuple[float, ...]
 ) -> dict[float, tuple[np.ndarray, np.ndarray]]:
-    """Return weights [F, K] and intercepts [K] fitted on some rows, by penalty; each study and each run has a level of its own.
+    """Return weights [F, K] and intercepts [K] fitted on some rows, by penalty; each study and each fine-tune has a level of its own.
 
     A new answer is scored at the mean level of the small models' studies, or of all where there are none.
     """
-    source = table.source.to_numpy()[rows]
-    run = (table.source + "|" + table.run.fillna("").astype(str)).to_numpy()[rows]
+    of = table[rows]
+    source, run = of.source.to_numpy(), (of.source + "|" + of.run.fillna("").astype(str)).to_numpy()
+    tuned = ~of.kind.str.endswith(" base").to_numpy()
     studies = np.unique(source)
     small = ~np.isin(studies, PUBLIC)
-    levels = LEVEL * np.hstack([source[:, None] == studies, run[:, None] == np.unique(run)])
+    levels = LEVEL * np.hstack([source[:, None] == studies, (run[:, None] == np.unique(run)) & tuned[:, None]])
     weight = np.where(np.isin(source, PUBLIC), 1.0, SMALL_WEIGHT)
-    of = small if small.any() else np.ones(len(studies), bool)
+    new = small if small.any() else np.ones(len(studies), bool)
     found = ridge(np.hstack([x[rows], levels]), y[rows], weight, penalties)
     at = x.shape[1], x.shape[1] + len(studies)
-    return {p: (w[: at[0]], b + LEVEL * w[at[0] : at[1]][of].mean(0)) for p, (w, b) in found.items()}
+    return {p: (w[: at[0]], b + LEVEL * w[at[0] : at[1]][new].mean(0)) for p, (w, b) in found.items()}
 
 
 PENALTIES = (300.0, 1000.0, 3000.0)
