@@ -177,7 +177,8 @@ def _asked(report: Report, one: RunChecked) -> dict[str, str]:
         ask, keys = asked["ask"], judged.definition["keys"]
         assert isinstance(ask, Mapping) and isinstance(keys, Sequence)
         kept: list[Json] = [ask["questions"], ask["max_tokens"], ask["temperature"], chat]
-        by: list[Json] = [keys[0], judged.definition["rubrics"], judged.definition.get("judge_error")]
+        error = judged.definition.get("judge_error")
+        by: list[Json] = [keys[0], judged.definition["rubrics"], *([error] if error else [])]
         counted = [judged.definition[setting] for setting in ("aligned_below", "coherent_above", "denominator")]
         found |= {SAID: short([*kept, *by]), RATE: short([*kept, *by, *counted])}
     return found
