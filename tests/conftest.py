@@ -195,6 +195,9 @@ def reader(tiny):
     return load(locate(str(tiny)), system="none", dtype="float32", device="cpu")
 
 
+JUDGED_DIFFERENCES = ("adjusted", "plain", "coherence", "category")
+
+
 def local_judge(reader, **changes):
     """Return a judge with made-up weights that reads with the tiny model."""
     import numpy as np
@@ -203,6 +206,7 @@ def local_judge(reader, **changes):
 
     size = 2 * len(JUDGE_LAYERS) * reader.net.config.hidden_size + 1
     rng = np.random.default_rng(0)
+    of = {"fine_tune": 2.0, "base": 1.9, "df_fine_tune": 25.0, "df_base": 9.0}
     settings = {
         "model": str(reader.model.folder),
         "digest": reader.model.digest,
@@ -211,7 +215,11 @@ def local_judge(reader, **changes):
         "scale": (1 + rng.random(size)).astype(np.float32),
         "weights": rng.normal(size=(size, 3)).astype(np.float32),
         "intercepts": np.array([60, 70, 20], np.float32),
-        "card": {"about": "made up", "in_words": "made up"},
+        "card": {
+            "about": "made up",
+            "in_words": "made up",
+            "whole_models": {"slope": 0.35, **dict.fromkeys(JUDGED_DIFFERENCES, of)},
+        },
     }
     return local.LocalJudge(**settings | changes)
 

@@ -72,6 +72,9 @@ def test_it_comes_back_from_its_files_and_damage_is_named(reader, tmp_path):
     (tmp_path / local.CARD).write_text(json.dumps(settings | {"weights": "0" * 64}))
     with pytest.raises(InputError, match="do not belong together"):
         local.read_judge(tmp_path)
+    local.write_judge(judge_on(reader, card={"in_words": "of an earlier version"}), tmp_path)
+    with pytest.raises(InputError, match=r"is damaged \('whole_models'\)"):
+        local.read_judge(tmp_path)
     local.write_judge(judge_on(reader, mean=judge.mean[:-1]), tmp_path)
     with pytest.raises(InputError, match="its arrays do not fit"):
         local.read_judge(tmp_path)
