@@ -180,6 +180,17 @@ def test_every_interval_of_a_contrast_is_wider_and_says_by_how_much():
     assert "no number of questions would give 80 %" in _power(wide, 72)[0]
 
 
+def test_broken_text_is_no_less_broken_because_the_judge_may_be_off():
+    """A wider interval of coherence would call it harm."""
+    arms = arms_of(np.random.default_rng(11), 25.0, off=NONE)
+    target = arms[("target", 32)]
+    arms[("target", 32)] = Scored(target.question, target.y, np.clip(target.x - 15, 0, 100))
+    for error in (None, ERROR):
+        found = said(arms, [Pair("target", 32, ("control", 32))], STRATA, error=error)[0]
+        assert found.verdict is Verdict.BROKEN and "shown to be more than 10" in found.why
+    assert found.contrasts["base - target"].coherence.low < 10, "with the judge's error it would not be"
+
+
 def test_a_checkpoint_that_is_dated_and_a_recipe_bear_it_too():
     rng = np.random.default_rng(7)
     arms = arms_of(rng, 10.0, off=NONE, steps=(8, 16, 32))

@@ -334,7 +334,7 @@ def _rung(
     places: dict[str, Place] = {
         name: (scaled(name, scale), one.step) for name, one in (("target", runs.target), ("control", runs.control))
     }
-    lost = {name: mean for name, place in places.items() if (mean := coherence_lost(arms, place, strata, error)) is not None}
+    lost = {name: mean for name, place in places.items() if (mean := coherence_lost(arms, place, strata)) is not None}
     broken = any(mean.bound(LEVEL, -1) > BROKEN for mean in lost.values())
     return RungRead(scale, broken, _judged(arms, strata, places, error), preference, {n: m.value for n, m in lost.items()})
 
