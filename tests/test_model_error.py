@@ -21,7 +21,8 @@ from emscope.stats.planning import Design, Spread, Spreads, chances, run_chances
 from emscope.stats.power import chance_of_both, size_for_both
 from emscope.stats.simultaneous import simultaneous_bounds
 from emscope.stats.skew import moments
-from emscope.study.decision.said import Pair, dated, recipes, said
+from emscope.study.decision.said import Pair, said
+from emscope.study.decision.said_together import dated, recipes
 from emscope.study.judged_rates import Counted, _p1
 
 COUNT = 72

@@ -20,11 +20,11 @@ from emscope.study.decision.said import (
     Spoken,
     arm_rows,
     coherence_lost,
-    dated,
     said,
     scored_by_place,
-    worst,
 )
+from emscope.study.decision.said_together import dated
+from emscope.study.decision.worst_answers import worst
 
 UNITS = [f"q{n:02d}" for n in range(24)]
 STRATA = np.arange(24) % 3

@@ -13,7 +13,8 @@ from emscope.stats.crossed import crossed_mean
 from emscope.stats.crossed_rates import crossed_rate, crossed_rate_difference
 from emscope.stats.means import stratified_mean
 from emscope.study.decision.recipe import FROM, recipe
-from emscope.study.decision.said import Pair, recipes, said, scored_by_place
+from emscope.study.decision.said import Pair, said, scored_by_place
+from emscope.study.decision.said_together import recipes
 from emscope.study.judged_rates import Compared, Counted, rate_over_seeds
 from emscope.study.reading.arms import Arm
 from test_said import STRATA, UNITS, answers

@@ -23,7 +23,9 @@ from emscope.stats import agreement
 from emscope.stats.model_error import ModelError
 from emscope.store.study import Study
 from emscope.study.decision.opinions import Judged, JudgesAgreement, Opinion, UnderCondition
-from emscope.study.decision.said import Arms, Pair, Said, Spoken, arm_rows, dated, recipes, said, scored_by_place, worst
+from emscope.study.decision.said import Arms, Pair, Said, Spoken, arm_rows, said, scored_by_place
+from emscope.study.decision.said_together import dated, recipes
+from emscope.study.decision.worst_answers import worst
 from emscope.study.judged_rates import (
     UNREAD,
     Compared,
