@@ -127,7 +127,7 @@ def _power(one: Said, asked: int) -> list[str]:
     more = f"; about {one.enough} questions would give 80 %" if (one.enough or 0) > asked else ""
     if one.enough is None and _judge_error(one):
         more = "; no number of questions would give 80 %, because the judge's own error on whole models does not shrink"
-    return [f"A 10-point difference would have been detected with {100 * one.power:.0f} % power{more}."]
+    return [f"A 10-point difference would have been detected with at least {100 * one.power:.0f} % power{more}."]
 
 
 def _beside(one: Said, arms: dict[Place, SaidByArm]) -> list[SaidByArm]:
